@@ -1,0 +1,134 @@
+"""Whole or absent: every file and folder of this project that must survive a kill is written through here.
+
+The order is always: write beside the final place, fsync the content, rename, fsync the parent folder. A reader
+therefore sees the old state or the new one, never a part (Pillai et al., OSDI 2014, on why each step is needed).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import json
+import os
+import secrets
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from data_shards.errors import InputError, TryAgain
+
+PART = ".part-"  # every unfinished name contains this; readers skip such names, the next writer may delete them
+
+
+def fsync_path(path: Path) -> None:
+    """Flush a file's content, or a folder's list of names, to the device."""
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def sha256_of(path: Path, chunk_bytes: int = 1 << 20) -> str:
+    """Hex sha256 of a file, read in chunks."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while chunk := file.read(chunk_bytes):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def canonical_json(value: Any) -> bytes:
+    """The one byte string for a JSON value: sorted keys, no spaces, no NaN. Digests are taken over this."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()
+
+
+def part_name(final: Path) -> Path:
+    """A fresh unfinished name beside `final`: on its file system, so that the rename is atomic."""
+    return final.with_name(f"{PART}{secrets.token_hex(4)}-{final.name}")
+
+
+@contextlib.contextmanager
+def explained(path: Path) -> Iterator[None]:
+    """Turn the operating system's refusals into errors that say what to do.
+
+    Raises:
+        TryAgain: the disk is full, a quota is reached, or the device failed.
+        InputError: the place cannot be written at all.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EIO):
+            raise TryAgain(
+                f"writing failed: {error.strerror}",
+                where=path,
+                expected="free space on that file system",
+                mend=f"df -h {path.parent}; free some space and run the same command again (nothing half written was left)",
+            ) from error
+        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.ENOENT):
+            raise InputError(
+                f"cannot write: {error.strerror}",
+                where=path,
+                expected="a folder that this user may write to",
+                mend=f"ls -ld {path.parent}; choose another place or change its permissions",
+            ) from error
+        raise
+
+
+@contextlib.contextmanager
+def writing(final: Path, *, keep_first: bool = False) -> Iterator[BinaryIO]:
+    """Open `final` for binary writing; it appears, whole, when the block ends, and not at all when it raises.
+
+    Args:
+        final: the file to publish; its folder is made when absent.
+        keep_first: where two writers may be alive, the first to publish wins and the other's bytes are dropped.
+    """
+    with explained(final):
+        final.parent.mkdir(parents=True, exist_ok=True)
+        part = part_name(final)
+        try:
+            with open(part, "wb") as file:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+            if keep_first:
+                with contextlib.suppress(FileExistsError):
+                    os.link(part, final)  # unlike rename, link never replaces
+                part.unlink()
+            else:
+                os.replace(part, final)
+            fsync_path(final.parent)
+        except BaseException:
+            part.unlink(missing_ok=True)
+            raise
+
+
+def write_bytes(final: Path, content: bytes, *, keep_first: bool = False) -> None:
+    """Publish `content` at `final`."""
+    with writing(final, keep_first=keep_first) as file:
+        file.write(content)
+
+
+def write_json(final: Path, value: Any) -> None:
+    """Publish a JSON value, readable by people, keys in the order given."""
+    write_bytes(final, (json.dumps(value, indent=2, allow_nan=False) + "\n").encode())
+
+
+def publish_folder(part: Path, final: Path) -> None:
+    """Rename a finished folder into place: its files, then its own list of names, then the parent's are flushed."""
+    with explained(final):
+        for root, _, names in os.walk(part):
+            for name in names:
+                fsync_path(Path(root) / name)
+            fsync_path(Path(root))
+        os.rename(part, final)
+        fsync_path(final.parent)
+
+
+def sweep(folder: Path) -> None:
+    """Remove what a killed writer left unfinished in `folder`. Only for the one owner of the folder."""
+    for left in folder.glob(f"{PART}*"):
+        shutil.rmtree(left) if left.is_dir() else left.unlink(missing_ok=True)

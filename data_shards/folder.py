@@ -1,0 +1,115 @@
+"""A folder of loose cubes: what `data phantom` and `data import` write, and what `data pack` reads.
+
+For each sample: KEY.npy (C, H, W uint16), KEY.json (CubeMeta), optional KEY.labels.png and KEY.fov.png. KEY.json is
+written last, so a sample without it is not there; anybody can write such a folder with numpy and a text editor.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+
+from data_shards import durable
+from data_shards.cube import Cube, CubeMeta
+from data_shards.errors import CorruptData, InputError
+
+
+def png_bytes(map_HW: np.ndarray) -> bytes:
+    """A label map or a mask as an 8-bit PNG (masks as 0 and 255, so that any viewer shows them)."""
+    image = map_HW.astype(np.uint8) * 255 if map_HW.dtype == np.bool_ else map_HW
+    Image.fromarray(image).save(buffer := io.BytesIO(), format="PNG")
+    return buffer.getvalue()
+
+
+def png_map(content: bytes, *, mask: bool, where: object) -> np.ndarray:
+    """The inverse of `png_bytes`: uint8 labels, or a bool mask."""
+    try:
+        with Image.open(io.BytesIO(content), formats=["PNG"]) as image:
+            map_HW = np.array(image)
+    except (UnidentifiedImageError, OSError, Image.DecompressionBombError) as error:
+        raise CorruptData(f"not a PNG: {error}", where=where, expected="an 8-bit grey PNG") from error
+    if map_HW.ndim != 2 or map_HW.dtype != np.uint8:
+        raise CorruptData(f"a PNG of shape {map_HW.shape}, {map_HW.dtype}", where=where, expected="one 8-bit grey channel")
+    return map_HW > 0 if mask else map_HW
+
+
+def meta_bytes(meta: CubeMeta) -> bytes:
+    """KEY.json."""
+    return durable.canonical_json(asdict(meta))
+
+
+def meta_from(content: bytes, *, where: object) -> CubeMeta:
+    """CubeMeta from KEY.json.
+
+    Raises:
+        InputError: not JSON, unknown or missing fields, or values CubeMeta refuses.
+    """
+    try:
+        fields = json.loads(content)
+        return CubeMeta(**{**fields, "wavelengths_nm": tuple(float(w) for w in fields["wavelengths_nm"])})
+    except (ValueError, TypeError, KeyError) as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(
+            f"bad sample metadata: {error}", where=where, expected=f"JSON with {', '.join(CubeMeta.__dataclass_fields__)}"
+        ) from error
+
+
+def write_cube(folder: Path, cube: Cube) -> None:
+    """Write one loose sample; its JSON last, as the mark that it is whole."""
+    stem = folder / cube.meta.key
+    with durable.writing(stem.with_name(stem.name + ".npy")) as file:
+        np.save(file, cube.data_CHW, allow_pickle=False)
+    if cube.labels_HW is not None:
+        durable.write_bytes(stem.with_name(stem.name + ".labels.png"), png_bytes(cube.labels_HW))
+    if cube.fov_HW is not None:
+        durable.write_bytes(stem.with_name(stem.name + ".fov.png"), png_bytes(cube.fov_HW))
+    durable.write_bytes(stem.with_name(stem.name + ".json"), meta_bytes(cube.meta))
+
+
+def keys_in(folder: Path) -> list[str]:
+    """Keys of the whole samples of a folder, sorted.
+
+    Raises:
+        InputError: no such folder, or no sample in it.
+    """
+    if not folder.is_dir():
+        raise InputError("no such folder", where=folder, expected="a folder of KEY.npy with KEY.json", mend="retinaforge data import --help")
+    keys = sorted(path.stem for path in folder.glob("*.json") if (folder / f"{path.stem}.npy").exists())
+    if not keys:
+        raise InputError("no cubes here", where=folder, expected="KEY.npy with KEY.json", mend="retinaforge data import --help")
+    return keys
+
+
+def read_cube(folder: Path, key: str) -> Cube:
+    """Read one loose sample.
+
+    Raises:
+        InputError: wrong shape, dtype, labels or metadata. CorruptData: unreadable bytes. Pickled arrays are refused.
+    """
+    meta = meta_from((folder / f"{key}.json").read_bytes(), where=folder / f"{key}.json")
+    if meta.key != key:
+        raise InputError(f"key {meta.key!r} inside {key}.json", where=folder, expected=f"{key!r}")
+    try:
+        data_CHW = np.load(folder / f"{key}.npy", allow_pickle=False)
+    except (ValueError, OSError, EOFError) as error:
+        raise CorruptData(f"not a plain .npy array: {error}", where=folder / f"{key}.npy", expected="np.save(..., allow_pickle=False)") from error
+    labels, fov = folder / f"{key}.labels.png", folder / f"{key}.fov.png"
+    return Cube(
+        data_CHW=data_CHW,
+        meta=meta,
+        labels_HW=png_map(labels.read_bytes(), mask=False, where=labels) if labels.exists() else None,
+        fov_HW=png_map(fov.read_bytes(), mask=True, where=fov) if fov.exists() else None,
+    )
+
+
+def read_folder(folder: Path) -> Iterator[Cube]:
+    """All samples of a folder, in the order of their keys."""
+    for key in keys_in(folder):
+        yield read_cube(folder, key)

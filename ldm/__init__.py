@@ -1,0 +1,1 @@
+"""Models, training, generation and evaluation. Knows data_shards; never slurm or launch."""

@@ -1,0 +1,1 @@
+"""Single-device networks. None of them knows a rank."""

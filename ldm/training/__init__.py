@@ -1,0 +1,1 @@
+"""The engine, the one loop, checkpoints, and one file for each trainer."""
