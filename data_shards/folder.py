@@ -39,19 +39,20 @@ def png_map(content: bytes, *, mask: bool, where: object) -> np.ndarray:
     return map_HW > 0 if mask else map_HW
 
 
-def meta_bytes(meta: CubeMeta) -> bytes:
-    """KEY.json."""
-    return durable.canonical_json(asdict(meta))
+def meta_bytes(meta: CubeMeta, data_CHW: np.ndarray) -> bytes:
+    """KEY.json: the metadata, and shape and dtype so that bare bytes can be read by anybody."""
+    return durable.canonical_json({**asdict(meta), "shape": data_CHW.shape, "dtype": data_CHW.dtype.name})
 
 
-def meta_from(content: bytes, *, where: object) -> CubeMeta:
-    """CubeMeta from KEY.json.
+def meta_from(content: bytes, *, where: object, key: str | None = None) -> CubeMeta:
+    """CubeMeta from KEY.json; `key` fills in for metadata written by others, who keep the key in the file name alone.
 
     Raises:
         InputError: not JSON, unknown or missing fields, or values CubeMeta refuses.
     """
     try:
-        fields = json.loads(content)
+        fields = {**({"key": key} if key else {}), **json.loads(content)}
+        fields.pop("shape", None), fields.pop("dtype", None)  # the array's own; whoever holds the array has them
         return CubeMeta(**{**fields, "wavelengths_nm": tuple(float(w) for w in fields["wavelengths_nm"])})
     except (ValueError, TypeError, KeyError) as error:
         if isinstance(error, InputError):
@@ -70,7 +71,7 @@ def write_cube(folder: Path, cube: Cube) -> None:
         durable.write_bytes(stem.with_name(stem.name + ".labels.png"), png_bytes(cube.labels_HW))
     if cube.fov_HW is not None:
         durable.write_bytes(stem.with_name(stem.name + ".fov.png"), png_bytes(cube.fov_HW))
-    durable.write_bytes(stem.with_name(stem.name + ".json"), meta_bytes(cube.meta))
+    durable.write_bytes(stem.with_name(stem.name + ".json"), meta_bytes(cube.meta, cube.data_CHW))
 
 
 def keys_in(folder: Path) -> list[str]:

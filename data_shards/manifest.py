@@ -1,0 +1,110 @@
+"""dataset.json: what a packed dataset is, and the digest that names it in every later file."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from data_shards import durable
+from data_shards.errors import CorruptData, InputError
+
+FORMAT = "retinaforge-dataset-1"
+NAME = "dataset.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShardEntry:
+    """One shard; sha256 of the tar and of its index."""
+
+    name: str
+    split: str
+    count: int
+    bytes: int
+    sha256: str
+    index_sha256: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class BandStats:
+    """Per-band statistics in reflectance units (latents: latent units), over the field of view where there is one.
+
+    `values_C` counts the pixels that entered. Taken from `split` alone: the training split, so that nothing of the
+    held-out subjects reaches a model.
+    """
+
+    split: str
+    mean_C: tuple[float, ...]
+    std_C: tuple[float, ...]
+    min_C: tuple[float, ...]
+    max_C: tuple[float, ...]
+    values: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Manifest:
+    """Attributes:
+    payload: 'cube' (uint16) or 'latent' (float32).
+    shape: (C, H, W), the same for every sample.
+    scale, offset: reflectance = scale * stored + offset.
+    splits: for each split its number of samples and of subjects.
+    source: how the set was made (command, options, digests of what it came from).
+    """
+
+    payload: str
+    dtype: str
+    shape: tuple[int, int, int]
+    wavelengths_nm: tuple[float, ...]
+    scale: float
+    offset: float
+    shards: tuple[ShardEntry, ...]
+    splits: dict[str, dict[str, int]]
+    stats: BandStats | None = None
+    source: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def digest(self) -> str:
+        """sha256 over what the samples are and where they stand; not over statistics or provenance."""
+        named = ("payload", "dtype", "shape", "wavelengths_nm", "scale", "offset")
+        shards = sorted((s.name, s.split, s.count, s.sha256) for s in self.shards)
+        return hashlib.sha256(durable.canonical_json({**{k: getattr(self, k) for k in named}, "shards": shards})).hexdigest()
+
+
+def write_manifest(folder: Path, manifest: Manifest) -> None:
+    """Publish dataset.json: the mark that the dataset is whole."""
+    durable.write_json(folder / NAME, {"format": FORMAT, "digest": manifest.digest, **asdict(manifest)})
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """Read dataset.json.
+
+    Raises:
+        InputError: no dataset there. CorruptData: damaged, or its digest does not match its content.
+    """
+    path = folder / NAME
+    if not path.is_file():
+        raise InputError("no packed dataset here", where=folder, expected=NAME, mend="retinaforge data pack FOLDER DATASET")
+    try:
+        fields = json.loads(path.read_text())
+        if fields.pop("format") != FORMAT:
+            raise CorruptData("a manifest of another format", where=path, expected=FORMAT, mend=f"retinaforge data index {folder}")
+        digest = fields.pop("digest")
+        stats = fields.pop("stats")
+        manifest = Manifest(
+            **{
+                **fields,
+                "shape": tuple(fields["shape"]),
+                "wavelengths_nm": tuple(fields["wavelengths_nm"]),
+                "shards": tuple(ShardEntry(**s) for s in fields["shards"]),
+                "stats": stats and BandStats(**{k: tuple(v) if isinstance(v, list) else v for k, v in stats.items()}),
+            }
+        )
+    except CorruptData:
+        raise
+    except (ValueError, KeyError, TypeError) as error:
+        raise CorruptData(f"unreadable manifest: {error}", where=path, mend=f"retinaforge data index {folder}") from error
+    if manifest.digest != digest:
+        raise CorruptData("the manifest's digest does not match its content", where=path, mend=f"retinaforge data index {folder}")
+    return manifest

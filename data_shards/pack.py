@@ -1,0 +1,315 @@
+"""Packing: loose cubes (or another dataset) into shards, splits by subject, per-band statistics, manifest.
+
+Legend: C band, H W pixels.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import shutil
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from data_shards import durable
+from data_shards import folder as loose
+from data_shards.codec import get_codec
+from data_shards.cube import Cube
+from data_shards.dataset import Dataset, Shard
+from data_shards.errors import InputError
+from data_shards.index import ShardIndex, index_bytes, index_path, scan_shard, write_shard
+from data_shards.manifest import NAME, BandStats, Manifest, ShardEntry, read_manifest, write_manifest
+
+Read = Callable[[str], Cube]
+Watch = Callable[[Iterable[Any]], Iterable[Any]]  # wraps what is iterated over, to show progress
+
+SPLITS = {"train": 0.8, "val": 0.1, "test": 0.1}
+
+
+def split_subjects(subjects: Iterable[str], fractions: dict[str, float], seed: int) -> dict[str, str]:
+    """Subject → split. Subjects are ranked by a hash of (seed, subject) and cut at the fractions, each split rounded to the nearest.
+
+    Raises:
+        InputError: fractions that do not add up to 1, or a split that would be empty.
+    """
+    if not fractions or abs(sum(fractions.values()) - 1) > 1e-6 or min(fractions.values()) < 0:
+        raise InputError(f"split fractions {fractions}", expected="none below 0, adding up to 1", mend="--splits train=0.8,val=0.1,test=0.1")
+    ranked = sorted(set(subjects), key=lambda s: hashlib.sha256(f"{seed}\0{s}".encode()).digest())
+    cuts = np.rint(np.cumsum([0.0, *fractions.values()]) * len(ranked)).astype(int)
+    split_of = {s: name for name, a, b in zip(fractions, cuts, cuts[1:], strict=False) for s in ranked[a:b]}
+    empty = [name for name, share in fractions.items() if share > 0 and name not in split_of.values()]
+    if empty:
+        raise InputError(
+            f"split {empty[0]!r} would be empty",
+            where=f"{len(ranked)} subjects, fractions {fractions}",
+            expected="at least one subject in every split (splits are by subject, never by image)",
+            mend="add subjects, or change --splits",
+        )
+    return split_of
+
+
+def stated_splits(splits_by_subject: Iterable[tuple[str, str]]) -> dict[str, str]:
+    """Subject → split, as the samples' own metadata (`notes.split`) states it.
+
+    Raises:
+        InputError: a subject that stands in two splits.
+    """
+    split_of: dict[str, str] = {}
+    for subject, split in splits_by_subject:
+        if split_of.setdefault(subject, split) != split:
+            raise InputError(
+                f"subject {subject!r} stands in two splits: {split_of[subject]!r} and {split!r}",
+                expected="every cube of one subject in one split",
+                mend="correct the column 'split' of the subjects CSV and import again",
+            )
+    return split_of
+
+
+@dataclass
+class BandAccumulator:
+    """Exact per-band sums of stored integers (Python integers: no order dependence, no overflow); floats in float64."""
+
+    sums_C: list[Any] = field(default_factory=list)
+    squares_C: list[Any] = field(default_factory=list)
+    min_C: list[float] = field(default_factory=list)
+    max_C: list[float] = field(default_factory=list)
+    values: int = 0
+
+    def add(self, cube: Cube) -> None:
+        flat_CN = cube.data_CHW[:, cube.fov_HW] if cube.fov_HW is not None else cube.data_CHW.reshape(len(cube.data_CHW), -1)
+        if not flat_CN.shape[1]:
+            return
+        exact = flat_CN.dtype.kind == "u"
+        wide_CN = flat_CN.astype(np.uint64 if exact else np.float64)
+        to = int if exact else float
+        sums, squares = [to(v) for v in wide_CN.sum(1)], [to(v) for v in (wide_CN * wide_CN).sum(1)]
+        low, high = flat_CN.min(1).tolist(), flat_CN.max(1).tolist()
+        if not self.values:
+            self.sums_C, self.squares_C, self.min_C, self.max_C = sums, squares, low, high
+        else:
+            self.sums_C = [a + b for a, b in zip(self.sums_C, sums, strict=True)]
+            self.squares_C = [a + b for a, b in zip(self.squares_C, squares, strict=True)]
+            self.min_C = [min(a, b) for a, b in zip(self.min_C, low, strict=True)]
+            self.max_C = [max(a, b) for a, b in zip(self.max_C, high, strict=True)]
+        self.values += flat_CN.shape[1]
+
+    def stats(self, split: str, scale: float, offset: float) -> BandStats:
+        """Reflectance statistics: mean and standard deviation follow the affine map of the stored values."""
+        if not self.values:
+            raise InputError(f"no pixel of split {split!r} lies in a field of view", mend="check the masks: retinaforge data ls")
+        n = self.values
+        means = [s / n for s in self.sums_C]
+        # var = (n Σx² − (Σx)²)/n², in integers where the values are integers: no cancellation
+        stds = [math.sqrt(max((n * q - s * s) / (n * n), 0.0)) for s, q in zip(self.sums_C, self.squares_C, strict=True)]
+        return BandStats(
+            split=split,
+            mean_C=tuple(scale * m + offset for m in means),
+            std_C=tuple(scale * s for s in stds),
+            min_C=tuple(scale * v + offset for v in self.min_C),
+            max_C=tuple(scale * v + offset for v in self.max_C),
+            values=n,
+        )
+
+
+def entry_of(shard: Path, index: ShardIndex, split: str) -> ShardEntry:
+    """The manifest's line for a finished shard."""
+    return ShardEntry(
+        name=shard.name,
+        split=split,
+        count=len(index),
+        bytes=index.shard_bytes,
+        sha256=index.sha256,
+        index_sha256=durable.sha256_of(index_path(shard)),
+    )
+
+
+def _same_kind(cube: Cube, first: Cube) -> None:
+    def kind(c: Cube) -> tuple[Any, ...]:
+        return c.data_CHW.shape, c.data_CHW.dtype.name, c.meta.wavelengths_nm, c.meta.scale, c.meta.offset
+
+    for name, a, b in zip(("shape", "dtype", "wavelengths_nm", "scale", "offset"), kind(cube), kind(first), strict=True):
+        if a != b:
+            raise InputError(
+                f"{name} {a}",
+                where=cube.meta.key,
+                expected=f"{b}, as in {first.meta.key}: one dataset has one {name}",
+                mend="retinaforge data import with --resize, --crop or --wavelengths, or pack into two datasets",
+            )
+
+
+
+def _source(path: Path) -> tuple[list[tuple[str, str, str]], Read]:
+    """(key, subject, stated split) of each sample, and how to read one."""
+    if (path / NAME).exists():
+        dataset = Dataset(path)
+        place = {key: (split, i) for split, info in dataset.splits.items() if info.count for i, key in enumerate(dataset.keys(split))}
+        rows = [(k, s, split) for split, info in dataset.splits.items() if info.count for k, s in zip(dataset.keys(split), dataset.subjects(split), strict=True)]
+        return rows, lambda key: dataset.cube(*place[key])
+    rows = []
+    for key in loose.keys_in(path):
+        meta = loose.meta_from((path / f"{key}.json").read_bytes(), where=path / f"{key}.json")
+        rows.append((key, meta.subject_id, str(meta.notes.get("split", ""))))
+    return rows, lambda key: loose.read_cube(path, key)
+
+
+def pack(
+    source: Path,
+    out: Path,
+    *,
+    splits: dict[str, float] | None = None,
+    seed: int = 0,
+    codec: str = "raw",
+    shard_mib: int = 1024,
+    watch: Watch = iter,
+) -> Manifest:
+    """Pack loose cubes, or repack a dataset, into `out`. `out` appears whole when all is written, or not at all.
+
+    Args:
+        splits: fractions by subject; None takes the splits that the samples state, else SPLITS.
+        shard_mib: a shard is closed before it would grow over this.
+        watch: wraps the keys as they are packed (a progress bar).
+
+    Raises:
+        InputError: mixed shapes, bands or dtypes; a subject in two splits; an empty split; `out` holds something else.
+    """
+    get_codec(codec)
+    rows, read = _source(source)
+    request = {"pack": {"codec": codec, "seed": seed, "shard_mib": shard_mib, "splits": splits}, "samples": _fingerprint(rows)}
+    if (out / NAME).exists() and (done := read_manifest(out)).source == request:
+        return done
+    if out.exists():
+        raise InputError("the place is taken", where=out, expected="a path that does not exist yet", mend=f"choose another, or rm -r {out}")
+    split_of = _splits_for(rows, splits, seed)
+    parts: dict[str, list[str]] = {name: [] for name in (splits or dict.fromkeys([*SPLITS, *split_of.values()]))}
+    for key, subject, _ in rows:
+        parts[split_of[subject]].append(key)
+    parts = {name: keys for name, keys in parts.items() if keys}
+    with durable.explained(out):
+        out.parent.mkdir(parents=True, exist_ok=True)
+        staging = durable.part_name(out)
+        staging.mkdir()
+    try:
+        manifest = _pack_into(staging, parts, read, codec, shard_mib, watch, request, {key: subject for key, subject, _ in rows})
+        durable.publish_folder(staging, out)
+    except BaseException:
+        shutil.rmtree(staging, ignore_errors=True)
+        raise
+    return manifest
+
+
+def _fingerprint(rows: list[tuple[str, str, str]]) -> str:
+    return hashlib.sha256(durable.canonical_json(rows)).hexdigest()
+
+
+def _splits_for(rows: list[tuple[str, str, str]], fractions: dict[str, float] | None, seed: int) -> dict[str, str]:
+    if fractions is None and all(split for _, _, split in rows):
+        return stated_splits((subject, split) for _, subject, split in rows)
+    return split_subjects((subject for _, subject, _ in rows), fractions or SPLITS, seed)
+
+
+def _pack_into(
+    folder: Path,
+    parts: dict[str, list[str]],
+    read: Read,
+    codec: str,
+    shard_mib: int,
+    watch: Watch,
+    request: dict[str, Any],
+    subject_of: dict[str, str],
+) -> Manifest:
+    first = read(next(iter(parts.values()))[0])
+    per_shard = max(1, (shard_mib << 20) // first.data_CHW.nbytes)
+    bands, entries = BandAccumulator(), []
+    stream = iter(watch([key for keys in parts.values() for key in keys]))
+    stats_split = "train" if "train" in parts else next(iter(parts))
+
+    def checked(split: str, count: int) -> Iterator[Cube]:
+        for _ in range(count):
+            cube = read(next(stream))
+            _same_kind(cube, first)
+            if split == stats_split:
+                bands.add(cube)
+            yield cube
+
+    for split, keys in parts.items():
+        for number, start in enumerate(range(0, len(keys), per_shard)):
+            shard = folder / f"{split}-{number:06d}.tar"
+            payload = "cube" if first.data_CHW.dtype == np.uint16 else "latent"
+            index = write_shard(shard, checked(split, min(per_shard, len(keys) - start)), codec=codec, payload=payload)
+            entries.append(entry_of(shard, index, split))
+    manifest = describe(
+        first,
+        shards=entries,
+        splits={s: {"count": len(keys), "subjects": len({subject_of[k] for k in keys})} for s, keys in parts.items()},
+        stats=bands.stats(stats_split, first.meta.scale, first.meta.offset),
+        source=request,
+    )
+    write_manifest(folder, manifest)
+    return manifest
+
+
+def index_folder(folder: Path) -> Manifest:
+    """Index every `SPLIT-*.tar` of a folder (ours, or written by stock webdataset) and write dataset.json with statistics.
+
+    The split is the file name up to its last '-'.
+
+    Raises:
+        InputError: no shards, mixed kinds, a subject in two splits. CorruptData: a damaged shard.
+    """
+    shards = sorted(folder.glob("*.tar"))
+    if not shards:
+        raise InputError("no shards here", where=folder, expected="SPLIT-000000.tar files")
+    entries, seen = [], []
+    for shard in shards:
+        index = scan_shard(shard)
+        split = shard.stem.rpartition("-")[0] or shard.stem
+        durable.write_bytes(index_path(shard), index_bytes(index))
+        entries.append(entry_of(shard, index, split))
+        seen += [(subject, split) for subject in index.subjects]
+    stated_splits(seen)
+    splits = {
+        s: {"count": sum(e.count for e in entries if e.split == s), "subjects": len({a for a, b in seen if b == s})}
+        for s in sorted({e.split for e in entries})
+    }
+    first = Shard(folder, entries[0]).cube(0)
+    manifest = describe(first, shards=entries, splits=splits, stats=None, source={"index": [e.name for e in entries]})
+    manifest = replace(manifest, stats=band_stats(Dataset(folder, manifest)))
+    write_manifest(folder, manifest)
+    return manifest
+
+
+def band_stats(dataset: Dataset, watch: Watch = iter) -> BandStats:
+    """Per-band statistics of the training split (of the first split where there is none of that name).
+
+    Raises:
+        InputError: a cube of another shape, dtype, band list or affine map than the first.
+    """
+    split = "train" if "train" in dataset.splits else next(iter(dataset.splits))
+    bands, first = BandAccumulator(), dataset.cube(split, 0)
+    for i in watch(range(dataset.count(split))):
+        cube = dataset.cube(split, i)
+        _same_kind(cube, first)
+        bands.add(cube)
+    return bands.stats(split, dataset.scale, dataset.offset)
+
+
+def describe(
+    first: Cube, *, shards: Iterable[ShardEntry], splits: dict[str, dict[str, int]], stats: BandStats | None, source: dict[str, Any]
+) -> Manifest:
+    """The manifest of a set of which `first` is one sample."""
+    return Manifest(
+        payload="cube" if first.data_CHW.dtype == np.uint16 else "latent",
+        dtype=first.data_CHW.dtype.name,
+        shape=first.data_CHW.shape,
+        wavelengths_nm=first.meta.wavelengths_nm,
+        scale=first.meta.scale,
+        offset=first.meta.offset,
+        shards=tuple(shards),
+        splits=splits,
+        stats=stats,
+        source=source,
+    )

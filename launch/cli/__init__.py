@@ -1,0 +1,59 @@
+"""The command line: one file a verb group. Errors for people end here, with their exit code."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+import typer
+from rich.console import Console
+
+import launch
+from data_shards.errors import RetinaforgeError, nearest
+from launch.cli import data, doctor, evaluate, generate, run, submit, train
+
+app = typer.Typer(
+    name="retinaforge",
+    help="Train generative models on hyperspectral retinal images: shards in, an evaluated synthetic set out.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.add_typer(data.app, name="data")
+app.add_typer(train.app, name="train")
+app.command("run")(run.command)
+app.command("encode")(generate.encode)
+app.command("sample")(generate.sample)
+app.command("evaluate")(evaluate.evaluate)
+app.command("audit")(evaluate.audit)
+app.command("report")(run.report)
+app.command("presets")(run.presets)
+app.command("submit")(submit.command)
+app.command("status")(submit.status)
+app.command("doctor")(doctor.command)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"retinaforge {launch.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(version: bool = typer.Option(False, "--version", callback=_version, is_eager=True, help="Print the version and stop.")) -> None:
+    pass
+
+
+def main() -> None:
+    """Entry point. Exit codes: 0 done; 2 wrong input or config; 3 unsafe to resume; 4 data corrupt; 75 try again."""
+    try:
+        app()
+    except RetinaforgeError as error:
+        console = Console(stderr=True)
+        console.print(f"[bold red]{type(error).__name__}[/]: ", end="")
+        console.print(str(error), markup=False, highlight=False, soft_wrap=True)
+        sys.stdout.flush()
+        raise SystemExit(error.exit_code) from None
+    except BrokenPipeError:  # `retinaforge … | head`: the reader has gone, and Python would complain at exit
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise SystemExit(0) from None

@@ -1,0 +1,143 @@
+"""retinaforge data …: phantoms, import, packing, checking."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from data_shards.errors import CorruptData, InputError
+from launch.cli import data_import, data_phantom
+from launch.cli.progress import progress
+
+app = typer.Typer(help="Cubes on disk: make or import them, pack them into shards, check and describe them.", no_args_is_help=True)
+app.command("phantom")(data_phantom.command)
+app.command("import")(data_import.command)
+
+SetPath = Annotated[Path, typer.Argument(help="A packed dataset (the folder with dataset.json).")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of a table.")]
+
+
+def split_option(text: str | None) -> dict[str, float] | None:
+    """'train=0.8,val=0.2' → {'train': 0.8, 'val': 0.2}."""
+    if text is None:
+        return None
+    try:
+        return {name.strip(): float(share) for name, share in (part.split("=") for part in text.split(","))}
+    except ValueError as error:
+        raise InputError(f"--splits {text}", expected="NAME=FRACTION,…", mend="--splits train=0.8,val=0.1,test=0.1") from error
+
+
+@app.command()
+def pack(
+    source: Annotated[Path, typer.Argument(help="A folder of loose cubes (from `data phantom` or `data import`), or a dataset to pack anew.")],
+    out: Annotated[Path, typer.Argument(help="The dataset to write; must not exist.")],
+    splits: Annotated[str | None, typer.Option(help="Fractions by subject, as train=0.8,val=0.1,test=0.1 (the default), unless the samples state a split.")] = None,
+    seed: Annotated[int, typer.Option(help="Seed of the split.")] = 0,
+    codec: Annotated[str, typer.Option(help="Payload codec: raw, npy, blosc2, pcodec.")] = "raw",
+    shard_mib: Annotated[int, typer.Option(help="Close a shard before it grows over this many MiB.", min=1)] = 1024,
+) -> None:
+    """Pack cubes into WebDataset shards with index, manifest, splits by subject and band statistics."""
+    from data_shards.pack import pack as pack_set
+
+    manifest = pack_set(
+        source, out, splits=split_option(splits), seed=seed, codec=codec, shard_mib=shard_mib, watch=lambda keys: progress(keys, title=f"pack {out.name}", unit="cube")
+    )
+    sizes = ", ".join(f"{name} {v['count']} cubes of {v['subjects']} subjects" for name, v in manifest.splits.items())
+    typer.echo(f"{out}: {sizes}; {len(manifest.shards)} shards; digest {manifest.digest[:12]}")
+
+
+@app.command()
+def index(folder: Annotated[Path, typer.Argument(help="A folder of SPLIT-NUMBER.tar shards, ours or written by stock webdataset.")]) -> None:
+    """Write the index of each shard, band statistics and dataset.json for shards that lie there without."""
+    from data_shards.pack import index_folder
+
+    manifest = index_folder(folder)
+    typer.echo(f"{folder}: {sum(s.count for s in manifest.shards)} cubes in {len(manifest.shards)} shards; digest {manifest.digest[:12]}")
+
+
+@app.command()
+def verify(dataset: SetPath, as_json: AsJson = False) -> None:
+    """Check every byte of a dataset; faults are named by shard and sample. Exit code 4 when there is one."""
+    from data_shards.manifest import read_manifest
+    from data_shards.verify import verify as verify_set
+
+    shards = len(read_manifest(dataset).shards)
+    faults = dict(progress(verify_set(dataset), total=shards + 1, title=f"verify {dataset.name}", unit="shard"))
+    faults = {name: found for name, found in faults.items() if found}
+    if as_json:
+        typer.echo(json.dumps({"dataset": str(dataset), "shards": shards, "faults": faults}))
+    if faults:
+        lines = "\n".join(f"  {name}: {fault}" for name, found in faults.items() for fault in found)
+        raise CorruptData(
+            f"{sum(map(len, faults.values()))} faults:\n{lines}", where=dataset, mend="copy the named shards again, or pack the set again from its source"
+        )
+    if not as_json:
+        typer.echo(f"{dataset}: {shards} shards verified, no fault")
+
+
+@app.command()
+def stats(dataset: SetPath, as_json: AsJson = False) -> None:
+    """Per-band reflectance statistics of the training split; computed and recorded when the manifest has none."""
+    from dataclasses import asdict, replace
+
+    from data_shards.dataset import Dataset
+    from data_shards.manifest import write_manifest
+    from data_shards.pack import band_stats
+
+    data = Dataset(dataset)
+    if data.manifest.stats is None:
+        write_manifest(dataset, replace(data.manifest, stats=band_stats(data, lambda it: progress(it, title="stats", unit="cube"))))
+        data = Dataset(dataset)
+    if as_json:
+        typer.echo(json.dumps({"wavelengths_nm": data.wavelengths_nm, **asdict(data.stats)}))
+        return
+    table = Table(title=f"{dataset}: reflectance over {data.stats.values:,} pixels a band of split '{data.stats.split}'")
+    for column in ("band", "nm", "mean", "std", "min", "max"):
+        table.add_column(column, justify="right")
+    rows = zip(data.wavelengths_nm, data.stats.mean_C, data.stats.std_C, data.stats.min_C, data.stats.max_C, strict=True)
+    for c, (nm, *values) in enumerate(rows):
+        table.add_row(str(c), f"{nm:g}", *(f"{v:.4f}" for v in values))
+    Console().print(table)
+
+
+@app.command()
+def ls(
+    path: Annotated[Path, typer.Argument(help="A packed dataset or a folder of loose cubes.")],
+    samples: Annotated[int, typer.Option(help="Also list this many samples of each split.", min=0)] = 0,
+    as_json: AsJson = False,
+) -> None:
+    """What a dataset or a folder of cubes holds."""
+    from data_shards import folder as loose
+    from data_shards.dataset import Dataset
+    from data_shards.manifest import NAME
+
+    if not (path / NAME).exists():
+        keys = loose.keys_in(path)
+        first = loose.read_cube(path, keys[0])
+        summary = {"loose cubes": len(keys), "shape": first.data_CHW.shape, "wavelengths_nm": first.meta.wavelengths_nm, "first": keys[:samples]}
+    else:
+        data = Dataset(path)
+        summary = {
+            "payload": data.payload,
+            "shape": data.shape,
+            "dtype": data.manifest.dtype,
+            "wavelengths_nm": data.wavelengths_nm,
+            "splits": data.manifest.splits,
+            "shards": len(data.manifest.shards),
+            "bytes": sum(s.bytes for s in data.manifest.shards),
+            "digest": data.digest,
+        }
+        if samples:
+            summary["samples"] = {s: list(zip(data.keys(s), data.subjects(s), strict=True))[:samples] for s, info in data.splits.items() if info.count}
+    if as_json:
+        typer.echo(json.dumps(summary))
+        return
+    table = Table(title=str(path), show_header=False)
+    for name, value in summary.items():
+        table.add_row(name, ", ".join(f"{v:g}" for v in value) if name == "wavelengths_nm" else str(value))
+    Console().print(table)
