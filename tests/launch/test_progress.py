@@ -25,7 +25,7 @@ def test_plain_lines_are_ten_seconds_apart(capsys):
     assert lines == [
         "train: 4/10 steps, 0.33 steps/s, 12 s, 18 s left",
         "train: 8/10 steps, 0.33 steps/s, 24 s, 6 s left",
-        "train: 10/10 steps, 0.30 steps/s, 33 s",
+        "train: 10/10 steps, 0.3 steps/s, 33 s",
     ]
 
 
