@@ -1,0 +1,56 @@
+"""Image formats of others. To add one: a reader `(path, ReadOptions) -> Raw` in a file of its own, and a line in READERS."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from data_shards.errors import InputError, nearest
+from data_shards.formats.arrays import read_hdf5, read_mat, read_npy
+from data_shards.formats.band_folder import band_files, read_band_folder
+from data_shards.formats.envi import envi_files, read_envi
+from data_shards.formats.photographs import read_photograph
+from data_shards.formats.raw import MAX_VALUES, Raw, ReadOptions
+from data_shards.formats.tiff import read_tiff
+
+__all__ = ["MAX_VALUES", "READERS", "Raw", "ReadOptions", "files_of", "read"]
+
+READERS = {
+    ".tif": read_tiff,
+    ".tiff": read_tiff,
+    ".png": read_photograph,
+    ".jpg": read_photograph,
+    ".jpeg": read_photograph,
+    ".bmp": read_photograph,
+    ".gif": read_photograph,
+    ".hdr": read_envi,
+    ".h5": read_hdf5,
+    ".hdf5": read_hdf5,
+    ".he5": read_hdf5,
+    ".mat": read_mat,
+    ".npy": read_npy,
+}
+
+
+def read(path: Path, options: ReadOptions | None = None) -> Raw:
+    """Read one image: a file by its suffix, or a folder of single-band images.
+
+    Raises:
+        InputError: no such file, an unknown suffix, or what the reader refuses. CorruptData: unreadable bytes.
+    """
+    if path.is_dir():
+        return read_band_folder(path, options or ReadOptions())
+    if path.suffix.lower() not in READERS:
+        raise InputError(f"no reader for {path.suffix or 'a file without suffix'!r}", where=path, expected=nearest(path.suffix.lower(), READERS))
+    try:
+        return READERS[path.suffix.lower()](path, options or ReadOptions())
+    except (FileNotFoundError, PermissionError) as error:
+        raise InputError(f"cannot open: {error.strerror}", where=path, expected="a file that this user may read") from error
+
+
+def files_of(path: Path) -> list[Path]:
+    """Every file whose bytes make up one image: for the record and for telling whether it changed."""
+    if path.is_dir():
+        return [file for _, file in band_files(path)]
+    if path.suffix.lower() == ".hdr":
+        return envi_files(path)
+    return [path]

@@ -1,0 +1,106 @@
+"""Files of plain arrays: .npy, HDF5, MATLAB v5 (scipy) and v7.3 (HDF5, axes reversed)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import h5py
+import numpy as np
+import scipy.io
+
+from data_shards.errors import InputError
+from data_shards.formats.raw import Raw, ReadOptions, bands_first, check_numeric, check_size, the_one, unreadable
+
+MATLAB_NUMBERS = ("double", "single", "int8", "uint8", "int16", "uint16", "int32", "uint32", "int64", "uint64", "logical")
+
+
+def read_npy(path: Path, options: ReadOptions) -> Raw:
+    """A .npy array, bands first unless --axes says otherwise. Arrays of pickled objects are refused.
+
+    Raises:
+        InputError: wrong axes, size or dtype. CorruptData: not a .npy file, pickled, or cut short.
+    """
+    try:
+        array = np.load(path, mmap_mode="r", allow_pickle=False)  # mapped: the header's claim is checked before memory is taken
+    except (ValueError, EOFError, TypeError) as error:
+        raise unreadable(path, error, "a plain .npy array: np.save(path, array, allow_pickle=False)") from error
+    if not isinstance(array, np.ndarray):
+        raise InputError("an .npz archive", where=path, expected="one array in a .npy file", mend="np.save the array by itself")
+    check_size(array.shape, options, path)
+    check_numeric(array.dtype, path)
+    return _raw(array, options, path, "CHW", {})
+
+
+def read_hdf5(path: Path, options: ReadOptions) -> Raw:
+    """A dataset of an HDF5 file, bands first unless --axes says otherwise.
+
+    Raises:
+        InputError: no or several candidates, data kept outside the file, wrong axes, size or dtype. CorruptData: not HDF5.
+    """
+    return _from_hdf5(path, options, matlab=False)
+
+
+def read_mat(path: Path, options: ReadOptions) -> Raw:
+    """A variable of a MATLAB file, rows x columns x bands unless --axes says otherwise.
+
+    v7.3 files are HDF5, in which MATLAB stores every array with its axes reversed; they are turned back first, so
+    --axes always means the order that MATLAB's size() shows.
+
+    Raises:
+        InputError: no or several candidates, wrong axes, size or dtype. CorruptData: not a MATLAB file.
+    """
+    if h5py.is_hdf5(path):
+        return _from_hdf5(path, options, matlab=True)
+    try:
+        candidates = {name: shape for name, shape, kind in scipy.io.whosmat(path) if kind in MATLAB_NUMBERS}
+        name = the_one(candidates, options, path)
+        check_size(candidates[name], options, path)
+        array = scipy.io.loadmat(path, variable_names=[name])[name]
+    except InputError:
+        raise
+    except (ValueError, TypeError, KeyError, OSError, EOFError, scipy.io.matlab.MatReadError) as error:
+        if isinstance(error, FileNotFoundError | PermissionError):
+            raise
+        raise unreadable(path, error, "a MATLAB file of version 5 or 7.3") from error
+    check_numeric(array.dtype, path)
+    return _raw(array, options, path, "HWC", {"variable": name, "matlab": "v5"})
+
+
+def _from_hdf5(path: Path, options: ReadOptions, *, matlab: bool) -> Raw:
+    try:
+        with h5py.File(path, "r") as file:
+            datasets = _datasets(file)
+            shapes = {name: dataset.shape[::-1] if matlab else dataset.shape for name, dataset in datasets.items()}
+            name = the_one(shapes, ReadOptions(variable=options.variable.strip("/")), path)
+            dataset = datasets[name]
+            if dataset.external or dataset.is_virtual:
+                raise InputError(f"dataset {name!r} is kept in another file", where=path, expected="data inside the file itself", mend="h5repack IN OUT")
+            check_size(dataset.shape, options, path)
+            array = dataset[()]
+    except InputError:
+        raise
+    except (OSError, KeyError, RuntimeError, ValueError, TypeError) as error:
+        if isinstance(error, FileNotFoundError | PermissionError):
+            raise
+        raise unreadable(path, error, "a whole HDF5 file") from error
+    if matlab:
+        return _raw(array.T, options, path, "HWC", {"variable": name, "matlab": "v7.3"})
+    return _raw(array, options, path, "CHW", {"variable": name})
+
+
+def _datasets(file: h5py.File) -> dict[str, h5py.Dataset]:
+    """Every numeric dataset with at least one axis, by its full name. Links that leave the file are not followed."""
+    found: dict[str, h5py.Dataset] = {}
+
+    def keep(name: str, item: object) -> None:
+        if isinstance(item, h5py.Dataset) and item.shape and item.dtype.kind in "buif" and item.dtype.fields is None:
+            found[name] = item
+
+    file.visititems(keep)  # visits hard links only: soft and external ones are left out
+    return found
+
+
+def _raw(array: np.ndarray, options: ReadOptions, path: Path, default_axes: str, facts: dict) -> Raw:
+    data_CHW = bands_first(array, options, path, default_axes=default_axes)
+    axes = options.axes.upper() or ("matrix" if options.reshape_HW else default_axes)
+    return Raw(data_CHW=np.ascontiguousarray(data_CHW, dtype=array.dtype.newbyteorder("=")), facts={**facts, "axes": axes})

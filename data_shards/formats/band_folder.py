@@ -1,0 +1,65 @@
+"""A folder that is one cube: one single-band image for each wavelength, which the file names give."""
+
+from __future__ import annotations
+
+import itertools
+import re
+from pathlib import Path
+
+import numpy as np
+
+from data_shards.errors import InputError
+from data_shards.formats.photographs import read_photograph
+from data_shards.formats.raw import Raw, ReadOptions, check_size
+from data_shards.formats.tiff import read_tiff
+
+BAND_READERS = {".tif": read_tiff, ".tiff": read_tiff, ".png": read_photograph}  # JPEG is left out: it is not the camera's data
+WITH_UNIT = re.compile(r"(\d{3,4}(?:[.p]\d+)?)[ _-]?nm", re.IGNORECASE)
+BARE = re.compile(r"(?<!\d)(\d{3,4})(?!\d)")
+
+
+def wavelength_nm(path: Path) -> float:
+    """The wavelength in a file name: '…555nm…', or the only number of three or four digits.
+
+    Raises:
+        InputError: none or several.
+    """
+    found = WITH_UNIT.findall(path.stem) or BARE.findall(path.stem)
+    if len(found) != 1:
+        raise InputError(
+            f"{len(found)} wavelengths in the name {path.name!r}", where=path, expected="one, such as 555nm", mend="rename the file"
+        )
+    return float(found[0].lower().replace("p", "."))
+
+
+def read_band_folder(folder: Path, options: ReadOptions) -> Raw:
+    """All bands of one cube, by rising wavelength.
+
+    Raises:
+        InputError: no images, two of one wavelength, or images of different size, dtype or more than one band.
+    """
+    files = band_files(folder)
+    if not files:
+        raise InputError("no single-band images here", where=folder, expected="TIFF or PNG, one for each wavelength")
+    first, bands = None, []
+    for nm, path in files:
+        band_1HW = BAND_READERS[path.suffix.lower()](path, options).data_CHW
+        first = band_1HW if first is None else first
+        if band_1HW.shape != (1, *first.shape[1:]) or band_1HW.dtype != first.dtype:
+            raise InputError(
+                f"an image of shape {band_1HW.shape}, {band_1HW.dtype}",
+                where=path,
+                expected=f"one band, size and dtype as in {files[0][1].name}: {first.shape[1:]}, {first.dtype}",
+            )
+        check_size((len(files), *first.shape[1:]), options, folder)
+        bands.append(band_1HW)
+    return Raw(data_CHW=np.concatenate(bands), wavelengths_nm=tuple(nm for nm, _ in files), facts={"band_files": [path.name for _, path in files]})
+
+
+def band_files(folder: Path) -> list[tuple[float, Path]]:
+    """(wavelength, file) of one cube's folder, by rising wavelength; two files of one wavelength are refused."""
+    files = sorted((wavelength_nm(path), path) for path in folder.iterdir() if path.suffix.lower() in BAND_READERS)
+    for (a_nm, a), (b_nm, b) in itertools.pairwise(files):
+        if a_nm == b_nm:
+            raise InputError(f"two images of {a_nm:g} nm: {a.name} and {b.name}", where=folder, expected="one image for each wavelength")
+    return files

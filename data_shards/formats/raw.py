@@ -1,0 +1,154 @@
+"""What every reader returns, and the steps that several readers share.
+
+Legend: C band, H W pixels, P = H·W pixels in one row.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from data_shards.errors import CorruptData, InputError
+
+MAX_VALUES = 2**30  # 2 GiB as uint16: far above 672 x 672 x 16 (7.2 M), far below what a forged header can claim
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReadOptions:
+    """How to understand a file that does not say it itself.
+
+    Attributes:
+        variable: name of the array inside an HDF5 or MATLAB file; '' takes the only candidate.
+        axes: meaning of the array's axes in the order of the file, such as 'HWC', 'CHW', 'HW', 'CP'; '' takes the format's own.
+        reshape_HW: size of the image whose pixels stand in one row (axis P), or None.
+        pixel_order: 'rows' (C, numpy) or 'columns' (Fortran, MATLAB) for that row of pixels.
+        max_values: refuse arrays that hold more values than this, before they are read.
+    """
+
+    variable: str = ""
+    axes: str = ""
+    reshape_HW: tuple[int, int] | None = None
+    pixel_order: str = ""
+    max_values: int = MAX_VALUES
+
+
+@dataclass(frozen=True, kw_only=True)
+class Raw:
+    """One image as its file holds it, only turned to bands first.
+
+    Attributes:
+        data_CHW: values and dtype of the file.
+        wavelengths_nm: band centres where the format gives them, else None.
+        nominal: the centres are a convention and not a measurement.
+        full_scale: the stored value that means reflectance 1 where the format says so, else None.
+        facts: what the reader decided or found, kept in the sample's notes.
+    """
+
+    data_CHW: np.ndarray
+    wavelengths_nm: tuple[float, ...] | None = None
+    nominal: bool = False
+    full_scale: float | None = None
+    facts: dict[str, Any] = field(default_factory=dict)
+
+
+def check_size(shape: tuple[int, ...], options: ReadOptions, path: Path) -> None:
+    """Refuse, before anything is read, what would fill the memory.
+
+    Raises:
+        InputError: an empty array, or one of more than `max_values` values.
+    """
+    if 0 in shape or not shape:
+        raise InputError(f"an empty array of shape {shape}", where=path, expected="at least one value on every axis")
+    values = int(np.prod([int(n) for n in shape], dtype=object))
+    if values > options.max_values:
+        raise InputError(
+            f"{values} values ({' x '.join(map(str, shape))})",
+            where=path,
+            expected=f"at most {options.max_values} values in one file",
+            mend=f"if the file is to be trusted: --max-values {values}",
+        )
+
+
+def check_numeric(dtype: np.dtype, path: Path) -> None:
+    """Refuse dtypes that are not plain numbers (objects would have to be unpickled)."""
+    if dtype.kind not in "buif" or dtype.fields is not None:
+        raise InputError(f"an array of dtype {dtype}", where=path, expected="plain integers or floats", mend="save the array as uint16 or float32")
+
+
+def bands_first(array: np.ndarray, options: ReadOptions, path: Path, *, default_axes: str) -> np.ndarray:
+    """Turn an array of stated axes to (C, H, W).
+
+    Args:
+        array: 2-D or 3-D.
+        default_axes: the meaning of three axes in this format when the options do not state one.
+
+    Raises:
+        InputError: axes that do not fit the array, or a matrix that does not fit `reshape_HW`.
+    """
+    if options.reshape_HW is not None:
+        return _from_matrix(array, options, path)
+    axes = options.axes.upper() or {2: "HW", 3: default_axes}.get(array.ndim, "")
+    if sorted(axes) not in (["C", "H", "W"], ["H", "W"]) or len(axes) != array.ndim:
+        raise InputError(
+            f"an array of shape {array.shape} with axes {axes or 'not known'!r}",
+            where=path,
+            expected="one letter for each axis: C bands, H rows, W columns",
+            mend="--axes HWC (or CHW, HW); for a matrix of spectra --axes CP --reshape HxW --pixel-order columns",
+        )
+    if axes in ("HW", "WH"):
+        array, axes = array[None], "C" + axes
+    return np.transpose(array, [axes.index(axis) for axis in "CHW"])
+
+
+def _from_matrix(array_NN: np.ndarray, options: ReadOptions, path: Path) -> np.ndarray:
+    """(C, P) or (P, C) to (C, H, W), in the stated order of pixels."""
+    height, width = options.reshape_HW
+    if array_NN.ndim != 2:
+        raise InputError(f"--reshape on an array of shape {array_NN.shape}", where=path, expected="a matrix of bands x pixels")
+    fits = [axes for axes in ("CP", "PC") if array_NN.shape[axes.index("P")] == height * width and options.axes.upper() in ("", axes)]
+    if len(fits) != 1:
+        raise InputError(
+            f"a matrix of shape {array_NN.shape} with axes {options.axes or 'not stated'!r} does not fit --reshape {height}x{width}",
+            where=path,
+            expected=f"one axis of {height * width} pixels, the other of bands",
+            mend="--axes CP (bands x pixels) or --axes PC (pixels x bands)",
+        )
+    if options.pixel_order not in ("rows", "columns"):
+        raise InputError(
+            "--reshape without the order of the pixels",
+            where=path,
+            expected="rows (numpy, C) or columns (MATLAB, Fortran)",
+            mend="--pixel-order columns for a matrix that MATLAB made",
+        )
+    matrix_CP = array_NN if fits == ["CP"] else array_NN.T
+    if options.pixel_order == "rows":
+        return matrix_CP.reshape(-1, height, width)
+    return matrix_CP.reshape(-1, width, height).transpose(0, 2, 1)
+
+
+def the_one(candidates: dict[str, tuple[int, ...]], options: ReadOptions, path: Path) -> str:
+    """The array to read from a file that holds several.
+
+    Args:
+        candidates: name to shape of every numeric array.
+
+    Raises:
+        InputError: no such name, or none named and no single image-like array.
+    """
+    listed = ", ".join(f"{name} {'x'.join(map(str, shape))}" for name, shape in sorted(candidates.items())) or "none"
+    if options.variable:
+        if options.variable not in candidates:
+            raise InputError(f"no numeric array {options.variable!r}", where=path, expected=f"one of: {listed}", mend="--variable NAME")
+        return options.variable
+    images = [name for name, shape in candidates.items() if len(shape) == 3] or list(candidates)
+    if len(images) != 1:
+        raise InputError(f"{len(images)} arrays could be the image", where=path, expected=f"one of: {listed}", mend="--variable NAME")
+    return images[0]
+
+
+def unreadable(path: Path, error: BaseException, expected: str) -> CorruptData:
+    """The error for bytes that their library cannot read."""
+    return CorruptData(f"cannot be read: {error}", where=path, expected=expected, mend="copy the file again from its source")

@@ -1,0 +1,98 @@
+"""TIFF photographs and multi-page stacks (pages = bands) through tifffile, with Pillow for the codecs tifffile lacks."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import tifffile
+
+from data_shards.errors import InputError
+from data_shards.formats.photographs import RGB_NM, image_array, opened
+from data_shards.formats.raw import Raw, ReadOptions, bands_first, check_numeric, check_size, unreadable
+
+PHOTOMETRIC = ("MINISBLACK", "RGB")  # what may be read value by value; palettes and YCbCr go through Pillow
+
+
+def read_tiff(path: Path, options: ReadOptions) -> Raw:
+    """A TIFF: grey, colour, many samples a pixel, or many pages.
+
+    Raises:
+        InputError: several images of different kinds in one file, an orientation tag, a compression nobody here can
+            undo, or axes that are not bands, rows and columns. CorruptData: not a TIFF, or cut short.
+    """
+    try:
+        with tifffile.TiffFile(path) as tiff:
+            series, page = tiff.series, tiff.pages.first
+            if len(series) != 1:
+                raise InputError(
+                    f"{len(series)} images of different size or kind in one TIFF: {[s.shape for s in series]}",
+                    where=path,
+                    expected="one image, or pages of one size",
+                    mend="save the wanted image alone (a preview may be in the way)",
+                )
+            if (turn := page.tags.valueof(274, default=1)) != 1:
+                raise InputError(f"orientation tag {turn}", where=path, expected="an upright TIFF (tag 1)", mend="turn the image and save it again")
+            check_size(series[0].shape, options, path)
+            check_numeric(series[0].dtype, path)
+            colour = page.photometric.name if hasattr(page.photometric, "name") else str(page.photometric)
+            array, axes = _values(tiff, colour, path, options)
+            alpha = colour == "RGB" and page.samplesperpixel == 4
+    except InputError:
+        raise
+    except (tifffile.TiffFileError, OSError, ValueError, IndexError, KeyError, RuntimeError) as error:
+        if isinstance(error, FileNotFoundError | PermissionError):
+            raise
+        raise unreadable(path, error, "a whole TIFF") from error
+    data_CHW = _bands_first(array, axes, options, path)
+    if alpha and len(data_CHW) == 4:
+        if (data_CHW[3] != np.iinfo(data_CHW.dtype).max).any():
+            raise InputError("an image with transparent pixels", where=path, expected="opaque pixels", mend="flatten the image")
+        data_CHW = data_CHW[:3]
+    is_rgb = colour in ("RGB", "YCBCR", "PALETTE") and len(data_CHW) == 3
+    return Raw(data_CHW=data_CHW, wavelengths_nm=RGB_NM if is_rgb else None, nominal=is_rgb)
+
+
+def _values(tiff: tifffile.TiffFile, colour: str, path: Path, options: ReadOptions) -> tuple[np.ndarray, str]:
+    """The pixels and tifffile's names for their axes: Y X, S samples, anything else pages."""
+    series = tiff.series[0]
+    if colour in PHOTOMETRIC:
+        try:
+            return series.asarray(), series.axes
+        except ValueError as error:
+            if "imagecodecs" not in str(error):
+                raise
+            if tiff.pages.first.bitspersample > 8 and tiff.pages.first.samplesperpixel > 1:
+                raise InputError(
+                    f"compression {tiff.pages.first.compression.name} of {tiff.pages.first.bitspersample}-bit colour cannot be undone here",
+                    where=path,
+                    expected="no compression, or deflate",
+                    mend="pip install imagecodecs",
+                ) from error
+    elif colour not in ("PALETTE", "YCBCR"):
+        raise InputError(f"photometric interpretation {colour}", where=path, expected="grey (0 is black), RGB or palette", mend="convert it")
+    with opened(path, options) as image:
+        frames = []
+        for index in range(getattr(image, "n_frames", 1)):
+            image.seek(index)
+            frames.append(image_array(image, path))
+    axes = "YX" + "S" * (frames[0].ndim - 2)
+    return (np.stack(frames), "Q" + axes) if len(frames) > 1 else (frames[0], axes)
+
+
+def _bands_first(array: np.ndarray, axes: str, options: ReadOptions, path: Path) -> np.ndarray:
+    """tifffile's axes to (C, H, W): the one axis that is neither Y nor X and longer than 1 holds the bands."""
+    if options.axes:
+        return bands_first(np.squeeze(array), options, path, default_axes="CHW")
+    keep = [i for i, axis in enumerate(axes) if axis in "YX" or array.shape[i] > 1]
+    array, axes = array.reshape([array.shape[i] for i in keep]), "".join(axes[i] for i in keep)
+    others = [axis for axis in axes if axis not in "YX"]
+    if len(others) > 1 or not {"Y", "X"} <= set(axes):
+        raise InputError(
+            f"a TIFF with axes {axes} and shape {array.shape}",
+            where=path,
+            expected="rows, columns, and one axis of bands (pages or samples)",
+            mend="save one image a file, or single-band pages",
+        )
+    stated = "".join({"Y": "H", "X": "W"}.get(axis, "C") for axis in axes)
+    return bands_first(array, ReadOptions(axes=stated), path, default_axes="CHW")
