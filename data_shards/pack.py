@@ -10,6 +10,7 @@ import math
 import shutil
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -187,18 +188,9 @@ def pack(
     parts: dict[str, list[str]] = {name: [] for name in (splits or dict.fromkeys([*SPLITS, *split_of.values()]))}
     for key, subject, _ in rows:
         parts[split_of[subject]].append(key)
-    parts = {name: keys for name, keys in parts.items() if keys}
-    with durable.explained(out):
-        out.parent.mkdir(parents=True, exist_ok=True)
-        staging = durable.part_name(out)
-        staging.mkdir()
-    try:
-        manifest = _pack_into(staging, parts, read, codec, shard_mib, watch, request, {key: subject for key, subject, _ in rows})
-        durable.publish_folder(staging, out)
-    except BaseException:
-        shutil.rmtree(staging, ignore_errors=True)
-        raise
-    return manifest
+    stream = iter(watch([key for keys in parts.values() for key in keys]))
+    cubes = {name: (read(next(stream)) for _ in keys) for name, keys in parts.items() if keys}
+    return write_dataset(out, cubes, codec=codec, shard_mib=shard_mib, source=request)
 
 
 def _fingerprint(rows: list[tuple[str, str, str]]) -> str:
@@ -211,45 +203,54 @@ def _splits_for(rows: list[tuple[str, str, str]], fractions: dict[str, float] | 
     return split_subjects((subject for _, subject, _ in rows), fractions or SPLITS, seed)
 
 
-def _pack_into(
-    folder: Path,
-    parts: dict[str, list[str]],
-    read: Read,
-    codec: str,
-    shard_mib: int,
-    watch: Watch,
-    request: dict[str, Any],
-    subject_of: dict[str, str],
+def write_dataset(
+    out: Path, parts: dict[str, Iterable[Cube]], *, codec: str = "raw", shard_mib: int = 1024, source: dict[str, Any]
 ) -> Manifest:
-    first = read(next(iter(parts.values()))[0])
-    per_shard = max(1, (shard_mib << 20) // first.data_CHW.nbytes)
-    bands, entries = BandAccumulator(), []
-    stream = iter(watch([key for keys in parts.values() for key in keys]))
-    stats_split = "train" if "train" in parts else next(iter(parts))
+    """Write the cubes of each split as shards, index and manifest; `out` appears whole, or not at all.
 
-    def checked(split: str, count: int) -> Iterator[Cube]:
-        for _ in range(count):
-            cube = read(next(stream))
-            _same_kind(cube, first)
-            if split == stats_split:
-                bands.add(cube)
-            yield cube
-
-    for split, keys in parts.items():
-        for number, start in enumerate(range(0, len(keys), per_shard)):
-            shard = folder / f"{split}-{number:06d}.tar"
-            payload = "cube" if first.data_CHW.dtype == np.uint16 else "latent"
-            index = write_shard(shard, checked(split, min(per_shard, len(keys) - start)), codec=codec, payload=payload)
-            entries.append(entry_of(shard, index, split))
-    manifest = describe(
-        first,
-        shards=entries,
-        splits={s: {"count": len(keys), "subjects": len({subject_of[k] for k in keys})} for s, keys in parts.items()},
-        stats=bands.stats(stats_split, first.meta.scale, first.meta.offset),
-        source=request,
-    )
-    write_manifest(folder, manifest)
+    Raises:
+        InputError: cubes of mixed shape, dtype, band list or affine map; `out` cannot be written. TryAgain: disk full.
+    """
+    with durable.explained(out):
+        out.parent.mkdir(parents=True, exist_ok=True)
+        staging = durable.part_name(out)
+        staging.mkdir()
+    try:
+        stats_split = "train" if "train" in parts else next(iter(parts))
+        bands, first, entries, sizes = BandAccumulator(), None, [], {}
+        for split, cubes in parts.items():
+            waiting, subjects = iter(cubes), set()
+            while (head := next(waiting, None)) is not None:
+                first = first or head
+                chunk = chain([head], islice(waiting, max(0, (shard_mib << 20) // head.data_CHW.nbytes - 1)))
+                shard = staging / f"{split}-{sum(e.split == split for e in entries):06d}.tar"
+                checked = _checked(chunk, first, bands if split == stats_split else None)
+                index = write_shard(shard, checked, codec=codec, payload=payload_of(head))
+                entries.append(entry_of(shard, index, split))
+                subjects.update(index.subjects)
+            sizes[split] = {"count": sum(e.count for e in entries if e.split == split), "subjects": len(subjects)}
+        stats = bands.stats(stats_split, first.meta.scale, first.meta.offset)
+        manifest = describe(first, shards=entries, splits=sizes, stats=stats, source=source)
+        write_manifest(staging, manifest)
+        durable.publish_folder(staging, out)
+    except BaseException:
+        shutil.rmtree(staging, ignore_errors=True)
+        raise
     return manifest
+
+
+def _checked(cubes: Iterable[Cube], first: Cube, bands: BandAccumulator | None) -> Iterator[Cube]:
+    """The cubes, each of the kind of `first`, entered into the statistics as they pass."""
+    for cube in cubes:
+        _same_kind(cube, first)
+        if bands is not None:
+            bands.add(cube)
+        yield cube
+
+
+def payload_of(cube: Cube) -> str:
+    """'cube' for stored counts, 'latent' for floats."""
+    return "cube" if cube.data_CHW.dtype == np.uint16 else "latent"
 
 
 def index_folder(folder: Path) -> Manifest:
@@ -302,7 +303,7 @@ def describe(
 ) -> Manifest:
     """The manifest of a set of which `first` is one sample."""
     return Manifest(
-        payload="cube" if first.data_CHW.dtype == np.uint16 else "latent",
+        payload=payload_of(first),
         dtype=first.data_CHW.dtype.name,
         shape=first.data_CHW.shape,
         wavelengths_nm=first.meta.wavelengths_nm,

@@ -39,6 +39,11 @@ class Batch:
     labels_BHW: torch.Tensor | None = None
     fov_BHW: torch.Tensor | None = None
 
+    def part(self, rows: slice) -> Batch:
+        """Some of the samples, as views."""
+        cut = {name: value[rows] if value is not None and name != "position" else value for name, value in vars(self).items()}
+        return Batch(**cut)
+
 
 class CubeStream:
     """Batches of one split, in the order of order.py.

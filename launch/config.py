@@ -1,0 +1,180 @@
+"""The one typed configuration tree, its presets, dotted overrides, and errors that name the nearest key."""
+
+from __future__ import annotations
+
+import dataclasses
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+
+from data_shards.errors import InputError, nearest
+from data_shards.phantom import PhantomConfig
+from ldm.diffusion import ObjectiveConfig
+from ldm.ema import EMAConfig
+from ldm.models.codebook import CodebookConfig
+from ldm.models.denoiser import UNetConfig
+from ldm.models.discriminator import PatchGANConfig
+from ldm.models.vqgan import VQGANConfig
+from ldm.sampler import SamplerConfig
+from ldm.training.engine import EngineConfig
+from ldm.training.loop import LoopConfig
+from ldm.training.schedules import OptimizerConfig
+from ldm.training.vqgan import VQGANLossConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """Attributes:
+    dataset: a packed dataset; empty: phantoms are made from `phantom` and packed into the run folder.
+    subjects, visits: of the phantoms; two eyes each.
+    splits: fractions by subject.
+    """
+
+    dataset: str = ""
+    phantom: PhantomConfig = field(default_factory=PhantomConfig)
+    subjects: int = 60
+    visits: int = 2
+    splits: dict[str, float] = field(default_factory=lambda: {"train": 0.8, "val": 0.1, "test": 0.1})
+    codec: str = "raw"
+    workers: int = 2
+
+
+@dataclass(frozen=True, kw_only=True)
+class VQGANStage:
+    """Everything that trains the autoencoder."""
+
+    model: VQGANConfig = field(default_factory=VQGANConfig)
+    codebook: CodebookConfig = field(default_factory=CodebookConfig)
+    discriminator: PatchGANConfig = field(default_factory=PatchGANConfig)
+    loss: VQGANLossConfig = field(default_factory=VQGANLossConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    loop: LoopConfig = field(default_factory=LoopConfig)
+    engine: EngineConfig = field(default_factory=EngineConfig)
+    flip: bool = True
+
+
+@dataclass(frozen=True, kw_only=True)
+class DiffusionStage:
+    """Everything that trains the denoiser on cached latents."""
+
+    model: UNetConfig = field(default_factory=UNetConfig)
+    objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
+    ema: EMAConfig = field(default_factory=EMAConfig)
+    optimizer: OptimizerConfig = field(default_factory=lambda: OptimizerConfig(lr=3e-4, decay="cosine"))
+    loop: LoopConfig = field(default_factory=LoopConfig)
+    engine: EngineConfig = field(default_factory=EngineConfig)
+    sampler: SamplerConfig = field(default_factory=SamplerConfig)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SampleConfig:
+    """Attributes:
+    count: images to generate.
+    shard: images a shard.
+    seed: of the noise; image i starts from the noise of (seed, i).
+    quantise: decode the nearest codes, as the decoder was trained; False decodes the latents as they are.
+    """
+
+    count: int = 256
+    shard: int = 64
+    batch: int = 16
+    seed: int = 0
+    quantise: bool = True
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """A run, from cubes to report."""
+
+    run: str = "runs/demo"
+    data: DataConfig = field(default_factory=DataConfig)
+    vqgan: VQGANStage = field(default_factory=VQGANStage)
+    diffusion: DiffusionStage = field(default_factory=DiffusionStage)
+    sample: SampleConfig = field(default_factory=SampleConfig)
+
+
+def preset_names() -> list[str]:
+    """Names of the presets that travel with the package."""
+    return sorted(p.name.removesuffix(".yaml") for p in resources.files("launch").joinpath("presets").iterdir() if p.name.endswith(".yaml"))
+
+
+def load(preset: str, overrides: list[str] = ()) -> Config:
+    """A preset's name or a YAML file, then `a.b.c=value` overrides.
+
+    Raises:
+        InputError: unknown preset or key (with the nearest), a value of the wrong type or out of range.
+    """
+    path = Path(preset)
+    if path.suffix in (".yaml", ".yml"):
+        if not path.is_file():
+            raise InputError("no such file", where=path, expected="a YAML configuration", mend="retinaforge presets")
+        text = path.read_text()
+    elif preset in preset_names():
+        text = resources.files("launch").joinpath("presets", f"{preset}.yaml").read_text()
+    else:
+        raise InputError(f"unknown preset {preset!r}", expected=nearest(preset, preset_names()), mend="retinaforge presets")
+    tree = parse_yaml(text, preset)
+    for override in overrides:
+        key, sep, value = override.partition("=")
+        if not sep:
+            raise InputError(f"override {override!r}", expected="KEY.SUBKEY=VALUE", mend="for example vqgan.model.channels=64")
+        node = tree
+        *path_keys, last = key.split(".")
+        for part in path_keys:
+            node = node.setdefault(part, {})
+            if not isinstance(node, dict):
+                raise InputError(f"{key!r}: {part!r} is a value, not a section", expected="a key of the tree", mend="retinaforge run --dry-run")
+        node[last] = parse_yaml(value, override)
+    return from_tree(tree, where=preset)
+
+
+def parse_yaml(text: str, where: object) -> Any:
+    """YAML by the safe loader: data only, never objects."""
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise InputError(f"not YAML: {error}", where=where) from error
+    return {} if value is None else value
+
+
+def from_tree(tree: Mapping[str, Any], *, where: object = None) -> Config:
+    """A validated Config from nested mappings."""
+    _check_keys(tree, Config, "", where)
+    try:
+        return TypeAdapter(Config, config=ConfigDict(strict=False)).validate_python(tree)
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(str(part) for part in first["loc"])
+        cause = first.get("ctx", {}).get("error")
+        if isinstance(cause, InputError):
+            raise InputError(cause.what, where=f"{where}: {key}", expected=cause.expected, mend=cause.mend) from None
+        raise InputError(f"{key} = {first['input']!r}: {first['msg']}", where=where, expected="see retinaforge run --dry-run") from None
+
+
+def to_tree(config: Any) -> dict[str, Any]:
+    """Nested plain values, ready for YAML or JSON."""
+    return TypeAdapter(type(config)).dump_python(config, mode="json")
+
+
+def to_yaml(config: Config) -> str:
+    """The resolved tree, as `--dry-run` prints it and run.yaml keeps it."""
+    return yaml.safe_dump(to_tree(config), sort_keys=False, default_flow_style=None, width=120)
+
+
+def _check_keys(tree: Any, cls: type, prefix: str, where: object) -> None:
+    """Refuse unknown keys, naming the nearest known one at that place."""
+    if not isinstance(tree, Mapping):
+        raise InputError(f"{prefix.rstrip('.') or 'the configuration'} is {tree!r}", where=where, expected="a section with keys")
+    hints = typing.get_type_hints(cls)
+    known = [f.name for f in dataclasses.fields(cls)]
+    for key, value in tree.items():
+        if key not in known:
+            raise InputError(f"unknown key {prefix + str(key)!r}", where=where, expected=nearest(str(key), known), mend="retinaforge run --dry-run shows all keys")
+        if dataclasses.is_dataclass(hints[key]):
+            _check_keys(value, hints[key], f"{prefix}{key}.", where)

@@ -1,0 +1,53 @@
+"""Denoisers of the latent diffusion. Add one: its config and class here or in a file beside, and a line in DENOISERS.
+
+Legend: B batch, D latent channel, h w latent pixels.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from diffusers import UNet2DModel
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True, kw_only=True)
+class UNetConfig:
+    """Attributes:
+    latent_channels: D, taken from the autoencoder when 0.
+    channels: base width; the three levels are 1, 2 and 4 times as wide.
+    layers: residual blocks a level.
+    attention: levels with self-attention, 0 the finest.
+    """
+
+    latent_channels: int = 0
+    channels: int = 128
+    layers: int = 2
+    attention: tuple[int, ...] = (1, 2)
+
+
+class UNet(nn.Module):
+    """diffusers' U-Net on latents of three levels; h and w are multiples of 4."""
+
+    def __init__(self, config: UNetConfig) -> None:
+        super().__init__()
+        assert config.latent_channels > 0, "latent channels are filled in from the autoencoder before a model is built"
+        self.config = config
+        down = tuple("AttnDownBlock2D" if level in config.attention else "DownBlock2D" for level in range(3))
+        up = tuple("AttnUpBlock2D" if level in config.attention else "UpBlock2D" for level in reversed(range(3)))
+        self.net = UNet2DModel(
+            in_channels=config.latent_channels,
+            out_channels=config.latent_channels,
+            layers_per_block=config.layers,
+            block_out_channels=tuple(config.channels * m for m in (1, 2, 4)),
+            down_block_types=down,
+            up_block_types=up,
+            norm_num_groups=min(32, config.channels),
+        )
+
+    def forward(self, z_BDHW: Tensor, t_B: Tensor) -> Tensor:
+        """Prediction of the objective's target at time t in [0, 1000)."""
+        return self.net(z_BDHW, t_B, return_dict=False)[0]
+
+
+DENOISERS = {UNetConfig: UNet}

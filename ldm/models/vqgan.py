@@ -1,0 +1,101 @@
+"""The autoencoder of the VQ-GAN: diffusers' encoder and decoder around a latent of D channels.
+
+Legend: B batch, C band, H W pixels, D latent channel, h w latent pixels.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from diffusers.models.autoencoders.vae import Decoder, Encoder
+from torch import Tensor, nn
+
+from data_shards.errors import InputError
+from ldm.models.codebook import Codebook
+
+MULTIPLES = {4: (1, 2, 2), 8: (1, 2, 2, 4), 16: (1, 2, 2, 4, 4)}
+"""Channel multiple of each level, by compression: one level more for each halving."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class VQGANConfig:
+    """Attributes:
+    bands: C, taken from the dataset when 0.
+    compression: H / h; 4, 8 or 16.
+    latent_channels: D. A large D tends to collapse: the health gate before diffusion says so.
+    channels: width of the first level; a multiple of `norm_groups`.
+    layers: residual blocks a level.
+    """
+
+    bands: int = 0
+    compression: Literal[4, 8, 16] = 8
+    latent_channels: int = 8
+    channels: int = 64
+    layers: int = 2
+    norm_groups: int = 32
+
+    def __post_init__(self) -> None:
+        if self.compression not in MULTIPLES:
+            raise InputError(f"compression {self.compression}", expected=f"one of {sorted(MULTIPLES)}")
+        if self.channels % self.norm_groups or self.latent_channels < 1:
+            raise InputError(f"channels {self.channels}", expected=f"a multiple of norm_groups ({self.norm_groups})")
+
+
+class VQGAN(nn.Module):
+    """Encoder, decoder and the two 1×1 convolutions beside the codebook (Esser et al. 2021). Any number of bands."""
+
+    def __init__(self, config: VQGANConfig) -> None:
+        super().__init__()
+        assert config.bands > 0, "bands are filled in from the dataset before a model is built"
+        self.config = config
+        widths = tuple(config.channels * m for m in MULTIPLES[config.compression])
+        shared = {"block_out_channels": widths, "layers_per_block": config.layers, "norm_num_groups": config.norm_groups}
+        D = config.latent_channels
+        self.encoder = Encoder(config.bands, D, down_block_types=("DownEncoderBlock2D",) * len(widths), double_z=False, **shared)
+        self.quant_conv = nn.Conv2d(D, D, 1)
+        self.post_quant_conv = nn.Conv2d(D, D, 1)
+        self.decoder = Decoder(D, config.bands, up_block_types=("UpDecoderBlock2D",) * len(widths), **shared)
+
+    def encode(self, x_BCHW: Tensor) -> Tensor:
+        """Normalised cubes → latents before quantisation, (B, D, H/f, W/f).
+
+        Raises:
+            InputError: height or width is not a multiple of the compression, or the bands are not the model's.
+        """
+        f = self.config.compression
+        if x_BCHW.shape[1] != self.config.bands or x_BCHW.shape[2] % f or x_BCHW.shape[3] % f:
+            raise InputError(
+                f"cubes of shape {tuple(x_BCHW.shape[1:])}",
+                expected=f"{self.config.bands} bands, height and width multiples of {f}",
+                mend="retinaforge data import --resize HxW (or --crop)",
+            )
+        return self.quant_conv(self.encoder(x_BCHW))
+
+    def decode(self, z_BDHW: Tensor) -> Tensor:
+        """Quantised latents → normalised cubes."""
+        return self.decoder(self.post_quant_conv(z_BDHW))
+
+    def forward(self, x_BCHW: Tensor, codebook: Codebook) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Reconstruction, latents, code indices, and the input of the decoder's last layer (for the adaptive weight)."""
+        h_BDHW = self.encode(x_BCHW)
+        z_BDHW, index_BHW = codebook(h_BDHW)
+        caught: list[Tensor] = []
+        handle = self.last_layer.register_forward_pre_hook(lambda _, args: caught.append(args[0].detach()))
+        try:
+            rec_BCHW = self.decode(z_BDHW)
+        finally:
+            handle.remove()
+        return rec_BCHW, h_BDHW, index_BHW, caught[0]
+
+    @property
+    def last_layer(self) -> nn.Conv2d:
+        return self.decoder.conv_out
+
+
+def initialised(build, seed: int) -> nn.Module:
+    """Build a module with its weights a function of `seed` alone; the global generator is left as it was."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return build()

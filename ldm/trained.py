@@ -1,0 +1,121 @@
+"""Trained networks, loaded from the newest checkpoint that verifies. All they need stands in the checkpoint itself."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from data_shards.errors import InputError
+from data_shards.manifest import BandStats, Manifest
+from ldm.comm import Alone
+from ldm.diffusion import ObjectiveConfig
+from ldm.models.codebook import Codebook, CodebookConfig
+from ldm.models.denoiser import UNet, UNetConfig
+from ldm.models.vqgan import VQGAN, VQGANConfig
+from ldm.normalise import BandNormaliser
+from ldm.training.checkpoint import COMMIT, CheckpointStore
+from ldm.training.engine import load_strictly
+
+
+@dataclass(frozen=True)
+class Autoencoder:
+    """VQ-GAN, codebook and normaliser of one checkpoint; `data` says what cubes it was trained on."""
+
+    vqgan: VQGAN
+    codebook: Codebook
+    normaliser: BandNormaliser
+    data: dict[str, Any]
+    digest: str
+
+    @torch.no_grad()
+    def reconstruct(self, stored_BCHW: Tensor) -> tuple[Tensor, Tensor]:
+        """Stored counts → reconstructed reflectance, code indices."""
+        rec_BCHW, _, index_BHW, _ = self.vqgan(self.normaliser(stored_BCHW), self.codebook)
+        return self.normaliser.reflectance(rec_BCHW), index_BHW
+
+    @torch.no_grad()
+    def decode(self, z_BDHW: Tensor, *, quantise: bool) -> Tensor:
+        """Latents → stored counts, uint16; through the nearest codes, as the decoder was trained, or as they are."""
+        return self.normaliser.stored(self.vqgan.decode(self.codebook(z_BDHW)[0] if quantise else z_BDHW))
+
+
+@dataclass(frozen=True)
+class Denoiser:
+    """EMA weights of a denoiser, the latents' normaliser, and the objective it was trained for."""
+
+    net: UNet
+    normaliser: BandNormaliser
+    objective: ObjectiveConfig
+    latent_shape: tuple[int, int, int]
+    autoencoder: str
+    digest: str
+
+
+def describe_data(manifest: Manifest) -> dict[str, Any]:
+    """What a checkpoint keeps of its dataset, so that it can be used without it."""
+    assert manifest.stats is not None
+    kept = ("shape", "dtype", "wavelengths_nm", "scale", "offset")
+    return {**{k: getattr(manifest, k) for k in kept}, "stats": asdict(manifest.stats), "digest": manifest.digest}
+
+
+def normaliser_from(data: dict[str, Any]) -> BandNormaliser:
+    """The normaliser of a `describe_data`."""
+    stats = BandStats(**data["stats"])
+    manifest = Manifest(
+        payload="", dtype=data["dtype"], shape=data["shape"], wavelengths_nm=(), scale=data["scale"], offset=data["offset"], shards=(), splits={}, stats=stats
+    )
+    return BandNormaliser.of(manifest)
+
+
+def _newest(folder: Path, what: str) -> tuple[dict[str, Any], dict[str, Tensor], str]:
+    store = CheckpointStore(folder / "checkpoints", Alone())
+    checkpoint = store.newest(progress_exists=False)
+    if checkpoint is None:
+        raise InputError(f"no trained {what}", where=folder, expected="a committed checkpoint", mend=f"retinaforge train {what}")
+    digest = hashlib.sha256((checkpoint.folder / COMMIT).read_bytes()).hexdigest()
+    return checkpoint.state["identity"], store.load(checkpoint), digest
+
+
+def _under(state: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
+
+
+def load_autoencoder(folder: Path, device: torch.device | str = "cpu") -> Autoencoder:
+    """The VQ-GAN of a training folder, in evaluation mode.
+
+    Raises:
+        InputError: nothing trained there. UnsafeResume: checkpoints, but none that verifies.
+    """
+    identity, state, digest = _newest(folder, "vqgan")
+    vqgan = VQGAN(VQGANConfig(**identity["model"]))
+    load_strictly(vqgan, _under(state, "vqgan.model."), folder)
+    codebook = Codebook(CodebookConfig(**identity["codebook"]), channels=vqgan.config.latent_channels, seed=0)
+    load_strictly(codebook, _under(state, "codebook."), folder)
+    parts = (vqgan.eval().to(device), codebook.to(device), normaliser_from(identity["data"]).to(device))
+    return Autoencoder(*parts, data=identity["data"], digest=digest)
+
+
+def load_denoiser(folder: Path, device: torch.device | str = "cpu") -> Denoiser:
+    """The averaged denoiser of a training folder, in evaluation mode.
+
+    Raises:
+        InputError: nothing trained there. UnsafeResume: checkpoints, but none that verifies.
+    """
+    identity, state, digest = _newest(folder, "diffusion")
+    model = {**identity["model"], "attention": tuple(identity["model"]["attention"])}
+    net = UNet(UNetConfig(**model))
+    own = _under(state, "denoiser.model.")
+    load_strictly(net, {**own, **{k: v.to(own[k].dtype) for k, v in _under(state, "ema.").items()}}, folder)
+    return Denoiser(
+        net.eval().to(device),
+        normaliser_from(identity["data"]).to(device),
+        ObjectiveConfig(**identity["objective"]),
+        tuple(identity["data"]["shape"]),
+        identity["autoencoder"],
+        digest,
+    )

@@ -1,0 +1,68 @@
+"""Trainer of the latent diffusion.
+
+Legend: B batch, D latent channel.
+"""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from data_shards.stream import Batch
+from ldm.diffusion import ObjectiveConfig, noised, schedule
+from ldm.ema import EMA, EMAConfig, decay_at
+from ldm.normalise import BandNormaliser
+from ldm.training.engine import Engine
+from ldm.training.schedules import OptimizerConfig, learning_rate
+
+
+class DiffusionTrainer:
+    """Denoising loss on cached latents; noise and time are functions of (seed, global position)."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        denoiser: nn.Module,
+        normaliser: BandNormaliser,
+        *,
+        objective: ObjectiveConfig,
+        optimizer: OptimizerConfig,
+        ema: EMAConfig,
+        total: int,
+        seed: int,
+    ) -> None:
+        self.engine, self.objective, self.optimizer, self.ema_config, self.total, self.seed = engine, objective, optimizer, ema, total, seed
+        self.denoiser = engine.add(
+            "denoiser", denoiser, lr=optimizer.lr, betas=(optimizer.beta1, optimizer.beta2), weight_decay=optimizer.weight_decay
+        )
+        self.module = denoiser
+        self.normaliser = normaliser.to(engine.device)
+        self.ema = EMA(denoiser)
+        self.scheduler = schedule()
+
+    def losses(self, batch: Batch, samples: int) -> tuple[Tensor, dict[str, Tensor]]:
+        """Mean squared error of the objective's target."""
+        z_BDHW = self.normaliser(batch.cubes_BCHW.to(self.engine.device))
+        x_BDHW, t_B, target = noised(z_BDHW, batch.position_B, self.objective, seed=self.seed, scheduler=self.scheduler)
+        loss = F.mse_loss(self.denoiser(x_BDHW, t_B).float(), target)
+        return loss, {"loss/denoise": loss.detach()}
+
+    def after_step(self, samples: int, batch: int, *, skipped: bool) -> dict[str, float]:
+        """Moves the average of the weights; a skipped step leaves it untouched."""
+        if not skipped:
+            self.ema.update(self.module, decay_at(samples + batch, batch, self.ema_config))
+        return {}
+
+    def start_epoch(self, epoch: int) -> dict[str, float]:
+        return {}
+
+    def learning_rates(self, samples: int) -> dict[str, float]:
+        return {"denoiser": learning_rate(samples, self.total, self.optimizer)}
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The averaged weights."""
+        return self.ema.tensors("ema")
+
+    def load_tensors(self, state: dict[str, Tensor]) -> None:
+        """The inverse of `tensors`."""
+        self.ema.load(state, "ema")

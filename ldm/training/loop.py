@@ -1,0 +1,232 @@
+"""The one training loop. Reads from top to bottom; a trainer is a small object with `losses(batch)`."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from data_shards import durable
+from data_shards.errors import InputError, RetinaforgeError
+from data_shards.stream import Batch, CubeStream
+from ldm.training.checkpoint import CheckpointStore
+from ldm.training.engine import Engine
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoopConfig:
+    """Lengths are in samples, so that they mean the same at any batch size and world.
+
+    Attributes:
+        samples: to see in all.
+        batch: global batch: micro batch × accumulation × world.
+        checkpoint_every, log_every: in samples.
+        keep: checkpoints to keep.
+        max_bad_steps: non-finite steps in a row before the run goes back to its last checkpoint (once), then fails.
+        seed: of the order, the noise and the initial weights.
+    """
+
+    samples: int = 100_000
+    batch: int = 8
+    checkpoint_every: int = 2000
+    log_every: int = 80
+    keep: int = 2
+    max_bad_steps: int = 10
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if min(self.samples, self.batch, self.checkpoint_every, self.log_every, self.max_bad_steps) < 1:
+            raise InputError("a length below 1", where="loop", expected="samples, batch, checkpoint_every, log_every, max_bad_steps at least 1")
+
+
+class Diverged(RetinaforgeError):
+    """The loss stayed non-finite, also after going back to the last checkpoint."""
+
+
+class Trainer(Protocol):
+    """What the loop asks of a trainer."""
+
+    def start_epoch(self, epoch: int) -> dict[str, float]: ...
+    def losses(self, batch: Batch, samples: int) -> tuple[Tensor, dict[str, Tensor]]: ...
+    def learning_rates(self, samples: int) -> dict[str, float]: ...
+    def after_step(self, samples: int, batch: int, *, skipped: bool) -> dict[str, float]: ...
+    def tensors(self) -> dict[str, Tensor]: ...
+    def load_tensors(self, state: dict[str, Tensor]) -> None: ...
+
+
+Report = Callable[[int, dict[str, float]], None]
+
+
+def fit(
+    trainer: Trainer,
+    stream: CubeStream,
+    engine: Engine,
+    store: CheckpointStore,
+    log: MetricLog,
+    config: LoopConfig,
+    *,
+    identity: dict[str, Any],
+    stop: Callable[[], bool],
+    report: Report = lambda samples, values: None,
+) -> int:
+    """Train until `config.samples` are seen or `stop()` holds on any rank; returns the samples seen.
+
+    Args:
+        identity: what a checkpoint must share with this run to be continued (dataset digest, model configuration).
+
+    Raises:
+        UnsafeResume: the newest checkpoint cannot be loaded or belongs to another run. Diverged: see LoopConfig.
+    """
+    if stream.batch_size * engine.world != config.batch or stream.batch_size % engine.config.accumulation:
+        raise InputError(
+            f"global batch {config.batch}",
+            where="loop.batch",
+            expected=f"a multiple of world × accumulation = {engine.world} × {engine.config.accumulation}",
+            mend="change loop.batch or engine.accumulation",
+        )
+    samples, epoch = _resume(trainer, engine, store, log, identity)
+    batches, bad, returned = stream.batches(samples), 0, False
+    since, counted = time.perf_counter(), samples
+    while samples < config.samples:
+        epoch_values: dict[str, float] = {}
+        if samples // stream.count > epoch:
+            epoch = samples // stream.count
+            epoch_values = trainer.start_epoch(epoch)
+
+        # forward and backward, micro batch by micro batch
+        values: dict[str, Tensor] = {}
+        micro = _micro_batches(next(batches), engine.config.accumulation)
+        for i, part in enumerate(micro):
+            with engine.micro_batch(last=i == len(micro) - 1):
+                loss, terms = trainer.losses(part, samples)
+                engine.backward(loss)
+            for name, value in {**terms, "loss": loss.detach()}.items():
+                values[name] = values.get(name, torch.zeros((), device=engine.device)) + value / len(micro)
+
+        # step, or skip on every rank together
+        norms = engine.gradient_norms()
+        finite = all(bool(v.isfinite()) for v in (*values.values(), *norms.values()))
+        skipped = engine.any_rank(not finite)
+        if skipped:
+            engine.clear()
+            bad += 1
+        else:
+            engine.step(trainer.learning_rates(samples))
+            bad = 0
+        step_values = trainer.after_step(samples, config.batch, skipped=skipped)
+        samples += config.batch
+
+        if bad >= config.max_bad_steps:
+            if returned or not store.committed():
+                raise Diverged(
+                    f"loss or gradient not finite in {bad} steps in a row",
+                    where=f"{samples} samples; {', '.join(k for k, v in values.items() if not v.isfinite()) or 'gradients'}",
+                    expected="finite values",
+                    mend="lower the learning rate, raise loop warm-up, or check the data: retinaforge data verify",
+                )
+            samples, epoch = _resume(trainer, engine, store, log, identity)
+            batches, bad, returned = stream.batches(samples), 0, True
+            continue
+
+        # log, commit, stop
+        if epoch_values or _crossed(samples, config.batch, config.log_every) or samples >= config.samples:
+            names = sorted(values)
+            means = engine.all_reduce_sum_(torch.stack([values[n].double() for n in names])) / engine.world
+            now = time.perf_counter()
+            row = {**dict(zip(names, means.tolist(), strict=True)), **{f"grad_norm/{k}": float(v) for k, v in norms.items()}, **step_values, **epoch_values}
+            row |= {"epoch": float(epoch), "skipped": float(skipped), "samples_per_s": (samples - counted) / max(now - since, 1e-9)}
+            row |= {f"lr/{k}": v for k, v in trainer.learning_rates(samples - config.batch).items()}
+            since, counted = now, samples
+            log.add(samples, row)
+            engine.log(row, samples)
+            report(samples, row)
+        stopping = engine.any_rank(stop())
+        if stopping or _crossed(samples, config.batch, config.checkpoint_every) or samples >= config.samples:
+            log.flush()
+            store.commit(samples, {"epoch": epoch, "identity": identity}, {**engine.tensors(), **trainer.tensors()})
+        if stopping:
+            break
+    return samples
+
+
+def _crossed(samples: int, batch: int, every: int) -> bool:
+    """True when this step carried the count over a multiple of `every`."""
+    return samples // every != (samples - batch) // every
+
+
+def _micro_batches(batch: Batch, accumulation: int) -> list[Batch]:
+    """Equal parts of a rank's batch, neighbours in position kept together."""
+    if accumulation == 1:
+        return [batch]
+    n = len(batch.keys) // accumulation
+    return [batch.part(slice(i * n, (i + 1) * n)) for i in range(accumulation)]
+
+
+def _resume(trainer: Trainer, engine: Engine, store: CheckpointStore, log: MetricLog, identity: dict[str, Any]) -> tuple[int, int]:
+    """(samples, epoch) of the newest checkpoint, its state loaded; (0, -1) for a run that has none."""
+    from data_shards.errors import UnsafeResume
+
+    checkpoint = store.newest(progress_exists=engine.broadcast(log.exists()))
+    if checkpoint is None:
+        return 0, -1
+    for key, mine in identity.items():
+        theirs = checkpoint.state["identity"].get(key)
+        if json.loads(json.dumps(mine)) != theirs:
+            raise UnsafeResume(
+                f"the checkpoint has another {key}: {theirs}",
+                where=checkpoint.folder,
+                expected=str(mine),
+                mend="continue with the configuration in run.yaml, or give the run another name (--run)",
+            )
+    state = store.load(checkpoint)
+    engine.load_tensors(state)
+    trainer.load_tensors(state)
+    log.cut(checkpoint.samples)
+    return checkpoint.samples, checkpoint.state["epoch"]
+
+
+class MetricLog:
+    """metrics.jsonl: one JSON object a logged step. Rows after the checkpoint that a run resumes from are cut off."""
+
+    def __init__(self, path: Path, *, writes: bool) -> None:
+        self.path, self.writes, self._rows = path, writes, []
+
+    def exists(self) -> bool:
+        return self.path.exists() and self.path.stat().st_size > 0
+
+    def add(self, samples: int, row: dict[str, float]) -> None:
+        self._rows.append(json.dumps({"samples": samples, **{k: v if math.isfinite(v) else None for k, v in row.items()}}))
+        self.flush()
+
+    def flush(self) -> None:
+        if self.writes and self._rows:
+            with durable.explained(self.path):
+                self.path.parent.mkdir(parents=True, exist_ok=True)
+                with open(self.path, "a") as file:
+                    file.write("\n".join(self._rows) + "\n")
+        self._rows = []
+
+    def cut(self, samples: int) -> None:
+        """Drop the rows after `samples`, and a last line that a kill left torn."""
+        if self.writes and self.path.exists():
+            kept = [line for line, row in self._read() if row["samples"] <= samples]
+            durable.write_bytes(self.path, ("\n".join(kept) + "\n" if kept else "").encode())
+
+    def _read(self) -> Iterator[tuple[str, dict[str, Any]]]:
+        for line in self.path.read_text().splitlines():
+            try:
+                yield line, json.loads(line)
+            except ValueError:
+                return  # torn by a kill; everything before it is whole
+
+
+def read_log(path: Path) -> list[dict[str, Any]]:
+    """Rows of a metrics.jsonl, [] when there is none."""
+    return [row for _, row in MetricLog(path, writes=False)._read()] if path.exists() else []

@@ -1,0 +1,231 @@
+"""Trainer of the VQ-GAN: reconstruction, codebook, and a PatchGAN with the adaptive weight taken by leaf gradients.
+
+Legend: B batch, C band, H W pixels, D latent channel, K code, N vector.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from data_shards.errors import InputError
+from data_shards.order import hash64, sample_at
+from data_shards.stream import Batch, CubeStream
+from ldm.kmeans import kmeans
+from ldm.losses import adaptive_weight, feature_matching, hinge_discriminator, last_layer_gradient, spectral_angle_rad
+from ldm.models.codebook import Codebook, usage_and_perplexity
+from ldm.models.discriminator import PatchGAN
+from ldm.models.vqgan import VQGAN
+from ldm.normalise import BandNormaliser
+from ldm.training.engine import Engine
+from ldm.training.schedules import OptimizerConfig, learning_rate
+
+
+@dataclass(frozen=True, kw_only=True)
+class VQGANLossConfig:
+    """Attributes:
+    l1, spectral_angle: weights of the reconstruction terms.
+    gan: scale of the adaptive weight; 0 trains without a discriminator.
+    feature_matching: weight relative to the generator's hinge term, under the same adaptive weight.
+    gan_start_samples: the discriminator joins after so many samples; an earlier start lets it win before the
+        reconstruction is any good.
+    """
+
+    l1: float = 1.0
+    spectral_angle: float = 1.0
+    gan: float = 0.5
+    feature_matching: float = 1.0
+    gan_start_samples: int = 10_000
+
+    def __post_init__(self) -> None:
+        if min(self.l1, self.spectral_angle, self.gan, self.feature_matching, self.gan_start_samples) < 0:
+            raise InputError("a weight below 0", where="vqgan.loss", expected="weights and gan_start_samples at least 0")
+
+
+class VQGANTrainer:
+    """Losses and codebook of the VQ-GAN. The codebook stays outside the engine, in fp32.
+
+    Args:
+        stream: the training stream; k-means reads the epoch's first samples through it.
+        total: samples of the whole run, for the schedules.
+        flip: mirror cubes left to right, by (seed, sample, epoch).
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        vqgan: VQGAN,
+        codebook: Codebook,
+        discriminator: PatchGAN,
+        normaliser: BandNormaliser,
+        stream: CubeStream,
+        *,
+        loss: VQGANLossConfig,
+        optimizer: OptimizerConfig,
+        total: int,
+        seed: int,
+        flip: bool = True,
+    ) -> None:
+        self.engine, self.config, self.optimizer, self.total, self.seed, self.flip = engine, loss, optimizer, total, seed, flip
+        rates: dict[str, Any] = {"lr": optimizer.lr, "betas": (optimizer.beta1, optimizer.beta2), "weight_decay": optimizer.weight_decay}
+        self.vqgan = engine.add("vqgan", vqgan, **rates)
+        self.discriminator = engine.add("discriminator", discriminator, **rates)
+        self.module, self.plain_discriminator = vqgan, discriminator
+        self.codebook = codebook.to(engine.device)
+        self.normaliser = normaliser.to(engine.device)
+        self.stream = stream
+        self.statistics: Tensor | None = None
+        self.latents: list[tuple[np.ndarray, Tensor]] = []
+        self.counts_K = torch.zeros(codebook.config.codes, dtype=torch.float64, device=engine.device)
+        self.last_layer_shape = vqgan.last_layer.weight.shape
+
+    def losses(self, batch: Batch, samples: int) -> tuple[Tensor, dict[str, Tensor]]:
+        """One micro batch: total loss, and its terms for the log."""
+        x_BCHW, fov_BHW = self._prepared(batch)
+        rec_BCHW, h_BDHW, index_BHW, last_input = self.vqgan(x_BCHW, self.codebook)
+        self._remember(batch, h_BDHW, index_BHW)
+
+        l1 = F.l1_loss(rec_BCHW.float(), x_BCHW)
+        angle = spectral_angle_rad(self.normaliser.reflectance(rec_BCHW.float()), self.normaliser.reflectance(x_BCHW), fov_BHW)
+        quantised = self.codebook.codes_KD[index_BHW].movedim(-1, 1)
+        commitment = F.mse_loss(h_BDHW.float(), quantised)
+        reconstruction = self.config.l1 * l1 + self.config.spectral_angle * angle
+        total = reconstruction + self.codebook.config.commitment * commitment
+        terms = {"loss/l1": l1.detach(), "loss/spectral_angle_rad": angle.detach(), "loss/commitment": commitment.detach()}
+        if samples < self.config.gan_start_samples or not self.config.gan:
+            return total, terms
+        generator, gan_terms = self._generator(x_BCHW, rec_BCHW, last_input, fov_BHW)
+        discriminator, d_terms = self._discriminator(x_BCHW, rec_BCHW)
+        return total + generator + discriminator, {**terms, **gan_terms, **d_terms}
+
+    def _generator(self, x_BCHW: Tensor, rec_BCHW: Tensor, last_input: Tensor, fov_BHW: Tensor | None) -> tuple[Tensor, dict[str, Tensor]]:
+        """The generator's terms, fed back as a fixed direction at the reconstruction (see `last_layer_gradient`)."""
+        leaf = rec_BCHW.detach().float().requires_grad_()
+        l1 = F.l1_loss(leaf, x_BCHW)
+        angle = spectral_angle_rad(self.normaliser.reflectance(leaf), self.normaliser.reflectance(x_BCHW), fov_BHW)
+        (rec_gradient,) = torch.autograd.grad(self.config.l1 * l1 + self.config.spectral_angle * angle, leaf)
+        with torch.no_grad():
+            _, real_features = self.plain_discriminator(x_BCHW)
+        logits, features = self.plain_discriminator(leaf)
+        hinge, matching = -logits.mean(), feature_matching(real_features, features)
+        (gan_gradient,) = torch.autograd.grad(hinge, leaf, retain_graph=True)
+        (matching_gradient,) = torch.autograd.grad(matching, leaf)
+        at_weight = torch.stack([last_layer_gradient(last_input, g, self.last_layer_shape) for g in (rec_gradient, gan_gradient)])
+        rec_weight, gan_weight = self.engine.all_reduce_sum_(at_weight) / self.engine.world
+        weight = adaptive_weight(rec_weight, gan_weight, scale=self.config.gan)
+        direction = weight * (gan_gradient + self.config.feature_matching * matching_gradient)
+        fed_back = (rec_BCHW.float() * direction).sum()
+        terms = {"loss/generator": hinge.detach(), "loss/feature_matching": matching.detach(), "gan/adaptive_weight": weight}
+        return fed_back - fed_back.detach(), terms
+
+    def _discriminator(self, x_BCHW: Tensor, rec_BCHW: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """Hinge loss on real and reconstructed cubes, through the wrapped discriminator in one call."""
+        logits, _ = self.discriminator(torch.cat([x_BCHW, rec_BCHW.detach().to(x_BCHW)]))
+        real, fake = logits.float().chunk(2)
+        loss = hinge_discriminator(real, fake)
+        return loss, {"loss/discriminator": loss.detach(), "gan/logit_real": real.mean().detach(), "gan/logit_fake": fake.mean().detach()}
+
+    def _prepared(self, batch: Batch) -> tuple[Tensor, Tensor | None]:
+        """Normalised, perhaps mirrored cubes and field of view, on the device."""
+        x_BCHW = self.normaliser(batch.cubes_BCHW.to(self.engine.device))
+        fov_BHW = batch.fov_BHW.to(self.engine.device) if batch.fov_BHW is not None else None
+        if self.flip:
+            mirrored = torch.from_numpy(hash64(self.seed, batch.sample_B, batch.epoch_B, 7) % np.uint64(2) == 1).to(self.engine.device)
+            x_BCHW = torch.where(mirrored[:, None, None, None], x_BCHW.flip(-1), x_BCHW)
+            fov_BHW = torch.where(mirrored[:, None, None], fov_BHW.flip(-1), fov_BHW) if fov_BHW is not None else None
+        return x_BCHW, fov_BHW
+
+    # --- codebook -----------------------------------------------------------------------------------------------
+
+    def _remember(self, batch: Batch, h_BDHW: Tensor, index_BHW: Tensor) -> None:
+        """Keep what the codebook's step needs: sums of the step so far, and the latents revival may draw from."""
+        packed = self.codebook.statistics(h_BDHW, index_BHW)
+        self.statistics = packed if self.statistics is None else self.statistics + packed
+        self.latents.append((batch.position_B, h_BDHW.detach().float()))
+
+    def after_step(self, samples: int, batch: int, *, skipped: bool) -> dict[str, float]:
+        """EMA step and revival from the whole global batch; nothing when the step was skipped."""
+        statistics, latents, self.statistics, self.latents = self.statistics, self.latents, None, []
+        if skipped or statistics is None:
+            return {}
+        packed = self.engine.all_reduce_sum_(statistics)
+        self.counts_K += packed[:, -1]
+        self.codebook.update(packed)
+        dead = self.codebook.dead()
+        if len(dead):
+            self.codebook.revive(dead, self._drawn(latents, samples, batch, len(dead)))
+        usage, perplexity = usage_and_perplexity(self.counts_K)
+        return {"codes/usage": usage, "codes/perplexity": perplexity, "codes/revived": float(len(dead))}
+
+    def _drawn(self, latents: list[tuple[np.ndarray, Tensor]], samples: int, batch: int, n: int) -> Tensor:
+        """n latents of the global batch by hash of their place in it: each rank fills in those it holds, then all add."""
+        D, h, w = latents[0][1].shape[1:]
+        flat = hash64(self.seed, samples, np.arange(n), 11) % np.uint64(batch * h * w)
+        position, place = samples + (flat // np.uint64(h * w)).astype(np.int64), (flat % np.uint64(h * w)).astype(np.int64)
+        drawn_ND = torch.zeros(n, D, device=self.engine.device)
+        for position_B, h_BDHW in latents:
+            z_BND = h_BDHW.flatten(2).movedim(1, -1)
+            for b, p in enumerate(position_B):
+                mine = np.flatnonzero(position == p)
+                drawn_ND[mine] = z_BND[b, place[mine]]
+        return self.engine.all_reduce_sum_(drawn_ND)
+
+    def start_epoch(self, epoch: int) -> dict[str, float]:
+        """Usage of the epoch that ended; then, where configured, new codes by k-means over this epoch's latents."""
+        ended = {}
+        if self.counts_K.sum() > 0:
+            usage, perplexity = usage_and_perplexity(self.counts_K)
+            ended = {"codes/usage_epoch": usage, "codes/perplexity_epoch": perplexity}
+        self.counts_K.zero_()
+        when = self.codebook.config.kmeans
+        if when == "never" or (when == "first" and epoch > 0):
+            return ended
+        z_ND, ids_N = self._epoch_latents(epoch)
+        config = self.codebook.config
+        found = kmeans(z_ND, ids_N, k=config.codes, comm=self.engine, seed=self.seed + epoch, iterations=config.kmeans_iterations)
+        self.codebook.reset(found.codes_KD, found.counts_K)
+        return {**ended, "kmeans/inertia": found.inertia, "kmeans/iterations": float(found.iterations)}
+
+    @torch.no_grad()
+    def _epoch_latents(self, epoch: int) -> tuple[Tensor, np.ndarray]:
+        """This rank's share of the latents that k-means sees: places by hash in the epoch's first samples."""
+        count, wanted = self.stream.count, self.codebook.config.kmeans_vectors
+        side = [n // self.module.config.compression for n in self.stream.dataset.shape[1:]]
+        places = side[0] * side[1]
+        n_samples = min(count, max(math.ceil(wanted / places), min(256, count)))
+        each = min(places, math.ceil(wanted / n_samples))
+        g = epoch * count + np.arange(n_samples)[self.engine.rank :: self.engine.world]
+        latents, ids = [torch.empty(0, self.module.config.latent_channels, device=self.engine.device)], [np.empty(0, np.int64)]
+        self.module.eval()
+        for chunk in np.array_split(g, max(1, math.ceil(len(g) / self.stream.batch_size))):
+            sample_B, _ = sample_at(chunk, count=count, seed=self.stream.seed)
+            h_BDHW = self.module.encode(self.normaliser(self.stream.read(sample_B).cubes_BCHW.to(self.engine.device))) if len(chunk) else None
+            for b, position in enumerate(chunk):
+                chosen = np.argsort(hash64(self.seed, position, np.arange(places), 13))[:each]
+                latents.append(h_BDHW[b].flatten(1).T[torch.from_numpy(chosen).to(h_BDHW.device)].float())
+                ids.append(position * places + chosen)
+        self.module.train()
+        return torch.cat(latents), np.concatenate(ids)
+
+    # --- schedules and state ------------------------------------------------------------------------------------
+
+    def learning_rates(self, samples: int) -> dict[str, float]:
+        """The discriminator has none before its start: its optimizer does not move on zero gradients."""
+        rate = learning_rate(samples, self.total, self.optimizer)
+        active = self.config.gan > 0 and samples >= self.config.gan_start_samples
+        return {"vqgan": rate, **({"discriminator": rate} if active else {})}
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Codebook with its EMA state, and the counts of the epoch so far."""
+        return {**{f"codebook.{k}": v for k, v in self.codebook.state_dict().items()}, "codebook_counts": self.counts_K}
+
+    def load_tensors(self, state: dict[str, Tensor]) -> None:
+        """The inverse of `tensors`."""
+        self.codebook.load_state_dict({k.removeprefix("codebook."): v for k, v in state.items() if k.startswith("codebook.")})
+        self.counts_K.copy_(state["codebook_counts"])
