@@ -22,7 +22,8 @@ def spectral_angle_rad(a_BCHW: Tensor, b_BCHW: Tensor, within_BHW: Tensor | None
     if within_BHW is None:
         return angle_BHW.mean()
     within = within_BHW.to(angle_BHW)
-    return (angle_BHW * within).sum() / within.sum().clamp(min=1)
+    # by cube first: the mean over a batch must not depend on which cubes a rank holds
+    return ((angle_BHW * within).sum((1, 2)) / within.sum((1, 2)).clamp(min=1)).mean()
 
 
 def hinge_discriminator(real_logits: Tensor, fake_logits: Tensor) -> Tensor:

@@ -1,0 +1,109 @@
+"""Configuration → objects, each built in the open. What a dataset decides (bands, latent channels) is filled in here."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from torch import nn
+
+from data_shards.dataset import Dataset
+from data_shards.errors import InputError
+from data_shards.manifest import Manifest
+from data_shards.stream import CubeStream
+from launch.config import DiffusionStage, VQGANStage, to_tree
+from ldm.models.codebook import Codebook
+from ldm.models.denoiser import DENOISERS
+from ldm.models.discriminator import PatchGAN
+from ldm.models.vqgan import VQGAN, initialised
+from ldm.normalise import BandNormaliser
+from ldm.trained import describe_data
+from ldm.training.diffusion import DiffusionTrainer
+from ldm.training.engine import Engine
+from ldm.training.loop import LoopConfig
+from ldm.training.vqgan import VQGANTrainer
+
+
+def stream(dataset: Dataset, loop: LoopConfig, engine: Engine, *, maps: bool) -> CubeStream:
+    """The training stream: this rank's share of the global batch.
+
+    Raises:
+        InputError: the global batch does not divide by the world.
+    """
+    if loop.batch % engine.world:
+        raise InputError(f"global batch {loop.batch}", where="loop.batch", expected=f"a multiple of the {engine.world} ranks")
+    return CubeStream(dataset, "train", batch_size=loop.batch // engine.world, seed=loop.seed, rank=engine.rank, world=engine.world, maps=maps)
+
+
+def vqgan_modules(stage: VQGANStage, bands: int) -> tuple[VQGAN, Codebook, PatchGAN]:
+    """Freshly initialised networks for cubes of so many bands.
+
+    Raises:
+        InputError: the configuration states another number of bands.
+    """
+    for name, stated in (("vqgan.model.bands", stage.model.bands), ("vqgan.discriminator.bands", stage.discriminator.bands)):
+        if stated not in (0, bands):
+            raise InputError(f"{name} = {stated}", expected=f"{bands}, the bands of the dataset (or 0: taken from it)")
+    seed = stage.loop.seed
+    vqgan = initialised(lambda: VQGAN(replace(stage.model, bands=bands)), seed)
+    codebook = Codebook(stage.codebook, channels=stage.model.latent_channels, seed=seed)
+    return vqgan, codebook, initialised(lambda: PatchGAN(replace(stage.discriminator, bands=bands)), seed + 1)
+
+
+def vqgan_trainer(stage: VQGANStage, dataset: Dataset, engine: Engine) -> tuple[VQGANTrainer, CubeStream, dict[str, Any]]:
+    """Trainer, its stream, and the identity that its checkpoints carry."""
+    vqgan, codebook, discriminator = vqgan_modules(stage, dataset.shape[0])
+    dataset.stats  # noqa: B018 - says how to mend it when there are none
+    train = stream(dataset, stage.loop, engine, maps=True)
+    trainer = VQGANTrainer(
+        engine,
+        vqgan,
+        codebook,
+        discriminator,
+        BandNormaliser.of(dataset.manifest),
+        train,
+        loss=stage.loss,
+        optimizer=stage.optimizer,
+        total=stage.loop.samples,
+        seed=stage.loop.seed,
+        flip=stage.flip,
+    )
+    identity = {"stage": "vqgan", "model": to_tree(vqgan.config), "codebook": to_tree(stage.codebook), "seed": stage.loop.seed}
+    return trainer, train, {**identity, "discriminator": to_tree(stage.discriminator), "loss": to_tree(stage.loss), "data": describe_data(dataset.manifest)}
+
+
+def denoiser_module(stage: DiffusionStage, latents: Manifest) -> nn.Module:
+    """A freshly initialised denoiser for these latents.
+
+    Raises:
+        InputError: height or width of the latents cannot be halved twice.
+    """
+    channels, height, width = latents.shape
+    if height % 4 or width % 4:
+        raise InputError(
+            f"latents of {height}×{width}",
+            expected="multiples of 4: the denoiser halves them twice",
+            mend="retinaforge data import --resize HxW (a multiple of 4 × compression), or another vqgan.model.compression",
+        )
+    config = replace(stage.model, latent_channels=channels)
+    return initialised(lambda: DENOISERS[type(config)](config), stage.loop.seed)
+
+
+def diffusion_trainer(stage: DiffusionStage, latents: Dataset, engine: Engine) -> tuple[DiffusionTrainer, CubeStream, dict[str, Any]]:
+    """Trainer, its stream, and the identity that its checkpoints carry."""
+    if latents.payload != "latent":
+        raise InputError("this dataset holds cubes, not latents", where=latents.path, mend="retinaforge encode")
+    denoiser = denoiser_module(stage, latents.manifest)
+    trainer = DiffusionTrainer(
+        engine,
+        denoiser,
+        BandNormaliser.of(latents.manifest),
+        objective=stage.objective,
+        optimizer=stage.optimizer,
+        ema=stage.ema,
+        total=stage.loop.samples,
+        seed=stage.loop.seed,
+    )
+    identity = {"stage": "diffusion", "model": to_tree(denoiser.config), "objective": to_tree(stage.objective), "seed": stage.loop.seed}
+    origin = latents.manifest.source.get("encode", {}).get("autoencoder", "")
+    return trainer, stream(latents, stage.loop, engine, maps=False), {**identity, "autoencoder": origin, "data": describe_data(latents.manifest)}

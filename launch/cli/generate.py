@@ -1,0 +1,48 @@
+"""retinaforge encode, sample: what lies between and after the two trainings."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from data_shards.errors import InputError
+from launch.cli.options import DryRun, Overrides, Preset, resolved
+from launch.cli.progress import progress
+
+
+def encode(preset: Preset, overrides: Overrides = None, dry_run: DryRun = False) -> None:
+    """Cache the latents of the run's dataset, and check whether the autoencoder is fit to diffuse on."""
+    run = resolved(preset, overrides, dry_run)
+    from launch import stages
+
+    run.freeze()
+    warnings = stages.encode(run, progress)
+    typer.echo(f"latents in {run.latents}")
+    show_warnings(warnings)
+
+
+def sample(
+    preset: Preset,
+    overrides: Overrides = None,
+    task: Annotated[str, typer.Option(metavar="K/N", help="Make the K-th of N tasks' share of the shards, K from 1.")] = "1/1",
+    dry_run: DryRun = False,
+) -> None:
+    """Generate the synthetic set into shards; image i depends on (seed, i) alone. The same command again goes on."""
+    run = resolved(preset, overrides, dry_run)
+    from launch import stages
+
+    k, slash, n = task.partition("/")
+    if not (slash and k.isdigit() and n.isdigit()):
+        raise InputError(f"--task {task}", expected="K/N, such as 3/16")
+    run.freeze()
+    if stages.sample(run, progress, (int(k), int(n))):
+        typer.echo(f"{run.config.sample.count} images in {run.synthetic}")
+    else:
+        typer.echo(f"share {task} is made; the set in {run.synthetic} is whole when all {n} tasks are")
+
+
+def show_warnings(warnings: list[str]) -> None:
+    """The health gate's sentences, where a person sees them."""
+    for warning in warnings:
+        typer.secho(f"warning: {warning}", fg="yellow", err=True)

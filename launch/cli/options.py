@@ -1,0 +1,26 @@
+"""Arguments that several verbs share."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from launch.stages import Run
+
+Preset = Annotated[str, typer.Argument(help="A preset (see `retinaforge presets`) or a YAML file, such as the run.yaml of a run.")]
+Overrides = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Dotted overrides: vqgan.model.channels=64 run=runs/mine")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the resolved configuration and stop.")]
+
+
+def resolved(preset: str, overrides: list[str] | None, dry_run: bool = False) -> Run:
+    """The run that these words mean; with `dry_run` its configuration is printed and nothing else happens."""
+    from launch.config import load, to_yaml
+    from launch.stages import Run
+
+    config = load(preset, overrides or [])
+    if dry_run:
+        typer.echo(to_yaml(config), nl=False)
+        raise typer.Exit
+    return Run(config)

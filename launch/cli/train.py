@@ -1,0 +1,40 @@
+"""retinaforge train …: the two trainers. The same command under any launcher; run again, it resumes."""
+
+from __future__ import annotations
+
+import contextlib
+
+import typer
+
+from launch.cli.meter import Meter, meter
+from launch.cli.options import DryRun, Overrides, Preset, resolved
+
+app = typer.Typer(help="Train the VQ-GAN, then the latent diffusion. The same command again resumes.", no_args_is_help=True)
+
+
+@app.command()
+def vqgan(preset: Preset, overrides: Overrides = None, dry_run: DryRun = False) -> None:
+    """Train the autoencoder and its codebook on the run's dataset."""
+    train_stage(resolved(preset, overrides, dry_run), "vqgan")
+
+
+@app.command()
+def diffusion(preset: Preset, overrides: Overrides = None, dry_run: DryRun = False) -> None:
+    """Train the denoiser on the run's cached latents (see `retinaforge encode`)."""
+    train_stage(resolved(preset, overrides, dry_run), "diffusion")
+
+
+def train_stage(run, stage: str) -> None:
+    """Train one stage, rank 0 showing how far it is."""
+    from launch import stages
+
+    shown: list[Meter] = []
+    with contextlib.ExitStack() as stack:
+
+        def started(engine) -> None:
+            total = getattr(run.config, stage).loop.samples
+            shown.append(stack.enter_context(meter(stage, total, shown=engine.is_main)))
+
+        samples = stages.train(run, stage, report=lambda samples, values: shown[0](samples, values), started=started)
+    if shown[0].shown:
+        typer.echo(f"{stage}: {samples:,} samples, checkpoints in {getattr(run, stage) / 'checkpoints'}")

@@ -1,0 +1,192 @@
+"""The stages of a run, in order: data, vqgan, encode, diffusion, sample, evaluate, audit, report.
+
+Each finds what the former left in the run folder and leaves its own; a stage that is done does nothing when called again.
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+import subprocess
+import sys
+from collections.abc import Callable, Iterable
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from data_shards import durable
+from data_shards.dataset import Dataset
+from data_shards.errors import InputError, TryAgain
+from data_shards.manifest import NAME
+from launch.config import Config, to_tree, to_yaml
+
+Watch = Callable[..., Iterable[Any]]
+FREE_TO_CHANGE = {"samples", "checkpoint_every", "log_every", "keep", "workers", "max_bad_steps"}
+STAGE_FOLDER = {"data": "data", "vqgan": "vqgan", "diffusion": "diffusion", "sample": "synthetic"}
+
+
+class Run:
+    """A run folder and its configuration.
+
+    Raises:
+        InputError: the folder belongs to a run of another configuration.
+    """
+
+    def __init__(self, config: Config) -> None:
+        self.config, self.folder = config, Path(config.run)
+        self.dataset = Path(config.data.dataset) if config.data.dataset else self.folder / "data"
+        self.vqgan, self.latents, self.diffusion, self.synthetic = (self.folder / n for n in ("vqgan", "latents", "diffusion", "synthetic"))
+
+    def freeze(self) -> None:
+        """Write run.yaml and environment.json; refuse to mix two configurations in one folder. On one rank only."""
+        path = self.folder / "run.yaml"
+        if path.exists():
+            changed = [
+                key
+                for key in _changed(yaml.safe_load(path.read_text()), to_tree(self.config))
+                if not (FREE_TO_CHANGE & set(key.split("."))) and ".engine." not in key and self._begun(key.split(".")[0])
+            ]
+            if changed:
+                raise InputError(
+                    f"this run folder was begun with another configuration: {', '.join(changed)}",
+                    where=path,
+                    expected="the same values (lengths, logging and engine settings may change)",
+                    mend="give the new run another folder: run=runs/NAME",
+                )
+        durable.write_bytes(path, to_yaml(self.config).encode())
+        durable.write_json(self.folder / "environment.json", environment())
+
+    def _begun(self, section: str) -> bool:
+        return section not in STAGE_FOLDER or (self.folder / STAGE_FOLDER[section]).exists()
+
+
+def _changed(old: Any, new: Any, prefix: str = "") -> list[str]:
+    """Dotted keys whose values differ between two trees."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        return [k for key in sorted({*old, *new}) for k in _changed(old.get(key), new.get(key), f"{prefix}.{key}" if prefix else key)]
+    return [] if old == new else [prefix]
+
+
+def environment() -> dict[str, Any]:
+    """Versions and commit, for the record."""
+
+    def git(*words: str) -> str:
+        try:
+            return subprocess.run(["git", *words], cwd=Path(__file__).parent, capture_output=True, text=True, timeout=10, check=True).stdout
+        except (OSError, subprocess.SubprocessError):
+            return ""  # installed without git, or not from a checkout
+
+    names = ("retinaforge", "torch", "diffusers", "accelerate", "numpy", "safetensors", "webdataset")
+    installed = {dist.metadata["Name"]: dist.version for dist in metadata.distributions()}
+    return {
+        "python": sys.version.split()[0],
+        "machine": platform.platform(),
+        "packages": {name: installed.get(name, "") for name in names},
+        "commit": git("rev-parse", "HEAD").strip(),
+        "diff": git("diff", "HEAD"),
+    }
+
+
+def prepare_data(run: Run, watch: Watch) -> None:
+    """Phantoms, packed, unless the configuration names a dataset."""
+    from data_shards.pack import pack
+    from data_shards.phantom import write_phantoms
+
+    data = run.config.data
+    if data.dataset:
+        Dataset(run.dataset)  # says what is wrong with it
+        return
+    if (run.dataset / NAME).exists():
+        return
+    write_phantoms(data.phantom, run.folder / "cubes", subjects=data.subjects, visits=data.visits, workers=data.workers, watch=watch)
+    pack(run.folder / "cubes", run.dataset, splits=data.splits, codec=data.codec, watch=lambda keys: watch(keys, title="pack", unit="cube"))
+
+
+def train(run: Run, stage: str, *, report: Callable[[int, dict[str, float]], None], started: Callable[[Any], None] = lambda engine: None) -> int:
+    """Train 'vqgan' or 'diffusion' to its end, from its newest checkpoint on. Collective over ranks.
+
+    Raises:
+        TryAgain: stopped by a signal after a commit; the same command goes on.
+    """
+    from launch import build
+    from ldm.training.checkpoint import CheckpointStore
+    from ldm.training.engine import Engine
+    from ldm.training.loop import MetricLog, fit
+    from slurm.preempt import stop_on_signals
+
+    config = getattr(run.config, stage)
+    folder = getattr(run, stage)
+    engine = Engine(config.engine, run_folder=folder)
+    try:
+        started(engine)
+        if engine.is_main:
+            run.freeze()
+        engine.barrier()
+        builder, data = {"vqgan": (build.vqgan_trainer, run.dataset), "diffusion": (build.diffusion_trainer, run.latents)}[stage]
+        trainer, stream, identity = builder(config, Dataset(data), engine)
+        store = CheckpointStore(folder / "checkpoints", engine, keep=config.loop.keep)
+        log = MetricLog(folder / "metrics.jsonl", writes=engine.is_main)
+        with stop_on_signals() as stop:
+            samples = fit(trainer, stream, engine, store, log, config.loop, identity=identity, stop=stop, report=report)
+        if samples < config.loop.samples:
+            raise TryAgain(
+                f"stopped by {stop.signal or 'another rank'} after {samples:,} of {config.loop.samples:,} samples; the state is committed",
+                where=folder,
+                mend="run the same command again",
+            )
+        return samples
+    finally:
+        engine.close()
+
+
+def encode(run: Run, watch: Watch) -> list[str]:
+    """Latents of all splits, and the health gate; returns its warnings."""
+    from ldm.encode import encode_dataset
+    from ldm.health import check
+    from ldm.trained import load_autoencoder
+
+    autoencoder = load_autoencoder(run.vqgan)
+    encode_dataset(Dataset(run.dataset), autoencoder, run.latents, watch=lambda batches: watch(batches, title="encode", unit="batch"))
+    health = check(Dataset(run.latents), autoencoder)
+    durable.write_json(run.folder / "health.json", health)
+    return health["warnings"]
+
+
+def sample(run: Run, watch: Watch, task: tuple[int, int] = (1, 1)) -> bool:
+    """This task's shards of the synthetic set; True when the set is whole."""
+    from ldm.generate import generate_set
+    from ldm.trained import load_autoencoder, load_denoiser
+
+    wanted = run.config.sample
+    made = generate_set(
+        load_autoencoder(run.vqgan),
+        load_denoiser(run.diffusion),
+        run.synthetic,
+        count=wanted.count,
+        shard=wanted.shard,
+        seed=wanted.seed,
+        sampler=run.config.diffusion.sampler,
+        batch=wanted.batch,
+        quantise=wanted.quantise,
+        task=task,
+        watch=lambda numbers: watch(numbers, title="sample", unit="shard"),
+    )
+    return made is not None
+
+
+def done(run: Run, stage: str) -> bool:
+    """Whether a training stage has reached its length."""
+    from ldm.comm import Alone
+    from ldm.training.checkpoint import CheckpointStore
+
+    found = CheckpointStore(getattr(run, stage) / "checkpoints", Alone()).committed()
+    return bool(found) and found[0].samples >= getattr(run.config, stage).loop.samples
+
+
+def record(run: Run, **figures: Any) -> None:
+    """Add figures to metrics.json."""
+    path = run.folder / "metrics.json"
+    standing = json.loads(path.read_text()) if path.exists() else {}
+    durable.write_json(path, {**standing, **figures})

@@ -1,0 +1,119 @@
+"""Features for the Fréchet distance, from networks that read cubes of any band count.
+
+`seeded-conv-v1` is a fixed random convolutional network: nothing in it was learned, and its distances are not
+comparable with published FID figures, which use Inception features of RGB photographs. Random networks are known to
+separate image sets (Naeem et al. 2020, §4, "R64" features), and every figure is shown beside a real-against-real floor.
+
+To add an extractor: write its class in one file (a callable with `name` and `dimension`), and one line in EXTRACTORS.
+
+Legend: B batch, C band, H W pixels, K kernels of a level, D feature.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Protocol
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from data_shards.errors import InputError, nearest
+from data_shards.manifest import BandStats
+
+
+class Extractor(Protocol):
+    """What a feature network has to be.
+
+    Attributes:
+        name: says what it is, seed and dimension included; recorded with every figure.
+        dimension: D.
+    """
+
+    name: str
+    dimension: int
+
+    def __call__(self, reflectance_BCHW: torch.Tensor) -> torch.Tensor:
+        """Features (B, D), float64 on the CPU, of cubes in reflectance units on any device."""
+        ...
+
+
+def standardise(reflectance_BCHW: torch.Tensor, stats: BandStats) -> torch.Tensor:
+    """(x - mean) / std by the real training set's bands, float32; a band that never varies is only centred.
+
+    Raises:
+        InputError: another number of bands than the statistics have.
+    """
+    if reflectance_BCHW.shape[1] != len(stats.mean_C):
+        raise InputError(f"cubes of {reflectance_BCHW.shape[1]} bands", expected=f"the {len(stats.mean_C)} bands of the real training set")
+    mean_C, std_C = (torch.tensor(v, dtype=torch.float32, device=reflectance_BCHW.device) for v in (stats.mean_C, stats.std_C))
+    std_C = torch.where(std_C > 0, std_C, 1.0)
+    return (reflectance_BCHW.float() - mean_C[:, None, None]) / std_C[:, None, None]
+
+
+def seeded_weights(shape: tuple[int, ...], words: tuple[int, ...]) -> np.ndarray:
+    """Uniform weights of variance 1/fan-in, a pure function of `words`.
+
+    Taken from Philox' raw 64-bit output, which numpy keeps stable for good; the distributions of its Generator, and the
+    initialisation code of torch, may change between releases and would silently change every figure.
+    """
+    raw = np.random.Philox(np.random.SeedSequence(words)).random_raw(math.prod(shape))
+    unit = (raw >> np.uint64(11)).astype(np.float64) * 2.0**-53
+    return ((2 * unit - 1) * math.sqrt(3 / math.prod(shape[1:]))).reshape(shape)
+
+
+class SeededConv:
+    """A random network of four levels; the mean and the standard deviation of every channel of every level are its features.
+
+    Level 0 mixes bands pixel by pixel (1x1), so its features are about spectra. Levels 1 to 3 are 3x3 with stride 2.
+    Half of their kernels sum to zero over space: those see edges and texture alone, whatever the brightness.
+
+    Args:
+        stats: bands of the real training set; cubes are standardised by them first.
+        seed: of the weights; with the number of bands it determines them.
+        kernels: K of every level, so that D = 8 K.
+    """
+
+    levels = 4
+
+    def __init__(self, stats: BandStats, *, seed: int = 0, kernels: int = 24) -> None:
+        self.stats, self.dimension = stats, 2 * self.levels * kernels
+        self.name = f"seeded-conv-v1, seed {seed}, bands {len(stats.mean_C)}, d={self.dimension}"
+        self.weights: list[torch.Tensor] = []
+        for level in range(self.levels):
+            shape = (kernels, kernels, 3, 3) if level else (kernels, len(stats.mean_C), 1, 1)
+            weight = seeded_weights(shape, (seed, len(stats.mean_C), level))
+            if level:
+                weight[::2] -= weight[::2].mean(axis=(2, 3), keepdims=True)
+            self.weights.append(torch.from_numpy(weight).float())
+
+    @torch.no_grad()
+    def __call__(self, reflectance_BCHW: torch.Tensor) -> torch.Tensor:
+        x_BKHW, pooled = standardise(reflectance_BCHW, self.stats), []
+        with torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False):  # the same figures on CPU and GPU
+            for level, weight in enumerate(self.weights):
+                if level:
+                    x_BKHW = F.pad(x_BKHW, (1, 1, 1, 1), mode="replicate")  # zeros would draw a frame around the image
+                x_BKHW = F.conv2d(x_BKHW, weight.to(x_BKHW.device), stride=2 if level else 1)
+                # sqrt(2) keeps the second moment through the half-wave rectifier (He et al. 2015, Eq. 10)
+                x_BKHW = F.leaky_relu(x_BKHW, 0.1) * math.sqrt(2)
+                flat_BKN = x_BKHW.flatten(2).double()
+                pooled += [flat_BKN.mean(2), flat_BKN.std(2, correction=0)]
+        return torch.cat(pooled, 1).cpu()
+
+
+EXTRACTORS: dict[str, Callable[[BandStats], Extractor]] = {
+    "seeded-conv-v1": SeededConv,
+}
+
+
+def get_extractor(name: str, stats: BandStats) -> Extractor:
+    """Extractor by name.
+
+    Raises:
+        InputError: unknown name, with the nearest known one.
+    """
+    if name not in EXTRACTORS:
+        raise InputError(f"unknown feature extractor {name!r}", expected=nearest(name, EXTRACTORS))
+    return EXTRACTORS[name](stats)

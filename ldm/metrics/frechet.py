@@ -1,0 +1,147 @@
+"""Distances between two sets of features: Fréchet (Heusel et al. 2017), its limit for many images, and KID.
+
+All in float64: float32 statistics give negative distances of a set to itself.
+
+Legend: N image, D feature, R rank.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from data_shards.errors import InputError
+
+
+def checked(name: str, x_ND: np.ndarray) -> np.ndarray:
+    """Features as float64.
+
+    Raises:
+        InputError: fewer than two images, or values that are not finite.
+    """
+    x_ND = np.asarray(x_ND, np.float64)
+    if x_ND.ndim != 2 or len(x_ND) < 2:
+        raise InputError(f"{name} features of shape {x_ND.shape}", expected="(N, D) with N at least 2: a spread needs two images")
+    if not np.isfinite(x_ND).all():
+        raise InputError(f"{name} features: {int((~np.isfinite(x_ND)).any(1).sum())} images have NaN or infinite values", expected="finite features")
+    return x_ND
+
+
+def spread_factor(x_ND: np.ndarray) -> np.ndarray:
+    """A factor F (R, D) with Fᵀ F = the sample covariance and R = min(N, D), without ever forming the covariance.
+
+    Centred features serve as they are when N < D; otherwise the R of their QR decomposition, which is smaller.
+    """
+    centred_ND = (x_ND - x_ND.mean(0)) / np.sqrt(len(x_ND) - 1)
+    return centred_ND if len(x_ND) <= x_ND.shape[1] else np.linalg.qr(centred_ND, mode="r")
+
+
+def frechet_distance(a_ND: np.ndarray, b_ND: np.ndarray) -> float:
+    """Squared Fréchet distance of the two normal fits: |μa - μb|² + tr(Σa + Σb - 2 (Σa Σb)^½)  (Heusel et al. 2017, Eq. 6).
+
+    With Σ = Fᵀ F the eigenvalues of Σa Σb are the squared singular values of Fa Fbᵀ, so tr (Σa Σb)^½ is their plain sum:
+    no matrix square root, exact for singular covariances, and min(N, D)² in size.
+
+    Raises:
+        InputError: fewer than two images, different D, or values that are not finite.
+    """
+    a_ND, b_ND = checked("first", a_ND), checked("second", b_ND)
+    if a_ND.shape[1] != b_ND.shape[1]:
+        raise InputError(f"features of {a_ND.shape[1]} and {b_ND.shape[1]} dimensions", expected="one extractor for both sets")
+    a_RD, b_RD = spread_factor(a_ND), spread_factor(b_ND)
+    gap_D = a_ND.mean(0) - b_ND.mean(0)
+    cross = np.linalg.svd(a_RD @ b_RD.T, compute_uv=False).sum()
+    distance = gap_D @ gap_D + (a_RD**2).sum() + (b_RD**2).sum() - 2 * cross
+    return float(max(distance, 0.0))  # rounding leaves ±1e-15 of the traces on equal sets
+
+
+def subset(x_ND: np.ndarray, n: int, words: tuple[int, ...]) -> np.ndarray:
+    """`n` images drawn without replacement, a pure function of `words`; all of them, in order, where n is their number."""
+    if n >= len(x_ND):
+        return x_ND
+    return x_ND[np.random.default_rng(np.random.SeedSequence(words)).choice(len(x_ND), n, replace=False)]
+
+
+def frechet_at(a_ND: np.ndarray, b_ND: np.ndarray, n: int, *, seed: int = 0, draws: int = 10) -> float:
+    """Mean Fréchet distance from `a` to `n` images of `b`: sets of different size are only comparable at one n, for the bias goes as 1/n."""
+    draws = draws if n < len(b_ND) else 1
+    return float(np.mean([frechet_distance(a_ND, subset(b_ND, n, (seed, n, k))) for k in range(draws)]))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Infinity:
+    """FID∞ with the standard error of its extrapolation. It may be negative: an unbiased estimate of 0 is, half of the time."""
+
+    value: float
+    standard_error: float
+    smallest_n: int
+    largest_n: int
+
+
+def frechet_infinity(a_ND: np.ndarray, b_ND: np.ndarray, *, seed: int = 0, points: int = 8, draws: int = 4) -> Infinity | None:
+    """FID∞ (Chong & Forsyth 2020, §4): the distance at several N, fitted by a line in 1/N, taken at 1/N = 0.
+
+    Unlike the paper, which holds the real statistics fixed, both sets are thinned to the same N, so that the bias of the
+    real side goes as well: our real sets are small. Below N = 40 the line means nothing, and None is returned.
+    """
+    largest = min(len(a_ND), len(b_ND))
+    if largest < 40:
+        return None
+    sizes = np.unique(np.linspace(largest // 2, largest, points).astype(int))
+    inverse, distance = [], []
+    for n in sizes:
+        for k in range(draws):
+            inverse.append(1 / n)
+            distance.append(frechet_distance(subset(a_ND, n, (seed, 0, n, k)), subset(b_ND, n, (seed, 1, n, k))))
+    design = np.stack([np.ones(len(inverse)), inverse], 1)
+    fit, *_ = np.linalg.lstsq(design, np.array(distance), rcond=None)
+    residual = np.array(distance) - design @ fit
+    variance = residual @ residual / (len(distance) - 2) * np.linalg.inv(design.T @ design)[0, 0]
+    return Infinity(value=float(fit[0]), standard_error=float(np.sqrt(variance)), smallest_n=int(sizes[0]), largest_n=int(largest))
+
+
+def kid(a_ND: np.ndarray, b_ND: np.ndarray) -> float:
+    """Unbiased squared MMD with the kernel (x·y / D + 1)³ (Bińkowski et al. 2018, Eq. 4 and §3). May be negative near 0.
+
+    Raises:
+        InputError: fewer than two images, or values that are not finite.
+    """
+    a_ND, b_ND = checked("first", a_ND), checked("second", b_ND)
+
+    def kernel(x_ND: np.ndarray, y_ND: np.ndarray) -> np.ndarray:
+        return (x_ND @ y_ND.T / x_ND.shape[1] + 1) ** 3
+
+    def within(x_ND: np.ndarray) -> float:
+        k_NN = kernel(x_ND, x_ND)
+        return (k_NN.sum() - np.trace(k_NN)) / (len(x_ND) * (len(x_ND) - 1))
+
+    return float(within(a_ND) + within(b_ND) - 2 * kernel(a_ND, b_ND).mean())
+
+
+@dataclass(frozen=True, kw_only=True)
+class Kid:
+    """Mean of KID over subsets, its 2.5 and 97.5 percentiles among them, and the size of a subset."""
+
+    value: float
+    interval: tuple[float, float]
+    subset: int
+
+
+def kid_with_interval(a_ND: np.ndarray, b_ND: np.ndarray, *, seed: int = 0, subsets: int = 100, largest: int = 1000) -> Kid:
+    """KID over `subsets` pairs of subsets of half the smaller set (at most `largest`), as Bińkowski et al. 2018, §4, do for speed and spread.
+
+    The interval is that of a subset, so it is wider than that of the mean.
+    """
+    n = max(2, min(len(a_ND) // 2, len(b_ND) // 2, largest))
+    values = [kid(subset(a_ND, n, (seed, 2, k)), subset(b_ND, n, (seed, 3, k))) for k in range(subsets)]
+    low, high = np.quantile(values, (0.025, 0.975))
+    return Kid(value=float(np.mean(values)), interval=(float(low), float(high)), subset=n)
+
+
+def conditioned(real_ND: np.ndarray, other_ND: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Both sets divided by one number, the root mean square of the real features about their mean, so that KID does not hang on the extractor's scale."""
+    real_ND, other_ND = np.asarray(real_ND, np.float64), np.asarray(other_ND, np.float64)
+    centre_D = real_ND.mean(0)
+    scale = np.sqrt(((real_ND - centre_D) ** 2).mean()) or 1.0
+    return (real_ND - centre_D) / scale, (other_ND - centre_D) / scale

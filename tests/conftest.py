@@ -1,0 +1,59 @@
+"""Fixtures shared by all floors: small cubes made by hand, so that a test of one part does not lean on the phantom."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from data_shards.cube import Cube, CubeMeta
+from data_shards.dataset import Dataset
+from data_shards.folder import write_cube
+from data_shards.pack import pack
+
+
+def made_cube(i: int, *, bands: int = 4, size: int = 32, subject: str | None = None, **notes) -> Cube:
+    """A smooth random spectrum field with a disc of view; sample i is a function of i."""
+    rng = np.random.default_rng((17, i))
+    yy, xx = np.mgrid[:size, :size] / size - 0.5
+    waves = sum(rng.normal() * np.cos(2 * np.pi * (rng.integers(0, 3) * xx + rng.integers(0, 3) * yy + rng.random())) for _ in range(4))
+    slope_C = rng.normal(1, 0.2, bands)
+    data = 2000 + 400 * slope_C[:, None, None] * waves + rng.normal(0, 10, (bands, size, size))
+    fov = xx**2 + yy**2 < 0.23
+    labels = np.where(fov & (waves > 1), 1, 0).astype(np.uint8)
+    return Cube(
+        data_CHW=np.where(fov, data, 0).clip(0, 4095).astype(np.uint16),
+        meta=CubeMeta(
+            key=f"c{i:04d}",
+            wavelengths_nm=tuple(float(500 + 20 * c) for c in range(bands)),
+            scale=1 / 4095,
+            subject_id=subject or f"s{i // 2:03d}",
+            eye=("OD", "OS")[i % 2],
+            notes=notes,
+        ),
+        labels_HW=labels,
+        fov_HW=fov,
+    )
+
+
+@pytest.fixture(scope="session")
+def cube_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """40 loose cubes of 20 subjects, 4 bands, 32×32."""
+    folder = tmp_path_factory.mktemp("loose")
+    for i in range(40):
+        write_cube(folder, made_cube(i))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def packed(cube_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same, packed: 32 train, 4 val, 4 test."""
+    out = tmp_path_factory.mktemp("packed") / "set"
+    pack(cube_folder, out, shard_mib=1)
+    return out
+
+
+@pytest.fixture
+def dataset(packed: Path) -> Dataset:
+    return Dataset(packed)
