@@ -80,6 +80,11 @@ def torch_environ(place: Placement) -> dict[str, str]:
     return {name: str(value) for name, value in values.items()}
 
 
+def array_task(environ: Mapping[str, str] | None = None) -> str | None:
+    """This job's index in its array, None outside an array."""
+    return (os.environ if environ is None else environ).get("SLURM_ARRAY_TASK_ID")
+
+
 def _check_fit(inner: Placement, outer: Placement, env: Mapping[str, str]) -> None:
     if outer.world == 1 or (inner.rank, inner.world) == (outer.rank, outer.world):
         return  # anything may have been started inside a single outer task

@@ -1,0 +1,258 @@
+"""A job as data: what to run, on what, and the sbatch script that says so.
+
+The script names the job's JSON file and nothing of the command itself, so no word of a user is ever parsed by a shell on
+the cluster; `slurm.task` reads the JSON and becomes the command. A requeued job runs the very same script again, and the
+command resumes from its own newest checkpoint.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+import sys
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import pydantic
+
+from data_shards import durable
+from data_shards.errors import InputError, nearest
+
+SPEC_NAME = "job.json"
+ALWAYS_EXPORTED = ("HOME", "LANG", "LC_ALL", "LOGNAME", "PATH", "USER")
+SECRET = re.compile(r"TOKEN|SECRET|PASSW|CREDENTIAL|API_?KEY|PRIVATE|ACCESS_KEY", re.IGNORECASE)
+PATTERNS = {  # what SLURM itself reads; anything else in these fields is a mistake
+    "memory": (r"[1-9]\d*[KMGT]?", "a number of MiB, or with K, M, G or T: 16G"),
+    "partition": (r"[\w.,-]+", "partition names with commas between"),
+    "account": (r"[\w.-]+", "letters, digits, . _ -"),
+    "qos": (r"[\w.-]+", "letters, digits, . _ -"),
+    "constraint": (r"[\w.,&|*()\[\]-]+", "features joined by & or |"),
+    "array": (r"\d+(-\d+(:\d+)?)?(,\d+(-\d+(:\d+)?)?)*(%[1-9]\d*)?", "such as 0-9, 1,3,5 or 0-99%8"),
+    "dependency": (r"(after|afterany|afterok|afternotok|aftercorr|singleton)(:\d+(_\d+)?)*([,?]\w+(:\d+(_\d+)?)*)*", "such as afterok:123"),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class JobSpec:
+    """One job.
+
+    Attributes:
+        name: shown by squeue; any printable text without a backslash.
+        command: the words to run, the first of them looked for beside `python` first. '{array_task}' becomes the index.
+        folder: working directory, absolute.
+        python: interpreter that starts each task, absolute.
+        nodes, tasks_per_node: one process of a run is one task.
+        cpus_per_task: cores, and OMP_NUM_THREADS.
+        gpus_per_task: all GPUs of a node are visible to all its tasks; the local rank chooses.
+        memory: per node, as SLURM writes it ('16G'); None leaves it to the site.
+        time_minutes: limit; None leaves it to the site.
+        array: indices; each is a job of its own.
+        dependency: jobs to wait for.
+        requeue: after a preemption, a failed node or exit code 75 (try again), at most `max_restarts` times.
+        signal_seconds: so long before the time limit every task gets SIGUSR1.
+        exports: further variables of the submitting shell that the job sees, by name. Secrets belong into files.
+    """
+
+    name: str
+    command: tuple[str, ...]
+    folder: str
+    python: str = sys.executable
+    nodes: int = 1
+    tasks_per_node: int = 1
+    cpus_per_task: int = 1
+    gpus_per_task: int = 0
+    memory: str | None = None
+    time_minutes: int | None = None
+    partition: str | None = None
+    account: str | None = None
+    qos: str | None = None
+    constraint: str | None = None
+    array: str | None = None
+    dependency: str | None = None
+    requeue: bool = True
+    max_restarts: int = 100
+    signal_seconds: int = 120
+    exports: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        _check_text("name", self.name, longest=128)
+        if not self.command:
+            raise InputError("a job without a command", where="command", expected="a verb and its arguments", mend="retinaforge submit -- VERB …")
+        for field, path in (("folder", self.folder), ("python", self.python)):
+            _check_path(field, path)
+        lowest = {"nodes": 1, "tasks_per_node": 1, "cpus_per_task": 1, "gpus_per_task": 0, "max_restarts": 0, "signal_seconds": 1}
+        for field, least in lowest.items():
+            if getattr(self, field) < least:
+                raise InputError(f"{field}={getattr(self, field)}", where="job", expected=f"at least {least}")
+        if self.time_minutes is not None and self.time_minutes * 60 <= self.signal_seconds:
+            raise InputError(
+                f"time_minutes={self.time_minutes}, signal_seconds={self.signal_seconds}",
+                where="job",
+                expected="a time limit longer than the warning before it, or the job would be stopped as it starts",
+                mend="a longer --time-minutes",
+            )
+        for field, (pattern, expected) in PATTERNS.items():
+            value = getattr(self, field)
+            if value is not None and not re.fullmatch(pattern, value):
+                raise InputError(f"{field}={value!r}", where="job", expected=expected)
+        for name in self.exports:
+            _check_export(name)
+
+    @property
+    def world(self) -> int:
+        """Processes of the job (of one index of an array)."""
+        return self.nodes * self.tasks_per_node
+
+
+def _check_text(field: str, text: str, longest: int) -> None:
+    if not (text.strip() and text.isprintable() and "\\" not in text and len(text) <= longest):  # sbatch unescapes \ inside quotes
+        raise InputError(f"{field}={text!r}", where="job", expected=f"1 to {longest} printable characters, no line break, no backslash")
+
+
+def _check_path(field: str, path: str) -> None:
+    _check_text(field, path, longest=4096)
+    if not Path(path).is_absolute():
+        raise InputError(f"{field}={path!r}", where="job", expected="an absolute path: the job starts elsewhere")
+
+
+def _check_export(name: str) -> None:
+    if not re.fullmatch(r"[A-Za-z_]\w*", name):
+        raise InputError(f"export {name!r}", where="job", expected="the name of a variable, without its value")
+    if SECRET.search(name):
+        raise InputError(
+            f"export {name!r}",
+            where="job",
+            expected="no secrets: what is exported is kept by SLURM and shown to every process of the job",
+            mend="put it into a file that only you may read (chmod 600) and give the file's path",
+        )
+
+
+def spec_json(spec: JobSpec) -> bytes:
+    """The JSON that a job is frozen as."""
+    return (json.dumps(asdict(spec), indent=2) + "\n").encode()
+
+
+def spec_from(content: bytes, *, where: object = None) -> JobSpec:
+    """The inverse of `spec_json`.
+
+    Raises:
+        InputError: not JSON, an unknown field (the nearest is named), a wrong type, or values JobSpec refuses.
+    """
+    try:
+        fields = json.loads(content)
+        unknown = set(fields) - set(JobSpec.__dataclass_fields__)
+    except (ValueError, TypeError) as error:
+        raise InputError(f"not a job: {error}", where=where, expected="a JSON object") from error
+    if unknown:
+        name = sorted(unknown)[0]
+        raise InputError(f"unknown field {name!r}", where=where, expected=nearest(name, JobSpec.__dataclass_fields__))
+    try:
+        return pydantic.TypeAdapter(JobSpec).validate_json(content, strict=True)
+    except pydantic.ValidationError as error:
+        first = error.errors()[0]
+        if isinstance(refused := first.get("ctx", {}).get("error"), InputError):
+            raise refused from None
+        raise InputError(f"{'.'.join(map(str, first['loc']))}: {first['msg']}", where=where, expected=f"a job of version {SPEC_NAME}") from error
+
+
+def read_spec(path: Path) -> JobSpec:
+    """The job frozen at `path`."""
+    try:
+        return spec_from(path.read_bytes(), where=path)
+    except OSError as error:
+        raise InputError(f"cannot read the job: {error.strerror}", where=path, expected=SPEC_NAME, mend="retinaforge submit --help") from error
+
+
+def freeze(spec: JobSpec, run_folder: Path) -> Path:
+    """Write the spec into its folder (mode 0700), once; the same spec may be submitted again.
+
+    Raises:
+        InputError: the folder holds another job, or cannot be written.
+    """
+    with durable.explained(run_folder):
+        run_folder.mkdir(parents=True, exist_ok=True)
+        run_folder.chmod(0o700)
+    path = run_folder / SPEC_NAME
+    if path.exists() and read_spec(path) != spec:
+        raise InputError("another job has this name", where=path, expected="the same job, to submit it again", mend="give a new --name")
+    durable.write_bytes(path, spec_json(spec))
+    return path
+
+
+def sbatch_text(spec: JobSpec, run_folder: Path) -> str:
+    """The whole sbatch script: a pure function of the job and its folder (golden files: tests/golden/slurm).
+
+    Raises:
+        InputError: a run folder whose path SLURM would read otherwise than we do.
+    """
+    _check_path("run_folder", str(run_folder))
+    job = "%A_%a" if spec.array else "%j"
+    logs = str(run_folder).replace("%", "%%")  # % begins a pattern in log names
+    options = {
+        "job-name": spec.name,
+        "chdir": run_folder,  # not the command's: a folder named slurm or ldm there would be imported in place of ours
+        "nodes": spec.nodes,
+        "ntasks-per-node": spec.tasks_per_node,
+        "cpus-per-task": spec.cpus_per_task,
+        "gpus-per-node": spec.gpus_per_task * spec.tasks_per_node or None,
+        "mem": spec.memory,
+        "time": spec.time_minutes,
+        "partition": spec.partition,
+        "account": spec.account,
+        "qos": spec.qos,
+        "constraint": spec.constraint,
+        "array": spec.array,
+        "dependency": spec.dependency,
+        "requeue" if spec.requeue else "no-requeue": True,
+        "open-mode": "append",
+        "output": f"{logs}/{job}_batch.out",
+        "signal": f"USR1@{spec.signal_seconds}",
+        "export": ",".join(sorted({*ALWAYS_EXPORTED, *spec.exports})),
+    }
+    flags = [f"--{key}" if value is True else f"--{key}={value}" for key, value in options.items() if value is not None]
+    srun = ["srun", "--unbuffered", "--kill-on-bad-exit=1", "--export=ALL", f"--cpus-per-task={spec.cpus_per_task}"]
+    srun += ["--open-mode=append", f"--output={logs}/{job}_%t_log.out"]
+    task = [spec.python, "-u", "-m", "slurm.task", str(run_folder / SPEC_NAME)]
+    return SCRIPT.format(
+        command=json.dumps(spec.command),
+        options="\n".join(f"#SBATCH {shlex.quote(flag)}" for flag in flags),
+        errors=shlex.quote(f"{run_folder}/") + '"$SLURM_JOB_ID"_srun.err',
+        srun=f"{shlex.join(srun)} \\\n  {shlex.join(task)}",
+        again=AGAIN.format(most=spec.max_restarts) if spec.requeue else "",
+    )
+
+
+SCRIPT = """\
+#!/bin/bash
+# {command}
+{options}
+
+set -u
+umask 077
+read -r MASTER_ADDR < <(scontrol show hostnames "$SLURM_JOB_NODELIST")
+# a site may name its nodes otherwise than the network does
+if ! getent hosts "$MASTER_ADDR" >/dev/null; then
+  MASTER_ADDR=$(scontrol --oneliner show node "$MASTER_ADDR" | sed -n 's/.* NodeAddr=\\([^ ]*\\).*/\\1/p')
+fi
+MASTER_PORT=$((20000 + SLURM_JOB_ID % 10000))
+export MASTER_ADDR MASTER_PORT
+
+# --export=ALL hands on the variables of this script (the list above already limits what came from outside);
+# --cpus-per-task is repeated because srun of SLURM 22.05 and later does not take it from the job
+errors={errors}
+{srun} 2>"$errors"
+status=$?
+cat "$errors" >&2
+# srun's own status is the highest, and a rank that was ended because another failed (143) hides why: take the first that failed
+first=$(sed -n 's/.* task.*: Exited with exit code \([0-9]*\)$/\1/p' "$errors" | head -n 1)
+status=${{first:-$status}}
+{again}exit "$status"
+"""
+
+AGAIN = """\
+# 75: nothing is wrong, and the same command later goes on from its newest checkpoint
+if [ "$status" -eq 75 ] && [ "${{SLURM_RESTART_COUNT:-0}}" -lt {most} ]; then
+  scontrol requeue "$SLURM_JOB_ID"
+fi
+"""

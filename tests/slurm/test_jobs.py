@@ -1,0 +1,184 @@
+"""A job as data, and the script made of it."""
+
+from __future__ import annotations
+
+import dataclasses
+import shlex
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from data_shards.errors import InputError
+from slurm.executor import array_indices, run_local, submit
+from slurm.jobs import JobSpec, freeze, read_spec, sbatch_text, spec_from, spec_json
+from slurm.rank import Placement
+from slurm.status import FORMAT, JobState, read_squeue
+from slurm.task import task_environ, task_words
+
+GOLDEN = Path(__file__).parents[1] / "golden" / "slurm"
+RUN = Path("/scratch/runs/jobs/vqgan")
+PLAIN = JobSpec(name="vqgan", command=("retinaforge", "train", "vqgan", "runs/vqgan"), folder="/scratch", python="/opt/venv/bin/python")
+EVERYTHING = dataclasses.replace(
+    PLAIN,
+    name="it's \"96²\" at $(hostname) `id` # not a comment",
+    command=("retinaforge", "sample", "runs/a b", "--task", "{array_task}/10", "; rm -rf $HOME", "line\nbreak\n#SBATCH --nodes=9"),
+    folder="/scratch/a folder's name",
+    nodes=2,
+    tasks_per_node=4,
+    cpus_per_task=8,
+    gpus_per_task=1,
+    memory="256G",
+    time_minutes=720,
+    partition="gpu,gpu-long",
+    account="retina",
+    qos="high",
+    constraint="a100|h100",
+    array="0-9%4",
+    dependency="afterok:123:124",
+    requeue=False,
+    exports=("NCCL_SOCKET_IFNAME", "HF_HOME"),
+)
+
+
+@pytest.mark.parametrize(("name", "spec", "folder"), [("plain", PLAIN, RUN), ("everything", EVERYTHING, RUN.with_name("100% of it's $HOME"))])
+def test_the_script_is_the_golden_one(name, spec, folder):
+    golden = GOLDEN / f"{name}.sbatch"
+    assert sbatch_text(spec, folder) == golden.read_text(), f"if the change is meant, write the new text to {golden}"
+
+
+@pytest.mark.parametrize("spec", [PLAIN, EVERYTHING])
+def test_the_script_is_bash_and_none_of_it_comes_from_the_command(spec):
+    text = sbatch_text(spec, RUN)
+    assert subprocess.run(["bash", "-n"], input=text, text=True, capture_output=True, check=False).returncode == 0
+    code = [line for line in text.splitlines() if line and not line.startswith("#")]
+    assert not any(word in line for line in code for word in ("rm -rf", "$(hostname)", "nodes=9"))
+    assert sum(line.startswith("#SBATCH --nodes") for line in text.splitlines()) == 1, "a word with a line break adds no option"
+
+
+def test_options_survive_quoting():
+    options = [shlex.split(line)[1] for line in sbatch_text(EVERYTHING, RUN).splitlines() if line.startswith("#SBATCH")]
+    assert f"--job-name={EVERYTHING.name}" in options and f"--chdir={RUN}" in options
+    assert "--gpus-per-node=4" in options, "all GPUs of a node for all its tasks; the local rank chooses"
+
+
+@pytest.mark.parametrize("spec", [PLAIN, EVERYTHING])
+def test_json_round_trip(spec):
+    assert spec_from(spec_json(spec)) == spec
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"name": "two\nlines"}, "printable"),
+        ({"name": "back\\slash"}, "backslash"),
+        ({"name": "  "}, "printable"),
+        ({"command": ()}, "without a command"),
+        ({"folder": "runs"}, "absolute"),
+        ({"nodes": 0}, "nodes=0"),
+        ({"time_minutes": 2}, "longer than the warning"),
+        ({"memory": "lots"}, "memory='lots'"),
+        ({"partition": "a b"}, "partition"),
+        ({"array": "1-"}, "array"),
+        ({"dependency": "afterok:123; id"}, "dependency"),
+        ({"exports": ("A=B",)}, "the name of a variable"),
+        ({"exports": ("WANDB_API_KEY",)}, "no secrets"),
+        ({"exports": ("HF_TOKEN",)}, "no secrets"),
+    ],
+)
+def test_what_cannot_be_a_job_is_refused(change, words):
+    with pytest.raises(InputError, match=words):
+        dataclasses.replace(PLAIN, **change)
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"{", "not a job"),
+        (b'{"name": "x", "node": 2}', "unknown field 'node'(.|\n)*did you mean 'nodes'"),
+        (spec_json(PLAIN).replace(b'"nodes": 1', b'"nodes": "1"'), "nodes: "),
+        (spec_json(PLAIN).replace(b'"nodes": 1', b'"nodes": -1'), "nodes=-1"),
+        (b'{"name": "x"}', "command: "),
+    ],
+)
+def test_a_bad_file_is_named_by_its_field(content, words):
+    with pytest.raises(InputError, match=words):
+        spec_from(content)
+
+
+def test_a_run_folder_is_private_and_its_job_frozen(tmp_path):
+    folder = tmp_path / "runs" / "a"
+    path = freeze(PLAIN, folder)
+    assert folder.stat().st_mode & 0o777 == 0o700
+    assert read_spec(path) == PLAIN and freeze(PLAIN, folder) == path, "the same job may be submitted again"
+    with pytest.raises(InputError, match="another job has this name"):
+        freeze(EVERYTHING, folder)
+
+
+def test_a_task_hands_on_its_placement_and_refuses_another_world():
+    spec = dataclasses.replace(PLAIN, nodes=2, cpus_per_task=3)
+    assert task_environ(spec, Placement(rank=1, world=2, source="slurm"))["RANK"] == "1"
+    assert task_environ(spec, Placement(rank=1, world=2, source="slurm"))["OMP_NUM_THREADS"] == "3"
+    assert "RANK" not in task_environ(PLAIN, Placement()), "one process is no distributed run"
+    with pytest.raises(InputError, match=r"single started 1 process\(es\)(.|\n)*2 node"):
+        task_environ(spec, Placement())
+    assert task_words(EVERYTHING, "7")[4] == "7/10"
+    with pytest.raises(InputError, match="--array"):
+        task_words(EVERYTHING, None)
+
+
+SHOW = "import os, sys; print(os.environ['RANK'], os.environ['WORLD_SIZE'], os.environ['OMP_NUM_THREADS'], sys.argv[1:])"
+
+
+def local(tmp_path: Path, **fields) -> tuple[JobSpec, Path]:
+    return JobSpec(name="t", folder=str(tmp_path), **fields), tmp_path / "job"
+
+
+def test_a_local_run_starts_every_task_with_its_rank(tmp_path, capfd):
+    spec, folder = local(tmp_path, command=("python", "-c", SHOW, "a b", "$HOME"), nodes=2, cpus_per_task=2)
+    assert run_local(spec, folder) == 0
+    assert sorted(capfd.readouterr().out.splitlines()) == ["0 2 2 ['a b', '$HOME']", "1 2 2 ['a b', '$HOME']"]
+
+
+def test_a_failed_rank_ends_the_others_and_its_code_is_the_job_s(tmp_path):
+    code = "import os, sys, time; sys.exit(3) if os.environ['RANK'] == '1' else time.sleep(60)"
+    spec, folder = local(tmp_path, command=("python", "-c", code), tasks_per_node=2)
+    assert run_local(spec, folder) == 3
+
+
+def test_a_local_array_runs_each_index(tmp_path, capfd):
+    spec, folder = local(tmp_path, command=("python", "-c", "import sys; print(sys.argv[1])", "{array_task}/3"), array="0-2%2")
+    assert run_local(spec, folder) == 0
+    assert capfd.readouterr().out.split() == ["0/3", "1/3", "2/3"]
+    assert array_indices("0-6:2,9%2") == [0, 2, 4, 6, 9]
+
+
+def test_a_command_that_is_not_there_is_named(tmp_path, capfd):
+    spec, folder = local(tmp_path, command=("no-such-program",))
+    assert run_local(spec, folder) == 2
+    assert "cannot start 'no-such-program'" in capfd.readouterr().err
+
+
+def test_without_slurm_nothing_is_written(tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(InputError, match="no SLURM here(.|\n)*--local"):
+        submit(PLAIN, tmp_path / "job")
+    assert not (tmp_path / "job").exists()
+
+
+def test_squeue_is_read_by_position_and_absence_is_not_an_end():
+    def row(*fields: str) -> str:
+        return "".join(field.ljust(width) for field, (_, width) in zip(fields, FORMAT, strict=True))
+
+    text = "\n".join(
+        [
+            row("12", "N/A", "RUNNING", "1:02", "3", "n1", "a | b  c"),
+            row("13", "0", "COMPLETED", "0:10", "0", "n2", "s"),
+            row("13", "1", "PENDING", "0:00", "0", "(Resources)", "s"),
+            row("99", "N/A", "RUNNING", "9", "0", "n3", "not ours"),
+        ]
+    )
+    found = read_squeue(text, ["12", "13", "14"])
+    assert found["12"] == [JobState(job_id="12", name="a | b  c", state="RUNNING", elapsed="1:02", restarts=3, why="n1")]
+    assert [state.job_id for state in found["13"]] == ["13_0", "13_1"]
+    assert [state.state for state in found["14"]] == ["UNKNOWN"] and "99" not in found

@@ -1,0 +1,123 @@
+"""Jobs of ours on a real SLURM: two nodes on this machine. Skipped, with the reason, where SLURM is not installed."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import pytest
+
+from data_shards.errors import InputError
+from slurm.executor import submit
+from slurm.jobs import JobSpec
+from slurm.status import JobState, states
+
+pytestmark = pytest.mark.slurm
+ENDED = {"COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL"}
+
+
+def wait(job_id: str, until=ENDED, seconds: float = 60) -> list[JobState]:
+    """Poll until all indices of the job are in one of the states."""
+    deadline = time.monotonic() + seconds
+    while True:
+        found = states([job_id])[job_id]
+        if all(state.state in until for state in found):
+            return found
+        assert time.monotonic() < deadline, found
+        time.sleep(0.3)
+
+
+def log_lines(folder: Path) -> list[str]:
+    return sorted(line for log in folder.glob("*_log.out") for line in log.read_text().splitlines())
+
+
+def everything_said(folder: Path) -> str:
+    return "\n".join(f"{path.name}: {path.read_text()}" for path in sorted(folder.glob("*.out")))
+
+
+def test_two_nodes_know_their_ranks_and_find_each_other(cluster, tmp_path):
+    """The name is hostile, the words are too, and the ranks meet at MASTER_ADDR as torch's would."""
+    code = """
+import os, socket, sys
+e = os.environ
+rank, world, port = int(e["RANK"]), int(e["WORLD_SIZE"]), int(e["MASTER_PORT"])
+if rank == 0:
+    with socket.create_server((e["MASTER_ADDR"], port)) as server:
+        peer, _ = server.accept()
+        heard = peer.recv(64).decode()
+else:
+    for _ in range(100):
+        try:
+            with socket.create_connection((e["MASTER_ADDR"], port)) as peer:
+                peer.send(b"hello")
+            break
+        except ConnectionRefusedError:
+            import time; time.sleep(.1)
+    heard = "-"
+print(rank, world, e["LOCAL_RANK"], e["SLURMD_NODENAME"], e["OMP_NUM_THREADS"], heard, sys.argv[1], "NOT_FOR_THE_JOB" in e)
+"""
+    name, hostile = "it's \"two\" $(touch evil) `touch evil` # nodes", "$(touch evil); touch evil"
+    spec = JobSpec(name=name, command=("python", "-c", code, hostile), folder=str(tmp_path), nodes=2, cpus_per_task=2)
+    folder = tmp_path / "runs of 100%" / "a b"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("NOT_FOR_THE_JOB", "1")
+        job = submit(spec, folder)
+    [state] = wait(job.job_id)
+    assert state.state == "COMPLETED", everything_said(folder)
+    assert state.name == name and state.restarts == 0
+    assert log_lines(folder) == [f"0 2 0 n1 2 hello {hostile} False", f"1 2 0 n2 2 - {hostile} False"]
+    assert "0 2 0 n1" in job.paths.stdout.read_text(), "submitit finds the log of rank 0 by its own rule"
+    assert not list(tmp_path.rglob("evil*")), "no word was run by a shell"
+    assert folder.stat().st_mode & 0o777 == 0o700
+    assert {path.name for path in folder.iterdir()} >= {"job.json", "submitted.json", f"{job.job_id}_submission.sh"}
+    assert not list(folder.glob(".submission*"))
+
+
+def test_a_failing_rank_fails_the_job_and_ends_the_other(cluster, tmp_path):
+    code = "import os, sys, time; sys.exit(4) if os.environ['RANK'] == '1' else time.sleep(120)"
+    job = submit(JobSpec(name="fails", command=("python", "-c", code), folder=str(tmp_path), nodes=2), tmp_path / "job")
+    [state] = wait(job.job_id)
+    assert state.state == "FAILED"
+    assert "ExitCode=4:0" in cluster.run("scontrol", "show", "job", job.job_id)
+
+
+def test_try_again_is_requeued_and_runs_the_same_command_in_the_same_folder(cluster, tmp_path):
+    """Exit code 75 brings the job back; the second start finds what the first one left, as a trainer finds its checkpoint."""
+    code = "import os, sys; first = not os.path.exists('mark'); open('mark', 'a').close(); print('first' if first else 'again'); sys.exit(75 * first)"
+    folder = tmp_path / "job"
+    job = submit(JobSpec(name="again", command=("python", "-c", code), folder=str(tmp_path)), folder)
+    [state] = wait(job.job_id, seconds=120)
+    assert (state.state, state.restarts) == ("COMPLETED", 1), everything_said(folder)
+    assert log_lines(folder) == ["again", "first"]
+
+
+def test_scontrol_requeue_runs_it_again(cluster, tmp_path):
+    code = "import os, time; n = len(os.listdir('starts')); open(f'starts/{n}', 'w').close(); time.sleep(0 if n else 120)"
+    (tmp_path / "starts").mkdir()
+    job = submit(JobSpec(name="requeued", command=("python", "-c", code), folder=str(tmp_path)), tmp_path / "job")
+    wait(job.job_id, until={"RUNNING"})
+    while not list((tmp_path / "starts").iterdir()):
+        time.sleep(0.1)
+    cluster.run("scontrol", "requeue", job.job_id)
+    [state] = wait(job.job_id, seconds=120)
+    assert (state.state, state.restarts) == ("COMPLETED", 1)
+    assert len(list((tmp_path / "starts").iterdir())) == 2
+
+
+def test_an_array_gives_each_index_its_share(cluster, tmp_path):
+    command = ("python", "-c", "import sys; print(sys.argv[1])", "{array_task}/3")
+    job = submit(JobSpec(name="array", command=command, folder=str(tmp_path), array="0-2"), tmp_path / "job")
+    found = wait(job.job_id)
+    assert [state.job_id for state in sorted(found, key=lambda s: s.job_id)] == [f"{job.job_id}_{i}" for i in range(3)]
+    assert log_lines(tmp_path / "job") == ["0/3", "1/3", "2/3"]
+
+
+def test_what_sbatch_refuses_is_said_in_its_words(cluster, tmp_path):
+    spec = JobSpec(name="nowhere", command=("python", "-V"), folder=str(tmp_path), partition="no-such-partition")
+    with pytest.raises(InputError, match="invalid partition specified: no-such-partition"):
+        submit(spec, tmp_path / "job")
+    assert not list((tmp_path / "job").glob(".submission*"))
+
+
+def test_a_number_slurm_never_gave_is_unknown_and_no_error(cluster):
+    assert states(["4000000"]) == {"4000000": [JobState(job_id="4000000")]}
