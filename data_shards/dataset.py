@@ -35,7 +35,7 @@ class Shard:
 
     def __init__(self, folder: Path, entry: ShardEntry) -> None:
         self.path, self.entry = folder / entry.name, entry
-        self.index: ShardIndex = read_index(index_path(self.path))
+        self.index: ShardIndex = read_index(index_path(self.path), sha256=entry.index_sha256)
         try:
             self._fd = os.open(self.path, os.O_RDONLY)
         except OSError as error:

@@ -68,7 +68,7 @@ def explained(path: Path) -> Iterator[None]:
                 expected="free space on that file system",
                 mend=f"df -h {path.parent}; free some space and run the same command again (nothing half written was left)",
             ) from error
-        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.ENOENT):
+        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.ENOENT, errno.EEXIST):
             raise InputError(
                 f"cannot write: {error.strerror}",
                 where=path,

@@ -90,14 +90,16 @@ def index_bytes(index: ShardIndex) -> bytes:
     return save(columns, {"retinaforge": json.dumps({**header, "format": FORMAT, "count": len(index), "members": index.members}, sort_keys=True)})
 
 
-def read_index(path: Path) -> ShardIndex:
-    """Read an index file.
+def read_index(path: Path, *, sha256: str | None = None) -> ShardIndex:
+    """Read an index file; with `sha256` (the manifest's), nothing of a changed file is believed.
 
     Raises:
         CorruptData: absent, damaged, of another format, or at odds with itself.
     """
     mend = f"retinaforge data index {path.parent}"
     try:
+        if sha256 is not None and durable.sha256_of(path) != sha256:
+            raise CorruptData("the index is not the one that the manifest names (sha256)", where=path, mend=mend)
         with safe_open(path, framework="np") as file:
             header = json.loads((file.metadata() or {}).get("retinaforge", "{}"))
             columns = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
@@ -166,7 +168,7 @@ def scan_shard(shard: Path) -> ShardIndex:
     metas: dict[str, bytes] = {}
     shapes: dict[str, tuple[int, ...]] = {}
     dtypes: set[str] = set()
-    for name, offset, content in _tar_members(shard):
+    for name, offset, content in tar_members(shard):
         key, _, member = name.partition(".")
         if member in rows.setdefault(key, {}):
             raise InputError(f"member {name!r} stands twice", where=shard, expected="unique names", mend="write the shard again")
@@ -180,7 +182,7 @@ def scan_shard(shard: Path) -> ShardIndex:
     return _index_of(shard, rows, metas, shapes, dtypes)
 
 
-def _tar_members(shard: Path) -> Iterable[tuple[str, int, bytes]]:
+def tar_members(shard: Path) -> Iterable[tuple[str, int, bytes]]:
     """(name, offset, content) of each regular member, names checked before content is touched."""
     mend = "copy or write the shard again"
     try:

@@ -104,6 +104,11 @@ def preset_names() -> list[str]:
     return sorted(p.name.removesuffix(".yaml") for p in resources.files("launch").joinpath("presets").iterdir() if p.name.endswith(".yaml"))
 
 
+def preset_text(name: str) -> str:
+    """The YAML of a preset; its first line says what it is for."""
+    return resources.files("launch").joinpath("presets", f"{name}.yaml").read_text()
+
+
 def load(preset: str, overrides: list[str] = ()) -> Config:
     """A preset's name or a YAML file, then `a.b.c=value` overrides.
 
@@ -116,7 +121,7 @@ def load(preset: str, overrides: list[str] = ()) -> Config:
             raise InputError("no such file", where=path, expected="a YAML configuration", mend="retinaforge presets")
         text = path.read_text()
     elif preset in preset_names():
-        text = resources.files("launch").joinpath("presets", f"{preset}.yaml").read_text()
+        text = preset_text(preset)
     else:
         raise InputError(f"unknown preset {preset!r}", expected=nearest(preset, preset_names()), mend="retinaforge presets")
     tree = parse_yaml(text, preset)

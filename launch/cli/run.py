@@ -1,0 +1,49 @@
+"""retinaforge run, report, presets: a whole run by one command."""
+
+from __future__ import annotations
+
+import time
+
+import typer
+
+from launch.cli.generate import show_warnings
+from launch.cli.options import DryRun, Overrides, Preset, resolved
+from launch.cli.progress import progress
+from launch.cli.train import train_stage
+
+
+def command(preset: Preset, overrides: Overrides = None, dry_run: DryRun = False) -> None:
+    """From cubes to a report: data, vqgan, encode, diffusion, sample, evaluate, audit, report. Run again, it goes on."""
+    run = resolved(preset, overrides, dry_run)
+    from launch import stages
+
+    began = time.time()
+    run.freeze()
+    stages.prepare_data(run, progress)
+    for stage in ("vqgan", "diffusion"):
+        if not stages.done(run, stage):
+            train_stage(run, stage)
+        if stage == "vqgan":
+            show_warnings(stages.encode(run, progress))
+    stages.sample(run, progress)
+    stages.judge(run, progress)
+    stages.add_seconds(run, time.time() - began)
+    path = stages.write_report(run)
+    figures = stages.figures(run)
+    typer.echo("\n".join(f"{name:28} {figures[name]:.4g}" for name in stages.HEADLINE if name in figures))
+    typer.echo(f"report: {path}")
+
+
+def report(preset: Preset, overrides: Overrides = None) -> None:
+    """Write the HTML report of a run anew from what stands in its folder."""
+    from launch import stages
+
+    typer.echo(f"report: {stages.write_report(resolved(preset, overrides))}")
+
+
+def presets() -> None:
+    """The presets that travel with the package, and what each is for."""
+    from launch.config import preset_names, preset_text
+
+    for name in preset_names():
+        typer.echo(f"{name:14} {preset_text(name).splitlines()[0].lstrip('# ')}")

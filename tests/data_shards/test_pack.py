@@ -1,0 +1,244 @@
+"""Packing promises: whole or absent, the same bytes every time, splits by subject, exact statistics, readable by stock webdataset."""
+
+from __future__ import annotations
+
+import builtins
+import json
+import os
+import subprocess
+import tarfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import webdataset as wds
+
+from data_shards import pack as packing
+from data_shards.dataset import Dataset, cubes_of
+from data_shards.errors import CorruptData, InputError, TryAgain
+from data_shards.folder import read_cube, read_folder, write_cube
+from data_shards.index import read_index, scan_shard
+from data_shards.pack import index_folder, pack, split_subjects
+from tests.conftest import made_cube
+
+
+def test_every_cube_comes_back_as_it_went_in(cube_folder: Path, packed: Path) -> None:
+    loose = {cube.meta.key: cube for cube in read_folder(cube_folder)}
+    seen = list(cubes_of(packed))
+    assert sorted(c.meta.key for c in seen) == sorted(loose)
+    for cube in seen:
+        mine = loose[cube.meta.key]
+        assert cube.meta == mine.meta
+        for a, b in ((cube.data_CHW, mine.data_CHW), (cube.labels_HW, mine.labels_HW), (cube.fov_HW, mine.fov_HW)):
+            np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.parametrize("codec", ["raw", "npy", "blosc2", "pcodec"])
+def test_codecs_are_lossless(cube_folder: Path, tmp_path: Path, codec: str) -> None:
+    pack(cube_folder, tmp_path / "set", codec=codec)
+    cube = Dataset(tmp_path / "set").cube("train", 3)
+    np.testing.assert_array_equal(cube.data_CHW, read_cube(cube_folder, cube.meta.key).data_CHW)
+
+
+def test_the_same_cubes_give_the_same_bytes(cube_folder: Path, packed: Path, tmp_path: Path) -> None:
+    again = pack(cube_folder, tmp_path / "again", shard_mib=1)
+    assert again.digest == Dataset(packed).digest
+    for shard in again.shards:
+        for name in (shard.name, shard.name.replace(".tar", ".index")):
+            assert (tmp_path / "again" / name).read_bytes() == (packed / name).read_bytes()
+
+
+def test_repacking_changes_codec_and_keeps_subjects_in_their_split(packed: Path, tmp_path: Path) -> None:
+    pack(packed, tmp_path / "set", codec="blosc2")
+    a, b = Dataset(packed), Dataset(tmp_path / "set")
+    assert all(set(a.subjects(s)) == set(b.subjects(s)) for s in ("train", "val", "test"))
+    assert a.stats == b.stats
+
+
+def test_splits_keep_subjects_together(packed: Path) -> None:
+    dataset = Dataset(packed)
+    subjects = [set(dataset.subjects(split)) for split in ("train", "val", "test")]
+    assert not subjects[0] & subjects[1] and not subjects[0] & subjects[2] and not subjects[1] & subjects[2]
+    assert [len(s) for s in subjects] == [16, 2, 2]
+
+
+def test_statistics_are_those_of_the_training_split_within_the_field_of_view(packed: Path) -> None:
+    dataset = Dataset(packed)
+    pixels = np.concatenate([c.data_CHW[:, c.fov_HW] / 4095 for c in dataset.cubes("train")], axis=1)
+    for mine, theirs in ((dataset.stats.mean_C, pixels.mean(1)), (dataset.stats.std_C, pixels.std(1)), (dataset.stats.max_C, pixels.max(1))):
+        np.testing.assert_allclose(mine, theirs, rtol=1e-9)
+    assert dataset.stats.values == pixels.shape[1]
+
+
+def test_stock_webdataset_reads_our_shards(packed: Path) -> None:
+    dataset = Dataset(packed)
+    shards = [str(packed / s.name) for s in dataset.manifest.shards if s.split == "train"]
+    samples = {s["__key__"]: s for s in wds.WebDataset(shards, shardshuffle=False, empty_check=False)}
+    assert set(samples) == set(dataset.keys("train"))
+    key = dataset.keys("train")[5]
+    fields = json.loads(samples[key]["json"])
+    array = np.frombuffer(samples[key]["cube.raw"], fields["dtype"]).reshape(fields["shape"])
+    np.testing.assert_array_equal(array, dataset.cube("train", 5).data_CHW)
+
+
+def test_shards_of_stock_webdataset_work_after_indexing(tmp_path: Path) -> None:
+    cubes = [made_cube(i) for i in range(6)]
+    with wds.TarWriter(str(tmp_path / "train-000000.tar")) as writer:
+        for cube in cubes:
+            meta = {"wavelengths_nm": cube.meta.wavelengths_nm, "scale": cube.meta.scale, "subject_id": cube.meta.subject_id}
+            writer.write({"__key__": cube.meta.key, "cube.npy": cube.data_CHW, "json": meta})
+    manifest = index_folder(tmp_path)
+    assert manifest.splits == {"train": {"count": 6, "subjects": 3}}
+    np.testing.assert_array_equal(Dataset(tmp_path).cube("train", 4).data_CHW, cubes[4].data_CHW)
+
+
+def test_indexing_again_finds_the_same_dataset(packed: Path, tmp_path: Path) -> None:
+    for path in packed.glob("*.tar"):
+        os.link(path, tmp_path / path.name)
+    manifest = index_folder(tmp_path)
+    assert (manifest.digest, manifest.stats) == (Dataset(packed).digest, Dataset(packed).stats)
+
+
+def test_payloads_start_on_512_byte_borders(packed: Path) -> None:
+    for path in packed.glob("*.index"):
+        assert not (read_index(path).offset_NM % 512).any()
+
+
+def test_a_finished_pack_writes_nothing_again(cube_folder: Path, tmp_path: Path) -> None:
+    pack(cube_folder, tmp_path / "set")
+    before = {p: p.stat().st_mtime_ns for p in (tmp_path / "set").iterdir()}
+    pack(cube_folder, tmp_path / "set")
+    assert {p: p.stat().st_mtime_ns for p in (tmp_path / "set").iterdir()} == before
+
+
+def test_another_pack_in_the_same_place_is_refused(cube_folder: Path, packed: Path) -> None:
+    with pytest.raises(InputError, match="place is taken"):
+        pack(cube_folder, packed, seed=9)
+
+
+# --- bad input ----------------------------------------------------------------------------------------------------
+
+
+def folder_with(tmp_path: Path, *cubes) -> Path:
+    for cube in cubes:
+        write_cube(tmp_path / "in", cube)
+    return tmp_path / "in"
+
+
+def test_mixed_shapes_and_bands_are_refused_and_nothing_stays(tmp_path: Path) -> None:
+    for other in (made_cube(1, size=16), made_cube(1, bands=5)):
+        folder = folder_with(tmp_path, made_cube(0), other)
+        with pytest.raises(InputError, match="c0001"):
+            pack(folder, tmp_path / "out", splits={"train": 1.0})
+        assert sorted(p.name for p in tmp_path.iterdir()) == ["in"]
+
+
+def test_a_subject_in_two_splits_is_named(tmp_path: Path) -> None:
+    folder = folder_with(tmp_path, made_cube(0, subject="anna", split="train"), made_cube(1, subject="anna", split="val"))
+    with pytest.raises(InputError, match="'anna' stands in two splits"):
+        pack(folder, tmp_path / "out")
+
+
+def test_stated_splits_are_honoured(tmp_path: Path) -> None:
+    folder = folder_with(tmp_path, *(made_cube(i, split="val" if i // 2 == 1 else "train") for i in range(6)))
+    pack(folder, tmp_path / "out")
+    assert set(Dataset(tmp_path / "out").subjects("val")) == {"s001"}
+
+
+def test_an_empty_split_is_refused() -> None:
+    with pytest.raises(InputError, match="'val' would be empty"):
+        split_subjects(["a", "b"], {"train": 0.9, "val": 0.1}, 0)
+    with pytest.raises(InputError, match="adding up to 1"):
+        split_subjects(["a", "b"], {"train": 0.9, "val": 0.2}, 0)
+
+
+def test_asking_for_an_empty_split_lists_the_others(packed: Path) -> None:
+    with pytest.raises(InputError, match=r"train \(32\)"):
+        Dataset(packed).count("nights")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"data_CHW": np.zeros((3, 8, 8), np.uint16)}, "3 bands in the array, 4 wavelengths"),
+        ({"data_CHW": np.zeros((4, 8), np.uint16)}, "array of shape"),
+        ({"data_CHW": np.zeros((4, 32, 32), np.int32)}, "dtype int32"),
+        ({"data_CHW": np.full((4, 32, 32), np.nan, np.float32)}, "4096 values are NaN or infinite"),
+        ({"labels_HW": np.zeros((31, 32), np.uint8)}, "labels of size"),
+        ({"labels_HW": np.full((32, 32), 9, np.uint8)}, "values up to 9"),
+        ({"fov_HW": np.ones((4, 4), bool)}, "fov of size"),
+    ],
+)
+def test_a_wrong_cube_is_refused_by_name(change: dict, message: str) -> None:
+    cube = made_cube(0)
+    with pytest.raises(InputError, match=message) as caught:
+        type(cube)(**{**vars(cube), **change})
+    assert "c0000" in str(caught.value)
+
+
+def test_a_codec_that_is_not_installed_says_how_to_install_it(cube_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = builtins.__import__
+    monkeypatch.setattr(builtins, "__import__", lambda name, *a, **k: (_ for _ in ()).throw(ImportError(name)) if name == "blosc2" else real(name, *a, **k))
+    with pytest.raises(InputError, match="pip install -c constraints.txt blosc2"):
+        pack(cube_folder, tmp_path / "out", codec="blosc2")
+    with pytest.raises(InputError, match="did you mean 'blosc2'"):
+        pack(cube_folder, tmp_path / "out", codec="blosc")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_pickle_in_a_shard_is_refused_unread(tmp_path: Path) -> None:
+    (tmp_path / "evil.pyd").write_bytes(b"cos\nsystem\n(S'false'\ntR.")
+    with tarfile.open(tmp_path / "train-000000.tar", "w") as tar:
+        tar.add(tmp_path / "evil.pyd", "a.pyd")
+    with pytest.raises(InputError, match="is a pickle"):
+        index_folder(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["/etc/a.json", "../a.json", "x/../../a.json"])
+def test_member_names_that_leave_the_folder_are_refused(tmp_path: Path, name: str) -> None:
+    with tarfile.open(tmp_path / "train-000000.tar", "w") as tar:
+        tar.addfile(tarfile.TarInfo(name))
+    with pytest.raises(InputError, match="unsafe member"):
+        scan_shard(tmp_path / "train-000000.tar")
+
+
+def test_a_pickled_array_in_a_loose_cube_is_refused(tmp_path: Path) -> None:
+    folder = folder_with(tmp_path, made_cube(0))
+    np.save(folder / "c0000.npy", np.array([{}], object), allow_pickle=True)
+    with pytest.raises(CorruptData, match="allow_pickle=False"):
+        read_cube(folder, "c0000")
+
+
+def test_an_unwritable_place_is_named(cube_folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(InputError, match="cannot write") as caught:
+        pack(cube_folder, tmp_path / "file" / "set")
+    assert "ls -ld" in str(caught.value)
+
+
+@pytest.fixture
+def tiny_disk(tmp_path: Path):
+    """A file system of 200 KiB."""
+    place = tmp_path / "disk"
+    place.mkdir()
+    if os.geteuid() != 0 or subprocess.run(["mount", "-t", "tmpfs", "-o", "size=200k", "none", str(place)], capture_output=True).returncode:
+        pytest.skip("mounting a small tmpfs is not allowed here")
+    yield place
+    subprocess.run(["umount", str(place)], check=True)
+
+
+def test_a_full_disk_leaves_nothing_behind(cube_folder: Path, tiny_disk: Path) -> None:
+    with pytest.raises(TryAgain, match="No space left") as caught:
+        pack(cube_folder, tiny_disk / "set")
+    assert caught.value.exit_code == 75
+    assert not list(tiny_disk.iterdir())
+
+
+def test_a_kill_between_write_and_rename_leaves_no_dataset(cube_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(packing.durable, "publish_folder", killed)
+    with pytest.raises(KeyboardInterrupt):
+        pack(cube_folder, tmp_path / "set")
+    assert not list(tmp_path.iterdir())
