@@ -245,7 +245,7 @@ errors={errors}
 status=$?
 cat "$errors" >&2
 # srun's own status is the highest, and a rank that was ended because another failed (143) hides why: take the first that failed
-first=$(sed -n 's/.* task.*: Exited with exit code \([0-9]*\)$/\1/p' "$errors" | head -n 1)
+first=$(sed -n 's/.* task.*: Exited with exit code \\([0-9]*\\)$/\\1/p' "$errors" | head -n 1)
 status=${{first:-$status}}
 {again}exit "$status"
 """
