@@ -62,6 +62,15 @@ class ImportConfig:
     subject_pattern: str = ""
     geometry: geometry.Geometry = field(default_factory=geometry.Geometry)
 
+    def __post_init__(self) -> None:
+        low, high = self.float_range
+        if not -np.inf < low < high < np.inf:
+            raise InputError(f"range {low:g}:{high:g}", where="--float-range", expected="finite, the first below the second", mend="--float-range 0:1")
+        if self.full_scale is not None and not 0 < self.full_scale < np.inf:
+            raise InputError(f"full scale {self.full_scale:g}", where="--full-scale", expected="finite, above 0", mend="--full-scale 4095")
+        if self.nan_as is not None and not low <= self.nan_as <= high:
+            raise InputError(f"{self.nan_as:g} in place of NaN", where="--nan-as", expected=f"a reflectance within {low:g}:{high:g}", mend="--nan-as 0")
+
 
 @dataclass(frozen=True, kw_only=True)
 class Item:
@@ -95,23 +104,29 @@ def to_uint16(data_CHW: np.ndarray, config: ImportConfig, full_scale: float | No
         raise InputError(
             f"values of dtype {name}", where=where, expected=f"{', '.join(COUNTS)} or floats of reflectance", mend="convert the file to uint16 or float32"
         )
-    values_CHW = data_CHW.astype(np.float64) / (full_scale or 1.0)
-    if bad := int((~np.isfinite(values_CHW)).sum()):
-        if config.nan_as is None:
-            raise InputError(f"{bad} values are NaN or infinite", where=where, expected="finite reflectance", mend="--nan-as 0, or correct the file")
-        values_CHW = np.where(np.isfinite(values_CHW), values_CHW, config.nan_as)
     low, high = config.float_range
-    if outside := int(((values_CHW < low) | (values_CHW > high)).sum()):
-        least, most = float(values_CHW.min()), float(values_CHW.max())
+    scale = (high - low) / TOP
+    stored_CHW = np.empty(data_CHW.shape, np.uint16)
+    bad, outside, least, most = 0, 0, np.inf, -np.inf
+    for band_HW, stored_HW in zip(data_CHW, stored_CHW, strict=True):  # band by band: float64 of a whole cube may not fit
+        values_HW = band_HW.astype(np.float64) / (full_scale or 1.0)
+        finite_HW = np.isfinite(values_HW)
+        bad += int((~finite_HW).sum())
+        values_HW = np.where(finite_HW, values_HW, low if config.nan_as is None else config.nan_as)
+        outside += int(((values_HW < low) | (values_HW > high)).sum())
+        least, most = min(least, float(values_HW.min())), max(most, float(values_HW.max()))
+        stored_HW[...] = np.rint((np.clip(values_HW, low, high) - low) / scale)
+    if bad and config.nan_as is None:
+        raise InputError(f"{bad} values are NaN or infinite", where=where, expected="finite reflectance", mend="--nan-as 0, or correct the file")
+    if outside:
         raise InputError(
             f"{outside} values outside {low:g} … {high:g}: from {least:.6g} to {most:.6g}",
             where=where,
             expected="reflectance within the stated range",
             mend=f"--float-range {np.floor(least * 100) / 100:g}:{np.ceil(most * 100) / 100:g}, or --full-scale N (the value of reflectance 1)",
         )
-    scale = (high - low) / TOP
     note = f"rounded: {name} reflectance {low:g} … {high:g} in {TOP} steps, error at most {scale / 2:.3g}"
-    return np.rint((values_CHW - low) / scale).astype(np.uint16), scale, low, note + (f"; {bad} values set to {config.nan_as:g}" if bad else "")
+    return stored_CHW, scale, low, note + (f"; {bad} values that were not finite set to {config.nan_as:g}" if bad else "")
 
 
 def make_cube(item: Item, config: ImportConfig, hashes: dict[str, str], digest: str) -> Cube:

@@ -25,7 +25,7 @@ from data_shards.errors import InputError, UnsafeResume
 from data_shards.folder import meta_from, write_cube
 
 RECORD = "import.config.json"  # with a dot before .json no sample key can have this name
-PLACES = ("source", "labels", "onh", "fov", "onh_circles", "subjects")  # where files lie says nothing about what they are
+SELECTING = ("source", "pattern", "labels", "onh", "fov", "onh_circles", "subjects", "match", "allow_missing")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,9 +72,15 @@ def find_images(config: ImportConfig) -> tuple[list[Path], list[str]]:
             f"no images that match {config.pattern!r}",
             where=source,
             expected="files " + " ".join(formats.READERS),
-            mend="--pattern '*.tif', or --per-band for one folder a cube",
+            mend=_other_place(source),
         )
     return images, [path.name for path in files if path not in set(images)]
+
+
+def _other_place(source: Path) -> str:
+    """Where the images may be instead."""
+    folders = sorted(path.name for path in source.iterdir() if path.is_dir())
+    return f"name the folder with the images: {', '.join(folders[:5])}; or --per-band if each is one cube" if folders else "--pattern '*.tif'"
 
 
 def plan(config: ImportConfig) -> list[Item]:
@@ -129,15 +135,20 @@ def identity(item: Item, config: ImportConfig) -> tuple[str, dict[str, str]]:
     own = formats.files_of(item.image)
     files, roles = [*own, *item.maps.values()], [*("" for _ in own), *item.maps]
     names = [str(path.relative_to(item.image)) if item.image in path.parents else path.name for path in files]
-    digests = [durable.sha256_of(path) for path in files]
+    try:
+        digests = [durable.sha256_of(path) for path in files]
+    except OSError as error:
+        raise InputError(f"cannot read: {error.strerror}", where=error.filename, expected="files that this user may read") from error
     told = {"options": options_of(config), "person": asdict(item.person), "circle": item.circle, "files": [list(pair) for pair in zip(names, digests, strict=True)]}
     hashes = {f"{role} {name}" if role else name: digest for role, name, digest in zip(roles, names, digests, strict=True)}
     return hashlib.sha256(durable.canonical_json(told)).hexdigest(), hashes
 
 
 def options_of(config: ImportConfig) -> dict[str, Any]:
-    """The options that decide what a cube holds: everything but the places of the files."""
-    return {name: value for name, value in json.loads(json.dumps(asdict(config), default=str)).items() if name not in PLACES}
+    """The options that decide what a cube holds: neither the places of the files nor what only selects or permits."""
+    options = json.loads(json.dumps(asdict(config), default=str))
+    options["read"].pop("max_values")
+    return {name: value for name, value in options.items() if name not in SELECTING}
 
 
 def import_cubes(config: ImportConfig, out: Path, track: Callable[[list[Item]], Iterable[Item]] = iter) -> ImportSummary:
@@ -157,20 +168,21 @@ def import_cubes(config: ImportConfig, out: Path, track: Callable[[list[Item]], 
         _check_same(out, record)
         return summarise(config, items, out, written=0)
     stage = out.with_name(f"{durable.PART}import-{out.name}")
-    with durable.explained(out):
+    with durable.explained(stage):
         stage.mkdir(parents=True, exist_ok=True)
         durable.sweep(stage)
         done = _whole(stage, record["samples"])
-        try:
-            for item in track([item for item in items if item.key not in done]):
-                write_cube(stage, make_cube(item, config, identities[item.key][1], identities[item.key][0]))
-            _check_alike(stage, items)
-            durable.write_json(stage / RECORD, record)
-            summary = summarise(config, items, stage, written=len(items) - len(done))
-            durable.publish_folder(stage, out)
-        except Exception:
-            shutil.rmtree(stage)  # a kill leaves it for the next run; a fault that somebody has to mend does not
-            raise
+    try:
+        for item in track([item for item in items if item.key not in done]):
+            digest, hashes = identities[item.key]
+            write_cube(stage, make_cube(item, config, hashes, digest))
+        _check_alike(stage, items)
+        durable.write_json(stage / RECORD, record)
+        summary = summarise(config, items, stage, written=len(items) - len(done))
+        durable.publish_folder(stage, out)
+    except Exception:
+        shutil.rmtree(stage, ignore_errors=True)  # a kill leaves it for the next run; a fault that somebody has to mend does not
+        raise
     return summary
 
 

@@ -41,10 +41,7 @@ def read(path: Path, options: ReadOptions | None = None) -> Raw:
         return read_band_folder(path, options or ReadOptions())
     if path.suffix.lower() not in READERS:
         raise InputError(f"no reader for {path.suffix or 'a file without suffix'!r}", where=path, expected=nearest(path.suffix.lower(), READERS))
-    try:
-        return READERS[path.suffix.lower()](path, options or ReadOptions())
-    except (FileNotFoundError, PermissionError) as error:
-        raise InputError(f"cannot open: {error.strerror}", where=path, expected="a file that this user may read") from error
+    return READERS[path.suffix.lower()](path, options or ReadOptions())
 
 
 def files_of(path: Path) -> list[Path]:

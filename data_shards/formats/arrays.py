@@ -9,7 +9,7 @@ import numpy as np
 import scipy.io
 
 from data_shards.errors import InputError
-from data_shards.formats.raw import Raw, ReadOptions, bands_first, check_numeric, check_size, the_one, unreadable
+from data_shards.formats.raw import READ_FAULTS, Raw, ReadOptions, bands_first, check_numeric, check_size, the_one, unreadable
 
 MATLAB_NUMBERS = ("double", "single", "int8", "uint8", "int16", "uint16", "int32", "uint32", "int64", "uint64", "logical")
 
@@ -22,7 +22,7 @@ def read_npy(path: Path, options: ReadOptions) -> Raw:
     """
     try:
         array = np.load(path, mmap_mode="r", allow_pickle=False)  # mapped: the header's claim is checked before memory is taken
-    except (ValueError, EOFError, TypeError) as error:
+    except READ_FAULTS as error:
         raise unreadable(path, error, "a plain .npy array: np.save(path, array, allow_pickle=False)") from error
     if not isinstance(array, np.ndarray):
         raise InputError("an .npz archive", where=path, expected="one array in a .npy file", mend="np.save the array by itself")
@@ -58,9 +58,7 @@ def read_mat(path: Path, options: ReadOptions) -> Raw:
         array = scipy.io.loadmat(path, variable_names=[name])[name]
     except InputError:
         raise
-    except (ValueError, TypeError, KeyError, OSError, EOFError, scipy.io.matlab.MatReadError) as error:
-        if isinstance(error, FileNotFoundError | PermissionError):
-            raise
+    except (*READ_FAULTS, scipy.io.matlab.MatReadError) as error:
         raise unreadable(path, error, "a MATLAB file of version 5 or 7.3") from error
     check_numeric(array.dtype, path)
     return _raw(array, options, path, "HWC", {"variable": name, "matlab": "v5"})
@@ -79,9 +77,11 @@ def _from_hdf5(path: Path, options: ReadOptions, *, matlab: bool) -> Raw:
             array = dataset[()]
     except InputError:
         raise
-    except (OSError, KeyError, RuntimeError, ValueError, TypeError) as error:
-        if isinstance(error, FileNotFoundError | PermissionError):
-            raise
+    except READ_FAULTS as error:
+        if "filter" in str(error) and "plugin" in str(error):
+            raise InputError(
+                f"compressed by a filter that is not installed: {error}", where=path, expected="gzip, lzf or no compression", mend="h5repack -f NONE IN OUT"
+            ) from error
         raise unreadable(path, error, "a whole HDF5 file") from error
     if matlab:
         return _raw(array.T, options, path, "HWC", {"variable": name, "matlab": "v7.3"})

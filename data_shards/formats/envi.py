@@ -10,7 +10,7 @@ from spectral.io import envi
 from spectral.io.spyfile import FileNotFoundError as NoHeader
 
 from data_shards.errors import CorruptData, InputError
-from data_shards.formats.raw import Raw, ReadOptions, check_numeric, check_size, unreadable
+from data_shards.formats.raw import READ_FAULTS, Raw, ReadOptions, check_numeric, check_size, unreadable
 
 MAX_HEADER_BYTES = 1 << 24
 NM_PER_UNIT = {"nanometers": 1.0, "nanometer": 1.0, "nm": 1.0, "micrometers": 1000.0, "micrometer": 1000.0, "microns": 1000.0, "um": 1000.0}
@@ -37,7 +37,9 @@ def read_envi(path: Path, options: ReadOptions) -> Raw:
     facts = {"interleave": str(image.metadata.get("interleave", "")).lower(), "data_file": Path(image.filename).name}
     if "data ignore value" in image.metadata:
         facts["data_ignore_value"] = str(image.metadata["data ignore value"])
-    return Raw(data_CHW=data_CHW, wavelengths_nm=_wavelengths_nm(image, path), full_scale=_full_scale(image.metadata), facts=facts)
+    if bad := [band for band, good in enumerate(image.metadata.get("bbl", ()), 1) if str(good) in ("0", "0.0")]:
+        facts["bad_bands_by_header"] = bad  # counted from 1; they are kept
+    return Raw(data_CHW=data_CHW, wavelengths_nm=_wavelengths_nm(image, path), full_scale=_full_scale(image.metadata, path), facts=facts)
 
 
 def envi_files(path: Path) -> list[Path]:
@@ -59,7 +61,7 @@ def _opened(path: Path) -> envi.BsqFile | envi.BilFile | envi.BipFile | envi.Spe
             expected=f"{path.stem}, {path.stem}.img, .dat, .raw or .bsq beside it",
             mend="put the data file beside its header",
         ) from error
-    except (envi.EnviException, NoHeader, ValueError, KeyError, IndexError, TypeError, OSError) as error:
+    except (envi.EnviException, NoHeader, *READ_FAULTS) as error:
         raise unreadable(path, error, "an ENVI header (first line 'ENVI')") from error
 
 
@@ -80,7 +82,11 @@ def _wavelengths_nm(image: object, path: Path) -> tuple[float, ...] | None:
     return tuple(round(float(centre) * factor, 6) for centre in centres)
 
 
-def _full_scale(metadata: dict) -> float | None:
+def _full_scale(metadata: dict, path: Path) -> float | None:
     """'reflectance scale factor': the stored value of reflectance 1."""
     text = metadata.get("reflectance scale factor")
-    return float(text) if text is not None else None
+    if text is None:
+        return None
+    if not 0 < float(text) < float("inf"):
+        raise InputError(f"reflectance scale factor {text}", where=path, expected="finite, above 0", mend="correct the header, or state --full-scale N")
+    return float(text)

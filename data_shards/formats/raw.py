@@ -5,6 +5,9 @@ Legend: C band, H W pixels, P = H·W pixels in one row.
 
 from __future__ import annotations
 
+import struct
+import tokenize
+import zlib
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,6 +17,23 @@ import numpy as np
 from data_shards.errors import CorruptData, InputError
 
 MAX_VALUES = 2**30  # 2 GiB as uint16: far above 672 x 672 x 16 (7.2 M), far below what a forged header can claim
+
+
+READ_FAULTS = (  # what the libraries raise on damaged bytes, found by flipping and cutting bytes of every format
+    OSError,
+    EOFError,
+    ValueError,
+    LookupError,
+    TypeError,
+    AttributeError,
+    ArithmeticError,
+    RuntimeError,
+    AssertionError,
+    SyntaxError,
+    tokenize.TokenError,
+    struct.error,
+    zlib.error,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,7 +80,7 @@ def check_size(shape: tuple[int, ...], options: ReadOptions, path: Path) -> None
     Raises:
         InputError: an empty array, or one of more than `max_values` values.
     """
-    if 0 in shape or not shape:
+    if not shape or min(shape) < 1:
         raise InputError(f"an empty array of shape {shape}", where=path, expected="at least one value on every axis")
     values = int(np.prod([int(n) for n in shape], dtype=object))
     if values > options.max_values:
@@ -149,6 +169,9 @@ def the_one(candidates: dict[str, tuple[int, ...]], options: ReadOptions, path: 
     return images[0]
 
 
-def unreadable(path: Path, error: BaseException, expected: str) -> CorruptData:
-    """The error for bytes that their library cannot read."""
-    return CorruptData(f"cannot be read: {error}", where=path, expected=expected, mend="copy the file again from its source")
+def unreadable(path: Path, error: BaseException, expected: str) -> InputError | CorruptData:
+    """The error for a file that may not be opened, or for bytes that their library cannot read."""
+    if isinstance(error, FileNotFoundError | PermissionError | IsADirectoryError):
+        return InputError(f"cannot open: {error.strerror}", where=path, expected="a file that this user may read", mend=f"ls -l {path}")
+    said = " ".join(str(error).split()) or type(error).__name__
+    return CorruptData(f"cannot be read: {said}", where=path, expected=expected, mend="copy the file again from its source")

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
+import logging
+import re
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import tifffile
 
-from data_shards.errors import InputError
+from data_shards.errors import InputError, RetinaforgeError
 from data_shards.formats.photographs import RGB_NM, image_array, opened
-from data_shards.formats.raw import Raw, ReadOptions, bands_first, check_numeric, check_size, unreadable
+from data_shards.formats.raw import READ_FAULTS, Raw, ReadOptions, bands_first, check_numeric, check_size, unreadable
 
+LOST_PAGES = re.compile(r"TiffPages @|failed to reshape")  # tifffile only logs it when the chain of pages breaks off
 PHOTOMETRIC = ("MINISBLACK", "RGB")  # what may be read value by value; palettes and YCbCr go through Pillow
 
 
@@ -22,7 +27,7 @@ def read_tiff(path: Path, options: ReadOptions) -> Raw:
             undo, or axes that are not bands, rows and columns. CorruptData: not a TIFF, or cut short.
     """
     try:
-        with tifffile.TiffFile(path) as tiff:
+        with _complaints() as said, tifffile.TiffFile(path) as tiff:
             series, page = tiff.series, tiff.pages.first
             if len(series) != 1:
                 raise InputError(
@@ -38,11 +43,11 @@ def read_tiff(path: Path, options: ReadOptions) -> Raw:
             colour = page.photometric.name if hasattr(page.photometric, "name") else str(page.photometric)
             array, axes = _values(tiff, colour, path, options)
             alpha = colour == "RGB" and page.samplesperpixel == 4
-    except InputError:
+            if lost := [text for text in said if LOST_PAGES.search(text)]:
+                raise unreadable(path, ValueError(f"pages are missing ({lost[0]})"), "a whole TIFF")
+    except RetinaforgeError:
         raise
-    except (tifffile.TiffFileError, OSError, ValueError, IndexError, KeyError, RuntimeError) as error:
-        if isinstance(error, FileNotFoundError | PermissionError):
-            raise
+    except READ_FAULTS as error:
         raise unreadable(path, error, "a whole TIFF") from error
     data_CHW = _bands_first(array, axes, options, path)
     if alpha and len(data_CHW) == 4:
@@ -51,6 +56,20 @@ def read_tiff(path: Path, options: ReadOptions) -> Raw:
         data_CHW = data_CHW[:3]
     is_rgb = colour in ("RGB", "YCBCR", "PALETTE") and len(data_CHW) == 3
     return Raw(data_CHW=data_CHW, wavelengths_nm=RGB_NM if is_rgb else None, nominal=is_rgb)
+
+
+@contextlib.contextmanager
+def _complaints() -> Iterator[list[str]]:
+    """What tifffile logs meanwhile, instead of on the user's terminal."""
+    said: list[str] = []
+    handler = logging.Handler()
+    handler.emit = lambda record: said.append(record.getMessage())
+    logger = logging.getLogger("tifffile")
+    logger.addHandler(handler)
+    try:
+        yield said
+    finally:
+        logger.removeHandler(handler)
 
 
 def _values(tiff: tifffile.TiffFile, colour: str, path: Path, options: ReadOptions) -> tuple[np.ndarray, str]:
