@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import socket
@@ -15,7 +16,7 @@ import submitit
 from submitit.core.utils import FailedJobError, FailedSubmissionError
 
 from data_shards import durable
-from data_shards.errors import InputError, TryAgain
+from data_shards.errors import CorruptData, InputError, TryAgain, nearest
 from slurm.jobs import JobSpec, freeze, sbatch_text
 
 RECORD_NAME = "submitted.json"
@@ -35,6 +36,25 @@ class Submitted:
     job_id: str
     name: str
     submitted_unix_s: float
+
+
+def read_records(jobs: Path, names: list[str]) -> list[Submitted]:
+    """The submitted jobs whose folders lie in `jobs`: those of these names, or all, by time of submission.
+
+    Raises:
+        InputError: nothing was submitted under one of the names. CorruptData: a record that cannot be read.
+    """
+    records = []
+    for path in jobs.glob(f"*/{RECORD_NAME}"):
+        try:
+            records.append(Submitted(**json.loads(path.read_bytes())))
+        except (ValueError, TypeError) as error:
+            raise CorruptData(f"not a submission record: {error}", where=path, mend="submit the job again") from error
+    known = {record.name for record in records}
+    for name in names:
+        if name not in known:
+            raise InputError(f"no job {name!r} was submitted", where=jobs, expected=nearest(name, known) if known else "a submitted job")
+    return sorted((r for r in records if not names or r.name in names), key=lambda r: r.submitted_unix_s)
 
 
 class _Executor(submitit.SlurmExecutor):

@@ -1,0 +1,115 @@
+"""retinaforge submit, retinaforge status: any verb as a SLURM job."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from data_shards.errors import InputError, nearest
+
+JOBS = Path("runs/jobs")
+
+
+def command(
+    words: Annotated[list[str], typer.Argument(metavar="-- VERB ARGS…", help="What to run, as after `retinaforge`; {array_task} becomes the index of an array.")],
+    name: Annotated[str | None, typer.Option(help="Name of the job [default: the words, joined].")] = None,
+    jobs: Annotated[Path, typer.Option(help="Where job folders lie; this job's is JOBS/NAME.")] = JOBS,
+    nodes: Annotated[int, typer.Option(min=1, help="Nodes.")] = 1,
+    tasks_per_node: Annotated[int, typer.Option(min=1, help="Processes a node, one a GPU; nodes x tasks is the world size.")] = 1,
+    cpus_per_task: Annotated[int, typer.Option(min=1, help="Cores a process, and its OMP_NUM_THREADS.")] = 1,
+    gpus_per_task: Annotated[int, typer.Option(min=0, help="GPUs a process.")] = 0,
+    memory: Annotated[str | None, typer.Option(help="Memory a node: 64G.")] = None,
+    time_minutes: Annotated[int | None, typer.Option(min=1, help="Time limit; SIGUSR1 comes before it.")] = None,
+    partition: Annotated[str | None, typer.Option(help="Partition(s).")] = None,
+    account: Annotated[str | None, typer.Option(help="Account to charge.")] = None,
+    qos: Annotated[str | None, typer.Option(help="Quality of service.")] = None,
+    constraint: Annotated[str | None, typer.Option(help="Node features: a100|h100.")] = None,
+    array: Annotated[str | None, typer.Option(help="Job array: 0-9, 0-99%8.")] = None,
+    dependency: Annotated[str | None, typer.Option(help="Jobs to wait for: afterok:123.")] = None,
+    requeue: Annotated[bool, typer.Option(help="Come back after preemption, a failed node, or exit code 75; the verb resumes.")] = True,
+    signal_seconds: Annotated[int, typer.Option(min=1, help="How long before the time limit the warning signal comes.")] = 120,
+    export: Annotated[list[str] | None, typer.Option(help="A further variable of this shell that the job sees, by name. No secrets. Repeatable.")] = None,
+    local: Annotated[bool, typer.Option("--local", help="Run the same job here, now, without SLURM.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the sbatch script and submit nothing.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Submit `retinaforge VERB ARGS` to SLURM: retinaforge submit --nodes 2 --gpus-per-task 1 -- run retina-224."""
+    from slurm.jobs import JobSpec, sbatch_text, spec_json
+
+    _check_verb(words[0])
+    spec = JobSpec(
+        name=name or "-".join(words)[:128],
+        command=("retinaforge", *words),
+        folder=str(Path.cwd()),
+        nodes=nodes,
+        tasks_per_node=tasks_per_node,
+        cpus_per_task=cpus_per_task,
+        gpus_per_task=gpus_per_task,
+        memory=memory,
+        time_minutes=time_minutes,
+        partition=partition,
+        account=account,
+        qos=qos,
+        constraint=constraint,
+        array=array,
+        dependency=dependency,
+        requeue=requeue,
+        signal_seconds=signal_seconds,
+        exports=tuple(export or ()),
+    )
+    folder = _job_folder(jobs, spec.name)
+    if dry_run:
+        text = sbatch_text(spec, folder)
+        typer.echo(json.dumps({"folder": str(folder), "sbatch": text, "job": json.loads(spec_json(spec))}) if as_json else text, nl=as_json)
+        return
+    from slurm import executor
+
+    if local:
+        raise typer.Exit(executor.run_local(spec, folder))
+    job = executor.submit(spec, folder)
+    said = {"job_id": job.job_id, "name": spec.name, "folder": str(folder), "log": str(job.paths.stdout)}
+    typer.echo(json.dumps(said) if as_json else f"job {job.job_id} ({spec.name})\n  log:    {said['log']}\n  status: retinaforge status {spec.name!r}")
+
+
+def status(
+    names: Annotated[list[str] | None, typer.Argument(help="Jobs by name; all in JOBS when left out.")] = None,
+    jobs: Annotated[Path, typer.Option(help="Where job folders lie.")] = JOBS,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """State of submitted jobs, by one call to SLURM."""
+    from slurm.executor import read_records
+    from slurm.status import states
+
+    records = read_records(jobs, names or [])
+    found = states([record.job_id for record in records])
+    if as_json:
+        typer.echo(json.dumps({record.name: [asdict(state) for state in found[record.job_id]] for record in records}))
+        return
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    table = Table(title=f"jobs in {jobs}")
+    for column in ("job", "name", "state", "running", "restarts", "nodes or reason"):
+        table.add_column(column)
+    for record in records:
+        for state in found[record.job_id]:
+            table.add_row(*(escape(text) for text in (state.job_id, record.name, state.state, state.elapsed, str(state.restarts), state.why)))
+    Console().print(table)
+
+
+def _job_folder(jobs: Path, name: str) -> Path:
+    """JOBS/NAME, where a '/' of the name is no folder."""
+    return (jobs / name.replace("/", "_")).absolute() if name.strip(". ") else (jobs / "unnamed").absolute()
+
+
+def _check_verb(verb: str) -> None:
+    from launch.cli import app
+
+    verbs = {entry.name for entry in (*app.registered_commands, *app.registered_groups)} - {"submit", "status"}
+    if verb not in verbs:
+        raise InputError(f"no verb {verb!r} to submit", expected=nearest(verb, verbs), mend="retinaforge --help")

@@ -1,0 +1,81 @@
+"""The doctor: true about this machine, and with a command for everything that is not well."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import typer
+from typer.testing import CliRunner
+
+from launch import doctor
+from launch.cli import doctor as cli
+
+
+@pytest.fixture(scope="module")
+def found() -> dict[str, doctor.Finding]:
+    return {finding.name: finding for finding in doctor.examine(Path("runs"))}
+
+
+def test_it_names_what_is_really_here(found):
+    assert found["Python"].found == sys.version.split()[0] and found["Python"].state == "ok"
+    assert torch.__version__ in found["torch"].found
+    assert ("GPU 0" in found) == torch.cuda.is_available()
+    assert found["needed"].state == "ok" and f"torch {torch.__version__}" in found["needed"].found
+    assert (found["for the tests"].state == "ok") == all(shutil.which(name, path="/usr/sbin:/usr/bin") for name in ("slurmctld", "slurmd", "munged"))
+    assert {"processor", "memory", "bf16", "codecs", "DeepSpeed", "faiss", "compiler", "MPI", "cluster", "runs"} <= set(found)
+
+
+def test_what_is_not_well_has_a_command(found):
+    for finding in found.values():
+        assert finding.mend or finding.state == "ok" or finding.name == "GPU", finding
+
+
+def test_two_kinds_of_faiss_are_broken_and_the_way_out_is_told():
+    [finding] = doctor.faiss_kind({"faiss-cpu": "1.15.1", "faiss-gpu": "1.15.1"})
+    assert finding.state == "broken" and "uninstall -y faiss-cpu faiss-gpu" in finding.mend
+    [finding] = doctor.faiss_kind({"faiss-cpu": None, "faiss-gpu": None})
+    assert finding.state == "missing" and "faiss" in finding.name
+    [finding] = doctor.faiss_kind({"faiss-cpu": "1.15.1", "faiss-gpu": None})
+    assert finding.state == "ok"
+
+
+def test_another_torch_than_the_pinned_one_is_told(monkeypatch):
+    monkeypatch.setattr(doctor, "pinned", lambda name: "0.4.1")
+    finding = next(finding for finding in doctor.torch_build() if finding.name == "torch")
+    assert finding.state == "warn" and "pins 0.4.1" in finding.found and "constraints.txt" in finding.mend
+
+
+def test_a_missing_or_old_library_is_broken(monkeypatch):
+    real = doctor.installed
+    monkeypatch.setattr(doctor, "installed", lambda name: {"diffusers": None, "numpy": "1.0"}.get(name, real(name)) if name != "diffusers" else None)
+    finding = next(doctor.libraries())
+    assert finding.state == "broken" and "diffusers is not installed" in finding.found and "numpy 1.0, needed >=" in finding.found
+
+
+def test_a_folder_that_cannot_be_written_is_broken(tmp_path, monkeypatch):
+    monkeypatch.setattr(doctor.os, "access", lambda path, mode: False)
+    finding = next(doctor.space(tmp_path / "not" / "there"))
+    assert finding.state == "broken" and str(tmp_path) in finding.mend
+
+
+@pytest.fixture
+def invoke(monkeypatch):
+    app = typer.Typer()
+    app.command()(cli.command)
+    return lambda *words: CliRunner().invoke(app, words)
+
+
+def test_the_exit_code_is_2_only_when_something_needed_is_broken(invoke, monkeypatch):
+    fine = doctor.Finding(topic="t", name="n [x]", state="missing", found="[f]", mend="m")
+    monkeypatch.setattr(doctor, "examine", lambda runs: [fine])
+    done = invoke("--json")
+    assert done.exit_code == 0 and json.loads(done.stdout)["findings"][0]["mend"] == "m"
+    shown = invoke()
+    assert "n [x]" in shown.stdout and "[f]" in shown.stdout and "n [x]: m" in shown.stdout
+    monkeypatch.setattr(doctor, "examine", lambda runs: [doctor.Finding(topic="t", name="n", state="broken", found="f", mend="m")])
+    assert invoke().exit_code == 2 and json.loads(invoke("--json").stdout)["ok"] is False
