@@ -24,7 +24,9 @@ def checked(name: str, x_ND: np.ndarray) -> np.ndarray:
     if x_ND.ndim != 2 or len(x_ND) < 2:
         raise InputError(f"{name} features of shape {x_ND.shape}", expected="(N, D) with N at least 2: a spread needs two images")
     if not np.isfinite(x_ND).all():
-        raise InputError(f"{name} features: {int((~np.isfinite(x_ND)).any(1).sum())} images have NaN or infinite values", expected="finite features")
+        raise InputError(
+            f"{name} features: {int((~np.isfinite(x_ND)).any(1).sum())} images have NaN or infinite values", expected="finite features"
+        )
     return x_ND
 
 
@@ -71,7 +73,7 @@ def frechet_at(a_ND: np.ndarray, b_ND: np.ndarray, n: int, *, seed: int = 0, dra
 
 @dataclass(frozen=True, kw_only=True)
 class Infinity:
-    """FID∞ with the standard error of its extrapolation. It may be negative: an unbiased estimate of 0 is, half of the time."""
+    """FID∞ with the standard error of its line, too small as the points share images. It may be negative: an unbiased estimate of 0 is, half of the time."""
 
     value: float
     standard_error: float

@@ -1,0 +1,136 @@
+"""retinaforge evaluate, audit: how good a synthetic set is, and whether it holds copies of its training images."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from launch.cli.progress import progress
+
+Real = Annotated[Path, typer.Option("--real", help="The packed real dataset.", show_default=False)]
+Synthetic = Annotated[Path, typer.Option("--synthetic", help="The packed synthetic set.", show_default=False)]
+Against = Annotated[str, typer.Option("--against", help="Split of the real dataset with people held out of training.")]
+Limit = Annotated[int | None, typer.Option("--limit", help="At most this many images of each set, evenly spaced.", min=2)]
+Device = Annotated[str, typer.Option("--device", help="cpu or cuda.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON instead of a table.")]
+
+
+def evaluate(
+    real: Real,
+    synthetic: Synthetic,
+    out: Annotated[Path, typer.Option("--out", help="File for the result.")] = Path("evaluate.json"),
+    against: Against = "val",
+    limit: Limit = None,
+    seed: Annotated[int, typer.Option("--seed", help="Of subsets, pairs and resamples.")] = 0,
+    pairs: Annotated[int, typer.Option("--pairs", help="Pairs of images for MS-SSIM.", min=2)] = 100,
+    extractor: Annotated[str, typer.Option("--extractor", help="Feature network of the Fréchet distance and KID.")] = "seeded-conv-v1",
+    device: Device = "cpu",
+    as_json: AsJson = False,
+) -> None:
+    """Compare a synthetic set with real images: Fréchet distance, KID, band histograms, MS-SSIM, each beside its floor."""
+    from data_shards.dataset import Dataset
+    from data_shards.durable import write_json
+    from ldm.evaluation import EvaluateConfig, rows
+    from ldm.evaluation import evaluate as evaluate_set
+
+    config = EvaluateConfig(against=against, limit=limit, seed=seed, pairs=pairs, extractor=extractor, device=checked_device(device))
+    result = evaluate_set(Dataset(real), Dataset(synthetic), config, progress)
+    write_json(out, result)
+    if as_json:
+        typer.echo(json.dumps(result))
+        return
+    reference, floor = result["reference"], result["floor_from"]
+    show(f"{synthetic} against {reference['n']} images of {reference['subjects']} people (split {reference['split']!r})", rows(result))
+    source = (
+        f"{floor['n']} other real images of {floor['subjects']} people (split {floor['split']!r})" if floor else "no other people: no floor"
+    )
+    typer.echo(
+        f"floor: the same figure for {source}, in place of the synthetic ones\nfeatures: {result['frechet']['extractor']} (not Inception)\nresult: {out}"
+    )
+
+
+def audit(
+    real: Real,
+    synthetic: Synthetic,
+    out: Annotated[Path, typer.Option("--out", help="File for the result.")] = Path("audit.json"),
+    train: Annotated[str, typer.Option("--train", help="Split that the generator was trained on.")] = "train",
+    against: Against = "val",
+    limit: Annotated[int | None, typer.Option("--limit", help="At most this many synthetic images, evenly spaced.", min=1)] = None,
+    closest: Annotated[int, typer.Option("--closest", help="Closest pairs to list.", min=1)] = 12,
+    backend: Annotated[str, typer.Option("--backend", help="Search: faiss, torch or auto.")] = "auto",
+    device: Device = "cpu",
+    as_json: AsJson = False,
+) -> None:
+    """Search a synthetic set for copies of training images, with distances between real people as the yardstick."""
+    from data_shards.dataset import Dataset
+    from data_shards.durable import write_json
+    from ldm.audit import AuditConfig, rows
+    from ldm.audit import audit as audit_set
+
+    config = AuditConfig(train=train, against=against, limit=limit, closest=closest, backend=backend, device=checked_device(device))
+    result = audit_set(Dataset(real), Dataset(synthetic), config, progress)
+    write_json(out, result)
+    if as_json:
+        typer.echo(json.dumps(result))
+        return
+    floor = result["floor_from"]
+    show(f"{synthetic}: nearest of {result['train']['n']} training images of {result['train']['subjects']} people", rows(result))
+    typer.echo(
+        f"floor: {floor['n']} real images of {floor['subjects']} other people (split {floor['split']!r})"
+        if floor
+        else "no other people: no floor"
+    )
+    table = Table(title="closest pairs (pooled)", title_justify="left")
+    for column in ("synthetic", "training", "person", "distance", "of floor median", ""):
+        table.add_column(column, justify="right" if column in ("distance", "of floor median") else "left")
+    for pair in result["descriptors"]["pooled"]["closest"]:
+        marks = ", ".join(name for name in ("mirrored", "flagged") if pair[name])
+        table.add_row(
+            pair["synthetic_key"], pair["train_key"], pair["subject"], number(pair["distance"]), number(pair["of_floor_median"]), marks
+        )
+    Console().print(table)
+    typer.echo(f"{result['caveat']}\nresult: {out}")
+
+
+def checked_device(device: str) -> str:
+    """The device, where this machine has it.
+
+    Raises:
+        InputError: unknown, or no such device here.
+    """
+    import torch
+
+    from data_shards.errors import InputError
+
+    if device != "cpu" and not (device == "cuda" and torch.cuda.is_available()):
+        raise InputError(
+            f"--device {device}",
+            expected="cpu" + (" or cuda" if torch.cuda.is_available() else " (no GPU is to be seen here)"),
+            mend="retinaforge doctor",
+        )
+    return device
+
+
+def number(value: float | None) -> str:
+    """Four digits, or a dash for what could not be had."""
+    return "–" if value is None else str(value) if isinstance(value, int) else f"{value:.4g}"
+
+
+def show(title: str, rows: list[dict[str, Any]]) -> None:
+    """The table that people see: every value beside its floor."""
+
+    def cell(row: dict[str, Any], name: str, interval: str) -> str:
+        span = row[interval]
+        return number(row[name]) + (f"  [{span[0]:.3g}, {span[1]:.3g}]" if span and row[name] is not None else "")
+
+    table = Table(title=title, title_justify="left")
+    for column, side in (("metric", "left"), ("synthetic", "right"), ("floor, real", "right"), ("N", "right"), ("", "left")):
+        table.add_column(column, justify=side)
+    for row in rows:
+        table.add_row(row["metric"], cell(row, "value", "interval"), cell(row, "floor", "floor_interval"), row["n"], row["note"])
+    Console().print(table)

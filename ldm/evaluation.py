@@ -1,0 +1,376 @@
+"""Evaluate a synthetic set against real images it was not made from, every figure beside its real-against-real floor.
+
+Legend: N image, P pair, B batch, C band, H W pixels, D feature.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from data_shards.dataset import Dataset
+from data_shards.errors import InputError, nearest
+from data_shards.folder import png_map
+from data_shards.stream import Batch, CubeStream
+from ldm.metrics import frechet, ms_ssim, spectral
+from ldm.metrics.features import Extractor, get_extractor
+
+FORMAT = "retinaforge-evaluation-1"
+FOV_SHARE = 0.95
+FOV_IMAGES = 256
+
+Watch = Callable[..., Iterable]
+"""(iterable, total=, title=, unit=) → the same items, shown as they pass; launch.cli.progress.progress is one."""
+
+
+def silent(items: Iterable, **_: Any) -> Iterable:
+    """The Watch that shows nothing."""
+    return items
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateConfig:
+    """
+    Attributes:
+        against: real split that the synthetic set is compared with; images of held-out people by default.
+        limit: at most this many images of each set, evenly spaced; None for all.
+        seed: of every subset, pair and resample.
+        extractor: a name of ldm.metrics.features.EXTRACTORS.
+        pairs: for MS-SSIM, of each set.
+        batch_size: cubes at once.
+        device: of the feature network and of MS-SSIM.
+    """
+
+    against: str = "val"
+    limit: int | None = None
+    seed: int = 0
+    extractor: str = "seeded-conv-v1"
+    pairs: int = 100
+    batch_size: int = 8
+    device: str = "cpu"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Part:
+    """Some images of one split: what a set is measured on."""
+
+    dataset: Dataset
+    split: str
+    sample_N: np.ndarray
+    independent: bool = False  # synthetic images: each its own unit; real ones belong to a person
+
+    def units(self) -> list[str]:
+        """Resampling unit of each image."""
+        names = self.dataset.keys(self.split) if self.independent else self.dataset.subjects(self.split)
+        return [names[i] for i in self.sample_N]
+
+    def batches(self, batch_size: int, watch: Watch, title: str) -> Iterable[Batch]:
+        """The images with their maps, in order."""
+        stream = CubeStream(self.dataset, self.split, batch_size=batch_size, maps=True)
+        chunks = [self.sample_N[a : a + batch_size] for a in range(0, len(self.sample_N), batch_size)]
+        found = stream.once() if len(self.sample_N) == stream.count else map(stream.read, chunks)
+        return watch(found, total=len(chunks), title=title, unit="batch")
+
+    def reflectance(self, cubes_BCHW: torch.Tensor, device: str) -> torch.Tensor:
+        """Stored values as float32 reflectance on a device."""
+        return cubes_BCHW.to(device).float() * self.dataset.scale + self.dataset.offset
+
+    def described(self) -> dict[str, Any]:
+        """For the result: path, digest, split, numbers of images and of people."""
+        people = {} if self.independent else {"subjects": len(set(self.units()))}
+        return {"path": str(self.dataset.path), "digest": self.dataset.digest, "split": self.split, "n": len(self.sample_N), **people}
+
+
+def evenly(count: int, limit: int | None) -> np.ndarray:
+    """All positions, or `limit` of them evenly spaced: the first ones would be the images of a few people."""
+    return np.arange(count) if limit is None or limit >= count else np.arange(limit) * count // limit
+
+
+def check_comparable(real: Dataset, synthetic: Dataset) -> str:
+    """The split of the synthetic set.
+
+    Raises:
+        InputError: latents instead of cubes, other bands or sizes, the real set itself, or no single split to take.
+    """
+    for dataset in (real, synthetic):
+        if dataset.payload != "cube":
+            raise InputError(f"a dataset of {dataset.payload}s", where=dataset.path, expected="cubes", mend="retinaforge data ls DATASET")
+    if len(real.wavelengths_nm) != len(synthetic.wavelengths_nm) or not np.allclose(
+        real.wavelengths_nm, synthetic.wavelengths_nm, atol=0.5
+    ):
+        bands = [", ".join(f"{nm:g}" for nm in d.wavelengths_nm) for d in (synthetic, real)]
+        raise InputError(
+            f"bands at {bands[0]} nm",
+            where=synthetic.path,
+            expected=f"those of {real.path}: {bands[1]} nm",
+            mend="compare it with the set it was trained on",
+        )
+    if real.shape != synthetic.shape:
+        raise InputError(f"cubes of shape {synthetic.shape}", where=synthetic.path, expected=f"{real.shape}, as in {real.path}")
+    if real.digest == synthetic.digest:
+        raise InputError(f"both are dataset {real.digest[:12]}", where=synthetic.path, expected="a synthetic set beside the real one")
+    filled = [name for name, info in synthetic.splits.items() if info.count]
+    if "synthetic" in filled:
+        return "synthetic"
+    if len(filled) != 1:
+        raise InputError(
+            f"splits {', '.join(filled) or 'none'}, all others empty",
+            where=synthetic.path,
+            expected="images in one split, named synthetic",
+            mend="retinaforge data pack FOLDER DATASET --splits synthetic=1",
+        )
+    return filled[0]
+
+
+def real_parts(real: Dataset, against: str, limit: int | None) -> tuple[Part, Part | None]:
+    """The reference, and other real people for the floor.
+
+    The floor comes from the training split; where that is the reference itself, from another one; where there is none,
+    the people of the only split are divided into two halves. None where there is only one person.
+
+    Raises:
+        InputError: the split is empty or unknown.
+    """
+    if against not in real.splits:
+        raise InputError(f"unknown split {against!r}", where=real.path, expected=nearest(against, real.splits))
+    count = real.count(against)
+    others = [
+        name for name in ("train", "val", "test", *real.splits) if name != against and name in real.splits and real.splits[name].count
+    ]
+    if others:
+        floor = Part(dataset=real, split=others[0], sample_N=evenly(real.count(others[0]), limit))
+        return Part(dataset=real, split=against, sample_N=evenly(count, limit)), floor
+    names, unit_N = np.unique(real.subjects(against), return_inverse=True)
+    if len(names) < 2:
+        return Part(dataset=real, split=against, sample_N=evenly(count, limit)), None
+    halves = [np.flatnonzero(unit_N % 2 == side) for side in (0, 1)]
+    return tuple(Part(dataset=real, split=against, sample_N=half[evenly(len(half), limit)]) for half in halves)
+
+
+def common_fov(real: Dataset, split: str) -> np.ndarray:
+    """Pixels inside the field of view of 95 % of the split's images (256 of them, evenly spaced); every pixel where no image has a mask.
+
+    Synthetic images carry no mask. One mask for all images, real and synthetic alike, keeps the comparison fair.
+    """
+    inside_HW, seen = np.zeros(real.shape[1:]), 0
+    for i in evenly(real.count(split), FOV_IMAGES):
+        shard, row = real.locate(split, int(i))
+        if content := shard.named(row, "fov.png"):
+            inside_HW += png_map(content, mask=True, where=f"{shard.path}: sample {shard.index.keys[row]}")
+            seen += 1
+    return inside_HW >= FOV_SHARE * seen
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measured:
+    """What one pass over a part leaves."""
+
+    features_ND: np.ndarray
+    histograms: spectral.BandHistograms
+
+
+def measure(
+    part: Part, extractor: Extractor, edges_CE: np.ndarray, fov_HW: np.ndarray, config: EvaluateConfig, watch: Watch, title: str
+) -> Measured:
+    """One pass over a part: features of every image, histograms by unit."""
+    histograms = spectral.BandHistograms(edges_CE, scale=part.dataset.scale, offset=part.dataset.offset)
+    features = []
+    for batch in part.batches(config.batch_size, watch, title):
+        features.append(extractor(part.reflectance(batch.cubes_BCHW, config.device)).numpy())
+        cubes_BCHW = batch.cubes_BCHW.numpy()
+        for b, unit in enumerate(batch.keys if part.independent else batch.subjects):
+            histograms.add(
+                cubes_BCHW[b], unit=unit, fov_HW=fov_HW, labels_HW=None if batch.labels_BHW is None else batch.labels_BHW[b].numpy()
+            )
+    return Measured(features_ND=np.concatenate(features), histograms=histograms)
+
+
+def features_of(part: Part, extractor: Extractor, *, batch_size: int = 8, device: str = "cpu", watch: Watch = silent) -> np.ndarray:
+    """Features (N, D) of a part, for whoever wants a Fréchet distance and nothing else."""
+    return np.concatenate([extractor(part.reflectance(b.cubes_BCHW, device)).numpy() for b in part.batches(batch_size, watch, "features")])
+
+
+def frechet_figures(
+    reference_ND: np.ndarray, synthetic_ND: np.ndarray, floor_ND: np.ndarray | None, extractor: Extractor, seed: int
+) -> dict[str, Any]:
+    """The `frechet` part of the result; see `evaluate`."""
+    result: dict[str, Any] = {
+        "extractor": extractor.name,
+        "d": extractor.dimension,
+        "n_real": len(reference_ND),
+        "n_synthetic": len(synthetic_ND),
+        "value": frechet.frechet_distance(reference_ND, synthetic_ND),
+    }
+    for name, other_ND in (("", synthetic_ND), ("_floor", floor_ND)):
+        infinity = None if other_ND is None else frechet.frechet_infinity(reference_ND, other_ND, seed=seed)
+        result[f"infinity{name}"] = None if infinity is None else infinity.value
+        result[f"infinity{name}_standard_error"] = None if infinity is None else infinity.standard_error
+        kid = None if other_ND is None else frechet.kid_with_interval(*frechet.conditioned(reference_ND, other_ND), seed=seed)
+        result[f"kid{name}"] = None if kid is None else kid.value
+        result[f"kid{name}_interval"] = None if kid is None else kid.interval
+        result[f"kid{name}_subset"] = None if kid is None else kid.subset
+    n_floor = 0 if floor_ND is None else min(len(synthetic_ND), len(floor_ND))
+    result["n_floor"] = n_floor
+    result["floor"] = frechet.frechet_at(reference_ND, floor_ND, n_floor, seed=seed) if n_floor else None
+    result["value_at_floor_n"] = frechet.frechet_at(reference_ND, synthetic_ND, n_floor, seed=seed) if n_floor else None
+    return result
+
+
+def spectral_figures(reference: Measured, synthetic: Measured, floor: Measured | None, seed: int) -> dict[str, Any]:
+    """The `spectral` part of the result; see `evaluate`."""
+    result = {}
+    for region in spectral.REGIONS:
+        real_UCK = reference.histograms.counts_UCK(region)
+        figures = asdict(spectral.spectral_distance(real_UCK, synthetic.histograms.counts_UCK(region), seed=seed))
+        if region != "fov" and not synthetic.histograms.labelled:
+            figures["reason"] = "the synthetic set has no labels" if reference.histograms.labelled else "neither set has labels"
+        below = None if floor is None else spectral.spectral_distance(real_UCK, floor.histograms.counts_UCK(region), seed=seed)
+        figures |= {
+            f"floor_{name}": below and getattr(below, name) for name in ("kl_C", "js_C", "kl_mean", "kl_interval", "js_mean", "js_interval")
+        }
+        result[region] = figures
+    return result
+
+
+def pair_values(part: Part, config: EvaluateConfig, *, range_: float, window: int, watch: Watch, title: str) -> ms_ssim.PairMean | None:
+    """MS-SSIM over seeded pairs of different units of a part; None where it has no such pair."""
+    units = part.units()
+    pairs_P2 = ms_ssim.draw_pairs(units, config.pairs, seed=config.seed)
+    if not len(pairs_P2):
+        return None
+    stream, size = CubeStream(part.dataset, part.split, batch_size=1), max(1, config.batch_size // 2)
+    chunks = [pairs_P2[a : a + size] for a in range(0, len(pairs_P2), size)]
+    values = []
+    for chunk in watch(chunks, total=len(chunks), title=title, unit="batch"):
+        a, b = (part.reflectance(stream.read(part.sample_N[chunk[:, side]]).cubes_BCHW, config.device) for side in (0, 1))
+        values.append(ms_ssim.ms_ssim_of_pairs(a, b, range_=range_, window=window))
+    return ms_ssim.pair_mean(np.concatenate(values), [(units[i], units[j]) for i, j in pairs_P2], seed=config.seed)
+
+
+def ms_ssim_figures(reference: Part, synthetic: Part, floor: Part | None, config: EvaluateConfig, watch: Watch) -> dict[str, Any]:
+    """The `ms_ssim` part of the result; see `evaluate`."""
+    range_, window = ms_ssim.data_range(reference.dataset.stats), ms_ssim.window_for(*reference.dataset.shape[1:])
+    result: dict[str, Any] = {
+        "window": window,
+        "sigma_px": ms_ssim.SIGMA_PX,
+        "levels": ms_ssim.LEVELS,
+        "data_range": range_,
+        "reason": None,
+    }
+    found: dict[str, ms_ssim.PairMean | None] = {"real": None, "synthetic": None, "floor": None}
+    if window is None:
+        result["reason"] = "images of 32 pixels or less have no five levels"
+    else:
+        for name, part in (("real", reference), ("synthetic", synthetic), ("floor", floor)):
+            if part is not None:
+                found[name] = pair_values(part, config, range_=range_, window=window, watch=watch, title=f"MS-SSIM, {name}")
+        if missing := [name for name in ("real", "synthetic") if found[name] is None]:
+            result["reason"] = f"no two images of different people in the {' and the '.join(missing)} set"
+    for name, mean in found.items():
+        result |= {name: mean and mean.mean, f"{name}_interval": mean and mean.interval, f"pairs_{name}": mean.pairs if mean else 0}
+    for name, other in (("difference", "synthetic"), ("difference_floor", "floor")):
+        both = found["real"] and found[other] and ms_ssim.difference(found[other], found["real"])
+        result[name], result[f"{name}_interval"] = both or (None, None)
+    return result
+
+
+def evaluate(real: Dataset, synthetic: Dataset, config: EvaluateConfig, watch: Watch = silent) -> dict[str, Any]:
+    """All metrics, as a JSON value without NaN. A figure that could not be had is None, with a `reason` beside it.
+
+    Keys:
+        format, reference, synthetic, floor_from: what was compared (path, digest, split, n, subjects).
+        config: EvaluateConfig.
+        frechet: `value` (synthetic to reference), `floor` (n_floor other real images to reference), `value_at_floor_n`
+            (what compares with the floor when n_floor < n_synthetic), `infinity` (FID∞; None below 40 images), `kid`,
+            `kid_interval`, `kid_subset`, the same with `_floor`; `n_real`, `n_synthetic`, `n_floor`, `d`, `extractor`.
+        spectral: {fov | artery | vein | onh: `kl_C`, `js_C` (nats, each band), `kl_mean`, `kl_interval`, `js_mean`,
+            `js_interval`, the same with `floor_`, `pixels_*`, `units_*`, `reason`}, and `wavelengths_nm`, `bins`, `fov_pixels`.
+        ms_ssim: `real`, `synthetic`, `floor` (mean of pairs), `difference`, `difference_floor`, each with `_interval`
+            (of differences: signed); `pairs_*`, `window`, `sigma_px`, `levels`, `data_range`, `reason`.
+
+    Raises:
+        InputError: sets that cannot be compared, an empty or unknown split. CorruptData: damaged shards.
+    """
+    split = check_comparable(real, synthetic)
+    if config.limit is not None and config.limit < 2:
+        raise InputError(f"limit {config.limit}", expected="at least 2 images of each set")
+    reference, floor = real_parts(real, config.against, config.limit)
+    generated = Part(dataset=synthetic, split=split, sample_N=evenly(synthetic.count(split), config.limit), independent=True)
+    extractor, edges_CE = get_extractor(config.extractor, real.stats), spectral.band_edges(real.stats)
+    fov_HW = common_fov(real, real.stats.split if real.stats.split in real.splits else config.against)
+    seen = {
+        name: measure(part, extractor, edges_CE, fov_HW, config, watch, f"features, {name}")
+        for name, part in (("real", reference), ("synthetic", generated), ("floor", floor))
+        if part is not None
+    }
+    features = {name: measured.features_ND for name, measured in seen.items()}
+    bands = {"wavelengths_nm": list(real.wavelengths_nm), "bins": edges_CE.shape[1] + 1, "fov_pixels": int(fov_HW.sum())}
+    return {
+        "format": FORMAT,
+        "reference": reference.described(),
+        "synthetic": generated.described(),
+        "floor_from": floor and floor.described(),
+        "config": asdict(config),
+        "frechet": frechet_figures(features["real"], features["synthetic"], features.get("floor"), extractor, config.seed),
+        "spectral": bands | spectral_figures(seen["real"], seen["synthetic"], seen.get("floor"), config.seed),
+        "ms_ssim": ms_ssim_figures(reference, generated, floor, config, watch),
+    }
+
+
+def rows(result: dict[str, Any]) -> list[dict[str, Any]]:
+    """The result as a table for people: metric, value, interval, floor, floor_interval, n (real / synthetic), note."""
+    f, m = result["frechet"], result["ms_ssim"]
+    n = f"{f['n_real']} / {f['n_synthetic']}"
+    matched = "" if f["n_floor"] in (0, f["n_synthetic"]) else f", both at {f['n_floor']} images"
+    table = [
+        {
+            "metric": "Fréchet distance",
+            "value": f["value_at_floor_n"] if f["n_floor"] else f["value"],
+            "floor": f["floor"],
+            "note": f"d={f['d']}{matched}",
+        },
+        {
+            "metric": "Fréchet distance at N → ∞",
+            "value": f["infinity"],
+            "floor": f["infinity_floor"],
+            "note": "needs 40 images of each" if f["infinity"] is None else f"± {f['infinity_standard_error']:.2g}",
+        },
+        {
+            "metric": "KID",
+            "value": f["kid"],
+            "interval": f["kid_interval"],
+            "floor": f["kid_floor"],
+            "floor_interval": f["kid_floor_interval"],
+            "note": f"subsets of {f['kid_subset']}",
+        },
+    ]
+    for row in table:
+        row["n"] = n
+    for region in spectral.REGIONS:
+        s = result["spectral"][region]
+        for name in ("kl", "js"):
+            table.append(
+                {
+                    "metric": f"{name.upper()} of bands, {'field of view' if region == 'fov' else region} (nats)",
+                    "value": s[f"{name}_mean"],
+                    "interval": s[f"{name}_interval"],
+                    "floor": s[f"floor_{name}_mean"],
+                    "floor_interval": s[f"floor_{name}_interval"],
+                    "n": f"{s['units_real']} people / {s['units_other']}",
+                    "note": s["reason"] or "",
+                }
+            )
+    for metric, value, floor in (
+        ("MS-SSIM of pairs (floor: real pairs)", "synthetic", "real"),
+        ("|MS-SSIM difference|", "difference", "difference_floor"),
+    ):
+        row = {"metric": metric, "value": m[value], "floor": m[floor], "n": f"{m['pairs_real']} / {m['pairs_synthetic']} pairs"}
+        row["note"] = m["reason"] or f"window {m['window']}, range {m['data_range']:.3g}"
+        if value == "synthetic":  # the interval of a difference is signed and would not fit beside its size
+            row |= {"interval": m["synthetic_interval"], "floor_interval": m["real_interval"]}
+        table.append(row)
+    return [{"interval": None, "floor_interval": None, **row} for row in table]

@@ -1,0 +1,110 @@
+"""Variety by MS-SSIM (Wang et al. 2003): how alike two images of a set are, compared with two real images of different people.
+
+A set with less variety than the real one has a higher mean; so the figure is the difference of the two means.
+
+Legend: P pair, C band, H W pixels, R resample.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from pytorch_msssim import ms_ssim
+
+from data_shards.manifest import BandStats
+
+LEVELS = 5
+SIGMA_PX = 1.5
+
+
+def window_for(height: int, width: int) -> int | None:
+    """Side of the Gaussian window: 11 as published where it fits the coarsest of the five levels, else the largest odd one that does.
+
+    It fits where the shorter side exceeds 16 (window - 1): 11 from 161 pixels on, 9 from 129, 7 from 97, 5 from 65, 3 from
+    33. Smaller images have no five levels: None.
+    """
+    return next((side for side in (11, 9, 7, 5, 3) if min(height, width) > (side - 1) * 2 ** (LEVELS - 1)), None)
+
+
+def data_range(stats: BandStats) -> float:
+    """One range for the whole dataset, all bands alike: from the lowest to the highest value of the training split (of 0 and up)."""
+    return float(max(stats.max_C) - min(0.0, *stats.min_C))
+
+
+@torch.no_grad()
+def ms_ssim_of_pairs(a_PCHW: torch.Tensor, b_PCHW: torch.Tensor, *, range_: float, window: int) -> np.ndarray:
+    """MS-SSIM of each pair (P,), float64: the mean over bands of each band's own value.
+
+    By pytorch-msssim, which keeps Wang's definition (one relu a level, no padding); its own default range of 255 must never be met.
+    """
+    values_P = ms_ssim(a_PCHW.float(), b_PCHW.float(), data_range=range_, size_average=False, win_size=window, win_sigma=SIGMA_PX)
+    return values_P.double().cpu().numpy()
+
+
+def draw_pairs(units: Sequence[str], pairs: int, *, seed: int = 0) -> np.ndarray:
+    """Positions (P, 2) of images of different units (people), no pair twice; pair p is a function of (seed, p) until it repeats.
+
+    Fewer than `pairs` come back where there are not that many; none where all images belong to one unit.
+    """
+    _, unit_N = np.unique(np.asarray(units), return_inverse=True)
+    n = len(unit_N)
+    sizes = np.bincount(unit_N)
+    possible = (n * n - int((sizes.astype(np.int64) ** 2).sum())) // 2
+    if possible <= 2 * pairs:  # few: list them all, and take a seeded part
+        i, j = np.triu_indices(n, 1) if n < 4096 else _across(unit_N)
+        every = np.stack([i, j], 1)[unit_N[i] != unit_N[j]]
+        return every[np.random.default_rng(np.random.SeedSequence((seed, 5))).permutation(len(every))[:pairs]]
+    found: dict[tuple[int, int], None] = {}
+    p = 0
+    while len(found) < pairs:
+        i, j = sorted(np.random.default_rng(np.random.SeedSequence((seed, 6, p))).integers(0, n, 2))
+        if unit_N[i] != unit_N[j]:
+            found[int(i), int(j)] = None
+        p += 1
+    return np.array(list(found)).reshape(-1, 2)
+
+
+def _across(unit_N: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Pairs across units where one unit holds nearly all of very many images."""
+    rare_N = np.flatnonzero(unit_N != np.bincount(unit_N).argmax())
+    pairs = {(min(i, j), max(i, j)) for i in rare_N for j in range(len(unit_N)) if i != j}
+    return tuple(np.array(sorted(pairs)).reshape(-1, 2).T)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PairMean:
+    """Mean MS-SSIM of a set's pairs, and its 95 % interval from resampling units."""
+
+    mean: float
+    interval: tuple[float, float]
+    resamples_R: tuple[float, ...]
+    pairs: int
+
+
+def pair_mean(values_P: np.ndarray, unit_P2: Sequence[tuple[str, str]], *, seed: int = 0, resamples: int = 200) -> PairMean:
+    """Mean over pairs with a bootstrap by unit: a pair weighs the product of how often its two units were drawn.
+
+    Pairs that share a person are not independent; resampling pairs would make the interval too narrow.
+    """
+    names, index = np.unique(np.asarray(unit_P2), return_inverse=True)
+    index_P2 = index.reshape(-1, 2)
+    rng = np.random.default_rng(np.random.SeedSequence((seed, 7)))
+    means = []
+    for _ in range(resamples):
+        drawn_U = rng.multinomial(len(names), np.full(len(names), 1 / len(names)))
+        weight_P = drawn_U[index_P2].prod(1)
+        if weight_P.sum():  # with few people a draw may hold none of the pairs
+            means.append(float(weight_P @ values_P / weight_P.sum()))
+    means = means or [float(values_P.mean())]
+    low, high = np.quantile(means, (0.025, 0.975))
+    return PairMean(mean=float(values_P.mean()), interval=(float(low), float(high)), resamples_R=tuple(means), pairs=len(values_P))
+
+
+def difference(a: PairMean, b: PairMean) -> tuple[float, tuple[float, float]]:
+    """|mean a - mean b|, and the 95 % interval of the signed difference a - b; the two sets are resampled independently."""
+    n = min(len(a.resamples_R), len(b.resamples_R))
+    low, high = np.quantile(np.subtract(a.resamples_R[:n], b.resamples_R[:n]), (0.025, 0.975))
+    return abs(a.mean - b.mean), (float(low), float(high))
