@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from PIL import Image
+from skimage.transform import resize_local_mean
 
 from data_shards.errors import InputError
 
@@ -114,15 +115,18 @@ def _window(crop: str, planes: Planes, where: object) -> tuple[slice, slice]:
 
 
 def resize_image(data_CHW: np.ndarray, size_HW: tuple[int, int]) -> np.ndarray:
-    """Shrink by area mean (exact weights of partly covered pixels), enlarge by bilinear interpolation; dtype is kept.
+    """Shrink by area mean (pixels partly covered count by their share), enlarge by bilinear interpolation; dtype is kept.
 
+    Area by scikit-image: Pillow's BOX takes a pixel whole or not at all (on noise in 0..1, 29 to 7 columns, 0.02 off on average).
     Bilinear, not bicubic: it cannot overshoot, so no value leaves the range of the image. Integers are rounded.
     """
     height, width = data_CHW.shape[1:]
-    method = Image.Resampling.BOX if size_HW[0] <= height and size_HW[1] <= width else Image.Resampling.BILINEAR
-    bands = [np.array(Image.fromarray(band_HW.astype(np.float32)).resize(size_HW[::-1], method)) for band_HW in data_CHW]
-    resized_CHW = np.stack(bands)
-    return resized_CHW if data_CHW.dtype.kind == "f" else np.rint(resized_CHW).astype(data_CHW.dtype)
+    bands = [band_HW.astype(np.float32) for band_HW in data_CHW]
+    if size_HW[0] <= height and size_HW[1] <= width:
+        resized_CHW = np.stack([resize_local_mean(band_HW, size_HW, preserve_range=True) for band_HW in bands])
+    else:
+        resized_CHW = np.stack([np.array(Image.fromarray(band_HW).resize(size_HW[::-1], Image.Resampling.BILINEAR)) for band_HW in bands])
+    return resized_CHW.astype(data_CHW.dtype) if data_CHW.dtype.kind == "f" else np.rint(resized_CHW).astype(data_CHW.dtype)
 
 
 def resize_map(map_HW: np.ndarray, size_HW: tuple[int, int]) -> np.ndarray:
