@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from pydantic import ConfigDict, TypeAdapter, ValidationError
+from pydantic import TypeAdapter, ValidationError
 
 from data_shards.errors import InputError, nearest
 from data_shards.phantom import PhantomConfig
@@ -152,7 +152,7 @@ def from_tree(tree: Mapping[str, Any], *, where: object = None) -> Config:
     """A validated Config from nested mappings."""
     _check_keys(tree, Config, "", where)
     try:
-        return TypeAdapter(Config, config=ConfigDict(strict=False)).validate_python(tree)
+        return TypeAdapter(Config).validate_python(tree)
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join(str(part) for part in first["loc"])

@@ -1,0 +1,206 @@
+"""The trainers through the real command line: two ranks equal one, and no kill changes the curve."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+
+from launch.config import from_tree
+from launch.stages import Run
+from ldm.training.checkpoint import CheckpointStore, faults_of
+from ldm.training.loop import read_log
+
+ROOT = Path(__file__).parents[2]
+NOISE = {"samples_per_s"}  # the one logged value that is a timing
+
+TINY = {
+    "vqgan": {
+        "model": {"compression": 4, "channels": 16, "layers": 1, "norm_groups": 4, "latent_channels": 4},
+        "codebook": {"codes": 32, "kmeans_vectors": 1024, "dead_below": 0.1},
+        "discriminator": {"channels": 8, "layers": 2},
+        "loss": {"gan_start_samples": 24},
+        "loop": {"samples": 96, "batch": 8, "log_every": 8, "checkpoint_every": 24},
+    },
+    "diffusion": {
+        "model": {"channels": 16, "layers": 1},
+        "loop": {"samples": 256, "batch": 8, "log_every": 8, "checkpoint_every": 64},
+        "sampler": {"steps": 4},
+    },
+    "sample": {"count": 10, "shard": 4, "batch": 4},
+}
+
+
+def configured(tmp_path: Path, packed: Path, name: str) -> Path:
+    """A YAML of a tiny run in tmp_path/name."""
+    path = tmp_path / f"{name}.yaml"
+    path.write_text(yaml.safe_dump({**TINY, "run": str(tmp_path / name), "data": {"dataset": str(packed)}}))
+    return path
+
+
+def command(*words: object, ranks: int = 1) -> list[str]:
+    launcher = [sys.executable, "-m", "launch"]
+    if ranks > 1:
+        launcher = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", f"launch/accelerate/cpu-{ranks}ranks.yaml", "-m", "launch"]
+    return [*launcher, *map(str, words)]
+
+
+def environment() -> dict[str, str]:
+    return {**os.environ, "OMP_NUM_THREADS": "1"}
+
+
+def run(*words: object, ranks: int = 1, expect: int = 0) -> subprocess.CompletedProcess[str]:
+    done = subprocess.run(command(*words, ranks=ranks), cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=300)
+    assert done.returncode == expect, done.stderr[-3000:]
+    return done
+
+
+def curve(folder: Path) -> list[dict[str, float]]:
+    rows = read_log(folder / "metrics.jsonl")
+    assert rows, f"no curve in {folder}"
+    return [{k: v for k, v in row.items() if k not in NOISE} for row in rows]
+
+
+def digest(folder: Path) -> dict[int, list[tuple[str, str]]]:
+    """sha256 of every part of every kept checkpoint: weights, optimizers, EMA, codebook and counts, bit for bit."""
+    store = CheckpointStore(folder / "checkpoints", comm=None)
+    return {c.samples: c.parts for c in store.committed()}
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(packed: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of both trainers that nobody disturbed."""
+    tmp_path = tmp_path_factory.mktemp("uninterrupted")
+    config = configured(tmp_path, packed, "whole")
+    run("train", "vqgan", config)
+    run("encode", config)
+    run("train", "diffusion", config)
+    return tmp_path / "whole"
+
+
+def test_two_ranks_give_the_losses_of_one(uninterrupted: Path, packed: Path, tmp_path: Path) -> None:
+    config = configured(tmp_path, packed, "two")
+    run("train", "vqgan", config, ranks=2)
+    # the second trainer's ranks read the latents of the one-rank run: the comparison is of the training alone
+    latents = uninterrupted / "latents"
+    (tmp_path / "two" / "latents").symlink_to(latents)
+    run("train", "diffusion", config, ranks=2)
+    for stage in ("vqgan", "diffusion"):
+        one, two = curve(uninterrupted / stage), curve(tmp_path / "two" / stage)
+        assert len(one) == len(two)
+        for a, b in zip(one, two, strict=True):
+            assert a.keys() == b.keys()
+            for name in a:
+                assert math.isclose(a[name], b[name], rel_tol=2e-5, abs_tol=1e-7), (stage, a["samples"], name, a[name], b[name])
+
+
+def interrupted(words: list[str], folder: Path, how: signal.Signals) -> int:
+    """Start, wait for the first checkpoint and one more logged step, send the signal; the exit status."""
+    process = subprocess.Popen(words, cwd=ROOT, env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and process.poll() is None:
+        commits = list(folder.glob("checkpoints/*/COMMIT.json"))
+        if commits and len(read_log(folder / "metrics.jsonl")) > max(int(c.parent.name.split("-")[1]) for c in commits) // 8:
+            process.send_signal(how)
+            break
+        time.sleep(0.005)
+    return process.wait(60)
+
+
+@pytest.mark.parametrize("stage", ["vqgan", "diffusion"])
+def test_a_killed_run_continues_as_if_nothing_had_happened(uninterrupted: Path, packed: Path, tmp_path: Path, stage: str) -> None:
+    config = configured(tmp_path, packed, "killed")
+    if stage == "diffusion":
+        (tmp_path / "killed").mkdir()
+        (tmp_path / "killed" / "latents").symlink_to(uninterrupted / "latents")
+    folder = tmp_path / "killed" / stage
+    assert interrupted(command("train", stage, config), folder, signal.SIGKILL) == -signal.SIGKILL
+    killed_at = read_log(folder / "metrics.jsonl")[-1]["samples"]
+    run("train", stage, config)
+    assert killed_at < TINY[stage]["loop"]["samples"], "the kill came after the end: the test showed nothing"
+    assert curve(folder) == curve(uninterrupted / stage)
+    assert digest(folder) == digest(uninterrupted / stage)
+
+
+def test_a_signal_commits_and_asks_to_be_run_again(uninterrupted: Path, packed: Path, tmp_path: Path) -> None:
+    config = configured(tmp_path, packed, "asked")
+    folder = tmp_path / "asked" / "vqgan"
+    assert interrupted(command("train", "vqgan", config), folder, signal.SIGTERM) == 75
+    committed = CheckpointStore(folder / "checkpoints", comm=None).committed()
+    assert committed and committed[0].samples == read_log(folder / "metrics.jsonl")[-1]["samples"]
+    assert not faults_of(committed[0])
+    run("train", "vqgan", config)
+    assert curve(folder) == curve(uninterrupted / "vqgan")
+
+
+def test_a_damaged_newest_checkpoint_falls_back_to_the_one_before(uninterrupted: Path, packed: Path, tmp_path: Path) -> None:
+    config = configured(tmp_path, packed, "damaged")
+    run("train", "vqgan", config, "vqgan.loop.samples=72")
+    newest = max((tmp_path / "damaged/vqgan/checkpoints").iterdir())
+    part = newest / "rank-00000.safetensors"
+    content = bytearray(part.read_bytes())
+    content[len(content) // 2] ^= 1
+    part.write_bytes(content)
+    run("train", "vqgan", config)
+    assert curve(tmp_path / "damaged/vqgan") == curve(uninterrupted / "vqgan")
+
+
+def test_progress_without_a_loadable_checkpoint_is_exit_3(packed: Path, tmp_path: Path) -> None:
+    config = configured(tmp_path, packed, "lost")
+    run("train", "vqgan", config, "vqgan.loop.samples=48")
+    for part in (tmp_path / "lost/vqgan/checkpoints").glob("*/*.safetensors"):
+        part.write_bytes(b"")
+    done = run("train", "vqgan", config, expect=3)
+    assert "no checkpoint of it can be loaded" in done.stderr and "rm -r" in done.stderr
+
+
+def test_another_configuration_in_the_same_run_folder_is_refused(packed: Path, tmp_path: Path) -> None:
+    config = configured(tmp_path, packed, "other")
+    run("train", "vqgan", config, "vqgan.loop.samples=24")
+    done = run("train", "vqgan", config, "vqgan.loop.samples=24", "vqgan.optimizer.lr=0.5", expect=2)
+    assert "vqgan.optimizer.lr" in done.stderr and "run=runs/NAME" in done.stderr
+
+
+def test_bands_of_another_dataset_are_refused(packed: Path, tmp_path: Path) -> None:
+    done = run("train", "vqgan", configured(tmp_path, packed, "bands"), "vqgan.model.bands=16", expect=2)
+    assert "vqgan.model.bands = 16" in done.stderr and "4" in done.stderr
+
+
+def test_sampling_in_tasks_gives_the_same_bytes_as_at_once(uninterrupted: Path, packed: Path, tmp_path: Path) -> None:
+    """Shards by task, one of them killed and restarted, against one process: the same digest; rerunning writes nothing."""
+    from data_shards.manifest import read_manifest
+
+    config = yaml.safe_load((uninterrupted / "run.yaml").read_text())
+    folders = []
+    for name in ("once", "tasks"):
+        folder = tmp_path / name
+        folder.mkdir()
+        for part in ("vqgan", "diffusion"):
+            (folder / part).symlink_to(uninterrupted / part)
+        (tmp_path / f"{name}.yaml").write_text(yaml.safe_dump({**config, "run": str(folder)}))
+        folders.append(folder)
+    run("sample", tmp_path / "once.yaml")
+    for task in ("2/3", "1/3", "3/3", "2/3"):
+        run("sample", tmp_path / "tasks.yaml", "--task", task)
+    one, many = (read_manifest(folder / "synthetic") for folder in folders)
+    assert one.digest == many.digest
+    assert one.splits == {"synthetic": {"count": 10, "subjects": 1}}
+    before = {p: p.stat().st_mtime_ns for p in (folders[1] / "synthetic").iterdir()}
+    run("sample", tmp_path / "tasks.yaml")
+    assert {p: p.stat().st_mtime_ns for p in (folders[1] / "synthetic").iterdir()} == before
+    assert "sample.seed" in run("sample", tmp_path / "tasks.yaml", "sample.seed=5", expect=2).stderr
+
+
+def test_a_run_says_where_its_parts_are(packed: Path, tmp_path: Path) -> None:
+    built = Run(from_tree({"run": str(tmp_path / "r"), "data": {"dataset": str(packed)}}))
+    assert (built.dataset, built.vqgan) == (packed, tmp_path / "r" / "vqgan")
+    built.freeze()
+    assert json.loads((tmp_path / "r" / "environment.json").read_text())["packages"]["torch"]
