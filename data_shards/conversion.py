@@ -154,6 +154,8 @@ def make_cube(item: Item, config: ImportConfig, hashes: dict[str, str], digest: 
     planes = geometry.Planes(data_CHW=raw.data_CHW, labels_HW=_labels(item, config, size_HW), fov_HW=_fov(item, config, size_HW))
     planes, operations = geometry.apply(config.geometry, planes, item.image)
     stored_CHW, scale, offset, how = to_uint16(planes.data_CHW, config, config.full_scale or raw.full_scale, item.image)
+    if planes.data_CHW.dtype.kind != "f" and any(step.startswith("resize") for step in operations):
+        how = how.replace("exact", "rounded to whole counts by the resizing")
     notes: dict[str, Any] = {
         "import": digest,
         "source": item.image.name,

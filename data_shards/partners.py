@@ -31,13 +31,18 @@ def tokens(stem: str) -> list[str]:
     return [token for token in re.split(r"[^A-Za-z0-9]+", stem) if token]
 
 
+def stem_of(image: Path) -> str:
+    """The name without suffix; a folder that is one cube has none."""
+    return image.name if image.is_dir() else image.stem
+
+
 def keys_of(images: Sequence[Path]) -> dict[Path, str]:
     """A sample key for every image: its stem, with '_' for what a key may not hold.
 
     Raises:
         InputError: two images with one key, or a name that cannot be a key.
     """
-    keys = {image: re.sub(r"[^A-Za-z0-9_-]", "_", image.stem if not image.is_dir() else image.name) for image in images}
+    keys = {image: re.sub(r"[^A-Za-z0-9_-]", "_", stem_of(image)) for image in images}
     seen: dict[str, Path] = {}
     for image, key in keys.items():
         if not KEY.fullmatch(key):
@@ -91,7 +96,7 @@ def pair(images: Sequence[Path], files: Sequence[Path], *, option: str, match: s
 def _words(path: Path, match: str) -> list[str]:
     """The words that identify a file: those of its stem, or what --match finds as one word; [] where it finds nothing."""
     if not match:
-        return tokens(path.stem)
+        return tokens(stem_of(path))
     fits = re.search(match, path.name)
     return [] if fits is None else [fits[1] if fits.re.groups else fits[0]]
 
@@ -153,7 +158,7 @@ def rows_by_image(images: Sequence[Path], rows: Sequence[dict[str, str]], column
         InputError: a row whose image is absent, or two rows of one image.
     """
     keys = keys_of(images)
-    known = {name: image for image in images for name in (image.name, image.stem, keys[image])}
+    known = {name: image for image in images for name in (image.name, stem_of(image), keys[image])}
     found: dict[Path, dict[str, str]] = {}
     for row in rows:
         image = known.get(row[column])
@@ -219,7 +224,7 @@ def _from_row(row: dict[str, str], column: str, table: Path) -> Person:
 
 def _from_name(image: Path, pattern: str) -> Person:
     if not pattern:
-        return Person(subject_id=image.name if image.is_dir() else image.stem)
+        return Person(subject_id=stem_of(image))
     fits = re.search(pattern, image.name)
     groups = {} if fits is None else fits.groupdict()
     subject = groups.get("subject") or (fits[1] if fits and fits.re.groups else "")

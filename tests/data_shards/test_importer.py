@@ -333,6 +333,25 @@ def test_discs_as_circles(drive_like: Path, tmp_path: Path) -> None:
         importer.plan(config(drive_like, **more))
 
 
+def test_folders_of_single_bands_with_labels(tmp_path: Path) -> None:
+    for person in ("p1.v1", "p1.v2"):
+        (tmp_path / "scans" / person).mkdir(parents=True)
+        for nm in (905, 450, 555):
+            Image.fromarray(np.full((H, W), nm, np.uint16)).save(tmp_path / "scans" / person / f"band_{nm}nm.tif")
+    (tmp_path / "av").mkdir()
+    for person in ("p1.v1", "p1.v2"):
+        Image.fromarray(classes(1)).save(tmp_path / "av" / f"{person}_av.png")
+    wanted = ImportConfig(source=tmp_path / "scans", per_band=True, full_scale=4095, labels=str(tmp_path / "av"), label_map=MAP, subject_pattern=r"^(p\d+)")
+    summary = importer.import_cubes(wanted, tmp_path / "out")
+    assert (summary.cubes, summary.subjects, summary.wavelengths_nm) == (2, 1, (450, 555, 905))
+    cube = folder.read_cube(tmp_path / "out", "p1_v2")
+    assert (cube.data_CHW == np.array([450, 555, 905])[:, None, None]).all()
+    assert sorted(cube.meta.notes["sha256"]) == ["band_450nm.tif", "band_555nm.tif", "band_905nm.tif", "labels p1.v2_av.png"]
+    (tmp_path / "scans" / "p1.v2" / "band_905nm.tif").unlink()
+    with pytest.raises(InputError, match=r"2 bands from 450 to 555 nm[\s\S]*p1.v2[\s\S]*the 3 bands of p1.v1"):
+        importer.import_cubes(wanted, tmp_path / "other")
+
+
 # Names
 
 
@@ -483,6 +502,7 @@ def test_crop_pad_and_resize_keep_image_and_maps_together_and_are_recorded(drive
     assert cube.data_CHW.shape == (3, 34, 34)
     assert cube.meta.notes["original_shape"] == [3, H, W]
     assert cube.meta.notes["operations"] == ["crop 4:21,1:18", "resize 17x17 to 34x34: image by bilinear, maps by nearest pixel"]
+    assert cube.meta.notes["stored"] == "rounded to whole counts by the resizing: stored = uint8 value"
     assert np.array_equal(cube.fov_HW[::2, ::2], view()[4:21, 1:18])
     importer.import_cubes(config(drive_like, geometry=Geometry(crop="2:10,0:20", pad_square=True)), tmp_path / "padded")
     cube = folder.read_cube(tmp_path / "padded", "21_training")
