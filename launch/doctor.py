@@ -52,14 +52,20 @@ def machine() -> Iterator[Finding]:
     """Python, processor and memory."""
     version = platform.python_version()
     old = sys.version_info < (3, 10)
-    yield Finding(topic="machine", name="Python", state="broken" if old else "ok", found=version, mend="install Python 3.10 or later" if old else "")
+    yield Finding(
+        topic="machine", name="Python", state="broken" if old else "ok", found=version, mend="install Python 3.10 or later" if old else ""
+    )
     cpu, cores = cpuinfo()
     usable, threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1, os.cpu_count() or 1
-    yield Finding(topic="machine", name="processor", state="ok", found=f"{cpu}: {cores or threads} cores, {threads} threads, {usable} usable here")
+    yield Finding(
+        topic="machine", name="processor", state="ok", found=f"{cpu}: {cores or threads} cores, {threads} threads, {usable} usable here"
+    )
     total, free = memory_bytes()
     low = total < 4 * GIB
     mend = "smaller --batch, images or models: the demo needs about 4 GiB" if low else ""
-    yield Finding(topic="machine", name="memory", state="warn" if low else "ok", found=f"{total / GIB:.1f} GiB, {free / GIB:.1f} GiB free", mend=mend)
+    yield Finding(
+        topic="machine", name="memory", state="warn" if low else "ok", found=f"{total / GIB:.1f} GiB, {free / GIB:.1f} GiB free", mend=mend
+    )
 
 
 def cpuinfo() -> tuple[str, int]:
@@ -118,10 +124,19 @@ def torch_build() -> Iterator[Finding]:
     if torch.cuda.is_available():
         for i in range(torch.cuda.device_count()):
             gpu = torch.cuda.get_device_properties(i)
-            yield Finding(topic="torch", name=f"GPU {i}", state="ok", found=f"{gpu.name}, {gpu.total_memory / GIB:.0f} GiB, compute {gpu.major}.{gpu.minor}")
+            yield Finding(
+                topic="torch",
+                name=f"GPU {i}",
+                state="ok",
+                found=f"{gpu.name}, {gpu.total_memory / GIB:.0f} GiB, compute {gpu.major}.{gpu.minor}",
+            )
         good = torch.cuda.is_bf16_supported()
         yield Finding(
-            topic="torch", name="bf16", state="ok" if good else "warn", found="by the GPU" if good else "not by this GPU", mend="" if good else "engine.precision=fp32"
+            topic="torch",
+            name="bf16",
+            state="ok" if good else "warn",
+            found="by the GPU" if good else "not by this GPU",
+            mend="" if good else "engine.precision=fp32",
         )
         return
     seen = shutil.which("nvidia-smi") is not None
@@ -175,7 +190,9 @@ def libraries() -> Iterator[Finding]:
         elif not requirement.specifier.contains(version, prereleases=True):
             bad.append(f"{requirement.name} {version}, needed {requirement.specifier}")
     mend = pip("cpu") if bad else ""
-    yield Finding(topic="libraries", name="needed", state="broken" if bad else "ok", found="; ".join(bad) or ", ".join(sorted(needed)), mend=mend)
+    yield Finding(
+        topic="libraries", name="needed", state="broken" if bad else "ok", found="; ".join(bad) or ", ".join(sorted(needed)), mend=mend
+    )
     yield from optional("codecs", "codecs", ("blosc2", "pcodec"))
     yield from optional("DeepSpeed", "deepspeed", ("deepspeed", "transformers"))  # accelerate's plugin needs transformers, undeclared
 
@@ -196,20 +213,29 @@ def faiss_kind(versions: dict[str, str | None] | None = None) -> Iterator[Findin
     found = ", ".join(f"{name} {version}" for name, version in here.items()) or "not installed"
     if len(here) > 1:
         mend = f"{python()} -m pip uninstall -y {' '.join(here)} && {pip('cpu')}"
-        yield Finding(topic="libraries", name="faiss", state="broken", found=f"{found}: both own the folder faiss/, one is damaged", mend=mend)
+        yield Finding(
+            topic="libraries", name="faiss", state="broken", found=f"{found}: both own the folder faiss/, one is damaged", mend=mend
+        )
     else:
         mend = "" if here else f"{pip('cpu')}, or [gpu]; never both"
-        yield Finding(topic="libraries", name="faiss", state="ok" if here else "missing", found=found + ("" if here else ": no audit, no nearest neighbours"), mend=mend)
+        yield Finding(
+            topic="libraries",
+            name="faiss",
+            state="ok" if here else "missing",
+            found=found + ("" if here else ": no audit, no nearest neighbours"),
+            mend=mend,
+        )
 
 
 def tools() -> Iterator[Finding]:
     """Compiler, ninja and MPI."""
     compiler, ninja = shutil.which("g++"), beside_python("ninja")
+    versions = first_line(compiler, "-dumpfullversion") or "not found", first_line(ninja, "--version") or "not found"
     yield Finding(
         topic="tools",
         name="compiler",
         state="ok" if compiler and ninja else "missing",
-        found=f"g++ {first_line(compiler, '-dumpfullversion') or 'not found'}, ninja {first_line(ninja, '--version') or 'not found'} (DeepSpeed builds with both)",
+        found="g++ {}, ninja {} (DeepSpeed builds with both)".format(*versions),
         mend=" && ".join(["apt-get install g++"] * (not compiler) + [f"{python()} -m pip install ninja"] * (not ninja)),
     )
     mpi4py, mpiexec = installed("mpi4py"), beside_python("mpiexec")
@@ -226,7 +252,9 @@ def slurm_parts() -> Iterator[Finding]:
     """The cluster this machine belongs to, and the daemons that the tests start for themselves."""
     client = shutil.which("sbatch")
     answers = bool(client) and run([shutil.which("scontrol") or "scontrol", "ping"])[0] == 0
-    found = "sbatch is here, and its controller answers" if answers else "sbatch is here, but no controller answers" if client else "no sbatch"
+    found = (
+        "sbatch is here, and its controller answers" if answers else "sbatch is here, but no controller answers" if client else "no sbatch"
+    )
     yield Finding(
         topic="SLURM",
         name="cluster",

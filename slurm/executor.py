@@ -96,7 +96,9 @@ def submit(spec: JobSpec, run_folder: Path) -> submitit.SlurmJob:
     except (FailedJobError, FailedSubmissionError) as error:
         said = str(error).strip()
         kind = TryAgain if any(words in said for words in LATER) else InputError
-        raise kind(f"sbatch refused: {said}", where=spec.name, expected="a job this site takes", mend="sinfo shows the partitions") from error
+        raise kind(
+            f"sbatch refused: {said}", where=spec.name, expected="a job this site takes", mend="sinfo shows the partitions"
+        ) from error
     finally:
         for left in run_folder.glob(".submission_file_*.sh"):  # submitit leaves a link, or, after a refusal, the script
             left.unlink(missing_ok=True)

@@ -78,7 +78,9 @@ class JobSpec:
     def __post_init__(self) -> None:
         _check_text("name", self.name, longest=128)
         if not self.command:
-            raise InputError("a job without a command", where="command", expected="a verb and its arguments", mend="retinaforge submit -- VERB …")
+            raise InputError(
+                "a job without a command", where="command", expected="a verb and its arguments", mend="retinaforge submit -- VERB …"
+            )
         for field, path in (("folder", self.folder), ("python", self.python)):
             _check_path(field, path)
         lowest = {"nodes": 1, "tasks_per_node": 1, "cpus_per_task": 1, "gpus_per_task": 0, "max_restarts": 0, "signal_seconds": 1}
@@ -153,7 +155,9 @@ def spec_from(content: bytes, *, where: object = None) -> JobSpec:
         first = error.errors()[0]
         if isinstance(refused := first.get("ctx", {}).get("error"), InputError):
             raise refused from None
-        raise InputError(f"{'.'.join(map(str, first['loc']))}: {first['msg']}", where=where, expected=f"a job of version {SPEC_NAME}") from error
+        raise InputError(
+            f"{'.'.join(map(str, first['loc']))}: {first['msg']}", where=where, expected=f"a job of version {SPEC_NAME}"
+        ) from error
 
 
 def read_spec(path: Path) -> JobSpec:
@@ -161,7 +165,9 @@ def read_spec(path: Path) -> JobSpec:
     try:
         return spec_from(path.read_bytes(), where=path)
     except OSError as error:
-        raise InputError(f"cannot read the job: {error.strerror}", where=path, expected=SPEC_NAME, mend="retinaforge submit --help") from error
+        raise InputError(
+            f"cannot read the job: {error.strerror}", where=path, expected=SPEC_NAME, mend="retinaforge submit --help"
+        ) from error
 
 
 def freeze(spec: JobSpec, run_folder: Path) -> Path:

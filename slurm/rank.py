@@ -98,7 +98,7 @@ def _check_fit(inner: Placement, outer: Placement, env: Mapping[str, str]) -> No
     raise InputError(
         f"{inner.source} says rank {inner.rank} of {inner.world}, {outer.source} says rank {outer.rank} of {outer.world}",
         where="the launch environment",
-        expected=f"launchers that agree; otherwise {outer.world} copies, each of {agents} process{'es' * (agents > 1)}, would run beside each other",
+        expected=f"launchers that agree; otherwise {outer.world} copies of {agents} process(es) each would run beside each other",
         mend="start with one launcher only, or unset what an earlier one exported (RANK, WORLD_SIZE, …)",
     )
 
@@ -118,11 +118,17 @@ def _mpi(env: Mapping[str, str]) -> Placement | None:
         names = ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_LOCAL_RANK", "OMPI_COMM_WORLD_LOCAL_SIZE")
     elif _pair(env, "PMI_RANK", "PMI_SIZE"):
         names = ("PMI_RANK", "PMI_SIZE", "MPI_LOCALRANKID", "MPI_LOCALNRANKS")
-        if not _has_own_mpiexec(env) and (step := _slurm(env)) and (step.rank, step.world) == (_number(env, names[0]), _number(env, names[1])):
+        if (
+            not _has_own_mpiexec(env)
+            and (step := _slurm(env))
+            and (step.rank, step.world) == (_number(env, names[0]), _number(env, names[1]))
+        ):
             return Placement(rank=step.rank, world=step.world, local_rank=step.local_rank, local_world=step.local_world, source="mpi")
     else:
         return None
-    rank, world, local_rank, local_world = (_number(env, name, default=default) for name, default in zip(names, (None, None, 0, 1), strict=True))
+    rank, world, local_rank, local_world = (
+        _number(env, name, default=default) for name, default in zip(names, (None, None, 0, 1), strict=True)
+    )
     return Placement(rank=rank, world=world, local_rank=local_rank, local_world=local_world, source="mpi")
 
 
@@ -133,7 +139,11 @@ def _slurm(env: Mapping[str, str]) -> Placement | None:
     world = _number(env, "SLURM_STEP_NUM_TASKS" if "SLURM_STEP_NUM_TASKS" in env else "SLURM_NTASKS")
     local_world = tasks_on_node(env.get("SLURM_STEP_TASKS_PER_NODE", "1"), _number(env, "SLURM_NODEID", default=0))
     return Placement(
-        rank=_number(env, "SLURM_PROCID"), world=world, local_rank=_number(env, "SLURM_LOCALID", default=0), local_world=local_world, source="slurm"
+        rank=_number(env, "SLURM_PROCID"),
+        world=world,
+        local_rank=_number(env, "SLURM_LOCALID", default=0),
+        local_world=local_world,
+        source="slurm",
     )
 
 
@@ -160,7 +170,9 @@ def _has_own_mpiexec(env: Mapping[str, str]) -> bool:
 def _pair(env: Mapping[str, str], first: str, second: str) -> bool:
     if (first in env) != (second in env):
         there, absent = (first, second) if first in env else (second, first)
-        raise InputError(f"{there}={env[there]} without {absent}", where="the launch environment", expected="both or neither", mend=f"unset {there}")
+        raise InputError(
+            f"{there}={env[there]} without {absent}", where="the launch environment", expected="both or neither", mend=f"unset {there}"
+        )
     return first in env
 
 
@@ -169,7 +181,9 @@ def _number(env: Mapping[str, str], name: str, default: int | None = None) -> in
     if text is None and default is not None:
         return default
     if text is None or not text.isdecimal():
-        raise InputError(f"{name}={text}", where="the launch environment", expected="a whole number", mend=f"unset {name}, or start by one launcher")
+        raise InputError(
+            f"{name}={text}", where="the launch environment", expected="a whole number", mend=f"unset {name}, or start by one launcher"
+        )
     return int(text)
 
 
@@ -189,7 +203,9 @@ class MpiCommunicator:
         try:
             from mpi4py import MPI  # here: the import initialises MPI, which must not happen to who does not use it
         except (ImportError, RuntimeError) as error:
-            raise InputError(f"mpi4py cannot be loaded: {error}", expected="mpi4py with an MPI library", mend="pip install 'retinaforge[mpi]'") from error
+            raise InputError(
+                f"mpi4py cannot be loaded: {error}", expected="mpi4py with an MPI library", mend="pip install 'retinaforge[mpi]'"
+            ) from error
         self._mpi, self._comm = MPI, MPI.COMM_WORLD
         self.rank, self.world = self._comm.Get_rank(), self._comm.Get_size()
         if (self.rank, self.world) != (place.rank, place.world):

@@ -41,10 +41,19 @@ def states(job_ids: Iterable[str]) -> dict[str, list[JobState]]:
         InputError: no SLURM here. TryAgain: the controller does not answer.
     """
     wanted = list(job_ids)
+    if not wanted:
+        return {}
     if not shutil.which("squeue"):
         raise InputError("no SLURM here: squeue is not on PATH", expected="a login node of a cluster")
     # by user and not by number: one number that SLURM has forgotten makes squeue fail for all of them
-    command = ["squeue", "--noheader", "--array", "--states=all", f"--user={getpass.getuser()}", "--Format=" + ",".join(f"{f}:{w}" for f, w in FORMAT)]
+    command = [
+        "squeue",
+        "--noheader",
+        "--array",
+        "--states=all",
+        f"--user={getpass.getuser()}",
+        "--Format=" + ",".join(f"{f}:{w}" for f, w in FORMAT),
+    ]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
     except subprocess.CalledProcessError as error:

@@ -15,7 +15,10 @@ JOBS = Path("runs/jobs")
 
 
 def command(
-    words: Annotated[list[str], typer.Argument(metavar="-- VERB ARGS…", help="What to run, as after `retinaforge`; {array_task} becomes the index of an array.")],
+    words: Annotated[
+        list[str],
+        typer.Argument(metavar="-- VERB ARGS…", help="What to run, as after `retinaforge`; {array_task} becomes the index of an array."),
+    ],
     name: Annotated[str | None, typer.Option(help="Name of the job [default: the words, joined].")] = None,
     jobs: Annotated[Path, typer.Option(help="Where job folders lie; this job's is JOBS/NAME.")] = JOBS,
     nodes: Annotated[int, typer.Option(min=1, help="Nodes.")] = 1,
@@ -32,7 +35,9 @@ def command(
     dependency: Annotated[str | None, typer.Option(help="Jobs to wait for: afterok:123.")] = None,
     requeue: Annotated[bool, typer.Option(help="Come back after preemption, a failed node, or exit code 75; the verb resumes.")] = True,
     signal_seconds: Annotated[int, typer.Option(min=1, help="How long before the time limit the warning signal comes.")] = 120,
-    export: Annotated[list[str] | None, typer.Option(help="A further variable of this shell that the job sees, by name. No secrets. Repeatable.")] = None,
+    export: Annotated[
+        list[str] | None, typer.Option(help="A further variable of this shell that the job sees, by name. No secrets. Repeatable.")
+    ] = None,
     local: Annotated[bool, typer.Option("--local", help="Run the same job here, now, without SLURM.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the sbatch script and submit nothing.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
@@ -72,7 +77,11 @@ def command(
         raise typer.Exit(executor.run_local(spec, folder))
     job = executor.submit(spec, folder)
     said = {"job_id": job.job_id, "name": spec.name, "folder": str(folder), "log": str(job.paths.stdout)}
-    typer.echo(json.dumps(said) if as_json else f"job {job.job_id} ({spec.name})\n  log:    {said['log']}\n  status: retinaforge status {spec.name!r}")
+    typer.echo(
+        json.dumps(said)
+        if as_json
+        else f"job {job.job_id} ({spec.name})\n  log:    {said['log']}\n  status: retinaforge status {spec.name!r}"
+    )
 
 
 def status(
@@ -89,6 +98,9 @@ def status(
     if as_json:
         typer.echo(json.dumps({record.name: [asdict(state) for state in found[record.job_id]] for record in records}))
         return
+    if not records:
+        typer.echo(f"nothing was submitted from {jobs}; retinaforge submit --help")
+        return
     from rich.console import Console
     from rich.markup import escape
     from rich.table import Table
@@ -98,7 +110,9 @@ def status(
         table.add_column(column)
     for record in records:
         for state in found[record.job_id]:
-            table.add_row(*(escape(text) for text in (state.job_id, record.name, state.state, state.elapsed, str(state.restarts), state.why)))
+            table.add_row(
+                *(escape(text) for text in (state.job_id, record.name, state.state, state.elapsed, str(state.restarts), state.why))
+            )
     Console().print(table)
 
 

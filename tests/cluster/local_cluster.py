@@ -152,7 +152,9 @@ class LocalCluster:
         lines = [CONF.format(root=self.root, host=host, ctld_port=ports[0], user=getpass.getuser())]
         for i, port in enumerate(ports[1:], start=1):
             (self.root / f"tmp-n{i}").mkdir()
-            lines.append(f"NodeName=n{i} NodeHostname={host} NodeAddr=127.0.0.1 Port={port} CPUs={self.cpus} RealMemory=4000 State=UNKNOWN\n")
+            lines.append(
+                f"NodeName=n{i} NodeHostname={host} NodeAddr=127.0.0.1 Port={port} CPUs={self.cpus} RealMemory=4000 State=UNKNOWN\n"
+            )
         all_nodes = f"n[1-{self.nodes}]"
         lines.append(f"PartitionName=main Nodes={all_nodes} Default=YES PriorityTier=10 PreemptMode=OFF State=UP\n")
         lines.append(f"PartitionName=scavenge Nodes={all_nodes} PriorityTier=1 PreemptMode=REQUEUE State=UP\n")
@@ -164,7 +166,9 @@ class LocalCluster:
         with open(self.root / f"{name}.out", "wb") as out:
             command = [*dying_with_us, str(shutil.which(program, path=SBIN)), *words]
             environ = {**os.environ, **self.environ}
-            self.daemons[name] = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=out, stderr=out, env=environ, start_new_session=True)
+            self.daemons[name] = subprocess.Popen(
+                command, stdin=subprocess.DEVNULL, stdout=out, stderr=out, env=environ, start_new_session=True
+            )
 
     def _steps(self) -> list[int]:
         """slurmstepd outlives its slurmd by design; ours are those that were started with our configuration."""
@@ -182,14 +186,19 @@ class LocalCluster:
 
     def _succeeds(self, *command: str) -> bool:
         environ = {**os.environ, **self.environ}
-        return subprocess.run(command, env=environ, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, timeout=30, check=False).returncode == 0
+        return (
+            subprocess.run(command, env=environ, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, timeout=30, check=False).returncode
+            == 0
+        )
 
     def _wait(self, what: str, ready: Callable[[], bool], seconds: float = 30) -> None:
         until = time.monotonic() + seconds
         while not ready():
             dead = [name for name, daemon in self.daemons.items() if daemon.poll() is not None]
             if dead or time.monotonic() > until:
-                logs = "\n".join(f"--- {path.name}\n{path.read_text(errors='replace')[-2000:]}" for path in sorted(self.root.glob("*.[lo][ou][gt]")))
+                logs = "\n".join(
+                    f"--- {path.name}\n{path.read_text(errors='replace')[-2000:]}" for path in sorted(self.root.glob("*.[lo][ou][gt]"))
+                )
                 raise RuntimeError(f"{what} did not come up{f', {dead[0]} ended' if dead else ''}\n{logs}")
             time.sleep(0.1)
 

@@ -26,7 +26,9 @@ def test_it_names_what_is_really_here(found):
     assert torch.__version__ in found["torch"].found
     assert ("GPU 0" in found) == torch.cuda.is_available()
     assert found["needed"].state == "ok" and f"torch {torch.__version__}" in found["needed"].found
-    assert (found["for the tests"].state == "ok") == all(shutil.which(name, path="/usr/sbin:/usr/bin") for name in ("slurmctld", "slurmd", "munged"))
+    assert (found["for the tests"].state == "ok") == all(
+        shutil.which(name, path="/usr/sbin:/usr/bin") for name in ("slurmctld", "slurmd", "munged")
+    )
     assert {"processor", "memory", "bf16", "codecs", "DeepSpeed", "faiss", "compiler", "MPI", "cluster", "runs"} <= set(found)
 
 
@@ -52,7 +54,9 @@ def test_another_torch_than_the_pinned_one_is_told(monkeypatch):
 
 def test_a_missing_or_old_library_is_broken(monkeypatch):
     real = doctor.installed
-    monkeypatch.setattr(doctor, "installed", lambda name: {"diffusers": None, "numpy": "1.0"}.get(name, real(name)) if name != "diffusers" else None)
+    monkeypatch.setattr(
+        doctor, "installed", lambda name: {"diffusers": None, "numpy": "1.0"}.get(name, real(name)) if name != "diffusers" else None
+    )
     finding = next(doctor.libraries())
     assert finding.state == "broken" and "diffusers is not installed" in finding.found and "numpy 1.0, needed >=" in finding.found
 

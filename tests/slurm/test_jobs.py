@@ -21,7 +21,7 @@ RUN = Path("/scratch/runs/jobs/vqgan")
 PLAIN = JobSpec(name="vqgan", command=("retinaforge", "train", "vqgan", "runs/vqgan"), folder="/scratch", python="/opt/venv/bin/python")
 EVERYTHING = dataclasses.replace(
     PLAIN,
-    name="it's \"96²\" at $(hostname) `id` # not a comment",
+    name='it\'s "96²" at $(hostname) `id` # not a comment',
     command=("retinaforge", "sample", "runs/a b", "--task", "{array_task}/10", "; rm -rf $HOME", "line\nbreak\n#SBATCH --nodes=9"),
     folder="/scratch/a folder's name",
     nodes=2,
@@ -41,7 +41,9 @@ EVERYTHING = dataclasses.replace(
 )
 
 
-@pytest.mark.parametrize(("name", "spec", "folder"), [("plain", PLAIN, RUN), ("everything", EVERYTHING, RUN.with_name("100% of it's $HOME"))])
+@pytest.mark.parametrize(
+    ("name", "spec", "folder"), [("plain", PLAIN, RUN), ("everything", EVERYTHING, RUN.with_name("100% of it's $HOME"))]
+)
 def test_the_script_is_the_golden_one(name, spec, folder):
     golden = GOLDEN / f"{name}.sbatch"
     assert sbatch_text(spec, folder) == golden.read_text(), f"if the change is meant, write the new text to {golden}"

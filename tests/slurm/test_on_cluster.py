@@ -56,7 +56,7 @@ else:
     heard = "-"
 print(rank, world, e["LOCAL_RANK"], e["SLURMD_NODENAME"], e["OMP_NUM_THREADS"], heard, sys.argv[1], "NOT_FOR_THE_JOB" in e)
 """
-    name, hostile = "it's \"two\" $(touch evil) `touch evil` # nodes", "$(touch evil); touch evil"
+    name, hostile = 'it\'s "two" $(touch evil) `touch evil` # nodes', "$(touch evil); touch evil"
     spec = JobSpec(name=name, command=("python", "-c", code, hostile), folder=str(tmp_path), nodes=2, cpus_per_task=2)
     folder = tmp_path / "runs of 100%" / "a b"
     with pytest.MonkeyPatch.context() as patch:
@@ -83,7 +83,9 @@ def test_a_failing_rank_fails_the_job_and_ends_the_other(cluster, tmp_path):
 
 def test_try_again_is_requeued_and_runs_the_same_command_in_the_same_folder(cluster, tmp_path):
     """Exit code 75 brings the job back; the second start finds what the first one left, as a trainer finds its checkpoint."""
-    code = "import os, sys; first = not os.path.exists('mark'); open('mark', 'a').close(); print('first' if first else 'again'); sys.exit(75 * first)"
+    code = (
+        "import os, sys; first = not os.path.exists('mark'); open('mark', 'a'); print('first' if first else 'again'); sys.exit(75 * first)"
+    )
     folder = tmp_path / "job"
     job = submit(JobSpec(name="again", command=("python", "-c", code), folder=str(tmp_path)), folder)
     [state] = wait(job.job_id, seconds=120)

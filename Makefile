@@ -1,0 +1,57 @@
+# make demo    phantom to report, in minutes       make test    lint and all tests
+# make lint    ruff and the import fence           make format  lay out the code      make clean   remove .venv and caches
+# Each does its own set-up in .venv, once. Needs Python 3.10 or later; PYTHON=/path/to/python3.12 chooses one.
+
+SHELL  := /bin/bash
+BIN    := .venv/bin
+READY  := .venv/.ready
+EXTRAS ?= cpu,mpi,codecs,dev
+PYTHONS := $(PYTHON) python3 python3.13 python3.12 python3.11 python3.10
+# PyPI's torch for Linux brings several GB of CUDA; a machine without an NVIDIA driver gets the CPU build where it can be had.
+TORCH_INDEX ?= $(if $(shell command -v nvidia-smi),,https://download.pytorch.org/whl/cpu)
+
+.PHONY: setup demo test lint format clean
+.DELETE_ON_ERROR:
+
+setup: $(READY)
+
+$(READY): setup.cfg pyproject.toml constraints.txt
+	@set -e; \
+	if [ ! -x $(BIN)/python ]; then \
+	  for python in $(PYTHONS); do \
+	    if "$$python" -c 'import sys, ensurepip; sys.exit(sys.version_info < (3, 10))' 2>/dev/null; then found=$$python; break; fi; \
+	  done; \
+	  if [ -z "$${found:-}" ]; then \
+	    echo "retinaforge needs Python 3.10 or later, with venv; none of these is: $(PYTHONS)" >&2; \
+	    echo "python3 here is $$(python3 --version 2>&1)" >&2; \
+	    echo "Debian, Ubuntu: apt-get install python3 python3-venv.  Or: make $(MAKECMDGOALS) PYTHON=/path/to/python3.12" >&2; \
+	    exit 2; \
+	  fi; \
+	  echo "setting up .venv with $$("$$found" --version); some minutes, once"; \
+	  "$$found" -m venv .venv; \
+	fi; \
+	if ! $(BIN)/python -c 'import sys; sys.exit(sys.version_info < (3, 10))'; then \
+	  echo ".venv holds $$($(BIN)/python --version), which is too old: make clean, then again" >&2; exit 2; \
+	fi; \
+	$(BIN)/python -m pip install -q -c constraints.txt $(if $(TORCH_INDEX),--retries 1 --extra-index-url $(TORCH_INDEX)) torch; \
+	$(BIN)/python -m pip install -q -c constraints.txt -e '.[$(EXTRAS)]'; \
+	touch $@
+
+demo: $(READY)
+	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-$$(nproc)} $(BIN)/retinaforge run demo
+
+# one thread a process: ranks do not fight over the cores, and sums come out the same on every machine
+test: lint
+	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/python -m pytest -q
+
+lint: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/lint-imports
+
+format: $(READY)
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+clean:
+	rm -rf .venv .pytest_cache .ruff_cache .import_linter_cache .hypothesis .coverage* *.egg-info build
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
