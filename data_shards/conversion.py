@@ -65,11 +65,15 @@ class ImportConfig:
     def __post_init__(self) -> None:
         low, high = self.float_range
         if not -np.inf < low < high < np.inf:
-            raise InputError(f"range {low:g}:{high:g}", where="--float-range", expected="finite, the first below the second", mend="--float-range 0:1")
+            raise InputError(
+                f"range {low:g}:{high:g}", where="--float-range", expected="finite, the first below the second", mend="--float-range 0:1"
+            )
         if self.full_scale is not None and not 0 < self.full_scale < np.inf:
             raise InputError(f"full scale {self.full_scale:g}", where="--full-scale", expected="finite, above 0", mend="--full-scale 4095")
         if self.nan_as is not None and not low <= self.nan_as <= high:
-            raise InputError(f"{self.nan_as:g} in place of NaN", where="--nan-as", expected=f"a reflectance within {low:g}:{high:g}", mend="--nan-as 0")
+            raise InputError(
+                f"{self.nan_as:g} in place of NaN", where="--nan-as", expected=f"a reflectance within {low:g}:{high:g}", mend="--nan-as 0"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,7 +106,10 @@ def to_uint16(data_CHW: np.ndarray, config: ImportConfig, full_scale: float | No
         return stored_CHW, scale, -shift * scale if shift else 0.0, f"exact: stored = {name} value" + (f" + {shift}" if shift else "")
     if data_CHW.dtype.kind != "f":
         raise InputError(
-            f"values of dtype {name}", where=where, expected=f"{', '.join(COUNTS)} or floats of reflectance", mend="convert the file to uint16 or float32"
+            f"values of dtype {name}",
+            where=where,
+            expected=f"{', '.join(COUNTS)} or floats of reflectance",
+            mend="convert the file to uint16 or float32",
         )
     low, high = config.float_range
     scale = (high - low) / TOP
@@ -117,13 +124,15 @@ def to_uint16(data_CHW: np.ndarray, config: ImportConfig, full_scale: float | No
         least, most = min(least, float(values_HW.min())), max(most, float(values_HW.max()))
         stored_HW[...] = np.rint((np.clip(values_HW, low, high) - low) / scale)
     if bad and config.nan_as is None:
-        raise InputError(f"{bad} values are NaN or infinite", where=where, expected="finite reflectance", mend="--nan-as 0, or correct the file")
+        raise InputError(
+            f"{bad} values are NaN or infinite", where=where, expected="finite reflectance", mend="--nan-as 0, or correct the file"
+        )
     if outside:
         raise InputError(
             f"{outside} values outside {low:g} … {high:g}: from {least:.6g} to {most:.6g}",
             where=where,
             expected="reflectance within the stated range",
-            mend=f"--float-range {np.floor(least * 100) / 100:g}:{np.ceil(most * 100) / 100:g}, or --full-scale N (the value of reflectance 1)",
+            mend=f"--float-range {np.floor(least * 100) / 100:g}:{np.ceil(most * 100) / 100:g}, or --full-scale N (reflectance 1)",
         )
     note = f"rounded: {name} reflectance {low:g} … {high:g} in {TOP} steps, error at most {scale / 2:.3g}"
     return stored_CHW, scale, low, note + (f"; {bad} values that were not finite set to {config.nan_as:g}" if bad else "")
@@ -143,10 +152,16 @@ def make_cube(item: Item, config: ImportConfig, hashes: dict[str, str], digest: 
     size_HW = raw.data_CHW.shape[1:]
     wavelengths_nm = config.wavelengths_nm or raw.wavelengths_nm
     if wavelengths_nm is None:
-        raise InputError(f"{len(raw.data_CHW)} bands of unknown wavelength", where=item.image, expected="a wavelength for each band", mend="--wavelengths 465,545,610")
-    if len(wavelengths_nm) != len(raw.data_CHW):
         raise InputError(
-            f"{len(raw.data_CHW)} bands ({'x'.join(map(str, raw.data_CHW.shape))} as bands x rows x columns), {len(wavelengths_nm)} wavelengths",
+            f"{len(raw.data_CHW)} bands of unknown wavelength",
+            where=item.image,
+            expected="a wavelength for each band",
+            mend="--wavelengths 465,545,610",
+        )
+    if len(wavelengths_nm) != len(raw.data_CHW):
+        bands, height, width = raw.data_CHW.shape
+        raise InputError(
+            f"{bands} bands ({bands}x{height}x{width} as bands x rows x columns), {len(wavelengths_nm)} wavelengths",
             where=item.image,
             expected="one wavelength for each band",
             mend="correct --wavelengths, or state the order of the axes: --axes HWC",
@@ -163,7 +178,11 @@ def make_cube(item: Item, config: ImportConfig, hashes: dict[str, str], digest: 
         "original_shape": list(raw.data_CHW.shape),
         "operations": operations,
         "stored": how,
-        "wavelengths": "nominal" if raw.nominal and config.wavelengths_nm is None else "stated" if config.wavelengths_nm else "from the file",
+        "wavelengths": "nominal"
+        if raw.nominal and config.wavelengths_nm is None
+        else "stated"
+        if config.wavelengths_nm
+        else "from the file",
         **({"reader": raw.facts} if raw.facts else {}),
         **{role: file.name for role, file in item.maps.items()},
         **({"onh_circle_px": list(item.circle)} if item.circle else {}),

@@ -34,7 +34,9 @@ class Geometry:
 
     def __post_init__(self) -> None:
         if self.crop not in ("", "fov") and not WINDOW.fullmatch(self.crop) and not SIZE.fullmatch(self.crop.removeprefix("center:")):
-            raise InputError(f"crop {self.crop!r}", where="--crop", expected="y0:y1,x0:x1 or center:HxW or fov", mend="--crop center:560x560")
+            raise InputError(
+                f"crop {self.crop!r}", where="--crop", expected="y0:y1,x0:x1 or center:HxW or fov", mend="--crop center:560x560"
+            )
         if self.resize and not SIZE.fullmatch(self.resize) and not self.resize.isdecimal():
             raise InputError(f"size {self.resize!r}", where="--resize", expected="HxW or H", mend="--resize 512x512")
 
@@ -110,7 +112,9 @@ def _window(crop: str, planes: Planes, where: object) -> tuple[slice, slice]:
         y0, x0 = (height - rows_kept) // 2, (width - columns_kept) // 2
         y1, x1 = y0 + rows_kept, x0 + columns_kept
     if not (0 <= y0 < y1 <= height and 0 <= x0 < x1 <= width):
-        raise InputError(f"crop {crop} of an image of {height}x{width}", where=where, expected="a window inside the image", mend="--crop fov")
+        raise InputError(
+            f"crop {crop} of an image of {height}x{width}", where=where, expected="a window inside the image", mend="--crop fov"
+        )
     return slice(y0, y1), slice(x0, x1)
 
 

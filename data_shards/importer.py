@@ -80,7 +80,9 @@ def find_images(config: ImportConfig) -> tuple[list[Path], list[str]]:
 def _other_place(source: Path) -> str:
     """Where the images may be instead."""
     folders = sorted(path.name for path in source.iterdir() if path.is_dir())
-    return f"name the folder with the images: {', '.join(folders[:5])}; or --per-band if each is one cube" if folders else "--pattern '*.tif'"
+    return (
+        f"name the folder with the images: {', '.join(folders[:5])}; or --per-band if each is one cube" if folders else "--pattern '*.tif'"
+    )
 
 
 def plan(config: ImportConfig) -> list[Item]:
@@ -139,7 +141,12 @@ def identity(item: Item, config: ImportConfig) -> tuple[str, dict[str, str]]:
         digests = [durable.sha256_of(path) for path in files]
     except OSError as error:
         raise InputError(f"cannot read: {error.strerror}", where=error.filename, expected="files that this user may read") from error
-    told = {"options": options_of(config), "person": asdict(item.person), "circle": item.circle, "files": [list(pair) for pair in zip(names, digests, strict=True)]}
+    told = {
+        "options": options_of(config),
+        "person": asdict(item.person),
+        "circle": item.circle,
+        "files": [list(pair) for pair in zip(names, digests, strict=True)],
+    }
     hashes = {f"{role} {name}" if role else name: digest for role, name, digest in zip(roles, names, digests, strict=True)}
     return hashlib.sha256(durable.canonical_json(told)).hexdigest(), hashes
 
@@ -188,7 +195,11 @@ def import_cubes(config: ImportConfig, out: Path, track: Callable[[list[Item]], 
 
 def _whole(stage: Path, wanted: dict[str, str]) -> set[str]:
     """Keys that a killed run finished under the same identity; everything else in the stage is removed."""
-    done = {path.stem for path in stage.glob("*.json") if path.stem in wanted and _meta(stage, path.stem).notes.get("import") == wanted[path.stem]}
+    done = {
+        path.stem
+        for path in stage.glob("*.json")
+        if path.stem in wanted and _meta(stage, path.stem).notes.get("import") == wanted[path.stem]
+    }
     for path in sorted(stage.iterdir(), key=lambda path: path.suffix != ".json"):  # the mark of wholeness goes first
         if path.name.split(".")[0] not in done:
             path.unlink()
@@ -205,15 +216,21 @@ def _check_same(out: Path, record: dict[str, Any]) -> None:
     try:
         there = json.loads((out / RECORD).read_bytes())
     except (OSError, ValueError) as error:
-        raise InputError("the folder is not empty and no import made it", where=out, expected="an absent or empty folder", mend=mend) from error
+        raise InputError(
+            "the folder is not empty and no import made it", where=out, expected="an absent or empty folder", mend=mend
+        ) from error
     ours, theirs = record["options"], there.get("options", {})
-    changed = [f"{name} {theirs.get(name)!r} now {ours.get(name)!r}" for name in sorted({*ours, *theirs}) if ours.get(name) != theirs.get(name)]
+    changed = [
+        f"{name} {theirs.get(name)!r} now {ours.get(name)!r}" for name in sorted({*ours, *theirs}) if ours.get(name) != theirs.get(name)
+    ]
     if not changed:
         samples = there.get("samples", {})
         changed = sorted(key for key in {*samples, *record["samples"]} if samples.get(key) != record["samples"].get(key))
         changed = changed and [f"{len(changed)} samples differ in files or subjects, first {changed[0]}"]
     if changed:
-        raise UnsafeResume("another import stands here: " + "; ".join(changed), where=out, expected="the same options and the same files", mend=mend)
+        raise UnsafeResume(
+            "another import stands here: " + "; ".join(changed), where=out, expected="the same options and the same files", mend=mend
+        )
 
 
 def _check_alike(folder: Path, items: list[Item]) -> None:
@@ -223,9 +240,9 @@ def _check_alike(folder: Path, items: list[Item]) -> None:
         meta = _meta(folder, item.key)
         if meta.wavelengths_nm != first.wavelengths_nm:
             raise InputError(
-                f"{len(meta.wavelengths_nm)} bands from {meta.wavelengths_nm[0]:g} to {meta.wavelengths_nm[-1]:g} nm",
+                _span(meta),
                 where=item.image,
-                expected=f"the {len(first.wavelengths_nm)} bands of {items[0].image.name}, {first.wavelengths_nm[0]:g} to {first.wavelengths_nm[-1]:g} nm",
+                expected=f"as in {items[0].image.name}: {_span(first)}",
                 mend="--pattern to import one kind of image at a time",
             )
         if (meta.scale, meta.offset) != (first.scale, first.offset):
@@ -235,6 +252,10 @@ def _check_alike(folder: Path, items: list[Item]) -> None:
                 expected=f"that of {items[0].image.name}: {first.scale:.6g} * stored + {first.offset:g} ({first.notes['stored']})",
                 mend="--full-scale N for all of them, or one import for each kind",
             )
+
+
+def _span(meta: CubeMeta) -> str:
+    return f"{len(meta.wavelengths_nm)} bands from {meta.wavelengths_nm[0]:g} to {meta.wavelengths_nm[-1]:g} nm"
 
 
 def summarise(config: ImportConfig, items: list[Item], folder: Path, *, written: int) -> ImportSummary:

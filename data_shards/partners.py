@@ -46,9 +46,15 @@ def keys_of(images: Sequence[Path]) -> dict[Path, str]:
     seen: dict[str, Path] = {}
     for image, key in keys.items():
         if not KEY.fullmatch(key):
-            raise InputError(f"sample key {key!r} is not allowed", where=image, expected="at most 63 letters, digits, '_', '-'", mend="rename the file")
+            raise InputError(
+                f"sample key {key!r} is not allowed", where=image, expected="at most 63 letters, digits, '_', '-'", mend="rename the file"
+            )
         if key in seen:
-            raise InputError(f"two images with the key {key!r}: {seen[key]} and {image}", expected="one key for each", mend="rename one, or --pattern '*.tif'")
+            raise InputError(
+                f"two images with the key {key!r}: {seen[key]} and {image}",
+                expected="one key for each",
+                mend="rename one, or --pattern '*.tif'",
+            )
         seen[key] = image
     return keys
 
@@ -56,7 +62,9 @@ def keys_of(images: Sequence[Path]) -> dict[Path, str]:
 def listed(where: str, suffixes: Iterable[str], option: str) -> list[Path]:
     """Files of a folder or of a quoted glob, with one of the suffixes, sorted."""
     folder, pattern = (Path(where), "*") if Path(where).is_dir() else (Path(where).parent, Path(where).name)
-    files = sorted(f for f in folder.glob(pattern) if f.suffix.lower() in suffixes and not f.name.startswith(".")) if folder.is_dir() else []
+    files = (
+        sorted(f for f in folder.glob(pattern) if f.suffix.lower() in suffixes and not f.name.startswith(".")) if folder.is_dir() else []
+    )
     if not files:
         raise InputError(f"no files for {option}", where=where, expected=f"a folder or a quoted glob with files {' '.join(suffixes)}")
     return files
@@ -144,7 +152,12 @@ def rows_of(path: Path, needed: Sequence[str], option: str) -> list[dict[str, st
     columns = table.fieldnames or []
     for name in needed:
         if name not in columns:
-            raise InputError(f"no column {name!r}", where=path, expected=f"{', '.join(needed)}; there are: {', '.join(columns)}", mend=f"see {option} in --help")
+            raise InputError(
+                f"no column {name!r}",
+                where=path,
+                expected=f"{', '.join(needed)}; there are: {', '.join(columns)}",
+                mend=f"see {option} in --help",
+            )
     rows = [{name: (value or "").strip() for name, value in row.items() if name} for row in table]
     if not rows:
         raise InputError("a table without rows", where=path, expected="one row for each image")
@@ -164,7 +177,10 @@ def rows_by_image(images: Sequence[Path], rows: Sequence[dict[str, str]], column
         image = known.get(row[column])
         if image is None:
             raise InputError(
-                f"{row[column]!r} has no image", where=path, expected=f"a file of the source folder ({nearest(row[column], known)})", mend="add the image or remove the row"
+                f"{row[column]!r} has no image",
+                where=path,
+                expected=f"a file of the source folder ({nearest(row[column], known)})",
+                mend="add the image or remove the row",
             )
         if image in found:
             raise InputError(f"{row[column]!r} stands twice", where=path, expected="one row for each image", mend="remove one of the rows")
@@ -192,7 +208,10 @@ def people(images: Sequence[Path], *, table: Path | None, pattern: str, allow_mi
     without = [image for image in images if image not in found]
     if without and not allow_missing:
         raise InputError(
-            f"{len(without)} images without a row, first {without[0].name}", where=table, expected="a row for each image", mend="add it, or --allow-missing"
+            f"{len(without)} images without a row, first {without[0].name}",
+            where=table,
+            expected="a row for each image",
+            mend="add it, or --allow-missing",
         )
     persons = {image: _from_row(found[image], column, table) if image in found else _from_name(image, pattern) for image in images}
     splits: dict[str, str] = {}
@@ -230,7 +249,10 @@ def _from_name(image: Path, pattern: str) -> Person:
     subject = groups.get("subject") or (fits[1] if fits and fits.re.groups else "")
     if not subject:
         raise InputError(
-            f"--subject-pattern {pattern!r} finds no subject", where=image, expected="a group in every file name", mend="--subject-pattern '^([0-9]+)_'"
+            f"--subject-pattern {pattern!r} finds no subject",
+            where=image,
+            expected="a group in every file name",
+            mend="--subject-pattern '^([0-9]+)_'",
         )
     eye = (groups.get("eye") or "").upper()
     if eye not in EYES:

@@ -23,7 +23,11 @@ def parse_wavelengths(text: str) -> tuple[float, ...]:
         InputError: not such a list, no such file, or centres that are not positive finite nm.
     """
     body, _, removed = text.partition("/") if text.startswith("linspace:") else (text, "", "")
-    wrong = {"where": "--wavelengths", "expected": "numbers in nm, linspace:FIRST:LAST:COUNT or a text file", "mend": "--wavelengths 610,545,465"}
+    wrong = {
+        "where": "--wavelengths",
+        "expected": "numbers in nm, linspace:FIRST:LAST:COUNT or a text file",
+        "mend": "--wavelengths 610,545,465",
+    }
     try:
         if body.startswith("linspace:"):
             first, last, count = body.removeprefix("linspace:").split(":")

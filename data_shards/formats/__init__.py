@@ -40,7 +40,9 @@ def read(path: Path, options: ReadOptions | None = None) -> Raw:
     if path.is_dir():
         return read_band_folder(path, options or ReadOptions())
     if path.suffix.lower() not in READERS:
-        raise InputError(f"no reader for {path.suffix or 'a file without suffix'!r}", where=path, expected=nearest(path.suffix.lower(), READERS))
+        raise InputError(
+            f"no reader for {path.suffix or 'a file without suffix'!r}", where=path, expected=nearest(path.suffix.lower(), READERS)
+        )
     return READERS[path.suffix.lower()](path, options or ReadOptions())
 
 

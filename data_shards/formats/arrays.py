@@ -72,7 +72,9 @@ def _from_hdf5(path: Path, options: ReadOptions, *, matlab: bool) -> Raw:
             name = the_one(shapes, ReadOptions(variable=options.variable.strip("/")), path)
             dataset = datasets[name]
             if dataset.external or dataset.is_virtual:
-                raise InputError(f"dataset {name!r} is kept in another file", where=path, expected="data inside the file itself", mend="h5repack IN OUT")
+                raise InputError(
+                    f"dataset {name!r} is kept in another file", where=path, expected="data inside the file itself", mend="h5repack IN OUT"
+                )
             check_size(dataset.shape, options, path)
             array = dataset[()]
     except InputError:
@@ -80,7 +82,10 @@ def _from_hdf5(path: Path, options: ReadOptions, *, matlab: bool) -> Raw:
     except READ_FAULTS as error:
         if "filter" in str(error) and "plugin" in str(error):
             raise InputError(
-                f"compressed by a filter that is not installed: {error}", where=path, expected="gzip, lzf or no compression", mend="h5repack -f NONE IN OUT"
+                f"compressed by a filter that is not installed: {error}",
+                where=path,
+                expected="gzip, lzf or no compression",
+                mend="h5repack -f NONE IN OUT",
             ) from error
         raise unreadable(path, error, "a whole HDF5 file") from error
     if matlab:

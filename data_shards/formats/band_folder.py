@@ -42,7 +42,7 @@ def read_band_folder(folder: Path, options: ReadOptions) -> Raw:
     if not files:
         raise InputError("no single-band images here", where=folder, expected="TIFF or PNG, one for each wavelength")
     first, bands = None, []
-    for nm, path in files:
+    for _, path in files:
         band_1HW = BAND_READERS[path.suffix.lower()](path, options).data_CHW
         first = band_1HW if first is None else first
         if band_1HW.shape != (1, *first.shape[1:]) or band_1HW.dtype != first.dtype:
@@ -53,7 +53,9 @@ def read_band_folder(folder: Path, options: ReadOptions) -> Raw:
             )
         check_size((len(files), *first.shape[1:]), options, folder)
         bands.append(band_1HW)
-    return Raw(data_CHW=np.concatenate(bands), wavelengths_nm=tuple(nm for nm, _ in files), facts={"band_files": [path.name for _, path in files]})
+    return Raw(
+        data_CHW=np.concatenate(bands), wavelengths_nm=tuple(nm for nm, _ in files), facts={"band_files": [path.name for _, path in files]}
+    )
 
 
 def band_files(folder: Path) -> list[tuple[float, Path]]:

@@ -31,7 +31,9 @@ def read_envi(path: Path, options: ReadOptions) -> Raw:
     check_numeric(dtype, path)
     needed = image.offset + int(np.prod(shape_CHW)) * dtype.itemsize
     if (there := Path(image.filename).stat().st_size) < needed:
-        raise CorruptData(f"{there} bytes", where=image.filename, expected=f"{needed} bytes by {path.name}", mend="copy the file again from its source")
+        raise CorruptData(
+            f"{there} bytes", where=image.filename, expected=f"{needed} bytes by {path.name}", mend="copy the file again from its source"
+        )
     stored_CHW = image.open_memmap(interleave="bsq")  # .load() would turn every value into float32
     data_CHW = np.array(stored_CHW, dtype=dtype.newbyteorder("="))
     facts = {"interleave": str(image.metadata.get("interleave", "")).lower(), "data_file": Path(image.filename).name}
@@ -88,5 +90,7 @@ def _full_scale(metadata: dict, path: Path) -> float | None:
     if text is None:
         return None
     if not 0 < float(text) < float("inf"):
-        raise InputError(f"reflectance scale factor {text}", where=path, expected="finite, above 0", mend="correct the header, or state --full-scale N")
+        raise InputError(
+            f"reflectance scale factor {text}", where=path, expected="finite, above 0", mend="correct the header, or state --full-scale N"
+        )
     return float(text)

@@ -95,7 +95,9 @@ def check_size(shape: tuple[int, ...], options: ReadOptions, path: Path) -> None
 def check_numeric(dtype: np.dtype, path: Path) -> None:
     """Refuse dtypes that are not plain numbers (objects would have to be unpickled)."""
     if dtype.kind not in "buif" or dtype.fields is not None:
-        raise InputError(f"an array of dtype {dtype}", where=path, expected="plain integers or floats", mend="save the array as uint16 or float32")
+        raise InputError(
+            f"an array of dtype {dtype}", where=path, expected="plain integers or floats", mend="save the array as uint16 or float32"
+        )
 
 
 def bands_first(array: np.ndarray, options: ReadOptions, path: Path, *, default_axes: str) -> np.ndarray:

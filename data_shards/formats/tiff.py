@@ -37,7 +37,9 @@ def read_tiff(path: Path, options: ReadOptions) -> Raw:
                     mend="save the wanted image alone (a preview may be in the way)",
                 )
             if (turn := page.tags.valueof(274, default=1)) != 1:
-                raise InputError(f"orientation tag {turn}", where=path, expected="an upright TIFF (tag 1)", mend="turn the image and save it again")
+                raise InputError(
+                    f"orientation tag {turn}", where=path, expected="an upright TIFF (tag 1)", mend="turn the image and save it again"
+                )
             check_size(series[0].shape, options, path)
             check_numeric(series[0].dtype, path)
             colour = page.photometric.name if hasattr(page.photometric, "name") else str(page.photometric)
@@ -89,7 +91,9 @@ def _values(tiff: tifffile.TiffFile, colour: str, path: Path, options: ReadOptio
                     mend="pip install imagecodecs",
                 ) from error
     elif colour not in ("PALETTE", "YCBCR"):
-        raise InputError(f"photometric interpretation {colour}", where=path, expected="grey (0 is black), RGB or palette", mend="convert it")
+        raise InputError(
+            f"photometric interpretation {colour}", where=path, expected="grey (0 is black), RGB or palette", mend="convert it"
+        )
     with opened(path, options) as image:
         frames = []
         for index in range(getattr(image, "n_frames", 1)):

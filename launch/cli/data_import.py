@@ -27,36 +27,58 @@ class PixelOrder(str, enum.Enum):
 
 
 def command(
-    source: Annotated[Path, typer.Argument(metavar="SRC", help="A file, or a folder of TIFF, PNG, JPEG, ENVI .hdr, HDF5, MATLAB .mat or .npy files.")],
+    source: Annotated[
+        Path, typer.Argument(metavar="SRC", help="A file, or a folder of TIFF, PNG, JPEG, ENVI .hdr, HDF5, MATLAB .mat or .npy files.")
+    ],
     out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder of cubes to write; it appears when all of it is whole.")],
     pattern: Annotated[str, typer.Option(help="Which files of SRC ('**/*.tif' also looks into its folders).", rich_help_panel=FILES)] = "*",
     per_band: Annotated[
-        bool, typer.Option("--per-band", help="Each folder in SRC is one cube: one single-band image for each wavelength, as …555nm….tif.", rich_help_panel=FILES)
+        bool,
+        typer.Option(
+            "--per-band",
+            help="Each folder in SRC is one cube: one single-band image for each wavelength, as …555nm….tif.",
+            rich_help_panel=FILES,
+        ),
     ] = False,
-    variable: Annotated[str, typer.Option("--variable", "--dataset", help="Name of the array in an HDF5 or MATLAB file.", rich_help_panel=FILES)] = "",
+    variable: Annotated[
+        str, typer.Option("--variable", "--dataset", help="Name of the array in an HDF5 or MATLAB file.", rich_help_panel=FILES)
+    ] = "",
     axes: Annotated[
         str,
-        typer.Option(help="Order of the array's axes: CHW (.npy, HDF5), HWC (MATLAB, as size() shows it); CP or PC with --reshape.", rich_help_panel=FILES),
+        typer.Option(
+            help="Order of the array's axes: CHW (.npy, HDF5), HWC (MATLAB, as size() shows it); CP or PC with --reshape.",
+            rich_help_panel=FILES,
+        ),
     ] = "",
-    reshape: Annotated[str, typer.Option(metavar="HxW", help="The array is a matrix of bands and pixels; this is the image's size.", rich_help_panel=FILES)] = "",
+    reshape: Annotated[
+        str, typer.Option(metavar="HxW", help="The array is a matrix of bands and pixels; this is the image's size.", rich_help_panel=FILES)
+    ] = "",
     pixel_order: Annotated[
-        PixelOrder | None, typer.Option(help="With --reshape: pixels run along rows (numpy, C) or down columns (MATLAB).", rich_help_panel=FILES)
+        PixelOrder | None,
+        typer.Option(help="With --reshape: pixels run along rows (numpy, C) or down columns (MATLAB).", rich_help_panel=FILES),
     ] = None,
     wavelengths: Annotated[
         str,
         typer.Option(
             metavar="LIST|FILE",
-            help="Band centres in nm: '610,545,465', 'linspace:380:2500:198', with '/1-3,7' to leave out channels (from 1), or a text file. "
+            help="Band centres in nm: '610,545,465', 'linspace:380:2500:198', with '/1-3,7' to leave out channels (from 1), or a file. "
             "Default: the file's own; colour photographs 610, 545, 465, noted as nominal.",
             rich_help_panel=PIXELS,
         ),
     ] = "",
     full_scale: Annotated[
-        float | None, typer.Option(help="Value that means reflectance 1, e.g. 4095. Default: the dtype's largest; floats: 1.", rich_help_panel=PIXELS)
+        float | None,
+        typer.Option(help="Value that means reflectance 1, e.g. 4095. Default: the dtype's largest; floats: 1.", rich_help_panel=PIXELS),
     ] = None,
-    float_range: Annotated[str, typer.Option(metavar="LO:HI", help="Reflectances that the stored 0 and 65535 mean, for float files.", rich_help_panel=PIXELS)] = "0:1",
-    nan_as: Annotated[float | None, typer.Option(help="Reflectance in place of NaN and infinity. Default: refuse them.", rich_help_panel=PIXELS)] = None,
-    labels: Annotated[str, typer.Option(metavar="DIR|GLOB", help="Label maps (PNG, GIF, TIFF, BMP), matched by name.", rich_help_panel=MAPS)] = "",
+    float_range: Annotated[
+        str, typer.Option(metavar="LO:HI", help="Reflectances that the stored 0 and 65535 mean, for float files.", rich_help_panel=PIXELS)
+    ] = "0:1",
+    nan_as: Annotated[
+        float | None, typer.Option(help="Reflectance in place of NaN and infinity. Default: refuse them.", rich_help_panel=PIXELS)
+    ] = None,
+    labels: Annotated[
+        str, typer.Option(metavar="DIR|GLOB", help="Label maps (PNG, GIF, TIFF, BMP), matched by name.", rich_help_panel=MAPS)
+    ] = "",
     label_map: Annotated[
         str,
         typer.Option(
@@ -65,33 +87,58 @@ def command(
             rich_help_panel=MAPS,
         ),
     ] = "",
-    onh: Annotated[str, typer.Option(metavar="DIR|GLOB", help="Masks of the optic disc; vessels stay on top of it.", rich_help_panel=MAPS)] = "",
+    onh: Annotated[
+        str, typer.Option(metavar="DIR|GLOB", help="Masks of the optic disc; vessels stay on top of it.", rich_help_panel=MAPS)
+    ] = "",
     onh_circles: Annotated[
-        Path | None, typer.Option(metavar="CSV", help="Optic discs as circles: column file, key or image_id, and --onh-columns.", rich_help_panel=MAPS)
+        Path | None,
+        typer.Option(metavar="CSV", help="Optic discs as circles: column file, key or image_id, and --onh-columns.", rich_help_panel=MAPS),
     ] = None,
     onh_columns: Annotated[
         str, typer.Option(metavar="X,Y,DIAMETER", help="Columns of --onh-circles, in pixels of the source image.", rich_help_panel=MAPS)
     ] = "x,y,diameter",
     fov: Annotated[str, typer.Option(metavar="DIR|GLOB", help="Masks of the field of view.", rich_help_panel=MAPS)] = "",
-    resize_labels: Annotated[bool, typer.Option("--resize-labels", help="Bring maps of another size to their image's, by nearest pixel.", rich_help_panel=MAPS)] = False,
+    resize_labels: Annotated[
+        bool, typer.Option("--resize-labels", help="Bring maps of another size to their image's, by nearest pixel.", rich_help_panel=MAPS)
+    ] = False,
     match: Annotated[
-        str, typer.Option(metavar="REGEX", help="Pair files whose names give the same first group. Default: the leading words in common.", rich_help_panel=MAPS)
+        str,
+        typer.Option(
+            metavar="REGEX",
+            help="Pair files whose names give the same first group. Default: the leading words in common.",
+            rich_help_panel=MAPS,
+        ),
     ] = "",
-    allow_missing: Annotated[bool, typer.Option("--allow-missing", help="Import images that lack a map or a row.", rich_help_panel=MAPS)] = False,
+    allow_missing: Annotated[
+        bool, typer.Option("--allow-missing", help="Import images that lack a map or a row.", rich_help_panel=MAPS)
+    ] = False,
     subjects: Annotated[
         Path | None,
-        typer.Option(metavar="CSV", help="Columns file (or key), subject_id, optional eye, acquired, split; others are kept as notes.", rich_help_panel=PEOPLE),
+        typer.Option(
+            metavar="CSV",
+            help="Columns file (or key), subject_id, optional eye, acquired, split; others are kept as notes.",
+            rich_help_panel=PEOPLE,
+        ),
     ] = None,
     subject_pattern: Annotated[
         str,
         typer.Option(
-            metavar="REGEX", help="Subject from the file name: the first group, or groups subject, eye, acquired. Default: the name.", rich_help_panel=PEOPLE
+            metavar="REGEX",
+            help="Subject from the file name: the first group, or groups subject, eye, acquired. Default: the name.",
+            rich_help_panel=PEOPLE,
         ),
     ] = "",
-    crop: Annotated[str, typer.Option(metavar="WINDOW", help="y0:y1,x0:x1 | center:HxW | fov (the box around the mask).", rich_help_panel=SHAPE)] = "",
-    pad_square: Annotated[bool, typer.Option("--pad-square", help="Then pad to a square, outside the field of view.", rich_help_panel=SHAPE)] = False,
+    crop: Annotated[
+        str, typer.Option(metavar="WINDOW", help="y0:y1,x0:x1 | center:HxW | fov (the box around the mask).", rich_help_panel=SHAPE)
+    ] = "",
+    pad_square: Annotated[
+        bool, typer.Option("--pad-square", help="Then pad to a square, outside the field of view.", rich_help_panel=SHAPE)
+    ] = False,
     resize: Annotated[
-        str, typer.Option(metavar="HxW|H", help="Then resize: area mean (bilinear when enlarging); maps by nearest pixel.", rich_help_panel=SHAPE)
+        str,
+        typer.Option(
+            metavar="HxW|H", help="Then resize: area mean (bilinear when enlarging); maps by nearest pixel.", rich_help_panel=SHAPE
+        ),
     ] = "",
     max_values: Annotated[int, typer.Option(help="Refuse files that hold more values than this.", min=1, rich_help_panel=SAFETY)] = 2**30,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only show which files belong together.", rich_help_panel=SAFETY)] = False,
@@ -167,7 +214,9 @@ def _float_range(text: str) -> tuple[float, float]:
 def _columns(text: str) -> tuple[str, str, str]:
     names = tuple(name.strip() for name in text.split(","))
     if len(names) != 3 or not all(names):
-        raise InputError(f"columns {text!r}", where="--onh-columns", expected="three names: X,Y,DIAMETER", mend="--onh-columns x,y,diameter")
+        raise InputError(
+            f"columns {text!r}", where="--onh-columns", expected="three names: X,Y,DIAMETER", mend="--onh-columns x,y,diameter"
+        )
     return names
 
 
@@ -190,7 +239,9 @@ def show(summary: ImportSummary, out: Path) -> None:
     rows = {
         "cubes": f"{summary.cubes} ({summary.written} written now)",
         "bands": f"{len(nm)}: " + (", ".join(f"{w:g}" for w in nm) if len(nm) <= 16 else f"{nm[0]:g} … {nm[-1]:g}") + " nm",
-        "height x width": ", ".join(f"{h}x{w}" + (f" ({n})" if len(summary.sizes) > 1 else "") for (h, w), n in sorted(summary.sizes.items())),
+        "height x width": ", ".join(
+            f"{h}x{w}" + (f" ({n})" if len(summary.sizes) > 1 else "") for (h, w), n in sorted(summary.sizes.items())
+        ),
         "subjects": str(summary.subjects) + "".join(f", {n} cubes in {name}" for name, n in sorted(summary.splits.items())),
         "with": ", ".join(f"{role} {n}" for role, n in sorted(summary.with_maps.items())),
         "pixels by label": ", ".join(f"{name} {share:.2%}" for name, share in summary.label_share.items()),

@@ -286,7 +286,9 @@ def test_hdf5_data_kept_elsewhere_is_refused(tmp_path: Path) -> None:
 
 def test_matlab_5_and_7_3_agree(tmp_path: Path) -> None:
     as_matlab_sees_it_HWC = cube().transpose(1, 2, 0)
-    scipy.io.savemat(tmp_path / "v5.mat", {"Y": as_matlab_sees_it_HWC, "name": "left", "parts": np.array([{"a": 1}], dtype=object)}, do_compression=True)
+    scipy.io.savemat(
+        tmp_path / "v5.mat", {"Y": as_matlab_sees_it_HWC, "name": "left", "parts": np.array([{"a": 1}], dtype=object)}, do_compression=True
+    )
     write_mat73(tmp_path / "v73.mat", "Y", as_matlab_sees_it_HWC)
     for name, version in (("v5.mat", "v5"), ("v73.mat", "v7.3")):
         raw = formats.read(tmp_path / name)

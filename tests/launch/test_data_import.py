@@ -33,7 +33,18 @@ def run(monkeypatch: pytest.MonkeyPatch, *words: object) -> int:
 
 
 def test_photographs(scans: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    words = [scans / "images", scans / "out", "--labels", scans / "av", "--label-map", "1=artery,2=vein", "--resize", "8x8", "--subject-pattern", r"^(\d)"]
+    words = [
+        scans / "images",
+        scans / "out",
+        "--labels",
+        scans / "av",
+        "--label-map",
+        "1=artery,2=vein",
+        "--resize",
+        "8x8",
+        "--subject-pattern",
+        r"^(\d)",
+    ]
     assert run(monkeypatch, *words) == 0
     cube = folder.read_cube(scans / "out", "2_h")
     assert cube.data_CHW.shape == (3, 8, 8)
@@ -55,7 +66,9 @@ def test_every_option_of_a_matrix_arrives(scans: Path, monkeypatch: pytest.Monke
     assert json.loads((scans / "out" / "import.config.json").read_text())["options"]["read"]["pixel_order"] == "columns"
 
 
-def test_dry_run_shows_the_pairs_and_writes_nothing(scans: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_dry_run_shows_the_pairs_and_writes_nothing(
+    scans: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert run(monkeypatch, scans / "images", scans / "out", "--labels", scans / "av", "--label-map", "1=artery,2=vein", "--dry-run") == 0
     assert "1_h_AV.png" in capsys.readouterr().out
     assert not (scans / "out").exists()
