@@ -1,0 +1,198 @@
+"""What lies in a phantom eye besides its vessels: nerve head, macula, pigment, choroid, nerve fibres.
+
+Legend: H W pixels, G G the nodes of a grid in mm. Coordinates as in `vessels`: mm on the retina of a right eye, the
+fovea at (0, 0), x towards the nose, y upwards.
+
+Textures are drawn once on a grid in mm and read off at the pixels, so that every size shows the same eye.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.ndimage import gaussian_filter, map_coordinates
+
+from data_shards.vessels import Disc
+
+GRID = 288
+GRID_MM = 0.046  # the grid spans 13.2 mm around the fovea, more than any field of view here
+FINE = 640
+FINE_MM = GRID * GRID_MM / FINE
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fundus:
+    """One eye without its vessels.
+
+    Attributes:
+        disc: the nerve head; tilt_rad: its turn; outline: amplitudes of four harmonics of its margin.
+        cup: cup to disc ratio; cup_x, cup_y: the cup's centre, in half widths of the disc.
+        crescent: strength of the pigment crescent at the temporal margin.
+        macular_mm: length over which macular pigment falls to 1/e. pit: strength of the foveal reflexes.
+        choroid_GG: lumen of choroidal vessels, 0 to 1. pigment_GG, mottle_FF: melanin of the epithelium, mean 0.
+        nevus: x, y, radius in mm and depth of a pigmented spot; depth 0 for none.
+        fibres_A: streaks of the nerve fibre layer over the angle around the disc.
+    """
+
+    disc: Disc
+    tilt_rad: float
+    outline: tuple[float, ...]
+    cup: float
+    cup_x: float
+    cup_y: float
+    crescent: float
+    macular_mm: float
+    pit: float
+    choroid_GG: np.ndarray
+    pigment_GG: np.ndarray
+    mottle_FF: np.ndarray
+    fibres_A: np.ndarray
+
+
+def _standard(field: np.ndarray) -> np.ndarray:
+    return ((field - field.mean()) / field.std()).astype(np.float32)
+
+
+def noise(rng: np.random.Generator, nodes: int, sigma_nodes: float) -> np.ndarray:
+    """Smooth Gaussian noise, mean 0, standard deviation 1, float32 (nodes, nodes)."""
+    return _standard(gaussian_filter(rng.standard_normal((nodes, nodes), np.float32), sigma_nodes, mode="wrap"))
+
+
+def streaks(rng: np.random.Generator, angle_GG: np.ndarray, half_length: int, width_nodes: float) -> np.ndarray:
+    """Line integral convolution (Cabral & Leedom 1993): noise smeared along a field of directions.
+
+    Args:
+        angle_GG: direction at each node, radians. half_length: nodes to walk either way. width_nodes: of the streaks.
+
+    Returns: float32 (G, G), mean 0, standard deviation 1.
+    """
+    start = noise(rng, len(angle_GG), width_nodes)
+    cos_GG, sin_GG = np.cos(angle_GG).astype(np.float32), np.sin(angle_GG).astype(np.float32)
+    rows, columns = np.meshgrid(*2 * [np.arange(len(angle_GG), dtype=np.float32)], indexing="ij")
+    total = start.copy()
+    for sign in (1, -1):
+        row, column, stride = rows, columns, np.float32(1.5 * sign)
+        for _ in range(round(half_length / 1.5)):
+            at = np.clip(np.rint(row).astype(np.intp), 0, GRID - 1), np.clip(np.rint(column).astype(np.intp), 0, GRID - 1)
+            row, column = row - stride * sin_GG[at], column + stride * cos_GG[at]
+            total += map_coordinates(start, (row, column), order=1, mode="grid-wrap")
+    return _standard(total)
+
+
+def choroid(rng: np.random.Generator, disc: Disc) -> np.ndarray:
+    """Lumen of the great choroidal vessels, 0 to 1, float32 (G, G).
+
+    They run from the posterior pole to four vortex veins beyond the field; between macula and nerve head they are
+    finer and less ordered. Bands of equal width, joined in places: smeared noise, sharpened and smeared once more.
+    """
+    y, x = _grid_mm()
+    swirl = noise(rng, GRID, 22) * 0.45
+    turn_rad = rng.uniform(-0.3, 0.3)
+    reach_mm = rng.uniform(11, 14)
+    along = np.zeros(x.shape, complex)
+    for quadrant in range(4):
+        at = reach_mm * np.exp(1j * (np.pi / 4 + quadrant * np.pi / 2 + turn_rad + rng.uniform(-0.2, 0.2)))
+        apart = (x - 0.6 * disc.x_mm + 1j * y) - at
+        along += rng.uniform(0.7, 1.3) * apart / np.abs(apart) ** 2
+    angle = np.angle(along + 0.02 * np.exp(1j * rng.uniform(0, 2 * np.pi))) + swirl
+    once = streaks(rng, angle, 26, rng.uniform(1.5, 2.1))
+    lumen = 1 / (1 + np.exp(-2.6 * (once + 0.35 * noise(rng, GRID, 2.5))))
+    return gaussian_filter(lumen, 0.8).astype(np.float32)
+
+
+def _grid_mm() -> tuple[np.ndarray, np.ndarray]:
+    axis = (np.arange(GRID) - (GRID - 1) / 2) * GRID_MM
+    return -axis[:, None] + 0 * axis, axis[None, :] + 0 * axis[:, None]
+
+
+def make_fundus(rng: np.random.Generator, disc: Disc, age_years: float) -> Fundus:
+    """Draw one eye. The younger, the brighter its reflexes."""
+    young = float(np.clip((55 - age_years) / 30, 0, 1))
+    return Fundus(
+        disc=disc,
+        tilt_rad=rng.normal(0, 0.15),
+        outline=tuple(rng.normal(0, 0.012, 8)),
+        cup=rng.uniform(0.2, 0.6),
+        cup_x=rng.normal(-0.1, 0.05),
+        cup_y=rng.normal(0, 0.05),
+        crescent=max(0.0, rng.normal(0.1, 0.35)),
+        macular_mm=rng.uniform(0.35, 0.55),
+        pit=young * rng.uniform(0.3, 1.0),
+        choroid_GG=choroid(rng, disc),
+        pigment_GG=0.65 * noise(rng, GRID, 24) + 0.35 * noise(rng, GRID, 6),
+        mottle_FF=0.6 * noise(rng, FINE, 1.2) + 0.4 * noise(rng, FINE, 4.0),
+        fibres_A=_standard(
+            gaussian_filter(rng.standard_normal(720), 1.6, mode="wrap") + 1.2 * gaussian_filter(rng.standard_normal(720), 5, mode="wrap")
+        ),
+    )
+
+
+def read_off(field: np.ndarray, spacing_mm: float, x_mm: np.ndarray, y_mm: np.ndarray) -> np.ndarray:
+    """A texture at given places, float32, bilinear."""
+    half = (len(field) - 1) / 2
+    return map_coordinates(field, (half - y_mm / spacing_mm, half + x_mm / spacing_mm), order=1, mode="grid-wrap", output=np.float32)
+
+
+def _edge(inside_mm: np.ndarray, width_mm: float) -> np.ndarray:
+    """0 outside, 1 inside, smooth over about `width_mm`."""
+    return (1 / (1 + np.exp(-4 / width_mm * np.clip(inside_mm, -8 * width_mm, 8 * width_mm)))).astype(np.float32)
+
+
+def nerve_head(fundus: Fundus, x_mm: np.ndarray, y_mm: np.ndarray) -> dict[str, np.ndarray]:
+    """The disc at given places: `onh` and `cup` from 0 to 1, `outside_mm` from the margin, `angle` and `ratio` around it."""
+    disc = fundus.disc
+    dx, dy = x_mm - disc.x_mm, y_mm - disc.y_mm
+    cos, sin = np.cos(fundus.tilt_rad), np.sin(fundus.tilt_rad)
+    u, v = (cos * dx + sin * dy) / disc.half_width_mm, (cos * dy - sin * dx) / disc.half_height_mm
+    angle = np.arctan2(v, u)
+    wave = sum(fundus.outline[2 * k] * np.cos((k + 2) * angle) + fundus.outline[2 * k + 1] * np.sin((k + 2) * angle) for k in range(4))
+    ratio = np.hypot(u, v) / (1 + wave)
+    mean_mm = (disc.half_width_mm + disc.half_height_mm) / 2
+    cup_ratio = np.hypot(u - fundus.cup_x, 0.95 * (v - fundus.cup_y))
+    return {
+        "onh": _edge((1 - ratio) * mean_mm, 0.07),
+        "cup": _edge((fundus.cup - cup_ratio) * mean_mm, 0.22),
+        "outside_mm": (ratio - 1) * mean_mm,
+        "angle": angle,
+    }
+
+
+def nerve_fibres(fundus: Fundus, head: dict[str, np.ndarray], x_mm: np.ndarray, y_mm: np.ndarray) -> np.ndarray:
+    """Relative thickness of the nerve fibre layer: thickest above and below the disc, in arcs around the macula, with streaks."""
+    disc = fundus.disc
+    away_mm = np.maximum(head["outside_mm"], 0)
+    # Bundles bend towards the temporal raphe the farther they are from the disc (compare vessels.bundle_path_mm).
+    bend = 0.17 * np.maximum(away_mm - 0.3, 0) ** 1.1
+    origin = head["angle"] - np.sign(y_mm - disc.y_mm) * np.minimum(bend, 1.2)
+    poles = np.exp(-((np.abs(origin) - 1.85) ** 2) / (2 * 0.42**2)) + 0.25
+    streak = np.interp(origin % (2 * np.pi), np.linspace(0, 2 * np.pi, len(fundus.fibres_A)), fundus.fibres_A)
+    return (poles * np.exp(-away_mm / 2.4) * (1 + 0.22 * streak)).clip(0).astype(np.float32)
+
+
+def layers(fundus: Fundus, x_mm: np.ndarray, y_mm: np.ndarray) -> dict[str, np.ndarray]:
+    """All of `spectra.Tissue` but the vessels, at given places."""
+    head = nerve_head(fundus, x_mm, y_mm)
+    eccentricity_mm = np.hypot(x_mm, y_mm)
+    macular = np.exp(-eccentricity_mm / fundus.macular_mm)
+    pigment = read_off(fundus.pigment_GG, GRID_MM, x_mm, y_mm)
+    mottle = read_off(fundus.mottle_FF, FINE_MM, x_mm, y_mm)
+    lumen = read_off(fundus.choroid_GG, GRID_MM, x_mm, y_mm)
+    beside = np.exp(-((np.maximum(head["outside_mm"], 0) / 0.13) ** 2)) * (0.5 - 0.5 * np.cos(head["angle"]))  # temporal margin
+    rpe = 1 + 0.55 * np.exp(-((eccentricity_mm / 0.85) ** 2)) + 0.10 * pigment + 0.06 * mottle + fundus.crescent * beside
+    # The macula lies on a thicker choroid of smaller vessels: less pattern there.
+    order = 1 - 0.55 * np.exp(-((eccentricity_mm / 1.2) ** 2))
+    pattern = order * (lumen - 0.5)
+    ring = np.exp(-(((eccentricity_mm - 0.75) / 0.09) ** 2)) * 0.10
+    return {
+        "onh": head["onh"],
+        "cup": head["cup"],
+        "macular": macular.astype(np.float32),
+        "fovea": (fundus.pit * (np.exp(-((eccentricity_mm / 0.045) ** 2)) + ring)).astype(np.float32),
+        "rpe": rpe.clip(0.3).astype(np.float32),
+        "choroid_melanin": (1 - 1.1 * pattern + 0.16 * pigment + 0.25 * np.exp(-((eccentricity_mm / 1.4) ** 2)))
+        .clip(0.1)
+        .astype(np.float32),
+        "choroid_blood": (1 + 0.9 * pattern).clip(0.1).astype(np.float32),
+        "fibre": nerve_fibres(fundus, head, x_mm, y_mm),
+    }

@@ -1,0 +1,276 @@
+"""The physical retinal phantom: hyperspectral cubes of eyes that never were, with exact labels.
+
+Legend: C band, H W pixels, S S pixels of the finer raster on which the anatomy is drawn.
+
+A cube is a pure function of its config and of (subject, eye, visit). Subject, eye and visit have random streams of
+their own, so that the anatomy of an eye stays the same over visits and sizes, and asking for more subjects changes none.
+Anatomy: `vessels`, `fundus`. Who and when: `persons`. Optics: `spectra`, `camera`. Real anatomy instead: `painted`.
+"""
+
+from __future__ import annotations
+
+import concurrent.futures
+import functools
+import json
+import multiprocessing
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from data_shards import durable
+from data_shards.camera import FIELD_SHARE, field_of_view, render
+from data_shards.cube import LABELS, Cube, CubeMeta
+from data_shards.errors import InputError, UnsafeResume
+from data_shards.folder import write_cube
+from data_shards.fundus import Fundus, layers, make_fundus
+from data_shards.persons import EYE, TEXTURE, VESSELS, PhantomConfig, View, person, stream, view
+from data_shards.spectra import Person, Tissue
+from data_shards.vessels import MM_PER_DEGREE, Branch, Disc, Footprint, grow_trees, rasterise
+
+__all__ = ["PhantomConfig", "phantom_cube", "write_phantoms"]
+
+EYES = ("OD", "OS")
+FINE_RASTER = 480  # smaller images are drawn on at least so many pixels and averaged
+RECORD = "phantom.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Eye:
+    """The anatomy of one eye, in mm."""
+
+    fundus: Fundus
+    trees: dict[str, list[Branch]]
+
+
+@functools.lru_cache(maxsize=4)
+def make_eye(seed: int, subject: int, side: int, age_years: float) -> Eye:
+    """The anatomy, as a right eye; `side` 0 right, 1 left, drawn apart but with a person's likeness of disc and calibre."""
+    shared = stream(seed, subject, EYE)
+    rng = stream(seed, subject, side, EYE)
+    large, tortuous, calibre = shared.normal(1, 0.07), shared.uniform(0.6, 1.5), shared.normal(1, 0.06)
+    disc = Disc(
+        x_mm=shared.normal(4.5, 0.12) + rng.normal(0, 0.06),
+        y_mm=shared.normal(0.5, 0.14) + rng.normal(0, 0.08),
+        half_width_mm=0.88 * large * rng.normal(1, 0.02),  # Quigley et al. 1990: 1.77 by 1.88 mm
+        half_height_mm=0.94 * large * rng.normal(1, 0.02),
+    )
+    fundus = make_fundus(stream(seed, subject, side, TEXTURE), disc, age_years)
+    return Eye(fundus=fundus, trees=grow_trees(stream(seed, subject, side, VESSELS), disc, tortuous, calibre))
+
+
+def raster(config: PhantomConfig, seen: View, side: int, centre_mm: tuple[float, float]) -> tuple[int, float, np.ndarray, np.ndarray]:
+    """The finer raster on which an eye is drawn.
+
+    Returns: (finer pixels for one pixel, their size in mm, matrix, offset); matrix and offset take (x, y) in mm to
+    (row, column).
+    """
+    finer = max(1, -(-FINE_RASTER // config.size))
+    pixels = finer * config.size
+    mm = config.field_degrees * MM_PER_DEGREE / (FIELD_SHARE * pixels)
+    cos, sin, mirror = np.cos(seen.turn_rad), np.sin(seen.turn_rad), -1.0 if side else 1.0
+    to_column_row = np.array([[mirror * cos, -sin * mirror], [-sin, -cos]]) / mm
+    matrix = to_column_row[::-1].copy()
+    offset = np.full(2, (pixels - 1) / 2) - matrix @ (np.array(centre_mm) + seen.shift_mm)
+    return finer, mm, matrix, offset
+
+
+def mean_over(field_SS: np.ndarray, finer: int) -> np.ndarray:
+    """Mean over blocks of `finer` by `finer`."""
+    size = len(field_SS) // finer
+    return field_SS.reshape(size, finer, size, finer).mean((1, 3), dtype=np.float32) if finer > 1 else field_SS
+
+
+def _mean_path(vessel: Footprint, finer: int) -> tuple[np.ndarray, np.ndarray]:
+    """Share covered, and the mean path through the blood of the covered part."""
+    covered = mean_over(vessel.covered, finer)
+    return covered, mean_over(vessel.covered * vessel.path_mm, finer) / np.maximum(covered, 1e-6)
+
+
+def tissue_of(eye: Eye, config: PhantomConfig, seen: View, side: int) -> Tissue:
+    """Draw the anatomy on the pixels of one view."""
+    centre_mm = (0.5 * eye.fundus.disc.x_mm, 0.35 * eye.fundus.disc.y_mm)
+    finer, mm, matrix, offset = raster(config, seen, side, centre_mm)
+    pixels = finer * config.size
+    drawn = {kind: rasterise(tree, (matrix, offset), mm, pixels) for kind, tree in eye.trees.items()}
+    back = np.linalg.inv(matrix)
+    row, column = np.arange(pixels, dtype=np.float32)[:, None] - offset[0], np.arange(pixels, dtype=np.float32)[None, :] - offset[1]
+    x_mm, y_mm = (back[k, 0] * row + back[k, 1] * column for k in (0, 1))
+    rest = {name: mean_over(field_SS, finer) for name, field_SS in layers(eye.fundus, x_mm, y_mm).items()}
+    artery, artery_mm = _mean_path(drawn["artery"], finer)
+    vein, vein_mm = _mean_path(drawn["vein"], finer)
+    reflex = mean_over(np.maximum(drawn["artery"].reflex, 0.45 * drawn["vein"].reflex), finer)
+    return Tissue(artery=artery, vein=vein, artery_mm=artery_mm, vein_mm=vein_mm, reflex=reflex, mm_per_pixel=mm * finer, **rest)
+
+
+def label_map(tissue: Tissue, fov_HW: np.ndarray) -> np.ndarray:
+    """Labels by majority: the class that covers half of the pixel, vessels over the nerve head, the larger share where two cross.
+
+    Vessels thinner than a pixel would break into dots by that rule alone: where a vessel's share is the largest among
+    its neighbours across (its centre line) a third of the pixel is enough.
+    """
+    labels_HW = np.where(tissue.onh >= 0.5, LABELS["onh"], LABELS["background"]).astype(np.uint8)
+    either = np.maximum(tissue.artery, tissue.vein)
+    ridge = np.zeros(either.shape, bool)
+    padded = np.pad(either, 1)
+    for a, b in (((0, 1), (2, 1)), ((1, 0), (1, 2)), ((0, 0), (2, 2)), ((0, 2), (2, 0))):
+        first, second = (padded[y : y + len(either), x : x + either.shape[1]] for y, x in (a, b))
+        ridge |= (either >= first) & (either >= second)
+    vessel = (either >= 0.5) | (ridge & (either >= 1 / 3))
+    labels_HW[vessel] = np.where(tissue.artery >= tissue.vein, LABELS["artery"], LABELS["vein"])[vessel]
+    labels_HW[~fov_HW] = LABELS["background"]
+    return labels_HW
+
+
+def phantom_cube(config: PhantomConfig, *, subject: int, eye: str, visit: int) -> Cube:
+    """One cube, a pure function of its arguments.
+
+    Args:
+        subject: number of the person, 0 or above. eye: 'OD' or 'OS'. visit: 0 or above.
+
+    Returns: Cube with uint16 data of 12 bits, exact labels and field of view; key as s0007-OD-v1.
+
+    Raises:
+        InputError: no such eye, or negative numbers.
+    """
+    if eye not in EYES or subject < 0 or visit < 0:
+        raise InputError(f"subject {subject}, eye {eye!r}, visit {visit}", expected="numbers from 0, eye 'OD' or 'OS'")
+    side = EYES.index(eye)
+    who, seen = person(config, subject), view(config, subject, side, visit)
+    tissue = tissue_of(make_eye(config.seed, subject, side, who.age_years), config, seen, side)
+    fov_HW = field_of_view(config)
+    data_CHW = render(tissue, who, seen, fov_HW, (config.seed, subject, side, visit), config)
+    meta = meta_of(config, who, key=key_of(subject, eye, visit), subject_id=f"s{subject:04d}", eye=eye, visit=visit)
+    return Cube(data_CHW=data_CHW, meta=meta, labels_HW=label_map(tissue, fov_HW), fov_HW=fov_HW)
+
+
+def meta_of(config: PhantomConfig, who: Person, *, key: str, subject_id: str, eye: str, visit: int, **notes: Any) -> CubeMeta:
+    """The sample's metadata; its notes say what the subject is made of."""
+    truth = {name: round(value, 4) for name, value in vars(who).items() if name != "biomarker"}
+    return CubeMeta(
+        key=key,
+        wavelengths_nm=config.wavelengths_nm,
+        scale=config.full_scale / 4095,
+        subject_id=subject_id,
+        eye=eye,
+        acquired=str(visit),
+        notes={"source": "phantom", "biomarker": who.biomarker > 0, "biomarker_strength": round(who.biomarker, 4), **truth, **notes},
+    )
+
+
+def key_of(subject: int, eye: str, visit: int) -> str:
+    """As s0007-OD-v1."""
+    return f"s{subject:04d}-{eye}-v{visit}"
+
+
+def write_phantoms(
+    config: PhantomConfig,
+    out: Path,
+    *,
+    subjects: int,
+    visits: int = 2,
+    workers: int = 1,
+    watch: Callable[..., Iterable[str]] = lambda keys, **_: keys,
+) -> int:
+    """Write loose cubes of both eyes of each subject at each visit; what is already there stays.
+
+    Args:
+        out: folder; `phantom.json` in it records the config. More subjects or visits may be asked for later.
+        watch: wraps the iterable of finished keys to show progress, called with total, title and unit.
+
+    Returns: how many cubes were written now.
+
+    Raises:
+        InputError: no subjects or visits, or a place that cannot be written. UnsafeResume: `out` holds phantoms of another
+        config, or other files. TryAgain: the disk is full.
+    """
+    if subjects < 1 or visits < 1 or workers < 1:
+        raise InputError(
+            f"{subjects} subjects, {visits} visits, {workers} workers",
+            expected="1 or more of each",
+            mend="--subjects 60 --visits 2 --workers 2",
+        )
+    claim(out, {"phantom": config.record()})
+    jobs = [
+        (subject, eye, [v for v in range(visits) if not _whole(out, key_of(subject, eye, v))])
+        for subject in range(subjects)
+        for eye in EYES
+    ]
+    jobs = [(write_eye, config, out, *job) for job in jobs if job[2]]
+    total = sum(len(job[-1]) for job in jobs)
+    return sum(1 for _ in watch(run_jobs(jobs, workers), total=total, title=f"phantom {out.name}", unit="cube"))
+
+
+def claim(out: Path, record: dict[str, Any]) -> None:
+    """Make `out` ours: record what it will hold, or check that it already holds the same.
+
+    Raises:
+        UnsafeResume: it holds something else.
+    """
+    mend = f"choose another OUT, or remove it: rm -r {out}"
+    with durable.explained(out):
+        out.mkdir(parents=True, exist_ok=True)
+        durable.sweep(out)
+        there = (out / RECORD).read_bytes() if (out / RECORD).exists() else None
+        if there is None and any(out.iterdir()):
+            raise UnsafeResume(
+                "the folder is not empty and no phantoms stand in it", where=out, expected="an absent or empty folder", mend=mend
+            )
+    if there is None:
+        durable.write_json(out / RECORD, record)
+        return
+    try:
+        held = json.loads(there)
+    except ValueError:
+        held = None
+    if held != json.loads(durable.canonical_json(record)):
+        raise UnsafeResume(
+            f"phantoms of another configuration: {_difference(held, record)}", where=out / RECORD, expected="the same options", mend=mend
+        )
+
+
+def _difference(held: Any, record: dict[str, Any]) -> str:
+    """The settings that differ, as 'size 96, now 64'."""
+    words = []
+    for part, ours in record.items():
+        theirs = held.get(part) if isinstance(held, dict) else None
+        if isinstance(theirs, dict) and isinstance(ours, dict):
+            words += [
+                f"{name} {theirs.get(name)!r}, now {ours.get(name)!r}"
+                for name in sorted({*ours, *theirs})
+                if theirs.get(name) != ours.get(name)
+            ]
+        elif theirs != ours:
+            words.append(f"{part} {theirs!r}, now {ours!r}")
+    return "; ".join(words) or "other parts"
+
+
+def _whole(out: Path, key: str) -> bool:
+    """KEY.json is written last, so it marks a whole sample."""
+    return (out / f"{key}.json").exists() and (out / f"{key}.npy").exists()
+
+
+def write_eye(config: PhantomConfig, out: Path, subject: int, eye: str, visits: list[int]) -> list[str]:
+    """One job: all missing visits of one eye, whose anatomy is drawn once. Returns the keys written."""
+    for visit in visits:
+        write_cube(out, phantom_cube(config, subject=subject, eye=eye, visit=visit))
+    return [key_of(subject, eye, visit) for visit in visits]
+
+
+def run_jobs(jobs: list[tuple], workers: int) -> Iterator[str]:
+    """Keys as their jobs finish; each job is (function, *arguments) and returns keys. One worker: in this process."""
+    if workers == 1 or len(jobs) < 2:
+        for function, *arguments in jobs:
+            yield from function(*arguments)
+        return
+    # Spawned, not forked: the caller may hold threads (a progress bar, torch), whose locks a fork would copy.
+    spawn = multiprocessing.get_context("spawn")
+    with concurrent.futures.ProcessPoolExecutor(min(workers, len(jobs)), mp_context=spawn) as pool:
+        futures = [pool.submit(function, *arguments) for function, *arguments in jobs]
+        try:
+            for future in concurrent.futures.as_completed(futures):
+                yield from future.result()
+        finally:
+            pool.shutdown(cancel_futures=True)

@@ -1,0 +1,91 @@
+"""retinaforge data phantom: eyes that never were, with exact labels."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from data_shards.errors import InputError
+from launch.cli.progress import progress
+
+PEOPLE, CAMERA = "Subjects", "Camera and noise"
+
+
+def command(
+    out: Annotated[Path, typer.Argument(help="Folder of loose cubes to write; an unfinished one is completed.")],
+    subjects: Annotated[int, typer.Option(help="People; each has two eyes.", min=1, rich_help_panel=PEOPLE)] = 60,
+    visits: Annotated[int, typer.Option(help="Cubes of each eye.", min=1, rich_help_panel=PEOPLE)] = 2,
+    biomarker_share: Annotated[
+        float, typer.Option(help="Share of subjects with the spectral biomarker.", min=0, max=1, rich_help_panel=PEOPLE)
+    ] = 0.3,
+    biomarker_strength: Annotated[
+        float,
+        typer.Option(
+            help="Mean extra scattering of their inner retina at 500 nm (natural logarithm, one pass).", min=0, rich_help_panel=PEOPLE
+        ),
+    ] = 0.06,
+    size: Annotated[int, typer.Option(help="Height and width in pixels.", rich_help_panel=CAMERA)] = 96,
+    bands: Annotated[
+        str,
+        typer.Option(
+            metavar="NM,…", help="Wavelengths from 440 to 910 nm. Default: the 16 bands from 900 to 465 nm.", rich_help_panel=CAMERA
+        ),
+    ] = "",
+    field_degrees: Annotated[float, typer.Option(help="Field of view.", rich_help_panel=CAMERA)] = 31.5,
+    central_disc: Annotated[
+        bool, typer.Option("--central-disc", help="A small black disc in the middle, as some cameras leave.", rich_help_panel=CAMERA)
+    ] = False,
+    noise: Annotated[float, typer.Option(help="Factor on shot and read noise; 0 for none.", min=0, rich_help_panel=CAMERA)] = 1.0,
+    seed: Annotated[int, typer.Option(help="Seed of everything.", min=0)] = 0,
+    anatomy: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DATASET", help="Paint vessels and nerve heads of these labelled photographs (loose or packed) instead of grown ones."
+        ),
+    ] = None,
+    workers: Annotated[int, typer.Option(help="Processes.", min=1)] = 1,
+) -> None:
+    """Make physical phantoms: hyperspectral cubes with exact labels of artery, vein and optic nerve head.
+
+    Each cube is a function of (seed, subject, eye, visit) alone, whatever is asked for beside it. The same
+    command again writes only what is missing; more --subjects or --visits add to what is there.
+
+    Examples:
+
+    retinaforge data phantom out/phantom --subjects 60 --visits 2 --workers 2
+
+    retinaforge data phantom out/painted --anatomy out/drive --size 672
+
+    Then: retinaforge data pack out/phantom DATASET
+    """
+
+    from data_shards.cube import BANDS_16_NM
+    from data_shards.painted import write_painted
+    from data_shards.phantom import PhantomConfig, write_phantoms
+    from data_shards.wavelengths import parse_wavelengths
+
+    try:
+        wavelengths_nm = parse_wavelengths(bands) if bands else BANDS_16_NM
+    except InputError as error:
+        raise InputError(
+            error.what, where="--bands", expected="numbers in nm, 440 to 910", mend="--bands 900,815,730,640,555,465"
+        ) from error
+    config = PhantomConfig(
+        size=size,
+        wavelengths_nm=wavelengths_nm,
+        seed=seed,
+        field_degrees=field_degrees,
+        central_disc=central_disc,
+        biomarker_share=biomarker_share,
+        biomarker_strength=biomarker_strength,
+        noise=noise,
+    )
+    if anatomy:
+        written = write_painted(config, anatomy, out, visits=visits, workers=workers, watch=progress)
+    else:
+        written = write_phantoms(config, out, subjects=subjects, visits=visits, workers=workers, watch=progress)
+    typer.echo(
+        f"{out}: {written} cubes written now, {len(config.wavelengths_nm)} bands, {size}x{size}; next: retinaforge data pack {out} DATASET"
+    )
