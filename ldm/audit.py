@@ -17,9 +17,9 @@ import numpy as np
 
 from data_shards.dataset import Dataset
 from data_shards.errors import InputError
-from ldm.evaluation import Part, Watch, check_comparable, evenly, silent
 from ldm.metrics.features import standardise
 from ldm.metrics.neighbours import DESCRIPTORS, nearest_neighbours
+from ldm.metrics.sets import Part, Watch, check_comparable, evenly, silent
 
 FORMAT = "retinaforge-audit-1"
 CAVEAT = (
@@ -293,4 +293,4 @@ def rows(result: dict[str, Any]) -> list[dict[str, Any]]:
             },
             {"metric": f"{name}: repeats in the synthetic set", "value": d["duplicates"]["images"], "floor": None, "note": "images"},
         ]
-    return [{"interval": None, "floor_interval": None, "n": n, **row} for row in table]
+    return [{"interval": None, "floor_interval": None, "n": n, "reason": None, **row} for row in table]

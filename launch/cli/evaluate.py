@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from rich import box
 from rich.console import Console
 from rich.table import Table
 
@@ -49,9 +50,8 @@ def evaluate(
     source = (
         f"{floor['n']} other real images of {floor['subjects']} people (split {floor['split']!r})" if floor else "no other people: no floor"
     )
-    typer.echo(
-        f"floor: the same figure for {source}, in place of the synthetic ones\nfeatures: {result['frechet']['extractor']} (not Inception)\nresult: {out}"
-    )
+    typer.echo(f"floor: {source} in place of the synthetic ones (MS-SSIM of pairs: the reference's own)")
+    typer.echo(f"features: {result['frechet']['extractor']}; random weights, not comparable with published FID\nresult: {out}")
 
 
 def audit(
@@ -85,7 +85,7 @@ def audit(
         if floor
         else "no other people: no floor"
     )
-    table = Table(title="closest pairs (pooled)", title_justify="left")
+    table = Table(title="closest pairs (pooled)", title_justify="left", box=box.SIMPLE_HEAD)
     for column in ("synthetic", "training", "person", "distance", "of floor median", ""):
         table.add_column(column, justify="right" if column in ("distance", "of floor median") else "left")
     for pair in result["descriptors"]["pooled"]["closest"]:
@@ -122,15 +122,18 @@ def number(value: float | None) -> str:
 
 
 def show(title: str, rows: list[dict[str, Any]]) -> None:
-    """The table that people see: every value beside its floor."""
+    """The table that people see: every value beside its floor, its 95 % interval beneath; then what could not be measured, and why."""
 
-    def cell(row: dict[str, Any], name: str, interval: str) -> str:
-        span = row[interval]
-        return number(row[name]) + (f"  [{span[0]:.3g}, {span[1]:.3g}]" if span and row[name] is not None else "")
+    def cell(value: float | None, interval: tuple[float, float] | None) -> str:
+        return number(value) + (f"\n[dim]{interval[0]:.3g} … {interval[1]:.3g}[/]" if interval and value is not None else "")
 
-    table = Table(title=title, title_justify="left")
-    for column, side in (("metric", "left"), ("synthetic", "right"), ("floor, real", "right"), ("N", "right"), ("", "left")):
-        table.add_column(column, justify=side)
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD)
+    table.add_column("metric")
+    for column in ("synthetic", "floor, real", "N"):
+        table.add_column(column, justify="right", no_wrap=True)
     for row in rows:
-        table.add_row(row["metric"], cell(row, "value", "interval"), cell(row, "floor", "floor_interval"), row["n"], row["note"])
+        metric = f"{row['metric']} [dim]({row['note']})[/]" if row["note"] else row["metric"]
+        table.add_row(metric, cell(row["value"], row["interval"]), cell(row["floor"], row["floor_interval"]), row["n"])
     Console().print(table)
+    for reason in dict.fromkeys(row["reason"] for row in rows if row["reason"]):
+        typer.echo(f"not measured: {reason} ({'; '.join(row['metric'] for row in rows if row['reason'] == reason)})")

@@ -54,8 +54,9 @@ def draw_pairs(units: Sequence[str], pairs: int, *, seed: int = 0) -> np.ndarray
     sizes = np.bincount(unit_N)
     possible = (n * n - int((sizes.astype(np.int64) ** 2).sum())) // 2
     if possible <= 2 * pairs:  # few: list them all, and take a seeded part
-        i, j = np.triu_indices(n, 1) if n < 4096 else _across(unit_N)
-        every = np.stack([i, j], 1)[unit_N[i] != unit_N[j]]
+        rare_N = np.flatnonzero(unit_N != sizes.argmax())  # a pair across units has at least one image outside the largest unit
+        both = {(min(i, j), max(i, j)) for i in rare_N for j in np.flatnonzero(unit_N != unit_N[i])}
+        every = np.array(sorted(both)).reshape(-1, 2)
         return every[np.random.default_rng(np.random.SeedSequence((seed, 5))).permutation(len(every))[:pairs]]
     found: dict[tuple[int, int], None] = {}
     p = 0
@@ -65,13 +66,6 @@ def draw_pairs(units: Sequence[str], pairs: int, *, seed: int = 0) -> np.ndarray
             found[int(i), int(j)] = None
         p += 1
     return np.array(list(found)).reshape(-1, 2)
-
-
-def _across(unit_N: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Pairs across units where one unit holds nearly all of very many images."""
-    rare_N = np.flatnonzero(unit_N != np.bincount(unit_N).argmax())
-    pairs = {(min(i, j), max(i, j)) for i in rare_N for j in range(len(unit_N)) if i != j}
-    return tuple(np.array(sorted(pairs)).reshape(-1, 2).T)
 
 
 @dataclass(frozen=True, kw_only=True)
