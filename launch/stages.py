@@ -23,6 +23,8 @@ from data_shards.manifest import NAME
 from launch.config import Config, to_tree, to_yaml
 
 Watch = Callable[..., Iterable[Any]]
+HEADLINE = ("psnr_gain_db", "codes_used", "frechet_over_gaussian_latents", "seconds")
+BASELINE_IMAGES = 1024
 FREE_TO_CHANGE = {"samples", "checkpoint_every", "log_every", "keep", "workers", "max_bad_steps"}
 STAGE_FOLDER = {"data": "data", "vqgan": "vqgan", "diffusion": "diffusion", "sample": "synthetic"}
 
@@ -176,6 +178,60 @@ def sample(run: Run, watch: Watch, task: tuple[int, int] = (1, 1)) -> bool:
     return made is not None
 
 
+def judge(run: Run, watch: Watch) -> None:
+    """Reconstruction of held-out people, evaluation, audit, and the baseline of decoded Gaussian latents."""
+    from data_shards.pack import write_dataset
+    from ldm.audit import AuditConfig, audit
+    from ldm.evaluation import EvaluateConfig, evaluate
+    from ldm.reconstruction import decoded_gaussian_latents, reconstruction
+    from ldm.trained import load_autoencoder, load_denoiser
+
+    autoencoder, denoiser, real, wanted = load_autoencoder(run.vqgan), load_denoiser(run.diffusion), Dataset(run.dataset), run.config.sample
+    held_out = next((name for name in ("val", "test", "train") if name in real.splits and real.splits[name].count))
+    baseline = run.folder / "gaussian-latents"
+    if not (baseline / NAME).exists():
+        count = min(wanted.count, BASELINE_IMAGES)
+        cubes = decoded_gaussian_latents(autoencoder, denoiser, count, seed=wanted.seed, batch=wanted.batch, quantise=wanted.quantise)
+        write_dataset(baseline, {"synthetic": watch(cubes, total=count, title="baseline", unit="cube")}, source={"baseline": denoiser.digest})
+    rebuilt = reconstruction(real, autoencoder)
+    synthetic = Dataset(run.synthetic)
+    evaluation = evaluate(real, synthetic, EvaluateConfig(against=held_out), watch)
+    frechet = {name: frechet_to_train(real, Dataset(path), watch) for name, path in (("samples", run.synthetic), ("gaussian_latents", baseline))}
+    durable.write_json(run.folder / "reconstruction.json", rebuilt)
+    durable.write_json(run.folder / "evaluate.json", evaluation)
+    if held_out != "train":
+        durable.write_json(run.folder / "audit.json", audit(real, synthetic, AuditConfig(against=held_out), watch))
+    record(
+        run,
+        psnr_gain_db=rebuilt["psnr_gain_db"],
+        psnr_db=rebuilt["psnr_db"],
+        codes_used=rebuilt["codes_used"],
+        frechet_over_gaussian_latents=frechet["samples"] / frechet["gaussian_latents"],
+        frechet=frechet,
+    )
+
+
+def frechet_to_train(real: Dataset, synthetic: Dataset, watch: Watch) -> float:
+    """Fréchet distance of a set to the training split: the largest real set, so the least biased yardstick for a ratio."""
+    import numpy as np
+
+    from ldm.evaluation import features_of
+    from ldm.metrics.features import get_extractor
+    from ldm.metrics.frechet import frechet_distance
+    from ldm.metrics.sets import Part
+
+    extractor = get_extractor("seeded-conv-v1", real.stats)
+    parts = [Part(dataset=d, split=s, sample_N=np.arange(d.count(s))) for d, s in ((real, "train"), (synthetic, "synthetic"))]
+    return frechet_distance(*(features_of(part, extractor, watch=watch) for part in parts))
+
+
+def write_report(run: Run) -> Path:
+    """report.html from what stands in the run folder."""
+    from launch.report.build import build_report
+
+    return build_report(run)
+
+
 def done(run: Run, stage: str) -> bool:
     """Whether a training stage has reached its length."""
     from ldm.comm import Alone
@@ -185,8 +241,17 @@ def done(run: Run, stage: str) -> bool:
     return bool(found) and found[0].samples >= getattr(run.config, stage).loop.samples
 
 
-def record(run: Run, **figures: Any) -> None:
-    """Add figures to metrics.json."""
+def figures(run: Run) -> dict[str, Any]:
+    """metrics.json, {} before there is one."""
     path = run.folder / "metrics.json"
-    standing = json.loads(path.read_text()) if path.exists() else {}
-    durable.write_json(path, {**standing, **figures})
+    return json.loads(path.read_text()) if path.exists() else {}
+
+
+def add_seconds(run: Run, seconds: float) -> None:
+    """Add to the run's working time: a run that was interrupted took as long as all its pieces."""
+    record(run, seconds=figures(run).get("seconds", 0.0) + seconds)
+
+
+def record(run: Run, **new: Any) -> None:
+    """Add figures to metrics.json."""
+    durable.write_json(run.folder / "metrics.json", {**figures(run), **new})

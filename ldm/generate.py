@@ -93,7 +93,7 @@ def generate_set(
     k, n = task
     if count < 1 or shard < 1 or not 1 <= k <= n:
         raise InputError(f"count {count}, shard {shard}, task {k}/{n}", expected="count and shard at least 1, task k/n with 1 ≤ k ≤ n")
-    models = {"autoencoder": autoencoder.digest, "denoiser": denoiser.digest}
+    models = {"dataset": autoencoder.data["digest"], "autoencoder": autoencoder.digest, "denoiser": denoiser.digest}
     # the batch is part of the request: how a convolution rounds depends on it
     plan = {"count": count, "shard": shard, "seed": seed, "sampler": sampler.name, "steps": sampler.steps, "batch": batch, "quantise": quantise}
     _claim(out, {**plan, **models})

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from data_shards.cube import Cube, CubeMeta
 from data_shards.dataset import Dataset
 from data_shards.stream import CubeStream
 from ldm.diffusion import normal_at
@@ -83,10 +84,12 @@ def training_codes(dataset: Dataset, autoencoder: Autoencoder, *, batch: int = 1
     return usage_and_perplexity(counts_K)
 
 
-def decoded_gaussian_latents(
-    autoencoder: Autoencoder, denoiser: Denoiser, count: int, *, seed: int, batch: int = 16, quantise: bool = True
-) -> Iterator[Tensor]:
-    """Stored cubes decoded from white noise of the latents' own per-channel mean and deviation: what samples must beat."""
+def decoded_gaussian_latents(autoencoder: Autoencoder, denoiser: Denoiser, count: int, *, seed: int, batch: int = 16, quantise: bool = True) -> Iterator[Cube]:
+    """Cubes decoded from white noise of the latents' own per-channel mean and deviation: what samples have to beat."""
+    data = autoencoder.data
+    kind = {"wavelengths_nm": tuple(data["wavelengths_nm"]), "scale": data["scale"], "offset": data["offset"], "subject_id": "gaussian-latents"}
     for ids in np.array_split(np.arange(count), max(1, -(-count // batch))):
         noise = normal_at(seed, ids, denoiser.latent_shape, stream=3).to(denoiser.normaliser.mean_C11.device)
-        yield autoencoder.decode(denoiser.normaliser.reflectance(noise), quantise=quantise).cpu()
+        stored_BCHW = autoencoder.decode(denoiser.normaliser.reflectance(noise), quantise=quantise).cpu().numpy()
+        for i, stored_CHW in zip(ids, stored_BCHW, strict=True):
+            yield Cube(data_CHW=stored_CHW, meta=CubeMeta(key=f"{i:09d}", **kind))

@@ -7,7 +7,7 @@ import sys
 import time
 from collections.abc import Iterator
 
-from launch.cli.progress import PLAIN_EVERY_SECONDS, line
+from launch.cli.progress import PLAIN_EVERY_SECONDS, duration
 
 SHOWN = ("loss", "codes/usage", "gan/adaptive_weight", "samples_per_s")
 
@@ -17,7 +17,8 @@ class Meter:
 
     def __init__(self, title: str, total: int, *, shown: bool = True) -> None:
         self.title, self.total, self.shown = title, total, shown
-        self.began, self.said, self.first = time.monotonic(), 0.0, None
+        self.began, self.said = time.monotonic(), -PLAIN_EVERY_SECONDS
+        self.first: int | None = None  # samples at the first report: what came before it is start-up, or an earlier start's
         self.bar = self.task = None
 
     def __call__(self, samples: int, values: dict[str, float]) -> None:
@@ -25,13 +26,15 @@ class Meter:
             return
         now = time.monotonic()
         if self.first is None:
-            self.first = samples
+            self.first, self.began = samples, now
         words = "  ".join(f"{name} {values[name]:.4g}" for name in SHOWN if name in values)
         if self.bar is not None:
             self.bar.update(self.task, completed=samples, description=f"{self.title}  {words}")
         elif now - self.said >= PLAIN_EVERY_SECONDS or samples >= self.total:
             self.said = now
-            print(f"{line(samples, self.total, self.title, 'samples', now - self.began)}  {words}", file=sys.stderr, flush=True)
+            rate = (samples - self.first) / (now - self.began) if samples > self.first else 0.0
+            left = f", {duration((self.total - samples) / rate)} left" if rate and samples < self.total else ""
+            print(f"{self.title}: {samples}/{self.total} samples{left}  {words}", file=sys.stderr, flush=True)
 
 
 @contextlib.contextmanager

@@ -1,0 +1,187 @@
+"""Collect what a run left in its folder and write report.html. Parts that a run has not reached are left out by name.
+
+Legend: B image, C band, H W pixels.
+"""
+
+from __future__ import annotations
+
+import json
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import numpy as np
+import torch
+
+import launch
+from data_shards import durable
+from data_shards.dataset import Dataset
+from data_shards.manifest import NAME
+from launch import stages
+from launch.config import to_yaml
+from launch.report import figures as fig
+from ldm.training.loop import read_log
+
+SHOWN = 8  # images of each set
+PAIRS = 4  # closest pairs
+
+
+def build_report(run: stages.Run) -> Path:
+    """Write runs/NAME/report.html: one file, no links outside it."""
+    real = Dataset(run.dataset)
+    held_out = next(name for name in ("val", "test", "train") if name in real.splits and real.splits[name].count)
+    reflect = Reflectance(real)
+    images = reflect(real, held_out, spread(real.count(held_out), SHOWN))
+    display = fig.Display(images)
+    parts: dict[str, Any] = {"reached": []}
+    parts |= data_part(real, held_out, images, display)
+    for name, needs, make in (
+        ("samples", run.synthetic / NAME, lambda: sample_part(run, real, held_out, display)),
+        ("reconstruction", run.folder / "reconstruction.json", lambda: reconstruction_part(run, real, held_out, display)),
+        ("training", run.vqgan / "metrics.jsonl", lambda: training_part(run)),
+        ("metrics", run.folder / "evaluate.json", lambda: metric_part(run)),
+        ("audit", run.folder / "audit.json", lambda: audit_part(run, real, display)),
+    ):
+        if needs.exists():
+            parts |= make()
+            parts["reached"].append(name)
+    template = jinja2.Template(resources.files("launch.report").joinpath("report.html").read_text(), autoescape=True, undefined=jinja2.StrictUndefined)
+    html = template.render(run=run.folder.name, config=to_yaml(run.config), version=launch.__version__, headline=headline(run), **parts)
+    path = run.folder / "report.html"
+    durable.write_bytes(path, html.encode())
+    return path
+
+
+class Reflectance:
+    """Images of a dataset as float32 reflectance."""
+
+    def __init__(self, real: Dataset) -> None:
+        self.scale, self.offset = real.scale, real.offset
+
+    def __call__(self, dataset: Dataset, split: str, indices: list[int]) -> np.ndarray:
+        return np.stack([dataset.cube(split, i).data_CHW.astype(np.float32) for i in indices]) * self.scale + self.offset
+
+
+def spread(count: int, wanted: int) -> list[int]:
+    """Up to `wanted` places, evenly over `count`: neighbours are often visits of one eye."""
+    return sorted(set(np.linspace(0, count - 1, min(wanted, count)).astype(int).tolist()))
+
+
+def enlarge(height: int) -> int:
+    """Whole-pixel enlargement that makes small images visible."""
+    return max(1, round(190 / height))
+
+
+def headline(run: stages.Run) -> list[tuple[str, str, str]]:
+    """(name, value, meaning) of the figures that stand first."""
+    meaning = {
+        "psnr_gain_db": ("reconstruction above the training mean image", "{:.1f} dB", "PSNR of held-out people, within the field of view"),
+        "codes_used": ("codes in use", "{:.0%}", "share of the codebook used over the training split"),
+        "frechet_over_gaussian_latents": ("Fréchet distance ratio", "{:.3f}", "samples over decoded Gaussian latents of the same moments; lower is better"),
+        "seconds": ("working time", "{:.0f} s", "of the whole run on this machine"),
+    }
+    found = stages.figures(run)
+    return [(title, form.format(found[key]), words) for key, (title, form, words) in meaning.items() if key in found]
+
+
+def data_part(real: Dataset, held_out: str, images: np.ndarray, display: fig.Display) -> dict[str, Any]:
+    wavelengths = list(real.wavelengths_nm)
+    rgb, singles = fig.nearest_bands(wavelengths, fig.FALSE_COLOUR_NM), fig.nearest_bands(wavelengths, fig.SINGLE_BANDS_NM)
+    rgb = (rgb * 3)[:3]
+    return {
+        "dataset": {"digest": real.digest[:12], "shape": " × ".join(map(str, real.shape)), "splits": real.manifest.splits, "held_out": held_out},
+        "wavelengths": wavelengths,
+        "rgb_nm": [wavelengths[c] for c in rgb],
+        "single_nm": [wavelengths[c] for c in singles],
+        "real_colour": fig.data_uri(fig.montage([[display.colour(x, rgb) for x in images]]), scale=enlarge(images.shape[2])),
+        "real_bands": fig.data_uri(fig.montage([[display.grey(x[c], c) for c in singles] for x in images[:2]]), scale=enlarge(images.shape[2])),
+    }
+
+
+def sample_part(run: stages.Run, real: Dataset, held_out: str, display: fig.Display) -> dict[str, Any]:
+    synthetic, wavelengths = Dataset(run.synthetic), list(real.wavelengths_nm)
+    rgb, singles = fig.nearest_bands(wavelengths, fig.FALSE_COLOUR_NM), fig.nearest_bands(wavelengths, fig.SINGLE_BANDS_NM)
+    rgb = (rgb * 3)[:3]
+    images = Reflectance(real)(synthetic, "synthetic", spread(synthetic.count("synthetic"), 2 * SHOWN))
+    scale = enlarge(images.shape[2])
+    rows = [images[a : a + SHOWN] for a in range(0, len(images), SHOWN)]
+    return {
+        "synthetic_count": synthetic.count("synthetic"),
+        "synthetic_colour": fig.data_uri(fig.montage([[display.colour(x, rgb) for x in row] for row in rows]), scale=scale),
+        "synthetic_bands": fig.data_uri(fig.montage([[display.grey(x[c], c) for c in singles] for x in images[:2]]), scale=scale),
+        "spectra": fig.mean_spectra(
+            wavelengths, {f"real ({held_out})": image_spectra(real, held_out), "synthetic": image_spectra(synthetic, "synthetic", like=(real, held_out))}
+        ),
+    }
+
+
+def image_spectra(dataset: Dataset, split: str, *, like: tuple[Dataset, str] | None = None, most: int = 96) -> tuple[np.ndarray, np.ndarray]:
+    """Mean over images, and deviation between them, of each image's mean spectrum within the field of view."""
+    from ldm.metrics.sets import common_fov
+
+    fov_HW = common_fov(*(like or (dataset, split)))
+    cubes = (dataset.cube(split, i) for i in spread(dataset.count(split), most))
+    means_BC = np.stack([cube.data_CHW[:, fov_HW].mean(1) * dataset.scale + dataset.offset for cube in cubes])
+    return means_BC.mean(0), means_BC.std(0)
+
+
+def reconstruction_part(run: stages.Run, real: Dataset, held_out: str, display: fig.Display) -> dict[str, Any]:
+    from ldm.trained import load_autoencoder
+
+    autoencoder = load_autoencoder(run.vqgan)
+    wavelengths = list(real.wavelengths_nm)
+    rgb = (fig.nearest_bands(wavelengths, fig.FALSE_COLOUR_NM) * 3)[:3]
+    cubes = [real.cube(held_out, i) for i in spread(real.count(held_out), 6)]
+    truth = np.stack([c.data_CHW.astype(np.float32) for c in cubes]) * real.scale + real.offset
+    rebuilt = autoencoder.reconstruct(torch.from_numpy(np.stack([c.data_CHW for c in cubes])))[0].numpy()
+    error = np.abs(truth - rebuilt).mean(1) * np.stack([c.fov_HW if c.fov_HW is not None else np.ones(c.data_CHW.shape[1:]) for c in cubes])
+    most = float(np.percentile(error, 99))
+    rows = [[display.colour(x, rgb) for x in truth], [display.colour(x, rgb) for x in rebuilt], [fig.error_map(e, most) for e in error]]
+    return {
+        "rebuilt": fig.data_uri(fig.montage(rows), scale=enlarge(truth.shape[2])),
+        "error_most": most,
+        "rebuilt_figures": json.loads((run.folder / "reconstruction.json").read_text()),
+    }
+
+
+def training_part(run: stages.Run) -> dict[str, Any]:
+    vqgan, diffusion = read_log(run.vqgan / "metrics.jsonl"), read_log(run.diffusion / "metrics.jsonl")
+    health = run.folder / "health.json"
+    checked = json.loads(health.read_text()) if health.exists() else None
+    plots = [
+        ("VQ-GAN: reconstruction", fig.curves(vqgan, {"loss/l1": "L1 (band deviations)", "loss/spectral_angle_rad": "spectral angle (rad)"}, ylabel="loss", log=True)),
+        ("VQ-GAN: codebook over the epoch so far", fig.curves(vqgan, {"codes/usage": "share of codes used"}, ylabel="share")),
+        ("VQ-GAN: discriminator", fig.curves(vqgan, {"gan/logit_real": "mean logit, real", "gan/logit_fake": "mean logit, reconstructed"}, ylabel="logit")),
+        ("Diffusion: denoising loss", fig.curves(diffusion, {"loss/denoise": "mean squared error"}, ylabel="loss (unit-variance latents)", log=True)),
+        ("Latent spectrum", fig.spectrum(checked["spectrum_D"]) if checked else None),
+    ]
+    return {"plots": [(title, uri) for title, uri in plots if uri], "health": checked}
+
+
+def metric_part(run: stages.Run) -> dict[str, Any]:
+    from ldm.evaluation import rows
+
+    result = json.loads((run.folder / "evaluate.json").read_text())
+    fov = result["spectral"]["fov"]
+    return {
+        "evaluation": result,
+        "metric_rows": rows(result),
+        "kl_plot": fig.kl_by_band(result["spectral"]["wavelengths_nm"], fov["kl_C"], fov["floor_kl_C"]) if fov["kl_C"] else None,
+    }
+
+
+def audit_part(run: stages.Run, real: Dataset, display: fig.Display) -> dict[str, Any]:
+    from ldm.audit import rows
+
+    result = json.loads((run.folder / "audit.json").read_text())
+    synthetic, reflect = Dataset(run.synthetic), Reflectance(real)
+    rgb = (fig.nearest_bands(list(real.wavelengths_nm), fig.FALSE_COLOUR_NM) * 3)[:3]
+    pairs = []
+    for pair in result["descriptors"]["pooled"]["closest"][:PAIRS]:
+        made = reflect(synthetic, result["synthetic"]["split"], [pair["synthetic_index"]])[0]
+        kept = reflect(real, result["train"]["split"], [pair["train_index"]])[0]
+        kept = kept[..., ::-1] if pair["mirrored"] else kept
+        tiles = fig.montage([[display.colour(made, rgb), display.colour(kept, rgb)]])
+        pairs.append({**pair, "image": fig.data_uri(tiles, scale=enlarge(made.shape[1]))})
+    return {"audit": result, "audit_rows": rows(result), "pairs": pairs}
