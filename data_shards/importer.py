@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shutil
 from collections import Counter
 from collections.abc import Callable, Iterable
@@ -65,6 +66,8 @@ def find_images(config: ImportConfig) -> tuple[list[Path], list[str]]:
         return folders or [source], []
     if source.is_file():
         return [source], []
+    if not config.pattern or config.pattern.startswith("/"):
+        raise InputError(f"pattern {config.pattern!r}", where="--pattern", expected="a glob inside SRC", mend="--pattern '**/*.tif'")
     files = sorted(path for path in source.glob(config.pattern) if path.is_file() and not path.name.startswith("."))
     images = [path for path in files if path.suffix.lower() in formats.READERS]
     if not images:
@@ -103,6 +106,8 @@ def plan(config: ImportConfig) -> list[Item]:
         )
     if config.label_map:
         labels.parse_label_map(config.label_map)
+        if not config.labels:
+            raise InputError("a label map without label files", where="--label-map", expected="both or neither", mend="--labels DIR")
     maps: dict[Path, dict[str, Path]] = {image: {} for image in images}
     for role, suffixes in (("labels", labels.MAP_SUFFIXES), ("onh", labels.MASK_SUFFIXES), ("fov", labels.MASK_SUFFIXES)):
         if where := getattr(config, role):
@@ -169,23 +174,28 @@ def import_cubes(config: ImportConfig, out: Path, track: Callable[[list[Item]], 
         UnsafeResume: `out` already holds something else. TryAgain: the disk is full.
     """
     items = plan(config)
-    identities = {item.key: identity(item, config) for item in items}
-    record = {"options": options_of(config), "samples": {key: digest for key, (digest, _) in identities.items()}}
+    out = Path(os.path.abspath(out))  # '.' has no name to put the stage beside
+    options, samples = options_of(config), {}
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        _check_same(out, record)
+        standing = _record_of(out, options)
+        for item in track(items):
+            samples[item.key], _ = identity(item, config)
+        _check_samples(out, standing, samples)
         return summarise(config, items, out, written=0)
     stage = out.with_name(f"{durable.PART}import-{out.name}")
-    with durable.explained(stage):
+    with durable.explained(out):
         stage.mkdir(parents=True, exist_ok=True)
-        durable.sweep(stage)
-        done = _whole(stage, record["samples"])
+        _tidy(stage, {item.key for item in items})
+    written = 0
     try:
-        for item in track([item for item in items if item.key not in done]):
-            digest, hashes = identities[item.key]
-            write_cube(stage, make_cube(item, config, hashes, digest))
+        for item in track(items):
+            samples[item.key], hashes = identity(item, config)
+            if not _stands(stage, item.key, samples[item.key]):
+                write_cube(stage, make_cube(item, config, hashes, samples[item.key]))
+                written += 1
         _check_alike(stage, items)
-        durable.write_json(stage / RECORD, record)
-        summary = summarise(config, items, stage, written=len(items) - len(done))
+        durable.write_json(stage / RECORD, {"options": options, "samples": samples})
+        summary = summarise(config, items, stage, written=written)
         durable.publish_folder(stage, out)
     except Exception:
         shutil.rmtree(stage, ignore_errors=True)  # a kill leaves it for the next run; a fault that somebody has to mend does not
@@ -193,44 +203,62 @@ def import_cubes(config: ImportConfig, out: Path, track: Callable[[list[Item]], 
     return summary
 
 
-def _whole(stage: Path, wanted: dict[str, str]) -> set[str]:
-    """Keys that a killed run finished under the same identity; everything else in the stage is removed."""
-    done = {
-        path.stem
-        for path in stage.glob("*.json")
-        if path.stem in wanted and _meta(stage, path.stem).notes.get("import") == wanted[path.stem]
-    }
-    for path in sorted(stage.iterdir(), key=lambda path: path.suffix != ".json"):  # the mark of wholeness goes first
-        if path.name.split(".")[0] not in done:
+def _tidy(stage: Path, keys: set[str]) -> None:
+    """Remove from the stage of a killed run whatever is half written or belongs to no image of this one."""
+    durable.sweep(stage)
+    for path in stage.iterdir():
+        if (key := path.name.split(".")[0]) not in keys or not (stage / f"{key}.json").exists():
             path.unlink()
-    return done
+
+
+def _stands(stage: Path, key: str, digest: str) -> bool:
+    """Whether a killed run finished this very sample; if it is another, its files go, the mark of wholeness first."""
+    mark = stage / f"{key}.json"
+    if mark.exists():
+        if _meta(stage, key).notes.get("import") == digest:
+            return True
+        mark.unlink()
+        for path in stage.glob(f"{key}.*"):
+            path.unlink()
+    return False
 
 
 def _meta(folder: Path, key: str) -> CubeMeta:
     return meta_from((folder / f"{key}.json").read_bytes(), where=folder / f"{key}.json")
 
 
-def _check_same(out: Path, record: dict[str, Any]) -> None:
-    """`out` must be the finished result of the very same import."""
-    mend = f"choose another OUT, or remove it: rm -r {out}"
+def _record_of(out: Path, options: dict[str, Any]) -> dict[str, Any]:
+    """What the finished import in `out` recorded, which must have had the same options."""
     try:
-        there = json.loads((out / RECORD).read_bytes())
-    except (OSError, ValueError) as error:
+        record = json.loads((out / RECORD).read_bytes())
+        theirs = record["options"]
+    except (OSError, ValueError, LookupError, TypeError) as error:
         raise InputError(
-            "the folder is not empty and no import made it", where=out, expected="an absent or empty folder", mend=mend
+            "the place is taken, and no import made what is there",
+            where=out,
+            expected="an absent or empty folder",
+            mend=f"choose another OUT, or remove it: rm -r {out}",
         ) from error
-    ours, theirs = record["options"], there.get("options", {})
-    changed = [
-        f"{name} {theirs.get(name)!r} now {ours.get(name)!r}" for name in sorted({*ours, *theirs}) if ours.get(name) != theirs.get(name)
-    ]
-    if not changed:
-        samples = there.get("samples", {})
-        changed = sorted(key for key in {*samples, *record["samples"]} if samples.get(key) != record["samples"].get(key))
-        changed = changed and [f"{len(changed)} samples differ in files or subjects, first {changed[0]}"]
-    if changed:
-        raise UnsafeResume(
-            "another import stands here: " + "; ".join(changed), where=out, expected="the same options and the same files", mend=mend
-        )
+    names = sorted({*options, *theirs})
+    if changed := [f"{name} {theirs.get(name)!r} now {options.get(name)!r}" for name in names if options.get(name) != theirs.get(name)]:
+        raise _another(out, "; ".join(changed))
+    return record
+
+
+def _check_samples(out: Path, record: dict[str, Any], samples: dict[str, str]) -> None:
+    """The files and persons of the finished import must be those of today."""
+    theirs = record.get("samples", {})
+    if changed := sorted(key for key in {*theirs, *samples} if theirs.get(key) != samples.get(key)):
+        raise _another(out, f"{len(changed)} samples differ in files or subjects, first {changed[0]}")
+
+
+def _another(out: Path, difference: str) -> UnsafeResume:
+    return UnsafeResume(
+        f"another import stands here: {difference}",
+        where=out,
+        expected="the same options and the same files",
+        mend=f"choose another OUT, or remove it: rm -r {out}",
+    )
 
 
 def _check_alike(folder: Path, items: list[Item]) -> None:

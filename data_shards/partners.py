@@ -31,6 +31,19 @@ def tokens(stem: str) -> list[str]:
     return [token for token in re.split(r"[^A-Za-z0-9]+", stem) if token]
 
 
+def compiled(pattern: str, option: str) -> re.Pattern[str]:
+    """A regular expression of the user's."""
+    try:
+        return re.compile(pattern)
+    except re.error as error:
+        raise InputError(
+            f"{pattern!r} is no regular expression: {error}",
+            where=option,
+            expected="a group for what names the image",
+            mend=f"{option} '^([0-9]+)_'",
+        ) from error
+
+
 def stem_of(image: Path) -> str:
     """The name without suffix; a folder that is one cube has none."""
     return image.name if image.is_dir() else image.stem
@@ -105,8 +118,9 @@ def _words(path: Path, match: str) -> list[str]:
     """The words that identify a file: those of its stem, or what --match finds as one word; [] where it finds nothing."""
     if not match:
         return tokens(stem_of(path))
-    fits = re.search(match, path.name)
-    return [] if fits is None else [fits[1] if fits.re.groups else fits[0]]
+    fits = compiled(match, "--match").search(path.name)
+    word = fits and (fits[1] if fits.re.groups else fits[0])
+    return [word] if word else []
 
 
 def _telling(words: Sequence[str]) -> int:
@@ -158,7 +172,10 @@ def rows_of(path: Path, needed: Sequence[str], option: str) -> list[dict[str, st
                 expected=f"{', '.join(needed)}; there are: {', '.join(columns)}",
                 mend=f"see {option} in --help",
             )
-    rows = [{name: (value or "").strip() for name, value in row.items() if name} for row in table]
+    try:
+        rows = [{name: (value or "").strip() for name, value in row.items() if name} for row in table]
+    except csv.Error as error:
+        raise InputError(f"cannot read the table: {error}", where=path, expected="a CSV in UTF-8") from error
     if not rows:
         raise InputError("a table without rows", where=path, expected="one row for each image")
     return rows
@@ -244,7 +261,7 @@ def _from_row(row: dict[str, str], column: str, table: Path) -> Person:
 def _from_name(image: Path, pattern: str) -> Person:
     if not pattern:
         return Person(subject_id=stem_of(image))
-    fits = re.search(pattern, image.name)
+    fits = compiled(pattern, "--subject-pattern").search(image.name)
     groups = {} if fits is None else fits.groupdict()
     subject = groups.get("subject") or (fits[1] if fits and fits.re.groups else "")
     if not subject:

@@ -31,6 +31,14 @@ READERS = {
 }
 
 
+TAKES = {  # which options mean something to which reader; the others are refused rather than left unheard
+    read_tiff: ("axes",),
+    read_npy: ("axes", "reshape_HW", "pixel_order"),
+    read_hdf5: ("axes", "reshape_HW", "pixel_order", "variable"),
+    read_mat: ("axes", "reshape_HW", "pixel_order", "variable"),
+}
+
+
 def read(path: Path, options: ReadOptions | None = None) -> Raw:
     """Read one image: a file by its suffix, or a folder of single-band images.
 
@@ -43,7 +51,13 @@ def read(path: Path, options: ReadOptions | None = None) -> Raw:
         raise InputError(
             f"no reader for {path.suffix or 'a file without suffix'!r}", where=path, expected=nearest(path.suffix.lower(), READERS)
         )
-    return READERS[path.suffix.lower()](path, options or ReadOptions())
+    reader, options = READERS[path.suffix.lower()], options or ReadOptions()
+    for name, option in (("variable", "--variable"), ("axes", "--axes"), ("reshape_HW", "--reshape"), ("pixel_order", "--pixel-order")):
+        if getattr(options, name) and name not in TAKES.get(reader, ()):
+            raise InputError(
+                f"{option} means nothing for a {path.suffix} file", where=path, expected="no such option", mend=f"leave {option} out"
+            )
+    return reader(path, options)
 
 
 def files_of(path: Path) -> list[Path]:

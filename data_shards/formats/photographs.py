@@ -52,7 +52,7 @@ def image_array(image: Image.Image, path: Path) -> np.ndarray:
     """
     if not image.tile:  # Pillow empties it on loading; only here does it tell 16-bit colour from 8-bit
         raise unreadable(path, ValueError("no pixels"), "an image with pixels")
-    deep = any("16" in str(tile.args if isinstance(tile.args, str) else tile.args[0]) for tile in image.tile if tile.args)
+    deep = any("16" in str(tile[3] if isinstance(tile[3], str) else tile[3][0]) for tile in image.tile if tile[3])
     if deep and not image.mode.startswith("I"):
         raise InputError(
             "a colour PNG of 16 bits a channel: Pillow would cut it to 8 bits",

@@ -112,6 +112,8 @@ def bands_first(array: np.ndarray, options: ReadOptions, path: Path, *, default_
     """
     if options.reshape_HW is not None:
         return _from_matrix(array, options, path)
+    if options.pixel_order:
+        raise InputError("--pixel-order without --reshape", where=path, expected="both, for a matrix of spectra", mend="--reshape HxW")
     axes = options.axes.upper() or {2: "HW", 3: default_axes}.get(array.ndim, "")
     if sorted(axes) not in (["C", "H", "W"], ["H", "W"]) or len(axes) != array.ndim:
         raise InputError(

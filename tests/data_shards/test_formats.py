@@ -315,6 +315,17 @@ def test_matrices_of_spectra(tmp_path: Path, order: str, axes: str, writer: str)
         assert np.array_equal(raw.data_CHW, cube())
 
 
+def test_options_that_would_go_unheard_are_refused(tmp_path: Path) -> None:
+    Image.fromarray(cube("uint8", 3).transpose(1, 2, 0)).save(tmp_path / "a.png")
+    np.save(tmp_path / "a.npy", cube())
+    with pytest.raises(InputError, match=r"--axes means nothing for a .png file[\s\S]*a.png"):
+        formats.read(tmp_path / "a.png", ReadOptions(axes="HWC"))
+    with pytest.raises(InputError, match=r"--variable means nothing for a .npy file"):
+        formats.read(tmp_path / "a.npy", ReadOptions(variable="Y"))
+    with pytest.raises(InputError, match=r"--pixel-order without --reshape"):
+        formats.read(tmp_path / "a.npy", ReadOptions(pixel_order="rows"))
+
+
 def test_matrices_that_do_not_fit_are_refused(tmp_path: Path) -> None:
     np.save(tmp_path / "a.npy", np.zeros((C, H * W), np.uint16))
     with pytest.raises(InputError, match=r"order of the pixels[\s\S]*--pixel-order columns"):

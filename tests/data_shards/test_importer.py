@@ -5,6 +5,9 @@ from __future__ import annotations
 import errno
 import os
 import re
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -119,6 +122,27 @@ def test_a_killed_import_continues_and_equals_an_uninterrupted_one(drive_like: P
     assert bytes_below(tmp_path / "out") == bytes_below(tmp_path / "straight")
 
 
+def test_kill_9_leaves_no_out_and_the_next_run_takes_over(drive_like: Path, tmp_path: Path) -> None:
+    script = f"""
+import os, signal
+from pathlib import Path
+from data_shards import importer
+from data_shards.conversion import ImportConfig
+
+def track(items):
+    for n, item in enumerate(items):
+        if n == 3:
+            os.kill(os.getpid(), signal.SIGKILL)
+        yield item
+
+importer.import_cubes(ImportConfig(source=Path({str(drive_like / "images")!r})), Path({str(tmp_path / "out")!r}), track)
+"""
+    assert subprocess.run([sys.executable, "-c", script], timeout=60).returncode == -signal.SIGKILL
+    assert not (tmp_path / "out").exists()
+    assert importer.import_cubes(ImportConfig(source=drive_like / "images"), tmp_path / "out").written == 1
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["drive", "out"]
+
+
 def test_a_stage_of_other_options_is_not_taken_over(drive_like: Path, tmp_path: Path) -> None:
     def killed_at_the_end(items):
         yield from items
@@ -141,7 +165,7 @@ def test_another_import_in_the_same_place_is_refused(drive_like: Path, tmp_path:
     assert bytes_below(tmp_path / "out") == before
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("precious")
-    with pytest.raises(InputError, match="not empty and no import made it"):
+    with pytest.raises(InputError, match="no import made what is there"):
         importer.import_cubes(config(drive_like), tmp_path / "mine")
     assert (tmp_path / "mine" / "thesis.txt").read_text() == "precious"
 
@@ -272,7 +296,7 @@ def test_label_maps_of_colours_and_of_palettes(tmp_path: Path) -> None:
     colours = np.array([[0, 0, 0], [255, 0, 0], [0, 0, 255], [0, 255, 0]], np.uint8)
     Image.fromarray(colours[values_HW]).save(tmp_path / "rgb.png")
     by_colour = labels.parse_label_map("#000000=background,#FF0000=artery,#0000ff=vein,#00ff00=background")
-    palette = Image.fromarray(values_HW, mode=None)
+    palette = Image.fromarray(values_HW)
     palette.putpalette([9, 9, 9, 255, 255, 255, 0, 0, 0, 7, 7, 7])
     palette.save(tmp_path / "palette.png")
     expected_HW = np.where(values_HW == 3, 0, values_HW)
@@ -422,6 +446,14 @@ def test_missing_labels_leave_no_labels_behind(drive_like: Path, tmp_path: Path)
     summary = importer.import_cubes(config(drive_like, allow_missing=True), tmp_path / "out")
     assert folder.read_cube(tmp_path / "out", "22_training").labels_HW is None  # a disc alone would claim that there are no vessels
     assert summary.with_maps == {"labels": 3, "onh": 4, "fov": 4}
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"match": "("}, {"subject_pattern": "["}, {"pattern": ""}, {"pattern": "/tmp/*"}, {"labels": "", "label_map": MAP}]
+)
+def test_wrong_patterns_are_refused(drive_like: Path, wrong: dict[str, str]) -> None:
+    with pytest.raises(InputError, match="|".join("--" + name.replace("_", "-") for name in wrong)):
+        importer.plan(config(drive_like, **wrong))
 
 
 def test_keys(tmp_path: Path) -> None:
