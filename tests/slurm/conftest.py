@@ -8,13 +8,19 @@ from pathlib import Path
 import pytest
 
 SCRIPT = Path(__file__).parents[1] / "cluster" / "local_cluster.py"
-spec = importlib.util.spec_from_file_location("local_cluster", SCRIPT)
-local_cluster = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(local_cluster)
 
 
 @pytest.fixture(scope="session")
-def session_cluster():
+def local_cluster():
+    """The script as a module; tests are no package, so it is loaded by its path."""
+    spec = importlib.util.spec_from_file_location("local_cluster", SCRIPT)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="session")
+def session_cluster(local_cluster):
     if reason := local_cluster.missing():
         pytest.skip(reason)
     with local_cluster.LocalCluster(nodes=2) as running:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from pathlib import Path
 
@@ -123,3 +124,26 @@ def test_what_sbatch_refuses_is_said_in_its_words(cluster, tmp_path):
 
 def test_a_number_slurm_never_gave_is_unknown_and_no_error(cluster):
     assert states(["4000000"]) == {"4000000": [JobState(job_id="4000000")]}
+
+
+def test_torch_ranks_on_two_nodes_add_up(cluster, tmp_path):
+    code = """
+import torch, torch.distributed as dist
+dist.init_process_group("gloo")
+total = torch.tensor([10.0 ** dist.get_rank()])
+dist.all_reduce(total)
+print(dist.get_rank(), dist.get_world_size(), total.item())
+dist.destroy_process_group()
+"""
+    folder = tmp_path / "job"
+    job = submit(JobSpec(name="gloo", command=("python", "-c", code), folder=str(tmp_path), nodes=2), folder)
+    [state] = wait(job.job_id)
+    assert state.state == "COMPLETED", everything_said(folder)
+    assert [line for line in log_lines(folder) if line[0] in "01"] == ["0 2 11.0", "1 2 11.0"]
+
+
+def test_mpi_by_srun_sees_one_world_and_the_one_slurm_made(cluster):
+    pytest.importorskip("mpi4py")
+    code = "from slurm.rank import *; c = MpiCommunicator(); print(c.rank, c.world, placement().source, c.broadcast_object(c.rank))"
+    said = cluster.run("srun", "--mpi=pmi2", "--nodes=2", "--ntasks-per-node=1", "--label", sys.executable, "-c", code)
+    assert sorted(said.split("\n")[:2]) == ["0: 0 2 mpi 0", "1: 1 2 mpi 0"]
