@@ -284,6 +284,17 @@ def test_hdf5_data_kept_elsewhere_is_refused(tmp_path: Path) -> None:
         formats.read(tmp_path / "b.h5")
 
 
+def test_hdf5_filters_that_are_not_installed_are_named(tmp_path: Path) -> None:
+    plan = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+    plan.set_chunk((C, H, W))
+    plan.set_filter(32999, h5py.h5z.FLAG_OPTIONAL)
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        space = h5py.h5s.create_simple((C, H, W))
+        h5py.h5d.create(file.id, b"cube", h5py.h5t.NATIVE_UINT16, space, plan).write_direct_chunk((0, 0, 0), cube().tobytes(), 0)
+    with pytest.raises(InputError, match=r"filter 32999[\s\S]*a.h5[\s\S]*h5repack"):
+        formats.read(tmp_path / "a.h5")
+
+
 def test_matlab_5_and_7_3_agree(tmp_path: Path) -> None:
     as_matlab_sees_it_HWC = cube().transpose(1, 2, 0)
     scipy.io.savemat(
