@@ -190,7 +190,9 @@ def pack(
         parts[split_of[subject]].append(key)
     stream = iter(watch([key for keys in parts.values() for key in keys]))
     cubes = {name: (read(next(stream)) for _ in keys) for name, keys in parts.items() if keys}
-    return write_dataset(out, cubes, codec=codec, shard_mib=shard_mib, source=request)
+    manifest = write_dataset(out, cubes, codec=codec, shard_mib=shard_mib, source=request)
+    next(stream, None)  # past the last key: what watches the keys sees their end
+    return manifest
 
 
 def _fingerprint(rows: list[tuple[str, str, str]]) -> str:

@@ -1,0 +1,85 @@
+"""Noise is a function of position; the samplers solve what they claim to; EMA and rates are functions of samples seen."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from data_shards.errors import InputError
+from ldm.diffusion import ObjectiveConfig, noised, normal_at, schedule
+from ldm.ema import EMA, EMAConfig, decay_at
+from ldm.sampler import SAMPLERS, SamplerConfig, scheduler_for, solve
+from ldm.training.schedules import OptimizerConfig, learning_rate
+
+
+def test_noise_of_an_image_does_not_depend_on_its_batch() -> None:
+    together = normal_at(5, np.arange(10), (2, 3, 3))
+    apart = torch.cat([normal_at(5, np.array([i]), (2, 3, 3)) for i in range(10)])
+    assert torch.equal(together, apart)
+    assert not torch.equal(normal_at(6, np.arange(10), (2, 3, 3)), together)
+
+
+def test_noise_is_standard_normal() -> None:
+    noise = normal_at(0, np.arange(500), (4, 8, 8)).double()
+    assert abs(noise.mean()) < 0.01 and abs(noise.std() - 1) < 0.01
+    assert abs((noise[:-1] * noise[1:]).mean()) < 0.01, "neighbouring ids are correlated"
+
+
+@pytest.mark.parametrize("target", ["epsilon", "v", "flow"])
+def test_training_pairs_do_not_depend_on_the_spread_over_ranks(target: str) -> None:
+    z, positions, config = torch.randn(6, 2, 4, 4), np.arange(100, 106), ObjectiveConfig(target=target)
+    whole = noised(z, positions, config, seed=1, scheduler=schedule())
+    half = noised(z[1::2], positions[1::2], config, seed=1, scheduler=schedule())
+    assert all(torch.equal(a[1::2], b) for a, b in zip(whole, half, strict=True))
+
+
+@pytest.mark.parametrize(("name", "target"), [(n, t) for n, (targets, _) in SAMPLERS.items() for t in targets])
+def test_each_sampler_recovers_a_gaussian(name: str, target: str) -> None:
+    """Data N(2, 0.5²): the exact denoiser is known in closed form, so the solver's own error is all that is left."""
+    mean, var, alphas = 2.0, 0.25, schedule().alphas_cumprod.double()
+
+    def denoise(x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        x = x.double()
+        if target == "flow":
+            a, s = 1 - t.double().view(-1, 1, 1, 1) / 1000, t.double().view(-1, 1, 1, 1) / 1000
+        else:
+            a, s = (v.view(-1, 1, 1, 1) for v in (alphas[t.long()].sqrt(), (1 - alphas[t.long()]).sqrt()))
+        x0 = mean + a * var / (a**2 * var + s**2) * (x - a * mean)
+        eps = (x - a * x0) / s
+        return {"epsilon": eps, "v": a * eps - s * x0, "flow": eps - x0}[target].float()
+
+    noise = normal_at(1, np.arange(400), (1, 4, 4))
+    z = solve(denoise, noise, scheduler_for(SamplerConfig(name=name), target), 50)
+    assert z.mean() == pytest.approx(mean, abs=0.03) and z.std() == pytest.approx(var**0.5, rel=0.06)
+
+
+def test_a_sampler_of_the_other_family_is_refused() -> None:
+    with pytest.raises(InputError, match="flow-euler, flow-heun"):
+        scheduler_for(SamplerConfig(name="ddim"), "flow")
+    with pytest.raises(InputError, match="did you mean 'ddim'"):
+        SamplerConfig(name="dim")
+
+
+def test_ema_horizon_does_not_depend_on_batch_size() -> None:
+    config = EMAConfig(halflife_samples=100, rampup=1e9)
+    assert decay_at(500, 10, config) ** 4 == pytest.approx(decay_at(500, 40, config))
+    assert decay_at(500, 100, config) == pytest.approx(0.5)
+
+
+def test_ema_is_applied_and_taken_back() -> None:
+    net = torch.nn.Linear(3, 2)
+    ema, own = EMA(net), net.weight.detach().clone()
+    with torch.no_grad():
+        net.weight += 1
+    ema.update(net, 0.75)
+    with ema.applied(net):
+        torch.testing.assert_close(net.weight, own + 0.25)
+    torch.testing.assert_close(net.weight, own + 1)
+
+
+def test_learning_rate_is_a_function_of_samples() -> None:
+    config = OptimizerConfig(lr=1.0, warmup_samples=100, decay="cosine")
+    assert learning_rate(49, 1000, config) == pytest.approx(0.5, rel=0.02)
+    assert learning_rate(1000, 1000, config) == pytest.approx(0.01)
+    assert learning_rate(5, 1000, OptimizerConfig(lr=0.3)) == 0.3
