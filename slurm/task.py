@@ -6,6 +6,7 @@ The launcher's rank and world are checked against the job's and handed on under 
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from pathlib import Path
 
@@ -51,6 +52,8 @@ def main(path: str) -> None:
         # the console scripts of the interpreter that the job was submitted with come first
         environ["PATH"] = os.pathsep.join([str(Path(spec.python).parent), environ.get("PATH", os.defpath)])
         os.chdir(spec.folder)
+        # the warning before the time limit ends who does not listen to it; trainers set their own handler
+        signal.signal(signal.SIGUSR1, signal.SIG_IGN)
         os.execvpe(words[0], words, environ)
     except OSError as error:
         print(f"cannot start {words[0]!r} in {spec.folder}: {error.strerror}", file=sys.stderr)

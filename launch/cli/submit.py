@@ -17,9 +17,12 @@ JOBS = Path("runs/jobs")
 def command(
     words: Annotated[
         list[str],
-        typer.Argument(metavar="-- VERB ARGS…", help="What to run, as after `retinaforge`; {array_task} becomes the index of an array."),
+        typer.Argument(
+            metavar="-- VERB ARGS",
+            help="What to run, as after `retinaforge`; {array_task} becomes the index: sample RUN --task {array_task}/10.",
+        ),
     ],
-    name: Annotated[str | None, typer.Option(help="Name of the job [default: the words, joined].")] = None,
+    name: Annotated[str | None, typer.Option(help="Name of the job; the words, joined, when left out.")] = None,
     jobs: Annotated[Path, typer.Option(help="Where job folders lie; this job's is JOBS/NAME.")] = JOBS,
     nodes: Annotated[int, typer.Option(min=1, help="Nodes.")] = 1,
     tasks_per_node: Annotated[int, typer.Option(min=1, help="Processes a node, one a GPU; nodes x tasks is the world size.")] = 1,
