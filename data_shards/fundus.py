@@ -55,8 +55,15 @@ def _standard(field: np.ndarray) -> np.ndarray:
 
 
 def noise(rng: np.random.Generator, nodes: int, sigma_nodes: float) -> np.ndarray:
-    """Smooth Gaussian noise, mean 0, standard deviation 1, float32 (nodes, nodes)."""
-    return _standard(gaussian_filter(rng.standard_normal((nodes, nodes), np.float32), sigma_nodes, mode="wrap"))
+    """Smooth Gaussian noise, mean 0, standard deviation 1, float32 (nodes, nodes); coarse noise is drawn coarsely and enlarged."""
+    coarse = 4 if sigma_nodes >= 6 else 1
+    drawn = gaussian_filter(
+        rng.standard_normal((nodes // coarse, nodes // coarse), np.float32), sigma_nodes / coarse, mode="wrap", truncate=3
+    )
+    if coarse > 1:
+        at = np.arange(nodes, dtype=np.float32) / coarse
+        drawn = map_coordinates(drawn, np.meshgrid(at, at, indexing="ij"), order=1, mode="grid-wrap")
+    return _standard(drawn)
 
 
 def streaks(rng: np.random.Generator, angle_GG: np.ndarray, half_length: int, width_nodes: float) -> np.ndarray:
@@ -67,16 +74,19 @@ def streaks(rng: np.random.Generator, angle_GG: np.ndarray, half_length: int, wi
 
     Returns: float32 (G, G), mean 0, standard deviation 1.
     """
-    start = noise(rng, len(angle_GG), width_nodes)
-    cos_GG, sin_GG = np.cos(angle_GG).astype(np.float32), np.sin(angle_GG).astype(np.float32)
-    rows, columns = np.meshgrid(*2 * [np.arange(len(angle_GG), dtype=np.float32)], indexing="ij")
-    total = start.copy()
+    nodes = len(angle_GG)
+    start = noise(rng, nodes, width_nodes)
+    stride = 2.0  # below the width of a streak, so the nearest node is near enough
+    step_row, step_column = (-stride * np.sin(angle_GG)).astype(np.float32).ravel(), (stride * np.cos(angle_GG)).astype(np.float32).ravel()
+    rows, columns = (axis.ravel() for axis in np.meshgrid(*2 * [np.arange(nodes, dtype=np.float32)], indexing="ij"))
+    total = start.ravel().copy()
     for sign in (1, -1):
-        row, column, stride = rows, columns, np.float32(1.5 * sign)
-        for _ in range(round(half_length / 1.5)):
-            at = np.clip(np.rint(row).astype(np.intp), 0, GRID - 1), np.clip(np.rint(column).astype(np.intp), 0, GRID - 1)
-            row, column = row - stride * sin_GG[at], column + stride * cos_GG[at]
-            total += map_coordinates(start, (row, column), order=1, mode="grid-wrap")
+        row, column, at = rows, columns, np.arange(nodes * nodes)
+        for _ in range(round(half_length / stride)):
+            row, column = row + sign * step_row[at], column + sign * step_column[at]
+            at = np.rint(row).astype(np.intp).clip(0, nodes - 1) * nodes + np.rint(column).astype(np.intp).clip(0, nodes - 1)
+            total += start.ravel()[at]
+    total = total.reshape(nodes, nodes)
     return _standard(total)
 
 
@@ -96,9 +106,11 @@ def choroid(rng: np.random.Generator, disc: Disc) -> np.ndarray:
         apart = (x - 0.6 * disc.x_mm + 1j * y) - at
         along += rng.uniform(0.7, 1.3) * apart / np.abs(apart) ** 2
     angle = np.angle(along + 0.02 * np.exp(1j * rng.uniform(0, 2 * np.pi))) + swirl
-    once = streaks(rng, angle, 26, rng.uniform(1.5, 2.1))
-    lumen = 1 / (1 + np.exp(-2.6 * (once + 0.35 * noise(rng, GRID, 2.5))))
-    return gaussian_filter(lumen, 0.8).astype(np.float32)
+    # Two layers that cross each other at a small angle: great vessels, and smaller ones before them.
+    great, small = streaks(rng, angle, 30, 1.7), streaks(rng, angle + 0.5 * noise(rng, GRID, 16), 22, 0.9)
+    fade = 1 + 0.35 * noise(rng, GRID, 14)
+    lumen = 1 / (1 + np.exp(-2.0 * fade * (rng.uniform(0.5, 0.8) * great + 0.6 * small)))
+    return gaussian_filter(lumen, 0.7).astype(np.float32)
 
 
 def _grid_mm() -> tuple[np.ndarray, np.ndarray]:
@@ -120,8 +132,8 @@ def make_fundus(rng: np.random.Generator, disc: Disc, age_years: float) -> Fundu
         macular_mm=rng.uniform(0.35, 0.55),
         pit=young * rng.uniform(0.3, 1.0),
         choroid_GG=choroid(rng, disc),
-        pigment_GG=0.65 * noise(rng, GRID, 24) + 0.35 * noise(rng, GRID, 6),
-        mottle_FF=0.6 * noise(rng, FINE, 1.2) + 0.4 * noise(rng, FINE, 4.0),
+        pigment_GG=0.6 * noise(rng, GRID, 24) + 0.33 * noise(rng, GRID, 6) + 0.3 * noise(rng, GRID, 1.8),
+        mottle_FF=noise(rng, FINE, 1.2),
         fibres_A=_standard(
             gaussian_filter(rng.standard_normal(720), 1.6, mode="wrap") + 1.2 * gaussian_filter(rng.standard_normal(720), 5, mode="wrap")
         ),
@@ -139,20 +151,29 @@ def _edge(inside_mm: np.ndarray, width_mm: float) -> np.ndarray:
     return (1 / (1 + np.exp(-4 / width_mm * np.clip(inside_mm, -8 * width_mm, 8 * width_mm)))).astype(np.float32)
 
 
+def _streak(fundus: Fundus, angle: np.ndarray) -> np.ndarray:
+    """Streaks of the nerve fibres that reach the disc at an angle."""
+    return np.interp(angle % (2 * np.pi), np.linspace(0, 2 * np.pi, len(fundus.fibres_A)), fundus.fibres_A)
+
+
 def nerve_head(fundus: Fundus, x_mm: np.ndarray, y_mm: np.ndarray) -> dict[str, np.ndarray]:
-    """The disc at given places: `onh` and `cup` from 0 to 1, `outside_mm` from the margin, `angle` and `ratio` around it."""
+    """The disc at given places: `onh` and `cup` from 0 to 1, `capillaries` about 1, `outside_mm` from the margin, `angle` around it."""
     disc = fundus.disc
     dx, dy = x_mm - disc.x_mm, y_mm - disc.y_mm
     cos, sin = np.cos(fundus.tilt_rad), np.sin(fundus.tilt_rad)
     u, v = (cos * dx + sin * dy) / disc.half_width_mm, (cos * dy - sin * dx) / disc.half_height_mm
     angle = np.arctan2(v, u)
-    wave = sum(fundus.outline[2 * k] * np.cos((k + 2) * angle) + fundus.outline[2 * k + 1] * np.sin((k + 2) * angle) for k in range(4))
-    ratio = np.hypot(u, v) / (1 + wave)
+    around = np.linspace(-np.pi, np.pi, 361)
+    wave = sum(fundus.outline[2 * k] * np.cos((k + 2) * around) + fundus.outline[2 * k + 1] * np.sin((k + 2) * around) for k in range(4))
+    ratio = np.hypot(u, v) / (1 + np.interp(angle, around, wave))
     mean_mm = (disc.half_width_mm + disc.half_height_mm) / 2
+    streak = _streak(fundus, angle)
     cup_ratio = np.hypot(u - fundus.cup_x, 0.95 * (v - fundus.cup_y))
+    cup = _edge((fundus.cup - cup_ratio) * mean_mm, 0.22)
     return {
         "onh": _edge((1 - ratio) * mean_mm, 0.07),
-        "cup": _edge((fundus.cup - cup_ratio) * mean_mm, 0.22),
+        "capillaries": ((1 - 0.45 * cup) * (1 + 0.25 * np.cos(angle) + 0.05 * streak)).clip(0.1).astype(np.float32),
+        "cup": cup,
         "outside_mm": (ratio - 1) * mean_mm,
         "angle": angle,
     }
@@ -166,7 +187,7 @@ def nerve_fibres(fundus: Fundus, head: dict[str, np.ndarray], x_mm: np.ndarray, 
     bend = 0.17 * np.maximum(away_mm - 0.3, 0) ** 1.1
     origin = head["angle"] - np.sign(y_mm - disc.y_mm) * np.minimum(bend, 1.2)
     poles = np.exp(-((np.abs(origin) - 1.85) ** 2) / (2 * 0.42**2)) + 0.25
-    streak = np.interp(origin % (2 * np.pi), np.linspace(0, 2 * np.pi, len(fundus.fibres_A)), fundus.fibres_A)
+    streak = _streak(fundus, origin)
     return (poles * np.exp(-away_mm / 2.4) * (1 + 0.22 * streak)).clip(0).astype(np.float32)
 
 
@@ -179,7 +200,7 @@ def layers(fundus: Fundus, x_mm: np.ndarray, y_mm: np.ndarray) -> dict[str, np.n
     mottle = read_off(fundus.mottle_FF, FINE_MM, x_mm, y_mm)
     lumen = read_off(fundus.choroid_GG, GRID_MM, x_mm, y_mm)
     beside = np.exp(-((np.maximum(head["outside_mm"], 0) / 0.13) ** 2)) * (0.5 - 0.5 * np.cos(head["angle"]))  # temporal margin
-    rpe = 1 + 0.55 * np.exp(-((eccentricity_mm / 0.85) ** 2)) + 0.10 * pigment + 0.06 * mottle + fundus.crescent * beside
+    rpe = 1 + 0.75 * np.exp(-((eccentricity_mm / 0.75) ** 2)) + 0.11 * pigment + 0.08 * mottle + fundus.crescent * beside
     # The macula lies on a thicker choroid of smaller vessels: less pattern there.
     order = 1 - 0.55 * np.exp(-((eccentricity_mm / 1.2) ** 2))
     pattern = order * (lumen - 0.5)
@@ -187,12 +208,14 @@ def layers(fundus: Fundus, x_mm: np.ndarray, y_mm: np.ndarray) -> dict[str, np.n
     return {
         "onh": head["onh"],
         "cup": head["cup"],
+        "capillaries": head["capillaries"],
         "macular": macular.astype(np.float32),
         "fovea": (fundus.pit * (np.exp(-((eccentricity_mm / 0.045) ** 2)) + ring)).astype(np.float32),
         "rpe": rpe.clip(0.3).astype(np.float32),
-        "choroid_melanin": (1 - 1.1 * pattern + 0.16 * pigment + 0.25 * np.exp(-((eccentricity_mm / 1.4) ** 2)))
+        "choroid_melanin": (1 - 0.8 * pattern + 0.16 * pigment + 0.25 * np.exp(-((eccentricity_mm / 1.4) ** 2)))
         .clip(0.1)
         .astype(np.float32),
-        "choroid_blood": (1 + 0.9 * pattern).clip(0.1).astype(np.float32),
+        "choroid_blood": (1 + 0.8 * pattern).clip(0.1).astype(np.float32),
+        "inner": (1 - 0.85 * np.exp(-((eccentricity_mm / 0.45) ** 2))).astype(np.float32),
         "fibre": nerve_fibres(fundus, head, x_mm, y_mm),
     }

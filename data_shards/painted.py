@@ -180,8 +180,8 @@ def paint_labels(
     how = (
         "as they are" if same else f"{labels_HW.shape[0]}x{labels_HW.shape[1]} to {config.size}x{config.size} by share of the pixel covered"
     )
-    square = [round(v, 2) for v in (frame.top, frame.left, frame.side)]
-    painted = {"labels": how, "square_top_left_side_px": square, "mm_per_pixel": round(tissue.mm_per_pixel, 6)}
+    square = [round(float(v), 2) for v in (frame.top, frame.left, frame.side)]
+    painted = {"labels": how, "square_top_left_side_px": square, "mm_per_pixel": round(float(tissue.mm_per_pixel), 6)}
     meta = meta_of(config, who, key=key, subject_id=subject_id, eye=eye, visit=visit, anatomy=painted, **(notes or {}))
     return Cube(data_CHW=data_CHW, meta=meta, labels_HW=labels, fov_HW=fov)
 

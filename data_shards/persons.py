@@ -39,7 +39,7 @@ class PhantomConfig:
     central_disc: bool = False
     biomarker_share: float = 0.3
     biomarker_strength: float = 0.06
-    full_scale: float = 0.32
+    full_scale: float = 0.26
     electrons: float = 4000.0
     read_noise_counts: float = 1.0
     noise: float = 1.0
@@ -83,14 +83,14 @@ def person(config: PhantomConfig, subject: int) -> Person:
     flagged = stream(config.seed, subject, BIOMARKER)
     marked, strength = flagged.random() < config.biomarker_share, config.biomarker_strength * flagged.uniform(0.6, 1.4)
     return Person(
-        age_years=rng.uniform(22, 82),
+        age_years=rng.uniform(25, 75),
         artery_saturation=rng.uniform(0.95, 0.98),
         vein_saturation=rng.uniform(0.58, 0.72),
         choroid_saturation=rng.uniform(0.90, 0.95),
         haemoglobin_g_per_l=rng.uniform(125, 160),
         macular_peak=rng.uniform(0.25, 0.65),
         rpe_melanin_um=rng.uniform(2.6, 4.2),
-        choroid_melanin_um=float(np.exp(rng.uniform(np.log(3.0), np.log(14.0)))),
+        choroid_melanin_um=float(np.exp(rng.uniform(np.log(4.0), np.log(10.0)))),
         choroid_blood_um=rng.uniform(110, 190),
         biomarker=float(strength) if marked else 0.0,
     )

@@ -33,7 +33,7 @@ from data_shards.vessels import MM_PER_DEGREE, Branch, Disc, Footprint, grow_tre
 __all__ = ["PhantomConfig", "phantom_cube", "write_phantoms"]
 
 EYES = ("OD", "OS")
-FINE_RASTER = 480  # smaller images are drawn on at least so many pixels and averaged
+FINE_RASTER = 384  # smaller images are drawn on at least so many pixels and averaged
 RECORD = "phantom.json"
 
 

@@ -18,6 +18,10 @@ from scipy.ndimage import gaussian_filter
 from data_shards.errors import InputError
 
 RANGE_NM = (440.0, 910.0)
+CHOROID_CM = 0.03
+CHOROID_PER_CM = 3.0  # backscattering of the choroid
+BLOOD_BACKSCATTER_PER_CM = 0.3
+BLOOD_LOSS_PER_CM = 3.0  # scattered out of the beam, at any wavelength: oxygenated vessels stay faintly visible
 HB_MOLAR_MASS_G = 64500.0  # g/mol, the value that goes with Prahl's compilation
 
 
@@ -119,9 +123,10 @@ class Tissue:
     Attributes:
         artery, vein: share of the pixel covered; artery_mm, vein_mm: mean path through the blood of the covered part.
         reflex: share covered by the central light reflex of vessels.
-        onh, cup: share covered by the optic nerve head and by its cup.
+        onh, cup: share covered by the optic nerve head and by its cup; capillaries: their relative density in it.
         macular: macular pigment relative to the foveola. fovea: specular reflex of the foveal pit, 0 to 1.
-        rpe, choroid_melanin, choroid_blood: relative to the subject's mean. fibre: relative thickness of nerve fibres.
+        rpe, choroid_melanin, choroid_blood: relative to the subject's mean. fibre, inner: relative thickness of the
+            nerve fibres and of all the inner retina.
         mm_per_pixel: sampling on the retina.
     """
 
@@ -132,12 +137,14 @@ class Tissue:
     reflex: np.ndarray
     onh: np.ndarray
     cup: np.ndarray
+    capillaries: np.ndarray
     macular: np.ndarray
     fovea: np.ndarray
     rpe: np.ndarray
     choroid_melanin: np.ndarray
     choroid_blood: np.ndarray
     fibre: np.ndarray
+    inner: np.ndarray
     mm_per_pixel: float
 
 
@@ -155,22 +162,27 @@ def _vessels(nm: float, tissue: Tissue, person: Person) -> tuple[np.ndarray, np.
         (tissue.vein, tissue.vein_mm, person.vein_saturation),
     ):
         absorption = blood_per_cm(nm, saturation, person.haemoglobin_g_per_l)
-        passed = passed * (1 - covered + covered * np.exp(-absorption / 10 * path_mm))
-        returned = returned + covered * backscatter(absorption, 1.6, path_mm / 10)
+        passed = passed * (1 - covered + covered * np.exp(-(absorption + BLOOD_LOSS_PER_CM) / 10 * path_mm))
+        returned = returned + covered * backscatter(absorption, BLOOD_BACKSCATTER_PER_CM, path_mm / 10)
     return passed, returned
 
 
 def _choroid(nm: float, tissue: Tissue, person: Person) -> np.ndarray:
-    """Light that choroid and sclera send back through the pigment epithelium, (H, W)."""
+    """Light that choroid and sclera send back through the pigment epithelium, (H, W).
+
+    The upper half of the choroid is an even felt of small vessels; the great ones lie below it, before the sclera, and
+    are seen only where light gets that far: from about 670 nm.
+    """
     melanin, blood = melanin_per_cm(nm), blood_per_cm(nm, person.choroid_saturation, person.haemoglobin_g_per_l)
-    thickness_cm = 0.03
-    optical = (
-        melanin * person.choroid_melanin_um * 1e-4 * tissue.choroid_melanin + blood * person.choroid_blood_um * 1e-4 * tissue.choroid_blood
-    )
-    stroma = backscatter(optical / thickness_cm, 4.0, thickness_cm)
-    sclera = 0.30 * min(1.0, 700 / nm) * np.exp(-2 * (optical + 4.0 * thickness_cm))
+    half_cm = CHOROID_CM / 2
+    upper = (melanin * person.choroid_melanin_um + blood * person.choroid_blood_um) * 0.5e-4
+    lower = (melanin * person.choroid_melanin_um * tissue.choroid_melanin + blood * person.choroid_blood_um * tissue.choroid_blood) * 0.5e-4
+    through = np.exp(-2 * (upper + CHOROID_PER_CM * half_cm))
+    felt = backscatter(upper / half_cm, CHOROID_PER_CM, half_cm)
+    great = through * backscatter(lower / half_cm, CHOROID_PER_CM, half_cm)
+    sclera = through * 0.26 * min(1.0, 700 / nm) * np.exp(-2 * (lower + CHOROID_PER_CM * half_cm))
     epithelium = np.exp(-2e-4 * melanin * person.rpe_melanin_um * tissue.rpe)
-    return epithelium * (stroma + sclera)
+    return epithelium * (felt + great + sclera)
 
 
 def reflectance_HW(nm: float, tissue: Tissue, person: Person) -> np.ndarray:
@@ -181,19 +193,18 @@ def reflectance_HW(nm: float, tissue: Tissue, person: Person) -> np.ndarray:
     """
     passed, blood = _vessels(nm, tissue, person)
     deep = _choroid(nm, tissue, person)
-    # A random walk between absorptions: the less is absorbed, the farther light spreads (0.05 to about 0.25 mm).
-    spread_mm = 0.05 + 0.20 * np.clip((nm - 570) / 130, 0, 1)
+    # A random walk between absorptions: the less is absorbed, the farther light spreads.
+    spread_mm = 0.04 + 0.20 * np.clip((nm - 600) / 200, 0, 1)
     passed_in = gaussian_filter(passed, spread_mm / tissue.mm_per_pixel, mode="nearest")
-    receptors = 0.009 + 0.003 * tissue.rpe
+    receptors = 0.030 * np.exp(-1.6e-4 * melanin_per_cm(nm) * person.rpe_melanin_um * tissue.rpe)  # they lie among the melanin
     pigment = 10 ** (-2 * macular_density(nm, person.macular_peak) * tissue.macular)
-    # Optic nerve head: white scattering tissue, weaker in the near infrared, with capillary blood in its rim.
-    capillary_cm = 0.0022 * (1 - 0.75 * tissue.cup)
-    rim = np.exp(-2 * blood_per_cm(nm, 0.85, person.haemoglobin_g_per_l) * capillary_cm)
-    nerve = 0.24 / (1 + (nm / 800) ** 4) * (0.8 + 0.45 * tissue.cup) * rim * passed
+    # Optic nerve head: white scattering tissue, weaker in the near infrared, with capillary blood mostly in its rim.
+    capillaries = np.exp(-2 * blood_per_cm(nm, 0.85, person.haemoglobin_g_per_l) * 0.0022 * tissue.capillaries)
+    nerve = 0.22 / (1 + (nm / 1100) ** 4) * (0.8 + 0.14 * tissue.cup) * capillaries * passed
     background = pigment * passed * (receptors * passed + deep * passed_in)
     clear = np.exp(np.float32(-2 * person.biomarker * (500 / nm) ** 4))  # Rayleigh: More & Vince 2015
-    fibres = 0.0045 * (550 / nm) ** 1.5 * tissue.fibre * passed
-    mirror = 0.02 * tissue.fovea + (0.016 * tissue.reflex) * (1 - 0.4 * (nm > 700))
+    inner = (500 / nm) ** 2 * (0.004 * tissue.inner + 0.006 * tissue.fibre)  # in front of the vessels
+    mirror = 0.02 * tissue.fovea + 0.006 * (550 / nm) ** 2 * tissue.reflex
     retina = (1 - tissue.onh) * background + tissue.onh * nerve
     media = 10 ** (-2 * media_density(nm, person.age_years))
-    return (media * (clear * (retina + fibres) + blood + mirror)).astype(np.float32)
+    return (media * (clear * (retina + inner) + blood + mirror)).astype(np.float32)

@@ -13,15 +13,16 @@ from __future__ import annotations
 import heapq
 import itertools
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 
 MM_PER_DEGREE = 0.29  # Bennett, Rudnicka & Edgar 1994, for an axial length of 24 mm
 STEP_MM = 0.05
 CELL_MM = 0.06
-REACH_MM = 6.5  # growth ends this far from the fovea in x and y (the field of view ends within)
-THINNEST_MM = 0.0075  # radius; below lie capillaries, which no fundus camera resolves
+CENTRE_MM = (2.25, 0.2)  # middle of the field of view, between fovea and nerve head
+REACH_MM = 5.8  # growth ends this far from it in x and y, outside every field of view
+THINNEST_MM = 0.0085  # radius; below lie capillaries, which no fundus camera resolves
 FAZ_MM = 0.28  # radius of the foveal avascular zone
 
 
@@ -86,26 +87,23 @@ class _Bud:
     side: int = 1
 
 
-@dataclass
 class _Ground:
-    """Which branch of either kind passes through each cell; number 0 means none."""
+    """Which branch of either kind passes first through each cell."""
 
-    cells: np.ndarray = field(
-        default_factory=lambda: np.zeros((2, 2 * int(REACH_MM / CELL_MM) + 1, 2 * int(REACH_MM / CELL_MM) + 1), np.int32)
-    )
+    def __init__(self) -> None:
+        self.cells: tuple[dict[int, int], dict[int, int]] = ({}, {})
 
     def taken(self, kind: int, x: float, y: float, own: tuple[int, ...]) -> bool:
-        number = self.cells.item(kind, int((y + REACH_MM) / CELL_MM), int((x + REACH_MM) / CELL_MM))
-        return number != 0 and number - 1 not in own
+        branch = self.cells[kind].get(int((y + 20) / CELL_MM) * 4096 + int((x + 20) / CELL_MM))
+        return branch is not None and branch not in own
 
     def take(self, kind: int, x: float, y: float, branch: int) -> None:
-        cell = kind, int((y + REACH_MM) / CELL_MM), int((x + REACH_MM) / CELL_MM)
-        if not self.cells[cell]:
-            self.cells[cell] = branch + 1
+        self.cells[kind].setdefault(int((y + 20) / CELL_MM) * 4096 + int((x + 20) / CELL_MM), branch)
 
 
 def inside(x: float, y: float) -> bool:
-    return abs(x) < REACH_MM - 0.4 and abs(y) < REACH_MM - 0.4
+    """Whether vessels grow there."""
+    return abs(x - CENTRE_MM[0]) < REACH_MM and abs(y - CENTRE_MM[1]) < REACH_MM
 
 
 def murray_angles(parent: float, first: float, second: float) -> tuple[float, float]:
@@ -180,12 +178,12 @@ class _Grower:
     def crowded(self, kind: int, x: float, y: float, heading: float, own: tuple[int, ...]) -> bool:
         """No room for a daughter on either side: the branch point waits."""
         return all(
-            any(self.ground.taken(kind, *_ahead(x, y, heading + side * 1.1, look), own) for look in (0.15, 0.25, 0.35, 0.45))
+            any(self.ground.taken(kind, *_ahead(x, y, heading + side * 1.1, look), own) for look in (0.15, 0.27, 0.39, 0.5))
             for side in (1, -1)
         )
 
     def length_mm(self, bud: _Bud) -> float:
-        mean = 0.36 + 5.0 * bud.radius
+        mean = (0.40 + 6.0 * bud.radius) * (1.0 if bud.path_mm is not None else 1.3)
         return max(0.12, mean * (1 + 0.45 * self.normal()))
 
     def steer(self, kind: int, x: float, y: float, heading: float, bud: _Bud, own: tuple[int, ...]) -> float:
@@ -244,9 +242,7 @@ class _Grower:
 
 
 def _ahead(x: float, y: float, heading: float, distance: float) -> tuple[float, float]:
-    """A point ahead, kept on the ground."""
-    limit = REACH_MM - CELL_MM
-    return max(-limit, min(limit, x + distance * math.cos(heading))), max(-limit, min(limit, y + distance * math.sin(heading)))
+    return x + distance * math.cos(heading), y + distance * math.sin(heading)
 
 
 def _with_child(branch: Branch, child: int) -> Branch:
@@ -257,7 +253,7 @@ def _root(grower: _Grower, disc: Disc, trunks: list[tuple[float, float]], nasal_
     """The central vessel: up and down at the disc, then temporal and nasal. `trunks`: (start angle °, radius mm) of
     superior temporal, superior nasal, inferior temporal, inferior nasal."""
     halves = []
-    x, y = disc.x_mm + nasal_shift_mm, disc.y_mm
+    x, y = disc.x_mm + nasal_shift_mm + 0.1 * grower.normal(), disc.y_mm + grower.uniform(-0.25, 0.25)
     for up, (temporal, nasal) in ((1, trunks[:2]), (-1, trunks[2:])):
         ends = tuple(
             _Bud(
@@ -270,11 +266,11 @@ def _root(grower: _Grower, disc: Disc, trunks: list[tuple[float, float]], nasal_
             _Bud(
                 0,
                 0,
-                up * math.radians(90 + 12 * grower.normal()),
+                up * math.radians(90 + 22 * grower.normal()),
                 radius,
                 -1,
                 forks=ends,
-                length=disc.half_height_mm * grower.uniform(0.3, 0.8),
+                length=disc.half_height_mm * grower.uniform(0.2, 0.65),
             )
         )
     radius = sum(half.radius**3 for half in halves) ** (1 / 3)
