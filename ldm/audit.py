@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from data_shards.dataset import Dataset
-from data_shards.errors import InputError
+from data_shards.errors import InputError, nearest
 from ldm.metrics.features import standardise
 from ldm.metrics.neighbours import DESCRIPTORS, nearest_neighbours
 from ldm.metrics.sets import Part, Watch, check_comparable, evenly, silent
@@ -33,7 +33,8 @@ class AuditConfig:
     """
     Attributes:
         train: the split the generator was trained on: what copies would be copies of.
-        against: the real split of other people whose distances to the training images are the floor.
+        against: the real split whose distances to the training images of other people are the floor; people held out
+            of training by default. The training split itself serves where there is no other.
         limit: at most this many synthetic images, evenly spaced; None for all. The training set is always searched whole.
         closest: number of closest pairs, and of patients, to list.
         backend: of the search: 'faiss', 'torch' or 'auto'.
@@ -172,23 +173,16 @@ def audit(real: Dataset, synthetic: Dataset, config: AuditConfig, watch: Watch =
         )
     train = Part(dataset=real, split=config.train, sample_N=np.arange(real.count(config.train)))
     generated = Part(dataset=synthetic, split=split, sample_N=evenly(synthetic.count(split), config.limit), independent=True)
-    if config.against == config.train:
-        raise InputError(
-            f"floor from the training split {config.against!r}", where=real.path, expected="a split of people held out of training"
-        )
-    held_out = [
-        name for name in (config.against, "val", "test") if name in real.splits and name != config.train and real.splits[name].count
-    ]
     if config.against not in real.splits:
-        real.count(config.against)  # refuses, and names the splits there are
-    floor = Part(dataset=real, split=held_out[0], sample_N=np.arange(real.count(held_out[0]))) if held_out else None
+        raise InputError(f"unknown split {config.against!r}", where=real.path, expected=nearest(config.against, real.splits))
+    floor = Part(dataset=real, split=config.against, sample_N=np.arange(real.count(config.against)))
     parts = {"train": train, "synthetic": generated, "floor": floor}
-    described = {name: describe(part, real, config, watch, f"descriptors, {name}") for name, part in parts.items() if part is not None}
+    described = {name: describe(part, real, config, watch, f"descriptors, {name}") for name, part in parts.items()}
     return {
         "format": FORMAT,
         "train": train.described(),
         "synthetic": generated.described(),
-        "floor_from": floor and floor.described(),
+        "floor_from": floor.described(),
         "config": asdict(config),
         "caveat": CAVEAT,
         "descriptors": {
@@ -197,12 +191,12 @@ def audit(real: Dataset, synthetic: Dataset, config: AuditConfig, watch: Watch =
     }
 
 
-def descriptor_figures(sets: dict[str, Described], parts: dict[str, Part | None], config: AuditConfig) -> dict[str, Any]:
+def descriptor_figures(sets: dict[str, Described], parts: dict[str, Part], config: AuditConfig) -> dict[str, Any]:
     """One descriptor's figures.
 
     Keys:
         dimension; synthetic_to_train, floor_to_train: quantiles of nearest distances; the floor's queries are real
-            images of people who are not in the training set.
+            images, and a person's own training images do not count. None where there is one person alone.
         flagged: images nearer than any floor image: `below_min`; and `share_below_p1`, the share within the nearest 1 % of
             the floor's distances, beside `floor_share_below_p1`, which differs from 0.01 where the floor is small.
         share_nearer_than_real: synthetic images nearer to their training image than that one is to any training image of
@@ -221,7 +215,7 @@ def descriptor_figures(sets: dict[str, Described], parts: dict[str, Part | None]
     )
     _, person_M = np.unique(subjects, return_inverse=True)
     radius_M = nearest_of(sets["train"], reference_MD, config.backend, not_in=(person_M, person_M)).distance_N
-    floor = below and quantiles(below.distance_N)
+    floor = quantiles(below.distance_N)
     p1, least = (floor["p1"], floor["min"]) if floor else (None, None)
     flagged_N = found.distance_N < least if floor else np.zeros(len(found.distance_N), bool)
     keys = generated.units()
@@ -264,7 +258,7 @@ def rows(result: dict[str, Any]) -> list[dict[str, Any]]:
         floor, found, flagged = d["floor_to_train"] or {}, d["synthetic_to_train"], d["flagged"]
         for at, words in (("min", "least"), ("p1", "1 %"), ("median", "median")):
             table.append(
-                {"metric": f"{name}: nearest training image, {words}", "value": found[at], "floor": floor.get(at), "note": "distance"}
+                {"metric": f"{name}: distance to nearest training image, {words}", "value": found[at], "floor": floor.get(at), "note": ""}
             )
         table += [
             {
@@ -286,7 +280,7 @@ def rows(result: dict[str, Any]) -> list[dict[str, Any]]:
                 "note": "images",
             },
             {
-                "metric": f"{name}: people with such an image",
+                "metric": f"{name}: people with such images",
                 "value": d["by_patient"]["patients_flagged"],
                 "floor": 0 if floor else None,
                 "note": f"of {d['by_patient']['patients']}",

@@ -15,7 +15,7 @@ from launch.cli.progress import progress
 
 Real = Annotated[Path, typer.Option("--real", help="The packed real dataset.", show_default=False)]
 Synthetic = Annotated[Path, typer.Option("--synthetic", help="The packed synthetic set.", show_default=False)]
-Against = Annotated[str, typer.Option("--against", help="Split of the real dataset with people held out of training.")]
+Against = Annotated[str, typer.Option("--against", help="Split of the real dataset, best of people held out of training.")]
 Limit = Annotated[int | None, typer.Option("--limit", help="At most this many images of each set, evenly spaced.", min=2)]
 Device = Annotated[str, typer.Option("--device", help="cpu or cuda.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON instead of a table.")]
@@ -79,11 +79,10 @@ def audit(
         typer.echo(json.dumps(result))
         return
     floor = result["floor_from"]
-    show(f"{synthetic}: nearest of {result['train']['n']} training images of {result['train']['subjects']} people", rows(result))
+    searched = f"{result['train']['n']} training images of {result['train']['subjects']} people"
+    show(f"{synthetic}: {result['synthetic']['n']} images searched for copies of {searched}", rows(result))
     typer.echo(
-        f"floor: {floor['n']} real images of {floor['subjects']} other people (split {floor['split']!r})"
-        if floor
-        else "no other people: no floor"
+        f"floor: {floor['n']} real images of {floor['subjects']} people (split {floor['split']!r}), to training images of other people"
     )
     table = Table(title="closest pairs (pooled)", title_justify="left", box=box.SIMPLE_HEAD)
     for column in ("synthetic", "training", "person", "distance", "of floor median", ""):
@@ -129,11 +128,14 @@ def show(title: str, rows: list[dict[str, Any]]) -> None:
 
     table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD)
     table.add_column("metric")
-    for column in ("synthetic", "floor, real", "N"):
+    with_n = len({row["n"] for row in rows}) > 1
+    for column in ("synthetic", "floor, real", *(["N"] if with_n else [])):
         table.add_column(column, justify="right", no_wrap=True)
     for row in rows:
         metric = f"{row['metric']} [dim]({row['note']})[/]" if row["note"] else row["metric"]
-        table.add_row(metric, cell(row["value"], row["interval"]), cell(row["floor"], row["floor_interval"]), row["n"])
+        table.add_row(
+            metric, cell(row["value"], row["interval"]), cell(row["floor"], row["floor_interval"]), *([row["n"]] if with_n else [])
+        )
     Console().print(table)
     for reason in dict.fromkeys(row["reason"] for row in rows if row["reason"]):
         typer.echo(f"not measured: {reason} ({'; '.join(row['metric'] for row in rows if row['reason'] == reason)})")

@@ -2,7 +2,8 @@
 
 `seeded-conv-v1` is a fixed random convolutional network: nothing in it was learned, and its distances are not
 comparable with published FID figures, which use Inception features of RGB photographs. Random networks are known to
-separate image sets (Naeem et al. 2020 use an untrained VGG where ImageNet features do not fit), and every figure is shown beside a real-against-real floor.
+separate image sets (Naeem et al. 2020 use an untrained VGG where ImageNet features do not fit), and every figure is
+shown beside a real-against-real floor.
 
 To add an extractor: write its class in one file (a callable with `name` and `dimension`), and one line in EXTRACTORS.
 

@@ -66,14 +66,17 @@ def subset(x_ND: np.ndarray, n: int, words: tuple[int, ...]) -> np.ndarray:
 
 
 def frechet_at(a_ND: np.ndarray, b_ND: np.ndarray, n: int, *, seed: int = 0, draws: int = 10) -> float:
-    """Mean Fréchet distance from `a` to `n` images of `b`: sets of different size are only comparable at one n, for the bias goes as 1/n."""
+    """Mean Fréchet distance from `a` to `n` images of `b`. Sets of different size compare only at one n, for the bias goes as 1/n."""
     draws = draws if n < len(b_ND) else 1
     return float(np.mean([frechet_distance(a_ND, subset(b_ND, n, (seed, n, k))) for k in range(draws)]))
 
 
 @dataclass(frozen=True, kw_only=True)
 class Infinity:
-    """FID∞ with the standard error of its line, too small as the points share images. It may be negative: an unbiased estimate of 0 is, half of the time."""
+    """FID∞ with the standard error of its line (too small, as its points share images).
+
+    It may be negative: an unbiased estimate of 0 is, half of the time.
+    """
 
     value: float
     standard_error: float
@@ -131,7 +134,7 @@ class Kid:
 
 
 def kid_with_interval(a_ND: np.ndarray, b_ND: np.ndarray, *, seed: int = 0, subsets: int = 100, largest: int = 1000) -> Kid:
-    """KID over `subsets` pairs of subsets of half the smaller set (at most `largest`), as Bińkowski et al. 2018, §4, do for speed and spread.
+    """KID over pairs of subsets, each of half the smaller set (at most `largest`), as Bińkowski et al. 2018 do for speed and spread.
 
     The interval is that of a subset, so it is wider than that of the mean.
     """
@@ -142,7 +145,10 @@ def kid_with_interval(a_ND: np.ndarray, b_ND: np.ndarray, *, seed: int = 0, subs
 
 
 def conditioned(real_ND: np.ndarray, other_ND: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Both sets divided by one number, the root mean square of the real features about their mean, so that KID does not hang on the extractor's scale."""
+    """Both sets about the real mean, in units of the real features' root mean square about it.
+
+    So KID, whose kernel has a fixed constant, does not hang on the extractor's scale.
+    """
     real_ND, other_ND = np.asarray(real_ND, np.float64), np.asarray(other_ND, np.float64)
     centre_D = real_ND.mean(0)
     scale = np.sqrt(((real_ND - centre_D) ** 2).mean()) or 1.0

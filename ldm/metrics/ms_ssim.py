@@ -45,27 +45,25 @@ def ms_ssim_of_pairs(a_PCHW: torch.Tensor, b_PCHW: torch.Tensor, *, range_: floa
 
 
 def draw_pairs(units: Sequence[str], pairs: int, *, seed: int = 0) -> np.ndarray:
-    """Positions (P, 2) of images of different units (people), no pair twice; pair p is a function of (seed, p) until it repeats.
+    """Positions (P, 2) of images of different units (people), no pair twice.
+
+    A pure function of (units, seed); the first pairs do not hang on how many are asked for.
 
     Fewer than `pairs` come back where there are not that many; none where all images belong to one unit.
     """
-    _, unit_N = np.unique(np.asarray(units), return_inverse=True)
-    n = len(unit_N)
-    sizes = np.bincount(unit_N)
-    possible = (n * n - int((sizes.astype(np.int64) ** 2).sum())) // 2
-    if possible <= 2 * pairs:  # few: list them all, and take a seeded part
-        rare_N = np.flatnonzero(unit_N != sizes.argmax())  # a pair across units has at least one image outside the largest unit
-        both = {(min(i, j), max(i, j)) for i in rare_N for j in np.flatnonzero(unit_N != unit_N[i])}
-        every = np.array(sorted(both)).reshape(-1, 2)
-        return every[np.random.default_rng(np.random.SeedSequence((seed, 5))).permutation(len(every))[:pairs]]
+    _, unit_N, size_U = np.unique(np.asarray(units), return_inverse=True, return_counts=True)
+    n, order_N = len(unit_N), np.argsort(unit_N, kind="stable")
+    start_U, outside_N = np.cumsum(size_U) - size_U, n - size_U[unit_N]
+    wanted = min(pairs, int(outside_N.sum()) // 2)
+    until_N, rng = np.cumsum(outside_N), np.random.default_rng(np.random.SeedSequence((seed, 5)))
     found: dict[tuple[int, int], None] = {}
-    p = 0
-    while len(found) < pairs:
-        i, j = sorted(np.random.default_rng(np.random.SeedSequence((seed, 6, p))).integers(0, n, 2))
-        if unit_N[i] != unit_N[j]:
-            found[int(i), int(j)] = None
-        p += 1
-    return np.array(list(found)).reshape(-1, 2)
+    while len(found) < wanted:
+        # the first image in proportion to how many it can be paired with, the second evenly among those: every pair is as likely
+        i = int(np.searchsorted(until_N, rng.integers(until_N[-1]), side="right"))
+        j = int(rng.integers(outside_N[i]))
+        j = int(order_N[j if j < start_U[unit_N[i]] else j + size_U[unit_N[i]]])  # images sorted by unit, its own ones skipped
+        found[min(i, j), max(i, j)] = None
+    return np.array(list(found), np.int64).reshape(-1, 2)
 
 
 @dataclass(frozen=True, kw_only=True)

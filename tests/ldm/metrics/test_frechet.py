@@ -106,7 +106,9 @@ def test_kid_does_not_hang_on_the_scale_of_the_features():
     assert first == pytest.approx(second, rel=1e-9)
 
 
-@pytest.mark.parametrize(("a", "b"), [(np.ones((1, 4)), np.ones((9, 4))), (np.full((9, 4), np.nan), np.ones((9, 4))), (np.ones((9, 4)), np.ones((9, 5)))])
+@pytest.mark.parametrize(
+    ("a", "b"), [(np.ones((1, 4)), np.ones((9, 4))), (np.full((9, 4), np.nan), np.ones((9, 4))), (np.ones((9, 4)), np.ones((9, 5)))]
+)
 def test_refusals(a, b):
     with pytest.raises(InputError):
         frechet.frechet_distance(a, b)

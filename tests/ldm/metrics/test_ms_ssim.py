@@ -72,11 +72,20 @@ def test_pairs_are_of_different_people_and_never_twice(units):
     np.testing.assert_array_equal(pairs, ms_ssim.draw_pairs(units, 25))
 
 
+def test_every_pair_is_as_likely():
+    first = [tuple(ms_ssim.draw_pairs(list("aaab"), 1, seed=seed)[0]) for seed in range(300)]
+    counts = [first.count(pair) for pair in ((0, 3), (1, 3), (2, 3))]
+    assert sum(counts) == 300 and min(counts) > 70
+    assert len({tuple(ms_ssim.draw_pairs(list("aabc"), 1, seed=seed)[0]) for seed in range(100)}) == 5
+
+
 def test_number_of_pairs():
     assert len(ms_ssim.draw_pairs(list("aab"), 25)) == 2  # all there are
     assert len(ms_ssim.draw_pairs(["a"] * 9, 25)) == 0
     assert len(ms_ssim.draw_pairs([str(i) for i in range(9)], 25)) == 25
-    assert not np.array_equal(ms_ssim.draw_pairs([str(i) for i in range(99)], 9), ms_ssim.draw_pairs([str(i) for i in range(99)], 9, seed=1))
+    assert not np.array_equal(
+        ms_ssim.draw_pairs([str(i) for i in range(99)], 9), ms_ssim.draw_pairs([str(i) for i in range(99)], 9, seed=1)
+    )
 
 
 def test_interval_by_unit_and_difference():
