@@ -31,7 +31,6 @@ class Fundus:
         crescent: strength of the pigment crescent at the temporal margin.
         macular_mm: length over which macular pigment falls to 1/e. pit: strength of the foveal reflexes.
         choroid_GG: lumen of choroidal vessels, 0 to 1. pigment_GG, mottle_FF: melanin of the epithelium, mean 0.
-        nevus: x, y, radius in mm and depth of a pigmented spot; depth 0 for none.
         fibres_A: streaks of the nerve fibre layer over the angle around the disc.
     """
 
@@ -109,7 +108,7 @@ def choroid(rng: np.random.Generator, disc: Disc) -> np.ndarray:
     # Two layers that cross each other at a small angle: great vessels, and smaller ones before them.
     great, small = streaks(rng, angle, 30, 1.7), streaks(rng, angle + 0.5 * noise(rng, GRID, 16), 22, 0.9)
     fade = 1 + 0.35 * noise(rng, GRID, 14)
-    lumen = 1 / (1 + np.exp(-2.0 * fade * (rng.uniform(0.5, 0.8) * great + 0.6 * small)))
+    lumen = 1 / (1 + np.exp(-2.0 * fade * (rng.uniform(0.7, 1.1) * great + 0.4 * small)))
     return gaussian_filter(lumen, 0.7).astype(np.float32)
 
 
@@ -132,7 +131,7 @@ def make_fundus(rng: np.random.Generator, disc: Disc, age_years: float) -> Fundu
         macular_mm=rng.uniform(0.35, 0.55),
         pit=young * rng.uniform(0.3, 1.0),
         choroid_GG=choroid(rng, disc),
-        pigment_GG=0.6 * noise(rng, GRID, 24) + 0.33 * noise(rng, GRID, 6) + 0.3 * noise(rng, GRID, 1.8),
+        pigment_GG=0.7 * noise(rng, GRID, 24) + 0.4 * noise(rng, GRID, 7),
         mottle_FF=noise(rng, FINE, 1.2),
         fibres_A=_standard(
             gaussian_filter(rng.standard_normal(720), 1.6, mode="wrap") + 1.2 * gaussian_filter(rng.standard_normal(720), 5, mode="wrap")
@@ -200,7 +199,7 @@ def layers(fundus: Fundus, x_mm: np.ndarray, y_mm: np.ndarray) -> dict[str, np.n
     mottle = read_off(fundus.mottle_FF, FINE_MM, x_mm, y_mm)
     lumen = read_off(fundus.choroid_GG, GRID_MM, x_mm, y_mm)
     beside = np.exp(-((np.maximum(head["outside_mm"], 0) / 0.13) ** 2)) * (0.5 - 0.5 * np.cos(head["angle"]))  # temporal margin
-    rpe = 1 + 0.75 * np.exp(-((eccentricity_mm / 0.75) ** 2)) + 0.11 * pigment + 0.08 * mottle + fundus.crescent * beside
+    rpe = 1 + 0.75 * np.exp(-((eccentricity_mm / 0.75) ** 2)) + 0.11 * pigment + 0.055 * mottle + fundus.crescent * beside
     # The macula lies on a thicker choroid of smaller vessels: less pattern there.
     order = 1 - 0.55 * np.exp(-((eccentricity_mm / 1.2) ** 2))
     pattern = order * (lumen - 0.5)
@@ -212,10 +211,10 @@ def layers(fundus: Fundus, x_mm: np.ndarray, y_mm: np.ndarray) -> dict[str, np.n
         "macular": macular.astype(np.float32),
         "fovea": (fundus.pit * (np.exp(-((eccentricity_mm / 0.045) ** 2)) + ring)).astype(np.float32),
         "rpe": rpe.clip(0.3).astype(np.float32),
-        "choroid_melanin": (1 - 0.8 * pattern + 0.16 * pigment + 0.25 * np.exp(-((eccentricity_mm / 1.4) ** 2)))
+        "choroid_melanin": (1 - 1.7 * pattern + 0.16 * pigment + 0.25 * np.exp(-((eccentricity_mm / 1.4) ** 2)))
         .clip(0.1)
         .astype(np.float32),
-        "choroid_blood": (1 + 0.8 * pattern).clip(0.1).astype(np.float32),
+        "choroid_blood": (1 + 0.6 * pattern).clip(0.1).astype(np.float32),
         "inner": (1 - 0.85 * np.exp(-((eccentricity_mm / 0.45) ** 2))).astype(np.float32),
         "fibre": nerve_fibres(fundus, head, x_mm, y_mm),
     }

@@ -26,7 +26,7 @@ from data_shards.persons import TEXTURE, PhantomConfig, person, stream, view
 from data_shards.phantom import FINE_RASTER, claim, label_map, meta_of, run_jobs
 from data_shards.phantom import mean_over as mean
 from data_shards.spectra import Tissue
-from data_shards.vessels import MM_PER_DEGREE, Disc
+from data_shards.vessels import MM_PER_DEGREE, REFLEX_SHARE, VEIN_REFLEX, Disc, chord_px
 
 DISC_MM = 1.83  # mean diameter of the nerve head, Quigley et al. 1990
 PHOTOGRAPH_DEGREES = 45.0  # the usual fundus camera, where no nerve head gives the scale
@@ -93,18 +93,20 @@ def outline(mask_HW: np.ndarray, at: tuple[np.ndarray, np.ndarray], step: float)
     return np.clip(sampled / step + 0.5, 0, 1)
 
 
-def lumen_mm(mask_HW: np.ndarray, at: tuple[np.ndarray, np.ndarray], mm: float) -> np.ndarray:
-    """Path through the lumen, float32 (S, S): the chord of a round vessel whose radius is read at the nearest centre line."""
+def lumen(mask_HW: np.ndarray, at: tuple[np.ndarray, np.ndarray], step: float) -> tuple[np.ndarray, np.ndarray]:
+    """Path through the lumen in pixels of the photograph, and share of the central light reflex; both float32 (S, S).
+
+    Vessels are taken as round, with the radius found at the nearest centre line.
+    """
     if not mask_HW.any():
-        return np.zeros(at[0].shape, np.float32)
+        return np.zeros(at[0].shape, np.float32), np.zeros(at[0].shape, np.float32)
     inside_px = distance_transform_edt(np.pad(mask_HW, 1))[1:-1, 1:-1]
-    centre_HW = skeletonize(mask_HW)
-    _, nearest = distance_transform_edt(~centre_HW, return_indices=True)
+    _, nearest = distance_transform_edt(~skeletonize(mask_HW), return_indices=True)
     radius_px = np.maximum(inside_px[tuple(nearest)], 0.5)
-    from_centre_px = np.clip(radius_px - inside_px, 0, radius_px)
-    path = 2 * np.sqrt(radius_px**2 - from_centre_px**2)
-    path = np.maximum(path, 0.9 * radius_px) * mm
-    return map_coordinates(path.astype(np.float32), at, order=1, mode="nearest", output=np.float32)
+    maps = radius_px, np.clip(radius_px - inside_px, 0, radius_px)
+    radius, distance = (map_coordinates(field_HW.astype(np.float32), at, order=1, mode="nearest", output=np.float32) for field_HW in maps)
+    core = REFLEX_SHARE * radius
+    return chord_px(radius, distance), np.clip(np.minimum((core - distance) / step + 0.5, 2 * core / step), 0, 1)
 
 
 def paint_tissue(config: PhantomConfig, labels_HW: np.ndarray, frame: Frame, number: int, age_years: float) -> Tissue:
@@ -127,14 +129,18 @@ def paint_tissue(config: PhantomConfig, labels_HW: np.ndarray, frame: Frame, num
     rest["onh"] = outline(onh_HW, at, step)
     rest["cup"] = rest["cup"] * rest["onh"]
     drawn: dict[str, np.ndarray] = {}
-    reflex = np.zeros((config.size, config.size), np.float32)
+    reflexes = []
     for kind in ("artery", "vein"):
         mask_HW = labels_HW == LABELS[kind]
-        covered, path_mm = outline(mask_HW, at, step), lumen_mm(mask_HW, at, frame.mm)
+        covered, (path_px, reflex) = outline(mask_HW, at, step), lumen(mask_HW, at, step)
         drawn[kind] = mean(covered, finer)
-        drawn[f"{kind}_mm"] = mean(covered * path_mm, finer) / np.maximum(drawn[kind], 1e-6)
+        drawn[f"{kind}_mm"] = mean(covered * path_px, finer) * frame.mm / np.maximum(drawn[kind], 1e-6)
+        reflexes.append(mean(covered * reflex, finer))
     return Tissue(
-        **drawn, reflex=reflex, mm_per_pixel=frame.mm * step * finer, **{name: mean(field_SS, finer) for name, field_SS in rest.items()}
+        **drawn,
+        reflex=np.maximum(reflexes[0], VEIN_REFLEX * reflexes[1]),
+        mm_per_pixel=frame.mm * step * finer,
+        **{name: mean(field_SS, finer) for name, field_SS in rest.items()},
     )
 
 

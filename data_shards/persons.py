@@ -39,7 +39,7 @@ class PhantomConfig:
     central_disc: bool = False
     biomarker_share: float = 0.3
     biomarker_strength: float = 0.06
-    full_scale: float = 0.26
+    full_scale: float = 0.30
     electrons: float = 4000.0
     read_noise_counts: float = 1.0
     noise: float = 1.0

@@ -28,7 +28,7 @@ from data_shards.folder import write_cube
 from data_shards.fundus import Fundus, layers, make_fundus
 from data_shards.persons import EYE, TEXTURE, VESSELS, PhantomConfig, View, person, stream, view
 from data_shards.spectra import Person, Tissue
-from data_shards.vessels import MM_PER_DEGREE, Branch, Disc, Footprint, grow_trees, rasterise
+from data_shards.vessels import MM_PER_DEGREE, VEIN_REFLEX, Branch, Disc, Footprint, grow_trees, rasterise
 
 __all__ = ["PhantomConfig", "phantom_cube", "write_phantoms"]
 
@@ -101,7 +101,7 @@ def tissue_of(eye: Eye, config: PhantomConfig, seen: View, side: int) -> Tissue:
     rest = {name: mean_over(field_SS, finer) for name, field_SS in layers(eye.fundus, x_mm, y_mm).items()}
     artery, artery_mm = _mean_path(drawn["artery"], finer)
     vein, vein_mm = _mean_path(drawn["vein"], finer)
-    reflex = mean_over(np.maximum(drawn["artery"].reflex, 0.45 * drawn["vein"].reflex), finer)
+    reflex = mean_over(np.maximum(drawn["artery"].reflex, VEIN_REFLEX * drawn["vein"].reflex), finer)
     return Tissue(artery=artery, vein=vein, artery_mm=artery_mm, vein_mm=vein_mm, reflex=reflex, mm_per_pixel=mm * finer, **rest)
 
 

@@ -171,7 +171,7 @@ def _choroid(nm: float, tissue: Tissue, person: Person) -> np.ndarray:
     """Light that choroid and sclera send back through the pigment epithelium, (H, W).
 
     The upper half of the choroid is an even felt of small vessels; the great ones lie below it, before the sclera, and
-    are seen only where light gets that far: from about 670 nm.
+    are seen where light gets that far and is not scattered too widely on its way back: from about 670 nm.
     """
     melanin, blood = melanin_per_cm(nm), blood_per_cm(nm, person.choroid_saturation, person.haemoglobin_g_per_l)
     half_cm = CHOROID_CM / 2
@@ -181,8 +181,10 @@ def _choroid(nm: float, tissue: Tissue, person: Person) -> np.ndarray:
     felt = backscatter(upper / half_cm, CHOROID_PER_CM, half_cm)
     great = through * backscatter(lower / half_cm, CHOROID_PER_CM, half_cm)
     sclera = through * 0.26 * min(1.0, 700 / nm) * np.exp(-2 * (lower + CHOROID_PER_CM * half_cm))
+    blur_mm = 0.18 * (600 / nm) ** 5
+    below = gaussian_filter(great + sclera, blur_mm / tissue.mm_per_pixel, mode="nearest", truncate=3)
     epithelium = np.exp(-2e-4 * melanin * person.rpe_melanin_um * tissue.rpe)
-    return epithelium * (felt + great + sclera)
+    return epithelium * (felt + below)
 
 
 def reflectance_HW(nm: float, tissue: Tissue, person: Person) -> np.ndarray:
@@ -199,8 +201,8 @@ def reflectance_HW(nm: float, tissue: Tissue, person: Person) -> np.ndarray:
     receptors = 0.030 * np.exp(-1.6e-4 * melanin_per_cm(nm) * person.rpe_melanin_um * tissue.rpe)  # they lie among the melanin
     pigment = 10 ** (-2 * macular_density(nm, person.macular_peak) * tissue.macular)
     # Optic nerve head: white scattering tissue, weaker in the near infrared, with capillary blood mostly in its rim.
-    capillaries = np.exp(-2 * blood_per_cm(nm, 0.85, person.haemoglobin_g_per_l) * 0.0022 * tissue.capillaries)
-    nerve = 0.22 / (1 + (nm / 1100) ** 4) * (0.8 + 0.14 * tissue.cup) * capillaries * passed
+    capillaries = np.exp(-2 * blood_per_cm(nm, 0.85, person.haemoglobin_g_per_l) * 0.0028 * tissue.capillaries)
+    nerve = 0.31 / (1 + (nm / 1050) ** 4) * (0.8 + 0.14 * tissue.cup) * capillaries * passed
     background = pigment * passed * (receptors * passed + deep * passed_in)
     clear = np.exp(np.float32(-2 * person.biomarker * (500 / nm) ** 4))  # Rayleigh: More & Vince 2015
     inner = (500 / nm) ** 2 * (0.004 * tissue.inner + 0.006 * tissue.fibre)  # in front of the vessels

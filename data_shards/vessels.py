@@ -23,6 +23,8 @@ CELL_MM = 0.06
 CENTRE_MM = (2.25, 0.2)  # middle of the field of view, between fovea and nerve head
 REACH_MM = 5.8  # growth ends this far from it in x and y, outside every field of view
 THINNEST_MM = 0.0085  # radius; below lie capillaries, which no fundus camera resolves
+REFLEX_SHARE = 0.28  # width of the central light reflex over that of the vessel; that of veins is weaker:
+VEIN_REFLEX = 0.45
 FAZ_MM = 0.28  # radius of the foveal avascular zone
 
 
@@ -167,7 +169,8 @@ class _Grower:
             if free:
                 x, y = nx, ny
                 walked += STEP_MM
-                radius *= 1 - 0.025 * STEP_MM  # what unseen precapillaries take away on the way
+                # What unseen precapillaries take away on the way; nowhere do they lie as close as around the fovea.
+                radius *= 1 - (0.6 if math.hypot(x, y) < 0.9 else 0.025) * STEP_MM
                 points.append((x, y))
                 radii.append(radius)
         for px, py in points:
@@ -321,7 +324,7 @@ def rasterise(tree: list[Branch], to_pixels: tuple[np.ndarray, np.ndarray], mm_p
     matrix, offset = to_pixels
     points, radii = [], []
     for branch in tree:
-        if len(branch.points_mm) < 2:
+        if len(branch.points_mm) < 2 or branch.parent < 0:  # the central vessel comes up through the nerve, unseen
             continue
         pixel_N2 = branch.points_mm @ matrix.T + offset
         fine = np.linspace(0, len(pixel_N2) - 1, max(2, int(np.ceil((len(pixel_N2) - 1) * STEP_MM / mm_per_pixel / 0.4)) + 1))
@@ -348,12 +351,19 @@ def _stamp(drawn: dict[str, np.ndarray], points_N2: np.ndarray, radius_N: np.nda
             if not hit.any():
                 continue
             at, d, r = (row_N[hit], column_N[hit]), distance_N[hit], radius_N[hit]
-            np.maximum.at(drawn["covered"], at, np.minimum(np.minimum(r - d + 0.5, 2 * r), 1).astype(np.float32))
-            # Chord of a round lumen; near the rim and in vessels thinner than a pixel the mean chord, π r / 2.
-            np.maximum.at(
-                drawn["path"],
-                at,
-                np.maximum(2 * np.sqrt(np.maximum(r * r - d * d, 0)), np.where(d < r + 0.5, 0.9 * r, 0)).astype(np.float32),
-            )
-            core = 0.28 * r  # the central reflex takes about a third of the width
-            np.maximum.at(drawn["reflex"], at, np.clip(np.minimum(core - d + 0.5, 2 * core), 0, 1).astype(np.float32))
+            core = REFLEX_SHARE * r
+            for name, value in (
+                ("covered", np.minimum(np.minimum(r - d + 0.5, 2 * r), 1)),
+                ("path", chord_px(r, d)),
+                ("reflex", np.clip(np.minimum(core - d + 0.5, 2 * core), 0, 1)),
+            ):
+                np.maximum.at(drawn[name], at, value.astype(np.float32))
+
+
+def chord_px(radius: np.ndarray, distance: np.ndarray) -> np.ndarray:
+    """Mean path through a round lumen over the covered part of a pixel, at a distance from the centre line, all in pixels.
+
+    Inside it is the chord. In the pixels of the rim, and in vessels thinner than a pixel, the chord at the pixel's
+    centre says little: there the mean over the part covered, which is π r / 2 for thin vessels and 1.3 √r for wide ones.
+    """
+    return np.maximum(2 * np.sqrt(np.maximum(radius**2 - distance**2, 0)), np.minimum(np.pi / 2 * radius, 1.3 * np.sqrt(radius)))
