@@ -15,7 +15,7 @@ from data_shards.errors import InputError
 from data_shards.order import hash64
 from ldm.comm import Communicator
 
-CANDIDATES_A_CODE = 16
+CANDIDATES_A_CODE, CANDIDATES_LEAST = 8, 4096
 
 
 @dataclass(frozen=True)
@@ -28,8 +28,18 @@ class KMeans:
     iterations: int
 
 
-def kmeans(z_ND: Tensor, ids_N: np.ndarray, *, k: int, comm: Communicator, seed: int, iterations: int = 10, tolerance: float = 1e-4) -> KMeans:
-    """Lloyd's iterations from a k-means++ start. Collective: a rank without vectors calls it too.
+def kmeans(
+    z_ND: Tensor,
+    ids_N: np.ndarray,
+    *,
+    k: int,
+    comm: Communicator,
+    seed: int,
+    start_KD: Tensor | None = None,
+    iterations: int = 10,
+    tolerance: float = 1e-3,
+) -> KMeans:
+    """Lloyd's iterations from a k-means++ start, or from `start_KD`. Collective: a rank without vectors calls it too.
 
     The start is drawn by hash of (seed, id) and all sums are float64, so the result does not depend on how the vectors
     are spread over ranks (up to rounding of the sums). One all-reduce an iteration.
@@ -37,6 +47,8 @@ def kmeans(z_ND: Tensor, ids_N: np.ndarray, *, k: int, comm: Communicator, seed:
     Args:
         z_ND: this rank's vectors, (N, D); N may be 0.
         ids_N: a number for each vector, unique over all ranks and independent of them.
+        start_KD: codes to go on from, the same on every rank; they keep their numbers.
+        tolerance: stop when an iteration lowers the inertia by less than this share.
 
     Raises:
         InputError (on every rank): fewer vectors than codes, or vectors that are not finite.
@@ -47,7 +59,9 @@ def kmeans(z_ND: Tensor, ids_N: np.ndarray, *, k: int, comm: Communicator, seed:
     if bad or count < k:
         what = f"{bad} of {count} latents are NaN or infinite" if bad else f"{count} latents for {k} codes"
         raise InputError(what, where="k-means of the codebook", expected="finite latents, at least one a code", mend="lower codebook.codes or train.lr")
-    codes_KD = _plus_plus(*_candidates(z_ND, ids_N, k * CANDIDATES_A_CODE, comm, seed), k, seed).to(z_ND)
+    if start_KD is None:
+        start_KD = _plus_plus(_candidates(z_ND, ids_N, max(k * CANDIDATES_A_CODE, CANDIDATES_LEAST), comm, seed), k, seed)
+    codes_KD = start_KD.to(z_ND)
     before, done = float("inf"), 0
     packed = torch.empty(0)
     for done in range(1, iterations + 1):
@@ -87,17 +101,17 @@ def _split_large(codes_KD: Tensor, counts_K: Tensor) -> Tensor:
     return codes_KD
 
 
-def _candidates(z_ND: Tensor, ids_N: np.ndarray, wanted: int, comm: Communicator, seed: int) -> tuple[np.ndarray, np.ndarray]:
+def _candidates(z_ND: Tensor, ids_N: np.ndarray, wanted: int, comm: Communicator, seed: int) -> np.ndarray:
     """The `wanted` vectors of smallest hash over all ranks, in the order of their hash; the same on every rank."""
     priority_N = hash64(seed, ids_N)
     mine = np.argsort(priority_N)[:wanted]
     gathered = comm.gather((priority_N[mine], z_ND.cpu().numpy()[mine]))
     priority = np.concatenate([p for p, _ in gathered])
     first = np.argsort(priority)[:wanted]
-    return np.concatenate([z for _, z in gathered])[first], priority[first]
+    return np.concatenate([z for _, z in gathered])[first]
 
 
-def _plus_plus(z_MD: np.ndarray, priority_M: np.ndarray, k: int, seed: int) -> Tensor:
+def _plus_plus(z_MD: np.ndarray, k: int, seed: int) -> Tensor:
     """k-means++ (Arthur and Vassilvitskii 2007) on the gathered candidates."""
     draw = (hash64(seed, np.arange(k), 1) >> np.uint64(11)).astype(np.float64) / 2**53
     chosen = [int(draw[0] * len(z_MD))]

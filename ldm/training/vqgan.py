@@ -188,7 +188,9 @@ class VQGANTrainer:
             return ended
         z_ND, ids_N = self._epoch_latents(epoch)
         config = self.codebook.config
-        found = kmeans(z_ND, ids_N, k=config.codes, comm=self.engine, seed=self.seed + epoch, iterations=config.kmeans_iterations)
+        # later epochs go on from the present codes: near the new means already, and code numbers keep their meaning
+        start = self.codebook.codes_KD if epoch > 0 else None
+        found = kmeans(z_ND, ids_N, k=config.codes, comm=self.engine, seed=self.seed, start_KD=start, iterations=config.kmeans_iterations)
         self.codebook.reset(found.codes_KD, found.counts_K)
         return {**ended, "kmeans/inertia": found.inertia, "kmeans/iterations": float(found.iterations)}
 
@@ -198,7 +200,7 @@ class VQGANTrainer:
         count, wanted = self.stream.count, self.codebook.config.kmeans_vectors
         side = [n // self.module.config.compression for n in self.stream.dataset.shape[1:]]
         places = side[0] * side[1]
-        n_samples = min(count, max(math.ceil(wanted / places), min(256, count)))
+        n_samples = min(count, max(math.ceil(wanted / places), min(64, count)))
         each = min(places, math.ceil(wanted / n_samples))
         g = epoch * count + np.arange(n_samples)[self.engine.rank :: self.engine.world]
         latents, ids = [torch.empty(0, self.module.config.latent_channels, device=self.engine.device)], [np.empty(0, np.int64)]
