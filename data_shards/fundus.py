@@ -211,7 +211,7 @@ def layers(fundus: Fundus, x_mm: np.ndarray, y_mm: np.ndarray) -> dict[str, np.n
         "macular": macular.astype(np.float32),
         "fovea": (fundus.pit * (np.exp(-((eccentricity_mm / 0.045) ** 2)) + ring)).astype(np.float32),
         "rpe": rpe.clip(0.3).astype(np.float32),
-        "choroid_melanin": (1 - 1.7 * pattern + 0.16 * pigment + 0.25 * np.exp(-((eccentricity_mm / 1.4) ** 2)))
+        "choroid_melanin": (1 - 1.35 * pattern + 0.16 * pigment + 0.25 * np.exp(-((eccentricity_mm / 1.4) ** 2)))
         .clip(0.1)
         .astype(np.float32),
         "choroid_blood": (1 + 0.6 * pattern).clip(0.1).astype(np.float32),

@@ -213,7 +213,7 @@ def write_painted(
         labels_HW = np.zeros(cube.data_CHW.shape[1:], np.uint8) if cube.labels_HW is None else cube.labels_HW
         kept = {"anatomy_key": cube.meta.key, **{name: cube.meta.notes[name] for name in ("split",) if name in cube.meta.notes}}
         paint = {"number": number, "subject_id": cube.meta.subject_id, "eye": cube.meta.eye, "notes": kept}
-        keys = {f"{cube.meta.key}-v{visit}"[-63:]: visit for visit in range(visits)}
+        keys = {painted_key(cube.meta.key, visit): visit for visit in range(visits)}
         jobs.append((_paint_one, config, out, labels_HW, cube.fov_HW, paint, keys))
         digest.update(
             durable.canonical_json([cube.meta.key, paint]) + labels_HW.tobytes() + (b"" if cube.fov_HW is None else cube.fov_HW.tobytes())
@@ -223,6 +223,12 @@ def write_painted(
     jobs = [(*job[:-1], {key: visit for key, visit in job[-1].items() if key not in there}) for job in jobs]
     jobs = [job for job in jobs if job[-1]]
     return sum(1 for _ in watch(run_jobs(jobs, workers), total=sum(len(job[-1]) for job in jobs), title=f"paint {out.name}", unit="cube"))
+
+
+def painted_key(key: str, visit: int) -> str:
+    """As 21_training-v0. Keys end at 63 letters, so a long name is cut and a hash keeps it unlike the others."""
+    named = f"{key}-v{visit}"
+    return named if len(named) <= 63 else f"{key[:48]}-{hashlib.sha256(key.encode()).hexdigest()[:8]}-v{visit}"
 
 
 def _paint_one(

@@ -14,6 +14,7 @@ import functools
 import json
 import multiprocessing
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ import numpy as np
 from data_shards import durable
 from data_shards.camera import FIELD_SHARE, field_of_view, render
 from data_shards.cube import LABELS, Cube, CubeMeta
-from data_shards.errors import InputError, UnsafeResume
+from data_shards.errors import InputError, TryAgain, UnsafeResume
 from data_shards.folder import write_cube
 from data_shards.fundus import Fundus, layers, make_fundus
 from data_shards.persons import EYE, TEXTURE, VESSELS, PhantomConfig, View, person, stream, view
@@ -210,6 +211,10 @@ def claim(out: Path, record: dict[str, Any]) -> None:
         UnsafeResume: it holds something else.
     """
     mend = f"choose another OUT, or remove it: rm -r {out}"
+    if out.exists() and not out.is_dir():
+        raise InputError(
+            "a file, where a folder of cubes has to stand", where=out, expected="an absent or empty folder", mend="choose another OUT"
+        )
     with durable.explained(out):
         out.mkdir(parents=True, exist_ok=True)
         durable.sweep(out)
@@ -272,5 +277,9 @@ def run_jobs(jobs: list[tuple], workers: int) -> Iterator[str]:
         try:
             for future in concurrent.futures.as_completed(futures):
                 yield from future.result()
+        except BrokenProcessPool as error:
+            raise TryAgain(
+                "a worker process was killed", expected="enough memory for all workers", mend="the same command with --workers 1"
+            ) from error
         finally:
             pool.shutdown(cancel_futures=True)

@@ -42,7 +42,8 @@ def command(
     anatomy: Annotated[
         Path | None,
         typer.Option(
-            metavar="DATASET", help="Paint vessels and nerve heads of these labelled photographs (loose or packed) instead of grown ones."
+            metavar="DATASET",
+            help="Paint the vessels and nerve heads of these labelled photographs (loose or packed) instead; their subjects, not --subjects.",
         ),
     ] = None,
     workers: Annotated[int, typer.Option(help="Processes.", min=1)] = 1,
@@ -62,15 +63,16 @@ def command(
     """
 
     from data_shards.cube import BANDS_16_NM
+    from data_shards.importing.wavelengths import parse_wavelengths
     from data_shards.painted import write_painted
     from data_shards.phantom import PhantomConfig, write_phantoms
-    from data_shards.wavelengths import parse_wavelengths
 
     try:
         wavelengths_nm = parse_wavelengths(bands) if bands else BANDS_16_NM
     except InputError as error:
+        expected = "numbers in nm from 440 to 910, or a text file of them"
         raise InputError(
-            error.what, where="--bands", expected="numbers in nm, 440 to 910", mend="--bands 900,815,730,640,555,465"
+            f"{bands!r} is no band list", where="--bands", expected=expected, mend="--bands 900,815,730,640,555,465"
         ) from error
     config = PhantomConfig(
         size=size,
