@@ -7,9 +7,6 @@ BIN    := .venv/bin
 READY  := .venv/.ready
 EXTRAS ?= cpu,mpi,codecs,dev
 PYTHONS := $(PYTHON) python3 python3.13 python3.12 python3.11 python3.10
-# PyPI's torch for Linux brings several GB of CUDA; a machine without an NVIDIA driver gets the CPU build where it can be had.
-TORCH_INDEX ?= $(if $(shell command -v nvidia-smi),,https://download.pytorch.org/whl/cpu)
-
 .PHONY: setup demo test lint format clean
 .DELETE_ON_ERROR:
 
@@ -33,7 +30,6 @@ $(READY): setup.cfg pyproject.toml constraints.txt
 	if ! $(BIN)/python -c 'import sys; sys.exit(sys.version_info < (3, 10))'; then \
 	  echo ".venv holds $$($(BIN)/python --version), which is too old: make clean, then again" >&2; exit 2; \
 	fi; \
-	$(BIN)/python -m pip install -q -c constraints.txt $(if $(TORCH_INDEX),--retries 1 --extra-index-url $(TORCH_INDEX)) torch; \
 	$(BIN)/python -m pip install -q -c constraints.txt -e '.[$(EXTRAS)]'; \
 	touch $@
 

@@ -104,11 +104,10 @@ def check_cube(cube: Cube) -> None:
     for name, map_HW in (("labels", cube.labels_HW), ("fov", cube.fov_HW)):
         if map_HW is not None and map_HW.shape != data_CHW.shape[1:]:
             raise InputError(f"{name} of size {map_HW.shape}", where=where, expected=f"the cube's own size {data_CHW.shape[1:]}")
-    if cube.labels_HW is not None:
-        if cube.labels_HW.dtype != np.uint8 or cube.labels_HW.max() > max(LABELS.values()):
-            raise InputError(
-                f"labels of dtype {cube.labels_HW.dtype} with values up to {cube.labels_HW.max()}", where=where, expected=f"uint8, {LABELS}"
-            )
+    if cube.labels_HW is not None and (cube.labels_HW.dtype != np.uint8 or cube.labels_HW.max() > max(LABELS.values())):
+        raise InputError(
+            f"labels of dtype {cube.labels_HW.dtype} with values up to {cube.labels_HW.max()}", where=where, expected=f"uint8, {LABELS}"
+        )
     if cube.fov_HW is not None and cube.fov_HW.dtype != np.bool_:
         raise InputError(f"field-of-view mask of dtype {cube.fov_HW.dtype}", where=where, expected="bool")
 

@@ -39,7 +39,9 @@ class Shard:
         try:
             self._fd = os.open(self.path, os.O_RDONLY)
         except OSError as error:
-            raise CorruptData(f"shard cannot be opened: {error.strerror}", where=self.path, mend=f"retinaforge data verify {folder}") from error
+            raise CorruptData(
+                f"shard cannot be opened: {error.strerror}", where=self.path, mend=f"retinaforge data verify {folder}"
+            ) from error
         size = os.fstat(self._fd).st_size
         if size != self.index.shard_bytes or len(self.index) != entry.count or self.index.sha256 != entry.sha256:
             raise CorruptData(
@@ -145,7 +147,9 @@ class Dataset:
         """
         if split not in self.splits or not self.splits[split].count:
             have = ", ".join(f"{name} ({info.count})" for name, info in self.splits.items())
-            raise InputError(f"split {split!r} is empty", where=self.path, expected=f"one of: {have}", mend="retinaforge data pack --splits …")
+            raise InputError(
+                f"split {split!r} is empty", where=self.path, expected=f"one of: {have}", mend="retinaforge data pack --splits …"
+            )
         return self.splits[split].count
 
     def locate(self, split: str, i: int) -> tuple[Shard, int]:

@@ -81,7 +81,9 @@ def keys_in(folder: Path) -> list[str]:
         InputError: no such folder, or no sample in it.
     """
     if not folder.is_dir():
-        raise InputError("no such folder", where=folder, expected="a folder of KEY.npy with KEY.json", mend="retinaforge data import --help")
+        raise InputError(
+            "no such folder", where=folder, expected="a folder of KEY.npy with KEY.json", mend="retinaforge data import --help"
+        )
     keys = sorted(path.stem for path in folder.glob("*.json") if (folder / f"{path.stem}.npy").exists())
     if not keys:
         raise InputError("no cubes here", where=folder, expected="KEY.npy with KEY.json", mend="retinaforge data import --help")
@@ -100,7 +102,9 @@ def read_cube(folder: Path, key: str) -> Cube:
     try:
         data_CHW = np.load(folder / f"{key}.npy", allow_pickle=False)
     except (ValueError, OSError, EOFError) as error:
-        raise CorruptData(f"not a plain .npy array: {error}", where=folder / f"{key}.npy", expected="np.save(..., allow_pickle=False)") from error
+        raise CorruptData(
+            f"not a plain .npy array: {error}", where=folder / f"{key}.npy", expected="np.save(..., allow_pickle=False)"
+        ) from error
     labels, fov = folder / f"{key}.labels.png", folder / f"{key}.fov.png"
     return Cube(
         data_CHW=data_CHW,

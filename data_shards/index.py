@@ -87,7 +87,9 @@ def index_bytes(index: ShardIndex) -> bytes:
         "crc32c": index.crc_NM.astype(np.uint32),
     }
     # one metadata entry: safetensors keeps several in no fixed order, and an index has to be the same bytes every time
-    return save(columns, {"retinaforge": json.dumps({**header, "format": FORMAT, "count": len(index), "members": index.members}, sort_keys=True)})
+    return save(
+        columns, {"retinaforge": json.dumps({**header, "format": FORMAT, "count": len(index), "members": index.members}, sort_keys=True)}
+    )
 
 
 def read_index(path: Path, *, sha256: str | None = None) -> ShardIndex:
@@ -202,7 +204,9 @@ def tar_members(shard: Path) -> Iterable[tuple[str, int, bytes]]:
                         mend="write the shard again without it",
                     )
                 if not KEY.fullmatch(name.partition(".")[0]):
-                    raise InputError(f"sample key {name.partition('.')[0]!r} is not allowed", where=shard, expected="letters, digits, '_', '-'")
+                    raise InputError(
+                        f"sample key {name.partition('.')[0]!r} is not allowed", where=shard, expected="letters, digits, '_', '-'"
+                    )
                 content = tar.extractfile(info).read()
                 if len(content) != info.size:
                     raise CorruptData(f"shard ends inside member {info.name!r}", where=shard, mend=mend)
@@ -252,7 +256,9 @@ def _index_of(
         for m, member in enumerate(members):
             table_NM3[i, m] = row.get(member, (0, 0, 0))
     if len(dtypes) > 1 or any(len(s) != 3 for s in shapes.values()):
-        raise InputError(f"dtypes {sorted(dtypes)}, shapes {set(shapes.values())}", where=shard, expected="one dtype, (bands, height, width)")
+        raise InputError(
+            f"dtypes {sorted(dtypes)}, shapes {set(shapes.values())}", where=shard, expected="one dtype, (bands, height, width)"
+        )
     return ShardIndex(
         shard=shard.name,
         shard_bytes=shard.stat().st_size,

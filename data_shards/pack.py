@@ -38,7 +38,9 @@ def split_subjects(subjects: Iterable[str], fractions: dict[str, float], seed: i
         InputError: fractions that do not add up to 1, or a split that would be empty.
     """
     if not fractions or abs(sum(fractions.values()) - 1) > 1e-6 or min(fractions.values()) < 0:
-        raise InputError(f"split fractions {fractions}", expected="none below 0, adding up to 1", mend="--splits train=0.8,val=0.1,test=0.1")
+        raise InputError(
+            f"split fractions {fractions}", expected="none below 0, adding up to 1", mend="--splits train=0.8,val=0.1,test=0.1"
+        )
     ranked = sorted(set(subjects), key=lambda s: hashlib.sha256(f"{seed}\0{s}".encode()).digest())
     cuts = np.rint(np.cumsum([0.0, *fractions.values()]) * len(ranked)).astype(int)
     split_of = {s: name for name, a, b in zip(fractions, cuts, cuts[1:], strict=False) for s in ranked[a:b]}
@@ -142,13 +144,17 @@ def _same_kind(cube: Cube, first: Cube) -> None:
             )
 
 
-
 def _source(path: Path) -> tuple[list[tuple[str, str, str]], Read]:
     """(key, subject, stated split) of each sample, and how to read one."""
     if (path / NAME).exists():
         dataset = Dataset(path)
         place = {key: (split, i) for split, info in dataset.splits.items() if info.count for i, key in enumerate(dataset.keys(split))}
-        rows = [(k, s, split) for split, info in dataset.splits.items() if info.count for k, s in zip(dataset.keys(split), dataset.subjects(split), strict=True)]
+        rows = [
+            (k, s, split)
+            for split, info in dataset.splits.items()
+            if info.count
+            for k, s in zip(dataset.keys(split), dataset.subjects(split), strict=True)
+        ]
         return rows, lambda key: dataset.cube(*place[key])
     rows = []
     for key in loose.keys_in(path):

@@ -36,7 +36,9 @@ def verify(folder: Path) -> Iterator[tuple[str, list[str]]]:
                 whole.append(f"subject {subject}: in splits {split_of[subject]} and {entry.split}")
         yield entry.name, faults
     known = {entry.name for entry in manifest.shards}
-    whole += [f"{path.name}: a shard that {folder.name}/dataset.json does not name" for path in folder.glob("*.tar") if path.name not in known]
+    whole += [
+        f"{path.name}: a shard that {folder.name}/dataset.json does not name" for path in folder.glob("*.tar") if path.name not in known
+    ]
     for split, sizes in manifest.splits.items():
         count = sum(entry.count for entry in manifest.shards if entry.split == split)
         if count != sizes["count"]:

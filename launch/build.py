@@ -32,7 +32,9 @@ def stream(dataset: Dataset, loop: LoopConfig, engine: Engine, *, maps: bool) ->
     """
     if loop.batch % engine.world:
         raise InputError(f"global batch {loop.batch}", where="loop.batch", expected=f"a multiple of the {engine.world} ranks")
-    return CubeStream(dataset, "train", batch_size=loop.batch // engine.world, seed=loop.seed, rank=engine.rank, world=engine.world, maps=maps)
+    return CubeStream(
+        dataset, "train", batch_size=loop.batch // engine.world, seed=loop.seed, rank=engine.rank, world=engine.world, maps=maps
+    )
 
 
 def vqgan_modules(stage: VQGANStage, bands: int) -> tuple[VQGAN, Codebook, PatchGAN]:
@@ -69,7 +71,11 @@ def vqgan_trainer(stage: VQGANStage, dataset: Dataset, engine: Engine) -> tuple[
         flip=stage.flip,
     )
     identity = {"stage": "vqgan", "model": to_tree(vqgan.config), "codebook": to_tree(stage.codebook), "seed": stage.loop.seed}
-    return trainer, train, {**identity, "discriminator": to_tree(stage.discriminator), "loss": to_tree(stage.loss), "data": describe_data(dataset.manifest)}
+    return (
+        trainer,
+        train,
+        {**identity, "discriminator": to_tree(stage.discriminator), "loss": to_tree(stage.loss), "data": describe_data(dataset.manifest)},
+    )
 
 
 def denoiser_module(stage: DiffusionStage, latents: Manifest) -> nn.Module:
@@ -106,4 +112,8 @@ def diffusion_trainer(stage: DiffusionStage, latents: Dataset, engine: Engine) -
     )
     identity = {"stage": "diffusion", "model": to_tree(denoiser.config), "objective": to_tree(stage.objective), "seed": stage.loop.seed}
     origin = latents.manifest.source.get("encode", {}).get("autoencoder", "")
-    return trainer, stream(latents, stage.loop, engine, maps=False), {**identity, "autoencoder": origin, "data": describe_data(latents.manifest)}
+    return (
+        trainer,
+        stream(latents, stage.loop, engine, maps=False),
+        {**identity, "autoencoder": origin, "data": describe_data(latents.manifest)},
+    )

@@ -134,7 +134,9 @@ def load(preset: str, overrides: list[str] = ()) -> Config:
         for part in path_keys:
             node = node.setdefault(part, {})
             if not isinstance(node, dict):
-                raise InputError(f"{key!r}: {part!r} is a value, not a section", expected="a key of the tree", mend="retinaforge run --dry-run")
+                raise InputError(
+                    f"{key!r}: {part!r} is a value, not a section", expected="a key of the tree", mend="retinaforge run --dry-run"
+                )
         node[last] = parse_yaml(value, override)
     return from_tree(tree, where=preset)
 
@@ -180,6 +182,11 @@ def _check_keys(tree: Any, cls: type, prefix: str, where: object) -> None:
     known = [f.name for f in dataclasses.fields(cls)]
     for key, value in tree.items():
         if key not in known:
-            raise InputError(f"unknown key {prefix + str(key)!r}", where=where, expected=nearest(str(key), known), mend="retinaforge run --dry-run shows all keys")
+            raise InputError(
+                f"unknown key {prefix + str(key)!r}",
+                where=where,
+                expected=nearest(str(key), known),
+                mend="retinaforge run --dry-run shows all keys",
+            )
         if dataclasses.is_dataclass(hints[key]):
             _check_keys(value, hints[key], f"{prefix}{key}.", where)

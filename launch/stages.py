@@ -106,7 +106,9 @@ def prepare_data(run: Run, watch: Watch) -> None:
     pack(run.folder / "cubes", run.dataset, splits=data.splits, codec=data.codec, watch=lambda keys: watch(keys, title="pack", unit="cube"))
 
 
-def train(run: Run, stage: str, *, report: Callable[[int, dict[str, float]], None], started: Callable[[Any], None] = lambda engine: None) -> int:
+def train(
+    run: Run, stage: str, *, report: Callable[[int, dict[str, float]], None], started: Callable[[Any], None] = lambda engine: None
+) -> int:
     """Train 'vqgan' or 'diffusion' to its end, from its newest checkpoint on. Collective over ranks.
 
     Raises:
@@ -187,20 +189,23 @@ def judge(run: Run, watch: Watch) -> None:
     from ldm.trained import load_autoencoder, load_denoiser
 
     autoencoder, denoiser, real, wanted = load_autoencoder(run.vqgan), load_denoiser(run.diffusion), Dataset(run.dataset), run.config.sample
-    held_out = next((name for name in ("val", "test", "train") if name in real.splits and real.splits[name].count))
+    held_out = next(name for name in ("val", "test", "train") if name in real.splits and real.splits[name].count)
     baseline = run.folder / "gaussian-latents"
     if not (baseline / NAME).exists():
         count = min(wanted.count, BASELINE_IMAGES)
         cubes = decoded_gaussian_latents(autoencoder, denoiser, count, seed=wanted.seed, batch=wanted.batch, quantise=wanted.quantise)
-        write_dataset(baseline, {"synthetic": watch(cubes, total=count, title="baseline", unit="cube")}, source={"baseline": denoiser.digest})
+        write_dataset(
+            baseline, {"synthetic": watch(cubes, total=count, title="baseline", unit="cube")}, source={"baseline": denoiser.digest}
+        )
     rebuilt = reconstruction(real, autoencoder)
     synthetic = Dataset(run.synthetic)
     evaluation = evaluate(real, synthetic, EvaluateConfig(against=held_out), watch)
-    frechet = {name: frechet_to_train(real, Dataset(path), watch) for name, path in (("samples", run.synthetic), ("gaussian_latents", baseline))}
+    frechet = {
+        name: frechet_to_train(real, Dataset(path), watch) for name, path in (("samples", run.synthetic), ("gaussian_latents", baseline))
+    }
     durable.write_json(run.folder / "reconstruction.json", rebuilt)
     durable.write_json(run.folder / "evaluate.json", evaluation)
-    if held_out != "train":
-        durable.write_json(run.folder / "audit.json", audit(real, synthetic, AuditConfig(against=held_out), watch))
+    durable.write_json(run.folder / "audit.json", audit(real, synthetic, AuditConfig(against=held_out), watch))
     record(
         run,
         psnr_gain_db=rebuilt["psnr_gain_db"],

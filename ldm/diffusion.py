@@ -43,7 +43,9 @@ def normal_at(seed: int, ids: np.ndarray, shape: tuple[int, ...], stream: int = 
     return torch.stack(draws)
 
 
-def noised(z_BDHW: Tensor, position_B: np.ndarray, config: ObjectiveConfig, *, seed: int, scheduler: DDPMScheduler) -> tuple[Tensor, Tensor, Tensor]:
+def noised(
+    z_BDHW: Tensor, position_B: np.ndarray, config: ObjectiveConfig, *, seed: int, scheduler: DDPMScheduler
+) -> tuple[Tensor, Tensor, Tensor]:
     """(noised latents, time in [0, 1000), target) for the samples at these global positions of the run."""
     noise = normal_at(seed, position_B, z_BDHW.shape[1:]).to(z_BDHW)
     if config.target == "flow":

@@ -35,7 +35,9 @@ def encode_dataset(dataset: Dataset, autoencoder: Autoencoder, out: Path, *, bat
         raise InputError("other latents stand here", where=out, expected="a path that does not exist yet", mend=f"rm -r {out}")
     if tuple(dataset.wavelengths_nm) != tuple(autoencoder.data["wavelengths_nm"]):
         raise InputError(
-            f"bands {dataset.wavelengths_nm} nm", where=dataset.path, expected=f"those of the autoencoder: {autoencoder.data['wavelengths_nm']} nm"
+            f"bands {dataset.wavelengths_nm} nm",
+            where=dataset.path,
+            expected=f"those of the autoencoder: {autoencoder.data['wavelengths_nm']} nm",
         )
     splits = [name for name, info in dataset.splits.items() if info.count]
     return write_dataset(out, {name: _latents(dataset, name, autoencoder, batch, watch) for name in splits}, source=source)

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from data_shards import durable
@@ -38,7 +37,9 @@ def latents_of(denoiser: Denoiser, ids: np.ndarray, *, seed: int, sampler: Sampl
     return denoiser.normaliser.reflectance(z_BDHW)
 
 
-def images(autoencoder: Autoencoder, denoiser: Denoiser, ids: np.ndarray, *, seed: int, sampler: SamplerConfig, batch: int, quantise: bool) -> Iterator[Cube]:
+def images(
+    autoencoder: Autoencoder, denoiser: Denoiser, ids: np.ndarray, *, seed: int, sampler: SamplerConfig, batch: int, quantise: bool
+) -> Iterator[Cube]:
     """The images with these numbers, one cube after the other.
 
     Raises:
@@ -95,7 +96,15 @@ def generate_set(
         raise InputError(f"count {count}, shard {shard}, task {k}/{n}", expected="count and shard at least 1, task k/n with 1 ≤ k ≤ n")
     models = {"dataset": autoencoder.data["digest"], "autoencoder": autoencoder.digest, "denoiser": denoiser.digest}
     # the batch is part of the request: how a convolution rounds depends on it
-    plan = {"count": count, "shard": shard, "seed": seed, "sampler": sampler.name, "steps": sampler.steps, "batch": batch, "quantise": quantise}
+    plan = {
+        "count": count,
+        "shard": shard,
+        "seed": seed,
+        "sampler": sampler.name,
+        "steps": sampler.steps,
+        "batch": batch,
+        "quantise": quantise,
+    }
     _claim(out, {**plan, **models})
     if (out / NAME).exists():
         return read_manifest(out)
@@ -118,7 +127,12 @@ def _claim(out: Path, request: dict[str, Any]) -> None:
     standing = json.loads((out / REQUEST).read_text())
     if standing != request:
         differing = ", ".join(f"{key} {standing.get(key)}" for key in request if standing.get(key) != request[key])
-        raise InputError(f"a set of another request stands here ({differing})", where=out, expected="the same request", mend=f"another --out, or rm -r {out}")
+        raise InputError(
+            f"a set of another request stands here ({differing})",
+            where=out,
+            expected="the same request",
+            mend=f"another --out, or rm -r {out}",
+        )
 
 
 def _finish(out: Path, paths: list[Path], request: dict[str, Any]) -> Manifest:

@@ -74,5 +74,7 @@ def warnings_of(figures: dict[str, Any]) -> list[str]:
         found.append(f"channel deviations range from {std_D.min():.3g} to {std_D.max():.3g}: some channels are dead")
     worst = max(figures["excess_kurtosis_D"])
     if worst > KURTOSIS_MOST:
-        found.append(f"a latent channel has excess kurtosis {worst:.1f} (most {KURTOSIS_MOST:g}): outliers will dominate the denoiser's loss")
+        found.append(
+            f"a latent channel has excess kurtosis {worst:.1f} (most {KURTOSIS_MOST:g}): outliers will dominate the denoiser's loss"
+        )
     return found

@@ -58,13 +58,15 @@ def kmeans(
     count, bad = (int(v) for v in comm.all_reduce_sum_(totals))
     if bad or count < k:
         what = f"{bad} of {count} latents are NaN or infinite" if bad else f"{count} latents for {k} codes"
-        raise InputError(what, where="k-means of the codebook", expected="finite latents, at least one a code", mend="lower codebook.codes or train.lr")
+        raise InputError(
+            what, where="k-means of the codebook", expected="finite latents, at least one a code", mend="lower codebook.codes or train.lr"
+        )
     if start_KD is None:
         start_KD = _plus_plus(_candidates(z_ND, ids_N, max(k * CANDIDATES_A_CODE, CANDIDATES_LEAST), comm, seed), k, seed)
     codes_KD = start_KD.to(z_ND)
     before, done = float("inf"), 0
-    packed = torch.empty(0)
-    for done in range(1, iterations + 1):
+    while done < iterations:
+        done += 1
         packed = comm.all_reduce_sum_(_lloyd_sums(z_ND, codes_KD))
         inertia = float(packed[0, -1]) / count
         counts_K = packed[:, -2]

@@ -26,7 +26,9 @@ class BandNormaliser(nn.Module):
         stats = manifest.stats
         assert stats is not None, "callers ask Dataset.stats first, which says how to mend its absence"
         stored_max = (max(stats.max_C) - manifest.offset) / manifest.scale
-        return cls(torch.tensor(stats.mean_C), torch.tensor(stats.std_C), scale=manifest.scale, offset=manifest.offset, stored_max=stored_max)
+        return cls(
+            torch.tensor(stats.mean_C), torch.tensor(stats.std_C), scale=manifest.scale, offset=manifest.offset, stored_max=stored_max
+        )
 
     def forward(self, stored_BCHW: Tensor) -> Tensor:
         """Stored values → normalised float32."""

@@ -84,10 +84,17 @@ def training_codes(dataset: Dataset, autoencoder: Autoencoder, *, batch: int = 1
     return usage_and_perplexity(counts_K)
 
 
-def decoded_gaussian_latents(autoencoder: Autoencoder, denoiser: Denoiser, count: int, *, seed: int, batch: int = 16, quantise: bool = True) -> Iterator[Cube]:
+def decoded_gaussian_latents(
+    autoencoder: Autoencoder, denoiser: Denoiser, count: int, *, seed: int, batch: int = 16, quantise: bool = True
+) -> Iterator[Cube]:
     """Cubes decoded from white noise of the latents' own per-channel mean and deviation: what samples have to beat."""
     data = autoencoder.data
-    kind = {"wavelengths_nm": tuple(data["wavelengths_nm"]), "scale": data["scale"], "offset": data["offset"], "subject_id": "gaussian-latents"}
+    kind = {
+        "wavelengths_nm": tuple(data["wavelengths_nm"]),
+        "scale": data["scale"],
+        "offset": data["offset"],
+        "subject_id": "gaussian-latents",
+    }
     for ids in np.array_split(np.arange(count), max(1, -(-count // batch))):
         noise = normal_at(seed, ids, denoiser.latent_shape, stream=3).to(denoiser.normaliser.mean_C11.device)
         stored_BCHW = autoencoder.decode(denoiser.normaliser.reflectance(noise), quantise=quantise).cpu().numpy()

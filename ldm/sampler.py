@@ -32,7 +32,10 @@ def _variance(cls: type, **extra: Any) -> Callable[[str], Any]:
 
 SAMPLERS: dict[str, tuple[tuple[str, ...], Callable[[str], Any]]] = {
     "ddim": (("epsilon", "v"), _variance(DDIMScheduler, clip_sample=False)),
-    "dpm++": (("epsilon", "v"), _variance(DPMSolverMultistepScheduler, algorithm_type="dpmsolver++", solver_order=2, final_sigmas_type="zero")),
+    "dpm++": (
+        ("epsilon", "v"),
+        _variance(DPMSolverMultistepScheduler, algorithm_type="dpmsolver++", solver_order=2, final_sigmas_type="zero"),
+    ),
     "unipc": (("epsilon", "v"), _variance(UniPCMultistepScheduler, final_sigmas_type="zero")),
     "flow-euler": (("flow",), lambda _: FlowMatchEulerDiscreteScheduler(num_train_timesteps=STEPS)),
     "flow-heun": (("flow",), lambda _: FlowMatchHeunDiscreteScheduler(num_train_timesteps=STEPS)),

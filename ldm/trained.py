@@ -67,7 +67,15 @@ def normaliser_from(data: dict[str, Any]) -> BandNormaliser:
     """The normaliser of a `describe_data`."""
     stats = BandStats(**data["stats"])
     manifest = Manifest(
-        payload="", dtype=data["dtype"], shape=data["shape"], wavelengths_nm=(), scale=data["scale"], offset=data["offset"], shards=(), splits={}, stats=stats
+        payload="",
+        dtype=data["dtype"],
+        shape=data["shape"],
+        wavelengths_nm=(),
+        scale=data["scale"],
+        offset=data["offset"],
+        shards=(),
+        splits={},
+        stats=stats,
     )
     return BandNormaliser.of(manifest)
 

@@ -9,7 +9,7 @@ import typer
 from rich.console import Console
 
 import launch
-from data_shards.errors import RetinaforgeError, nearest
+from data_shards.errors import RetinaforgeError
 from launch.cli import data, doctor, evaluate, generate, run, submit, train
 
 app = typer.Typer(

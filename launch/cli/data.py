@@ -34,9 +34,14 @@ def split_option(text: str | None) -> dict[str, float] | None:
 
 @app.command()
 def pack(
-    source: Annotated[Path, typer.Argument(help="A folder of loose cubes (from `data phantom` or `data import`), or a dataset to pack anew.")],
+    source: Annotated[
+        Path, typer.Argument(help="A folder of loose cubes (from `data phantom` or `data import`), or a dataset to pack anew.")
+    ],
     out: Annotated[Path, typer.Argument(help="The dataset to write; must not exist.")],
-    splits: Annotated[str | None, typer.Option(help="Fractions by subject, as train=0.8,val=0.1,test=0.1 (the default), unless the samples state a split.")] = None,
+    splits: Annotated[
+        str | None,
+        typer.Option(help="Fractions by subject, as train=0.8,val=0.1,test=0.1 (the default), unless the samples state a split."),
+    ] = None,
     seed: Annotated[int, typer.Option(help="Seed of the split.")] = 0,
     codec: Annotated[str, typer.Option(help="Payload codec: raw, npy, blosc2, pcodec.")] = "raw",
     shard_mib: Annotated[int, typer.Option(help="Close a shard before it grows over this many MiB.", min=1)] = 1024,
@@ -45,14 +50,22 @@ def pack(
     from data_shards.pack import pack as pack_set
 
     manifest = pack_set(
-        source, out, splits=split_option(splits), seed=seed, codec=codec, shard_mib=shard_mib, watch=lambda keys: progress(keys, title=f"pack {out.name}", unit="cube")
+        source,
+        out,
+        splits=split_option(splits),
+        seed=seed,
+        codec=codec,
+        shard_mib=shard_mib,
+        watch=lambda keys: progress(keys, title=f"pack {out.name}", unit="cube"),
     )
     sizes = ", ".join(f"{name} {v['count']} cubes of {v['subjects']} subjects" for name, v in manifest.splits.items())
     typer.echo(f"{out}: {sizes}; {len(manifest.shards)} shards; digest {manifest.digest[:12]}")
 
 
 @app.command()
-def index(folder: Annotated[Path, typer.Argument(help="A folder of SPLIT-NUMBER.tar shards, ours or written by stock webdataset.")]) -> None:
+def index(
+    folder: Annotated[Path, typer.Argument(help="A folder of SPLIT-NUMBER.tar shards, ours or written by stock webdataset.")],
+) -> None:
     """Write the index of each shard, band statistics and dataset.json for shards that lie there without."""
     from data_shards.pack import index_folder
 
@@ -74,7 +87,9 @@ def verify(dataset: SetPath, as_json: AsJson = False) -> None:
     if faults:
         lines = "\n".join(f"  {name}: {fault}" for name, found in faults.items() for fault in found)
         raise CorruptData(
-            f"{sum(map(len, faults.values()))} faults:\n{lines}", where=dataset, mend="copy the named shards again, or pack the set again from its source"
+            f"{sum(map(len, faults.values()))} faults:\n{lines}",
+            where=dataset,
+            mend="copy the named shards again, or pack the set again from its source",
         )
     if not as_json:
         typer.echo(f"{dataset}: {shards} shards verified, no fault")
@@ -119,7 +134,12 @@ def ls(
     if not (path / NAME).exists():
         keys = loose.keys_in(path)
         first = loose.read_cube(path, keys[0])
-        summary = {"loose cubes": len(keys), "shape": first.data_CHW.shape, "wavelengths_nm": first.meta.wavelengths_nm, "first": keys[:samples]}
+        summary = {
+            "loose cubes": len(keys),
+            "shape": first.data_CHW.shape,
+            "wavelengths_nm": first.meta.wavelengths_nm,
+            "first": keys[:samples],
+        }
     else:
         data = Dataset(path)
         summary = {
@@ -133,7 +153,9 @@ def ls(
             "digest": data.digest,
         }
         if samples:
-            summary["samples"] = {s: list(zip(data.keys(s), data.subjects(s), strict=True))[:samples] for s, info in data.splits.items() if info.count}
+            summary["samples"] = {
+                s: list(zip(data.keys(s), data.subjects(s), strict=True))[:samples] for s, info in data.splits.items() if info.count
+            }
     if as_json:
         typer.echo(json.dumps(summary))
         return

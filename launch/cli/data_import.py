@@ -14,7 +14,7 @@ from data_shards.errors import InputError
 from launch.cli.progress import progress
 
 if TYPE_CHECKING:
-    from data_shards.importer import ImportSummary, Item
+    from data_shards.importing.importer import ImportSummary, Item
 
 FILES, PIXELS, MAPS, PEOPLE, SHAPE, SAFETY = "Reading", "Values and bands", "Labels and masks", "Subjects", "Size", "Limits"
 
@@ -163,11 +163,11 @@ def command(
 
     Then: retinaforge data pack out/drive DATASET
     """
-    from data_shards.conversion import ImportConfig
     from data_shards.formats import ReadOptions
-    from data_shards.geometry import Geometry, parse_size
-    from data_shards.importer import import_cubes, plan
-    from data_shards.wavelengths import parse_wavelengths
+    from data_shards.importing.conversion import ImportConfig
+    from data_shards.importing.geometry import Geometry, parse_size
+    from data_shards.importing.importer import import_cubes, plan
+    from data_shards.importing.wavelengths import parse_wavelengths
 
     config = ImportConfig(
         source=source,

@@ -10,7 +10,9 @@ if TYPE_CHECKING:
     from launch.stages import Run
 
 Preset = Annotated[str, typer.Argument(help="A preset (see `retinaforge presets`) or a YAML file, such as the run.yaml of a run.")]
-Overrides = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Dotted overrides: vqgan.model.channels=64 run=runs/mine")]
+Overrides = Annotated[
+    list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Dotted overrides: vqgan.model.channels=64 run=runs/mine")
+]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the resolved configuration and stop.")]
 
 

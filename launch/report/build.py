@@ -46,7 +46,9 @@ def build_report(run: stages.Run) -> Path:
         if needs.exists():
             parts |= make()
             parts["reached"].append(name)
-    template = jinja2.Template(resources.files("launch.report").joinpath("report.html").read_text(), autoescape=True, undefined=jinja2.StrictUndefined)
+    template = jinja2.Template(
+        resources.files("launch.report").joinpath("report.html").read_text(), autoescape=True, undefined=jinja2.StrictUndefined
+    )
     html = template.render(run=run.folder.name, config=to_yaml(run.config), version=launch.__version__, headline=headline(run), **parts)
     path = run.folder / "report.html"
     durable.write_bytes(path, html.encode())
@@ -78,7 +80,11 @@ def headline(run: stages.Run) -> list[tuple[str, str, str]]:
     meaning = {
         "psnr_gain_db": ("reconstruction above the training mean image", "{:.1f} dB", "PSNR of held-out people, within the field of view"),
         "codes_used": ("codes in use", "{:.0%}", "share of the codebook used over the training split"),
-        "frechet_over_gaussian_latents": ("Fréchet distance ratio", "{:.3f}", "samples over decoded Gaussian latents of the same moments; lower is better"),
+        "frechet_over_gaussian_latents": (
+            "Fréchet distance ratio",
+            "{:.3f}",
+            "samples over decoded Gaussian latents of the same moments; lower is better",
+        ),
         "seconds": ("working time", "{:.0f} s", "of the whole run on this machine"),
     }
     found = stages.figures(run)
@@ -90,12 +96,19 @@ def data_part(real: Dataset, held_out: str, images: np.ndarray, display: fig.Dis
     rgb, singles = fig.nearest_bands(wavelengths, fig.FALSE_COLOUR_NM), fig.nearest_bands(wavelengths, fig.SINGLE_BANDS_NM)
     rgb = (rgb * 3)[:3]
     return {
-        "dataset": {"digest": real.digest[:12], "shape": " × ".join(map(str, real.shape)), "splits": real.manifest.splits, "held_out": held_out},
+        "dataset": {
+            "digest": real.digest[:12],
+            "shape": " × ".join(map(str, real.shape)),
+            "splits": real.manifest.splits,
+            "held_out": held_out,
+        },
         "wavelengths": wavelengths,
         "rgb_nm": [wavelengths[c] for c in rgb],
         "single_nm": [wavelengths[c] for c in singles],
         "real_colour": fig.data_uri(fig.montage([[display.colour(x, rgb) for x in images]]), scale=enlarge(images.shape[2])),
-        "real_bands": fig.data_uri(fig.montage([[display.grey(x[c], c) for c in singles] for x in images[:2]]), scale=enlarge(images.shape[2])),
+        "real_bands": fig.data_uri(
+            fig.montage([[display.grey(x[c], c) for c in singles] for x in images[:2]]), scale=enlarge(images.shape[2])
+        ),
     }
 
 
@@ -111,12 +124,18 @@ def sample_part(run: stages.Run, real: Dataset, held_out: str, display: fig.Disp
         "synthetic_colour": fig.data_uri(fig.montage([[display.colour(x, rgb) for x in row] for row in rows]), scale=scale),
         "synthetic_bands": fig.data_uri(fig.montage([[display.grey(x[c], c) for c in singles] for x in images[:2]]), scale=scale),
         "spectra": fig.mean_spectra(
-            wavelengths, {f"real ({held_out})": image_spectra(real, held_out), "synthetic": image_spectra(synthetic, "synthetic", like=(real, held_out))}
+            wavelengths,
+            {
+                f"real ({held_out})": image_spectra(real, held_out),
+                "synthetic": image_spectra(synthetic, "synthetic", like=(real, held_out)),
+            },
         ),
     }
 
 
-def image_spectra(dataset: Dataset, split: str, *, like: tuple[Dataset, str] | None = None, most: int = 96) -> tuple[np.ndarray, np.ndarray]:
+def image_spectra(
+    dataset: Dataset, split: str, *, like: tuple[Dataset, str] | None = None, most: int = 96
+) -> tuple[np.ndarray, np.ndarray]:
     """Mean over images, and deviation between them, of each image's mean spectrum within the field of view."""
     from ldm.metrics.sets import common_fov
 
@@ -150,10 +169,21 @@ def training_part(run: stages.Run) -> dict[str, Any]:
     health = run.folder / "health.json"
     checked = json.loads(health.read_text()) if health.exists() else None
     plots = [
-        ("VQ-GAN: reconstruction", fig.curves(vqgan, {"loss/l1": "L1 (band deviations)", "loss/spectral_angle_rad": "spectral angle (rad)"}, ylabel="loss", log=True)),
+        (
+            "VQ-GAN: reconstruction",
+            fig.curves(
+                vqgan, {"loss/l1": "L1 (band deviations)", "loss/spectral_angle_rad": "spectral angle (rad)"}, ylabel="loss", log=True
+            ),
+        ),
         ("VQ-GAN: codebook over the epoch so far", fig.curves(vqgan, {"codes/usage": "share of codes used"}, ylabel="share")),
-        ("VQ-GAN: discriminator", fig.curves(vqgan, {"gan/logit_real": "mean logit, real", "gan/logit_fake": "mean logit, reconstructed"}, ylabel="logit")),
-        ("Diffusion: denoising loss", fig.curves(diffusion, {"loss/denoise": "mean squared error"}, ylabel="loss (unit-variance latents)", log=True)),
+        (
+            "VQ-GAN: discriminator",
+            fig.curves(vqgan, {"gan/logit_real": "mean logit, real", "gan/logit_fake": "mean logit, reconstructed"}, ylabel="logit"),
+        ),
+        (
+            "Diffusion: denoising loss",
+            fig.curves(diffusion, {"loss/denoise": "mean squared error"}, ylabel="loss (unit-variance latents)", log=True),
+        ),
         ("Latent spectrum", fig.spectrum(checked["spectrum_D"]) if checked else None),
     ]
     return {"plots": [(title, uri) for title, uri in plots if uri], "health": checked}

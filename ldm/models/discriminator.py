@@ -7,6 +7,7 @@ Legend: B batch, C band, H W pixels.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 from torch import Tensor, nn
 
@@ -31,7 +32,7 @@ class PatchGAN(nn.Module):
         assert config.bands > 0, "bands are filled in from the dataset before a model is built"
         widths = [config.channels * min(2**i, 8) for i in range(config.layers + 1)]
         stages: list[nn.Module] = [nn.Sequential(nn.Conv2d(config.bands, widths[0], 4, 2, 1), nn.LeakyReLU(0.2))]
-        for i, (a, b) in enumerate(zip(widths, widths[1:], strict=False)):
+        for i, (a, b) in enumerate(pairwise(widths)):
             stride = 2 if i < config.layers - 1 else 1
             stages.append(nn.Sequential(nn.Conv2d(a, b, 4, stride, 1, bias=False), nn.GroupNorm(min(8, b), b), nn.LeakyReLU(0.2)))
         self.stages = nn.ModuleList(stages)

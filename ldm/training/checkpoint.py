@@ -86,7 +86,9 @@ class CheckpointStore:
         durable.write_bytes(final / name, content)
         parts = self.comm.gather((name, durable.sha256_of(final / name)))
         if self.comm.rank == 0:
-            durable.write_json(final / COMMIT, {"format": FORMAT, "samples": samples, "world": self.comm.world, "state": state, "parts": parts})
+            durable.write_json(
+                final / COMMIT, {"format": FORMAT, "samples": samples, "world": self.comm.world, "state": state, "parts": parts}
+            )
             durable.fsync_path(self.folder)
             for old in self.committed()[self.keep :]:
                 (old.folder / COMMIT).unlink()  # first un-commit: a kill in the middle leaves no folder that looks whole

@@ -93,7 +93,9 @@ class Engine:
             )
         mode = "ddp" if several else "single"
         if self.config.mode not in ("auto", mode):
-            raise InputError(f"{asked} process(es): mode {mode!r}", where="engine.mode", expected=repr(self.config.mode), mend="engine.mode=auto")
+            raise InputError(
+                f"{asked} process(es): mode {mode!r}", where="engine.mode", expected=repr(self.config.mode), mend="engine.mode=auto"
+            )
 
     @property
     def is_main(self) -> bool:
@@ -196,7 +198,9 @@ class Engine:
             InputError: names or shapes that do not fit the models as configured.
         """
         for name, part in self.parts.items():
-            load_strictly(part.module, {k.removeprefix(f"{name}.model."): v for k, v in state.items() if k.startswith(f"{name}.model.")}, name)
+            load_strictly(
+                part.module, {k.removeprefix(f"{name}.model."): v for k, v in state.items() if k.startswith(f"{name}.model.")}, name
+            )
             slots: dict[int, dict[str, Tensor]] = {}
             for key, value in state.items():
                 if key.startswith(f"{name}.optimizer."):

@@ -43,7 +43,9 @@ class LoopConfig:
 
     def __post_init__(self) -> None:
         if min(self.samples, self.batch, self.checkpoint_every, self.log_every, self.max_bad_steps) < 1:
-            raise InputError("a length below 1", where="loop", expected="samples, batch, checkpoint_every, log_every, max_bad_steps at least 1")
+            raise InputError(
+                "a length below 1", where="loop", expected="samples, batch, checkpoint_every, log_every, max_bad_steps at least 1"
+            )
 
 
 class Diverged(RetinaforgeError):
@@ -140,7 +142,12 @@ def fit(
             names = sorted(values)
             means = engine.all_reduce_sum_(torch.stack([values[n].double() for n in names])) / engine.world
             now = time.perf_counter()
-            row = {**dict(zip(names, means.tolist(), strict=True)), **{f"grad_norm/{k}": float(v) for k, v in norms.items()}, **step_values, **epoch_values}
+            row = {
+                **dict(zip(names, means.tolist(), strict=True)),
+                **{f"grad_norm/{k}": float(v) for k, v in norms.items()},
+                **step_values,
+                **epoch_values,
+            }
             row |= {"epoch": float(epoch), "skipped": float(skipped), "samples_per_s": (samples - counted) / max(now - since, 1e-9)}
             row |= {f"lr/{k}": v for k, v in trainer.learning_rates(samples - config.batch).items()}
             since, counted = now, samples

@@ -207,7 +207,9 @@ class VQGANTrainer:
         self.module.eval()
         for chunk in np.array_split(g, max(1, math.ceil(len(g) / self.stream.batch_size))):
             sample_B, _ = sample_at(chunk, count=count, seed=self.stream.seed)
-            h_BDHW = self.module.encode(self.normaliser(self.stream.read(sample_B).cubes_BCHW.to(self.engine.device))) if len(chunk) else None
+            h_BDHW = (
+                self.module.encode(self.normaliser(self.stream.read(sample_B).cubes_BCHW.to(self.engine.device))) if len(chunk) else None
+            )
             for b, position in enumerate(chunk):
                 chosen = np.argsort(hash64(self.seed, position, np.arange(places), 13))[:each]
                 latents.append(h_BDHW[b].flatten(1).T[torch.from_numpy(chosen).to(h_BDHW.device)].float())

@@ -65,7 +65,11 @@ def test_splits_keep_subjects_together(packed: Path) -> None:
 def test_statistics_are_those_of_the_training_split_within_the_field_of_view(packed: Path) -> None:
     dataset = Dataset(packed)
     pixels = np.concatenate([c.data_CHW[:, c.fov_HW] / 4095 for c in dataset.cubes("train")], axis=1)
-    for mine, theirs in ((dataset.stats.mean_C, pixels.mean(1)), (dataset.stats.std_C, pixels.std(1)), (dataset.stats.max_C, pixels.max(1))):
+    for mine, theirs in (
+        (dataset.stats.mean_C, pixels.mean(1)),
+        (dataset.stats.std_C, pixels.std(1)),
+        (dataset.stats.max_C, pixels.max(1)),
+    ):
         np.testing.assert_allclose(mine, theirs, rtol=1e-9)
     assert dataset.stats.values == pixels.shape[1]
 
@@ -178,7 +182,9 @@ def test_a_wrong_cube_is_refused_by_name(change: dict, message: str) -> None:
 
 def test_a_codec_that_is_not_installed_says_how_to_install_it(cube_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     real = builtins.__import__
-    monkeypatch.setattr(builtins, "__import__", lambda name, *a, **k: (_ for _ in ()).throw(ImportError(name)) if name == "blosc2" else real(name, *a, **k))
+    monkeypatch.setattr(
+        builtins, "__import__", lambda name, *a, **k: (_ for _ in ()).throw(ImportError(name)) if name == "blosc2" else real(name, *a, **k)
+    )
     with pytest.raises(InputError, match="pip install -c constraints.txt blosc2"):
         pack(cube_folder, tmp_path / "out", codec="blosc2")
     with pytest.raises(InputError, match="did you mean 'blosc2'"):

@@ -41,7 +41,9 @@ def test_epochs_and_seeds_differ() -> None:
 @given(world=st.integers(1, 5), batch=st.integers(1, 7), consumed=st.integers(0, 200))
 def test_ranks_together_read_the_one_global_sequence(packed, world: int, batch: int, consumed: int) -> None:
     dataset = Dataset(packed)
-    reads = [islice(CubeStream(dataset, "train", batch_size=batch, rank=r, world=world, check=False).batches(consumed), 3) for r in range(world)]
+    reads = [
+        islice(CubeStream(dataset, "train", batch_size=batch, rank=r, world=world, check=False).batches(consumed), 3) for r in range(world)
+    ]
     got = {}
     for batches in zip(*reads, strict=True):
         for part in batches:

@@ -49,7 +49,15 @@ def configured(tmp_path: Path, packed: Path, name: str) -> Path:
 def command(*words: object, ranks: int = 1) -> list[str]:
     launcher = [sys.executable, "-m", "launch"]
     if ranks > 1:
-        launcher = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", f"launch/accelerate/cpu-{ranks}ranks.yaml", "-m", "launch"]
+        launcher = [
+            sys.executable,
+            "-m",
+            "accelerate.commands.launch",
+            "--config_file",
+            f"launch/accelerate/cpu-{ranks}ranks.yaml",
+            "-m",
+            "launch",
+        ]
     return [*launcher, *map(str, words)]
 
 

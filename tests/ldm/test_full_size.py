@@ -27,7 +27,8 @@ else:
     out.square().mean().backward()
 assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
 peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-print(f"{sys.argv[1]} at 672x672x16: {sum(p.numel() for p in model.parameters()) / 1e6:.2f} M parameters, peak {(peak - before) / 2**20:.2f} GiB")
+millions = sum(p.numel() for p in model.parameters()) / 1e6
+print(f"{sys.argv[1]} at 672x672x16: {millions:.2f} M parameters, peak {(peak - before) / 2**20:.2f} GiB")
 """
 
 

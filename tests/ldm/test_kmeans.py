@@ -47,7 +47,7 @@ class Threads:
         def one(rank: int) -> None:
             try:
                 results[rank] = work(self.rank(rank))
-            except Exception as error:  # noqa: BLE001 - handed to the test
+            except Exception as error:
                 results[rank] = error
 
         threads = [threading.Thread(target=one, args=(r,)) for r in range(self.world)]
@@ -107,5 +107,7 @@ def test_bad_latents_end_every_rank(bad: str, message: str) -> None:
     z = torch.randn(60, 3)
     if bad == "nan":
         z[7, 1] = float("nan")
-    results = Threads(3).run(lambda comm: kmeans(z[comm.rank :: 3], np.arange(60)[comm.rank :: 3], k=100 if bad == "few" else 8, comm=comm, seed=0))
+    results = Threads(3).run(
+        lambda comm: kmeans(z[comm.rank :: 3], np.arange(60)[comm.rank :: 3], k=100 if bad == "few" else 8, comm=comm, seed=0)
+    )
     assert all(isinstance(r, InputError) and message in str(r) for r in results), results

@@ -51,7 +51,10 @@ def test_initial_weights_are_a_function_of_the_seed_alone() -> None:
 
 def test_a_cube_is_judged_by_itself_whatever_its_batch() -> None:
     """No batch statistics anywhere: two ranks with half a batch each see what one rank sees."""
-    nets = [PatchGAN(PatchGANConfig(bands=4, channels=8)), lambda x: [UNet(UNetConfig(latent_channels=4, channels=8, layers=1)).eval()(x, torch.full((len(x),), 5))]]
+    nets = [
+        PatchGAN(PatchGANConfig(bands=4, channels=8)),
+        lambda x: [UNet(UNetConfig(latent_channels=4, channels=8, layers=1)).eval()(x, torch.full((len(x),), 5))],
+    ]
     x = torch.rand(3, 4, 32, 32)
     torch.testing.assert_close(nets[0](x)[0][1:2], nets[0](x[1:2])[0], rtol=1e-5, atol=1e-6)
 

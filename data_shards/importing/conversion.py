@@ -1,0 +1,248 @@
+"""One image of others, with its maps and its person, to one cube.
+
+Legend: C band, H W pixels.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from data_shards import formats
+from data_shards.cube import Cube, CubeMeta
+from data_shards.errors import InputError
+from data_shards.importing import geometry, labels, partners
+
+COUNTS = {"uint8": (255, 0), "uint16": (65535, 0), "int16": (32767, 32768)}  # dtype: value of reflectance 1, count added to store it
+TOP = 65535
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImportConfig:
+    """One import. Folders may be quoted globs where files are matched with images.
+
+    Attributes:
+        source: a file, or a folder of images.
+        pattern: glob within `source`.
+        per_band: every folder inside `source` (or `source` itself) is one cube, one single-band image for each wavelength.
+        read: how to understand the files.
+        wavelengths_nm: centre of each band; None takes the file's own, or the nominal ones of a colour camera.
+        full_scale: the value that means reflectance 1; None takes the file's own, or the dtype's largest (floats: 1).
+        float_range: reflectances that the stored 0 and 65535 mean, for float files.
+        nan_as: reflectance that takes the place of NaN and infinity; None refuses them.
+        labels, onh, fov: folder or glob of label maps, optic-disc masks, field-of-view masks; '' for none.
+        label_map: text, see `labels.parse_label_map`.
+        onh_circles, onh_columns: CSV of optic discs, and its columns for x, y and diameter in pixels of the source image.
+        resize_labels: bring maps of another size to the size of their image, by nearest pixel.
+        match, allow_missing: see `partners.pair`.
+        subjects, subject_pattern: see `partners.people`.
+        geometry: crop, padding, resizing.
+    """
+
+    source: Path
+    pattern: str = "*"
+    per_band: bool = False
+    read: formats.ReadOptions = field(default_factory=formats.ReadOptions)
+    wavelengths_nm: tuple[float, ...] | None = None
+    full_scale: float | None = None
+    float_range: tuple[float, float] = (0.0, 1.0)
+    nan_as: float | None = None
+    labels: str = ""
+    label_map: str = ""
+    onh: str = ""
+    onh_circles: Path | None = None
+    onh_columns: tuple[str, str, str] = ("x", "y", "diameter")
+    fov: str = ""
+    resize_labels: bool = False
+    match: str = ""
+    allow_missing: bool = False
+    subjects: Path | None = None
+    subject_pattern: str = ""
+    geometry: geometry.Geometry = field(default_factory=geometry.Geometry)
+
+    def __post_init__(self) -> None:
+        low, high = self.float_range
+        if not -np.inf < low < high < np.inf:
+            raise InputError(
+                f"range {low:g}:{high:g}", where="--float-range", expected="finite, the first below the second", mend="--float-range 0:1"
+            )
+        if self.full_scale is not None and not 0 < self.full_scale < np.inf:
+            raise InputError(f"full scale {self.full_scale:g}", where="--full-scale", expected="finite, above 0", mend="--full-scale 4095")
+        if self.nan_as is not None and not low <= self.nan_as <= high:
+            raise InputError(
+                f"{self.nan_as:g} in place of NaN", where="--nan-as", expected=f"a reflectance within {low:g}:{high:g}", mend="--nan-as 0"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Item:
+    """One image with all that belongs to it, before any pixel is read."""
+
+    key: str
+    image: Path
+    person: partners.Person
+    maps: dict[str, Path]
+    circle: tuple[float, float, float] | None
+
+
+def to_uint16(data_CHW: np.ndarray, config: ImportConfig, full_scale: float | None, where: object) -> tuple[np.ndarray, float, float, str]:
+    """Values of any supported dtype to stored counts with reflectance = scale * stored + offset.
+
+    Integers are kept bit for bit (int16 shifted by 32768); floats are rounded to the nearest of 65536 steps over
+    `float_range`, with an error of at most half a step.
+
+    Returns: stored uint16 (C, H, W), scale, offset, and a sentence for the notes.
+
+    Raises:
+        InputError: another dtype, values that are not finite, or floats outside the range.
+    """
+    name = data_CHW.dtype.name
+    if name in COUNTS:
+        top, shift = COUNTS[name]
+        scale = 1.0 / (full_scale or top)
+        stored_CHW = data_CHW.astype(np.uint16) if not shift else (data_CHW.astype(np.int32) + shift).astype(np.uint16)
+        return stored_CHW, scale, -shift * scale if shift else 0.0, f"exact: stored = {name} value" + (f" + {shift}" if shift else "")
+    if data_CHW.dtype.kind != "f":
+        raise InputError(
+            f"values of dtype {name}",
+            where=where,
+            expected=f"{', '.join(COUNTS)} or floats of reflectance",
+            mend="convert the file to uint16 or float32",
+        )
+    low, high = config.float_range
+    scale = (high - low) / TOP
+    stored_CHW = np.empty(data_CHW.shape, np.uint16)
+    bad, outside, least, most = 0, 0, np.inf, -np.inf
+    for band_HW, stored_HW in zip(data_CHW, stored_CHW, strict=True):  # band by band: float64 of a whole cube may not fit
+        values_HW = band_HW.astype(np.float64) / (full_scale or 1.0)
+        finite_HW = np.isfinite(values_HW)
+        bad += int((~finite_HW).sum())
+        values_HW = np.where(finite_HW, values_HW, low if config.nan_as is None else config.nan_as)
+        outside += int(((values_HW < low) | (values_HW > high)).sum())
+        least, most = min(least, float(values_HW.min())), max(most, float(values_HW.max()))
+        stored_HW[...] = np.rint((np.clip(values_HW, low, high) - low) / scale)
+    if bad and config.nan_as is None:
+        raise InputError(
+            f"{bad} values are NaN or infinite", where=where, expected="finite reflectance", mend="--nan-as 0, or correct the file"
+        )
+    if outside:
+        raise InputError(
+            f"{outside} values outside {low:g} … {high:g}: from {least:.6g} to {most:.6g}",
+            where=where,
+            expected="reflectance within the stated range",
+            mend=f"--float-range {np.floor(least * 100) / 100:g}:{np.ceil(most * 100) / 100:g}, or --full-scale N (reflectance 1)",
+        )
+    note = f"rounded: {name} reflectance {low:g} … {high:g} in {TOP} steps, error at most {scale / 2:.3g}"
+    return stored_CHW, scale, low, note + (f"; {bad} values that were not finite set to {config.nan_as:g}" if bad else "")
+
+
+def make_cube(item: Item, config: ImportConfig, hashes: dict[str, str], digest: str) -> Cube:
+    """Read one image and its maps and make the cube.
+
+    Args:
+        hashes: file name to sha256 of everything read for it.
+        digest: identity of this sample under this configuration; kept in its notes.
+
+    Raises:
+        InputError, CorruptData: from the readers, or wrong band counts, sizes, values.
+    """
+    raw = formats.read(item.image, config.read)
+    size_HW = raw.data_CHW.shape[1:]
+    wavelengths_nm = config.wavelengths_nm or raw.wavelengths_nm
+    if wavelengths_nm is None:
+        raise InputError(
+            f"{len(raw.data_CHW)} bands of unknown wavelength",
+            where=item.image,
+            expected="a wavelength for each band",
+            mend="--wavelengths 465,545,610",
+        )
+    if len(wavelengths_nm) != len(raw.data_CHW):
+        bands, height, width = raw.data_CHW.shape
+        raise InputError(
+            f"{bands} bands ({bands}x{height}x{width} as bands x rows x columns), {len(wavelengths_nm)} wavelengths",
+            where=item.image,
+            expected="one wavelength for each band",
+            mend="correct --wavelengths, or state the order of the axes: --axes HWC",
+        )
+    planes = geometry.Planes(data_CHW=raw.data_CHW, labels_HW=_labels(item, config, size_HW), fov_HW=_fov(item, config, size_HW))
+    planes, operations = geometry.apply(config.geometry, planes, item.image)
+    stored_CHW, scale, offset, how = to_uint16(planes.data_CHW, config, config.full_scale or raw.full_scale, item.image)
+    if planes.data_CHW.dtype.kind != "f" and any(step.startswith("resize") for step in operations):
+        how = how.replace("exact", "rounded to whole counts by the resizing")
+    notes: dict[str, Any] = {
+        "import": digest,
+        "source": item.image.name,
+        "sha256": hashes,
+        "original_shape": list(raw.data_CHW.shape),
+        "operations": operations,
+        "stored": how,
+        "wavelengths": "nominal"
+        if raw.nominal and config.wavelengths_nm is None
+        else "stated"
+        if config.wavelengths_nm
+        else "from the file",
+        **({"reader": raw.facts} if raw.facts else {}),
+        **{role: file.name for role, file in item.maps.items()},
+        **({"onh_circle_px": list(item.circle)} if item.circle else {}),
+        **({"label_map": config.label_map} if "labels" in item.maps else {}),
+        **({"label_order": "vessels over optic disc"} if "onh" in item.maps or item.circle else {}),
+        **({"split": item.person.split} if item.person.split else {}),
+        **({"subject": item.person.extra} if item.person.extra else {}),
+        "shape": list(stored_CHW.shape),
+        **({"label_pixels": labels.pixels_per_class(planes.labels_HW)} if planes.labels_HW is not None else {}),
+    }
+    meta = CubeMeta(
+        key=item.key,
+        wavelengths_nm=tuple(float(w) for w in wavelengths_nm),
+        scale=scale,
+        offset=offset,
+        subject_id=item.person.subject_id,
+        eye=item.person.eye,
+        acquired=item.person.acquired,
+        notes=notes,
+    )
+    return Cube(data_CHW=np.ascontiguousarray(stored_CHW), meta=meta, labels_HW=planes.labels_HW, fov_HW=planes.fov_HW)
+
+
+def _labels(item: Item, config: ImportConfig, size_HW: tuple[int, int]) -> np.ndarray | None:
+    """The label map with the optic nerve head under the vessels, or None where nothing is known of this image."""
+    labels_HW = None
+    if "labels" in item.maps:
+        labels_HW = labels.read_labels(item.maps["labels"], labels.parse_label_map(config.label_map), config.read)
+        labels_HW = _sized(labels_HW, size_HW, item.maps["labels"], config)
+    elif not config.labels and (item.circle or "onh" in item.maps):
+        labels_HW = np.zeros(size_HW, np.uint8)
+    if labels_HW is None:
+        return None
+    if "onh" in item.maps:
+        labels_HW = labels.over_disc(labels_HW, _sized(labels.read_mask(item.maps["onh"], config.read), size_HW, item.maps["onh"], config))
+    if item.circle:
+        labels_HW = labels.over_disc(labels_HW, labels.circle_mask(size_HW, *item.circle))
+    return labels_HW
+
+
+def _fov(item: Item, config: ImportConfig, size_HW: tuple[int, int]) -> np.ndarray | None:
+    """The field of view, never empty."""
+    if "fov" not in item.maps:
+        return None
+    fov_HW = _sized(labels.read_mask(item.maps["fov"], config.read), size_HW, item.maps["fov"], config)
+    if not fov_HW.any():
+        raise InputError("an empty field of view", where=item.maps["fov"], expected="a mask with pixels above half of its largest value")
+    return fov_HW
+
+
+def _sized(map_HW: np.ndarray, size_HW: tuple[int, int], path: Path, config: ImportConfig) -> np.ndarray:
+    """A map of its image's size."""
+    if map_HW.shape == size_HW:
+        return map_HW
+    if not config.resize_labels:
+        raise InputError(
+            f"a map of {map_HW.shape[0]}x{map_HW.shape[1]} pixels",
+            where=path,
+            expected=f"the size of its image, {size_HW[0]}x{size_HW[1]}",
+            mend="--resize-labels, if it shows the same field; otherwise check the pairs",
+        )
+    return geometry.resize_map(map_HW, size_HW)

@@ -1,0 +1,310 @@
+"""Images of others to a folder of loose cubes: names first, then pixels, then one rename.
+
+Everything that names can tell (partners, persons, splits, keys) is checked before a pixel is read. The cubes are
+gathered in a hidden folder beside OUT, which takes its place when the last one is whole; the same command again
+continues there after a kill, and finds nothing to do once OUT stands.
+
+Legend: C band, H W pixels.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections import Counter
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from data_shards import durable, formats
+from data_shards.cube import CubeMeta
+from data_shards.errors import InputError, UnsafeResume
+from data_shards.folder import meta_from, write_cube
+from data_shards.importing import labels, partners
+from data_shards.importing.conversion import ImportConfig, Item, make_cube
+
+RECORD = "import.config.json"  # with a dot before .json no sample key can have this name
+SELECTING = ("source", "pattern", "labels", "onh", "fov", "onh_circles", "subjects", "match", "allow_missing")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImportSummary:
+    """What stands in OUT at the end.
+
+    Attributes:
+        cubes, written: samples in OUT, and how many of them this run wrote.
+        sizes: (H, W) to count. label_share: class to share of all labelled pixels. with_maps: map to count of cubes that have it.
+    """
+
+    cubes: int
+    written: int
+    wavelengths_nm: tuple[float, ...]
+    sizes: dict[tuple[int, int], int]
+    subjects: int
+    splits: dict[str, int]
+    label_share: dict[str, float]
+    with_maps: dict[str, int]
+    pairs: dict[str, str]
+    ignored: list[str]
+
+
+def find_images(config: ImportConfig) -> tuple[list[Path], list[str]]:
+    """The images of the source, sorted by name, and the names of files that no reader knows.
+
+    Raises:
+        InputError: no such place, or nothing there to read.
+    """
+    source = config.source
+    if not source.exists():
+        raise InputError("no such file or folder", where=source, expected="an image or a folder of images")
+    if config.per_band:
+        folders = sorted(path for path in source.iterdir() if path.is_dir() and not path.name.startswith(".")) if source.is_dir() else []
+        if not source.is_dir():
+            raise InputError("--per-band on a file", where=source, expected="a folder of folders, or of single-band images")
+        return folders or [source], []
+    if source.is_file():
+        return [source], []
+    if not config.pattern or config.pattern.startswith("/"):
+        raise InputError(f"pattern {config.pattern!r}", where="--pattern", expected="a glob inside SRC", mend="--pattern '**/*.tif'")
+    files = sorted(path for path in source.glob(config.pattern) if path.is_file() and not path.name.startswith("."))
+    images = [path for path in files if path.suffix.lower() in formats.READERS]
+    if not images:
+        raise InputError(
+            f"no images that match {config.pattern!r}",
+            where=source,
+            expected="files " + " ".join(formats.READERS),
+            mend=_other_place(source),
+        )
+    return images, [path.name for path in files if path not in set(images)]
+
+
+def _other_place(source: Path) -> str:
+    """Where the images may be instead."""
+    folders = sorted(path.name for path in source.iterdir() if path.is_dir())
+    return (
+        f"name the folder with the images: {', '.join(folders[:5])}; or --per-band if each is one cube" if folders else "--pattern '*.tif'"
+    )
+
+
+def plan(config: ImportConfig) -> list[Item]:
+    """Match every image with its maps and its person, by names alone.
+
+    Raises:
+        InputError: whatever `partners` and `labels.parse_label_map` refuse.
+    """
+    images, _ = find_images(config)
+    keys = partners.keys_of(images)
+    persons = partners.people(images, table=config.subjects, pattern=config.subject_pattern, allow_missing=config.allow_missing)
+    if config.labels and not config.label_map:
+        raise InputError(
+            "label files without the meaning of their values",
+            where="--labels",
+            expected="a stated mapping",
+            mend="--label-map '0=background,1=artery,2=vein'",
+        )
+    if config.label_map:
+        labels.parse_label_map(config.label_map)
+        if not config.labels:
+            raise InputError("a label map without label files", where="--label-map", expected="both or neither", mend="--labels DIR")
+    maps: dict[Path, dict[str, Path]] = {image: {} for image in images}
+    for role, suffixes in (("labels", labels.MAP_SUFFIXES), ("onh", labels.MASK_SUFFIXES), ("fov", labels.MASK_SUFFIXES)):
+        if where := getattr(config, role):
+            files = partners.listed(where, suffixes, f"--{role}")
+            found = partners.pair(images, files, option=f"--{role}", match=config.match, allow_missing=config.allow_missing)
+            for image, file in found.items():
+                maps[image][role] = file
+    circles = _circles(config, images)
+    return [Item(key=keys[image], image=image, person=persons[image], maps=maps[image], circle=circles.get(image)) for image in images]
+
+
+def _circles(config: ImportConfig, images: list[Path]) -> dict[Path, tuple[float, float, float]]:
+    """x, y, diameter of each image's optic disc."""
+    if config.onh_circles is None:
+        return {}
+    table = config.onh_circles
+    rows = partners.rows_of(table, config.onh_columns, "--onh-columns")
+    column = next((name for name in ("file", "key", "image_id", "image") if name in rows[0]), None)
+    if column is None:
+        raise InputError("no column that names the image", where=table, expected="file, key, image_id or image")
+    found = partners.rows_by_image(images, rows, column, table)
+    if not config.allow_missing and (without := [image.name for image in images if image not in found]):
+        raise InputError(f"no optic disc for {without[0]}", where=table, expected="a row for each image", mend="add it, or --allow-missing")
+    try:
+        return {image: tuple(float(row[name]) for name in config.onh_columns) for image, row in found.items()}
+    except ValueError as error:
+        raise InputError(f"not a number: {error}", where=table, expected=f"numbers in {', '.join(config.onh_columns)}") from error
+
+
+def identity(item: Item, config: ImportConfig) -> tuple[str, dict[str, str]]:
+    """A digest of everything that decides one cube, and the sha256 of each file read for it."""
+    own = formats.files_of(item.image)
+    files, roles = [*own, *item.maps.values()], [*("" for _ in own), *item.maps]
+    names = [str(path.relative_to(item.image)) if item.image in path.parents else path.name for path in files]
+    try:
+        digests = [durable.sha256_of(path) for path in files]
+    except OSError as error:
+        raise InputError(f"cannot read: {error.strerror}", where=error.filename, expected="files that this user may read") from error
+    told = {
+        "options": options_of(config),
+        "person": asdict(item.person),
+        "circle": item.circle,
+        "files": [list(pair) for pair in zip(names, digests, strict=True)],
+    }
+    hashes = {f"{role} {name}" if role else name: digest for role, name, digest in zip(roles, names, digests, strict=True)}
+    return hashlib.sha256(durable.canonical_json(told)).hexdigest(), hashes
+
+
+def options_of(config: ImportConfig) -> dict[str, Any]:
+    """The options that decide what a cube holds: neither the places of the files nor what only selects or permits."""
+    options = json.loads(json.dumps(asdict(config), default=str))
+    options["read"].pop("max_values")
+    return {name: value for name, value in options.items() if name not in SELECTING}
+
+
+def import_cubes(config: ImportConfig, out: Path, track: Callable[[list[Item]], Iterable[Item]] = iter) -> ImportSummary:
+    """Import everything `config` names into the folder `out`, which appears when all of it is whole.
+
+    Args:
+        track: wraps the list of items where the caller wants to show progress.
+
+    Raises:
+        InputError, CorruptData: the first image that cannot be imported; nothing is left behind.
+        UnsafeResume: `out` already holds something else. TryAgain: the disk is full.
+    """
+    items = plan(config)
+    out = Path(os.path.abspath(out))  # '.' has no name to put the stage beside
+    options, samples = options_of(config), {}
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        standing = _record_of(out, options)
+        for item in track(items):
+            samples[item.key], _ = identity(item, config)
+        _check_samples(out, standing, samples)
+        return summarise(config, items, out, written=0)
+    stage = out.with_name(f"{durable.PART}import-{out.name}")
+    with durable.explained(out):
+        stage.mkdir(parents=True, exist_ok=True)
+        _tidy(stage, {item.key for item in items})
+    written = 0
+    try:
+        for item in track(items):
+            samples[item.key], hashes = identity(item, config)
+            if not _stands(stage, item.key, samples[item.key]):
+                write_cube(stage, make_cube(item, config, hashes, samples[item.key]))
+                written += 1
+        _check_alike(stage, items)
+        durable.write_json(stage / RECORD, {"options": options, "samples": samples})
+        summary = summarise(config, items, stage, written=written)
+        durable.publish_folder(stage, out)
+    except Exception:
+        shutil.rmtree(stage, ignore_errors=True)  # a kill leaves it for the next run; a fault that somebody has to mend does not
+        raise
+    return summary
+
+
+def _tidy(stage: Path, keys: set[str]) -> None:
+    """Remove from the stage of a killed run whatever is half written or belongs to no image of this one."""
+    durable.sweep(stage)
+    for path in stage.iterdir():
+        if (key := path.name.split(".")[0]) not in keys or not (stage / f"{key}.json").exists():
+            path.unlink()
+
+
+def _stands(stage: Path, key: str, digest: str) -> bool:
+    """Whether a killed run finished this very sample; if it is another, its files go, the mark of wholeness first."""
+    mark = stage / f"{key}.json"
+    if mark.exists():
+        if _meta(stage, key).notes.get("import") == digest:
+            return True
+        mark.unlink()
+        for path in stage.glob(f"{key}.*"):
+            path.unlink()
+    return False
+
+
+def _meta(folder: Path, key: str) -> CubeMeta:
+    return meta_from((folder / f"{key}.json").read_bytes(), where=folder / f"{key}.json")
+
+
+def _record_of(out: Path, options: dict[str, Any]) -> dict[str, Any]:
+    """What the finished import in `out` recorded, which must have had the same options."""
+    try:
+        record = json.loads((out / RECORD).read_bytes())
+        theirs = record["options"]
+    except (OSError, ValueError, LookupError, TypeError) as error:
+        raise InputError(
+            "the place is taken, and no import made what is there",
+            where=out,
+            expected="an absent or empty folder",
+            mend=f"choose another OUT, or remove it: rm -r {out}",
+        ) from error
+    names = sorted({*options, *theirs})
+    if changed := [f"{name} {theirs.get(name)!r} now {options.get(name)!r}" for name in names if options.get(name) != theirs.get(name)]:
+        raise _another(out, "; ".join(changed))
+    return record
+
+
+def _check_samples(out: Path, record: dict[str, Any], samples: dict[str, str]) -> None:
+    """The files and persons of the finished import must be those of today."""
+    theirs = record.get("samples", {})
+    if changed := sorted(key for key in {*theirs, *samples} if theirs.get(key) != samples.get(key)):
+        raise _another(out, f"{len(changed)} samples differ in files or subjects, first {changed[0]}")
+
+
+def _another(out: Path, difference: str) -> UnsafeResume:
+    return UnsafeResume(
+        f"another import stands here: {difference}",
+        where=out,
+        expected="the same options and the same files",
+        mend=f"choose another OUT, or remove it: rm -r {out}",
+    )
+
+
+def _check_alike(folder: Path, items: list[Item]) -> None:
+    """One dataset has one band list and one scale: name the first image that differs."""
+    first = _meta(folder, items[0].key)
+    for item in items[1:]:
+        meta = _meta(folder, item.key)
+        if meta.wavelengths_nm != first.wavelengths_nm:
+            raise InputError(
+                _span(meta),
+                where=item.image,
+                expected=f"as in {items[0].image.name}: {_span(first)}",
+                mend="--pattern to import one kind of image at a time",
+            )
+        if (meta.scale, meta.offset) != (first.scale, first.offset):
+            raise InputError(
+                f"reflectance = {meta.scale:.6g} * stored + {meta.offset:g} ({meta.notes['stored']})",
+                where=item.image,
+                expected=f"that of {items[0].image.name}: {first.scale:.6g} * stored + {first.offset:g} ({first.notes['stored']})",
+                mend="--full-scale N for all of them, or one import for each kind",
+            )
+
+
+def _span(meta: CubeMeta) -> str:
+    return f"{len(meta.wavelengths_nm)} bands from {meta.wavelengths_nm[0]:g} to {meta.wavelengths_nm[-1]:g} nm"
+
+
+def summarise(config: ImportConfig, items: list[Item], folder: Path, *, written: int) -> ImportSummary:
+    """The summary of a finished folder, from the samples' own notes."""
+    metas = {item.key: _meta(folder, item.key) for item in items}
+    notes = [meta.notes for meta in metas.values()]
+    pixels = Counter()
+    for note in notes:
+        pixels.update(note.get("label_pixels", {}))
+    roles = {item.key: {*item.maps, *(("onh circle",) if item.circle else ())} for item in items}
+    pairs = {f"--{role}": f"{items[0].image.name} with {file.name}" for role, file in items[0].maps.items()}
+    return ImportSummary(
+        cubes=len(items),
+        written=written,
+        wavelengths_nm=next(iter(metas.values())).wavelengths_nm,
+        sizes=dict(Counter((note["shape"][1], note["shape"][2]) for note in notes)),
+        subjects=len({item.person.subject_id for item in items}),
+        splits=dict(Counter(item.person.split for item in items if item.person.split)),
+        label_share={name: count / pixels.total() for name, count in pixels.items()},
+        with_maps=dict(Counter(role for of_key in roles.values() for role in sorted(of_key))),
+        pairs=pairs,
+        ignored=find_images(config)[1],
+    )

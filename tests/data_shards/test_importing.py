@@ -1,0 +1,673 @@
+"""Import: names are paired without guessing, integers stay exact, what was done is recorded, faults leave nothing behind."""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import scipy.io
+import tifffile
+from PIL import Image
+
+from data_shards import folder
+from data_shards.cube import LABELS, reflectance
+from data_shards.errors import CorruptData, InputError, RetinaforgeError, TryAgain, UnsafeResume
+from data_shards.formats import ReadOptions
+from data_shards.importing import geometry, importer, labels, partners
+from data_shards.importing.conversion import ImportConfig, to_uint16
+from data_shards.importing.geometry import Geometry, Planes
+from data_shards.importing.wavelengths import parse_wavelengths
+
+REAL = Path(os.environ.get("RETINAFORGE_REAL_DATA", Path(__file__).resolve().parents[3] / "shared" / "data"))
+H, W = 24, 20
+MAP = "0=background,1=artery,2=vein,3=background"
+
+
+def photo(i: int) -> np.ndarray:
+    """(H, W, 3) uint8, another one for each i."""
+    return np.random.default_rng((41, i)).integers(0, 256, (H, W, 3), np.uint8)
+
+
+def classes(i: int) -> np.ndarray:
+    """(H, W) values 0 to 3."""
+    return np.random.default_rng((43, i)).integers(0, 4, (H, W), np.uint8)
+
+
+def disc() -> np.ndarray:
+    yy, xx = np.mgrid[:H, :W]
+    return (yy - 10) ** 2 + (xx - 8) ** 2 <= 25
+
+
+def view() -> np.ndarray:
+    yy, xx = np.mgrid[:H, :W]
+    return (yy - 12) ** 2 + (xx - 9) ** 2 <= 64
+
+
+@pytest.fixture
+def drive_like(tmp_path: Path) -> Path:
+    """Four photographs named and stored as DRIVE's are: TIFF, labels PNG, masks GIF, discs RGBA TIFF."""
+    root = tmp_path / "drive"
+    for name in ("images", "av", "fov", "disc"):
+        (root / name).mkdir(parents=True)
+    for i in range(21, 25):
+        Image.fromarray(photo(i)).save(root / "images" / f"{i}_training.tif", compression="tiff_lzw")
+        Image.fromarray(classes(i)).save(root / "av" / f"{i}_training.png")
+        Image.fromarray(view().astype(np.uint8) * 255).save(root / "fov" / f"{i}_training_mask.gif")
+        rgba_HWS = np.dstack([disc().astype(np.uint8) * 255] * 3 + [np.full((H, W), 255, np.uint8)])
+        Image.fromarray(rgba_HWS).save(root / "disc" / f"{i}_training_gt.tif", compression="tiff_lzw")
+    (root / "images" / "Thumbs.db").write_bytes(b"x")
+    return root
+
+
+def config(root: Path, **more) -> ImportConfig:
+    wanted = {"labels": str(root / "av"), "label_map": MAP, "onh": str(root / "disc"), "fov": str(root / "fov"), **more}
+    return ImportConfig(source=root / "images", **wanted)
+
+
+def bytes_below(path: Path) -> dict[str, bytes]:
+    return {file.name: file.read_bytes() for file in sorted(path.rglob("*")) if file.is_file()}
+
+
+def test_photographs_labels_discs_and_masks(drive_like: Path, tmp_path: Path) -> None:
+    summary = importer.import_cubes(config(drive_like), tmp_path / "out")
+    assert folder.keys_in(tmp_path / "out") == [f"{i}_training" for i in range(21, 25)]
+    for i in range(21, 25):
+        cube = folder.read_cube(tmp_path / "out", f"{i}_training")
+        assert np.array_equal(cube.data_CHW.transpose(1, 2, 0), photo(i))
+        vessels_HW = np.isin(classes(i), (1, 2))
+        assert np.array_equal(cube.labels_HW, np.where(vessels_HW, classes(i), np.where(disc(), LABELS["onh"], 0)))
+        assert np.array_equal(cube.fov_HW, view())
+        assert np.allclose(reflectance(cube.data_CHW, cube.meta), photo(i).transpose(2, 0, 1) / 255)
+        assert cube.meta.subject_id == f"{i}_training"
+        assert cube.meta.notes["labels"] == f"{i}_training.png"
+        assert cube.meta.notes["label_order"] == "vessels over optic disc"
+        assert cube.meta.notes["wavelengths"] == "nominal"
+        assert len(cube.meta.notes["sha256"]) == 4
+    assert (summary.cubes, summary.written, summary.subjects, summary.sizes) == (4, 4, 4, {(H, W): 4})
+    assert summary.ignored == ["Thumbs.db"]
+    assert sum(summary.label_share.values()) == pytest.approx(1)
+    assert not list(tmp_path.glob(".part-*"))
+
+
+# Resuming
+
+
+def test_the_same_command_again_writes_nothing(drive_like: Path, tmp_path: Path) -> None:
+    importer.import_cubes(config(drive_like), tmp_path / "out")
+    before = {path: path.stat().st_mtime_ns for path in [tmp_path / "out", *(tmp_path / "out").iterdir()]}
+    assert importer.import_cubes(config(drive_like), tmp_path / "out").written == 0
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+
+
+def test_a_killed_import_continues_and_equals_an_uninterrupted_one(drive_like: Path, tmp_path: Path) -> None:
+    def killed_after_two(items):
+        for n, item in enumerate(items):
+            if n == 2:
+                raise KeyboardInterrupt
+            yield item
+
+    with pytest.raises(KeyboardInterrupt):
+        importer.import_cubes(config(drive_like), tmp_path / "out", track=killed_after_two)
+    assert not (tmp_path / "out").exists()
+    stage = next(tmp_path.glob(".part-*"))
+    (stage / "23_training.npy").write_bytes(b"half written")
+    assert importer.import_cubes(config(drive_like), tmp_path / "out").written == 2
+    importer.import_cubes(config(drive_like), tmp_path / "straight")
+    assert bytes_below(tmp_path / "out") == bytes_below(tmp_path / "straight")
+
+
+def test_kill_9_leaves_no_out_and_the_next_run_takes_over(drive_like: Path, tmp_path: Path) -> None:
+    script = f"""
+import os, signal
+from pathlib import Path
+from data_shards.importing import importer
+from data_shards.importing.conversion import ImportConfig
+
+def track(items):
+    for n, item in enumerate(items):
+        if n == 3:
+            os.kill(os.getpid(), signal.SIGKILL)
+        yield item
+
+importer.import_cubes(ImportConfig(source=Path({str(drive_like / "images")!r})), Path({str(tmp_path / "out")!r}), track)
+"""
+    assert subprocess.run([sys.executable, "-c", script], timeout=60).returncode == -signal.SIGKILL
+    assert not (tmp_path / "out").exists()
+    assert importer.import_cubes(ImportConfig(source=drive_like / "images"), tmp_path / "out").written == 1
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["drive", "out"]
+
+
+def test_a_stage_of_other_options_is_not_taken_over(drive_like: Path, tmp_path: Path) -> None:
+    def killed_at_the_end(items):
+        yield from items
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        importer.import_cubes(config(drive_like), tmp_path / "out", track=killed_at_the_end)
+    assert importer.import_cubes(config(drive_like, geometry=Geometry(resize="12x10")), tmp_path / "out").written == 4
+
+
+def test_another_import_in_the_same_place_is_refused(drive_like: Path, tmp_path: Path) -> None:
+    importer.import_cubes(config(drive_like), tmp_path / "out")
+    before = bytes_below(tmp_path / "out")
+    with pytest.raises(UnsafeResume, match=r"geometry[\s\S]*resize': '12x10'[\s\S]*rm -r") as caught:
+        importer.import_cubes(config(drive_like, geometry=Geometry(resize="12x10")), tmp_path / "out")
+    assert caught.value.exit_code == 3
+    Image.fromarray(photo(99)).save(drive_like / "images" / "22_training.tif")
+    with pytest.raises(UnsafeResume, match="1 samples differ in files or subjects, first 22_training"):
+        importer.import_cubes(config(drive_like), tmp_path / "out")
+    assert bytes_below(tmp_path / "out") == before
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").write_text("precious")
+    with pytest.raises(InputError, match="no import made what is there"):
+        importer.import_cubes(config(drive_like), tmp_path / "mine")
+    assert (tmp_path / "mine" / "thesis.txt").read_text() == "precious"
+
+
+def test_a_full_disk_leaves_nothing_and_says_try_again(drive_like: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real_fsync, calls = os.fsync, []
+
+    def full(fd: int) -> None:
+        calls.append(fd)
+        if len(calls) > 8:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        real_fsync(fd)
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(TryAgain) as caught:
+        importer.import_cubes(config(drive_like), tmp_path / "out")
+    assert caught.value.exit_code == 75
+    assert [path.name for path in tmp_path.iterdir()] == ["drive"]
+
+
+def test_an_unwritable_place_is_named(drive_like: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(InputError, match="cannot write"):
+        importer.import_cubes(config(drive_like), tmp_path / "file" / "out")
+
+
+# Values
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "uint16", "int16"])
+@pytest.mark.parametrize("full_scale", [None, 4095.0])
+def test_integers_come_back_bit_for_bit(dtype: str, full_scale: float | None) -> None:
+    limits = np.iinfo(dtype)
+    data_CHW = np.linspace(limits.min, limits.max, 3 * 8 * 8).astype(dtype).reshape(3, 8, 8)
+    data_CHW[0, 0, :2] = limits.min, limits.max
+    stored_CHW, scale, offset, note = to_uint16(data_CHW, ImportConfig(source=Path()), full_scale, "x")
+    assert stored_CHW.dtype == np.uint16
+    back_CHW = np.rint((scale * stored_CHW.astype(np.float64) + offset) * (full_scale or limits.max))
+    assert np.array_equal(back_CHW.astype(dtype), data_CHW)
+    assert note.startswith("exact")
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
+def test_floats_are_within_half_a_step(dtype: str) -> None:
+    data_CHW = np.random.default_rng(1).uniform(-0.1, 1.3, (2, 30, 30)).astype(dtype)
+    stored_CHW, scale, offset, note = to_uint16(data_CHW, ImportConfig(source=Path(), float_range=(-0.2, 1.4)), None, "x")
+    assert np.abs(scale * stored_CHW.astype(np.float64) + offset - data_CHW.astype(np.float64)).max() <= scale / 2 * (1 + 1e-9)
+    assert f"error at most {scale / 2:.3g}" in note
+
+
+def refused(data_CHW: np.ndarray, **more) -> str:
+    with pytest.raises(InputError) as caught:
+        to_uint16(data_CHW, ImportConfig(source=Path(), **more), more.get("full_scale"), "FILE")
+    assert caught.value.exit_code == 2
+    return str(caught.value)
+
+
+def test_values_that_cannot_be_stored_are_counted() -> None:
+    data_CHW = np.full((2, 4, 4), 0.5, np.float32)
+    data_CHW[0, 0, :3] = np.nan, np.inf, -np.inf
+    assert re.search(r"3 values are NaN or infinite[\s\S]*FILE[\s\S]*--nan-as 0", refused(data_CHW))
+    data_CHW[0, 0, :3] = 1.25, -0.5, 1.2
+    assert re.search(r"3 values outside 0 … 1: from -0.5 to 1.25[\s\S]*--float-range -0.5:1.25", refused(data_CHW))
+    for dtype in ("int32", "uint64", "bool", "int8"):
+        assert f"values of dtype {dtype}" in refused(np.ones((1, 2, 2), dtype))
+
+
+def test_nan_as_is_counted_in_the_notes() -> None:
+    data_CHW = np.full((2, 4, 4), 0.5, np.float32)
+    data_CHW[1, 2, 3] = np.nan
+    stored_CHW, scale, _, note = to_uint16(data_CHW, ImportConfig(source=Path(), nan_as=0.25), None, "x")
+    assert stored_CHW[1, 2, 3] * scale == pytest.approx(0.25, abs=scale)
+    assert "1 values that were not finite set to 0.25" in note
+    for wrong in (2.0, np.nan, np.inf):
+        with pytest.raises(InputError, match="in place of NaN"):
+            ImportConfig(source=Path(), nan_as=wrong)
+
+
+def test_wavelengths() -> None:
+    assert parse_wavelengths("610, 545,465") == (610, 545, 465)
+    assert parse_wavelengths("linspace:400:500:3") == (400, 450, 500)
+    aviris = parse_wavelengths("linspace:380:2500:224/1-3,108-112,154-166,220-224")
+    assert len(aviris) == 198
+    assert aviris[0] == pytest.approx(380 + 3 * 2120 / 223)
+    for wrong in (
+        "",
+        "610,x",
+        "0,1",
+        "-5",
+        "nan",
+        "linspace:1:2",
+        "linspace:1:2:0",
+        "linspace:1:2:3/9",
+        "linspace:1:2:999999999",
+        "absent.txt",
+    ):
+        with pytest.raises(InputError, match="--wavelengths"):
+            parse_wavelengths(wrong)
+
+
+def test_wavelengths_from_a_file(tmp_path: Path) -> None:
+    (tmp_path / "nm.txt").write_text("# centre\n450\n455.5 ; blue\n".replace(" ; blue", "  # blue"))
+    assert parse_wavelengths(str(tmp_path / "nm.txt")) == (450, 455.5)
+
+
+def test_a_wrong_band_count_names_file_and_mend(tmp_path: Path) -> None:
+    tifffile.imwrite(tmp_path / "s.tif", np.zeros((5, 6, 7), np.uint16), photometric="minisblack")
+    with pytest.raises(InputError, match=r"5 bands \(5x6x7[\s\S]*4 wavelengths[\s\S]*s.tif[\s\S]*--axes HWC"):
+        importer.import_cubes(ImportConfig(source=tmp_path / "s.tif", wavelengths_nm=(1.0, 2.0, 3.0, 4.0)), tmp_path / "out")
+    with pytest.raises(InputError, match=r"5 bands of unknown wavelength[\s\S]*--wavelengths"):
+        importer.import_cubes(ImportConfig(source=tmp_path / "s.tif"), tmp_path / "out")
+
+
+def test_images_that_cannot_be_one_dataset_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    Image.fromarray(photo(0)).save(tmp_path / "in" / "a.png")
+    tifffile.imwrite(tmp_path / "in" / "b.tif", np.zeros((H, W, 3), np.uint16), photometric="rgb")
+    with pytest.raises(InputError, match=r"b.tif[\s\S]*that of a.png[\s\S]*--full-scale"):
+        importer.import_cubes(ImportConfig(source=tmp_path / "in"), tmp_path / "out")
+    assert importer.import_cubes(ImportConfig(source=tmp_path / "in", full_scale=255), tmp_path / "out").cubes == 2
+
+
+# Labels
+
+
+def test_label_maps_of_colours_and_of_palettes(tmp_path: Path) -> None:
+    values_HW = classes(1)
+    colours = np.array([[0, 0, 0], [255, 0, 0], [0, 0, 255], [0, 255, 0]], np.uint8)
+    Image.fromarray(colours[values_HW]).save(tmp_path / "rgb.png")
+    by_colour = labels.parse_label_map("#000000=background,#FF0000=artery,#0000ff=vein,#00ff00=background")
+    palette = Image.fromarray(values_HW)
+    palette.putpalette([9, 9, 9, 255, 255, 255, 0, 0, 0, 7, 7, 7])
+    palette.save(tmp_path / "palette.png")
+    expected_HW = np.where(values_HW == 3, 0, values_HW)
+    assert np.array_equal(labels.read_labels(tmp_path / "rgb.png", by_colour, ReadOptions()), expected_HW)
+    assert np.array_equal(labels.read_labels(tmp_path / "palette.png", labels.parse_label_map(MAP), ReadOptions()), expected_HW)
+    Image.fromarray(np.dstack([values_HW] * 3)).save(tmp_path / "grey.png")
+    assert np.array_equal(labels.read_labels(tmp_path / "grey.png", labels.parse_label_map(MAP), ReadOptions()), expected_HW)
+    with pytest.raises(InputError, match=r"colour label file, mapped by value[\s\S]*#ff0000=CLASS"):
+        labels.read_labels(tmp_path / "rgb.png", labels.parse_label_map(MAP), ReadOptions())
+
+
+def test_values_without_a_class_are_counted(tmp_path: Path) -> None:
+    values_HW = np.zeros((4, 5), np.uint8)
+    values_HW[0, :3], values_HW[1, 0] = 7, 9
+    Image.fromarray(values_HW).save(tmp_path / "a.png")
+    with pytest.raises(InputError, match=r"7 \(3 pixels\), 9 \(1 pixels\)[\s\S]*a.png[\s\S]*7=background"):
+        labels.read_labels(tmp_path / "a.png", labels.parse_label_map("0=background"), ReadOptions())
+
+
+@pytest.mark.parametrize("text", ["", "1", "1=artery,1=vein", "1=arteries", "1=artery,#ff0000=vein", "x=artery", "1=artery;2=vein"])
+def test_wrong_label_maps_are_refused(text: str) -> None:
+    with pytest.raises(InputError, match="--label-map"):
+        labels.parse_label_map(text)
+
+
+@pytest.mark.parametrize(("mode", "high"), [("L", 255), ("L", 1), ("P", 255), ("1", 1), ("RGB", 255)])
+def test_masks_of_many_kinds(tmp_path: Path, mode: str, high: int) -> None:
+    image = Image.fromarray(view().astype(np.uint8) * high) if mode != "1" else Image.fromarray(view())
+    image.convert(mode).save(tmp_path / "m.png")
+    assert np.array_equal(labels.read_mask(tmp_path / "m.png", ReadOptions()), view())
+
+
+def test_labels_of_another_size(drive_like: Path, tmp_path: Path) -> None:
+    Image.fromarray(np.kron(classes(23), np.ones((2, 2), np.uint8))).save(drive_like / "av" / "23_training.png")
+    with pytest.raises(InputError, match=r"48x40 pixels[\s\S]*23_training.png[\s\S]*24x20[\s\S]*--resize-labels"):
+        importer.import_cubes(config(drive_like), tmp_path / "out")
+    assert [path.name for path in tmp_path.iterdir()] == ["drive"]
+    importer.import_cubes(config(drive_like, onh="", resize_labels=True), tmp_path / "out")
+    assert np.array_equal(folder.read_cube(tmp_path / "out", "23_training").labels_HW, np.where(classes(23) == 3, 0, classes(23)))
+
+
+def test_labels_need_a_stated_meaning(drive_like: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"--labels[\s\S]*--label-map '0=background"):
+        importer.plan(config(drive_like, label_map=""))
+    with pytest.raises(InputError, match=r"3 \(\d+ pixels\)"):
+        importer.import_cubes(config(drive_like, label_map="0=background,1=artery,2=vein"), tmp_path / "out")
+    assert [path.name for path in tmp_path.iterdir()] == ["drive"]
+
+
+def test_an_empty_field_of_view_is_refused(drive_like: Path, tmp_path: Path) -> None:
+    Image.fromarray(np.zeros((H, W), np.uint8)).save(drive_like / "fov" / "22_training_mask.gif")
+    with pytest.raises(InputError, match=r"empty field of view[\s\S]*22_training_mask.gif"):
+        importer.import_cubes(config(drive_like), tmp_path / "out")
+
+
+def test_discs_as_circles(drive_like: Path, tmp_path: Path) -> None:
+    table = tmp_path / "discs.csv"
+    table.write_text("# two observers\nimage_id,od_x_a,od_y_a,od_d\n" + "".join(f"{i}_training,8,10,10\n" for i in range(21, 25)))
+    more = {"onh": "", "onh_circles": table, "onh_columns": ("od_x_a", "od_y_a", "od_d")}
+    importer.import_cubes(config(drive_like, **more), tmp_path / "out")
+    cube = folder.read_cube(tmp_path / "out", "21_training")
+    assert np.array_equal(cube.labels_HW == 3, disc() & ~np.isin(classes(21), (1, 2)))
+    assert cube.meta.notes["onh_circle_px"] == [8, 10, 10]
+    table.write_text(table.read_text().replace("22_training,8", "22_training,left"))
+    with pytest.raises(InputError, match=r"'left'[\s\S]*discs.csv"):
+        importer.plan(config(drive_like, **more))
+    table.write_text("image_id,od_x_a,od_y_a,od_d\n21_training,8,10,10\n")
+    with pytest.raises(InputError, match="no optic disc for 22_training.tif"):
+        importer.plan(config(drive_like, **more))
+
+
+def test_folders_of_single_bands_with_labels(tmp_path: Path) -> None:
+    for person in ("p1.v1", "p1.v2"):
+        (tmp_path / "scans" / person).mkdir(parents=True)
+        for nm in (905, 450, 555):
+            Image.fromarray(np.full((H, W), nm, np.uint16)).save(tmp_path / "scans" / person / f"band_{nm}nm.tif")
+    (tmp_path / "av").mkdir()
+    for person in ("p1.v1", "p1.v2"):
+        Image.fromarray(classes(1)).save(tmp_path / "av" / f"{person}_av.png")
+    wanted = ImportConfig(
+        source=tmp_path / "scans", per_band=True, full_scale=4095, labels=str(tmp_path / "av"), label_map=MAP, subject_pattern=r"^(p\d+)"
+    )
+    summary = importer.import_cubes(wanted, tmp_path / "out")
+    assert (summary.cubes, summary.subjects, summary.wavelengths_nm) == (2, 1, (450, 555, 905))
+    cube = folder.read_cube(tmp_path / "out", "p1_v2")
+    assert (cube.data_CHW == np.array([450, 555, 905])[:, None, None]).all()
+    assert sorted(cube.meta.notes["sha256"]) == ["band_450nm.tif", "band_555nm.tif", "band_905nm.tif", "labels p1.v2_av.png"]
+    (tmp_path / "scans" / "p1.v2" / "band_905nm.tif").unlink()
+    with pytest.raises(InputError, match=r"2 bands from 450 to 555 nm[\s\S]*p1.v2[\s\S]*as in p1.v1: 3 bands"):
+        importer.import_cubes(wanted, tmp_path / "other")
+
+
+# Names
+
+
+def paired(images: list[str], files: list[str], **more) -> dict[str, str]:
+    found = partners.pair([Path(name) for name in images], [Path("maps") / name for name in files], option="--labels", **more)
+    return {image.name: file.name for image, file in found.items()}
+
+
+@pytest.mark.parametrize(
+    ("images", "files"),
+    [
+        (["21_training.tif", "22_training.tif"], ["21_training_mask.gif", "22_training_mask.gif"]),  # DRIVE
+        (["21_training.tif", "22_training.tif"], ["21_manual1.gif", "22_manual1.gif"]),  # DRIVE's own labels
+        (["01_h.jpg", "01_g.jpg", "01_dr.jpg"], ["01_h_AVmanual.png", "01_g_AVmanual.png", "01_dr_AVmanual.png"]),  # HRF
+        (["Image_01L.jpg", "Image_01R.jpg"], ["Image_01L_1stHO.png", "Image_01R_1stHO.png"]),  # CHASE-DB1
+        (["im0001.ppm.tif", "im0002.ppm.tif"], ["im0001.ppm.ah.png", "im0002.ppm.ah.png"]),  # STARE
+        (["a1.tif", "a1_2.tif"], ["a1_av.png", "a1_2_av.png"]),
+        (["left.tif", "right.tif"], ["left mask.png", "right mask.png"]),
+    ],
+)
+def test_public_names_pair(images: list[str], files: list[str]) -> None:
+    assert paired(images, files[::-1]) == dict(zip(images, files, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("images", "files", "message"),
+    [
+        (["case_1.tif"], ["case_2_mask.png"], r"no partner in --labels[\s\S]*case_1.tif"),
+        (["01_h.jpg", "01_g.jpg"], ["01_g_mask.png"], r"no partner[\s\S]*01_h.jpg"),
+        (["01_h.jpg", "01_g.jpg"], ["01_mask.png"], r"01_mask.png also fits 01_g.jpg"),
+        (["1.tif"], ["1_observer_a.png", "1_observer_b.png"], r"several partners[\s\S]*1_observer_a.png, 1_observer_b.png[\s\S]*glob"),
+        (["21_training.tif"], ["2_training.png", "1_training.png", "211_training.png"], "no partner"),
+        (["left.tif"], ["leftover.png"], "no partner"),
+    ],
+)
+def test_nothing_is_paired_by_a_guess(images: list[str], files: list[str], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        paired(images, files)
+
+
+def test_match_and_allow_missing() -> None:
+    assert paired(["scan-7-OD.tif", "scan-8-OD.tif"], ["av_8.png", "av_7.png"], match=r"[-_](\d+)") == {
+        "scan-7-OD.tif": "av_7.png",
+        "scan-8-OD.tif": "av_8.png",
+    }
+    assert paired(["1.tif", "2.tif"], ["2_av.png"], allow_missing=True) == {"2.tif": "2_av.png"}
+    with pytest.raises(InputError, match=r"does not fit the name[\s\S]*left.tif"):
+        paired(["left.tif"], ["1.png"], match=r"(\d+)")
+
+
+def test_missing_labels_leave_no_labels_behind(drive_like: Path, tmp_path: Path) -> None:
+    (drive_like / "av" / "22_training.png").unlink()
+    with pytest.raises(InputError, match=r"no partner in --labels[\s\S]*22_training.tif[\s\S]*--allow-missing"):
+        importer.import_cubes(config(drive_like), tmp_path / "out")
+    summary = importer.import_cubes(config(drive_like, allow_missing=True), tmp_path / "out")
+    assert folder.read_cube(tmp_path / "out", "22_training").labels_HW is None  # a disc alone would claim that there are no vessels
+    assert summary.with_maps == {"labels": 3, "onh": 4, "fov": 4}
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"match": "("}, {"subject_pattern": "["}, {"pattern": ""}, {"pattern": "/tmp/*"}, {"labels": "", "label_map": MAP}]
+)
+def test_wrong_patterns_are_refused(drive_like: Path, wrong: dict[str, str]) -> None:
+    with pytest.raises(InputError, match="|".join("--" + name.replace("_", "-") for name in wrong)):
+        importer.plan(config(drive_like, **wrong))
+
+
+def test_keys(tmp_path: Path) -> None:
+    assert list(partners.keys_of([Path("a b.c.tif"), Path("Bild-ö.png")]).values()) == ["a_b_c", "Bild-_"]
+    with pytest.raises(InputError, match=r"two images with the key 'a'[\s\S]*--pattern"):
+        partners.keys_of([Path("a.tif"), Path("a.png")])
+    with pytest.raises(InputError, match="at most 63"):
+        partners.keys_of([Path("x" * 64 + ".tif")])
+
+
+def test_an_empty_source_says_where_the_images_may_be(drive_like: Path) -> None:
+    with pytest.raises(InputError, match="name the folder with the images: av, disc, fov, images"):
+        importer.plan(ImportConfig(source=drive_like))
+    with pytest.raises(InputError, match="no such file or folder"):
+        importer.plan(ImportConfig(source=drive_like / "absent"))
+    with pytest.raises(InputError, match=r"no files for --fov[\s\S]*absent"):
+        importer.plan(config(drive_like, fov="absent"))
+
+
+# Persons
+
+
+def with_table(root: Path, text: str, **more) -> ImportConfig:
+    (root / "people.csv").write_text(text)
+    return config(root, subjects=root / "people.csv", **more)
+
+
+def test_a_table_of_subjects(drive_like: Path, tmp_path: Path) -> None:
+    rows = "21_training.tif,p1,R,2020-01-02,train,61\n22_training,p1,OS,,train,61\n"
+    rows += "23_training.tif,p2,,,val,\n24_training.tif,p3,left,,test,40\n"
+    summary = importer.import_cubes(with_table(drive_like, "\ufefffile,subject_id,eye,acquired,split,age\n" + rows), tmp_path / "out")
+    metas = [folder.read_cube(tmp_path / "out", f"{i}_training").meta for i in range(21, 25)]
+    assert [(m.subject_id, m.eye, m.acquired, m.notes["split"]) for m in metas] == [
+        ("p1", "OD", "2020-01-02", "train"),
+        ("p1", "OS", "", "train"),
+        ("p2", "", "", "val"),
+        ("p3", "OS", "", "test"),
+    ]
+    assert [m.notes.get("subject") for m in metas] == [{"age": "61"}, {"age": "61"}, None, {"age": "40"}]
+    assert (summary.subjects, summary.splits) == (3, {"train": 2, "val": 1, "test": 1})
+
+
+GOOD = "21_training.tif,a\n22_training.tif,b\n23_training.tif,c\n24_training.tif,d\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (
+            "file,subject_id,split\n21_training.tif,p,train\n22_training.tif,p,val\n23_training.tif,q,val\n24_training.tif,r,val\n",
+            r"subject 'p' in the splits 'train' and 'val'",
+        ),
+        ("file,subject_id\n" + GOOD + "25_training.tif,e\n", r"'25_training.tif' has no image[\s\S]*did you mean"),
+        ("file,subject_id\n" + GOOD + "21_training.tif,a\n", r"'21_training.tif' stands twice"),
+        ("file,subject_id\n" + GOOD.replace("24_training.tif,d\n", ""), r"1 images without a row, first 24_training.tif"),
+        ("file,person\n" + GOOD, r"no column 'subject_id'[\s\S]*there are: file, person"),
+        ("image,subject_id\n" + GOOD, "no column 'file' or 'key'"),
+        ("file,subject_id\n" + GOOD.replace(",d", ","), "no subject_id for '24_training.tif'"),
+        ("file,subject_id,eye\n" + GOOD.replace("\n", ",both\n"), "eye 'both' of '21_training.tif'"),
+        ("file,subject_id\n", "a table without rows"),
+    ],
+)
+def test_wrong_tables_are_refused_by_name(drive_like: Path, tmp_path: Path, text: str, message: str) -> None:
+    with pytest.raises(InputError, match=message) as caught:
+        importer.import_cubes(with_table(drive_like, text), tmp_path / "out")
+    assert "people.csv" in str(caught.value)
+    assert [path.name for path in tmp_path.iterdir()] == ["drive"]
+
+
+def test_subjects_from_names() -> None:
+    images = [Path("p01_OD_2020.tif"), Path("p01_OS_2021.tif")]
+    found = partners.people(images, table=None, pattern=r"(?P<subject>p\d+)_(?P<eye>O[DS])_(?P<acquired>\d+)", allow_missing=False)
+    assert [(p.subject_id, p.eye, p.acquired) for p in found.values()] == [("p01", "OD", "2020"), ("p01", "OS", "2021")]
+    with pytest.raises(InputError, match=r"finds no subject[\s\S]*p01_OD_2020.tif"):
+        partners.people(images, table=None, pattern=r"^(\d+)_", allow_missing=False)
+
+
+# Size
+
+
+def test_shrinking_is_the_area_mean_and_maps_keep_their_classes() -> None:
+    data_CHW = np.random.default_rng(2).uniform(0, 1, (3, 31, 29)).astype(np.float32)
+    for size_HW in ((31, 7), (10, 11), (1, 1)):
+        fine_CHW = np.kron(data_CHW.astype(np.float64), np.ones((1, *size_HW)))  # each pixel cut so finely that blocks fit exactly
+        expected_CHW = fine_CHW.reshape(3, size_HW[0], 31, size_HW[1], 29).mean(axis=(2, 4))
+        assert np.allclose(geometry.resize_image(data_CHW, size_HW), expected_CHW, atol=1e-6)
+    counts_CHW = (data_CHW * 65535).astype(np.uint16)
+    assert geometry.resize_image(counts_CHW, (62, 58)).max() <= counts_CHW.max()
+    shrunk_HW = geometry.resize_map(classes(3), (7, 9))
+    assert set(np.unique(shrunk_HW)) <= {0, 1, 2, 3}
+    assert np.array_equal(geometry.resize_map(np.kron(classes(3), np.ones((3, 3), np.uint8)), (H, W)), classes(3))
+
+
+def test_crop_pad_and_resize_keep_image_and_maps_together_and_are_recorded(drive_like: Path, tmp_path: Path) -> None:
+    wanted = Geometry(crop="fov", pad_square=True, resize="34x34")
+    importer.import_cubes(config(drive_like, geometry=wanted), tmp_path / "out")
+    cube = folder.read_cube(tmp_path / "out", "21_training")
+    assert cube.data_CHW.shape == (3, 34, 34)
+    assert cube.meta.notes["original_shape"] == [3, H, W]
+    assert cube.meta.notes["operations"] == ["crop 4:21,1:18", "resize 17x17 to 34x34: image by bilinear, maps by nearest pixel"]
+    assert cube.meta.notes["stored"] == "rounded to whole counts by the resizing: stored = uint8 value"
+    assert np.array_equal(cube.fov_HW[::2, ::2], view()[4:21, 1:18])
+    importer.import_cubes(config(drive_like, geometry=Geometry(crop="2:10,0:20", pad_square=True)), tmp_path / "padded")
+    cube = folder.read_cube(tmp_path / "padded", "21_training")
+    assert cube.meta.notes["operations"] == ["crop 2:10,0:20", "pad 6 above, 6 below, 0 left, 0 right with 0"]
+    assert np.array_equal(cube.data_CHW[:, 6:14], photo(21).transpose(2, 0, 1)[:, 2:10])
+    assert not cube.fov_HW[:6].any()
+    assert not cube.fov_HW[14:].any()
+
+
+def test_padding_without_a_mask_makes_one() -> None:
+    planes, _ = geometry.apply(Geometry(pad_square=True), Planes(data_CHW=np.ones((2, 3, 6), np.uint16)), "x")
+    assert planes.data_CHW.shape == (2, 6, 6)
+    assert np.array_equal(planes.fov_HW, planes.data_CHW[0] == 1)
+
+
+def test_resize_by_height_keeps_proportion() -> None:
+    planes, done = geometry.apply(Geometry(resize="12"), Planes(data_CHW=np.ones((1, 24, 36), np.uint16)), "x")
+    assert planes.data_CHW.shape == (1, 12, 18)
+    assert done == ["resize 24x36 to 12x18: image by area mean, maps by nearest pixel"]
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"crop": "0:5"},
+        {"crop": "center:5"},
+        {"crop": "middle"},
+        {"resize": "big"},
+        {"resize": "0x5"},
+        {"crop": "center:99x99"},
+        {"crop": "0:25,0:5"},
+        {"crop": "5:5,0:5"},
+        {"crop": "fov"},
+    ],
+)
+def test_wrong_geometry_is_refused(wrong: dict[str, str]) -> None:
+    with pytest.raises(InputError, match=r"--crop|--resize|--fov"):
+        geometry.apply(Geometry(**wrong), Planes(data_CHW=np.ones((1, H, W), np.uint16)), "x")
+
+
+def test_every_fault_midway_leaves_the_place_clean(drive_like: Path, tmp_path: Path) -> None:
+    good = (drive_like / "images" / "24_training.tif").read_bytes()
+    (drive_like / "images" / "24_training.tif").write_bytes(good[: len(good) // 2])
+    with pytest.raises(CorruptData, match="24_training.tif") as caught:
+        importer.import_cubes(config(drive_like), tmp_path / "out")
+    assert isinstance(caught.value, RetinaforgeError)
+    assert caught.value.exit_code == 4
+    assert [path.name for path in tmp_path.iterdir()] == ["drive"]
+
+
+# Real data
+
+
+def real(name: str) -> Path:
+    if not (REAL / name).is_dir():
+        pytest.skip(f"{REAL / name} is absent: set RETINAFORGE_REAL_DATA")
+    return REAL / name
+
+
+def test_real_drive(tmp_path: Path) -> None:
+    drive = real("DRIVE")
+    wanted = ImportConfig(
+        source=drive / "images",
+        labels=str(drive / "av"),
+        label_map=MAP,
+        onh=str(drive / "optic_disc"),
+        fov=str(drive / "fov"),
+        subject_pattern=r"^(\d+)_",
+    )
+    summary = importer.import_cubes(wanted, tmp_path / "out")
+    assert (summary.cubes, summary.subjects, summary.sizes) == (20, 20, {(584, 565): 20})
+    assert summary.with_maps == {"labels": 20, "onh": 20, "fov": 20}
+    for cube in folder.read_folder(tmp_path / "out"):
+        assert np.array_equal(cube.data_CHW.transpose(1, 2, 0), np.array(Image.open(drive / "images" / f"{cube.meta.key}.tif")))
+        inside = {name: cube.fov_HW[cube.labels_HW == number].mean() for name, number in LABELS.items() if number}
+        assert min(inside.values()) > 0.95  # labels lie in the field of view: nothing is shifted or mirrored
+        green_HW = cube.data_CHW[1].astype(float)
+        plain_HW = cube.fov_HW & (cube.labels_HW == 0)
+        assert green_HW[cube.labels_HW == LABELS["onh"]].mean() > green_HW[plain_HW].mean()
+        assert green_HW[cube.labels_HW == LABELS["vein"]].mean() < green_HW[plain_HW].mean()
+
+
+def test_real_hrf(tmp_path: Path) -> None:
+    hrf = real("HRF")
+    wanted = ImportConfig(
+        source=hrf / "images",
+        pattern="0[1-2]_h.jpg",
+        labels=str(hrf / "av"),
+        label_map=MAP,
+        fov=str(hrf / "fov"),
+        geometry=Geometry(resize="584"),
+    )
+    summary = importer.import_cubes(wanted, tmp_path / "out")
+    assert (summary.cubes, summary.sizes) == (2, {(584, 876): 2})
+    cube = folder.read_cube(tmp_path / "out", "01_h")
+    blocks = np.array(Image.open(hrf / "images" / "01_h.jpg")).reshape(584, 4, 876, 4, 3).mean(axis=(1, 3))
+    assert np.abs(cube.data_CHW.transpose(1, 2, 0) - blocks).max() <= 0.501
+    green_HW = cube.data_CHW[1]
+    assert green_HW[cube.labels_HW == 2].mean() < green_HW[cube.fov_HW & (cube.labels_HW == 0)].mean()
+
+
+def test_real_jasper_ridge(tmp_path: Path) -> None:
+    path = real("JasperRidge") / "jasperRidge2_R198.mat"
+    aviris = "linspace:380:2500:224/1-3,108-112,154-166,220-224"
+    options = ReadOptions(variable="Y", reshape_HW=(100, 100), pixel_order="columns")
+    summary = importer.import_cubes(
+        ImportConfig(source=path, read=options, wavelengths_nm=parse_wavelengths(aviris), full_scale=5000), tmp_path / "out"
+    )
+    assert (summary.cubes, len(summary.wavelengths_nm), summary.sizes) == (1, 198, {(100, 100): 1})
+    cube = folder.read_cube(tmp_path / "out", "jasperRidge2_R198")
+    stored = scipy.io.loadmat(path)
+    assert np.array_equal(cube.data_CHW, stored["Y"].reshape(198, 100, 100, order="F"))
+    channels = stored["SlectBands"].ravel()  # the file's own list of the AVIRIS channels that were kept
+    assert np.allclose(cube.meta.wavelengths_nm, 380 + (channels - 1.0) * 2120 / 223, atol=1e-6)
+    assert cube.meta.scale == 1 / 5000
