@@ -19,6 +19,7 @@ from data_shards import durable
 from data_shards.camera import FIELD_SHARE, render
 from data_shards.cube import LABELS, Cube
 from data_shards.dataset import cubes_of
+from data_shards.drawing import REFLEX_SHARE, VEIN_REFLEX, chord_px
 from data_shards.errors import InputError
 from data_shards.folder import keys_in, write_cube
 from data_shards.fundus import layers, make_fundus
@@ -26,7 +27,7 @@ from data_shards.persons import TEXTURE, PhantomConfig, person, stream, view
 from data_shards.phantom import FINE_RASTER, claim, label_map, meta_of, run_jobs
 from data_shards.phantom import mean_over as mean
 from data_shards.spectra import Tissue
-from data_shards.vessels import MM_PER_DEGREE, REFLEX_SHARE, VEIN_REFLEX, Disc, chord_px
+from data_shards.vessels import MM_PER_DEGREE, Disc
 
 DISC_MM = 1.83  # mean diameter of the nerve head, Quigley et al. 1990
 PHOTOGRAPH_DEGREES = 45.0  # the usual fundus camera, where no nerve head gives the scale

@@ -24,17 +24,18 @@ import numpy as np
 from data_shards import durable
 from data_shards.camera import FIELD_SHARE, field_of_view, render
 from data_shards.cube import LABELS, Cube, CubeMeta
+from data_shards.drawing import VEIN_REFLEX, Footprint, rasterise
 from data_shards.errors import InputError, TryAgain, UnsafeResume
 from data_shards.folder import write_cube
 from data_shards.fundus import Fundus, layers, make_fundus
 from data_shards.persons import EYE, TEXTURE, VESSELS, PhantomConfig, View, person, stream, view
 from data_shards.spectra import Person, Tissue
-from data_shards.vessels import MM_PER_DEGREE, VEIN_REFLEX, Branch, Disc, Footprint, grow_trees, rasterise
+from data_shards.vessels import MM_PER_DEGREE, Branch, Disc, grow_trees
 
 __all__ = ["PhantomConfig", "phantom_cube", "write_phantoms"]
 
 EYES = ("OD", "OS")
-FINE_RASTER = 384  # smaller images are drawn on at least so many pixels and averaged
+FINE_RASTER = 280  # smaller images are drawn on at least so many pixels and averaged
 RECORD = "phantom.json"
 
 

@@ -43,7 +43,7 @@ def command(
         Path | None,
         typer.Option(
             metavar="DATASET",
-            help="Paint the vessels and nerve heads of these labelled photographs (loose or packed) instead; their subjects, not --subjects.",
+            help="Paint the vessels and nerve heads of these labelled photographs instead; --subjects then has no meaning.",
         ),
     ] = None,
     workers: Annotated[int, typer.Option(help="Processes.", min=1)] = 1,
@@ -61,7 +61,6 @@ def command(
 
     Then: retinaforge data pack out/phantom DATASET
     """
-
     from data_shards.cube import BANDS_16_NM
     from data_shards.importing.wavelengths import parse_wavelengths
     from data_shards.painted import write_painted
