@@ -171,7 +171,7 @@ def nerve_head(fundus: Fundus, x_mm: np.ndarray, y_mm: np.ndarray) -> dict[str, 
     cup = _edge((fundus.cup - cup_ratio) * mean_mm, 0.22)
     return {
         "onh": _edge((1 - ratio) * mean_mm, 0.07),
-        "capillaries": ((1 - 0.45 * cup) * (1 + 0.25 * np.cos(angle) + 0.05 * streak)).clip(0.1).astype(np.float32),
+        "capillaries": ((1 - 0.35 * cup) * (1 + 0.15 * np.cos(angle) + 0.05 * streak)).clip(0.1).astype(np.float32),
         "cup": cup,
         "outside_mm": (ratio - 1) * mean_mm,
         "angle": angle,
