@@ -50,8 +50,8 @@ def command(
 ) -> None:
     """Make physical phantoms: hyperspectral cubes with exact labels of artery, vein and optic nerve head.
 
-    Each cube is a function of (seed, subject, eye, visit) alone, whatever is asked for beside it. The same
-    command again writes only what is missing; more --subjects or --visits add to what is there.
+    Each cube is a function of (seed, subject, eye, visit) alone. The same command
+    again writes only what is missing; more --subjects or --visits add to it.
 
     Examples:
 
