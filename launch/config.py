@@ -14,7 +14,7 @@ import yaml
 from pydantic import TypeAdapter, ValidationError
 
 from data_shards.errors import InputError, nearest
-from data_shards.phantom import PhantomConfig
+from data_shards.phantom.persons import PhantomConfig
 from ldm.diffusion import ObjectiveConfig
 from ldm.ema import EMAConfig
 from ldm.models.codebook import CodebookConfig

@@ -6,6 +6,7 @@ Each finds what the former left in the run folder and leaves its own; a stage th
 from __future__ import annotations
 
 import json
+import os
 import platform
 import subprocess
 import sys
@@ -94,7 +95,7 @@ def environment() -> dict[str, Any]:
 def prepare_data(run: Run, watch: Watch) -> None:
     """Phantoms, packed, unless the configuration names a dataset."""
     from data_shards.pack import pack
-    from data_shards.phantom import write_phantoms
+    from data_shards.phantom.eyes import write_phantoms
 
     data = run.config.data
     if data.dataset:
@@ -119,7 +120,10 @@ def train(
     from ldm.training.engine import Engine
     from ldm.training.loop import MetricLog, fit
     from slurm.preempt import stop_on_signals
+    from slurm.rank import placement, torch_environ
 
+    if (place := placement()).world > 1:
+        os.environ.update(torch_environ(place))  # started by srun or mpiexec: said again in the words the engine knows
     config = getattr(run.config, stage)
     folder = getattr(run, stage)
     engine = Engine(config.engine, run_folder=folder)

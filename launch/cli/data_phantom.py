@@ -63,8 +63,8 @@ def command(
     """
     from data_shards.cube import BANDS_16_NM
     from data_shards.importing.wavelengths import parse_wavelengths
-    from data_shards.painted import write_painted
-    from data_shards.phantom import PhantomConfig, write_phantoms
+    from data_shards.phantom.eyes import PhantomConfig, write_phantoms
+    from data_shards.phantom.painted import write_painted
 
     try:
         wavelengths_nm = parse_wavelengths(bands) if bands else BANDS_16_NM

@@ -17,9 +17,9 @@ from typer.testing import CliRunner
 from data_shards.cube import BANDS_16_NM, KEY, LABELS, Cube, reflectance
 from data_shards.errors import InputError, RetinaforgeError, UnsafeResume
 from data_shards.folder import keys_in, meta_bytes, read_cube, write_cube
-from data_shards.painted import paint_labels, painted_key, write_painted
-from data_shards.persons import person, view
-from data_shards.phantom import EYES, PhantomConfig, make_eye, phantom_cube, tissue_of, write_phantoms
+from data_shards.phantom.eyes import EYES, PhantomConfig, make_eye, phantom_cube, tissue_of, write_phantoms
+from data_shards.phantom.painted import paint_labels, painted_key, write_painted
+from data_shards.phantom.persons import person, view
 
 QUIET = PhantomConfig(size=224, wavelengths_nm=(900, 845, 815, 730, 700, 640, 585, 555, 465), noise=0, uneven_light=0, seed=5)
 SMALL = PhantomConfig(size=64, wavelengths_nm=(730, 640, 555))

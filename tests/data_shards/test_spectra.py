@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from data_shards import spectra
 from data_shards.cube import BANDS_16_NM
 from data_shards.errors import InputError
+from data_shards.phantom import spectra
 
 
 def haemoglobins(nm: float) -> tuple[float, float]:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from data_shards.drawing import rasterise
-from data_shards.vessels import FAZ_MM, Branch, Disc, bundle_path_mm, grow_trees, murray_angles
+from data_shards.phantom.drawing import rasterise
+from data_shards.phantom.vessels import FAZ_MM, Branch, Disc, bundle_path_mm, grow_trees, murray_angles
 
 DISC = Disc(x_mm=4.5, y_mm=0.5, half_width_mm=0.88, half_height_mm=0.94)
 SEEDS = range(4)

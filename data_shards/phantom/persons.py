@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from data_shards import spectra
 from data_shards.cube import BANDS_16_NM
 from data_shards.errors import InputError
-from data_shards.spectra import Person
+from data_shards.phantom import spectra
+from data_shards.phantom.spectra import Person
 
 SMALLEST, LARGEST = 16, 8192
 SUBJECT, EYE, TEXTURE, VESSELS, VISIT, NOISE, BIOMARKER = range(7)  # the last number of every stream's place

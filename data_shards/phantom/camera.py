@@ -8,9 +8,9 @@ from __future__ import annotations
 import numpy as np
 from scipy.ndimage import gaussian_filter
 
-from data_shards import spectra
-from data_shards.persons import NOISE, PhantomConfig, View, stream
-from data_shards.spectra import Person, Tissue
+from data_shards.phantom import spectra
+from data_shards.phantom.persons import NOISE, PhantomConfig, View, stream
+from data_shards.phantom.spectra import Person, Tissue
 
 FIELD_SHARE = 0.97  # diameter of the field of view over the width of the image
 CENTRAL_DISC_SHARE = 22 / 672  # radius of the small black disc over the width of the image

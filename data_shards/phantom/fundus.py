@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.ndimage import gaussian_filter, map_coordinates
 
-from data_shards.vessels import Disc
+from data_shards.phantom.vessels import Disc
 
 GRID = 288
 GRID_MM = 0.046  # the grid spans 13.2 mm around the fovea, more than any field of view here

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from data_shards.vessels import STEP_MM, Branch
+from data_shards.phantom.vessels import STEP_MM, Branch
 
 REFLEX_SHARE = 0.28  # width of the central light reflex over that of the vessel
 VEIN_REFLEX = 0.45  # strength of that of veins over that of arteries

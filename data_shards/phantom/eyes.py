@@ -22,15 +22,15 @@ from typing import Any
 import numpy as np
 
 from data_shards import durable
-from data_shards.camera import FIELD_SHARE, field_of_view, render
 from data_shards.cube import LABELS, Cube, CubeMeta
-from data_shards.drawing import VEIN_REFLEX, Footprint, rasterise
 from data_shards.errors import InputError, TryAgain, UnsafeResume
 from data_shards.folder import write_cube
-from data_shards.fundus import Fundus, layers, make_fundus
-from data_shards.persons import EYE, TEXTURE, VESSELS, PhantomConfig, View, person, stream, view
-from data_shards.spectra import Person, Tissue
-from data_shards.vessels import MM_PER_DEGREE, Branch, Disc, grow_trees
+from data_shards.phantom.camera import FIELD_SHARE, field_of_view, render
+from data_shards.phantom.drawing import VEIN_REFLEX, Footprint, rasterise
+from data_shards.phantom.fundus import Fundus, layers, make_fundus
+from data_shards.phantom.persons import EYE, TEXTURE, VESSELS, PhantomConfig, View, person, stream, view
+from data_shards.phantom.spectra import Person, Tissue
+from data_shards.phantom.vessels import MM_PER_DEGREE, Branch, Disc, grow_trees
 
 __all__ = ["PhantomConfig", "phantom_cube", "write_phantoms"]
 

@@ -1,0 +1,82 @@
+"""Configuration: every preset resolves, every wrong word is named with its nearest, nothing is run from YAML."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from data_shards.errors import InputError
+from launch.config import from_tree, load, preset_names, to_tree, to_yaml
+
+
+@pytest.mark.parametrize("name", preset_names())
+def test_presets_resolve_and_survive_yaml(name: str) -> None:
+    config = load(name)
+    assert from_tree(yaml.safe_load(to_yaml(config))) == config
+
+
+def test_the_four_published_presets_are_there() -> None:
+    assert {"demo", "fundus-rgb", "retina-224", "retina-672"} <= set(preset_names())
+    assert load("retina-672").data.phantom.size == 672 and load("retina-672").diffusion.model.channels == 512
+
+
+def test_overrides_reach_any_depth_and_keep_their_type() -> None:
+    config = load("demo", ["vqgan.model.channels=32", "data.splits={train: 0.5, val: 0.5}", "sample.quantise=false", "run=runs/x y"])
+    assert (config.vqgan.model.channels, config.data.splits["val"], config.sample.quantise, config.run) == (32, 0.5, False, "runs/x y")
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("vqgan.model.chanels=3", "did you mean 'channels'"),
+        ("vqgn.model.channels=3", "did you mean 'vqgan'"),
+        ("vqgan.model.compression=5", "compression"),
+        ("vqgan.model.channels=many", "vqgan.model.channels = 'many'"),
+        ("vqgan.codebook.kmeans=sometimes", "kmeans"),
+        ("vqgan.model=3", "vqgan.model is 3"),
+        ("vqgan.model.channels.deep=3", "is a value, not a section"),
+        ("vqgan.model.channels", "KEY.SUBKEY=VALUE"),
+        ("diffusion.sampler.name=dimm", "did you mean 'ddim'"),
+        ("vqgan.loop.batch=0", "at least 1"),
+        ("run=[", "not YAML"),
+        ("vqgan.model.channels=!!python/object/apply:os.system ['false']", "not YAML"),
+    ],
+)
+def test_wrong_words_are_named(override: str, message: str) -> None:
+    with pytest.raises(InputError) as caught:
+        load("demo", [override])
+    assert message in str(caught.value)
+
+
+def test_unknown_presets_name_the_nearest() -> None:
+    with pytest.raises(InputError, match="did you mean 'retina-224'"):
+        load("retina-242")
+    with pytest.raises(InputError, match="no such file"):
+        load("mine.yaml")
+
+
+def test_a_value_error_names_the_file_and_the_key(tmp_path: Path) -> None:
+    tree = to_tree(load("demo"))
+    tree["vqgan"]["optimizer"]["lr"] = -1
+    path = tmp_path / "mine.yaml"
+    path.write_text(yaml.safe_dump(tree))
+    with pytest.raises(InputError) as caught:
+        load(str(path))
+    assert "mine.yaml" in str(caught.value) and "vqgan.optimizer" in str(caught.value)
+
+
+def test_the_command_line_prints_the_resolved_tree_and_runs_nothing(tmp_path: Path) -> None:
+    words = [sys.executable, "-m", "launch", "run", "demo", "--dry-run", f"run={tmp_path / 'r'}"]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert from_tree(yaml.safe_load(done.stdout)).run == str(tmp_path / "r") and not (tmp_path / "r").exists()
+
+
+def test_a_wrong_key_ends_the_command_with_code_2() -> None:
+    words = [sys.executable, "-m", "launch", "train", "vqgan", "demo", "vqgan.modle.channels=8"]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 2 and "did you mean 'model'" in done.stderr and "Traceback" not in done.stderr
