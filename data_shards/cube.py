@@ -54,8 +54,12 @@ class CubeMeta:
             )
         if self.eye not in ("OD", "OS", ""):
             raise InputError(f"eye {self.eye!r}", where=self.key, expected="'OD', 'OS' or '' (not known)")
-        if not self.subject_id:
-            raise InputError("a cube without a subject", where=self.key, expected="subject_id, for splits by person")
+        if not isinstance(self.subject_id, str) or not self.subject_id:
+            raise InputError(f"subject_id {self.subject_id!r}", where=self.key, expected="a name, as text, for splits by person")
+        if not isinstance(self.notes, dict):
+            raise InputError(f"notes {self.notes!r}", where=self.key, expected="an object of names and values")
+        if not np.isfinite(self.wavelengths_nm).all():
+            raise InputError(f"wavelengths {self.wavelengths_nm}", where=self.key, expected="finite numbers, in nm")
         if not (np.isfinite(self.scale) and self.scale > 0 and np.isfinite(self.offset)):
             raise InputError(f"scale {self.scale}, offset {self.offset}", where=self.key, expected="finite, scale above 0")
 

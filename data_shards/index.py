@@ -246,13 +246,18 @@ def _index_of(
         where = f"{shard.name}: sample {key}"
         if key not in metas or not any(m.partition(".")[0] in ("cube", "latent") for m in row):
             raise InputError(f"members {sorted(row)}", where=where, expected="KEY.json and one KEY.cube.<codec>")
-        fields = json.loads(metas[key])
         subjects.append(meta_from(metas[key], where=where, key=key).subject_id)
         if key not in shapes:
-            if "shape" not in fields or "dtype" not in fields:
-                raise InputError("bare bytes without a shape", where=where, expected=f"'shape' and 'dtype' in {key}.json")
-            shapes[key] = tuple(fields["shape"])
-            dtypes.add(fields["dtype"])
+            fields = json.loads(metas[key])
+            shape, dtype = fields.get("shape"), fields.get("dtype")
+            if not (isinstance(shape, list) and all(isinstance(n, int) and n > 0 for n in shape)) or dtype not in ("uint16", "float32"):
+                raise InputError(
+                    f"bare bytes of shape {shape!r} and dtype {dtype!r}",
+                    where=where,
+                    expected=f"'shape' (a list) and 'dtype' (uint16 or float32) in {key}.json",
+                )
+            shapes[key] = tuple(shape)
+            dtypes.add(dtype)
         for m, member in enumerate(members):
             table_NM3[i, m] = row.get(member, (0, 0, 0))
     if len(dtypes) > 1 or any(len(s) != 3 for s in shapes.values()):

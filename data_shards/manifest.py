@@ -103,7 +103,7 @@ def read_manifest(folder: Path) -> Manifest:
         )
     except CorruptData:
         raise
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise CorruptData(f"unreadable manifest: {error}", where=path, mend=f"retinaforge data index {folder}") from error
     if manifest.digest != digest:
         raise CorruptData("the manifest's digest does not match its content", where=path, mend=f"retinaforge data index {folder}")

@@ -19,7 +19,7 @@ import numpy as np
 from data_shards import durable
 from data_shards import folder as loose
 from data_shards.codec import get_codec
-from data_shards.cube import Cube
+from data_shards.cube import KEY, Cube
 from data_shards.dataset import Dataset, Shard
 from data_shards.errors import InputError
 from data_shards.index import ShardIndex, index_bytes, index_path, scan_shard, write_shard
@@ -31,16 +31,25 @@ Watch = Callable[[Iterable[Any]], Iterable[Any]]  # wraps what is iterated over,
 SPLITS = {"train": 0.8, "val": 0.1, "test": 0.1}
 
 
+def check_fractions(fractions: dict[str, float]) -> None:
+    """Refuse fractions that do not divide a whole.
+
+    Raises:
+        InputError: none at all, one below 0, a sum that is not 1.
+    """
+    if not fractions or not abs(sum(fractions.values()) - 1) <= 1e-6 or min(fractions.values()) < 0:
+        raise InputError(
+            f"split fractions {fractions}", expected="none below 0, adding up to 1", mend="--splits train=0.8,val=0.1,test=0.1"
+        )
+
+
 def split_subjects(subjects: Iterable[str], fractions: dict[str, float], seed: int) -> dict[str, str]:
     """Subject → split. Subjects are ranked by a hash of (seed, subject) and cut at the fractions, each split rounded to the nearest.
 
     Raises:
         InputError: fractions that do not add up to 1, or a split that would be empty.
     """
-    if not fractions or abs(sum(fractions.values()) - 1) > 1e-6 or min(fractions.values()) < 0:
-        raise InputError(
-            f"split fractions {fractions}", expected="none below 0, adding up to 1", mend="--splits train=0.8,val=0.1,test=0.1"
-        )
+    check_fractions(fractions)
     ranked = sorted(set(subjects), key=lambda s: hashlib.sha256(f"{seed}\0{s}".encode()).digest())
     cuts = np.rint(np.cumsum([0.0, *fractions.values()]) * len(ranked)).astype(int)
     split_of = {s: name for name, a, b in zip(fractions, cuts, cuts[1:], strict=False) for s in ranked[a:b]}
@@ -144,8 +153,8 @@ def _same_kind(cube: Cube, first: Cube) -> None:
             )
 
 
-def _source(path: Path) -> tuple[list[tuple[str, str, str]], Read]:
-    """(key, subject, stated split) of each sample, and how to read one."""
+def _source(path: Path) -> tuple[list[tuple[str, str, str]], Read, str]:
+    """(key, subject, stated split) of each sample, how to read one, and what names them all: an import made anew has other metadata."""
     if (path / NAME).exists():
         dataset = Dataset(path)
         place = {key: (split, i) for split, info in dataset.splits.items() if info.count for i, key in enumerate(dataset.keys(split))}
@@ -155,12 +164,14 @@ def _source(path: Path) -> tuple[list[tuple[str, str, str]], Read]:
             if info.count
             for k, s in zip(dataset.keys(split), dataset.subjects(split), strict=True)
         ]
-        return rows, lambda key: dataset.cube(*place[key])
-    rows = []
+        return rows, lambda key: dataset.cube(*place[key]), dataset.digest
+    rows, told = [], hashlib.sha256()
     for key in loose.keys_in(path):
-        meta = loose.meta_from((path / f"{key}.json").read_bytes(), where=path / f"{key}.json")
+        content = (path / f"{key}.json").read_bytes()
+        told.update(hashlib.sha256(content).digest())
+        meta = loose.meta_from(content, where=path / f"{key}.json")
         rows.append((key, meta.subject_id, str(meta.notes.get("split", ""))))
-    return rows, lambda key: loose.read_cube(path, key)
+    return rows, lambda key: loose.read_cube(path, key), told.hexdigest()
 
 
 def pack(
@@ -184,14 +195,18 @@ def pack(
         InputError: mixed shapes, bands or dtypes; a subject in two splits; an empty split; `out` holds something else.
     """
     get_codec(codec)
-    rows, read = _source(source)
-    request = {"pack": {"codec": codec, "seed": seed, "shard_mib": shard_mib, "splits": splits}, "samples": _fingerprint(rows)}
+    rows, read, samples = _source(source)
+    request = {"pack": {"codec": codec, "seed": seed, "shard_mib": shard_mib, "splits": splits}, "samples": samples}
     if (out / NAME).exists() and (done := read_manifest(out)).source == request:
         return done
     if out.exists():
         raise InputError("the place is taken", where=out, expected="a path that does not exist yet", mend=f"choose another, or rm -r {out}")
     split_of = _splits_for(rows, splits, seed)
     parts: dict[str, list[str]] = {name: [] for name in (splits or dict.fromkeys([*SPLITS, *split_of.values()]))}
+    if strange := [name for name in parts if not KEY.fullmatch(name)]:
+        raise InputError(
+            f"split name {strange[0]!r} is not allowed", expected="letters, digits, '_' and '-': it becomes a file name", mend="--splits …"
+        )
     for key, subject, _ in rows:
         parts[split_of[subject]].append(key)
     stream = iter(watch([key for keys in parts.values() for key in keys]))
@@ -201,13 +216,17 @@ def pack(
     return manifest
 
 
-def _fingerprint(rows: list[tuple[str, str, str]]) -> str:
-    return hashlib.sha256(durable.canonical_json(rows)).hexdigest()
-
-
 def _splits_for(rows: list[tuple[str, str, str]], fractions: dict[str, float] | None, seed: int) -> dict[str, str]:
-    if fractions is None and all(split for _, _, split in rows):
+    unstated = [key for key, _, split in rows if not split]
+    if fractions is None and not unstated:
         return stated_splits((subject, split) for _, subject, split in rows)
+    if fractions is None and len(unstated) < len(rows):
+        raise InputError(
+            f"{len(rows) - len(unstated)} of {len(rows)} samples state a split, the others do not",
+            where=f"sample {unstated[0]} and {len(unstated) - 1} more",
+            expected="a split for all of them, or for none",
+            mend="fill the column 'split' and import again, or divide all anew: --splits train=0.8,val=0.1,test=0.1",
+        )
     return split_subjects((subject for _, subject, _ in rows), fractions or SPLITS, seed)
 
 
@@ -224,7 +243,7 @@ def write_dataset(
         staging = durable.part_name(out)
         staging.mkdir()
     try:
-        stats_split = "train" if "train" in parts else next(iter(parts))
+        stats_split = stats_split_of(parts)
         bands, first, entries, sizes = BandAccumulator(), None, [], {}
         for split, cubes in parts.items():
             waiting, subjects = iter(cubes), set()
@@ -272,23 +291,51 @@ def index_folder(folder: Path) -> Manifest:
     shards = sorted(folder.glob("*.tar"))
     if not shards:
         raise InputError("no shards here", where=folder, expected="SPLIT-000000.tar files")
-    entries, seen = [], []
-    for shard in shards:
-        index = scan_shard(shard)
-        split = shard.stem.rpartition("-")[0] or shard.stem
+    scanned = [(shard, shard.stem.rpartition("-")[0] or shard.stem, scan_shard(shard)) for shard in shards]
+    stated_splits((subject, split) for _, split, index in scanned for subject in index.subjects)
+    _each_once((key, shard.name) for shard, _, index in scanned for key in index.keys)
+    for shard, _, index in scanned:
         durable.write_bytes(index_path(shard), index_bytes(index))
-        entries.append(entry_of(shard, index, split))
-        seen += [(subject, split) for subject in index.subjects]
-    stated_splits(seen)
+    entries = [entry_of(shard, index, split) for shard, split, index in scanned]
     splits = {
-        s: {"count": sum(e.count for e in entries if e.split == s), "subjects": len({a for a, b in seen if b == s})}
+        s: {
+            "count": sum(e.count for e in entries if e.split == s),
+            "subjects": len({subject for _, split, index in scanned if split == s for subject in index.subjects}),
+        }
         for s in sorted({e.split for e in entries})
     }
-    first = Shard(folder, entries[0]).cube(0)
+    filled = next((entry for entry in entries if entry.count), None)
+    if filled is None:
+        raise InputError("no sample in any shard", where=folder, expected="KEY.json and KEY.cube.<codec> members")
+    first = Shard(folder, filled).cube(0)
     manifest = describe(first, shards=entries, splits=splits, stats=None, source={"index": [e.name for e in entries]})
-    manifest = replace(manifest, stats=band_stats(Dataset(folder, manifest)))
+    manifest = replace(manifest, stats=_checked_stats(Dataset(folder, manifest), first))
     write_manifest(folder, manifest)
     return manifest
+
+
+def _each_once(rows: Iterable[tuple[str, str]]) -> None:
+    shard_of: dict[str, str] = {}
+    for key, shard in rows:
+        if shard_of.setdefault(key, shard) != shard:
+            raise InputError(
+                f"sample {key!r} stands in {shard_of[key]} and in {shard}", expected="every key once", mend="remove one of them"
+            )
+
+
+def _checked_stats(dataset: Dataset, first: Cube) -> BandStats:
+    """Band statistics of shards from elsewhere, every cube of every split decoded and compared with the first on the way."""
+    bands, stats_split = BandAccumulator(), stats_split_of(dataset.splits)
+    for split in (name for name, info in dataset.splits.items() if info.count):
+        for _ in _checked(dataset.cubes(split), first, bands if split == stats_split else None):
+            pass
+    return bands.stats(stats_split, dataset.scale, dataset.offset)
+
+
+def stats_split_of(splits: Iterable[str]) -> str:
+    """The split that statistics are taken from: 'train', or the first where there is none of that name."""
+    names = list(splits)
+    return "train" if "train" in names else names[0]
 
 
 def band_stats(dataset: Dataset, watch: Watch = iter) -> BandStats:
@@ -297,7 +344,7 @@ def band_stats(dataset: Dataset, watch: Watch = iter) -> BandStats:
     Raises:
         InputError: a cube of another shape, dtype, band list or affine map than the first.
     """
-    split = "train" if "train" in dataset.splits else next(iter(dataset.splits))
+    split = stats_split_of(dataset.splits)
     bands, first = BandAccumulator(), dataset.cube(split, 0)
     for i in watch(range(dataset.count(split))):
         cube = dataset.cube(split, i)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import builtins
+import io
 import json
 import os
 import subprocess
 import tarfile
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,10 +16,11 @@ import pytest
 import webdataset as wds
 
 from data_shards import pack as packing
+from data_shards.cube import Cube
 from data_shards.dataset import Dataset, cubes_of
 from data_shards.errors import CorruptData, InputError, TryAgain
 from data_shards.folder import read_cube, read_folder, write_cube
-from data_shards.index import read_index, scan_shard
+from data_shards.index import members_of, read_index, scan_shard
 from data_shards.pack import index_folder, pack, split_subjects
 from tests.conftest import made_cube
 
@@ -190,6 +193,84 @@ def test_a_codec_that_is_not_installed_says_how_to_install_it(cube_folder: Path,
     with pytest.raises(InputError, match="did you mean 'blosc2'"):
         pack(cube_folder, tmp_path / "out", codec="blosc")
     assert not list(tmp_path.iterdir())
+
+
+def shard_of(path: Path, cubes: list[Cube], *extra: tuple[str, bytes]) -> None:
+    """A shard as others write it: .npy members, then `extra` ones as they are."""
+    path.parent.mkdir(exist_ok=True)
+    told = [(f"{c.meta.key}.{member}", content) for c in cubes for member, content in members_of(c, "npy", "cube")]
+    with tarfile.open(path, "w", format=tarfile.USTAR_FORMAT) as tar:
+        for name, content in [*told, *extra]:
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            tar.addfile(info, io.BytesIO(content))
+
+
+@pytest.mark.parametrize(
+    ("others", "message"),
+    [
+        ([made_cube(8, bands=3)], "shape \\(3, 32, 32\\)"),
+        ([made_cube(8, size=16)], "shape \\(4, 16, 16\\)"),
+        ([replace(made_cube(8), meta=replace(made_cube(8).meta, scale=1.0))], "scale 1.0"),
+        ([made_cube(1, subject="s900")], "'c0001' stands in"),
+        ([made_cube(0, subject="s000")], "subject 's000' stands in two splits"),
+    ],
+)
+def test_shards_of_another_kind_are_refused_in_any_split(tmp_path: Path, others: list[Cube], message: str) -> None:
+    shard_of(tmp_path / "train-000000.tar", [made_cube(i) for i in range(4)])
+    shard_of(tmp_path / "val-000000.tar", others)
+    with pytest.raises(InputError, match=message):
+        index_folder(tmp_path)
+    assert not (tmp_path / "dataset.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("meta", "message"),
+    [
+        ('{"a":', "bad sample metadata"),
+        ("[]", "bad sample metadata"),
+        ('{"wavelengths_nm": [1], "scale": 1, "subject_id": "q"}', "bare bytes of shape None"),
+        ('{"wavelengths_nm": [1], "scale": 1, "subject_id": "q", "shape": 5, "dtype": "uint16"}', "bare bytes of shape 5"),
+        ('{"wavelengths_nm": [1], "scale": 1, "subject_id": "q", "shape": [1, 1, 1], "dtype": "object"}', "dtype 'object'"),
+        ('{"wavelengths_nm": [1], "scale": 1, "subject_id": 7}', "subject_id 7"),
+        ('{"wavelengths_nm": [1], "scale": 1, "subject_id": "q", "notes": null}', "notes None"),
+        ('{"wavelengths_nm": [NaN], "scale": 1, "subject_id": "q"}', "wavelengths"),
+    ],
+)
+def test_bad_metadata_in_a_shard_is_named_and_nothing_is_written(tmp_path: Path, meta: str, message: str) -> None:
+    shard_of(tmp_path / "train-000000.tar", [made_cube(0)], ("z.cube.raw", b"ab"), ("z.json", meta.encode()))
+    with pytest.raises(InputError, match=message):
+        index_folder(tmp_path)
+    assert [p.name for p in tmp_path.iterdir()] == ["train-000000.tar"]
+
+
+def test_shards_without_a_sample_are_no_dataset(tmp_path: Path) -> None:
+    shard_of(tmp_path / "train-000000.tar", [])
+    with pytest.raises(InputError, match="no sample in any shard"):
+        index_folder(tmp_path)
+
+
+@pytest.mark.parametrize("split", ["../train", "a/b", "", ".hidden"])
+def test_a_split_that_is_no_file_name_is_refused(tmp_path: Path, split: str) -> None:
+    folder = folder_with(tmp_path, *(made_cube(i) for i in range(4)))
+    with pytest.raises(InputError, match="is not allowed"):
+        pack(folder, tmp_path / "out" / "set", splits={split: 1.0})
+    assert not (tmp_path / "out").exists()
+
+
+def test_splits_stated_by_some_samples_alone_are_refused(tmp_path: Path) -> None:
+    folder = folder_with(tmp_path, made_cube(0, split="train"), made_cube(2))
+    with pytest.raises(InputError, match="1 of 2 samples state a split"):
+        pack(folder, tmp_path / "set")
+
+
+def test_a_source_made_anew_is_not_taken_for_the_one_that_was_packed(tmp_path: Path) -> None:
+    folder = folder_with(tmp_path, *(made_cube(i) for i in range(4)))
+    pack(folder, tmp_path / "set", splits={"train": 1.0})
+    for i in range(4):
+        write_cube(folder, made_cube(i, resize="16x16"))
+    with pytest.raises(InputError, match="the place is taken"):
+        pack(folder, tmp_path / "set", splits={"train": 1.0})
 
 
 def test_a_pickle_in_a_shard_is_refused_unread(tmp_path: Path) -> None:

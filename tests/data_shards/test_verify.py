@@ -106,6 +106,13 @@ def test_an_edited_manifest_is_not_believed(copy: Path) -> None:
         Dataset(copy)
 
 
+@pytest.mark.parametrize("text", ["null", "5", "[]", "{}", '{"format": "retinaforge-dataset-1", "digest": ""}', "no JSON"])
+def test_a_manifest_that_is_none_is_corrupt(copy: Path, text: str) -> None:
+    (copy / "dataset.json").write_text(text)
+    with pytest.raises(CorruptData, match="manifest"):
+        Dataset(copy)
+
+
 def test_an_index_older_than_its_shard_is_refused(copy: Path) -> None:
     with open(copy / "val-000000.tar", "ab") as file:
         file.write(bytes(512))
