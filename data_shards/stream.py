@@ -26,7 +26,9 @@ class Batch:
         cubes_BCHW: uint16 as stored (latents: float32), contiguous; cast and normalise it on the device.
         position: global position of the first sample of the GLOBAL batch.
         position_B, sample_B, epoch_B: global position, index in the split, and epoch of each sample.
-        labels_BHW, fov_BHW: uint8 and bool where the stream was asked for them and every sample has them, else None.
+        labels_BHW: uint8, where the stream was asked for maps and every sample has labels, else None.
+        fov_BHW: bool, where it was asked and any sample has a mask, else None; one without a mask is all within. So a loss
+            over masked pixels does not depend on which samples share a batch.
     """
 
     cubes_BCHW: torch.Tensor
@@ -124,6 +126,8 @@ class CubeStream:
         view = out.numpy()
         jobs: list[Future] = [pool.submit(self._read_one, int(i), view[b]) for b, i in enumerate(sample_B)]
 
+        whole_HW = np.ones(self.dataset.shape[1:], bool)
+
         def ready() -> Batch:
             rows = [job.result() for job in jobs]
             labels, fov = ([row[k] for row in rows] for k in (2, 3))
@@ -136,7 +140,9 @@ class CubeStream:
                 keys=[row[0] for row in rows],
                 subjects=[row[1] for row in rows],
                 labels_BHW=torch.from_numpy(np.stack(labels)) if all(x is not None for x in labels) else None,
-                fov_BHW=torch.from_numpy(np.stack(fov)) if all(x is not None for x in fov) else None,
+                fov_BHW=torch.from_numpy(np.stack([whole_HW if x is None else x for x in fov]))
+                if any(x is not None for x in fov)
+                else None,
             )
 
         return ready

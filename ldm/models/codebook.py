@@ -64,8 +64,10 @@ class Codebook(nn.Module):
     def assign(self, z_ND: Tensor) -> Tensor:
         """Index of the nearest code of each vector, Euclidean; blocked, so that memory does not grow with N."""
         half_norm_K = 0.5 * self.codes_KD.square().sum(1)
-        # argmin ‖z − c‖² = argmax z·c − ‖c‖²/2
-        return torch.cat([torch.addmm(-half_norm_K, block.float(), self.codes_KD.T).argmax(1) for block in z_ND.split(1 << 16)])
+        # autocast would round both factors to bfloat16, and near codes could no longer be told apart
+        with torch.autocast(z_ND.device.type, enabled=False):
+            # argmin ‖z − c‖² = argmax z·c − ‖c‖²/2
+            return torch.cat([torch.addmm(-half_norm_K, block.float(), self.codes_KD.T).argmax(1) for block in z_ND.split(1 << 16)])
 
     def forward(self, h_BDHW: Tensor) -> tuple[Tensor, Tensor]:
         """Latents → (quantised latents with the straight-through gradient, code index as B, H, W)."""

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import islice
+from pathlib import Path
 
 import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data_shards.dataset import Dataset
+from data_shards.folder import write_cube
 from data_shards.order import sample_at
+from data_shards.pack import pack
 from data_shards.stream import CubeStream
+from tests.conftest import made_cube
 
 
 @given(count=st.integers(1, 3000), seed=st.integers(0, 2**32), epoch=st.integers(0, 1000))
@@ -67,6 +72,17 @@ def test_batches_hold_the_samples_they_name(dataset: Dataset) -> None:
             np.testing.assert_array_equal(cube.data_CHW, batch.cubes_BCHW[b].numpy())
             np.testing.assert_array_equal(cube.labels_HW, batch.labels_BHW[b].numpy())
             np.testing.assert_array_equal(cube.fov_HW, batch.fov_BHW[b].numpy())
+
+
+def test_a_sample_without_a_mask_is_all_within_whatever_shares_its_batch(tmp_path: Path) -> None:
+    for i in range(4):
+        cube = made_cube(i)
+        write_cube(tmp_path / "in", replace(cube, fov_HW=cube.fov_HW if i % 2 else None))
+    pack(tmp_path / "in", tmp_path / "set", splits={"train": 1.0})
+    (batch,) = CubeStream(Dataset(tmp_path / "set"), "train", batch_size=4, maps=True).once()
+    for b, key in enumerate(batch.keys):
+        wanted = made_cube(int(key[1:])).fov_HW if int(key[1:]) % 2 else np.ones((32, 32), bool)
+        np.testing.assert_array_equal(batch.fov_BHW[b].numpy(), wanted)
 
 
 def test_once_gives_each_sample_once_whatever_the_world(dataset: Dataset) -> None:

@@ -94,3 +94,10 @@ def test_impossible_codebooks_are_refused() -> None:
         CodebookConfig(codes=1024, kmeans_vectors=1000)
     with pytest.raises(InputError, match="decay"):
         CodebookConfig(decay=1.0)
+
+
+def test_autocast_does_not_coarsen_the_assignment() -> None:
+    book, h = made(codes=512), latents(n=8)
+    plain = book(h)[1]
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(book(h)[1], plain)
