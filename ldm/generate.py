@@ -40,17 +40,7 @@ def latents_of(denoiser: Denoiser, ids: np.ndarray, *, seed: int, sampler: Sampl
 def images(
     autoencoder: Autoencoder, denoiser: Denoiser, ids: np.ndarray, *, seed: int, sampler: SamplerConfig, batch: int, quantise: bool
 ) -> Iterator[Cube]:
-    """The images with these numbers, one cube after the other.
-
-    Raises:
-        InputError: the denoiser was trained on another autoencoder's latents.
-    """
-    if denoiser.autoencoder != autoencoder.digest:
-        raise InputError(
-            "the denoiser was trained on the latents of another autoencoder",
-            expected=f"autoencoder {denoiser.autoencoder[:12]}, this one is {autoencoder.digest[:12]}",
-            mend="retinaforge encode, then retinaforge train diffusion",
-        )
+    """The images with these numbers, one cube after the other."""
     data = autoencoder.data
     for part in np.array_split(ids, max(1, -(-len(ids) // batch))):
         stored_BCHW = autoencoder.decode(latents_of(denoiser, part, seed=seed, sampler=sampler), quantise=quantise).cpu().numpy()
@@ -89,11 +79,22 @@ def generate_set(
         The manifest when the set is whole, else None: other tasks still have shards to make.
 
     Raises:
-        InputError: counts or task out of range; `out` holds a set of another request.
+        InputError: counts or task out of range; a sampler that does not solve the denoiser's objective; a denoiser trained on
+        another autoencoder's latents; `out` holds a set of another request.
     """
     k, n = task
-    if count < 1 or shard < 1 or not 1 <= k <= n:
-        raise InputError(f"count {count}, shard {shard}, task {k}/{n}", expected="count and shard at least 1, task k/n with 1 ≤ k ≤ n")
+    if min(count, shard, batch) < 1 or not 1 <= k <= n:
+        raise InputError(
+            f"count {count}, shard {shard}, batch {batch}, task {k}/{n}",
+            expected="count, shard and batch at least 1, task k/n with 1 ≤ k ≤ n",
+        )
+    if denoiser.autoencoder != autoencoder.digest:
+        raise InputError(
+            "the denoiser was trained on the latents of another autoencoder",
+            expected=f"autoencoder {denoiser.autoencoder[:12]}, this one is {autoencoder.digest[:12]}",
+            mend="retinaforge encode, then retinaforge train diffusion",
+        )
+    scheduler_for(sampler, denoiser.objective.target)  # refuses before anything is written
     models = {"dataset": autoencoder.data["digest"], "autoencoder": autoencoder.digest, "denoiser": denoiser.digest}
     # the batch is part of the request: how a convolution rounds depends on it
     plan = {

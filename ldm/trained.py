@@ -83,7 +83,7 @@ def normaliser_from(data: dict[str, Any]) -> BandNormaliser:
 def _newest(folder: Path, what: str) -> tuple[dict[str, Any], dict[str, Tensor], str]:
     store = CheckpointStore(folder / "checkpoints", Alone())
     checkpoint = store.newest(progress_exists=False)
-    if checkpoint is None:
+    if checkpoint is None or not checkpoint.samples:
         raise InputError(f"no trained {what}", where=folder, expected="a committed checkpoint", mend=f"retinaforge train {what}")
     digest = hashlib.sha256((checkpoint.folder / COMMIT).read_bytes()).hexdigest()
     return checkpoint.state["identity"], store.load(checkpoint), digest

@@ -18,7 +18,7 @@ from safetensors.torch import save as save_bytes
 from torch import Tensor
 
 from data_shards import durable
-from data_shards.errors import UnsafeResume
+from data_shards.errors import RetinaforgeError, UnsafeResume
 from ldm.comm import Communicator
 
 FORMAT = "retinaforge-checkpoint-1"
@@ -83,18 +83,28 @@ class CheckpointStore:
         self.comm.barrier()
         name = f"rank-{self.comm.rank:05d}.safetensors"
         content = save_bytes({k: v.detach().to("cpu").contiguous() for k, v in tensors.items()})
-        durable.write_bytes(final / name, content)
-        parts = self.comm.gather((name, durable.sha256_of(final / name)))
-        if self.comm.rank == 0:
-            durable.write_json(
-                final / COMMIT, {"format": FORMAT, "samples": samples, "world": self.comm.world, "state": state, "parts": parts}
-            )
-            durable.fsync_path(self.folder)
-            for old in self.committed()[self.keep :]:
-                (old.folder / COMMIT).unlink()  # first un-commit: a kill in the middle leaves no folder that looks whole
-                shutil.rmtree(old.folder)
+        try:
+            durable.write_bytes(final / name, content)
+            parts = self.comm.gather((name, hashlib.sha256(content).hexdigest()))
+            if self.comm.rank == 0:
+                durable.write_json(
+                    final / COMMIT, {"format": FORMAT, "samples": samples, "world": self.comm.world, "state": state, "parts": parts}
+                )
+                durable.fsync_path(self.folder)
+                self._prune()
+        except RetinaforgeError:
+            if read_commit(final) is None:
+                shutil.rmtree(final, ignore_errors=True)  # a full disk is no place for half a checkpoint
+            raise
         self.comm.barrier()
         return final
+
+    def _prune(self) -> None:
+        """Drop what is older than the commits to keep: former commits, and what kills in the middle of this left of them."""
+        oldest = self.committed()[: self.keep][-1].folder.name
+        for folder in [path for path in self.folder.glob("samples-*") if path.name < oldest]:
+            (folder / COMMIT).unlink(missing_ok=True)  # first un-commit: a kill in the middle leaves no folder that looks whole
+            shutil.rmtree(folder)
 
     def newest(self, *, progress_exists: bool) -> Checkpoint | None:
         """The newest checkpoint that verifies, the same on every rank; None for a run that has not begun.

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from data_shards import durable
-from data_shards.errors import InputError, RetinaforgeError
+from data_shards.errors import InputError, RetinaforgeError, UnsafeResume
 from data_shards.stream import Batch, CubeStream
 from ldm.training.checkpoint import CheckpointStore
 from ldm.training.engine import Engine
@@ -83,6 +83,8 @@ def fit(
     Args:
         identity: what a checkpoint must share with this run to be continued (dataset digest, model configuration).
 
+    A run that begins commits its untrained state first: whatever ends it before the first interval, it can go on.
+
     Raises:
         UnsafeResume: the newest checkpoint cannot be loaded or belongs to another run. Diverged: see LoopConfig.
     """
@@ -126,7 +128,7 @@ def fit(
         samples += config.batch
 
         if bad >= config.max_bad_steps:
-            if returned or not store.committed():
+            if returned:
                 raise Diverged(
                     f"loss or gradient not finite in {bad} steps in a row",
                     where=f"{samples} samples; {', '.join(k for k, v in values.items() if not v.isfinite()) or 'gradients'}",
@@ -135,6 +137,7 @@ def fit(
                 )
             samples, epoch = _resume(trainer, engine, store, log, identity)
             batches, bad, returned = stream.batches(samples), 0, True
+            since, counted = time.perf_counter(), samples
             continue
 
         # log, commit, stop
@@ -177,11 +180,10 @@ def _micro_batches(batch: Batch, accumulation: int) -> list[Batch]:
 
 
 def _resume(trainer: Trainer, engine: Engine, store: CheckpointStore, log: MetricLog, identity: dict[str, Any]) -> tuple[int, int]:
-    """(samples, epoch) of the newest checkpoint, its state loaded; (0, -1) for a run that has none."""
-    from data_shards.errors import UnsafeResume
-
+    """(samples, epoch) of the newest checkpoint, its state loaded; (0, -1) for a run that has none, its first state committed."""
     checkpoint = store.newest(progress_exists=engine.broadcast(log.exists()))
     if checkpoint is None:
+        store.commit(0, {"epoch": -1, "identity": identity}, {**engine.tensors(), **trainer.tensors()})
         return 0, -1
     for key, mine in identity.items():
         theirs = checkpoint.state["identity"].get(key)

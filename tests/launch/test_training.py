@@ -110,13 +110,13 @@ def test_two_ranks_give_the_losses_of_one(uninterrupted: Path, packed: Path, tmp
                 assert math.isclose(a[name], b[name], rel_tol=2e-5, abs_tol=1e-7), (stage, a["samples"], name, a[name], b[name])
 
 
-def interrupted(words: list[str], folder: Path, how: signal.Signals) -> int:
-    """Start, wait for the first checkpoint and one more logged step, send the signal; the exit status."""
+def interrupted(words: list[str], folder: Path, how: signal.Signals, *, commits: bool = True) -> int:
+    """Start, wait for the first checkpoint (unless `commits` is False) and one more logged step, send the signal; the exit status."""
     process = subprocess.Popen(words, cwd=ROOT, env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     deadline = time.monotonic() + 120
     while time.monotonic() < deadline and process.poll() is None:
-        commits = list(folder.glob("checkpoints/*/COMMIT.json"))
-        if commits and len(read_log(folder / "metrics.jsonl")) > max(int(c.parent.name.split("-")[1]) for c in commits) // 8:
+        last = max((int(c.parent.name.split("-")[1]) for c in folder.glob("checkpoints/*/COMMIT.json")), default=0)
+        if (last or not commits) and len(read_log(folder / "metrics.jsonl")) > last // 8:
             process.send_signal(how)
             break
         time.sleep(0.005)
@@ -136,6 +136,17 @@ def test_a_killed_run_continues_as_if_nothing_had_happened(uninterrupted: Path, 
     assert killed_at < TINY[stage]["loop"]["samples"], "the kill came after the end: the test showed nothing"
     assert curve(folder) == curve(uninterrupted / stage)
     assert digest(folder) == digest(uninterrupted / stage)
+
+
+def test_a_run_killed_before_its_first_interval_continues(uninterrupted: Path, packed: Path, tmp_path: Path) -> None:
+    config = configured(tmp_path, packed, "early")
+    folder = tmp_path / "early" / "vqgan"
+    words = command("train", "vqgan", config, "vqgan.loop.checkpoint_every=96")
+    assert interrupted(words, folder, signal.SIGKILL, commits=False) == -signal.SIGKILL
+    assert read_log(folder / "metrics.jsonl")[-1]["samples"] < TINY["vqgan"]["loop"]["samples"], "killed too late: the test showed nothing"
+    assert "no trained vqgan" in run("encode", config, expect=2).stderr, "the first commit holds nothing that was trained"
+    run("train", "vqgan", config)
+    assert curve(folder) == curve(uninterrupted / "vqgan")
 
 
 def test_a_signal_commits_and_asks_to_be_run_again(uninterrupted: Path, packed: Path, tmp_path: Path) -> None:

@@ -1,0 +1,75 @@
+"""Checkpoints promise: whole or absent, never fewer than two that are whole, nothing left of what a kill or a full disk cut short."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+from data_shards import durable
+from data_shards.errors import TryAgain
+from ldm.comm import Alone
+from ldm.training.checkpoint import COMMIT, CheckpointStore
+
+
+def tensors(value: float) -> dict[str, torch.Tensor]:
+    return {"w": torch.full((5,), value)}
+
+
+def names(store: CheckpointStore) -> list[str]:
+    return sorted(path.name for path in store.folder.iterdir())
+
+
+def test_the_newest_are_kept_and_load(tmp_path: Path) -> None:
+    store = CheckpointStore(tmp_path / "checkpoints", Alone())
+    for samples in (0, 8, 16):
+        store.commit(samples, {"epoch": 0}, tensors(samples))
+    assert [c.samples for c in store.committed()] == [16, 8]
+    assert store.load(store.newest(progress_exists=True))["w"].tolist() == [16.0] * 5
+
+
+def test_what_a_kill_in_the_middle_of_pruning_left_goes_with_the_next_commit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = CheckpointStore(tmp_path / "checkpoints", Alone())
+    for samples in (8, 16):
+        store.commit(samples, {"epoch": 0}, tensors(samples))
+
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(shutil, "rmtree", killed)
+        store.commit(24, {"epoch": 0}, tensors(24))
+    assert [c.samples for c in store.committed()] == [24, 16]
+    assert len(names(store)) == 3, "8 was un-committed, and still lies there"
+    store.commit(32, {"epoch": 0}, tensors(32))
+    assert names(store) == ["samples-000000000024", "samples-000000000032"]
+
+
+@pytest.mark.parametrize("full_at", ["rank-00000.safetensors", COMMIT])
+def test_a_full_disk_leaves_no_part_of_a_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, full_at: str) -> None:
+    store = CheckpointStore(tmp_path / "checkpoints", Alone())
+    store.commit(8, {"epoch": 0}, tensors(8))
+    write = durable.write_bytes
+
+    def full(final: Path, content: bytes, **options: bool) -> None:
+        if final.name == full_at:
+            raise TryAgain("writing failed: No space left on device", where=final)
+        write(final, content, **options)
+
+    with monkeypatch.context() as patched, pytest.raises(TryAgain):
+        patched.setattr(durable, "write_bytes", full)
+        store.commit(16, {"epoch": 0}, tensors(16))
+    assert names(store) == ["samples-000000000008"]
+    assert store.newest(progress_exists=True).samples == 8
+
+
+def test_a_fault_in_the_newest_is_not_loaded(tmp_path: Path) -> None:
+    store = CheckpointStore(tmp_path / "checkpoints", Alone())
+    for samples in (8, 16):
+        store.commit(samples, {"epoch": 0}, tensors(samples))
+    (store.folder / "samples-000000000016" / "rank-00000.safetensors").write_bytes(b"")
+    assert store.newest(progress_exists=True).samples == 8
+    store.commit(16, {"epoch": 0}, tensors(3))
+    assert store.load(store.newest(progress_exists=True))["w"].tolist() == [3.0] * 5
