@@ -13,6 +13,7 @@ from data_shards.errors import CorruptData, InputError
 
 FORMAT = "retinaforge-dataset-1"
 NAME = "dataset.json"
+LOG_KNEE = 16.0  # stored counts below which the logarithmic scale is nearly linear, so that read noise is not blown up
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,8 +32,9 @@ class ShardEntry:
 class BandStats:
     """Per-band statistics in reflectance units (latents: latent units), over the field of view where there is one.
 
-    `values_C` counts the pixels that entered. Taken from `split` alone: the training split, so that nothing of the
-    held-out subjects reaches a model.
+    `values` counts the pixels of a band that entered. `log_mean_C` and `log_std_C` are those of ln(1 + stored / LOG_KNEE),
+    empty for latents: on that scale a vessel weighs as much in a dim band as in a bright one. Taken from `split` alone:
+    the training split, so that nothing of the held-out subjects reaches a model.
     """
 
     split: str
@@ -41,6 +43,8 @@ class BandStats:
     min_C: tuple[float, ...]
     max_C: tuple[float, ...]
     values: int
+    log_mean_C: tuple[float, ...] = ()
+    log_std_C: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,7 +89,12 @@ def read_manifest(folder: Path) -> Manifest:
     """
     path = folder / NAME
     if not path.is_file():
-        raise InputError("no packed dataset here", where=folder, expected=NAME, mend="retinaforge data pack FOLDER DATASET")
+        raise InputError(
+            "no packed dataset here",
+            where=folder,
+            expected=NAME,
+            mend="retinaforge data pack FOLDER DATASET (a run on phantoms makes its own: retinaforge run PRESET)",
+        )
     try:
         fields = json.loads(path.read_text())
         if fields.pop("format") != FORMAT:

@@ -23,7 +23,7 @@ from data_shards.cube import KEY, Cube
 from data_shards.dataset import Dataset, Shard
 from data_shards.errors import InputError
 from data_shards.index import ShardIndex, index_bytes, index_path, scan_shard, write_shard
-from data_shards.manifest import NAME, BandStats, Manifest, ShardEntry, read_manifest, write_manifest
+from data_shards.manifest import LOG_KNEE, NAME, BandStats, Manifest, ShardEntry, read_manifest, write_manifest
 
 Read = Callable[[str], Cube]
 Watch = Callable[[Iterable[Any]], Iterable[Any]]  # wraps what is iterated over, to show progress
@@ -89,6 +89,8 @@ class BandAccumulator:
     squares_C: list[Any] = field(default_factory=list)
     min_C: list[float] = field(default_factory=list)
     max_C: list[float] = field(default_factory=list)
+    logs_C: np.ndarray | float = 0.0
+    log_squares_C: np.ndarray | float = 0.0
     values: int = 0
 
     def add(self, cube: Cube) -> None:
@@ -107,6 +109,9 @@ class BandAccumulator:
             self.squares_C = [a + b for a, b in zip(self.squares_C, squares, strict=True)]
             self.min_C = [min(a, b) for a, b in zip(self.min_C, low, strict=True)]
             self.max_C = [max(a, b) for a, b in zip(self.max_C, high, strict=True)]
+        if exact:
+            logs_CN = np.log1p(flat_CN / LOG_KNEE)
+            self.logs_C, self.log_squares_C = self.logs_C + logs_CN.sum(1), self.log_squares_C + (logs_CN * logs_CN).sum(1)
         self.values += flat_CN.shape[1]
 
     def stats(self, split: str, scale: float, offset: float) -> BandStats:
@@ -117,8 +122,12 @@ class BandAccumulator:
         means = [s / n for s in self.sums_C]
         # var = (n Σx² − (Σx)²)/n², in integers where the values are integers: no cancellation
         stds = [math.sqrt(max((n * q - s * s) / (n * n), 0.0)) for s, q in zip(self.sums_C, self.squares_C, strict=True)]
+        log_mean_C = np.asarray(self.logs_C) / n
+        log_std_C = np.sqrt(np.maximum(np.asarray(self.log_squares_C) / n - log_mean_C**2, 0))
         return BandStats(
             split=split,
+            log_mean_C=tuple(np.atleast_1d(log_mean_C).tolist()) if np.any(log_mean_C) else (),
+            log_std_C=tuple(np.atleast_1d(log_std_C).tolist()) if np.any(log_mean_C) else (),
             mean_C=tuple(scale * m + offset for m in means),
             std_C=tuple(scale * s for s in stds),
             min_C=tuple(scale * v + offset for v in self.min_C),

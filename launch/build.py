@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+import torch
 from torch import nn
 
 from data_shards.dataset import Dataset
@@ -12,6 +13,7 @@ from data_shards.errors import InputError
 from data_shards.manifest import Manifest
 from data_shards.stream import CubeStream
 from launch.config import DiffusionStage, VQGANStage, to_tree
+from ldm.metrics.sets import common_fov
 from ldm.models.codebook import Codebook
 from ldm.models.denoiser import DENOISERS
 from ldm.models.discriminator import PatchGAN
@@ -55,15 +57,15 @@ def vqgan_modules(stage: VQGANStage, bands: int) -> tuple[VQGAN, Codebook, Patch
 def vqgan_trainer(stage: VQGANStage, dataset: Dataset, engine: Engine) -> tuple[VQGANTrainer, CubeStream, dict[str, Any]]:
     """Trainer, its stream, and the identity that its checkpoints carry."""
     vqgan, codebook, discriminator = vqgan_modules(stage, dataset.shape[0])
-    dataset.stats  # noqa: B018 - says how to mend it when there are none
     train = stream(dataset, stage.loop, engine, maps=True)
     trainer = VQGANTrainer(
         engine,
         vqgan,
         codebook,
         discriminator,
-        BandNormaliser.of(dataset.manifest),
+        BandNormaliser(dataset.stats, scale=dataset.scale, offset=dataset.offset, dtype=dataset.manifest.dtype),
         train,
+        fov_HW=torch.from_numpy(common_fov(dataset, "train")),
         loss=stage.loss,
         optimizer=stage.optimizer,
         total=stage.loop.samples,
@@ -98,12 +100,12 @@ def denoiser_module(stage: DiffusionStage, latents: Manifest) -> nn.Module:
 def diffusion_trainer(stage: DiffusionStage, latents: Dataset, engine: Engine) -> tuple[DiffusionTrainer, CubeStream, dict[str, Any]]:
     """Trainer, its stream, and the identity that its checkpoints carry."""
     if latents.payload != "latent":
-        raise InputError("this dataset holds cubes, not latents", where=latents.path, mend="retinaforge encode")
+        raise InputError("this dataset holds cubes, not latents", where=latents.path, mend="retinaforge encode PRESET")
     denoiser = denoiser_module(stage, latents.manifest)
     trainer = DiffusionTrainer(
         engine,
         denoiser,
-        BandNormaliser.of(latents.manifest),
+        BandNormaliser(latents.stats, scale=latents.scale, offset=latents.offset, dtype=latents.manifest.dtype),
         objective=stage.objective,
         optimizer=stage.optimizer,
         ema=stage.ema,

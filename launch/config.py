@@ -13,7 +13,9 @@ from typing import Any
 import yaml
 from pydantic import TypeAdapter, ValidationError
 
+from data_shards.codec import CODECS
 from data_shards.errors import InputError, nearest
+from data_shards.pack import check_fractions
 from data_shards.phantom.persons import PhantomConfig
 from ldm.diffusion import ObjectiveConfig
 from ldm.ema import EMAConfig
@@ -21,7 +23,7 @@ from ldm.models.codebook import CodebookConfig
 from ldm.models.denoiser import UNetConfig
 from ldm.models.discriminator import PatchGANConfig
 from ldm.models.vqgan import VQGANConfig
-from ldm.sampler import SamplerConfig
+from ldm.sampler import SamplerConfig, scheduler_for
 from ldm.training.engine import EngineConfig
 from ldm.training.loop import LoopConfig
 from ldm.training.schedules import OptimizerConfig
@@ -43,6 +45,13 @@ class DataConfig:
     splits: dict[str, float] = field(default_factory=lambda: {"train": 0.8, "val": 0.1, "test": 0.1})
     codec: str = "raw"
     workers: int = 2
+
+    def __post_init__(self) -> None:
+        check_fractions(self.splits)
+        if min(self.subjects, self.visits, self.workers) < 1:
+            raise InputError(f"subjects {self.subjects}, visits {self.visits}, workers {self.workers}", expected="1 or more of each")
+        if self.codec not in CODECS:
+            raise InputError(f"unknown codec {self.codec!r}", expected=nearest(self.codec, CODECS))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,6 +80,9 @@ class DiffusionStage:
     engine: EngineConfig = field(default_factory=EngineConfig)
     sampler: SamplerConfig = field(default_factory=SamplerConfig)
 
+    def __post_init__(self) -> None:
+        scheduler_for(self.sampler, self.objective.target)  # refuses a sampler of the other family
+
 
 @dataclass(frozen=True, kw_only=True)
 class SampleConfig:
@@ -86,6 +98,10 @@ class SampleConfig:
     batch: int = 16
     seed: int = 0
     quantise: bool = True
+
+    def __post_init__(self) -> None:
+        if min(self.count, self.shard, self.batch) < 1:
+            raise InputError(f"count {self.count}, shard {self.shard}, batch {self.batch}", expected="1 or more of each")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,12 +135,16 @@ def load(preset: str, overrides: list[str] = ()) -> Config:
     if path.suffix in (".yaml", ".yml"):
         if not path.is_file():
             raise InputError("no such file", where=path, expected="a YAML configuration", mend="retinaforge presets")
-        text = path.read_text()
+        try:
+            text = path.read_text()
+        except (OSError, UnicodeDecodeError) as error:
+            raise InputError(f"cannot be read: {error}", where=path, expected="a YAML configuration, in UTF-8") from error
     elif preset in preset_names():
         text = preset_text(preset)
     else:
         raise InputError(f"unknown preset {preset!r}", expected=nearest(preset, preset_names()), mend="retinaforge presets")
     tree = parse_yaml(text, preset)
+    _check_keys(tree, Config, "", preset)
     for override in overrides:
         key, sep, value = override.partition("=")
         if not sep:
@@ -135,7 +155,7 @@ def load(preset: str, overrides: list[str] = ()) -> Config:
             node = node.setdefault(part, {})
             if not isinstance(node, dict):
                 raise InputError(
-                    f"{key!r}: {part!r} is a value, not a section", expected="a key of the tree", mend="retinaforge run --dry-run"
+                    f"{key!r}: {part!r} is a value, not a section", expected="a key of the tree", mend="retinaforge run demo --dry-run"
                 )
         node[last] = parse_yaml(value, override)
     return from_tree(tree, where=preset)
@@ -161,7 +181,9 @@ def from_tree(tree: Mapping[str, Any], *, where: object = None) -> Config:
         cause = first.get("ctx", {}).get("error")
         if isinstance(cause, InputError):
             raise InputError(cause.what, where=f"{where}: {key}", expected=cause.expected, mend=cause.mend) from None
-        raise InputError(f"{key} = {first['input']!r}: {first['msg']}", where=where, expected="see retinaforge run --dry-run") from None
+        raise InputError(
+            f"{key} = {first['input']!r}: {first['msg']}", where=where, expected="see retinaforge run demo --dry-run"
+        ) from None
 
 
 def to_tree(config: Any) -> dict[str, Any]:
@@ -186,7 +208,7 @@ def _check_keys(tree: Any, cls: type, prefix: str, where: object) -> None:
                 f"unknown key {prefix + str(key)!r}",
                 where=where,
                 expected=nearest(str(key), known),
-                mend="retinaforge run --dry-run shows all keys",
+                mend="retinaforge run demo --dry-run shows all keys",
             )
         if dataclasses.is_dataclass(hints[key]):
             _check_keys(value, hints[key], f"{prefix}{key}.", where)

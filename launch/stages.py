@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterable
@@ -20,7 +21,7 @@ import yaml
 from data_shards import durable
 from data_shards.dataset import Dataset
 from data_shards.errors import InputError, TryAgain
-from data_shards.manifest import NAME
+from data_shards.manifest import NAME, read_manifest
 from launch.config import Config, to_tree, to_yaml
 
 Watch = Callable[..., Iterable[Any]]
@@ -92,16 +93,50 @@ def environment() -> dict[str, Any]:
     }
 
 
+def device() -> str:
+    """Where models that are only used, not trained, run."""
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def alone(verb: str) -> None:
+    """Refuse to start several copies of what one process does.
+
+    Raises:
+        InputError: a launcher started more than one.
+    """
+    from slurm.rank import placement
+
+    if (world := placement().world) > 1:
+        raise InputError(
+            f"{verb} was started by {world} processes",
+            expected="one: only the trainers run on several ranks",
+            mend="launch `train vqgan` and `train diffusion` on many ranks; sample in shares by --task K/N",
+        )
+
+
+def check_inputs(run: Run) -> None:
+    """Say what is wrong with the dataset or the codec before anything is written.
+
+    Raises:
+        InputError: no such dataset, or a codec that is unknown or not installed.
+    """
+    from data_shards.codec import get_codec
+
+    if run.config.data.dataset:
+        Dataset(run.dataset)
+    else:
+        get_codec(run.config.data.codec)
+
+
 def prepare_data(run: Run, watch: Watch) -> None:
     """Phantoms, packed, unless the configuration names a dataset."""
     from data_shards.pack import pack
     from data_shards.phantom.eyes import write_phantoms
 
     data = run.config.data
-    if data.dataset:
-        Dataset(run.dataset)  # says what is wrong with it
-        return
-    if (run.dataset / NAME).exists():
+    if data.dataset or (run.dataset / NAME).exists():
         return
     write_phantoms(data.phantom, run.folder / "cubes", subjects=data.subjects, visits=data.visits, workers=data.workers, watch=watch)
     pack(run.folder / "cubes", run.dataset, splits=data.splits, codec=data.codec, watch=lambda keys: watch(keys, title="pack", unit="cube"))
@@ -155,7 +190,7 @@ def encode(run: Run, watch: Watch) -> list[str]:
     from ldm.health import check
     from ldm.trained import load_autoencoder
 
-    autoencoder = load_autoencoder(run.vqgan)
+    autoencoder = load_autoencoder(run.vqgan, device())
     encode_dataset(Dataset(run.dataset), autoencoder, run.latents, watch=lambda batches: watch(batches, title="encode", unit="batch"))
     health = check(Dataset(run.latents), autoencoder)
     durable.write_json(run.folder / "health.json", health)
@@ -169,8 +204,8 @@ def sample(run: Run, watch: Watch, task: tuple[int, int] = (1, 1)) -> bool:
 
     wanted = run.config.sample
     made = generate_set(
-        load_autoencoder(run.vqgan),
-        load_denoiser(run.diffusion),
+        load_autoencoder(run.vqgan, device()),
+        load_denoiser(run.diffusion, device()),
         run.synthetic,
         count=wanted.count,
         shard=wanted.shard,
@@ -192,24 +227,25 @@ def judge(run: Run, watch: Watch) -> None:
     from ldm.reconstruction import decoded_gaussian_latents, reconstruction
     from ldm.trained import load_autoencoder, load_denoiser
 
-    autoencoder, denoiser, real, wanted = load_autoencoder(run.vqgan), load_denoiser(run.diffusion), Dataset(run.dataset), run.config.sample
+    autoencoder, denoiser = load_autoencoder(run.vqgan, device()), load_denoiser(run.diffusion, device())
+    real, wanted = Dataset(run.dataset), run.config.sample
     held_out = next(name for name in ("val", "test", "train") if name in real.splits and real.splits[name].count)
-    baseline = run.folder / "gaussian-latents"
+    baseline, source = run.folder / "gaussian-latents", {"baseline": denoiser.digest, "seed": wanted.seed, "quantise": wanted.quantise}
+    if (baseline / NAME).exists() and read_manifest(baseline).source != source:
+        shutil.rmtree(baseline)  # of an earlier state of the denoiser; it can always be made again
     if not (baseline / NAME).exists():
         count = min(wanted.count, BASELINE_IMAGES)
         cubes = decoded_gaussian_latents(autoencoder, denoiser, count, seed=wanted.seed, batch=wanted.batch, quantise=wanted.quantise)
-        write_dataset(
-            baseline, {"synthetic": watch(cubes, total=count, title="baseline", unit="cube")}, source={"baseline": denoiser.digest}
-        )
+        write_dataset(baseline, {"synthetic": watch(cubes, total=count, title="baseline", unit="cube")}, source=source)
     rebuilt = reconstruction(real, autoencoder)
     synthetic = Dataset(run.synthetic)
-    evaluation = evaluate(real, synthetic, EvaluateConfig(against=held_out), watch)
+    evaluation = evaluate(real, synthetic, EvaluateConfig(against=held_out, device=device()), watch)
     frechet = {
         name: frechet_to_train(real, Dataset(path), watch) for name, path in (("samples", run.synthetic), ("gaussian_latents", baseline))
     }
     durable.write_json(run.folder / "reconstruction.json", rebuilt)
     durable.write_json(run.folder / "evaluate.json", evaluation)
-    durable.write_json(run.folder / "audit.json", audit(real, synthetic, AuditConfig(against=held_out), watch))
+    durable.write_json(run.folder / "audit.json", audit(real, synthetic, AuditConfig(against=held_out, device=device()), watch))
     record(
         run,
         psnr_gain_db=rebuilt["psnr_gain_db"],

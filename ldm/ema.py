@@ -9,6 +9,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from data_shards.errors import InputError
+
 
 @dataclass(frozen=True, kw_only=True)
 class EMAConfig:
@@ -19,6 +21,12 @@ class EMAConfig:
 
     halflife_samples: float = 2000.0
     rampup: float = 0.1
+
+    def __post_init__(self) -> None:
+        if not (self.halflife_samples >= 0 and self.rampup > 0):
+            raise InputError(
+                f"halflife_samples {self.halflife_samples}, rampup {self.rampup}", where="ema", expected="at least 0, and above 0"
+            )
 
 
 def decay_at(samples: int, batch: int, config: EMAConfig) -> float:

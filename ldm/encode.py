@@ -46,8 +46,9 @@ def encode_dataset(dataset: Dataset, autoencoder: Autoencoder, out: Path, *, bat
 @torch.no_grad()
 def _latents(dataset: Dataset, split: str, autoencoder: Autoencoder, batch: int, watch: Watch) -> Iterator[Cube]:
     device = autoencoder.normaliser.mean_C11.device
-    for part in watch(CubeStream(dataset, split, batch_size=batch).once()):
-        h_BDHW = autoencoder.vqgan.encode(autoencoder.normaliser(part.cubes_BCHW.to(device))).float().cpu().numpy()
+    for part in watch(CubeStream(dataset, split, batch_size=batch, maps=True).once()):
+        fov_BHW = part.fov_BHW.to(device) if part.fov_BHW is not None else None
+        h_BDHW = autoencoder.vqgan.encode(autoencoder.normaliser(part.cubes_BCHW.to(device), fov_BHW)).float().cpu().numpy()
         for key, subject, h_DHW in zip(part.keys, part.subjects, h_BDHW, strict=True):
             # a latent has channels, not bands: their numbers stand where wavelengths would
             meta = CubeMeta(key=key, wavelengths_nm=tuple(map(float, range(len(h_DHW)))), scale=1.0, subject_id=subject)

@@ -53,7 +53,7 @@ def images(
                 subject_id="synthetic",
                 notes={"image": int(i), "seed": seed},
             )
-            yield Cube(data_CHW=stored_CHW, meta=meta)
+            yield Cube(data_CHW=stored_CHW, meta=meta, fov_HW=autoencoder.fov_HW.cpu().numpy())
 
 
 def generate_set(
@@ -92,7 +92,7 @@ def generate_set(
         raise InputError(
             "the denoiser was trained on the latents of another autoencoder",
             expected=f"autoencoder {denoiser.autoencoder[:12]}, this one is {autoencoder.digest[:12]}",
-            mend="retinaforge encode, then retinaforge train diffusion",
+            mend="retinaforge encode PRESET, then retinaforge train diffusion PRESET, with a fresh run folder",
         )
     scheduler_for(sampler, denoiser.objective.target)  # refuses before anything is written
     models = {"dataset": autoencoder.data["digest"], "autoencoder": autoencoder.digest, "denoiser": denoiser.digest}
@@ -132,7 +132,7 @@ def _claim(out: Path, request: dict[str, Any]) -> None:
             f"a set of another request stands here ({differing})",
             where=out,
             expected="the same request",
-            mend=f"another --out, or rm -r {out}",
+            mend=f"another run folder: run=runs/NAME, or rm -r {out}",
         )
 
 

@@ -59,7 +59,10 @@ def kmeans(
     if bad or count < k:
         what = f"{bad} of {count} latents are NaN or infinite" if bad else f"{count} latents for {k} codes"
         raise InputError(
-            what, where="k-means of the codebook", expected="finite latents, at least one a code", mend="lower vqgan.codebook.codes, or the learning rate: vqgan.optimizer.lr"
+            what,
+            where="k-means of the codebook",
+            expected="finite latents, at least one a code",
+            mend="lower vqgan.codebook.codes, or the learning rate: vqgan.optimizer.lr",
         )
     if start_KD is None:
         start_KD = _plus_plus(_candidates(z_ND, ids_N, max(k * CANDIDATES_A_CODE, CANDIDATES_LEAST), comm, seed), k, seed)

@@ -1,6 +1,8 @@
-"""Stored counts ↔ reflectance ↔ what the networks see: per-band mean 0 and deviation 1 over the training split.
+"""Stored values ↔ what the networks see: per channel mean 0 and deviation 1 over the training split.
 
-Legend: B batch, C band, H W pixels.
+Cubes pass through a logarithm first: absorption is linear there (Beer–Lambert), and the optic nerve head, several times as
+bright as the rest of the fundus in the blue, no longer sets the scale of a band and hides the vessels. Latents are linear.
+Legend: B batch, C band or latent channel, H W pixels.
 """
 
 from __future__ import annotations
@@ -8,37 +10,49 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from data_shards.manifest import Manifest
+from data_shards.errors import InputError
+from data_shards.manifest import LOG_KNEE, BandStats
 
 
 class BandNormaliser(nn.Module):
-    """Also for latents, whose 'bands' are the D channels. Buffers, so that they are saved with a model and moved with it."""
+    """Buffers, so that it moves with a model.
 
-    def __init__(self, mean_C: Tensor, std_C: Tensor, *, scale: float, offset: float, stored_max: float) -> None:
+    Args:
+        stats: of the training split.
+        scale, offset: reflectance = scale * stored + offset.
+        dtype: 'uint16' of cubes (logarithmic), 'float32' of latents (linear).
+
+    Raises:
+        InputError: statistics of cubes without the logarithmic ones.
+    """
+
+    def __init__(self, stats: BandStats, *, scale: float, offset: float, dtype: str) -> None:
         super().__init__()
-        self.register_buffer("mean_C11", mean_C.float().view(-1, 1, 1))
-        self.register_buffer("std_C11", std_C.float().clamp(min=1e-6).view(-1, 1, 1))
-        self.scale, self.offset, self.stored_max = scale, offset, stored_max
+        self.logarithmic = dtype == "uint16"
+        if self.logarithmic and not stats.log_mean_C:
+            raise InputError("no logarithmic band statistics", expected="log_mean_C in dataset.json", mend="retinaforge data index DATASET")
+        mean_C, std_C = (stats.log_mean_C, stats.log_std_C) if self.logarithmic else (stats.mean_C, stats.std_C)
+        self.register_buffer("mean_C11", torch.tensor(mean_C, dtype=torch.float32).view(-1, 1, 1))
+        self.register_buffer("std_C11", torch.tensor(std_C, dtype=torch.float32).clamp(min=1e-6).view(-1, 1, 1))
+        self.scale, self.offset = scale, offset
+        self.stored_max = (max(stats.max_C) - offset) / scale
 
-    @classmethod
-    def of(cls, manifest: Manifest) -> BandNormaliser:
-        """From a dataset's manifest."""
-        stats = manifest.stats
-        assert stats is not None, "callers ask Dataset.stats first, which says how to mend its absence"
-        stored_max = (max(stats.max_C) - manifest.offset) / manifest.scale
-        return cls(
-            torch.tensor(stats.mean_C), torch.tensor(stats.std_C), scale=manifest.scale, offset=manifest.offset, stored_max=stored_max
-        )
-
-    def forward(self, stored_BCHW: Tensor) -> Tensor:
-        """Stored values → normalised float32."""
-        return (stored_BCHW.float() * self.scale + self.offset - self.mean_C11) / self.std_C11
+    def forward(self, stored_BCHW: Tensor, fov_BHW: Tensor | None = None) -> Tensor:
+        """Stored values → normalised float32; outside the field of view 0, so that no capacity goes into the camera's rim."""
+        value = stored_BCHW.float()
+        value = torch.log1p(value / LOG_KNEE) if self.logarithmic else value * self.scale + self.offset
+        x_BCHW = (value - self.mean_C11) / self.std_C11
+        return x_BCHW if fov_BHW is None else x_BCHW * fov_BHW[:, None].to(x_BCHW)
 
     def reflectance(self, x_BCHW: Tensor) -> Tensor:
-        """Normalised → reflectance."""
-        return x_BCHW * self.std_C11 + self.mean_C11
+        """Normalised → reflectance (latents: latent units); cubes clipped to the range that the training split reaches."""
+        value = x_BCHW * self.std_C11 + self.mean_C11
+        if not self.logarithmic:
+            return value
+        most = torch.log1p(torch.tensor(self.stored_max / LOG_KNEE)).item()  # the sensor saturates there, and exp must not overflow
+        return LOG_KNEE * torch.expm1(value.clamp(0, most)) * self.scale + self.offset
 
     def stored(self, x_BCHW: Tensor) -> Tensor:
-        """Normalised → stored uint16, clipped to the range that the training split reaches: the sensor saturates there."""
+        """Normalised → stored uint16."""
         counts = (self.reflectance(x_BCHW) - self.offset) / self.scale
         return counts.round().clamp(0, self.stored_max).to(torch.uint16)

@@ -47,7 +47,7 @@ def reconstruction(dataset: Dataset, autoencoder: Autoencoder, *, batch: int = 1
     for split in held_out:
         for part in CubeStream(dataset, split, batch_size=batch, maps=True).once():
             truth = part.cubes_BCHW.double() * autoencoder.normaliser.scale + autoencoder.normaliser.offset
-            rec, _ = autoencoder.reconstruct(part.cubes_BCHW.to(device))
+            rec, _ = autoencoder.reconstruct(part.cubes_BCHW.to(device), part.fov_BHW.to(device) if part.fov_BHW is not None else None)
             rec = rec.double().cpu()
             within_BHW = part.fov_BHW if part.fov_BHW is not None else torch.ones(truth.shape[0], *truth.shape[2:], dtype=torch.bool)
             within = within_BHW[:, None].double()
@@ -78,8 +78,9 @@ def training_codes(dataset: Dataset, autoencoder: Autoencoder, *, batch: int = 1
     counts_K = torch.zeros(autoencoder.codebook.config.codes, dtype=torch.float64)
     device = autoencoder.normaliser.mean_C11.device
     with torch.no_grad():
-        for part in CubeStream(dataset, "train", batch_size=batch).once():
-            _, index_BHW = autoencoder.codebook(autoencoder.vqgan.encode(autoencoder.normaliser(part.cubes_BCHW.to(device))))
+        for part in CubeStream(dataset, "train", batch_size=batch, maps=True).once():
+            fov_BHW = part.fov_BHW.to(device) if part.fov_BHW is not None else None
+            _, index_BHW = autoencoder.codebook(autoencoder.vqgan.encode(autoencoder.normaliser(part.cubes_BCHW.to(device), fov_BHW)))
             counts_K += torch.bincount(index_BHW.flatten().cpu(), minlength=len(counts_K))
     return usage_and_perplexity(counts_K)
 
@@ -99,4 +100,4 @@ def decoded_gaussian_latents(
         noise = normal_at(seed, ids, denoiser.latent_shape, stream=3).to(denoiser.normaliser.mean_C11.device)
         stored_BCHW = autoencoder.decode(denoiser.normaliser.reflectance(noise), quantise=quantise).cpu().numpy()
         for i, stored_CHW in zip(ids, stored_BCHW, strict=True):
-            yield Cube(data_CHW=stored_CHW, meta=CubeMeta(key=f"{i:09d}", **kind))
+            yield Cube(data_CHW=stored_CHW, meta=CubeMeta(key=f"{i:09d}", **kind), fov_HW=autoencoder.fov_HW.cpu().numpy())

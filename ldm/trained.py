@@ -8,14 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from data_shards.errors import InputError
 from data_shards.manifest import BandStats, Manifest
 from ldm.comm import Alone
 from ldm.diffusion import ObjectiveConfig
 from ldm.models.codebook import Codebook, CodebookConfig
-from ldm.models.denoiser import UNet, UNetConfig
+from ldm.models.denoiser import denoiser_from
 from ldm.models.vqgan import VQGAN, VQGANConfig
 from ldm.normalise import BandNormaliser
 from ldm.training.checkpoint import COMMIT, CheckpointStore
@@ -24,31 +24,35 @@ from ldm.training.engine import load_strictly
 
 @dataclass(frozen=True)
 class Autoencoder:
-    """VQ-GAN, codebook and normaliser of one checkpoint; `data` says what cubes it was trained on."""
+    """VQ-GAN, codebook and normaliser of one checkpoint; `data` says what cubes it was trained on, `fov_HW` what they show."""
 
     vqgan: VQGAN
     codebook: Codebook
     normaliser: BandNormaliser
+    fov_HW: Tensor
     data: dict[str, Any]
     digest: str
 
     @torch.no_grad()
-    def reconstruct(self, stored_BCHW: Tensor) -> tuple[Tensor, Tensor]:
-        """Stored counts → reconstructed reflectance, code indices."""
-        rec_BCHW, _, index_BHW, _ = self.vqgan(self.normaliser(stored_BCHW), self.codebook)
-        return self.normaliser.reflectance(rec_BCHW), index_BHW
+    def reconstruct(self, stored_BCHW: Tensor, fov_BHW: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Stored counts → reconstructed reflectance (0 outside the field of view), code indices."""
+        rec_BCHW, _, index_BHW, _ = self.vqgan(self.normaliser(stored_BCHW, fov_BHW), self.codebook)
+        reflectance_BCHW = self.normaliser.reflectance(rec_BCHW)
+        return reflectance_BCHW if fov_BHW is None else reflectance_BCHW * fov_BHW[:, None], index_BHW
 
     @torch.no_grad()
     def decode(self, z_BDHW: Tensor, *, quantise: bool) -> Tensor:
-        """Latents → stored counts, uint16; through the nearest codes, as the decoder was trained, or as they are."""
-        return self.normaliser.stored(self.vqgan.decode(self.codebook(z_BDHW)[0] if quantise else z_BDHW))
+        """Latents → stored counts, uint16, 0 outside the training set's field of view; through the nearest codes, as the
+        decoder was trained, or as they are."""
+        x_BCHW = self.vqgan.decode(self.codebook(z_BDHW)[0] if quantise else z_BDHW)
+        return self.normaliser.stored(x_BCHW) * self.fov_HW
 
 
 @dataclass(frozen=True)
 class Denoiser:
     """EMA weights of a denoiser, the latents' normaliser, and the objective it was trained for."""
 
-    net: UNet
+    net: nn.Module
     normaliser: BandNormaliser
     objective: ObjectiveConfig
     latent_shape: tuple[int, int, int]
@@ -66,25 +70,14 @@ def describe_data(manifest: Manifest) -> dict[str, Any]:
 def normaliser_from(data: dict[str, Any]) -> BandNormaliser:
     """The normaliser of a `describe_data`."""
     stats = BandStats(**data["stats"])
-    manifest = Manifest(
-        payload="",
-        dtype=data["dtype"],
-        shape=data["shape"],
-        wavelengths_nm=(),
-        scale=data["scale"],
-        offset=data["offset"],
-        shards=(),
-        splits={},
-        stats=stats,
-    )
-    return BandNormaliser.of(manifest)
+    return BandNormaliser(stats, scale=data["scale"], offset=data["offset"], dtype=data["dtype"])
 
 
 def _newest(folder: Path, what: str) -> tuple[dict[str, Any], dict[str, Tensor], str]:
     store = CheckpointStore(folder / "checkpoints", Alone())
     checkpoint = store.newest(progress_exists=False)
     if checkpoint is None or not checkpoint.samples:
-        raise InputError(f"no trained {what}", where=folder, expected="a committed checkpoint", mend=f"retinaforge train {what}")
+        raise InputError(f"no trained {what}", where=folder, expected="a committed checkpoint", mend=f"retinaforge train {what} PRESET")
     digest = hashlib.sha256((checkpoint.folder / COMMIT).read_bytes()).hexdigest()
     return checkpoint.state["identity"], store.load(checkpoint), digest
 
@@ -104,7 +97,7 @@ def load_autoencoder(folder: Path, device: torch.device | str = "cpu") -> Autoen
     load_strictly(vqgan, _under(state, "vqgan.model."), folder)
     codebook = Codebook(CodebookConfig(**identity["codebook"]), channels=vqgan.config.latent_channels, seed=0)
     load_strictly(codebook, _under(state, "codebook."), folder)
-    parts = (vqgan.eval().to(device), codebook.to(device), normaliser_from(identity["data"]).to(device))
+    parts = (vqgan.eval().to(device), codebook.to(device), normaliser_from(identity["data"]).to(device), state["fov_HW"].bool().to(device))
     return Autoencoder(*parts, data=identity["data"], digest=digest)
 
 
@@ -115,8 +108,7 @@ def load_denoiser(folder: Path, device: torch.device | str = "cpu") -> Denoiser:
         InputError: nothing trained there. UnsafeResume: checkpoints, but none that verifies.
     """
     identity, state, digest = _newest(folder, "diffusion")
-    model = {**identity["model"], "attention": tuple(identity["model"]["attention"])}
-    net = UNet(UNetConfig(**model))
+    net = denoiser_from(identity["model"])
     own = _under(state, "denoiser.model.")
     load_strictly(net, {**own, **{k: v.to(own[k].dtype) for k, v in _under(state, "ema.").items()}}, folder)
     return Denoiser(

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
+from types import FrameType
 
 import typer
 from rich.console import Console
 
 import launch
-from data_shards.errors import RetinaforgeError
+from data_shards.errors import RetinaforgeError, TryAgain
 from launch.cli import data, doctor, evaluate, generate, run, submit, train
 
 app = typer.Typer(
@@ -44,8 +46,15 @@ def _root(version: bool = typer.Option(False, "--version", callback=_version, is
     pass
 
 
+def _stopped(number: int, _: FrameType | None) -> None:
+    """Leave as an exception does, so that what is half written is removed on the way."""
+    print(f"stopped by {signal.Signals(number).name}; the same command again goes on", file=sys.stderr)
+    raise SystemExit(TryAgain.exit_code)
+
+
 def main() -> None:
     """Entry point. Exit codes: 0 done; 2 wrong input or config; 3 unsafe to resume; 4 data corrupt; 75 try again."""
+    signal.signal(signal.SIGTERM, _stopped)  # training listens for itself, see slurm/preempt.py
     try:
         app()
     except RetinaforgeError as error:

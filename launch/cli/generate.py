@@ -16,6 +16,8 @@ def encode(preset: Preset, overrides: Overrides = None, dry_run: DryRun = False)
     run = resolved(preset, overrides, dry_run)
     from launch import stages
 
+    stages.alone("encode")
+    stages.check_inputs(run)
     run.freeze()
     warnings = stages.encode(run, progress)
     typer.echo(f"latents in {run.latents}")
@@ -35,6 +37,7 @@ def sample(
     k, slash, n = task.partition("/")
     if not (slash and k.isdigit() and n.isdigit()):
         raise InputError(f"--task {task}", expected="K/N, such as 3/16")
+    stages.alone("sample")
     run.freeze()
     if stages.sample(run, progress, (int(k), int(n))):
         typer.echo(f"{run.config.sample.count} images in {run.synthetic}")

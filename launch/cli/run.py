@@ -18,6 +18,8 @@ def command(preset: Preset, overrides: Overrides = None, dry_run: DryRun = False
     from launch import stages
 
     began = time.time()
+    stages.alone("run")
+    stages.check_inputs(run)
     run.freeze()
     stages.prepare_data(run, progress)
     for stage in ("vqgan", "diffusion"):

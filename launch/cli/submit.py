@@ -19,7 +19,7 @@ def command(
         list[str],
         typer.Argument(
             metavar="-- VERB ARGS",
-            help="What to run, as after `retinaforge`; {array_task} becomes the index: sample RUN --task {array_task}/10.",
+            help="What to run, as after `retinaforge`; {array_task} becomes the index: --array 1-10 with sample PRESET --task {array_task}/10",
         ),
     ],
     name: Annotated[str | None, typer.Option(help="Name of the job; the words, joined, when left out.")] = None,
@@ -34,7 +34,7 @@ def command(
     account: Annotated[str | None, typer.Option(help="Account to charge.")] = None,
     qos: Annotated[str | None, typer.Option(help="Quality of service.")] = None,
     constraint: Annotated[str | None, typer.Option(help="Node features: a100|h100.")] = None,
-    array: Annotated[str | None, typer.Option(help="Job array: 0-9, 0-99%8.")] = None,
+    array: Annotated[str | None, typer.Option(help="Job array: 1-10, 1-100%8.")] = None,
     dependency: Annotated[str | None, typer.Option(help="Jobs to wait for: afterok:123.")] = None,
     requeue: Annotated[bool, typer.Option(help="Come back after preemption, a failed node, or exit code 75; the verb resumes.")] = True,
     signal_seconds: Annotated[int, typer.Option(min=1, help="How long before the time limit the warning signal comes.")] = 120,
@@ -45,7 +45,7 @@ def command(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the sbatch script and submit nothing.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
-    """Submit `retinaforge VERB ARGS` to SLURM: retinaforge submit --nodes 2 --gpus-per-task 1 -- run retina-224."""
+    """Submit `retinaforge VERB ARGS` to SLURM: retinaforge submit --nodes 2 --gpus-per-task 1 -- train vqgan retina-224."""
     from slurm.jobs import JobSpec, sbatch_text, spec_json
 
     _check_verb(words[0])

@@ -153,8 +153,9 @@ def reconstruction_part(run: stages.Run, real: Dataset, held_out: str, display: 
     rgb = (fig.nearest_bands(wavelengths, fig.FALSE_COLOUR_NM) * 3)[:3]
     cubes = [real.cube(held_out, i) for i in spread(real.count(held_out), 6)]
     truth = np.stack([c.data_CHW.astype(np.float32) for c in cubes]) * real.scale + real.offset
-    rebuilt = autoencoder.reconstruct(torch.from_numpy(np.stack([c.data_CHW for c in cubes])))[0].numpy()
-    error = np.abs(truth - rebuilt).mean(1) * np.stack([c.fov_HW if c.fov_HW is not None else np.ones(c.data_CHW.shape[1:]) for c in cubes])
+    fov_BHW = np.stack([c.fov_HW if c.fov_HW is not None else np.ones(c.data_CHW.shape[1:], bool) for c in cubes])
+    rebuilt = autoencoder.reconstruct(torch.from_numpy(np.stack([c.data_CHW for c in cubes])), torch.from_numpy(fov_BHW))[0].numpy()
+    error = np.abs(truth - rebuilt).mean(1) * fov_BHW
     most = float(np.percentile(error, 99))
     rows = [[display.colour(x, rgb) for x in truth], [display.colour(x, rgb) for x in rebuilt], [fig.error_map(e, most) for e in error]]
     return {

@@ -37,10 +37,10 @@ class CodebookConfig:
     dead_below: float = 0.02
 
     def __post_init__(self) -> None:
-        if self.codes < 2 or not 0 <= self.decay < 1 or self.dead_below >= 1:
+        if self.codes < 2 or not 0 <= self.decay < 1 or not 0 <= self.dead_below < 1 or self.kmeans_iterations < 1:
             raise InputError(
-                f"codes {self.codes}, decay {self.decay}, dead_below {self.dead_below}",
-                expected="codes ≥ 2, decay in [0, 1), dead_below < 1",
+                f"codes {self.codes}, decay {self.decay}, dead_below {self.dead_below}, kmeans_iterations {self.kmeans_iterations}",
+                expected="codes ≥ 2, decay and dead_below in [0, 1), kmeans_iterations ≥ 1",
             )
         if self.kmeans != "never" and self.kmeans_vectors < self.codes:
             raise InputError(f"kmeans_vectors {self.kmeans_vectors}", expected=f"at least as many as codes ({self.codes})")

@@ -5,10 +5,14 @@ Legend: B batch, D latent channel, h w latent pixels.
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
+from typing import Any
 
 from diffusers import UNet2DModel
 from torch import Tensor, nn
+
+from data_shards.errors import InputError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,6 +28,15 @@ class UNetConfig:
     channels: int = 128
     layers: int = 2
     attention: tuple[int, ...] = (1, 2)
+
+    def __post_init__(self) -> None:
+        if self.channels < 1 or self.channels % 8 or self.channels % min(32, self.channels) or self.layers < 1:
+            raise InputError(
+                f"channels {self.channels}, layers {self.layers}",
+                expected="channels a multiple of 32 (or 8, 16, 24), layers at least 1",
+            )
+        if not set(self.attention) <= {0, 1, 2}:
+            raise InputError(f"attention {self.attention}", expected="levels of 0, 1, 2")
 
 
 class UNet(nn.Module):
@@ -51,3 +64,15 @@ class UNet(nn.Module):
 
 
 DENOISERS = {UNetConfig: UNet}
+
+
+def denoiser_from(fields: dict[str, Any]) -> nn.Module:
+    """The denoiser whose config has exactly these fields, as a checkpoint keeps them.
+
+    Raises:
+        InputError: no denoiser of this version has them.
+    """
+    for config, build in DENOISERS.items():
+        if {f.name for f in dataclasses.fields(config)} == set(fields):
+            return build(config(**{k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()}))
+    raise InputError(f"a denoiser with {', '.join(sorted(fields))}", expected=f"one of {', '.join(c.__name__ for c in DENOISERS)}")

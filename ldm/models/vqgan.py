@@ -39,7 +39,12 @@ class VQGANConfig:
     def __post_init__(self) -> None:
         if self.compression not in MULTIPLES:
             raise InputError(f"compression {self.compression}", expected=f"one of {sorted(MULTIPLES)}")
-        if self.channels % self.norm_groups or self.latent_channels < 1:
+        if min(self.latent_channels, self.channels, self.layers, self.norm_groups) < 1 or self.bands < 0:
+            raise InputError(
+                f"latent_channels {self.latent_channels}, channels {self.channels}, layers {self.layers}, norm_groups {self.norm_groups}",
+                expected="1 or more of each",
+            )
+        if self.channels % self.norm_groups:
             raise InputError(f"channels {self.channels}", expected=f"a multiple of norm_groups ({self.norm_groups})")
 
 

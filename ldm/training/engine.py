@@ -16,10 +16,13 @@ from typing import Any, Literal
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedType, InitProcessGroupKwargs, TorchDynamoPlugin
+from accelerate.utils import DistributedType, InitProcessGroupKwargs, LoggerType, TorchDynamoPlugin
 from torch import Tensor, nn
 
-from data_shards.errors import InputError
+from data_shards import durable
+from data_shards.errors import InputError, nearest
+
+TRACKERS = tuple(name for name in LoggerType.list() if name != "all")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,8 +44,16 @@ class EngineConfig:
     tracker: str = "tensorboard"
 
     def __post_init__(self) -> None:
-        if self.accumulation < 1 or self.clip < 0:
-            raise InputError(f"accumulation {self.accumulation}, clip {self.clip}", where="engine", expected="accumulation ≥ 1, clip ≥ 0")
+        if not (self.accumulation >= 1 and self.clip >= 0 and self.timeout_minutes > 0):
+            raise InputError(
+                f"accumulation {self.accumulation}, clip {self.clip}, timeout_minutes {self.timeout_minutes}",
+                where="engine",
+                expected="accumulation ≥ 1, clip ≥ 0, timeout_minutes > 0",
+            )
+        if self.tracker not in ("none", *TRACKERS):
+            raise InputError(
+                f"unknown tracker {self.tracker!r}", where="engine.tracker", expected=nearest(self.tracker, ("none", *TRACKERS))
+            )
 
 
 @dataclass
@@ -75,8 +86,17 @@ class Engine:
             log_with=config.tracker if tracked else None,
             project_dir=run_folder if tracked else None,
         )
+        if tracked and not self.accelerator.log_with:  # accelerate leaves out in silence what it cannot import
+            raise InputError(
+                f"tracker {config.tracker!r} is not installed here",
+                where="engine.tracker",
+                expected=f"the Python package {config.tracker}",
+                mend=f"pip install -c constraints.txt {config.tracker}   (or engine.tracker=none)",
+            )
         if tracked:
-            self.accelerator.init_trackers(config.tracker)
+            with durable.explained(run_folder):
+                run_folder.mkdir(parents=True, exist_ok=True)
+                self.accelerator.init_trackers(config.tracker)
         self.rank, self.world, self.device = self.accelerator.process_index, self.accelerator.num_processes, self.accelerator.device
         self.parts: dict[str, Part] = {}
         self._check(asked)

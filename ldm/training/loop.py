@@ -133,7 +133,7 @@ def fit(
                     f"loss or gradient not finite in {bad} steps in a row",
                     where=f"{samples} samples; {', '.join(k for k, v in values.items() if not v.isfinite()) or 'gradients'}",
                     expected="finite values",
-                    mend="lower the learning rate, raise loop warm-up, or check the data: retinaforge data verify",
+                    mend="lower the learning rate, raise optimizer.warmup_samples, or check the data: retinaforge data verify",
                 )
             samples, epoch = _resume(trainer, engine, store, log, identity)
             batches, bad, returned = stream.batches(samples), 0, True
@@ -192,7 +192,7 @@ def _resume(trainer: Trainer, engine: Engine, store: CheckpointStore, log: Metri
                 f"the checkpoint has another {key}: {theirs}",
                 where=checkpoint.folder,
                 expected=str(mine),
-                mend="continue with the configuration in run.yaml, or give the run another name (--run)",
+                mend="continue with the configuration in run.yaml, or give the run another folder: run=runs/NAME",
             )
     state = store.load(checkpoint)
     engine.load_tensors(state)

@@ -27,8 +27,12 @@ class OptimizerConfig:
     decay: Literal["cosine", "constant"] = "constant"
 
     def __post_init__(self) -> None:
-        if self.lr <= 0 or not (0 <= self.beta1 < 1 and 0 <= self.beta2 < 1):
+        if not (0 < self.lr < math.inf and 0 <= self.beta1 < 1 and 0 <= self.beta2 < 1):
             raise InputError(f"lr {self.lr}, betas ({self.beta1}, {self.beta2})", where="optimizer", expected="lr > 0, betas in [0, 1)")
+        if not (self.weight_decay >= 0 and self.warmup_samples >= 0):
+            raise InputError(
+                f"weight_decay {self.weight_decay}, warmup_samples {self.warmup_samples}", where="optimizer", expected="0 or more of each"
+            )
 
 
 def learning_rate(samples: int, total: int, config: OptimizerConfig) -> float:

@@ -53,6 +53,7 @@ class VQGANTrainer:
 
     Args:
         stream: the training stream; k-means reads the epoch's first samples through it.
+        fov_HW: the field of view that generated cubes get; kept in the checkpoint.
         total: samples of the whole run, for the schedules.
         flip: mirror cubes left to right, by (seed, sample, epoch).
     """
@@ -66,6 +67,7 @@ class VQGANTrainer:
         normaliser: BandNormaliser,
         stream: CubeStream,
         *,
+        fov_HW: Tensor,
         loss: VQGANLossConfig,
         optimizer: OptimizerConfig,
         total: int,
@@ -79,7 +81,7 @@ class VQGANTrainer:
         self.module, self.plain_discriminator = vqgan, discriminator
         self.codebook = codebook.to(engine.device)
         self.normaliser = normaliser.to(engine.device)
-        self.stream = stream
+        self.stream, self.fov_HW = stream, fov_HW
         self.statistics: Tensor | None = None
         self.latents: list[tuple[np.ndarray, Tensor]] = []
         self.counts_K = torch.zeros(codebook.config.codes, dtype=torch.float64, device=engine.device)
@@ -90,6 +92,8 @@ class VQGANTrainer:
         x_BCHW, fov_BHW = self._prepared(batch)
         rec_BCHW, h_BDHW, index_BHW, last_input = self.vqgan(x_BCHW, self.codebook)
         self._remember(batch, h_BDHW, index_BHW)
+        # outside the field of view both are 0: nothing there is judged, by any term
+        rec_BCHW = rec_BCHW if fov_BHW is None else rec_BCHW * fov_BHW[:, None]
 
         l1 = F.l1_loss(rec_BCHW.float(), x_BCHW)
         angle = spectral_angle_rad(self.normaliser.reflectance(rec_BCHW.float()), self.normaliser.reflectance(x_BCHW), fov_BHW)
@@ -116,7 +120,8 @@ class VQGANTrainer:
         hinge, matching = -logits.mean(), feature_matching(real_features, features)
         (gan_gradient,) = torch.autograd.grad(hinge, leaf, retain_graph=True)
         (matching_gradient,) = torch.autograd.grad(matching, leaf)
-        at_weight = torch.stack([last_layer_gradient(last_input, g, self.last_layer_shape) for g in (rec_gradient, gan_gradient)])
+        inside = 1.0 if fov_BHW is None else fov_BHW[:, None].float()  # the mask is part of the way back to the last layer
+        at_weight = torch.stack([last_layer_gradient(last_input, g * inside, self.last_layer_shape) for g in (rec_gradient, gan_gradient)])
         rec_weight, gan_weight = self.engine.all_reduce_sum_(at_weight) / self.engine.world
         weight = adaptive_weight(rec_weight, gan_weight, scale=self.config.gan)
         direction = weight * (gan_gradient + self.config.feature_matching * matching_gradient)
@@ -133,13 +138,16 @@ class VQGANTrainer:
 
     def _prepared(self, batch: Batch) -> tuple[Tensor, Tensor | None]:
         """Normalised, perhaps mirrored cubes and field of view, on the device."""
-        x_BCHW = self.normaliser(batch.cubes_BCHW.to(self.engine.device))
-        fov_BHW = batch.fov_BHW.to(self.engine.device) if batch.fov_BHW is not None else None
+        x_BCHW, fov_BHW = self._normalised(batch)
         if self.flip:
             mirrored = torch.from_numpy(hash64(self.seed, batch.sample_B, batch.epoch_B, 7) % np.uint64(2) == 1).to(self.engine.device)
             x_BCHW = torch.where(mirrored[:, None, None, None], x_BCHW.flip(-1), x_BCHW)
             fov_BHW = torch.where(mirrored[:, None, None], fov_BHW.flip(-1), fov_BHW) if fov_BHW is not None else None
         return x_BCHW, fov_BHW
+
+    def _normalised(self, batch: Batch) -> tuple[Tensor, Tensor | None]:
+        fov_BHW = batch.fov_BHW.to(self.engine.device) if batch.fov_BHW is not None else None
+        return self.normaliser(batch.cubes_BCHW.to(self.engine.device), fov_BHW), fov_BHW
 
     # --- codebook -----------------------------------------------------------------------------------------------
 
@@ -207,9 +215,7 @@ class VQGANTrainer:
         self.module.eval()
         for chunk in np.array_split(g, max(1, math.ceil(len(g) / self.stream.batch_size))):
             sample_B, _ = sample_at(chunk, count=count, seed=self.stream.seed)
-            h_BDHW = (
-                self.module.encode(self.normaliser(self.stream.read(sample_B).cubes_BCHW.to(self.engine.device))) if len(chunk) else None
-            )
+            h_BDHW = self.module.encode(self._normalised(self.stream.read(sample_B))[0]) if len(chunk) else None
             for b, position in enumerate(chunk):
                 chosen = np.argsort(hash64(self.seed, position, np.arange(places), 13))[:each]
                 latents.append(h_BDHW[b].flatten(1).T[torch.from_numpy(chosen).to(h_BDHW.device)].float())
@@ -227,7 +233,8 @@ class VQGANTrainer:
 
     def tensors(self) -> dict[str, Tensor]:
         """Codebook with its EMA state, and the counts of the epoch so far."""
-        return {**{f"codebook.{k}": v for k, v in self.codebook.state_dict().items()}, "codebook_counts": self.counts_K}
+        codebook = {f"codebook.{k}": v for k, v in self.codebook.state_dict().items()}
+        return {**codebook, "codebook_counts": self.counts_K, "fov_HW": self.fov_HW.to(torch.uint8)}
 
     def load_tensors(self, state: dict[str, Tensor]) -> None:
         """The inverse of `tensors`."""

@@ -42,6 +42,24 @@ def test_overrides_reach_any_depth_and_keep_their_type() -> None:
         ("vqgan.model.channels", "KEY.SUBKEY=VALUE"),
         ("diffusion.sampler.name=dimm", "did you mean 'ddim'"),
         ("vqgan.loop.batch=0", "at least 1"),
+        ("data.splits.train=0.7", "split fractions"),
+        ("data.splits={train: .nan}", "split fractions"),
+        ("data.codec=blosc", "did you mean 'blosc2'"),
+        ("data.subjects=0", "subjects 0"),
+        ("vqgan.model.norm_groups=0", "norm_groups 0"),
+        ("vqgan.model.channels=-8", "channels -8"),
+        ("vqgan.model.layers=0", "layers 0"),
+        ("vqgan.discriminator.channels=10", "a multiple of 4"),
+        ("vqgan.optimizer.lr=.nan", "lr nan"),
+        ("vqgan.optimizer.warmup_samples=-1", "warmup_samples -1"),
+        ("vqgan.codebook.kmeans_iterations=0", "kmeans_iterations 0"),
+        ("vqgan.engine.tracker=tensorbord", "did you mean 'tensorboard'"),
+        ("vqgan.engine.timeout_minutes=0", "timeout_minutes 0"),
+        ("diffusion.model.channels=48", "a multiple of 32"),
+        ("diffusion.model.attention=[7]", "levels of 0, 1, 2"),
+        ("diffusion.ema.rampup=0", "rampup 0"),
+        ("diffusion.sampler.name=ddim", "does not solve objective 'flow'"),
+        ("sample.batch=0", "batch 0"),
         ("run=[", "not YAML"),
         ("vqgan.model.channels=!!python/object/apply:os.system ['false']", "not YAML"),
     ],
@@ -57,6 +75,14 @@ def test_unknown_presets_name_the_nearest() -> None:
         load("retina-242")
     with pytest.raises(InputError, match="no such file"):
         load("mine.yaml")
+
+
+@pytest.mark.parametrize("content", [b"- a\n- b\n", b"vqgan: null\n", b"5\n", b"run: caf\xe9\n", b"\x00"])
+def test_a_file_that_is_no_configuration_is_named(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "mine.yaml").write_bytes(content)
+    for overrides in ([], ["run=runs/x", "vqgan.flip=false"]):
+        with pytest.raises(InputError, match=r"mine\.yaml"):
+            load(str(tmp_path / "mine.yaml"), overrides)
 
 
 def test_a_value_error_names_the_file_and_the_key(tmp_path: Path) -> None:
