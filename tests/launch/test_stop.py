@@ -1,0 +1,36 @@
+"""A signal in the middle of a verb that is not training: the verb leaves, its exit code says why, nothing half written stays."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+SLOW = """
+import sys, time
+from data_shards import folder
+whole = folder.read_cube
+def slow(*words):
+    print("reading", flush=True)
+    time.sleep(0.5)
+    return whole(*words)
+folder.read_cube = slow
+sys.argv = ["retinaforge", "data", "pack", *sys.argv[1:]]
+from launch.cli import main
+main()
+"""
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 75), (signal.SIGINT, 130)])
+def test_packing_that_is_stopped_leaves_nothing(cube_folder: Path, tmp_path: Path, number: signal.Signals, code: int) -> None:
+    words = [sys.executable, "-c", SLOW, str(cube_folder), str(tmp_path / "set")]
+    process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stdout.readline() == "reading\n"
+    assert [p.name for p in tmp_path.iterdir()], "nothing was begun: the test would show nothing"
+    process.send_signal(number)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == code and "Traceback" not in err, err
+    assert not list(tmp_path.iterdir())
