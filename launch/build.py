@@ -54,8 +54,34 @@ def vqgan_modules(stage: VQGANStage, bands: int) -> tuple[VQGAN, Codebook, Patch
     return vqgan, codebook, initialised(lambda: PatchGAN(replace(stage.discriminator, bands=bands)), seed + 1)
 
 
+def check_fit(stage: VQGANStage, dataset: Dataset) -> None:
+    """Refuse, before anything is trained, a dataset that these networks could not take.
+
+    Raises:
+        InputError: latents instead of cubes; a height or width that does not divide, or is too small for the discriminator.
+    """
+    if dataset.payload != "cube":
+        raise InputError(
+            f"a dataset of {dataset.payload}s ({dataset.manifest.dtype})",
+            where=dataset.path,
+            expected="cubes of uint16",
+            mend="retinaforge data import",
+        )
+    height, width = dataset.shape[1:]
+    factor, least = stage.model.compression, stage.discriminator.least_pixels if stage.loss.gan else 1
+    if height % factor or width % factor or min(height, width) < least:
+        raise InputError(
+            f"cubes of {height}×{width}",
+            where=dataset.path,
+            expected=f"multiples of {factor}, the compression, of at least {least} pixels, for the {stage.discriminator.layers} "
+            "layers of the discriminator",
+            mend="retinaforge data import --resize HxW (or --crop), or other vqgan.model.compression and vqgan.discriminator.layers",
+        )
+
+
 def vqgan_trainer(stage: VQGANStage, dataset: Dataset, engine: Engine) -> tuple[VQGANTrainer, CubeStream, dict[str, Any]]:
     """Trainer, its stream, and the identity that its checkpoints carry."""
+    check_fit(stage, dataset)
     vqgan, codebook, discriminator = vqgan_modules(stage, dataset.shape[0])
     train = stream(dataset, stage.loop, engine, maps=True)
     trainer = VQGANTrainer(

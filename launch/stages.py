@@ -28,7 +28,8 @@ Watch = Callable[..., Iterable[Any]]
 HEADLINE = ("psnr_gain_db", "codes_used", "frechet_over_gaussian_latents", "seconds")
 BASELINE_IMAGES = 1024
 FREE_TO_CHANGE = {"samples", "checkpoint_every", "log_every", "keep", "workers", "max_bad_steps"}
-STAGE_FOLDER = {"data": "data", "vqgan": "vqgan", "diffusion": "diffusion", "sample": "synthetic"}
+# what a section of the configuration decides first; until it stands, the section may still be corrected
+FIRST_OUTPUT = {"data": "data", "vqgan": "vqgan/checkpoints", "diffusion": "diffusion/checkpoints", "sample": "synthetic"}
 
 
 class Run:
@@ -50,7 +51,8 @@ class Run:
             changed = [
                 key
                 for key in _changed(yaml.safe_load(path.read_text()), to_tree(self.config))
-                if not (FREE_TO_CHANGE & set(key.split("."))) and ".engine." not in key and self._begun(key.split(".")[0])
+                # the folder itself may have been moved, or be called by another path
+                if key != "run" and not (FREE_TO_CHANGE & set(key.split("."))) and ".engine." not in key and self._begun(key.split(".")[0])
             ]
             if changed:
                 raise InputError(
@@ -63,7 +65,7 @@ class Run:
         durable.write_json(self.folder / "environment.json", environment())
 
     def _begun(self, section: str) -> bool:
-        return section not in STAGE_FOLDER or (self.folder / STAGE_FOLDER[section]).exists()
+        return (self.folder / FIRST_OUTPUT[section]).exists()
 
 
 def _changed(old: Any, new: Any, prefix: str = "") -> list[str]:
@@ -278,12 +280,16 @@ def write_report(run: Run) -> Path:
 
 
 def done(run: Run, stage: str) -> bool:
-    """Whether a training stage has reached its length."""
+    """Whether a training stage has reached its length, in a checkpoint that verifies.
+
+    Raises:
+        UnsafeResume: checkpoints, but none that can be loaded.
+    """
     from ldm.comm import Alone
     from ldm.training.checkpoint import CheckpointStore
 
-    found = CheckpointStore(getattr(run, stage) / "checkpoints", Alone()).committed()
-    return bool(found) and found[0].samples >= getattr(run.config, stage).loop.samples
+    newest = CheckpointStore(getattr(run, stage) / "checkpoints", Alone()).newest(progress_exists=False)
+    return newest is not None and newest.samples >= getattr(run.config, stage).loop.samples
 
 
 def figures(run: Run) -> dict[str, Any]:

@@ -5,19 +5,29 @@ from __future__ import annotations
 import json
 import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
 
+from data_shards.cube import Cube
+from data_shards.dataset import Dataset
+from data_shards.errors import InputError
+from data_shards.folder import write_cube
+from data_shards.pack import pack
+from launch.build import check_fit
 from launch.config import from_tree
-from launch.stages import Run
+from launch.stages import Run, done
 from ldm.training.checkpoint import CheckpointStore, faults_of
 from ldm.training.loop import read_log
+from tests.conftest import made_cube
 
 ROOT = Path(__file__).parents[2]
 NOISE = {"samples_per_s"}  # the one logged value that is a timing
@@ -179,6 +189,43 @@ def test_progress_without_a_loadable_checkpoint_is_exit_3(packed: Path, tmp_path
         part.write_bytes(b"")
     done = run("train", "vqgan", config, expect=3)
     assert "no checkpoint of it can be loaded" in done.stderr and "rm -r" in done.stderr
+
+
+def test_a_damaged_last_checkpoint_is_not_taken_for_a_finished_training(uninterrupted: Path, tmp_path: Path) -> None:
+    config = from_tree({**yaml.safe_load((uninterrupted / "run.yaml").read_text()), "run": str(tmp_path)})
+    shutil.copytree(uninterrupted / "vqgan", tmp_path / "vqgan")
+    assert done(Run(config), "vqgan")
+    (max((tmp_path / "vqgan/checkpoints").iterdir()) / "rank-00000.safetensors").write_bytes(b"")
+    assert not done(Run(config), "vqgan")
+
+
+def test_a_start_that_was_refused_can_be_corrected_in_the_same_folder(packed: Path, tmp_path: Path) -> None:
+    config = configured(tmp_path, packed, "refused")
+    many = run("train", "vqgan", config, "vqgan.loop.samples=8", "vqgan.discriminator.layers=5", expect=2)
+    assert "at least 96 pixels" in many.stderr and "vqgan.discriminator.layers" in many.stderr
+    run("train", "vqgan", config, "vqgan.loop.samples=8")
+
+
+def test_a_run_folder_may_be_moved(tmp_path: Path) -> None:
+    Run(from_tree({"run": str(tmp_path / "a")})).freeze()
+    (tmp_path / "a").rename(tmp_path / "b")
+    Run(from_tree({"run": str(tmp_path / "b")})).freeze()
+
+
+@pytest.mark.parametrize(
+    ("cube", "message"),
+    [
+        (made_cube(0, size=30), "cubes of 30×30"),
+        (made_cube(0, size=16), "at least 24 pixels"),
+        (replace(made_cube(0), data_CHW=made_cube(0).data_CHW.astype(np.float32)), "a dataset of latents"),
+    ],
+)
+def test_cubes_that_do_not_fit_are_refused_before_training(tmp_path: Path, cube: Cube, message: str) -> None:
+    write_cube(tmp_path / "in", cube)
+    pack(tmp_path / "in", tmp_path / "set", splits={"train": 1.0})
+    stage = from_tree({"vqgan": {"model": {"compression": 4}}}).vqgan
+    with pytest.raises(InputError, match=message):
+        check_fit(stage, Dataset(tmp_path / "set"))
 
 
 def test_another_configuration_in_the_same_run_folder_is_refused(packed: Path, tmp_path: Path) -> None:
