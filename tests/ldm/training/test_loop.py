@@ -1,0 +1,124 @@
+"""The loop promises: a step that is not finite is skipped whole, many in a row go back once, then fail loudly; a resume is exact."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from ldm.training.checkpoint import CheckpointStore
+from ldm.training.engine import Engine, EngineConfig
+from ldm.training.loop import Diverged, LoopConfig, MetricLog, fit, read_log
+
+
+class Line:
+    """Fits w·x to 3x; `spoil(samples, pass)` says where the loss is NaN, `pass` counting how often that position was seen."""
+
+    def __init__(self, engine: Engine, spoil: Callable[[int, int], bool] = lambda samples, times: False) -> None:
+        self.module = nn.Linear(1, 1, bias=False)
+        nn.init.constant_(self.module.weight, 0.5)
+        self.model = engine.add("line", self.module, lr=0.1, betas=(0.9, 0.99), weight_decay=0.0)
+        self.spoil, self.times, self.weights, self.skipped = spoil, {}, [], []
+
+    def start_epoch(self, epoch: int) -> dict[str, float]:
+        return {"epoch_begun": float(epoch)}
+
+    def losses(self, batch: SimpleNamespace, samples: int) -> tuple[Tensor, dict[str, Tensor]]:
+        self.times[samples] = self.times.get(samples, 0) + 1
+        self.weights.append((samples, self.module.weight.item()))
+        x = batch.x
+        loss = (self.model(x) - 3 * x).square().mean()
+        return loss * float("nan") if self.spoil(samples, self.times[samples]) else loss, {"error": loss.detach()}
+
+    def learning_rates(self, samples: int) -> dict[str, float]:
+        return {"line": 0.1}
+
+    def after_step(self, samples: int, batch: int, *, skipped: bool) -> dict[str, float]:
+        if skipped:
+            self.skipped.append(samples)
+        return {}
+
+    def tensors(self) -> dict[str, Tensor]:
+        return {}
+
+    def load_tensors(self, state: dict[str, Tensor]) -> None:
+        return
+
+
+class Numbers:
+    """Two samples a batch, values by position; ten samples an epoch."""
+
+    batch_size, count = 2, 10
+
+    def batches(self, consumed: int) -> Iterator[SimpleNamespace]:
+        while True:
+            yield SimpleNamespace(keys=["a", "b"], x=torch.tensor([[1.0 + consumed % 3], [0.5]]))
+            consumed += 2
+
+
+def trained(folder: Path, *, samples: int = 24, every: int = 8, bad: int = 3, **spoil) -> Line:
+    engine = Engine(EngineConfig(tracker="none"))
+    trainer = Line(engine, **spoil)
+    store, log = CheckpointStore(folder / "checkpoints", engine), MetricLog(folder / "metrics.jsonl", writes=True)
+    config = LoopConfig(samples=samples, batch=2, checkpoint_every=every, log_every=2, max_bad_steps=bad)
+    fit(trainer, Numbers(), engine, store, log, config, identity={"task": "line"}, stop=lambda: False)
+    return trainer
+
+
+def curve(folder: Path) -> list[dict]:
+    return [{k: v for k, v in row.items() if k != "samples_per_s"} for row in read_log(folder / "metrics.jsonl")]
+
+
+def test_a_step_that_is_not_finite_leaves_weights_and_optimizer_as_they_were(tmp_path: Path) -> None:
+    trainer = trained(tmp_path, spoil=lambda samples, times: samples in (6, 8))
+    assert trainer.skipped == [6, 8]
+    weights = dict(trainer.weights)
+    assert weights[6] == weights[8] == weights[10] != weights[12]
+    assert [row["skipped"] for row in curve(tmp_path)][:6] == [0, 0, 0, 1, 1, 0]
+
+
+def test_many_bad_steps_go_back_to_the_last_checkpoint_and_on_from_there(tmp_path: Path) -> None:
+    spoiled = trained(tmp_path / "a", spoil=lambda samples, times: samples >= 10 and times == 1 and samples < 16)
+    trained(tmp_path / "b")
+    assert spoiled.skipped == [10, 12, 14]
+    assert curve(tmp_path / "a") == curve(tmp_path / "b")
+    rates = [row["samples_per_s"] for row in read_log(tmp_path / "a" / "metrics.jsonl")]
+    assert min(rates) > 0
+
+
+def test_before_the_first_interval_it_goes_back_to_the_start(tmp_path: Path) -> None:
+    trained(tmp_path / "a", spoil=lambda samples, times: samples < 6 and times == 1)
+    trained(tmp_path / "b")
+    assert curve(tmp_path / "a") == curve(tmp_path / "b")
+
+
+def test_it_fails_loudly_when_going_back_did_not_help(tmp_path: Path) -> None:
+    with pytest.raises(Diverged, match="not finite in 3 steps in a row"):
+        trained(tmp_path, spoil=lambda samples, times: samples >= 10)
+
+
+@pytest.mark.parametrize("first", [2, 8, 10, 18])
+def test_a_resume_is_exact_wherever_it_falls(tmp_path: Path, first: int) -> None:
+    """Before the first interval, on it, and on the border of an epoch (10, of which a checkpoint is made at the end of the run)."""
+    trained(tmp_path / "once")
+    trained(tmp_path / "twice", samples=first)
+    trained(tmp_path / "twice")
+    assert curve(tmp_path / "twice") == curve(tmp_path / "once")
+
+
+def test_a_line_torn_by_a_kill_is_cut(tmp_path: Path) -> None:
+    log = MetricLog(tmp_path / "metrics.jsonl", writes=True)
+    log.add(2, {"loss": 1.0})
+    log.add(4, {"loss": float("nan")})
+    whole = log.path.read_text()
+    log.path.write_text(whole + '{"samples": 6, "lo')
+    log.cut(4)
+    assert log.path.read_text() == whole
+    assert [row["loss"] for row in read_log(log.path)] == [1.0, None]
+    log.cut(2)
+    assert [json.loads(line)["samples"] for line in log.path.read_text().splitlines()] == [2]
