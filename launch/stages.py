@@ -221,6 +221,12 @@ def sample(run: Run, watch: Watch, task: tuple[int, int] = (1, 1)) -> bool:
     return made is not None
 
 
+def held_out_split(real: Dataset) -> str:
+    """The split to compare with: people that no model was trained on, where there are any."""
+    filled = [name for name, info in real.splits.items() if info.count]
+    return next((name for name in ("val", "test", *filled) if name in filled and name != "train"), "train")
+
+
 def judge(run: Run, watch: Watch) -> None:
     """Reconstruction of held-out people, evaluation, audit, and the baseline of decoded Gaussian latents."""
     from data_shards.pack import write_dataset
@@ -231,7 +237,7 @@ def judge(run: Run, watch: Watch) -> None:
 
     autoencoder, denoiser = load_autoencoder(run.vqgan, device()), load_denoiser(run.diffusion, device())
     real, wanted = Dataset(run.dataset), run.config.sample
-    held_out = next(name for name in ("val", "test", "train") if name in real.splits and real.splits[name].count)
+    held_out = held_out_split(real)
     baseline, source = run.folder / "gaussian-latents", {"baseline": denoiser.digest, "seed": wanted.seed, "quantise": wanted.quantise}
     if (baseline / NAME).exists() and read_manifest(baseline).source != source:
         shutil.rmtree(baseline)  # of an earlier state of the denoiser; it can always be made again

@@ -30,7 +30,7 @@ PAIRS = 4  # closest pairs
 def build_report(run: stages.Run) -> Path:
     """Write runs/NAME/report.html: one file, no links outside it."""
     real = Dataset(run.dataset)
-    held_out = next(name for name in ("val", "test", "train") if name in real.splits and real.splits[name].count)
+    held_out = stages.held_out_split(real)
     reflect = Reflectance(real)
     images = reflect(real, held_out, spread(real.count(held_out), SHOWN))
     display = fig.Display(images)

@@ -12,19 +12,20 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import yaml
 
 from data_shards.cube import Cube
-from data_shards.dataset import Dataset
+from data_shards.dataset import Dataset, SplitInfo
 from data_shards.errors import InputError
 from data_shards.folder import write_cube
 from data_shards.pack import pack
 from launch.build import check_fit
 from launch.config import from_tree
-from launch.stages import Run, done
+from launch.stages import Run, done, held_out_split
 from ldm.training.checkpoint import CheckpointStore, faults_of
 from ldm.training.loop import read_log
 from tests.conftest import made_cube
@@ -204,6 +205,19 @@ def test_a_start_that_was_refused_can_be_corrected_in_the_same_folder(packed: Pa
     many = run("train", "vqgan", config, "vqgan.loop.samples=8", "vqgan.discriminator.layers=5", expect=2)
     assert "at least 96 pixels" in many.stderr and "vqgan.discriminator.layers" in many.stderr
     run("train", "vqgan", config, "vqgan.loop.samples=8")
+
+
+@pytest.mark.parametrize(
+    ("counts", "chosen"),
+    [
+        ({"train": 9, "val": 2, "test": 2}, "val"),
+        ({"train": 9, "val": 0, "test": 2}, "test"),
+        ({"train": 9, "clinic-b": 4}, "clinic-b"),
+        ({"train": 9, "val": 0}, "train"),
+    ],
+)
+def test_held_out_people_are_compared_with_where_there_are_any(counts: dict[str, int], chosen: str) -> None:
+    assert held_out_split(SimpleNamespace(splits={name: SplitInfo(count, 1) for name, count in counts.items()})) == chosen
 
 
 def test_a_run_folder_may_be_moved(tmp_path: Path) -> None:
