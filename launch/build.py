@@ -58,7 +58,8 @@ def check_fit(stage: VQGANStage, dataset: Dataset) -> None:
     """Refuse, before anything is trained, a dataset that these networks could not take.
 
     Raises:
-        InputError: latents instead of cubes; a height or width that does not divide, or is too small for the discriminator.
+        InputError: latents instead of cubes; a height or width that does not divide, or is too small for the discriminator; fewer
+        latents than codes.
     """
     if dataset.payload != "cube":
         raise InputError(
@@ -76,6 +77,14 @@ def check_fit(stage: VQGANStage, dataset: Dataset) -> None:
             expected=f"multiples of {factor}, the compression, of at least {least} pixels, for the {stage.discriminator.layers} "
             "layers of the discriminator",
             mend="retinaforge data import --resize HxW (or --crop), or other vqgan.model.compression and vqgan.discriminator.layers",
+        )
+    latents = dataset.count("train") * (height // factor) * (width // factor)
+    if stage.codebook.kmeans != "never" and latents < stage.codebook.codes:
+        raise InputError(
+            f"{latents} latents in the training split for {stage.codebook.codes} codes",
+            where=dataset.path,
+            expected="at least one latent a code, for k-means",
+            mend="lower vqgan.codebook.codes or vqgan.model.compression, or add cubes",
         )
 
 

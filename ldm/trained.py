@@ -45,7 +45,7 @@ class Autoencoder:
         """Latents → stored counts, uint16, 0 outside the training set's field of view; through the nearest codes, as the
         decoder was trained, or as they are."""
         x_BCHW = self.vqgan.decode(self.codebook(z_BDHW)[0] if quantise else z_BDHW)
-        return self.normaliser.stored(x_BCHW) * self.fov_HW
+        return (self.normaliser.stored(x_BCHW).int() * self.fov_HW).to(torch.uint16)  # torch multiplies no uint16
 
 
 @dataclass(frozen=True)

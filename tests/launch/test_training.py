@@ -229,6 +229,7 @@ def test_a_run_folder_may_be_moved(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("cube", "message"),
     [
+        (made_cube(0, size=32), "64 latents in the training split for 1024 codes"),
         (made_cube(0, size=30), "cubes of 30×30"),
         (made_cube(0, size=16), "at least 24 pixels"),
         (replace(made_cube(0), data_CHW=made_cube(0).data_CHW.astype(np.float32)), "a dataset of latents"),
