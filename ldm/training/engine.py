@@ -169,14 +169,6 @@ class Engine:
             torch.distributed.all_reduce(tensor)
         return tensor
 
-    def all_gather(self, tensor: Tensor) -> Tensor:
-        """Concatenation over ranks of equally shaped tensors, by rank."""
-        if self.world == 1:
-            return tensor
-        parts = [torch.empty_like(tensor) for _ in range(self.world)]
-        torch.distributed.all_gather(parts, tensor.contiguous())
-        return torch.cat(parts)
-
     def any_rank(self, flag: bool) -> bool:
         """True on all ranks when it is on one: how ranks agree to stop or to skip a step."""
         return bool(self.all_reduce_sum_(torch.tensor(float(flag), device=self.device)) > 0)
