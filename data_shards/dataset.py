@@ -5,6 +5,7 @@ Legend: C band, H W pixels.
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -36,13 +37,8 @@ class Shard:
     def __init__(self, folder: Path, entry: ShardEntry) -> None:
         self.path, self.entry = folder / entry.name, entry
         self.index: ShardIndex = read_index(index_path(self.path), sha256=entry.index_sha256)
-        try:
-            self._fd = os.open(self.path, os.O_RDONLY)
-        except OSError as error:
-            raise CorruptData(
-                f"shard cannot be opened: {error.strerror}", where=self.path, mend=f"retinaforge data verify {folder}"
-            ) from error
-        size = os.fstat(self._fd).st_size
+        with self._open() as fd:
+            size = os.fstat(fd).st_size
         if size != self.index.shard_bytes or len(self.index) != entry.count or self.index.sha256 != entry.sha256:
             raise CorruptData(
                 f"shard of {size} bytes, index of {len(self.index)} samples and {self.index.shard_bytes} bytes",
@@ -51,9 +47,18 @@ class Shard:
                 mend=f"retinaforge data verify {folder}",
             )
 
-    def __del__(self) -> None:
-        if hasattr(self, "_fd"):
-            os.close(self._fd)
+    @contextlib.contextmanager
+    def _open(self) -> Iterator[int]:
+        """A descriptor for one read: a set of a million images has more shards than a process may hold open."""
+        try:
+            fd = os.open(self.path, os.O_RDONLY)
+        except OSError as error:
+            mend = f"retinaforge data verify {self.path.parent}"
+            raise CorruptData(f"shard cannot be opened: {error.strerror}", where=self.path, mend=mend) from error
+        try:
+            yield fd
+        finally:
+            os.close(fd)
 
     def member(self, i: int, m: int, *, check: bool = True) -> bytes:
         """Bytes of member column `m` of sample `i`, b'' when absent.
@@ -61,13 +66,14 @@ class Shard:
         Raises:
             CorruptData: short read or crc32c mismatch, naming shard, sample and member.
         """
-        size = int(self.index.size_NM[i, m])
-        content = os.pread(self._fd, size, int(self.index.offset_NM[i, m]))
-        while 0 < len(content) < size:  # one pread moves at most 2 GiB
-            more = os.pread(self._fd, size - len(content), int(self.index.offset_NM[i, m]) + len(content))
-            if not more:
-                break
-            content += more
+        size, offset = int(self.index.size_NM[i, m]), int(self.index.offset_NM[i, m])
+        with self._open() as fd:
+            content = os.pread(fd, size, offset)
+            while 0 < len(content) < size:  # one pread moves at most 2 GiB
+                more = os.pread(fd, size - len(content), offset + len(content))
+                if not more:
+                    break
+                content += more
         if len(content) != size or (check and size and crc32c(content) != self.index.crc_NM[i, m]):
             what = "short read" if len(content) != size else "crc32c mismatch: the bytes changed since they were written"
             raise CorruptData(what, where=self.where(i, m), mend=f"retinaforge data verify {self.path.parent}")

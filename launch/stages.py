@@ -132,6 +132,22 @@ def check_inputs(run: Run) -> None:
         get_codec(run.config.data.codec)
 
 
+def check_latent_size(run: Run) -> None:
+    """Refuse, before hours of training, cubes whose latents the denoiser cannot halve twice.
+
+    Raises:
+        InputError: height or width is no multiple of 4 × compression.
+    """
+    step = 4 * run.config.vqgan.model.compression
+    if any(side % step for side in (shape := Dataset(run.dataset).shape)[1:]):
+        raise InputError(
+            f"cubes of shape {shape}",
+            where=run.dataset,
+            expected=f"height and width multiples of {step}: 4 × vqgan.model.compression",
+            mend=f"retinaforge data import --resize HxW (or --crop) to multiples of {step}",
+        )
+
+
 def prepare_data(run: Run, watch: Watch) -> None:
     """Phantoms, packed, unless the configuration names a dataset."""
     from data_shards.pack import pack
@@ -175,7 +191,7 @@ def train(
         log = MetricLog(folder / "metrics.jsonl", writes=engine.is_main)
         with stop_on_signals() as stop:
             samples = fit(trainer, stream, engine, store, log, config.loop, identity=identity, stop=stop, report=report)
-        if samples < config.loop.samples:
+        if samples < config.loop.samples or stop.signal:
             raise TryAgain(
                 f"stopped by {stop.signal or 'another rank'} after {samples:,} of {config.loop.samples:,} samples; the state is committed",
                 where=folder,
@@ -262,6 +278,15 @@ def judge(run: Run, watch: Watch) -> None:
         frechet_over_gaussian_latents=frechet["samples"] / frechet["gaussian_latents"],
         frechet=frechet,
     )
+
+
+def judged(run: Run) -> bool:
+    """Whether the present sets have been judged already."""
+    path = run.folder / "evaluate.json"
+    if not path.exists() or not set(HEADLINE) <= set(figures(run)):
+        return False
+    seen = json.loads(path.read_text())
+    return (seen["reference"]["digest"], seen["synthetic"]["digest"]) == (Dataset(run.dataset).digest, Dataset(run.synthetic).digest)
 
 
 def frechet_to_train(real: Dataset, synthetic: Dataset, watch: Watch) -> float:

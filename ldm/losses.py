@@ -26,6 +26,12 @@ def spectral_angle_rad(a_BCHW: Tensor, b_BCHW: Tensor, within_BHW: Tensor | None
     return ((angle_BHW * within).sum((1, 2)) / within.sum((1, 2)).clamp(min=1)).mean()
 
 
+def gradient_difference(a_BCHW: Tensor, b_BCHW: Tensor) -> Tensor:
+    """Mean squared difference of the two images' finite differences (after Mathieu et al. 2016, eq. 6): edges, thin vessels first."""
+    error = a_BCHW - b_BCHW
+    return error.diff(dim=-1).square().mean() + error.diff(dim=-2).square().mean()
+
+
 def hinge_discriminator(real_logits: Tensor, fake_logits: Tensor) -> Tensor:
     """Hinge loss of the discriminator (Lim and Ye 2017, eq. 3; Miyato et al. 2018)."""
     return 0.5 * (F.relu(1 - real_logits).mean() + F.relu(1 + fake_logits).mean())

@@ -22,14 +22,16 @@ def command(preset: Preset, overrides: Overrides = None, dry_run: DryRun = False
     stages.check_inputs(run)
     run.freeze()
     stages.prepare_data(run, progress)
+    stages.check_latent_size(run)
     for stage in ("vqgan", "diffusion"):
         if not stages.done(run, stage):
             train_stage(run, stage)
         if stage == "vqgan":
             show_warnings(stages.encode(run, progress))
     stages.sample(run, progress)
-    stages.judge(run, progress)
-    stages.add_seconds(run, time.time() - began)
+    if not stages.judged(run):
+        stages.judge(run, progress)
+        stages.add_seconds(run, time.time() - began)
     path = stages.write_report(run)
     figures = stages.figures(run)
     typer.echo("\n".join(f"{name:28} {figures[name]:.4g}" for name in stages.HEADLINE if name in figures))

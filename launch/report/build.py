@@ -49,7 +49,14 @@ def build_report(run: stages.Run) -> Path:
     template = jinja2.Template(
         resources.files("launch.report").joinpath("report.html").read_text(), autoescape=True, undefined=jinja2.StrictUndefined
     )
-    html = template.render(run=run.folder.name, config=to_yaml(run.config), version=launch.__version__, headline=headline(run), **parts)
+    frozen = run.folder / "run.yaml"
+    html = template.render(
+        run=run.folder.name,
+        config=frozen.read_text() if frozen.exists() else to_yaml(run.config),
+        version=launch.__version__,
+        headline=headline(run),
+        **parts,
+    )
     path = run.folder / "report.html"
     durable.write_bytes(path, html.encode())
     return path

@@ -18,7 +18,7 @@ from data_shards.errors import InputError
 from data_shards.order import hash64, sample_at
 from data_shards.stream import Batch, CubeStream
 from ldm.kmeans import kmeans
-from ldm.losses import adaptive_weight, feature_matching, hinge_discriminator, last_layer_gradient, spectral_angle_rad
+from ldm.losses import adaptive_weight, feature_matching, gradient_difference, hinge_discriminator, last_layer_gradient, spectral_angle_rad
 from ldm.models.codebook import Codebook, usage_and_perplexity
 from ldm.models.discriminator import PatchGAN
 from ldm.models.vqgan import VQGAN
@@ -30,7 +30,8 @@ from ldm.training.schedules import OptimizerConfig, learning_rate
 @dataclass(frozen=True, kw_only=True)
 class VQGANLossConfig:
     """Attributes:
-    l1, spectral_angle: weights of the reconstruction terms.
+    l1, gradient, spectral_angle: weights of the reconstruction terms. L1 forgives what few pixels show; the gradient
+        difference does not, and brings thin vessels back sooner.
     gan: scale of the adaptive weight; 0 trains without a discriminator.
     feature_matching: weight relative to the generator's hinge term, under the same adaptive weight.
     gan_start_samples: the discriminator joins after so many samples; an earlier start lets it win before the
@@ -38,13 +39,14 @@ class VQGANLossConfig:
     """
 
     l1: float = 1.0
+    gradient: float = 0.0
     spectral_angle: float = 1.0
     gan: float = 0.5
     feature_matching: float = 1.0
     gan_start_samples: int = 10_000
 
     def __post_init__(self) -> None:
-        if min(self.l1, self.spectral_angle, self.gan, self.feature_matching, self.gan_start_samples) < 0:
+        if min(self.l1, self.gradient, self.spectral_angle, self.gan, self.feature_matching, self.gan_start_samples) < 0:
             raise InputError("a weight below 0", where="vqgan.loss", expected="weights and gan_start_samples at least 0")
 
 
@@ -95,25 +97,28 @@ class VQGANTrainer:
         # outside the field of view both are 0: nothing there is judged, by any term
         rec_BCHW = rec_BCHW if fov_BHW is None else rec_BCHW * fov_BHW[:, None]
 
-        l1 = F.l1_loss(rec_BCHW.float(), x_BCHW)
-        angle = spectral_angle_rad(self.normaliser.reflectance(rec_BCHW.float()), self.normaliser.reflectance(x_BCHW), fov_BHW)
+        reconstruction, terms = self._reconstruction(rec_BCHW.float(), x_BCHW, fov_BHW)
         quantised = self.codebook.codes_KD[index_BHW].movedim(-1, 1)
         commitment = F.mse_loss(h_BDHW.float(), quantised)
-        reconstruction = self.config.l1 * l1 + self.config.spectral_angle * angle
         total = reconstruction + self.codebook.config.commitment * commitment
-        terms = {"loss/l1": l1.detach(), "loss/spectral_angle_rad": angle.detach(), "loss/commitment": commitment.detach()}
+        terms["loss/commitment"] = commitment.detach()
         if samples < self.config.gan_start_samples or not self.config.gan:
             return total, terms
         generator, gan_terms = self._generator(x_BCHW, rec_BCHW, last_input, fov_BHW)
         discriminator, d_terms = self._discriminator(x_BCHW, rec_BCHW)
         return total + generator + discriminator, {**terms, **gan_terms, **d_terms}
 
+    def _reconstruction(self, rec_BCHW: Tensor, x_BCHW: Tensor, fov_BHW: Tensor | None) -> tuple[Tensor, dict[str, Tensor]]:
+        """Weighted reconstruction loss in normalised units, the spectral angle in reflectance; and its terms."""
+        l1, gradient = F.l1_loss(rec_BCHW, x_BCHW), gradient_difference(rec_BCHW, x_BCHW)
+        angle = spectral_angle_rad(self.normaliser.reflectance(rec_BCHW), self.normaliser.reflectance(x_BCHW), fov_BHW)
+        terms = {"loss/l1": l1.detach(), "loss/gradient": gradient.detach(), "loss/spectral_angle_rad": angle.detach()}
+        return self.config.l1 * l1 + self.config.gradient * gradient + self.config.spectral_angle * angle, terms
+
     def _generator(self, x_BCHW: Tensor, rec_BCHW: Tensor, last_input: Tensor, fov_BHW: Tensor | None) -> tuple[Tensor, dict[str, Tensor]]:
         """The generator's terms, fed back as a fixed direction at the reconstruction (see `last_layer_gradient`)."""
         leaf = rec_BCHW.detach().float().requires_grad_()
-        l1 = F.l1_loss(leaf, x_BCHW)
-        angle = spectral_angle_rad(self.normaliser.reflectance(leaf), self.normaliser.reflectance(x_BCHW), fov_BHW)
-        (rec_gradient,) = torch.autograd.grad(self.config.l1 * l1 + self.config.spectral_angle * angle, leaf)
+        (rec_gradient,) = torch.autograd.grad(self._reconstruction(leaf, x_BCHW, fov_BHW)[0], leaf)
         with torch.no_grad():
             _, real_features = self.plain_discriminator(x_BCHW)
         logits, features = self.plain_discriminator(leaf)
@@ -208,7 +213,7 @@ class VQGANTrainer:
         count, wanted = self.stream.count, self.codebook.config.kmeans_vectors
         side = [n // self.module.config.compression for n in self.stream.dataset.shape[1:]]
         places = side[0] * side[1]
-        n_samples = min(count, max(math.ceil(wanted / places), min(64, count)))
+        n_samples = min(count, max(math.ceil(wanted / places), min(32, count)))
         each = min(places, math.ceil(wanted / n_samples))
         g = epoch * count + np.arange(n_samples)[self.engine.rank :: self.engine.world]
         latents, ids = [torch.empty(0, self.module.config.latent_channels, device=self.engine.device)], [np.empty(0, np.int64)]
