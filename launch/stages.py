@@ -138,8 +138,8 @@ def check_latent_size(run: Run) -> None:
     Raises:
         InputError: height or width is no multiple of 4 × compression.
     """
-    step = 4 * run.config.vqgan.model.compression
-    if any(side % step for side in (shape := Dataset(run.dataset).shape)[1:]):
+    step, shape = 4 * run.config.vqgan.model.compression, Dataset(run.dataset).shape
+    if any(side % step for side in shape[1:]):
         raise InputError(
             f"cubes of shape {shape}",
             where=run.dataset,

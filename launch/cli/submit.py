@@ -19,7 +19,7 @@ def command(
         list[str],
         typer.Argument(
             metavar="-- VERB ARGS",
-            help="What to run, as after `retinaforge`; {array_task} becomes the index: --array 1-10 with sample PRESET --task {array_task}/10",
+            help="What to run, as after `retinaforge`; {array_task} becomes the index: --array 1-9, sample demo --task {array_task}/9",
         ),
     ],
     name: Annotated[str | None, typer.Option(help="Name of the job; the words, joined, when left out.")] = None,

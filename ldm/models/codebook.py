@@ -23,6 +23,8 @@ class CodebookConfig:
     codes: K.
     kmeans: when k-means sets the codes anew: at the start of the first epoch, of every epoch, or never.
     kmeans_vectors: latents drawn for it, over all ranks.
+    warmup_epochs: epochs in which latents pass unquantised, so that the encoder learns what to say before it learns to
+        say it in K words; the first k-means comes after them.
     decay: of the EMA, per optimizer step (van den Oord et al. 2017, appendix A.1).
     commitment: weight of ‖h − sg(z_q)‖².
     dead_below: a code whose EMA share is below this fraction of an even share is revived; 0 turns revival off.
@@ -32,6 +34,7 @@ class CodebookConfig:
     kmeans: Literal["first", "every_epoch", "never"] = "every_epoch"
     kmeans_vectors: int = 65536
     kmeans_iterations: int = 10
+    warmup_epochs: int = 0
     decay: float = 0.99
     commitment: float = 0.25
     dead_below: float = 0.02

@@ -82,10 +82,11 @@ class VQGAN(nn.Module):
         """Quantised latents → normalised cubes."""
         return self.decoder(self.post_quant_conv(z_BDHW))
 
-    def forward(self, x_BCHW: Tensor, codebook: Codebook) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def forward(self, x_BCHW: Tensor, codebook: Codebook, *, quantise: bool = True) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Reconstruction, latents, code indices, and the input of the decoder's last layer (for the adaptive weight)."""
         h_BDHW = self.encode(x_BCHW)
         z_BDHW, index_BHW = codebook(h_BDHW)
+        z_BDHW = z_BDHW if quantise else h_BDHW
         caught: list[Tensor] = []
         handle = self.last_layer.register_forward_pre_hook(lambda _, args: caught.append(args[0].detach()))
         try:

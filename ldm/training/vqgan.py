@@ -92,15 +92,17 @@ class VQGANTrainer:
     def losses(self, batch: Batch, samples: int) -> tuple[Tensor, dict[str, Tensor]]:
         """One micro batch: total loss, and its terms for the log."""
         x_BCHW, fov_BHW = self._prepared(batch)
-        rec_BCHW, h_BDHW, index_BHW, last_input = self.vqgan(x_BCHW, self.codebook)
-        self._remember(batch, h_BDHW, index_BHW)
+        quantise = samples // self.stream.count >= self.codebook.config.warmup_epochs
+        rec_BCHW, h_BDHW, index_BHW, last_input = self.vqgan(x_BCHW, self.codebook, quantise=quantise)
+        if quantise:
+            self._remember(batch, h_BDHW, index_BHW)
         # outside the field of view both are 0: nothing there is judged, by any term
         rec_BCHW = rec_BCHW if fov_BHW is None else rec_BCHW * fov_BHW[:, None]
 
         reconstruction, terms = self._reconstruction(rec_BCHW.float(), x_BCHW, fov_BHW)
         quantised = self.codebook.codes_KD[index_BHW].movedim(-1, 1)
         commitment = F.mse_loss(h_BDHW.float(), quantised)
-        total = reconstruction + self.codebook.config.commitment * commitment
+        total = reconstruction + self.codebook.config.commitment * commitment * quantise
         terms["loss/commitment"] = commitment.detach()
         if samples < self.config.gan_start_samples or not self.config.gan:
             return total, terms
@@ -196,13 +198,13 @@ class VQGANTrainer:
             usage, perplexity = usage_and_perplexity(self.counts_K)
             ended = {"codes/usage_epoch": usage, "codes/perplexity_epoch": perplexity}
         self.counts_K.zero_()
-        when = self.codebook.config.kmeans
-        if when == "never" or (when == "first" and epoch > 0):
+        when, warmup = self.codebook.config.kmeans, self.codebook.config.warmup_epochs
+        if when == "never" or epoch < warmup or (when == "first" and epoch > warmup):
             return ended
         z_ND, ids_N = self._epoch_latents(epoch)
         config = self.codebook.config
         # later epochs go on from the present codes: near the new means already, and code numbers keep their meaning
-        start = self.codebook.codes_KD if epoch > 0 else None
+        start = self.codebook.codes_KD if epoch > warmup else None
         found = kmeans(z_ND, ids_N, k=config.codes, comm=self.engine, seed=self.seed, start_KD=start, iterations=config.kmeans_iterations)
         self.codebook.reset(found.codes_KD, found.counts_K)
         return {**ended, "kmeans/inertia": found.inertia, "kmeans/iterations": float(found.iterations)}
