@@ -12,7 +12,7 @@ import resource, sys, torch
 from ldm.models.codebook import Codebook, CodebookConfig
 from ldm.models.denoiser import UNet, UNetConfig
 from ldm.models.vqgan import VQGAN, VQGANConfig
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+before = next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("VmRSS"))
 if sys.argv[1] == "vqgan":
     model = VQGAN(VQGANConfig(bands=16, compression=8, channels=16, layers=1, norm_groups=8))
     x = torch.rand(1, 16, 672, 672)
@@ -28,7 +28,7 @@ else:
 assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
 peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 millions = sum(p.numel() for p in model.parameters()) / 1e6
-print(f"{sys.argv[1]} at 672x672x16: {millions:.2f} M parameters, peak {(peak - before) / 2**20:.2f} GiB")
+print(f"{sys.argv[1]} at 672x672x16: {millions:.2f} M parameters, peak {peak / 2**20:.2f} GiB, {before / 2**20:.2f} GiB of it imports")
 """
 
 
