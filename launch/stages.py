@@ -160,6 +160,24 @@ def prepare_data(run: Run, watch: Watch) -> None:
     pack(run.folder / "cubes", run.dataset, splits=data.splits, codec=data.codec, watch=lambda keys: watch(keys, title="pack", unit="cube"))
 
 
+def check_latents(run: Run) -> None:
+    """Refuse latents of an earlier state of the run's autoencoder: samples of a denoiser trained on them could not be decoded.
+
+    Raises:
+        InputError: the autoencoder was trained on after `encode`.
+    """
+    from ldm.trained import trained_digest
+
+    newest = trained_digest(run.vqgan)
+    if newest and Dataset(run.latents).manifest.source.get("encode", {}).get("autoencoder") != newest:
+        raise InputError(
+            "the latents are those of an earlier state of the autoencoder",
+            where=run.latents,
+            expected=f"latents of checkpoint {newest[:12]} in {run.vqgan}",
+            mend=f"rm -r {run.latents}, then retinaforge encode PRESET",
+        )
+
+
 def train(
     run: Run, stage: str, *, report: Callable[[int, dict[str, float]], None], started: Callable[[Any], None] = lambda engine: None
 ) -> int:
@@ -184,6 +202,8 @@ def train(
         started(engine)
         if engine.is_main:
             run.freeze()
+            if stage == "diffusion":
+                check_latents(run)
         engine.barrier()
         builder, data = {"vqgan": (build.vqgan_trainer, run.dataset), "diffusion": (build.diffusion_trainer, run.latents)}[stage]
         trainer, stream, identity = builder(config, Dataset(data), engine)

@@ -18,7 +18,7 @@ from ldm.models.codebook import Codebook, CodebookConfig
 from ldm.models.denoiser import denoiser_from
 from ldm.models.vqgan import VQGAN, VQGANConfig
 from ldm.normalise import BandNormaliser
-from ldm.training.checkpoint import COMMIT, CheckpointStore
+from ldm.training.checkpoint import COMMIT, Checkpoint, CheckpointStore
 from ldm.training.engine import load_strictly
 
 
@@ -73,13 +73,22 @@ def normaliser_from(data: dict[str, Any]) -> BandNormaliser:
     return BandNormaliser(stats, scale=data["scale"], offset=data["offset"], dtype=data["dtype"])
 
 
+def trained_digest(folder: Path) -> str | None:
+    """sha256 of the commit that `load_autoencoder` or `load_denoiser` would take; None where nothing is trained."""
+    checkpoint = CheckpointStore(folder / "checkpoints", Alone()).newest(progress_exists=False)
+    return _digest(checkpoint) if checkpoint and checkpoint.samples else None
+
+
+def _digest(checkpoint: Checkpoint) -> str:
+    return hashlib.sha256((checkpoint.folder / COMMIT).read_bytes()).hexdigest()
+
+
 def _newest(folder: Path, what: str) -> tuple[dict[str, Any], dict[str, Tensor], str]:
     store = CheckpointStore(folder / "checkpoints", Alone())
     checkpoint = store.newest(progress_exists=False)
     if checkpoint is None or not checkpoint.samples:
         raise InputError(f"no trained {what}", where=folder, expected="a committed checkpoint", mend=f"retinaforge train {what} PRESET")
-    digest = hashlib.sha256((checkpoint.folder / COMMIT).read_bytes()).hexdigest()
-    return checkpoint.state["identity"], store.load(checkpoint), digest
+    return checkpoint.state["identity"], store.load(checkpoint), _digest(checkpoint)
 
 
 def _under(state: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:

@@ -110,11 +110,11 @@ def test_two_ranks_give_the_losses_of_one(uninterrupted: Path, packed: Path, tmp
     config = configured(tmp_path, packed, "two")
     run("train", "vqgan", config, ranks=2)
     # the second trainer's ranks read the latents of the one-rank run: the comparison is of the training alone
-    latents = uninterrupted / "latents"
-    (tmp_path / "two" / "latents").symlink_to(latents)
-    run("train", "diffusion", config, ranks=2)
-    for stage in ("vqgan", "diffusion"):
-        one, two = curve(uninterrupted / stage), curve(tmp_path / "two" / stage)
+    (tmp_path / "same").mkdir()
+    (tmp_path / "same" / "latents").symlink_to(uninterrupted / "latents")
+    run("train", "diffusion", configured(tmp_path, packed, "same"), ranks=2)
+    for stage, folder in (("vqgan", "two"), ("diffusion", "same")):
+        one, two = curve(uninterrupted / stage), curve(tmp_path / folder / stage)
         assert len(one) == len(two)
         for a, b in zip(one, two, strict=True):
             assert a.keys() == b.keys()
@@ -183,6 +183,14 @@ def test_a_damaged_newest_checkpoint_falls_back_to_the_one_before(uninterrupted:
     part.write_bytes(content)
     run("train", "vqgan", config)
     assert curve(tmp_path / "damaged/vqgan") == curve(uninterrupted / "vqgan")
+
+
+def test_latents_of_an_earlier_autoencoder_are_refused_before_training(uninterrupted: Path, packed: Path, tmp_path: Path) -> None:
+    config = configured(tmp_path, packed, "stale")
+    run("train", "vqgan", config, "vqgan.loop.samples=24")
+    (tmp_path / "stale" / "latents").symlink_to(uninterrupted / "latents")
+    done = run("train", "diffusion", config, "vqgan.loop.samples=24", expect=2)
+    assert "earlier state of the autoencoder" in done.stderr and "retinaforge encode" in done.stderr
 
 
 def test_progress_without_a_loadable_checkpoint_is_exit_3(packed: Path, tmp_path: Path) -> None:
