@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
 import importlib.util
 import os
@@ -92,14 +93,12 @@ def memory_bytes() -> tuple[int, int]:
     """Total and available, under the container's limit where there is one."""
     page = os.sysconf("SC_PAGE_SIZE")
     total, free = os.sysconf("SC_PHYS_PAGES") * page, os.sysconf("SC_AVPHYS_PAGES") * page
-    try:
+    with contextlib.suppress(OSError):  # no such files on this system: what sysconf says stands
         if available := re.search(r"MemAvailable:\s*(\d+)", Path("/proc/meminfo").read_text()):
             free = int(available[1]) * 1024
         limit = Path("/sys/fs/cgroup/memory.max").read_text().strip()
         if limit.isdecimal():
             total, free = min(total, int(limit)), min(free, int(limit))
-    except OSError:
-        pass  # no such files on this system: what sysconf says stands
     return total, free
 
 

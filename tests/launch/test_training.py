@@ -237,6 +237,7 @@ def test_a_run_folder_may_be_moved(tmp_path: Path) -> None:
     Run(from_tree({"run": str(tmp_path / "a")})).freeze()
     (tmp_path / "a").rename(tmp_path / "b")
     Run(from_tree({"run": str(tmp_path / "b")})).freeze()
+    assert yaml.safe_load((tmp_path / "b" / "run.yaml").read_text())["run"] == str(tmp_path / "b")
 
 
 @pytest.mark.parametrize(
