@@ -9,7 +9,9 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
+from diffusers.models.attention_processor import Attention
 from diffusers.models.autoencoders.vae import Decoder, Encoder
+from diffusers.models.resnet import ResnetBlock2D
 from torch import Tensor, nn
 
 from data_shards.errors import InputError
@@ -62,6 +64,15 @@ class VQGAN(nn.Module):
         self.quant_conv = nn.Conv2d(D, D, 1)
         self.post_quant_conv = nn.Conv2d(D, D, 1)
         self.decoder = Decoder(D, config.bands, up_block_types=("UpDecoderBlock2D",) * len(widths), **shared)
+        self._begin_as_identity()
+
+    def _begin_as_identity(self) -> None:
+        """Zero the last layer of every residual branch (Goyal et al. 2017, section 5.1): what begins near linear learns sooner."""
+        for block in self.modules():
+            if isinstance(block, (ResnetBlock2D, Attention)):
+                last = block.conv2 if isinstance(block, ResnetBlock2D) else block.to_out[0]
+                nn.init.zeros_(last.weight)
+                nn.init.zeros_(last.bias)
 
     def encode(self, x_BCHW: Tensor) -> Tensor:
         """Normalised cubes → latents before quantisation, (B, D, H/f, W/f).

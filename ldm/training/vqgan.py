@@ -39,7 +39,7 @@ class VQGANLossConfig:
     """
 
     l1: float = 1.0
-    gradient: float = 0.0
+    gradient: float = 10.0
     spectral_angle: float = 1.0
     gan: float = 0.5
     feature_matching: float = 1.0
