@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import hashlib
 import json
 import os
@@ -19,6 +20,7 @@ from typing import Any, BinaryIO
 
 from data_shards.errors import InputError, TryAgain
 
+LOCK = ".writer"  # held, by flock, by the process that fills an unfinished folder
 PART = ".part-"  # every unfinished name contains this; readers skip such names, the next writer may delete them
 
 
@@ -68,7 +70,16 @@ def explained(path: Path) -> Iterator[None]:
                 expected="free space on that file system",
                 mend=f"df -h {path.parent}; free some space and run the same command again (nothing half written was left)",
             ) from error
-        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.ENOENT, errno.EEXIST):
+        if error.errno in (
+            errno.EACCES,
+            errno.EPERM,
+            errno.EROFS,
+            errno.ENOTDIR,
+            errno.EISDIR,
+            errno.ENOENT,
+            errno.EEXIST,
+            errno.ENOTEMPTY,
+        ):
             raise InputError(
                 f"cannot write: {error.strerror}",
                 where=path,
@@ -126,6 +137,51 @@ def publish_folder(part: Path, final: Path) -> None:
             fsync_path(Path(root))
         os.rename(part, final)
         fsync_path(final.parent)
+
+
+@contextlib.contextmanager
+def writing_folder(final: Path) -> Iterator[Path]:
+    """A fresh folder beside `final`, which appears there, whole, when the block ends, and not at all when it raises.
+
+    What killed writers of the same place left is removed. A lock, which the kernel drops with its process, tells them from a live one.
+
+    Raises:
+        TryAgain: another process is writing the same place, or the disk is full. InputError: the place cannot be written.
+    """
+    with explained(final):
+        final.parent.mkdir(parents=True, exist_ok=True)
+        for left in final.parent.glob(f"{PART}????????-{final.name}"):
+            with open(left / LOCK, "ab") as lock:
+                if not _locked(lock):
+                    raise TryAgain(
+                        "another process is writing this place",
+                        where=left,
+                        expected="one writer",
+                        mend="wait for it, or end it, and run the same command again",
+                    )
+                shutil.rmtree(left)
+        part = part_name(final)
+        part.mkdir()
+        lock = open(part / LOCK, "wb")  # noqa: SIM115 - held until the folder stands
+    try:
+        _locked(lock)
+        yield part
+        (part / LOCK).unlink()
+        publish_folder(part, final)
+    except BaseException:
+        shutil.rmtree(part, ignore_errors=True)
+        raise
+    finally:
+        lock.close()
+
+
+def _locked(file: BinaryIO) -> bool:
+    """Take the lock of a writer; False when a live one has it."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 def sweep(folder: Path) -> None:

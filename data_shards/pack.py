@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import math
-import shutil
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from itertools import chain, islice
@@ -209,7 +208,12 @@ def pack(
     if (out / NAME).exists() and (done := read_manifest(out)).source == request:
         return done
     if out.exists():
-        raise InputError("the place is taken", where=out, expected="a path that does not exist yet", mend=f"choose another, or rm -r {out}")
+        raise InputError(
+            "the place is taken",
+            where=out,
+            expected="a path that does not exist yet, or this very dataset",
+            mend=f"choose another, or rm -r {out}",
+        )
     split_of = _splits_for(rows, splits, seed)
     parts: dict[str, list[str]] = {name: [] for name in (splits or dict.fromkeys([*SPLITS, *split_of.values()]))}
     if strange := [name for name in parts if not KEY.fullmatch(name)]:
@@ -247,11 +251,7 @@ def write_dataset(
     Raises:
         InputError: cubes of mixed shape, dtype, band list or affine map; `out` cannot be written. TryAgain: disk full.
     """
-    with durable.explained(out):
-        out.parent.mkdir(parents=True, exist_ok=True)
-        staging = durable.part_name(out)
-        staging.mkdir()
-    try:
+    with durable.writing_folder(out) as staging:
         stats_split = stats_split_of(parts)
         bands, first, entries, sizes = BandAccumulator(), None, [], {}
         for split, cubes in parts.items():
@@ -268,10 +268,6 @@ def write_dataset(
         stats = bands.stats(stats_split, first.meta.scale, first.meta.offset)
         manifest = describe(first, shards=entries, splits=sizes, stats=stats, source=source)
         write_manifest(staging, manifest)
-        durable.publish_folder(staging, out)
-    except BaseException:
-        shutil.rmtree(staging, ignore_errors=True)
-        raise
     return manifest
 
 

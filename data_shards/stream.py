@@ -26,9 +26,9 @@ class Batch:
         cubes_BCHW: uint16 as stored (latents: float32), contiguous; cast and normalise it on the device.
         position: global position of the first sample of the GLOBAL batch.
         position_B, sample_B, epoch_B: global position, index in the split, and epoch of each sample.
-        labels_BHW: uint8, where the stream was asked for maps and every sample has labels, else None.
-        fov_BHW: bool, where it was asked and any sample has a mask, else None; one without a mask is all within. So a loss
-            over masked pixels does not depend on which samples share a batch.
+        labels_BHW: uint8, where the stream was asked for maps and any sample has labels, else None; one without has no vessel.
+        fov_BHW: bool, where it was asked and any sample has a mask, else None; one without is all within. So what is
+            summed over maps does not depend on which samples share a batch.
     """
 
     cubes_BCHW: torch.Tensor
@@ -126,11 +126,11 @@ class CubeStream:
         view = out.numpy()
         jobs: list[Future] = [pool.submit(self._read_one, int(i), view[b]) for b, i in enumerate(sample_B)]
 
-        whole_HW = np.ones(self.dataset.shape[1:], bool)
+        fallbacks = (np.zeros(self.dataset.shape[1:], np.uint8), np.ones(self.dataset.shape[1:], bool))
 
         def ready() -> Batch:
             rows = [job.result() for job in jobs]
-            labels, fov = ([row[k] for row in rows] for k in (2, 3))
+            labels_BHW, fov_BHW = (_stacked([row[2 + k] for row in rows], fallbacks[k]) for k in range(2))
             return Batch(
                 cubes_BCHW=out,
                 position=start,
@@ -139,10 +139,8 @@ class CubeStream:
                 epoch_B=epoch_B,
                 keys=[row[0] for row in rows],
                 subjects=[row[1] for row in rows],
-                labels_BHW=torch.from_numpy(np.stack(labels)) if all(x is not None for x in labels) else None,
-                fov_BHW=torch.from_numpy(np.stack([whole_HW if x is None else x for x in fov]))
-                if any(x is not None for x in fov)
-                else None,
+                labels_BHW=labels_BHW,
+                fov_BHW=fov_BHW,
             )
 
         return ready
@@ -156,3 +154,10 @@ class CubeStream:
                 if content := shard.named(row, member):
                     maps[k] = loose.png_map(content, mask=mask, where=f"{shard.path}: sample {shard.index.keys[row]}")
         return shard.index.keys[row], shard.index.subjects[row], maps[0], maps[1]
+
+
+def _stacked(maps: list[np.ndarray | None], fallback_HW: np.ndarray) -> torch.Tensor | None:
+    """Maps of a batch, `fallback_HW` for samples without one; None when no sample has one."""
+    if all(m is None for m in maps):
+        return None
+    return torch.from_numpy(np.stack([fallback_HW if m is None else m for m in maps]))

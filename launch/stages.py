@@ -200,11 +200,9 @@ def train(
     engine = Engine(config.engine, run_folder=folder)
     try:
         started(engine)
-        if engine.is_main:
-            run.freeze()
-            if stage == "diffusion":
-                check_latents(run)
-        engine.barrier()
+        engine.on_main(run.freeze)
+        if stage == "diffusion":
+            engine.on_main(lambda: check_latents(run))
         builder, data = {"vqgan": (build.vqgan_trainer, run.dataset), "diffusion": (build.diffusion_trainer, run.latents)}[stage]
         trainer, stream, identity = builder(config, Dataset(data), engine)
         store = CheckpointStore(folder / "checkpoints", engine, keep=config.loop.keep)

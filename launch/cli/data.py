@@ -37,7 +37,7 @@ def pack(
     source: Annotated[
         Path, typer.Argument(help="A folder of loose cubes (from `data phantom` or `data import`), or a dataset to pack anew.")
     ],
-    out: Annotated[Path, typer.Argument(help="The dataset to write; must not exist.")],
+    out: Annotated[Path, typer.Argument(help="The dataset to write; absent, or this very dataset.")],
     splits: Annotated[
         str | None,
         typer.Option(help="Fractions by subject, as train=0.8,val=0.1,test=0.1 (the default), unless the samples state a split."),

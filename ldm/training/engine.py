@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -20,7 +20,7 @@ from accelerate.utils import DistributedType, InitProcessGroupKwargs, LoggerType
 from torch import Tensor, nn
 
 from data_shards import durable
-from data_shards.errors import InputError, nearest
+from data_shards.errors import InputError, RetinaforgeError, nearest
 
 TRACKERS = tuple(name for name in LoggerType.list() if name != "all")
 
@@ -191,6 +191,17 @@ class Engine:
     def barrier(self) -> None:
         if self.world > 1:
             torch.distributed.barrier()
+
+    def on_main(self, action: Callable[[], None]) -> None:
+        """Rank 0 does `action`; the others wait, and leave with its error instead of waiting for a rank that is gone."""
+        error: RetinaforgeError | None = None
+        if self.is_main:
+            try:
+                action()
+            except RetinaforgeError as raised:
+                error = raised
+        if error := self.broadcast(error):
+            raise error
 
     # --- state and log ------------------------------------------------------------------------------------------
 

@@ -6,7 +6,9 @@ import builtins
 import io
 import json
 import os
+import signal
 import subprocess
+import sys
 import tarfile
 from dataclasses import replace
 from pathlib import Path
@@ -329,3 +331,39 @@ def test_a_kill_between_write_and_rename_leaves_no_dataset(cube_folder: Path, tm
     with pytest.raises(KeyboardInterrupt):
         pack(cube_folder, tmp_path / "set")
     assert not list(tmp_path.iterdir())
+
+
+PACK_AND = """
+import os, signal, sys, time
+from pathlib import Path
+from data_shards.pack import pack
+def watch(keys):
+    for i, key in enumerate(keys):
+        if i == 20:
+            {then}
+        yield key
+pack(Path(sys.argv[1]), Path(sys.argv[2]), shard_mib=1, watch=watch)
+"""
+
+
+def test_the_next_pack_clears_away_what_a_killed_one_left(cube_folder: Path, packed: Path, tmp_path: Path) -> None:
+    script = PACK_AND.format(then="os.kill(os.getpid(), signal.SIGKILL)")
+    killed = subprocess.run([sys.executable, "-c", script, cube_folder, tmp_path / "set"], timeout=60)
+    assert killed.returncode == -signal.SIGKILL
+    assert len(list(tmp_path.glob(".part-*-set"))) == 1
+    pack(cube_folder, tmp_path / "set", shard_mib=1)
+    assert [p.name for p in tmp_path.iterdir()] == ["set"]
+    assert Dataset(tmp_path / "set").digest == Dataset(packed).digest
+
+
+def test_a_second_live_writer_is_refused_and_the_first_finishes(cube_folder: Path, packed: Path, tmp_path: Path) -> None:
+    script = PACK_AND.format(then="print('half way', flush=True); sys.stdin.read()")
+    words = [sys.executable, "-c", script, cube_folder, tmp_path / "set"]
+    with subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as first:
+        assert first.stdout.readline() == b"half way\n"
+        with pytest.raises(TryAgain, match="another process is writing this place"):
+            pack(cube_folder, tmp_path / "set", shard_mib=1)
+        first.communicate(b"", timeout=60)
+    assert first.returncode == 0
+    assert [p.name for p in tmp_path.iterdir()] == ["set"]
+    assert Dataset(tmp_path / "set").digest == Dataset(packed).digest

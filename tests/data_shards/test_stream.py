@@ -74,15 +74,17 @@ def test_batches_hold_the_samples_they_name(dataset: Dataset) -> None:
             np.testing.assert_array_equal(cube.fov_HW, batch.fov_BHW[b].numpy())
 
 
-def test_a_sample_without_a_mask_is_all_within_whatever_shares_its_batch(tmp_path: Path) -> None:
+def test_a_sample_without_maps_is_all_within_and_unlabelled_whatever_shares_its_batch(tmp_path: Path) -> None:
     for i in range(4):
         cube = made_cube(i)
-        write_cube(tmp_path / "in", replace(cube, fov_HW=cube.fov_HW if i % 2 else None))
+        write_cube(tmp_path / "in", cube if i % 2 else replace(cube, fov_HW=None, labels_HW=None))
     pack(tmp_path / "in", tmp_path / "set", splits={"train": 1.0})
     (batch,) = CubeStream(Dataset(tmp_path / "set"), "train", batch_size=4, maps=True).once()
     for b, key in enumerate(batch.keys):
-        wanted = made_cube(int(key[1:])).fov_HW if int(key[1:]) % 2 else np.ones((32, 32), bool)
-        np.testing.assert_array_equal(batch.fov_BHW[b].numpy(), wanted)
+        whole, i = made_cube(int(key[1:])), int(key[1:])
+        fov_HW, labels_HW = (whole.fov_HW, whole.labels_HW) if i % 2 else (np.ones((32, 32), bool), np.zeros((32, 32), np.uint8))
+        assert np.array_equal(batch.fov_BHW[b].numpy(), fov_HW)
+        assert np.array_equal(batch.labels_BHW[b].numpy(), labels_HW)
 
 
 def test_once_gives_each_sample_once_whatever_the_world(dataset: Dataset) -> None:
