@@ -80,7 +80,7 @@ def verify(dataset: SetPath, as_json: AsJson = False) -> None:
     from data_shards.verify import verify as verify_set
 
     shards = len(read_manifest(dataset).shards)
-    faults = dict(progress(verify_set(dataset), total=shards + 1, title=f"verify {dataset.name}", unit="shard"))
+    faults = dict(progress(verify_set(dataset), total=shards + 1, title=f"verify {dataset.name}", unit="file"))
     faults = {name: found for name, found in faults.items() if found}
     if as_json:
         typer.echo(json.dumps({"dataset": str(dataset), "shards": shards, "faults": faults}))

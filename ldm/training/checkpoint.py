@@ -91,7 +91,7 @@ class CheckpointStore:
                     final / COMMIT, {"format": FORMAT, "samples": samples, "world": self.comm.world, "state": state, "parts": parts}
                 )
                 durable.fsync_path(self.folder)
-                self._prune()
+                self._prune(samples)
         except RetinaforgeError:
             if read_commit(final) is None:
                 shutil.rmtree(final, ignore_errors=True)  # a full disk is no place for half a checkpoint
@@ -99,9 +99,12 @@ class CheckpointStore:
         self.comm.barrier()
         return final
 
-    def _prune(self) -> None:
-        """Drop what is older than the commits to keep: former commits, and what kills in the middle of this left of them."""
-        oldest = self.committed()[: self.keep][-1].folder.name
+    def _prune(self, samples: int) -> None:
+        """Drop what is older than the commits to keep: former commits, and what kills in the middle of this left of them.
+
+        What stands beyond `samples` could not be loaded when this run resumed, so it is none of those to keep.
+        """
+        oldest = [c for c in self.committed() if c.samples <= samples][: self.keep][-1].folder.name
         for folder in [path for path in self.folder.glob("samples-*") if path.name < oldest]:
             (folder / COMMIT).unlink(missing_ok=True)  # first un-commit: a kill in the middle leaves no folder that looks whole
             shutil.rmtree(folder)

@@ -73,3 +73,15 @@ def test_a_fault_in_the_newest_is_not_loaded(tmp_path: Path) -> None:
     assert store.newest(progress_exists=True).samples == 8
     store.commit(16, {"epoch": 0}, tensors(3))
     assert store.load(store.newest(progress_exists=True))["w"].tolist() == [3.0] * 5
+
+
+def test_a_damaged_newest_takes_no_kept_place_from_what_can_be_loaded(tmp_path: Path) -> None:
+    store = CheckpointStore(tmp_path / "checkpoints", Alone())
+    for samples in (8, 16, 24):
+        store.commit(samples, {"epoch": 0}, tensors(samples))
+    (store.folder / "samples-000000000024" / "rank-00000.safetensors").write_bytes(b"cut short")
+    assert store.newest(progress_exists=True).samples == 16
+    store.commit(20, {"epoch": 0}, tensors(20))  # resumed at 16, stopped by a signal at 20
+    assert {c.samples for c in store.committed()} >= {16, 20}
+    store.commit(24, {"epoch": 0}, tensors(24.5))
+    assert store.load(store.newest(progress_exists=True))["w"].tolist() == [24.5] * 5
