@@ -25,6 +25,7 @@ from data_shards.errors import InputError, UnsafeResume
 from data_shards.folder import meta_from, write_cube
 from data_shards.importing import labels, partners
 from data_shards.importing.conversion import ImportConfig, Item, make_cube
+from data_shards.phantom import eyes as phantoms
 
 RECORD = "import.config.json"  # with a dot before .json no sample key can have this name
 SELECTING = ("source", "pattern", "labels", "onh", "fov", "onh_circles", "subjects", "match", "allow_missing")
@@ -67,6 +68,10 @@ def find_images(config: ImportConfig) -> tuple[list[Path], list[str]]:
         return folders or [source], []
     if source.is_file():
         return [source], []
+    if any((source / name).exists() for name in (RECORD, phantoms.RECORD)):
+        raise InputError(
+            "these are cubes already", where=source, expected="images to make cubes of", mend=f"retinaforge data pack {source} DATASET"
+        )
     if not config.pattern or config.pattern.startswith("/"):
         raise InputError(f"pattern {config.pattern!r}", where="--pattern", expected="a glob inside SRC", mend="--pattern '**/*.tif'")
     files = sorted(path for path in source.glob(config.pattern) if path.is_file() and not path.name.startswith("."))

@@ -671,3 +671,11 @@ def test_real_jasper_ridge(tmp_path: Path) -> None:
     channels = stored["SlectBands"].ravel()  # the file's own list of the AVIRIS channels that were kept
     assert np.allclose(cube.meta.wavelengths_nm, 380 + (channels - 1.0) * 2120 / 223, atol=1e-6)
     assert cube.meta.scale == 1 / 5000
+
+
+def test_cubes_are_not_imported_as_images(drive_like: Path, tmp_path: Path) -> None:
+    importer.import_cubes(config(drive_like), tmp_path / "cubes")
+    with pytest.raises(InputError, match="cubes already") as caught:
+        importer.import_cubes(ImportConfig(source=tmp_path / "cubes"), tmp_path / "out")
+    assert "retinaforge data pack" in caught.value.mend
+    assert not (tmp_path / "out").exists()
