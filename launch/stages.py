@@ -197,7 +197,7 @@ def train(
         os.environ.update(torch_environ(place))  # started by srun or mpiexec: said again in the words the engine knows
     config = getattr(run.config, stage)
     folder = getattr(run, stage)
-    engine = Engine(config.engine, run_folder=folder)
+    engine = Engine(config.engine, batch=config.loop.batch, run_folder=folder)
     try:
         started(engine)
         engine.on_main(run.freeze)

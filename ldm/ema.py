@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from data_shards.errors import InputError
+from ldm.training.checkpoint import Fragment, Reader, State
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,30 +35,34 @@ def decay_at(samples: int, batch: int, config: EMAConfig) -> float:
 
 
 class EMA:
-    """fp32 averages of a module's floating-point state."""
+    """fp32 averages of weights, each rank of those it holds.
 
-    def __init__(self, module: nn.Module) -> None:
-        self.average = {k: v.detach().float().clone() for k, v in module.state_dict().items() if v.is_floating_point()}
+    Args:
+        weights: by name, live: whole tensors, or this rank's stretches of them.
+    """
+
+    def __init__(self, weights: State) -> None:
+        self.weights, self.average = weights, {}
+        for name, value in weights.items():
+            average = _values(value).detach().float().clone()
+            self.average[name] = replace(value, values=average) if isinstance(value, Fragment) else average
 
     @torch.no_grad()
-    def update(self, module: nn.Module, decay: float) -> None:
-        for name, value in module.state_dict().items():
-            if name in self.average:
-                self.average[name].lerp_(value.float(), 1 - decay)
+    def update(self, decay: float) -> None:
+        for name, value in self.weights.items():
+            _values(self.average[name]).lerp_(_values(value).float(), 1 - decay)
 
-    def tensors(self, prefix: str) -> dict[str, Tensor]:
+    def state(self, prefix: str) -> State:
         return {f"{prefix}.{k}": v for k, v in self.average.items()}
 
-    def load(self, state: dict[str, Tensor], prefix: str) -> None:
+    def load(self, read: Reader, prefix: str) -> None:
         for name, average in self.average.items():
-            average.copy_(state[f"{prefix}.{name}"])
+            if isinstance(average, Fragment):
+                stop = average.start + len(average.values)
+                average.values.copy_(read(f"{prefix}.{name}", shape=average.shape, start=average.start, stop=stop))
+            else:
+                average.copy_(read(f"{prefix}.{name}", shape=average.shape))
 
-    @contextlib.contextmanager
-    def applied(self, module: nn.Module) -> Iterator[nn.Module]:
-        """The module with averaged weights, inside the block."""
-        own = {k: v.detach().clone() for k, v in module.state_dict().items()}
-        module.load_state_dict({**own, **{k: v.to(own[k].dtype) for k, v in self.average.items()}})
-        try:
-            yield module
-        finally:
-            module.load_state_dict(own)
+
+def _values(value: Tensor | Fragment) -> Tensor:
+    return value.values if isinstance(value, Fragment) else value

@@ -18,7 +18,7 @@ from ldm.models.codebook import Codebook, CodebookConfig
 from ldm.models.denoiser import denoiser_from
 from ldm.models.vqgan import VQGAN, VQGANConfig
 from ldm.normalise import BandNormaliser
-from ldm.training.checkpoint import COMMIT, Checkpoint, CheckpointStore
+from ldm.training.checkpoint import COMMIT, Checkpoint, CheckpointStore, Reader
 from ldm.training.engine import load_strictly
 
 
@@ -83,16 +83,12 @@ def _digest(checkpoint: Checkpoint) -> str:
     return hashlib.sha256((checkpoint.folder / COMMIT).read_bytes()).hexdigest()
 
 
-def _newest(folder: Path, what: str) -> tuple[dict[str, Any], dict[str, Tensor], str]:
+def _newest(folder: Path, what: str) -> tuple[dict[str, Any], Reader, str]:
     store = CheckpointStore(folder / "checkpoints", Alone())
     checkpoint = store.newest(progress_exists=False)
     if checkpoint is None or not checkpoint.samples:
         raise InputError(f"no trained {what}", where=folder, expected="a committed checkpoint", mend=f"retinaforge train {what} PRESET")
-    return checkpoint.state["identity"], store.load(checkpoint), _digest(checkpoint)
-
-
-def _under(state: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    return {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
+    return checkpoint.state["identity"], Reader(checkpoint), _digest(checkpoint)
 
 
 def load_autoencoder(folder: Path, device: torch.device | str = "cpu") -> Autoencoder:
@@ -101,12 +97,12 @@ def load_autoencoder(folder: Path, device: torch.device | str = "cpu") -> Autoen
     Raises:
         InputError: nothing trained there. UnsafeResume: checkpoints, but none that verifies.
     """
-    identity, state, digest = _newest(folder, "vqgan")
+    identity, read, digest = _newest(folder, "vqgan")
     vqgan = VQGAN(VQGANConfig(**identity["model"]))
-    load_strictly(vqgan, _under(state, "vqgan.model."), folder)
+    load_strictly(vqgan, read.under("vqgan.model."), folder)
     codebook = Codebook(CodebookConfig(**identity["codebook"]), channels=vqgan.config.latent_channels, seed=0)
-    load_strictly(codebook, _under(state, "codebook."), folder)
-    parts = (vqgan.eval().to(device), codebook.to(device), normaliser_from(identity["data"]).to(device), state["fov_HW"].bool().to(device))
+    load_strictly(codebook, read.under("codebook."), folder)
+    parts = (vqgan.eval().to(device), codebook.to(device), normaliser_from(identity["data"]).to(device), read("fov_HW").bool().to(device))
     return Autoencoder(*parts, data=identity["data"], digest=digest)
 
 
@@ -116,10 +112,10 @@ def load_denoiser(folder: Path, device: torch.device | str = "cpu") -> Denoiser:
     Raises:
         InputError: nothing trained there. UnsafeResume: checkpoints, but none that verifies.
     """
-    identity, state, digest = _newest(folder, "diffusion")
+    identity, read, digest = _newest(folder, "diffusion")
     net = denoiser_from(identity["model"])
-    own = _under(state, "denoiser.model.")
-    load_strictly(net, {**own, **{k: v.to(own[k].dtype) for k, v in _under(state, "ema.").items()}}, folder)
+    own = read.under("denoiser.model.")
+    load_strictly(net, {**own, **{k: v.to(own[k].dtype) for k, v in read.under("ema.").items()}}, folder)
     return Denoiser(
         net.eval().to(device),
         normaliser_from(identity["data"]).to(device),

@@ -93,9 +93,16 @@ class VQGAN(nn.Module):
         """Quantised latents → normalised cubes."""
         return self.decoder(self.post_quant_conv(z_BDHW))
 
-    def forward(self, x_BCHW: Tensor, codebook: Codebook, *, quantise: bool = True) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Reconstruction, latents, code indices, and the input of the decoder's last layer (for the adaptive weight)."""
+    def forward(
+        self, x_BCHW: Tensor, codebook: Codebook | None = None, *, quantise: bool = True
+    ) -> Tensor | tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Reconstruction, latents, code indices, and the input of the decoder's last layer (for the adaptive weight).
+
+        Without a codebook the latents alone: a wrapper that gathers weights sees calls of the module, not of its methods.
+        """
         h_BDHW = self.encode(x_BCHW)
+        if codebook is None:
+            return h_BDHW
         z_BDHW, index_BHW = codebook(h_BDHW)
         z_BDHW = z_BDHW if quantise else h_BDHW
         caught: list[Tensor] = []

@@ -1,7 +1,8 @@
 """Checkpoints by the commit protocol: every rank writes its part, rank 0 publishes COMMIT.json last, old ones go after.
 
 A folder without COMMIT.json was never committed. Parts are safetensors and JSON: nothing is ever unpickled, and no part
-is opened before its sha256 was compared with the commit's.
+is opened before its sha256 was compared with the commit's. A part holds whole tensors, or stretches of tensors that are cut
+over ranks; a reader puts together what it is asked for, so a checkpoint may be loaded by another number of ranks, cut elsewhere.
 """
 
 from __future__ import annotations
@@ -9,20 +10,36 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+import threading
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import load as load_bytes
+import torch
+from safetensors import safe_open
 from safetensors.torch import save as save_bytes
 from torch import Tensor
 
 from data_shards import durable
-from data_shards.errors import RetinaforgeError, UnsafeResume
+from data_shards.errors import InputError, RetinaforgeError, TryAgain, UnsafeResume
 from ldm.comm import Communicator
 
-FORMAT = "retinaforge-checkpoint-1"
+FORMAT = "retinaforge-checkpoint-2"
 COMMIT = "COMMIT.json"
+SHAPES = "shapes"  # metadata of a part: the whole shape of each tensor that it holds a stretch of
+
+
+@dataclass(frozen=True)
+class Fragment:
+    """The stretch [start, start + len(values)) of a flattened tensor of `shape`, held by one rank."""
+
+    values: Tensor
+    start: int
+    shape: tuple[int, ...]
+
+
+State = dict[str, Tensor | Fragment]
+"""By name. A whole tensor is the same on every rank, and written by one of them."""
 
 
 @dataclass(frozen=True)
@@ -46,16 +63,70 @@ def read_commit(folder: Path) -> Checkpoint | None:
         return None
 
 
-def faults_of(checkpoint: Checkpoint) -> list[str]:
-    """What keeps a committed checkpoint from being loaded: missing or changed parts."""
+def faults_of(checkpoint: Checkpoint, parts: list[tuple[str, str]] | None = None) -> list[str]:
+    """What keeps a committed checkpoint, or some parts of it, from being loaded: missing or changed files."""
     faults = []
-    for name, sha256 in checkpoint.parts:
+    for name, sha256 in checkpoint.parts if parts is None else parts:
         path = checkpoint.folder / name
         if not path.is_file():
             faults.append(f"{path}: missing")
         elif durable.sha256_of(path) != sha256:
             faults.append(f"{path}: sha256 differs from {COMMIT}")
     return faults
+
+
+class Reader:
+    """Tensors of a verified checkpoint by name, wherever they lie in its parts."""
+
+    def __init__(self, checkpoint: Checkpoint) -> None:
+        self.folder = checkpoint.folder
+        self.files = [safe_open(checkpoint.folder / name, framework="pt") for name, _ in checkpoint.parts]
+        self.places: dict[str, list[tuple[int, int, str]]] = {}  # name to (start, file, key)
+        self.shapes: dict[str, tuple[int, ...]] = {}
+        for i, file in enumerate(self.files):
+            cut = json.loads((file.metadata() or {}).get(SHAPES, "{}"))
+            for key in file.keys():  # noqa: SIM118 - no mapping
+                name, _, start = key.rpartition("@") if key.rpartition("@")[0] in cut else (key, "", "0")
+                self.places.setdefault(name, []).append((int(start), i, key))
+                self.shapes[name] = tuple(cut.get(name, file.get_slice(key).get_shape()))
+
+    def __contains__(self, name: str) -> bool:
+        return name in self.places
+
+    def __call__(self, name: str, *, shape: tuple[int, ...] | None = None, start: int | None = None, stop: int | None = None) -> Tensor:
+        """A tensor, or the stretch [start, stop) of it, flattened.
+
+        Args:
+            shape: that it has to have.
+
+        Raises:
+            InputError: no such tensor, or one of another shape.
+        """
+        if name not in self.places or (shape is not None and tuple(shape) != self.shapes[name]):
+            raise InputError(
+                f"{name}: {'missing' if name not in self.places else f'shape {self.shapes[name]}'}",
+                where=self.folder,
+                expected=f"a tensor of shape {tuple(shape)}" if shape is not None else "a tensor of that name",
+                mend="continue with the configuration that the checkpoint was trained with: run.yaml in its run folder",
+            )
+        numel = torch.Size(self.shapes[name]).numel()
+        begin, end = start or 0, numel if stop is None else stop
+        pieces, reached = [], begin
+        for piece_start, i, key in sorted(self.places[name]):
+            values = self.files[i].get_tensor(key).view(-1)
+            if piece_start <= reached < piece_start + len(values) and reached < end:
+                pieces.append(values[reached - piece_start : end - piece_start])
+                reached = piece_start + min(len(values), end - piece_start)
+            elif not numel:
+                pieces.append(values)
+        if reached < end:
+            raise UnsafeResume(f"{name}: values from {reached} on are in no part", where=self.folder, expected=f"{numel} values")
+        flat = torch.cat(pieces)
+        return flat if start is not None else flat.view(self.shapes[name])
+
+    def under(self, prefix: str) -> dict[str, Tensor]:
+        """All tensors whose names begin with `prefix`, without it."""
+        return {name.removeprefix(prefix): self(name) for name in self.places if name.startswith(prefix)}
 
 
 class CheckpointStore:
@@ -68,36 +139,71 @@ class CheckpointStore:
 
     def __init__(self, folder: Path, comm: Communicator, *, keep: int = 2) -> None:
         self.folder, self.comm, self.keep = folder, comm, max(2, keep)
+        self.pending: _Writing | None = None
 
     def committed(self) -> list[Checkpoint]:
         """All committed checkpoints, newest first, their parts not yet verified."""
         found = (read_commit(path) for path in self.folder.glob("samples-*"))
         return sorted((c for c in found if c), key=lambda c: -c.samples)
 
-    def commit(self, samples: int, state: dict[str, Any], tensors: dict[str, Tensor]) -> Path:
-        """Write and publish. Collective: every rank calls it with its own `tensors` and the same `samples` and `state`."""
+    def commit(self, samples: int, state: dict[str, Any], tensors: State) -> Path:
+        """Write and publish. Collective: every rank calls it with its own `tensors` and the same `samples` and `state`.
+
+        Raises:
+            RetinaforgeError: the part of this or of another rank could not be written; nothing of it is left.
+        """
+        self.begin(samples, state, tensors)
+        return self.finish()
+
+    def begin(self, samples: int, state: dict[str, Any], tensors: State) -> None:
+        """Copy this rank's share of `tensors` and write it in the background. Collective; `finish` publishes it."""
+        assert self.pending is None, "one checkpoint at a time"
         final = self.folder / f"samples-{samples:012d}"
         if self.comm.rank == 0 and final.exists() and read_commit(final) is None:
             with durable.explained(final):
                 shutil.rmtree(final)  # what a killed writer left; were it kept, a dead rank's part could mix in
         self.comm.barrier()
-        name = f"rank-{self.comm.rank:05d}.safetensors"
-        content = save_bytes({k: v.detach().to("cpu").contiguous() for k, v in tensors.items()})
-        try:
-            durable.write_bytes(final / name, content)
-            parts = self.comm.gather((name, hashlib.sha256(content).hexdigest()))
-            if self.comm.rank == 0:
-                durable.write_json(
-                    final / COMMIT, {"format": FORMAT, "samples": samples, "world": self.comm.world, "state": state, "parts": parts}
-                )
-                durable.fsync_path(self.folder)
-                self._prune(samples)
-        except RetinaforgeError:
-            if read_commit(final) is None:
-                shutil.rmtree(final, ignore_errors=True)  # a full disk is no place for half a checkpoint
-            raise
-        self.comm.barrier()
-        return final
+        share, shapes = self._share(tensors)
+        self.pending = _Writing(final, f"rank-{self.comm.rank:05d}.safetensors", samples, state, share, shapes)
+
+    def _share(self, tensors: State) -> tuple[dict[str, Tensor], dict[str, tuple[int, ...]]]:
+        """What this rank writes: its stretches, and every world-th of the whole tensors; copied to the host."""
+        share, shapes = {}, {}
+        for name, value in tensors.items():
+            if isinstance(value, Fragment):
+                share[f"{name}@{value.start}"], shapes[name] = value.values, value.shape
+        whole = sorted(name for name, value in tensors.items() if not isinstance(value, Fragment))
+        share |= {name: tensors[name] for name in whole[self.comm.rank :: self.comm.world]}
+        return {k: v.detach().to("cpu", copy=True).contiguous() for k, v in share.items()}, shapes
+
+    def finish(self) -> Path:
+        """Wait for the writers of all ranks and publish. Collective.
+
+        Raises:
+            RetinaforgeError: see `commit`.
+        """
+        writing, self.pending = self.pending, None
+        assert writing is not None, "nothing was begun"
+        parts, error = self.comm.gather(writing.result()), None
+        if failed := [(rank, fault) for rank, (_, _, fault) in enumerate(parts) if fault]:
+            error = failed[0][1]
+        elif self.comm.rank == 0:
+            try:
+                self._publish(writing, [(name, sha256) for name, sha256, _ in parts])
+            except RetinaforgeError as raised:
+                error = raised
+        if error := self.comm.broadcast(error):
+            if self.comm.rank == 0 and read_commit(writing.final) is None:
+                shutil.rmtree(writing.final, ignore_errors=True)  # a full disk is no place for half a checkpoint
+            raise error
+        return writing.final
+
+    def _publish(self, writing: _Writing, parts: list[tuple[str, str]]) -> None:
+        told = {"format": FORMAT, "samples": writing.samples, "world": self.comm.world, "state": writing.state, "parts": parts}
+        durable.write_json(writing.final / COMMIT, told)
+        with durable.explained(self.folder):
+            durable.fsync_path(self.folder)
+            self._prune(writing.samples)
 
     def _prune(self, samples: int) -> None:
         """Drop what is older than the commits to keep: former commits, and what kills in the middle of this left of them.
@@ -110,41 +216,51 @@ class CheckpointStore:
             shutil.rmtree(folder)
 
     def newest(self, *, progress_exists: bool) -> Checkpoint | None:
-        """The newest checkpoint that verifies, the same on every rank; None for a run that has not begun.
+        """The newest checkpoint that verifies, the same on every rank; None for a run that has not begun. Collective.
 
         Raises:
             UnsafeResume: the run shows progress, but nothing can be loaded.
         """
-        chosen, faults = None, []
-        if self.comm.rank == 0:
-            for checkpoint in self.committed():
-                if not (found := faults_of(checkpoint)):
-                    chosen = str(checkpoint.folder)
-                    break
-                faults += found
-        chosen, faults = self.comm.broadcast((chosen, faults))
-        if chosen is None and (faults or progress_exists):
+        faults: list[str] = []
+        for checkpoint in self.comm.broadcast(self.committed()):
+            mine = faults_of(checkpoint, checkpoint.parts[self.comm.rank :: self.comm.world])
+            if not (found := [fault for share in self.comm.gather(mine) for fault in share]):
+                return checkpoint
+            faults += found
+        if faults or self.comm.broadcast(progress_exists):
             raise UnsafeResume(
                 "the run shows progress, but no checkpoint of it can be loaded" + "".join(f"\n  {f}" for f in faults),
                 where=self.folder,
                 expected="one checkpoint that verifies",
                 mend=f"restore {self.folder} from a backup, or begin anew: rm -r {self.folder.parent}",
             )
-        return read_commit(Path(chosen)) if chosen else None
-
-    def load(self, checkpoint: Checkpoint) -> dict[str, Tensor]:
-        """This rank's tensors, their hash checked again on the very bytes that are parsed."""
-        return load_part(checkpoint, min(self.comm.rank, len(checkpoint.parts) - 1))
+        return None
 
 
-def load_part(checkpoint: Checkpoint, rank: int) -> dict[str, Tensor]:
-    """Tensors of one rank's part.
+class _Writing(threading.Thread):
+    """One rank's part on its way to the disk."""
 
-    Raises:
-        UnsafeResume: the bytes are not those that were committed.
-    """
-    name, sha256 = checkpoint.parts[rank]
-    content = (checkpoint.folder / name).read_bytes()
-    if hashlib.sha256(content).hexdigest() != sha256:
-        raise UnsafeResume("a checkpoint part has changed", where=checkpoint.folder / name, expected=f"sha256 {sha256}")
-    return load_bytes(content)
+    def __init__(self, final: Path, name: str, samples: int, state: dict[str, Any], share: dict[str, Tensor], shapes: dict) -> None:
+        super().__init__(name=f"checkpoint-{samples}", daemon=True)
+        self.final, self.part, self.samples, self.state, self.share, self.shapes = final, name, samples, state, share, shapes
+        self.sha256, self.fault = "", None
+        self.start()
+
+    def run(self) -> None:
+        try:
+            content = save_bytes(self.share, metadata={SHAPES: json.dumps(self.shapes)})
+            self.sha256 = hashlib.sha256(content).hexdigest()
+            durable.write_bytes(self.final / self.part, content)
+        except BaseException as raised:
+            self.fault = raised
+        finally:
+            self.share = {}
+
+    def result(self) -> tuple[str, str, RetinaforgeError | None]:
+        """(file name, sha256, what went wrong), once it is written."""
+        self.join()
+        if isinstance(self.fault, OSError):
+            self.fault = TryAgain(f"writing failed: {self.fault}", where=self.final / self.part, mend="run the same command again")
+        if self.fault is not None and not isinstance(self.fault, RetinaforgeError):
+            raise self.fault
+        return self.part, self.sha256, self.fault

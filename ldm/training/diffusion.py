@@ -12,6 +12,7 @@ from data_shards.stream import Batch
 from ldm.diffusion import ObjectiveConfig, noised, schedule
 from ldm.ema import EMA, EMAConfig, decay_at
 from ldm.normalise import BandNormaliser
+from ldm.training.checkpoint import Reader, State
 from ldm.training.engine import Engine
 from ldm.training.schedules import OptimizerConfig, learning_rate
 
@@ -35,22 +36,21 @@ class DiffusionTrainer:
         self.denoiser = engine.add(
             "denoiser", denoiser, lr=optimizer.lr, betas=(optimizer.beta1, optimizer.beta2), weight_decay=optimizer.weight_decay
         )
-        self.module = denoiser
         self.normaliser = normaliser.to(engine.device)
-        self.ema = EMA(denoiser)
+        self.ema = EMA(engine.parts["denoiser"].masters())
         self.scheduler = schedule()
 
-    def losses(self, batch: Batch, samples: int) -> tuple[Tensor, dict[str, Tensor]]:
+    def losses(self, batch: Batch, samples: int) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Mean squared error of the objective's target."""
         z_BDHW = self.normaliser(batch.cubes_BCHW.to(self.engine.device))
         x_BDHW, t_B, target = noised(z_BDHW, batch.position_B, self.objective, seed=self.seed, scheduler=self.scheduler)
         loss = F.mse_loss(self.denoiser(x_BDHW, t_B).float(), target)
-        return loss, {"loss/denoise": loss.detach()}
+        return {"denoiser": loss}, {"loss/denoise": loss.detach()}
 
     def after_step(self, samples: int, batch: int, *, skipped: bool) -> dict[str, float]:
         """Moves the average of the weights; a skipped step leaves it untouched."""
         if not skipped:
-            self.ema.update(self.module, decay_at(samples + batch, batch, self.ema_config))
+            self.ema.update(decay_at(samples + batch, batch, self.ema_config))
         return {}
 
     def start_epoch(self, epoch: int) -> dict[str, float]:
@@ -59,10 +59,10 @@ class DiffusionTrainer:
     def learning_rates(self, samples: int) -> dict[str, float]:
         return {"denoiser": learning_rate(samples, self.total, self.optimizer)}
 
-    def tensors(self) -> dict[str, Tensor]:
+    def state(self) -> State:
         """The averaged weights."""
-        return self.ema.tensors("ema")
+        return self.ema.state("ema")
 
-    def load_tensors(self, state: dict[str, Tensor]) -> None:
-        """The inverse of `tensors`."""
-        self.ema.load(state, "ema")
+    def load(self, read: Reader) -> None:
+        """The inverse of `state`."""
+        self.ema.load(read, "ema")

@@ -16,7 +16,7 @@ from torch import Tensor
 from data_shards import durable
 from data_shards.errors import InputError, RetinaforgeError, UnsafeResume
 from data_shards.stream import Batch, CubeStream
-from ldm.training.checkpoint import CheckpointStore
+from ldm.training.checkpoint import CheckpointStore, Reader, State
 from ldm.training.engine import Engine
 
 
@@ -56,11 +56,11 @@ class Trainer(Protocol):
     """What the loop asks of a trainer."""
 
     def start_epoch(self, epoch: int) -> dict[str, float]: ...
-    def losses(self, batch: Batch, samples: int) -> tuple[Tensor, dict[str, Tensor]]: ...
+    def losses(self, batch: Batch, samples: int) -> tuple[dict[str, Tensor], dict[str, Tensor]]: ...
     def learning_rates(self, samples: int) -> dict[str, float]: ...
     def after_step(self, samples: int, batch: int, *, skipped: bool) -> dict[str, float]: ...
-    def tensors(self) -> dict[str, Tensor]: ...
-    def load_tensors(self, state: dict[str, Tensor]) -> None: ...
+    def state(self) -> State: ...
+    def load(self, read: Reader) -> None: ...
 
 
 Report = Callable[[int, dict[str, float]], None]
@@ -88,13 +88,6 @@ def fit(
     Raises:
         UnsafeResume: the newest checkpoint cannot be loaded or belongs to another run. Diverged: see LoopConfig.
     """
-    if stream.batch_size * engine.world != config.batch or stream.batch_size % engine.config.accumulation:
-        raise InputError(
-            f"global batch {config.batch}",
-            where="loop.batch",
-            expected=f"a multiple of world × accumulation = {engine.world} × {engine.config.accumulation}",
-            mend="change loop.batch or engine.accumulation",
-        )
     samples, epoch = _resume(trainer, engine, store, log, identity)
     batches, bad, returned = stream.batches(samples), 0, False
     since, counted = time.perf_counter(), samples
@@ -109,21 +102,17 @@ def fit(
         micro = _micro_batches(next(batches), engine.config.accumulation)
         for i, part in enumerate(micro):
             with engine.micro_batch(last=i == len(micro) - 1):
-                loss, terms = trainer.losses(part, samples)
-                engine.backward(loss)
-            for name, value in {**terms, "loss": loss.detach()}.items():
+                losses, terms = trainer.losses(part, samples)
+                engine.backward(losses)
+            for name, value in {**terms, "loss": sum(loss.detach() for loss in losses.values())}.items():
                 values[name] = values.get(name, torch.zeros((), device=engine.device)) + value / len(micro)
 
         # step, or skip on every rank together
         norms = engine.gradient_norms()
         finite = all(bool(v.isfinite()) for v in (*values.values(), *norms.values()))
-        skipped = engine.any_rank(not finite)
-        if skipped:
-            engine.clear()
-            bad += 1
-        else:
-            engine.step(trainer.learning_rates(samples))
-            bad = 0
+        (skipped,) = engine.any_rank(not finite)
+        engine.step({} if skipped else trainer.learning_rates(samples))
+        bad = bad + 1 if skipped else 0
         step_values = trainer.after_step(samples, config.batch, skipped=skipped)
         samples += config.batch
 
@@ -157,10 +146,10 @@ def fit(
             log.add(samples, row)
             engine.log(row, samples)
             report(samples, row)
-        stopping = engine.any_rank(stop())
+        (stopping,) = engine.any_rank(stop())
         if stopping or _crossed(samples, config.batch, config.checkpoint_every) or samples >= config.samples:
             log.flush()
-            store.commit(samples, {"epoch": epoch, "identity": identity}, {**engine.tensors(), **trainer.tensors()})
+            store.commit(samples, {"epoch": epoch, "identity": identity}, {**engine.state(), **trainer.state()})
         if stopping:
             break
     return samples
@@ -183,7 +172,7 @@ def _resume(trainer: Trainer, engine: Engine, store: CheckpointStore, log: Metri
     """(samples, epoch) of the newest checkpoint, its state loaded; (0, -1) for a run that has none, its first state committed."""
     checkpoint = store.newest(progress_exists=engine.broadcast(log.exists()))
     if checkpoint is None:
-        store.commit(0, {"epoch": -1, "identity": identity}, {**engine.tensors(), **trainer.tensors()})
+        store.commit(0, {"epoch": -1, "identity": identity}, {**engine.state(), **trainer.state()})
         return 0, -1
     for key, mine in identity.items():
         theirs = checkpoint.state["identity"].get(key)
@@ -194,9 +183,9 @@ def _resume(trainer: Trainer, engine: Engine, store: CheckpointStore, log: Metri
                 expected=str(mine),
                 mend="continue with the configuration in run.yaml, or give the run another folder: run=runs/NAME",
             )
-    state = store.load(checkpoint)
-    engine.load_tensors(state)
-    trainer.load_tensors(state)
+    read = Reader(checkpoint)
+    engine.load(read)
+    trainer.load(read)
     log.cut(checkpoint.samples)
     return checkpoint.samples, checkpoint.state["epoch"]
 

@@ -5,14 +5,16 @@ Legend: B batch, C band, H W pixels, D latent channel, K code, N vector.
 
 from __future__ import annotations
 
+import contextlib
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from data_shards.errors import InputError
 from data_shards.order import hash64, sample_at
@@ -23,6 +25,7 @@ from ldm.models.codebook import Codebook, usage_and_perplexity
 from ldm.models.discriminator import PatchGAN
 from ldm.models.vqgan import VQGAN
 from ldm.normalise import BandNormaliser
+from ldm.training.checkpoint import Reader, State
 from ldm.training.engine import Engine
 from ldm.training.schedules import OptimizerConfig, learning_rate
 
@@ -78,6 +81,7 @@ class VQGANTrainer:
     ) -> None:
         self.engine, self.config, self.optimizer, self.total, self.seed, self.flip = engine, loss, optimizer, total, seed, flip
         rates: dict[str, Any] = {"lr": optimizer.lr, "betas": (optimizer.beta1, optimizer.beta2), "weight_decay": optimizer.weight_decay}
+        self.last_layer_shape = vqgan.last_layer.weight.shape  # ZeRO-3 takes the weight apart
         self.vqgan = engine.add("vqgan", vqgan, **rates)
         self.discriminator = engine.add("discriminator", discriminator, **rates)
         self.module, self.plain_discriminator = vqgan, discriminator
@@ -87,10 +91,9 @@ class VQGANTrainer:
         self.statistics: Tensor | None = None
         self.latents: list[tuple[np.ndarray, Tensor]] = []
         self.counts_K = torch.zeros(codebook.config.codes, dtype=torch.float64, device=engine.device)
-        self.last_layer_shape = vqgan.last_layer.weight.shape
 
-    def losses(self, batch: Batch, samples: int) -> tuple[Tensor, dict[str, Tensor]]:
-        """One micro batch: total loss, and its terms for the log."""
+    def losses(self, batch: Batch, samples: int) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """One micro batch: the loss of each network, and their terms for the log."""
         x_BCHW, fov_BHW = self._prepared(batch)
         quantise = samples // self.stream.count >= self.codebook.config.warmup_epochs
         rec_BCHW, h_BDHW, index_BHW, last_input = self.vqgan(x_BCHW, self.codebook, quantise=quantise)
@@ -105,10 +108,10 @@ class VQGANTrainer:
         total = reconstruction + self.codebook.config.commitment * commitment * quantise
         terms["loss/commitment"] = commitment.detach()
         if samples < self.config.gan_start_samples or not self.config.gan:
-            return total, terms
+            return {"vqgan": total}, terms
         generator, gan_terms = self._generator(x_BCHW, rec_BCHW, last_input, fov_BHW)
         discriminator, d_terms = self._discriminator(x_BCHW, rec_BCHW)
-        return total + generator + discriminator, {**terms, **gan_terms, **d_terms}
+        return {"vqgan": total + generator, "discriminator": discriminator}, {**terms, **gan_terms, **d_terms}
 
     def _reconstruction(self, rec_BCHW: Tensor, x_BCHW: Tensor, fov_BHW: Tensor | None) -> tuple[Tensor, dict[str, Tensor]]:
         """Weighted reconstruction loss in normalised units, the spectral angle in reflectance; and its terms."""
@@ -121,12 +124,13 @@ class VQGANTrainer:
         """The generator's terms, fed back as a fixed direction at the reconstruction (see `last_layer_gradient`)."""
         leaf = rec_BCHW.detach().float().requires_grad_()
         (rec_gradient,) = torch.autograd.grad(self._reconstruction(leaf, x_BCHW, fov_BHW)[0], leaf)
-        with torch.no_grad():
-            _, real_features = self.plain_discriminator(x_BCHW)
-        logits, features = self.plain_discriminator(leaf)
-        hinge, matching = -logits.mean(), feature_matching(real_features, features)
-        (gan_gradient,) = torch.autograd.grad(hinge, leaf, retain_graph=True)
-        (matching_gradient,) = torch.autograd.grad(matching, leaf)
+        with frozen(self.plain_discriminator):
+            with torch.no_grad():
+                _, real_features = self.plain_discriminator(x_BCHW)
+            logits, features = self.plain_discriminator(leaf)
+            hinge, matching = -logits.mean(), feature_matching(real_features, features)
+            (gan_gradient,) = torch.autograd.grad(hinge, leaf, retain_graph=True)
+            (matching_gradient,) = torch.autograd.grad(matching, leaf)
         inside = 1.0 if fov_BHW is None else fov_BHW[:, None].float()  # the mask is part of the way back to the last layer
         at_weight = torch.stack([last_layer_gradient(last_input, g * inside, self.last_layer_shape) for g in (rec_gradient, gan_gradient)])
         rec_weight, gan_weight = self.engine.all_reduce_sum_(at_weight) / self.engine.world
@@ -218,11 +222,15 @@ class VQGANTrainer:
         n_samples = min(count, max(math.ceil(wanted / places), min(32, count)))
         each = min(places, math.ceil(wanted / n_samples))
         g = epoch * count + np.arange(n_samples)[self.engine.rank :: self.engine.world]
+        g_first = np.array([epoch * count])
         latents, ids = [torch.empty(0, self.module.config.latent_channels, device=self.engine.device)], [np.empty(0, np.int64)]
+        # under ZeRO-3 a call gathers weights from all ranks: each makes as many calls as the one with the most samples
+        calls = math.ceil(math.ceil(n_samples / self.engine.world) / self.stream.batch_size)
         self.module.eval()
-        for chunk in np.array_split(g, max(1, math.ceil(len(g) / self.stream.batch_size))):
-            sample_B, _ = sample_at(chunk, count=count, seed=self.stream.seed)
-            h_BDHW = self.module.encode(self._normalised(self.stream.read(sample_B))[0]) if len(chunk) else None
+        for chunk in np.array_split(g, calls):
+            sample_B, _ = sample_at(chunk if len(chunk) else g_first, count=count, seed=self.stream.seed)
+            with self.engine.autocast():
+                h_BDHW = self.module(self._normalised(self.stream.read(sample_B))[0])
             for b, position in enumerate(chunk):
                 chosen = np.argsort(hash64(self.seed, position, np.arange(places), 13))[:each]
                 latents.append(h_BDHW[b].flatten(1).T[torch.from_numpy(chosen).to(h_BDHW.device)].float())
@@ -238,12 +246,23 @@ class VQGANTrainer:
         active = self.config.gan > 0 and samples >= self.config.gan_start_samples
         return {"vqgan": rate, **({"discriminator": rate} if active else {})}
 
-    def tensors(self) -> dict[str, Tensor]:
+    def state(self) -> State:
         """Codebook with its EMA state, and the counts of the epoch so far."""
-        codebook = {f"codebook.{k}": v for k, v in self.codebook.state_dict().items()}
+        codebook: State = {f"codebook.{k}": v for k, v in self.codebook.state_dict().items()}
         return {**codebook, "codebook_counts": self.counts_K, "fov_HW": self.fov_HW.to(torch.uint8)}
 
-    def load_tensors(self, state: dict[str, Tensor]) -> None:
-        """The inverse of `tensors`."""
-        self.codebook.load_state_dict({k.removeprefix("codebook."): v for k, v in state.items() if k.startswith("codebook.")})
-        self.counts_K.copy_(state["codebook_counts"])
+    def load(self, read: Reader) -> None:
+        """The inverse of `state`."""
+        for name, value in self.codebook.state_dict().items():
+            value.copy_(read(f"codebook.{name}", shape=value.shape))
+        self.counts_K.copy_(read("codebook_counts", shape=self.counts_K.shape))
+
+
+@contextlib.contextmanager
+def frozen(module: nn.Module) -> Iterator[None]:
+    """No gradients for the module's weights inside the block: ZeRO's hooks on them stay quiet."""
+    module.requires_grad_(False)
+    try:
+        yield
+    finally:
+        module.requires_grad_(True)

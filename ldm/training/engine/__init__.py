@@ -1,0 +1,258 @@
+"""The engine: the one place where accelerate and deepspeed enter, and where ranks, devices, precision and gradients are handled.
+
+Trainers hand over plain modules and get wrapped ones back; they never ask which rank they are, nor how a model is spread.
+The engine is also the communicator (rank, world, all_reduce_sum_, broadcast, barrier) that the loop and k-means are given.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import os
+import socket
+from collections.abc import Callable, Iterator
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import DeepSpeedPlugin, DistributedType, InitProcessGroupKwargs, TorchDynamoPlugin
+from torch import Tensor, nn
+
+from data_shards import durable
+from data_shards.errors import InputError, RetinaforgeError
+from ldm.training.checkpoint import Reader, State
+from ldm.training.engine.config import MODES, TRACKERS, EngineConfig, deepspeed_config, mode_of
+from ldm.training.engine.plain import PlainPart
+from ldm.training.engine.zero import HeldAdamW, ZeroPart
+
+__all__ = ["MODES", "TRACKERS", "Engine", "EngineConfig", "load_strictly"]
+
+AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+class Engine:
+    """Owns the process group and the trained parts.
+
+    Args:
+        batch: global batch in samples.
+        run_folder: where the tracker writes; None for no tracker.
+
+    Raises:
+        InputError: the world or the wrapping that came up is not the one the launcher and the configuration asked for.
+    """
+
+    def __init__(self, config: EngineConfig, *, batch: int = 1, run_folder: Path | None = None) -> None:
+        self.config = config
+        self.mode = mode_of(config, os.environ)
+        asked = int(os.environ.get("WORLD_SIZE", "1"))
+        if batch % (config.accumulation * asked):
+            raise InputError(
+                f"global batch {batch}",
+                where="loop.batch",
+                expected=f"a multiple of accumulation × world = {config.accumulation} × {asked}",
+                mend="change loop.batch or engine.accumulation",
+            )
+        self.accelerator = self._accelerator(asked, batch, run_folder)
+        self.rank, self.world, self.device = self.accelerator.process_index, self.accelerator.num_processes, self.accelerator.device
+        self.parts: dict[str, PlainPart | ZeroPart] = {}
+        self._check(asked)
+
+    def _accelerator(self, asked: int, batch: int, run_folder: Path | None) -> Accelerator:
+        config, on_cpu = self.config, not torch.cuda.is_available()
+        zero = None
+        if self.mode.startswith("zero"):
+            self._ready_for_deepspeed(on_cpu)
+            user = config.ds_config or os.environ.get("ACCELERATE_DEEPSPEED_CONFIG_FILE", "none")
+            tree = deepspeed_config(config, self.mode, batch=batch, world=asked, user=None if user == "none" else Path(user))
+            zero = DeepSpeedPlugin(hf_ds_config=tree)
+        group = InitProcessGroupKwargs(backend="gloo" if on_cpu else "nccl", timeout=timedelta(minutes=config.timeout_minutes))
+        tracked = config.tracker != "none" and run_folder is not None
+        accelerator = Accelerator(
+            cpu=on_cpu and zero is None,  # with DeepSpeed, accelerate would take it for a request to do without
+            mixed_precision="no" if zero is None else {"fp32": "no"}.get(config.precision, config.precision),
+            gradient_accumulation_steps=1 if zero is None else config.accumulation,
+            deepspeed_plugin=zero,
+            kwargs_handlers=[group] if asked > 1 or zero else [],
+            dynamo_plugin=TorchDynamoPlugin(),
+            log_with=config.tracker if tracked else None,
+            project_dir=run_folder if tracked else None,
+        )
+        if tracked and not accelerator.log_with:  # accelerate leaves out in silence what it cannot import
+            raise InputError(
+                f"tracker {config.tracker!r} is not installed here",
+                where="engine.tracker",
+                expected=f"the Python package {config.tracker}",
+                mend=f"pip install -c constraints.txt {config.tracker}   (or engine.tracker=none)",
+            )
+        if tracked:
+            with durable.explained(run_folder):
+                run_folder.mkdir(parents=True, exist_ok=True)
+                accelerator.init_trackers(config.tracker)
+        return accelerator
+
+    def _ready_for_deepspeed(self, on_cpu: bool) -> None:
+        """What DeepSpeed and accelerate look for in the environment."""
+        for package in ("deepspeed", "transformers"):
+            if importlib.util.find_spec(package) is None:
+                raise InputError(
+                    f"engine.mode {self.mode!r} without the Python package {package}",
+                    where="engine.mode",
+                    expected="the extra 'deepspeed'",
+                    mend="pip install -c constraints.txt -e '.[deepspeed]'",
+                )
+        os.environ.pop("ACCELERATE_USE_CPU", None)  # turns DeepSpeed into DDP in silence
+        if on_cpu:
+            os.environ.setdefault("DS_ACCELERATOR", "cpu")
+        if "WORLD_SIZE" not in os.environ:  # DeepSpeed has no world of one without a process group
+            with socket.socket() as free:
+                free.bind(("127.0.0.1", 0))
+                port = str(free.getsockname()[1])
+            os.environ.update(RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", MASTER_ADDR="127.0.0.1", MASTER_PORT=port)
+
+    def _check(self, asked: int) -> None:
+        """Accelerate falls back to one process, or to DDP, in silence; a run that trains copies of itself is worse than none."""
+        came = self.accelerator.distributed_type
+        zero, several = came is DistributedType.DEEPSPEED, came not in (DistributedType.NO, DistributedType.DEEPSPEED)
+        if self.world != asked or zero != self.mode.startswith("zero") or (not zero and several != (asked > 1)):
+            raise InputError(
+                f"{self.world} process(es) came up as {came}",
+                where="WORLD_SIZE",
+                expected=f"{asked} in mode {self.mode!r}, as the launcher and the configuration say",
+                mend="accelerate launch --config_file launch/accelerate/cpu-2ranks.yaml -m launch …",
+            )
+
+    @property
+    def is_main(self) -> bool:
+        return self.rank == 0
+
+    def add(self, name: str, module: nn.Module, *, lr: float, betas: tuple[float, float], weight_decay: float) -> nn.Module:
+        """Take a network in: moved, wrapped, given AdamW. Returns the wrapped module, to be called in `losses`."""
+        zero = self.mode.startswith("zero")
+        cls = HeldAdamW if zero else torch.optim.AdamW
+        optimizer = cls(module.to(self.device).parameters(), lr=lr, betas=betas, weight_decay=weight_decay)
+        if zero:
+            engine, _ = self.accelerator.prepare(module, optimizer)
+            self.parts[name] = ZeroPart(module, engine, optimizer)
+        else:
+            wrapped = self.accelerator.prepare_model(module)
+            self.parts[name] = PlainPart(module, wrapped, optimizer, clip=self.config.clip, fp16=self.config.precision == "fp16")
+        return self.parts[name].wrapped
+
+    def autocast(self) -> contextlib.AbstractContextManager:
+        """The precision that networks are called in."""
+        dtype = AUTOCAST.get(self.config.precision)
+        return torch.autocast(self.device.type, dtype=dtype, enabled=dtype is not None)
+
+    @contextlib.contextmanager
+    def micro_batch(self, *, last: bool) -> Iterator[None]:
+        """Around forward and backward of one micro batch: autocast, and where gradients are exchanged."""
+        with contextlib.ExitStack() as stack:
+            for part in self.parts.values():
+                stack.enter_context(part.micro_batch(last=last))
+            stack.enter_context(self.autocast())
+            yield
+
+    def backward(self, losses: dict[str, Tensor]) -> None:
+        """Gradients of one micro batch's share of the losses, one loss a part: each its own graph."""
+        for name, loss in losses.items():
+            self.parts[name].backward(loss / self.config.accumulation)
+
+    def gradient_norms(self) -> dict[str, Tensor]:
+        """Norm of the gradient of each part that a loss was given for, before clipping."""
+        return {name: part.gradient_norm() for name, part in self.parts.items()}
+
+    def step(self, lrs: dict[str, float]) -> None:
+        """One optimizer step for each part that has a learning rate now, with that rate; all gradients are dropped.
+
+        With no rates at all the step is left out: gradients are dropped and nothing moves.
+        """
+        for name, part in self.parts.items():
+            if name in lrs:
+                part.step(lrs[name])
+        for part in self.parts.values():
+            part.finish()
+
+    # --- communicator -------------------------------------------------------------------------------------------
+
+    def all_reduce_sum_(self, tensor: Tensor) -> Tensor:
+        """Sum over ranks, in place."""
+        if self.world > 1:
+            torch.distributed.all_reduce(tensor)
+        return tensor
+
+    def any_rank(self, *flags: bool) -> list[bool]:
+        """For each flag, True on all ranks when it is on one: how ranks agree to stop or to skip a step."""
+        return (self.all_reduce_sum_(torch.tensor([float(flag) for flag in flags], device=self.device)) > 0).tolist()
+
+    def broadcast(self, value: Any) -> Any:
+        """Rank 0's JSON-like value, on every rank."""
+        box = [value]
+        if self.world > 1:
+            torch.distributed.broadcast_object_list(box, src=0)
+        return box[0]
+
+    def gather(self, value: Any) -> list[Any]:
+        """Every rank's JSON-like value, on every rank, by rank."""
+        if self.world == 1:
+            return [value]
+        values: list[Any] = [None] * self.world
+        torch.distributed.all_gather_object(values, value)
+        return values
+
+    def barrier(self) -> None:
+        if self.world > 1:
+            torch.distributed.barrier()
+
+    def on_main(self, action: Callable[[], None]) -> None:
+        """Rank 0 does `action`; the others wait, and leave with its error instead of waiting for a rank that is gone."""
+        error: RetinaforgeError | None = None
+        if self.is_main:
+            try:
+                action()
+            except RetinaforgeError as raised:
+                error = raised
+        if error := self.broadcast(error):
+            raise error
+
+    # --- state and log ------------------------------------------------------------------------------------------
+
+    def state(self) -> State:
+        """This rank's share of weights and optimizer states of every part, by name."""
+        return {f"{name}.{key}": value for name, part in self.parts.items() for key, value in part.state().items()}
+
+    def load(self, read: Reader) -> None:
+        """The inverse of `state`.
+
+        Raises:
+            InputError: names or shapes that do not fit the models as configured.
+        """
+        for name, part in self.parts.items():
+            part.load(lambda key, name=name, **stretch: read(f"{name}.{key}", **stretch))
+
+    def log(self, values: dict[str, float], samples: int) -> None:
+        """To the tracker, on rank 0."""
+        if self.accelerator.log_with:
+            self.accelerator.log(values, step=samples)
+
+    def close(self) -> None:
+        """Flush trackers and leave the process group."""
+        self.accelerator.end_training()
+
+
+def load_strictly(module: nn.Module, state: dict[str, Tensor], where: object) -> None:
+    """load_state_dict(strict) with an error for people.
+
+    Raises:
+        InputError: missing, unknown or differently shaped weights.
+    """
+    try:
+        module.load_state_dict(state)
+    except RuntimeError as error:
+        raise InputError(
+            f"weights do not fit the model: {str(error).splitlines()[-1].strip()}",
+            where=where,
+            expected="the configuration that the checkpoint was trained with",
+            mend="see run.yaml beside the checkpoint",
+        ) from error
