@@ -81,14 +81,15 @@ class Reader:
     def __init__(self, checkpoint: Checkpoint) -> None:
         self.folder = checkpoint.folder
         self.files = [safe_open(checkpoint.folder / name, framework="pt") for name, _ in checkpoint.parts]
-        self.places: dict[str, list[tuple[int, int, str]]] = {}  # name to (start, file, key)
+        self.places: dict[str, list[tuple[int, int, int, str]]] = {}  # name to (start, stop, file, key)
         self.shapes: dict[str, tuple[int, ...]] = {}
         for i, file in enumerate(self.files):
             cut = json.loads((file.metadata() or {}).get(SHAPES, "{}"))
             for key in file.keys():  # noqa: SIM118 - no mapping
                 name, _, start = key.rpartition("@") if key.rpartition("@")[0] in cut else (key, "", "0")
-                self.places.setdefault(name, []).append((int(start), i, key))
-                self.shapes[name] = tuple(cut.get(name, file.get_slice(key).get_shape()))
+                shape = file.get_slice(key).get_shape()
+                self.places.setdefault(name, []).append((int(start), int(start) + torch.Size(shape).numel(), i, key))
+                self.shapes[name] = tuple(cut.get(name, shape))
 
     def __contains__(self, name: str) -> bool:
         return name in self.places
@@ -109,19 +110,15 @@ class Reader:
                 expected=f"a tensor of shape {tuple(shape)}" if shape is not None else "a tensor of that name",
                 mend="continue with the configuration that the checkpoint was trained with: run.yaml in its run folder",
             )
-        numel = torch.Size(self.shapes[name]).numel()
-        begin, end = start or 0, numel if stop is None else stop
+        begin, end = start or 0, torch.Size(self.shapes[name]).numel() if stop is None else stop
         pieces, reached = [], begin
-        for piece_start, i, key in sorted(self.places[name]):
-            values = self.files[i].get_tensor(key).view(-1)
-            if piece_start <= reached < piece_start + len(values) and reached < end:
-                pieces.append(values[reached - piece_start : end - piece_start])
-                reached = piece_start + min(len(values), end - piece_start)
-            elif not numel:
-                pieces.append(values)
+        for first, last, i, key in sorted(self.places[name]):
+            if first <= reached < min(last, end):
+                pieces.append(self.files[i].get_tensor(key).view(-1)[reached - first : end - first])
+                reached = min(last, end)
         if reached < end:
-            raise UnsafeResume(f"{name}: values from {reached} on are in no part", where=self.folder, expected=f"{numel} values")
-        flat = torch.cat(pieces)
+            raise UnsafeResume(f"{name}: values from {reached} on are in no part", where=self.folder, expected=f"values up to {end}")
+        flat = torch.cat(pieces) if pieces else torch.empty(0)
         return flat if start is not None else flat.view(self.shapes[name])
 
     def under(self, prefix: str) -> dict[str, Tensor]:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 
 from data_shards.errors import InputError
+from ldm.comm import Alone
 from ldm.diffusion import ObjectiveConfig, noised, normal_at, schedule
 from ldm.ema import EMA, EMAConfig, decay_at
 from ldm.sampler import SAMPLERS, SamplerConfig, scheduler_for, solve
+from ldm.training.checkpoint import CheckpointStore, Fragment, Reader
 from ldm.training.schedules import OptimizerConfig, learning_rate
 
 
@@ -67,15 +71,23 @@ def test_ema_horizon_does_not_depend_on_batch_size() -> None:
     assert decay_at(500, 100, config) == pytest.approx(0.5)
 
 
-def test_ema_is_applied_and_taken_back() -> None:
+def test_the_average_follows_live_weights_whole_or_in_stretches(tmp_path: Path) -> None:
     net = torch.nn.Linear(3, 2)
-    ema, own = EMA(net), net.weight.detach().clone()
+    begun = net.weight.detach().clone()
+    whole = EMA(dict(net.named_parameters()))
+    part = EMA({"weight": Fragment(net.weight.detach().view(-1)[2:5], 2, (2, 3))})
     with torch.no_grad():
         net.weight += 1
-    ema.update(net, 0.75)
-    with ema.applied(net):
-        torch.testing.assert_close(net.weight, own + 0.25)
-    torch.testing.assert_close(net.weight, own + 1)
+    whole.update(0.75)
+    part.update(0.75)
+    torch.testing.assert_close(whole.state("ema")["ema.weight"], begun + 0.25)
+    torch.testing.assert_close(part.state("ema")["ema.weight"].values, (begun + 0.25).view(-1)[2:5])
+
+    store = CheckpointStore(tmp_path, Alone())
+    store.commit(8, {}, whole.state("ema"))
+    again = EMA({"weight": Fragment(net.weight.detach().view(-1)[1:4], 1, (2, 3))})
+    again.load(Reader(store.newest(progress_exists=True)), "ema")
+    torch.testing.assert_close(again.state("ema")["ema.weight"].values, (begun + 0.25).view(-1)[1:4])
 
 
 def test_learning_rate_is_a_function_of_samples() -> None:

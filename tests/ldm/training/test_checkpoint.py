@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import shutil
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save as save_bytes
 
 from data_shards import durable
-from data_shards.errors import TryAgain
+from data_shards.errors import InputError, TryAgain, UnsafeResume
 from ldm.comm import Alone
-from ldm.training.checkpoint import COMMIT, CheckpointStore
+from ldm.training.checkpoint import COMMIT, SHAPES, Checkpoint, CheckpointStore, Fragment, Reader
 
 
 def tensors(value: float) -> dict[str, torch.Tensor]:
@@ -27,7 +30,7 @@ def test_the_newest_are_kept_and_load(tmp_path: Path) -> None:
     for samples in (0, 8, 16):
         store.commit(samples, {"epoch": 0}, tensors(samples))
     assert [c.samples for c in store.committed()] == [16, 8]
-    assert store.load(store.newest(progress_exists=True))["w"].tolist() == [16.0] * 5
+    assert Reader(store.newest(progress_exists=True))("w").tolist() == [16.0] * 5
 
 
 def test_what_a_kill_in_the_middle_of_pruning_left_goes_with_the_next_commit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -72,7 +75,7 @@ def test_a_fault_in_the_newest_is_not_loaded(tmp_path: Path) -> None:
     (store.folder / "samples-000000000016" / "rank-00000.safetensors").write_bytes(b"")
     assert store.newest(progress_exists=True).samples == 8
     store.commit(16, {"epoch": 0}, tensors(3))
-    assert store.load(store.newest(progress_exists=True))["w"].tolist() == [3.0] * 5
+    assert Reader(store.newest(progress_exists=True))("w").tolist() == [3.0] * 5
 
 
 def test_a_damaged_newest_takes_no_kept_place_from_what_can_be_loaded(tmp_path: Path) -> None:
@@ -84,4 +87,36 @@ def test_a_damaged_newest_takes_no_kept_place_from_what_can_be_loaded(tmp_path: 
     store.commit(20, {"epoch": 0}, tensors(20))  # resumed at 16, stopped by a signal at 20
     assert {c.samples for c in store.committed()} >= {16, 20}
     store.commit(24, {"epoch": 0}, tensors(24.5))
-    assert store.load(store.newest(progress_exists=True))["w"].tolist() == [24.5] * 5
+    assert Reader(store.newest(progress_exists=True))("w").tolist() == [24.5] * 5
+
+
+def test_stretches_of_several_ranks_are_put_together_for_any_other_cut(tmp_path: Path) -> None:
+    whole = torch.arange(11, dtype=torch.float32)
+    folder = tmp_path / "samples-000000000008"
+    parts = []
+    for rank, (start, stop) in enumerate([(0, 4), (4, 9), (9, 11)]):
+        share = {f"w@{start}": whole[start:stop], **({"b": torch.tensor([5.0])} if rank == 1 else {})}
+        content = save_bytes(share, metadata={SHAPES: json.dumps({"w": [11]})})
+        durable.write_bytes(folder / f"rank-{rank:05d}.safetensors", content)
+        parts.append((f"rank-{rank:05d}.safetensors", hashlib.sha256(content).hexdigest()))
+    read = Reader(Checkpoint(folder, 8, {}, parts))
+    assert torch.equal(read("w", shape=(11,)), whole)
+    for start, stop in [(0, 11), (0, 6), (3, 10), (8, 11), (4, 9), (5, 5)]:
+        assert torch.equal(read("w", shape=(11,), start=start, stop=stop), whole[start:stop])
+    assert read("b").tolist() == [5.0]
+    with pytest.raises(InputError, match=r"w: shape \(11,\)"):
+        read("w", shape=(12,))
+    with pytest.raises(InputError, match="v: missing"):
+        read("v")
+    with pytest.raises(UnsafeResume, match="values from 4 on are in no part"):
+        Reader(Checkpoint(folder, 8, {}, [parts[0], parts[2]]))("w")
+
+
+def test_a_stretch_goes_and_comes_back_with_whole_tensors_beside_it(tmp_path: Path) -> None:
+    store = CheckpointStore(tmp_path / "checkpoints", Alone())
+    state = {"w": Fragment(torch.arange(6.0), 0, (2, 3)), "step": torch.tensor(7), "mean@x": torch.ones(2, 2)}
+    store.commit(8, {"epoch": 0}, state)
+    read = Reader(store.newest(progress_exists=True))
+    assert read("w", shape=(2, 3)).tolist() == [[0.0, 1.0, 2.0], [3.0, 4.0, 5.0]]
+    assert int(read("step", shape=())) == 7
+    assert torch.equal(read("mean@x", shape=(2, 2)), torch.ones(2, 2))

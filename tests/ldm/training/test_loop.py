@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from ldm.training.checkpoint import CheckpointStore
+from ldm.training.checkpoint import CheckpointStore, Reader
 from ldm.training.engine import Engine, EngineConfig
 from ldm.training.loop import Diverged, LoopConfig, MetricLog, fit, read_log
 
@@ -28,12 +28,12 @@ class Line:
     def start_epoch(self, epoch: int) -> dict[str, float]:
         return {"epoch_begun": float(epoch)}
 
-    def losses(self, batch: SimpleNamespace, samples: int) -> tuple[Tensor, dict[str, Tensor]]:
+    def losses(self, batch: SimpleNamespace, samples: int) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         self.times[samples] = self.times.get(samples, 0) + 1
         self.weights.append((samples, self.module.weight.item()))
         x = batch.x
         loss = (self.model(x) - 3 * x).square().mean()
-        return loss * float("nan") if self.spoil(samples, self.times[samples]) else loss, {"error": loss.detach()}
+        return {"line": loss * float("nan") if self.spoil(samples, self.times[samples]) else loss}, {"error": loss.detach()}
 
     def learning_rates(self, samples: int) -> dict[str, float]:
         return {"line": 0.1}
@@ -43,10 +43,10 @@ class Line:
             self.skipped.append(samples)
         return {}
 
-    def tensors(self) -> dict[str, Tensor]:
+    def state(self) -> dict[str, Tensor]:
         return {}
 
-    def load_tensors(self, state: dict[str, Tensor]) -> None:
+    def load(self, read: Reader) -> None:
         return
 
 
