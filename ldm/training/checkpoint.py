@@ -155,13 +155,22 @@ class CheckpointStore:
     def begin(self, samples: int, state: dict[str, Any], tensors: State) -> None:
         """Copy this rank's share of `tensors` and write it in the background. Collective; `finish` publishes it."""
         assert self.pending is None, "one checkpoint at a time"
-        final = self.folder / f"samples-{samples:012d}"
+        final, error = self.folder / f"samples-{samples:012d}", None
         if self.comm.rank == 0 and final.exists() and read_commit(final) is None:
-            with durable.explained(final):
-                shutil.rmtree(final)  # what a killed writer left; were it kept, a dead rank's part could mix in
-        self.comm.barrier()
+            try:
+                with durable.explained(final):
+                    shutil.rmtree(final)  # what a killed writer left; were it kept, a dead rank's part could mix in
+            except RetinaforgeError as raised:
+                error = raised
+        if error := self.comm.broadcast(error):  # also the border behind which all may write
+            raise error
         share, shapes = self._share(tensors)
         self.pending = _Writing(final, f"rank-{self.comm.rank:05d}.safetensors", samples, state, share, shapes)
+
+    @property
+    def writing(self) -> bool:
+        """This rank's part is still on its way."""
+        return self.pending is not None and self.pending.is_alive()
 
     def _share(self, tensors: State) -> tuple[dict[str, Tensor], dict[str, tuple[int, ...]]]:
         """What this rank writes: its stretches, and every world-th of the whole tensors; copied to the host."""

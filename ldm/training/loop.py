@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,10 +14,13 @@ import torch
 from torch import Tensor
 
 from data_shards import durable
-from data_shards.errors import InputError, RetinaforgeError, UnsafeResume
+from data_shards.errors import InputError, RetinaforgeError, TryAgain, UnsafeResume
 from data_shards.stream import Batch, CubeStream
 from ldm.training.checkpoint import CheckpointStore, Reader, State
+from ldm.training.clock import Clock
 from ldm.training.engine import Engine
+
+LOGGER = logging.getLogger("retinaforge")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,7 +32,8 @@ class LoopConfig:
         batch: global batch: micro batch × accumulation × world.
         checkpoint_every, log_every: in samples.
         keep: checkpoints to keep.
-        max_bad_steps: non-finite steps in a row before the run goes back to its last checkpoint (once), then fails.
+        background: write checkpoints beside the training, from a copy; costs a copy of the state in the host's memory.
+    max_bad_steps: non-finite steps in a row before the run goes back to its last checkpoint (once), then fails.
         seed: of the order, the noise and the initial weights.
     """
 
@@ -38,6 +42,7 @@ class LoopConfig:
     checkpoint_every: int = 2000
     log_every: int = 80
     keep: int = 2
+    background: bool = True
     max_bad_steps: int = 10
     seed: int = 0
 
@@ -89,31 +94,36 @@ def fit(
         UnsafeResume: the newest checkpoint cannot be loaded or belongs to another run. Diverged: see LoopConfig.
     """
     samples, epoch = _resume(trainer, engine, store, log, identity)
-    batches, bad, returned = stream.batches(samples), 0, False
-    since, counted = time.perf_counter(), samples
+    batches, clock, commits = stream.batches(samples), Clock(engine.device), Commits(store)
+    bad, returned, counted = 0, False, samples
     while samples < config.samples:
         epoch_values: dict[str, float] = {}
         if samples // stream.count > epoch:
             epoch = samples // stream.count
-            epoch_values = trainer.start_epoch(epoch)
+            with clock("epoch"):
+                epoch_values = trainer.start_epoch(epoch)
 
         # forward and backward, micro batch by micro batch
         values: dict[str, Tensor] = {}
-        micro = _micro_batches(next(batches), engine.config.accumulation)
+        with clock("data"):
+            micro = _micro_batches(next(batches), engine.config.accumulation)
         for i, part in enumerate(micro):
             with engine.micro_batch(last=i == len(micro) - 1):
-                losses, terms = trainer.losses(part, samples)
-                engine.backward(losses)
+                with clock("forward"):
+                    losses, terms = trainer.losses(part, samples)
+                with clock("backward"):
+                    engine.backward(losses)
             for name, value in {**terms, "loss": sum(loss.detach() for loss in losses.values())}.items():
                 values[name] = values.get(name, torch.zeros((), device=engine.device)) + value / len(micro)
 
         # step, or skip on every rank together
-        norms = engine.gradient_norms()
-        finite = all(bool(v.isfinite()) for v in (*values.values(), *norms.values()))
-        (skipped,) = engine.any_rank(not finite)
-        engine.step({} if skipped else trainer.learning_rates(samples))
+        with clock("step"):
+            norms = engine.gradient_norms()
+            finite = all(bool(v.isfinite()) for v in (*values.values(), *norms.values()))
+            (skipped,) = engine.any_rank(not finite)
+            engine.step({} if skipped else trainer.learning_rates(samples))
+            step_values = trainer.after_step(samples, config.batch, skipped=skipped)
         bad = bad + 1 if skipped else 0
-        step_values = trainer.after_step(samples, config.batch, skipped=skipped)
         samples += config.batch
 
         if bad >= config.max_bad_steps:
@@ -124,35 +134,85 @@ def fit(
                     expected="finite values",
                     mend="lower the learning rate, raise optimizer.warmup_samples, or check the data: retinaforge data verify",
                 )
+            commits.settle()
             samples, epoch = _resume(trainer, engine, store, log, identity)
-            batches, bad, returned = stream.batches(samples), 0, True
-            since, counted = time.perf_counter(), samples
+            batches, bad, returned, counted = stream.batches(samples), 0, True, samples
+            clock.restart()
             continue
 
         # log, commit, stop
         if epoch_values or _crossed(samples, config.batch, config.log_every) or samples >= config.samples:
             names = sorted(values)
             means = engine.all_reduce_sum_(torch.stack([values[n].double() for n in names])) / engine.world
-            now = time.perf_counter()
             row = {
                 **dict(zip(names, means.tolist(), strict=True)),
                 **{f"grad_norm/{k}": float(v) for k, v in norms.items()},
                 **step_values,
                 **epoch_values,
+                **{f"lr/{k}": v for k, v in trainer.learning_rates(samples - config.batch).items()},
+                **clock.row(samples - counted),
             }
-            row |= {"epoch": float(epoch), "skipped": float(skipped), "samples_per_s": (samples - counted) / max(now - since, 1e-9)}
-            row |= {f"lr/{k}": v for k, v in trainer.learning_rates(samples - config.batch).items()}
-            since, counted = now, samples
+            row |= {"epoch": float(epoch), "skipped": float(skipped), "checkpoint_failures": float(commits.failures)}
+            counted = samples
             log.add(samples, row)
             engine.log(row, samples)
             report(samples, row)
-        (stopping,) = engine.any_rank(stop())
-        if stopping or _crossed(samples, config.batch, config.checkpoint_every) or samples >= config.samples:
-            log.flush()
-            store.commit(samples, {"epoch": epoch, "identity": identity}, {**engine.state(), **trainer.state()})
+        stopping, writing = engine.any_rank(stop(), store.writing)
+        last = stopping or samples >= config.samples
+        with clock("checkpoint"):
+            if store.pending and not writing:
+                commits.settle()
+            if last or _crossed(samples, config.batch, config.checkpoint_every):
+                log.flush()
+                commits.begin(samples, {"epoch": epoch, "identity": identity}, {**engine.state(), **trainer.state()})
+            if last or not config.background:
+                commits.settle(last=last)
         if stopping:
             break
     return samples
+
+
+class Commits:
+    """Checkpoints whose failure does not end the training at once: the one before stands, and the next may succeed."""
+
+    PATIENCE = 3
+
+    def __init__(self, store: CheckpointStore) -> None:
+        self.store, self.failures = store, 0
+
+    def begin(self, samples: int, state: dict[str, Any], tensors: State) -> None:
+        """Start to write, once the one before is settled."""
+        self.settle()
+        self._tried(lambda: self.store.begin(samples, state, tensors))
+
+    def settle(self, *, last: bool = False) -> None:
+        """Publish what is pending.
+
+        Raises:
+            TryAgain: the third failure in a row, or the `last` one there will be.
+        """
+        if self.store.pending:
+            self._tried(self.store.finish, last=last)
+            return
+        if last and self.failures:
+            raise TryAgain("the last checkpoint could not be written", where=self.store.folder, mend="run the same command again")
+
+    def _tried(self, write: Callable[[], Any], *, last: bool = False) -> None:
+        try:
+            write()
+        except RetinaforgeError as error:
+            self.failures += 1
+            if last or self.failures >= self.PATIENCE:
+                raise TryAgain(
+                    f"{self.failures} checkpoint(s) in a row could not be written: {error.what}",
+                    where=error.where,
+                    expected=f"the one before stands, in {self.store.folder}",
+                    mend=error.mend or "run the same command again",
+                ) from error
+            LOGGER.warning("a checkpoint could not be written, training goes on: %s", error)
+        else:
+            if not self.store.pending:
+                self.failures = 0
 
 
 def _crossed(samples: int, batch: int, every: int) -> bool:
@@ -204,11 +264,19 @@ class MetricLog:
         self.flush()
 
     def flush(self) -> None:
-        if self.writes and self._rows:
-            with durable.explained(self.path):
-                self.path.parent.mkdir(parents=True, exist_ok=True)
-                with open(self.path, "a") as file:
-                    file.write("\n".join(self._rows) + "\n")
+        """Append the rows; what a full disk does not take is kept for the next time, and no torn line stays."""
+        if not (self.writes and self._rows):
+            self._rows = []
+            return
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with open(self.path, "ab", buffering=0) as file:
+            size = file.tell()
+            try:
+                file.write(("\n".join(self._rows) + "\n").encode())
+            except OSError as error:
+                file.truncate(size)
+                LOGGER.warning("%s: %s; the rows are kept and written later", self.path, error.strerror)
+                return
         self._rows = []
 
     def cut(self, samples: int) -> None:

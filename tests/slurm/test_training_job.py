@@ -28,7 +28,7 @@ def retinaforge(*words: object, cwd: Path, code: int = 0) -> str:
 
 def curve(run: Path) -> list[dict]:
     rows = [json.loads(line) for line in (run / "vqgan" / "metrics.jsonl").read_text().splitlines()]
-    return [{key: value for key, value in row.items() if key != "samples_per_s"} for row in rows]
+    return [{key: value for key, value in row.items() if not key.startswith(("samples_per_s", "time/"))} for row in rows]
 
 
 def config(folder: Path, packed: Path, name: str) -> Path:

@@ -71,7 +71,7 @@ def trained(folder: Path, *, samples: int = 24, every: int = 8, bad: int = 3, **
 
 
 def curve(folder: Path) -> list[dict]:
-    return [{k: v for k, v in row.items() if k != "samples_per_s"} for row in read_log(folder / "metrics.jsonl")]
+    return [{k: v for k, v in row.items() if not k.startswith(("samples_per_s", "time/"))} for row in read_log(folder / "metrics.jsonl")]
 
 
 def test_a_step_that_is_not_finite_leaves_weights_and_optimizer_as_they_were(tmp_path: Path) -> None:
