@@ -191,10 +191,12 @@ def train(
     from ldm.training.engine import Engine
     from ldm.training.loop import MetricLog, fit
     from slurm.preempt import stop_on_signals
-    from slurm.rank import placement, torch_environ
+    from slurm.rank import MpiCommunicator, meeting_point, placement, torch_environ
 
     if (place := placement()).world > 1:
         os.environ.update(torch_environ(place))  # started by srun or mpiexec: said again in the words the engine knows
+        if place.source == "mpi" and "MASTER_ADDR" not in os.environ:
+            os.environ.update(meeting_point(place, MpiCommunicator(place)))
     config = getattr(run.config, stage)
     folder = getattr(run, stage)
     engine = Engine(config.engine, batch=config.loop.batch, run_folder=folder)

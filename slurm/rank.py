@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import re
+import socket
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -78,6 +79,17 @@ def torch_environ(place: Placement) -> dict[str, str]:
     """The variables by which torch.distributed and Accelerate know the same placement."""
     values = {"RANK": place.rank, "WORLD_SIZE": place.world, "LOCAL_RANK": place.local_rank, "LOCAL_WORLD_SIZE": place.local_world}
     return {name: str(value) for name, value in values.items()}
+
+
+def meeting_point(place: Placement, comm: Communicator) -> dict[str, str]:
+    """MASTER_ADDR and MASTER_PORT, for ranks whose launcher names none: rank 0's host and a port free there, told over `comm`."""
+    found = None
+    if place.rank == 0:
+        host = "127.0.0.1" if place.local_world == place.world else socket.gethostname()
+        with socket.socket() as free:
+            free.bind((host, 0))
+            found = {"MASTER_ADDR": host, "MASTER_PORT": str(free.getsockname()[1])}
+    return comm.broadcast_object(found)
 
 
 def array_task(environ: Mapping[str, str] | None = None) -> str | None:

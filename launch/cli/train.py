@@ -15,13 +15,26 @@ app = typer.Typer(help="Train the VQ-GAN, then the latent diffusion. The same co
 @app.command()
 def vqgan(preset: Preset, overrides: Overrides = None, dry_run: DryRun = False) -> None:
     """Train the autoencoder and its codebook on the run's dataset."""
-    train_stage(resolved(preset, overrides, dry_run), "vqgan")
+    _train(preset, overrides, dry_run, "vqgan")
 
 
 @app.command()
 def diffusion(preset: Preset, overrides: Overrides = None, dry_run: DryRun = False) -> None:
     """Train the denoiser on the run's cached latents (see `retinaforge encode`)."""
-    train_stage(resolved(preset, overrides, dry_run), "diffusion")
+    _train(preset, overrides, dry_run, "diffusion")
+
+
+def _train(preset: str, overrides: list[str] | None, dry_run: bool, stage: str) -> None:
+    if not dry_run:
+        train_stage(resolved(preset, overrides), stage)
+        return
+    import os
+
+    from launch.config import load, to_yaml
+    from launch.plan import plan
+
+    config = load(preset, overrides or [])
+    typer.echo(to_yaml(config) + plan(config, stage, os.environ))
 
 
 def train_stage(run, stage: str) -> None:

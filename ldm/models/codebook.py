@@ -59,7 +59,7 @@ class Codebook(nn.Module):
     def __init__(self, config: CodebookConfig, *, channels: int, seed: int) -> None:
         super().__init__()
         self.config = config
-        codes_KD = torch.randn(config.codes, channels, generator=torch.Generator().manual_seed(seed))
+        codes_KD = torch.randn(config.codes, channels, generator=torch.Generator().manual_seed(seed), device="cpu")
         self.register_buffer("codes_KD", codes_KD)
         self.register_buffer("share_K", torch.ones(config.codes))
         self.register_buffer("sum_KD", codes_KD.clone())

@@ -218,8 +218,12 @@ class CheckpointStore:
         """
         oldest = [c for c in self.committed() if c.samples <= samples][: self.keep][-1].folder.name
         for folder in [path for path in self.folder.glob("samples-*") if path.name < oldest]:
-            (folder / COMMIT).unlink(missing_ok=True)  # first un-commit: a kill in the middle leaves no folder that looks whole
-            shutil.rmtree(folder)
+            self.remove(folder)
+
+    def remove(self, folder: Path) -> None:
+        """Delete one checkpoint; first it is un-committed, so a kill in the middle leaves no folder that looks whole."""
+        (folder / COMMIT).unlink(missing_ok=True)
+        shutil.rmtree(folder)
 
     def newest(self, *, progress_exists: bool) -> Checkpoint | None:
         """The newest checkpoint that verifies, the same on every rank; None for a run that has not begun. Collective.

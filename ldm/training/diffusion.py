@@ -42,7 +42,7 @@ class DiffusionTrainer:
 
     def losses(self, batch: Batch, samples: int) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Mean squared error of the objective's target."""
-        z_BDHW = self.normaliser(batch.cubes_BCHW.to(self.engine.device))
+        z_BDHW = self.engine.laid_out(self.normaliser(batch.cubes_BCHW.to(self.engine.device)))
         x_BDHW, t_B, target = noised(z_BDHW, batch.position_B, self.objective, seed=self.seed, scheduler=self.scheduler)
         loss = F.mse_loss(self.denoiser(x_BDHW, t_B).float(), target)
         return {"denoiser": loss}, {"loss/denoise": loss.detach()}

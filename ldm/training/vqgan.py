@@ -158,7 +158,7 @@ class VQGANTrainer:
 
     def _normalised(self, batch: Batch) -> tuple[Tensor, Tensor | None]:
         fov_BHW = batch.fov_BHW.to(self.engine.device) if batch.fov_BHW is not None else None
-        return self.normaliser(batch.cubes_BCHW.to(self.engine.device), fov_BHW), fov_BHW
+        return self.engine.laid_out(self.normaliser(batch.cubes_BCHW.to(self.engine.device), fov_BHW)), fov_BHW
 
     # --- codebook -----------------------------------------------------------------------------------------------
 

@@ -7,6 +7,7 @@ The engine is also the communicator (rank, world, all_reduce_sum_, broadcast, ba
 from __future__ import annotations
 
 import contextlib
+import functools
 import importlib.util
 import os
 import socket
@@ -19,6 +20,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import DeepSpeedPlugin, DistributedType, InitProcessGroupKwargs, TorchDynamoPlugin
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from data_shards import durable
 from data_shards.errors import InputError, RetinaforgeError
@@ -27,7 +29,7 @@ from ldm.training.engine.config import MODES, TRACKERS, EngineConfig, deepspeed_
 from ldm.training.engine.plain import PlainPart
 from ldm.training.engine.zero import HeldAdamW, ZeroPart
 
-__all__ = ["MODES", "TRACKERS", "Engine", "EngineConfig", "load_strictly"]
+__all__ = ["MODES", "TRACKERS", "Engine", "EngineConfig", "deepspeed_config", "load_strictly", "mode_of"]
 
 AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -129,6 +131,7 @@ class Engine:
 
     def add(self, name: str, module: nn.Module, *, lr: float, betas: tuple[float, float], weight_decay: float) -> nn.Module:
         """Take a network in: moved, wrapped, given AdamW. Returns the wrapped module, to be called in `losses`."""
+        self._prepared(module)
         zero = self.mode.startswith("zero")
         cls = HeldAdamW if zero else torch.optim.AdamW
         optimizer = cls(module.to(self.device).parameters(), lr=lr, betas=betas, weight_decay=weight_decay)
@@ -139,6 +142,22 @@ class Engine:
             wrapped = self.accelerator.prepare_model(module)
             self.parts[name] = PlainPart(module, wrapped, optimizer, clip=self.config.clip, fp16=self.config.precision == "fp16")
         return self.parts[name].wrapped
+
+    def _prepared(self, module: nn.Module) -> None:
+        """Switches of the configuration that change how a network computes, and not what."""
+        if self.config.activation_checkpointing:
+            for block in module.modules():
+                if hasattr(block, "gradient_checkpointing"):  # diffusers' encoders, decoders, and blocks of the U-Net
+                    block.gradient_checkpointing = True
+                    block._gradient_checkpointing_func = functools.partial(checkpoint, use_reentrant=False)
+        if self.config.channels_last and not self.mode.startswith("zero"):  # DeepSpeed lays weights out flat
+            module.to(memory_format=torch.channels_last)
+        if self.config.compile:
+            module.compile()
+
+    def laid_out(self, x_BCHW: Tensor) -> Tensor:
+        """Cubes or latents in the memory format that the networks are to compute in."""
+        return x_BCHW.contiguous(memory_format=torch.channels_last) if self.config.channels_last else x_BCHW
 
     def autocast(self) -> contextlib.AbstractContextManager:
         """The precision that networks are called in."""

@@ -1,0 +1,94 @@
+"""Trained networks as folders that plain diffusers loads, and as plain safetensors: nothing of this project is needed to use them."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import VQModel
+from safetensors.torch import save_file
+
+from data_shards import durable
+from data_shards.errors import InputError
+from ldm.models.denoiser import UNet
+from ldm.models.vqgan import MULTIPLES
+from ldm.sampler import SamplerConfig, scheduler_for
+from ldm.trained import Autoencoder, Denoiser
+
+HOW_TO = {
+    "cubes": "x = (ln(1 + counts / 16) - log_mean_C) / log_std_C, 0 outside the field of view",
+    "latents": "z = VQModel.encode(x).latents; the denoiser sees (z - mean_D) / std_D",
+}
+
+
+def as_vqmodel(autoencoder: Autoencoder) -> VQModel:
+    """diffusers' VQModel with the same weights: its encode gives our latents, its decode goes through the nearest codes."""
+    config = autoencoder.vqgan.config
+    widths = tuple(config.channels * multiple for multiple in MULTIPLES[config.compression])
+    model = VQModel(
+        in_channels=config.bands,
+        out_channels=config.bands,
+        down_block_types=("DownEncoderBlock2D",) * len(widths),
+        up_block_types=("UpDecoderBlock2D",) * len(widths),
+        block_out_channels=widths,
+        layers_per_block=config.layers,
+        latent_channels=config.latent_channels,
+        num_vq_embeddings=len(autoencoder.codebook.codes_KD),
+        vq_embed_dim=config.latent_channels,
+        norm_num_groups=config.norm_groups,
+        scaling_factor=1.0,
+    )
+    weights = {**autoencoder.vqgan.state_dict(), "quantize.embedding.weight": autoencoder.codebook.codes_KD}
+    model.load_state_dict({name: value.detach().cpu() for name, value in weights.items()})
+    return model.eval()
+
+
+def export_autoencoder(autoencoder: Autoencoder, out: Path) -> None:
+    """Write OUT/vqvae (diffusers), OUT/vqgan.safetensors and OUT/vqgan.json.
+
+    Raises:
+        InputError: `out` exists, or cannot be written. TryAgain: disk full.
+    """
+    told = {"config": asdict(autoencoder.vqgan.config), "data": autoencoder.data, "checkpoint": autoencoder.digest, "use": HOW_TO}
+    weights = {**autoencoder.vqgan.state_dict(), **{f"codebook.{k}": v for k, v in autoencoder.codebook.state_dict().items()}}
+    with _fresh(out) as stage:
+        as_vqmodel(autoencoder).save_pretrained(stage / "vqvae", safe_serialization=True)
+        _plain(stage, "vqgan", weights, told)
+
+
+def export_denoiser(denoiser: Denoiser, out: Path) -> None:
+    """Write OUT/unet and OUT/scheduler (diffusers), OUT/denoiser.safetensors and OUT/denoiser.json; weights are the averaged ones.
+
+    Raises:
+        InputError: `out` exists, cannot be written, or the denoiser is none that diffusers has. TryAgain: disk full.
+    """
+    if not isinstance(denoiser.net, UNet):
+        raise InputError(f"a denoiser of class {type(denoiser.net).__name__}", expected="UNet: diffusers has no other of ours")
+    normaliser = denoiser.normaliser
+    told = {
+        "config": asdict(denoiser.net.config),
+        "objective": asdict(denoiser.objective),
+        "latent_shape": denoiser.latent_shape,
+        "mean_D": normaliser.mean_C11.flatten().tolist(),
+        "std_D": normaliser.std_C11.flatten().tolist(),
+        "autoencoder": denoiser.autoencoder,
+        "checkpoint": denoiser.digest,
+        "use": HOW_TO,
+    }
+    with _fresh(out) as stage:
+        denoiser.net.net.save_pretrained(stage / "unet", safe_serialization=True)
+        scheduler_for(SamplerConfig(), denoiser.objective.target).save_pretrained(stage / "scheduler")
+        _plain(stage, "denoiser", denoiser.net.state_dict(), told)
+
+
+def _fresh(out: Path):
+    if out.exists():
+        raise InputError("the place is taken", where=out, expected="a path that does not exist yet", mend=f"choose another, or rm -r {out}")
+    return durable.writing_folder(out)
+
+
+def _plain(stage: Path, name: str, weights: dict[str, torch.Tensor], told: dict[str, Any]) -> None:
+    save_file({k: v.detach().cpu().contiguous() for k, v in weights.items()}, stage / f"{name}.safetensors")
+    durable.write_json(stage / f"{name}.json", told)
