@@ -1,4 +1,5 @@
 # make demo    phantom to report, in minutes       make test    lint and all tests
+# make faults  SIGKILL at every durable step of a checkpoint, under every ZeRO stage; an hour
 # make lint    ruff and the import fence           make format  lay out the code      make clean   remove .venv and caches
 # Each does its own set-up in .venv, once. Needs Python 3.10 or later; PYTHON=/path/to/python3.12 chooses one.
 
@@ -7,7 +8,7 @@ BIN    := .venv/bin
 READY  := .venv/.ready
 EXTRAS ?= cpu,mpi,codecs,deepspeed,dev
 PYTHONS := $(PYTHON) python3 python3.13 python3.12 python3.11 python3.10
-.PHONY: setup demo test lint format clean
+.PHONY: setup demo test faults lint format clean
 .DELETE_ON_ERROR:
 
 setup: $(READY)
@@ -39,6 +40,9 @@ demo: $(READY)
 # one thread a process: ranks do not fight over the cores, and sums come out the same on every machine
 test: lint
 	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/python -m pytest -q
+
+faults: $(READY)
+	FAULTS=all OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/python -m pytest -q -s --timeout=7200 tests/faults
 
 lint: $(READY)
 	$(BIN)/ruff check .

@@ -11,7 +11,7 @@ import typer
 from rich.console import Console
 
 import launch
-from data_shards.errors import RetinaforgeError, TryAgain
+from data_shards.errors import InputError, RetinaforgeError, TryAgain
 from launch.cli import ckpt, data, doctor, evaluate, generate, run, submit, train
 
 app = typer.Typer(
@@ -42,8 +42,21 @@ def _version(wanted: bool) -> None:
         raise typer.Exit
 
 
+def _local_rank(given: int | None) -> None:
+    """The deepspeed launcher says the local rank twice, here and in the environment, which is what counts."""
+    if given is not None and os.environ.get("LOCAL_RANK") != str(given):
+        raise InputError(
+            f"--local_rank={given}, but LOCAL_RANK is {os.environ.get('LOCAL_RANK', 'not set')}",
+            expected="a launcher's word, not yours",
+            mend="deepspeed --module launch …, torchrun -m launch … or accelerate launch -m launch …",
+        )
+
+
 @app.callback()
-def _root(version: bool = typer.Option(False, "--version", callback=_version, is_eager=True, help="Print the version and stop.")) -> None:
+def _root(
+    version: bool = typer.Option(False, "--version", callback=_version, is_eager=True, help="Print the version and stop."),
+    local_rank: int = typer.Option(None, "--local_rank", callback=_local_rank, hidden=True),
+) -> None:
     pass
 
 

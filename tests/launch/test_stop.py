@@ -19,6 +19,8 @@ def slow(*words):
     return whole(*words)
 folder.read_cube = slow
 sys.argv = ["retinaforge", "data", "pack", *sys.argv[1:]]
+import signal
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background of a script begins with it ignored
 from launch.cli import main
 main()
 """
