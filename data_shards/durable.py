@@ -175,6 +175,27 @@ def writing_folder(final: Path) -> Iterator[Path]:
         lock.close()
 
 
+@contextlib.contextmanager
+def claimed(path: Path, doing: str) -> Iterator[None]:
+    """Hold the lock file `path` while the block runs. The kernel drops the lock with its process, however that ends.
+
+    Raises:
+        TryAgain: a live process holds it. InputError: the place cannot be written.
+    """
+    with explained(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = open(path, "ab")  # noqa: SIM115 - held as long as the block runs
+    with file:
+        if not _locked(file):
+            raise TryAgain(
+                f"another process is {doing}",
+                where=path.parent,
+                expected="one at a time",
+                mend=f"wait for it, or end it (fuser {path}), and run the same command again",
+            )
+        yield
+
+
 def _locked(file: BinaryIO) -> bool:
     """Take the lock of a writer; False when a live one has it."""
     try:

@@ -5,6 +5,7 @@ Each finds what the former left in the run folder and leaves its own; a stage th
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import platform
@@ -199,9 +200,10 @@ def train(
             os.environ.update(meeting_point(place, MpiCommunicator(place)))
     config = getattr(run.config, stage)
     folder = getattr(run, stage)
-    engine = Engine(config.engine, batch=config.loop.batch, run_folder=folder)
+    engine, held = Engine(config.engine, batch=config.loop.batch, run_folder=folder), contextlib.ExitStack()
     try:
         started(engine)
+        engine.on_main(lambda: held.enter_context(durable.claimed(folder / ".training", "training in this folder")))
         engine.on_main(run.freeze)
         if stage == "diffusion":
             engine.on_main(lambda: check_latents(run))
@@ -210,16 +212,32 @@ def train(
         store = CheckpointStore(folder / "checkpoints", engine, keep=config.loop.keep)
         log = MetricLog(folder / "metrics.jsonl", writes=engine.is_main)
         with stop_on_signals() as stop:
-            samples = fit(trainer, stream, engine, store, log, config.loop, identity=identity, stop=stop, report=report)
+            samples = fit(
+                trainer,
+                stream,
+                engine,
+                store,
+                log,
+                config.loop,
+                identity=identity,
+                record={"config": to_tree(run.config), "versions": environment()["packages"]},
+                stop=stop,
+                report=report,
+            )
         if samples < config.loop.samples or stop.signal:
             raise TryAgain(
                 f"stopped by {stop.signal or 'another rank'} after {samples:,} of {config.loop.samples:,} samples; the state is committed",
                 where=folder,
                 mend="run the same command again",
             )
-        return samples
-    finally:
+    except BaseException as error:
+        held.close()
+        engine.close(None if isinstance(error, TryAgain) else error)
+        raise
+    else:
+        held.close()
         engine.close()
+        return samples
 
 
 def encode(run: Run, watch: Watch) -> list[str]:

@@ -80,6 +80,7 @@ def fit(
     config: LoopConfig,
     *,
     identity: dict[str, Any],
+    record: dict[str, Any] | None = None,
     stop: Callable[[], bool],
     report: Report = lambda samples, values: None,
 ) -> int:
@@ -87,13 +88,15 @@ def fit(
 
     Args:
         identity: what a checkpoint must share with this run to be continued (dataset digest, model configuration).
+        record: what a checkpoint keeps besides, for whoever reads it (the whole configuration).
 
     A run that begins commits its untrained state first: whatever ends it before the first interval, it can go on.
 
     Raises:
         UnsafeResume: the newest checkpoint cannot be loaded or belongs to another run. Diverged: see LoopConfig.
     """
-    samples, epoch = _resume(trainer, engine, store, log, identity)
+    kept = {"identity": identity, "record": record or {}}
+    samples, epoch = _resume(trainer, engine, store, log, kept)
     batches, clock, commits = stream.batches(samples), Clock(engine.device), Commits(store)
     bad, returned, counted = 0, False, samples
     while samples < config.samples:
@@ -135,7 +138,7 @@ def fit(
                     mend="lower the learning rate, raise optimizer.warmup_samples, or check the data: retinaforge data verify",
                 )
             commits.settle()
-            samples, epoch = _resume(trainer, engine, store, log, identity)
+            samples, epoch = _resume(trainer, engine, store, log, kept)
             batches, bad, returned, counted = stream.batches(samples), 0, True, samples
             clock.restart()
             continue
@@ -164,7 +167,7 @@ def fit(
                 commits.settle()
             if last or _crossed(samples, config.batch, config.checkpoint_every):
                 log.flush()
-                commits.begin(samples, {"epoch": epoch, "identity": identity}, {**engine.state(), **trainer.state()})
+                commits.begin(samples, {"epoch": epoch, **kept}, {**engine.state(), **trainer.state()})
             if last or not config.background:
                 commits.settle(last=last)
         if stopping:
@@ -228,13 +231,14 @@ def _micro_batches(batch: Batch, accumulation: int) -> list[Batch]:
     return [batch.part(slice(i * n, (i + 1) * n)) for i in range(accumulation)]
 
 
-def _resume(trainer: Trainer, engine: Engine, store: CheckpointStore, log: MetricLog, identity: dict[str, Any]) -> tuple[int, int]:
+def _resume(trainer: Trainer, engine: Engine, store: CheckpointStore, log: MetricLog, kept: dict[str, Any]) -> tuple[int, int]:
     """(samples, epoch) of the newest checkpoint, its state loaded; (0, -1) for a run that has none, its first state committed."""
     checkpoint = store.newest(progress_exists=engine.broadcast(log.exists()))
     if checkpoint is None:
-        store.commit(0, {"epoch": -1, "identity": identity}, {**engine.state(), **trainer.state()})
+        store.commit(0, {"epoch": -1, **kept}, {**engine.state(), **trainer.state()})
+        engine.track(0)
         return 0, -1
-    for key, mine in identity.items():
+    for key, mine in kept["identity"].items():
         theirs = checkpoint.state["identity"].get(key)
         if json.loads(json.dumps(mine)) != theirs:
             raise UnsafeResume(
@@ -247,6 +251,7 @@ def _resume(trainer: Trainer, engine: Engine, store: CheckpointStore, log: Metri
     engine.load(read)
     trainer.load(read)
     log.cut(checkpoint.samples)
+    engine.track(checkpoint.samples)
     return checkpoint.samples, checkpoint.state["epoch"]
 
 

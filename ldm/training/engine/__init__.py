@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import importlib
 import importlib.util
 import os
 import socket
@@ -23,10 +24,11 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from data_shards import durable
-from data_shards.errors import InputError, RetinaforgeError
+from data_shards.errors import InputError, RetinaforgeError, TryAgain
 from ldm.training.checkpoint import Reader, State
 from ldm.training.engine.config import MODES, TRACKERS, EngineConfig, deepspeed_config, mode_of
 from ldm.training.engine.plain import PlainPart
+from ldm.training.engine.watchdog import Watchdog
 from ldm.training.engine.zero import HeldAdamW, ZeroPart
 
 __all__ = ["MODES", "TRACKERS", "Engine", "EngineConfig", "deepspeed_config", "load_strictly", "mode_of"]
@@ -60,6 +62,14 @@ class Engine:
         self.rank, self.world, self.device = self.accelerator.process_index, self.accelerator.num_processes, self.accelerator.device
         self.parts: dict[str, PlainPart | ZeroPart] = {}
         self._check(asked)
+        self.watchdog = self._watchdog() if self.world > 1 else None
+
+    def _watchdog(self) -> Watchdog:
+        address = None
+        if self.is_main:
+            host = os.environ.get("MASTER_ADDR", "127.0.0.1")
+            address = (host, free_port(host))
+        return Watchdog(self.rank, self.world, self.broadcast(address), stalled_s=60 * self.config.timeout_minutes)
 
     def _accelerator(self, asked: int, batch: int, run_folder: Path | None) -> Accelerator:
         config, on_cpu = self.config, not torch.cuda.is_available()
@@ -88,11 +98,18 @@ class Engine:
                 expected=f"the Python package {config.tracker}",
                 mend=f"pip install -c constraints.txt {config.tracker}   (or engine.tracker=none)",
             )
-        if tracked:
-            with durable.explained(run_folder):
-                run_folder.mkdir(parents=True, exist_ok=True)
-                accelerator.init_trackers(config.tracker)
         return accelerator
+
+    def track(self, samples: int) -> None:
+        """Begin to track, or begin anew after going back: what a tracker holds beyond `samples` is not shown any more."""
+        if not self.accelerator.log_with:
+            return
+        for tracker in self.accelerator.trackers:
+            tracker.finish()
+        with durable.explained(Path(self.accelerator.project_dir)):
+            Path(self.accelerator.project_dir).mkdir(parents=True, exist_ok=True)
+            options = {"tensorboard": {"purge_step": samples + 1}} if self.config.tracker == "tensorboard" else {}
+            self.accelerator.init_trackers(self.config.tracker, init_kwargs=options)
 
     def _ready_for_deepspeed(self, on_cpu: bool) -> None:
         """What DeepSpeed and accelerate look for in the environment."""
@@ -107,11 +124,10 @@ class Engine:
         os.environ.pop("ACCELERATE_USE_CPU", None)  # turns DeepSpeed into DDP in silence
         if on_cpu:
             os.environ.setdefault("DS_ACCELERATOR", "cpu")
+            # DeepSpeed would compile an all-reduce for inference at the start of every first run: a minute, and a compiler
+            vars(importlib.import_module("deepspeed.ops"))["__compatible_ops__"] = {}
         if "WORLD_SIZE" not in os.environ:  # DeepSpeed has no world of one without a process group
-            with socket.socket() as free:
-                free.bind(("127.0.0.1", 0))
-                port = str(free.getsockname()[1])
-            os.environ.update(RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", MASTER_ADDR="127.0.0.1", MASTER_PORT=port)
+            os.environ.update(RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(free_port("127.0.0.1")))
 
     def _check(self, asked: int) -> None:
         """Accelerate falls back to one process, or to DDP, in silence; a run that trains copies of itself is worse than none."""
@@ -192,6 +208,8 @@ class Engine:
                 part.step(lrs[name])
         for part in self.parts.values():
             part.finish()
+        if self.watchdog:
+            self.watchdog.moved()
 
     # --- communicator -------------------------------------------------------------------------------------------
 
@@ -255,9 +273,25 @@ class Engine:
         if self.accelerator.log_with:
             self.accelerator.log(values, step=samples)
 
-    def close(self) -> None:
-        """Flush trackers and leave the process group."""
+    def close(self, error: BaseException | None = None) -> None:
+        """Flush trackers and leave the process group. With an error, the other ranks hear of it and leave too.
+
+        Raises:
+            TryAgain: the error is that of a collective, and a rank is gone: which one.
+        """
+        failed = "gloo" in str(error) or isinstance(error, torch.distributed.DistBackendError)
+        if self.watchdog and failed and (gone := self.watchdog.wait_for_verdict()):
+            raise TryAgain(gone, mend="run the same command again; it goes on from the last checkpoint") from error
+        if self.watchdog:
+            self.watchdog.close(error)
         self.accelerator.end_training()
+
+
+def free_port(host: str) -> int:
+    """A port that nobody listens on there now."""
+    with socket.socket() as free:
+        free.bind((host, 0))
+        return free.getsockname()[1]
 
 
 def load_strictly(module: nn.Module, state: dict[str, Tensor], where: object) -> None:
