@@ -28,7 +28,7 @@ from launch.config import Config, to_tree, to_yaml
 Watch = Callable[..., Iterable[Any]]
 HEADLINE = ("psnr_gain_db", "codes_used", "frechet_over_gaussian_latents", "seconds")
 BASELINE_IMAGES = 1024
-FREE_TO_CHANGE = {"samples", "checkpoint_every", "log_every", "keep", "workers", "max_bad_steps"}
+FREE_TO_CHANGE = {"samples", "checkpoint_every", "log_every", "keep", "background", "profile", "workers", "max_bad_steps"}
 # what a section of the configuration decides first; until it stands, the section may still be corrected
 FIRST_OUTPUT = {"data": "data", "vqgan": "vqgan/checkpoints", "diffusion": "diffusion/checkpoints", "sample": "synthetic"}
 
@@ -189,6 +189,7 @@ def train(
     """
     from launch import build
     from ldm.training.checkpoint import CheckpointStore
+    from ldm.training.clock import traced
     from ldm.training.engine import Engine
     from ldm.training.loop import MetricLog, fit
     from slurm.preempt import stop_on_signals
@@ -211,7 +212,8 @@ def train(
         trainer, stream, identity = builder(config, Dataset(data), engine)
         store = CheckpointStore(folder / "checkpoints", engine, keep=config.loop.keep)
         log = MetricLog(folder / "metrics.jsonl", writes=engine.is_main)
-        with stop_on_signals() as stop:
+        trace = folder / "trace.json" if config.loop.profile and engine.is_main else None
+        with stop_on_signals() as stop, traced(trace) as stepped:
             samples = fit(
                 trainer,
                 stream,
@@ -223,6 +225,7 @@ def train(
                 record={"config": to_tree(run.config), "versions": environment()["packages"]},
                 stop=stop,
                 report=report,
+                stepped=stepped,
             )
         if samples < config.loop.samples or stop.signal:
             raise TryAgain(

@@ -17,7 +17,7 @@ from data_shards import durable
 from data_shards.errors import InputError, RetinaforgeError, TryAgain, UnsafeResume
 from data_shards.stream import Batch, CubeStream
 from ldm.training.checkpoint import CheckpointStore, Reader, State
-from ldm.training.clock import Clock
+from ldm.training.clock import Clock, Work
 from ldm.training.engine import Engine
 
 LOGGER = logging.getLogger("retinaforge")
@@ -33,6 +33,7 @@ class LoopConfig:
         checkpoint_every, log_every: in samples.
         keep: checkpoints to keep.
         background: write checkpoints beside the training, from a copy; costs a copy of the state in the host's memory.
+    profile: write a Chrome trace of three early steps beside the log.
     max_bad_steps: non-finite steps in a row before the run goes back to its last checkpoint (once), then fails.
         seed: of the order, the noise and the initial weights.
     """
@@ -43,6 +44,7 @@ class LoopConfig:
     log_every: int = 80
     keep: int = 2
     background: bool = True
+    profile: bool = False
     max_bad_steps: int = 10
     seed: int = 0
 
@@ -83,12 +85,14 @@ def fit(
     record: dict[str, Any] | None = None,
     stop: Callable[[], bool],
     report: Report = lambda samples, values: None,
+    stepped: Callable[[], None] = lambda: None,
 ) -> int:
     """Train until `config.samples` are seen or `stop()` holds on any rank; returns the samples seen.
 
     Args:
         identity: what a checkpoint must share with this run to be continued (dataset digest, model configuration).
         record: what a checkpoint keeps besides, for whoever reads it (the whole configuration).
+        report, stepped: called with each logged row, and after each step.
 
     A run that begins commits its untrained state first: whatever ends it before the first interval, it can go on.
 
@@ -98,7 +102,7 @@ def fit(
     kept = {"identity": identity, "record": record or {}}
     samples, epoch = _resume(trainer, engine, store, log, kept)
     batches, clock, commits = stream.batches(samples), Clock(engine.device), Commits(store)
-    bad, returned, counted = 0, False, samples
+    work, bad, returned, counted = Work(engine.device, engine.dtype), 0, False, samples
     while samples < config.samples:
         epoch_values: dict[str, float] = {}
         if samples // stream.count > epoch:
@@ -111,11 +115,12 @@ def fit(
         with clock("data"):
             micro = _micro_batches(next(batches), engine.config.accumulation)
         for i, part in enumerate(micro):
-            with engine.micro_batch(last=i == len(micro) - 1):
+            with engine.micro_batch(last=i == len(micro) - 1), work.counted(len(part.keys)):
                 with clock("forward"):
                     losses, terms = trainer.losses(part, samples)
                 with clock("backward"):
                     engine.backward(losses)
+            work.trained(set(losses))
             for name, value in {**terms, "loss": sum(loss.detach() for loss in losses.values())}.items():
                 values[name] = values.get(name, torch.zeros((), device=engine.device)) + value / len(micro)
 
@@ -155,6 +160,7 @@ def fit(
                 **{f"lr/{k}": v for k, v in trainer.learning_rates(samples - config.batch).items()},
                 **clock.row(samples - counted),
             }
+            row |= work.row(row["samples_per_s"], engine.world)
             row |= {"epoch": float(epoch), "skipped": float(skipped), "checkpoint_failures": float(commits.failures)}
             counted = samples
             log.add(samples, row)
@@ -170,6 +176,7 @@ def fit(
                 commits.begin(samples, {"epoch": epoch, **kept}, {**engine.state(), **trainer.state()})
             if last or not config.background:
                 commits.settle(last=last)
+        stepped()
         if stopping:
             break
     return samples

@@ -17,6 +17,7 @@ import yaml
 
 from ldm.comm import Alone
 from ldm.training.checkpoint import CheckpointStore
+from ldm.training.clock import TIMINGS
 from ldm.training.loop import read_log
 
 pytest.importorskip("deepspeed", reason="the extra 'deepspeed' is not installed: pip install -c constraints.txt -e '.[deepspeed]'")
@@ -57,7 +58,7 @@ def launch(tiny: Path, name: str, mode: str, *, rank: int = 0, step: int = -1) -
 def end(tiny: Path, name: str) -> tuple[list[dict[str, float]], list[list[tuple[str, str]]]]:
     """The curve without its timings, and sha256 of every part of the newest checkpoints."""
     folder = tiny.parent / name / "vqgan"
-    rows = [{k: v for k, v in row.items() if not k.startswith(("samples_per_s", "time/"))} for row in read_log(folder / "metrics.jsonl")]
+    rows = [{k: v for k, v in row.items() if not k.startswith(TIMINGS)} for row in read_log(folder / "metrics.jsonl")]
     committed = CheckpointStore(folder / "checkpoints", Alone()).committed()
     assert len(committed) == 2 and sorted(p.name for p in (folder / "checkpoints").iterdir()) == sorted(c.folder.name for c in committed)
     return rows, [c.parts for c in committed]

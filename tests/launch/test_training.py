@@ -28,11 +28,11 @@ from launch.config import from_tree
 from launch.stages import Run, done, held_out_split
 from ldm.trained import load_autoencoder
 from ldm.training.checkpoint import CheckpointStore, faults_of
+from ldm.training.clock import TIMINGS
 from ldm.training.loop import read_log
 from tests.conftest import made_cube
 
 ROOT = Path(__file__).parents[2]
-NOISE = ("samples_per_s", "time/")  # timings
 
 TINY = {
     "vqgan": {
@@ -86,7 +86,7 @@ def run(*words: object, ranks: int = 1, expect: int = 0) -> subprocess.Completed
 def curve(folder: Path) -> list[dict[str, float]]:
     rows = read_log(folder / "metrics.jsonl")
     assert rows, f"no curve in {folder}"
-    return [{k: v for k, v in row.items() if not k.startswith(NOISE)} for row in rows]
+    return [{k: v for k, v in row.items() if not k.startswith(TIMINGS)} for row in rows]
 
 
 def digest(folder: Path) -> dict[int, list[tuple[str, str]]]:

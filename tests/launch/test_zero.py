@@ -17,6 +17,7 @@ from data_shards.errors import InputError
 from launch.plan import activation_bytes, state_bytes
 from ldm.comm import Alone
 from ldm.training.checkpoint import CheckpointStore, Reader
+from ldm.training.clock import TIMINGS
 from ldm.training.engine.config import EngineConfig, deepspeed_config, mode_of
 from ldm.training.loop import read_log
 
@@ -86,7 +87,7 @@ def verb(*words: object, **environment: str) -> subprocess.CompletedProcess[str]
 def curves(folder: Path, stage: str, *names: str) -> list[list[dict[str, float]]]:
     found = [read_log(folder / f"{name}-{stage}" / stage / "metrics.jsonl") for name in names]
     assert all(len(rows) == len(found[0]) > 2 for rows in found)
-    return [[{k: v for k, v in row.items() if not k.startswith(("samples_per_s", "time/"))} for row in rows] for rows in found]
+    return [[{k: v for k, v in row.items() if not k.startswith(TIMINGS)} for row in rows] for rows in found]
 
 
 def far(a: float, b: float, tolerance: float) -> bool:

@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 import yaml
 
+from ldm.training.clock import TIMINGS
+
 TINY = {
     "model": {"compression": 4, "channels": 16, "layers": 1, "norm_groups": 4, "latent_channels": 4},
     "codebook": {"codes": 32, "kmeans_vectors": 1024},
@@ -28,7 +30,7 @@ def retinaforge(*words: object, cwd: Path, code: int = 0) -> str:
 
 def curve(run: Path) -> list[dict]:
     rows = [json.loads(line) for line in (run / "vqgan" / "metrics.jsonl").read_text().splitlines()]
-    return [{key: value for key, value in row.items() if not key.startswith(("samples_per_s", "time/"))} for row in rows]
+    return [{key: value for key, value in row.items() if not key.startswith(TIMINGS)} for row in rows]
 
 
 def config(folder: Path, packed: Path, name: str) -> Path:

@@ -175,10 +175,14 @@ class Engine:
         """Cubes or latents in the memory format that the networks are to compute in."""
         return x_BCHW.contiguous(memory_format=torch.channels_last) if self.config.channels_last else x_BCHW
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """What matrix products are computed in."""
+        return AUTOCAST.get(self.config.precision, torch.float32)
+
     def autocast(self) -> contextlib.AbstractContextManager:
         """The precision that networks are called in."""
-        dtype = AUTOCAST.get(self.config.precision)
-        return torch.autocast(self.device.type, dtype=dtype, enabled=dtype is not None)
+        return torch.autocast(self.device.type, dtype=self.dtype, enabled=self.dtype is not torch.float32)
 
     @contextlib.contextmanager
     def micro_batch(self, *, last: bool) -> Iterator[None]:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ldm.training.checkpoint import CheckpointStore, Reader
+from ldm.training.clock import TIMINGS
 from ldm.training.engine import Engine, EngineConfig
 from ldm.training.loop import Diverged, LoopConfig, MetricLog, fit, read_log
 
@@ -71,7 +72,7 @@ def trained(folder: Path, *, samples: int = 24, every: int = 8, bad: int = 3, **
 
 
 def curve(folder: Path) -> list[dict]:
-    return [{k: v for k, v in row.items() if not k.startswith(("samples_per_s", "time/"))} for row in read_log(folder / "metrics.jsonl")]
+    return [{k: v for k, v in row.items() if not k.startswith(TIMINGS)} for row in read_log(folder / "metrics.jsonl")]
 
 
 def test_a_step_that_is_not_finite_leaves_weights_and_optimizer_as_they_were(tmp_path: Path) -> None:
