@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
 from pathlib import Path
 
 import numpy as np
@@ -57,3 +59,14 @@ def packed(cube_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def dataset(packed: Path) -> Dataset:
     return Dataset(packed)
+
+
+@pytest.fixture
+def tiny_disk(tmp_path: Path):
+    """A file system of 200 KiB."""
+    place = tmp_path / "disk"
+    place.mkdir()
+    if os.geteuid() != 0 or subprocess.run(["mount", "-t", "tmpfs", "-o", "size=200k", "none", str(place)], capture_output=True).returncode:
+        pytest.skip("mounting a small tmpfs is not allowed here")
+    yield place
+    subprocess.run(["umount", str(place)], check=True)

@@ -266,7 +266,7 @@ class MetricLog:
     """metrics.jsonl: one JSON object a logged step. Rows after the checkpoint that a run resumes from are cut off."""
 
     def __init__(self, path: Path, *, writes: bool) -> None:
-        self.path, self.writes, self._rows = path, writes, []
+        self.path, self.writes, self._rows, self.behind = path, writes, [], False
 
     def exists(self) -> bool:
         return self.path.exists() and self.path.stat().st_size > 0
@@ -281,15 +281,20 @@ class MetricLog:
             self._rows = []
             return
         self.path.parent.mkdir(parents=True, exist_ok=True)
+        content = ("\n".join(self._rows) + "\n").encode()
         with open(self.path, "ab", buffering=0) as file:
-            size = file.tell()
+            size, why = file.tell(), "no space left on device"
             try:
-                file.write(("\n".join(self._rows) + "\n").encode())
+                written = file.write(content)  # unbuffered: a full disk may take a part, and say so by the count alone
             except OSError as error:
+                written, why = 0, error.strerror
+            if written < len(content):
                 file.truncate(size)
-                LOGGER.warning("%s: %s; the rows are kept and written later", self.path, error.strerror)
+                if not self.behind:
+                    LOGGER.warning("%s: %s; the rows are kept and written later", self.path, why)
+                self.behind = True
                 return
-        self._rows = []
+        self._rows, self.behind = [], False
 
     def cut(self, samples: int) -> None:
         """Drop the rows after `samples`, and a last line that a kill left torn."""

@@ -305,17 +305,6 @@ def test_an_unwritable_place_is_named(cube_folder: Path, tmp_path: Path) -> None
     assert "ls -ld" in str(caught.value)
 
 
-@pytest.fixture
-def tiny_disk(tmp_path: Path):
-    """A file system of 200 KiB."""
-    place = tmp_path / "disk"
-    place.mkdir()
-    if os.geteuid() != 0 or subprocess.run(["mount", "-t", "tmpfs", "-o", "size=200k", "none", str(place)], capture_output=True).returncode:
-        pytest.skip("mounting a small tmpfs is not allowed here")
-    yield place
-    subprocess.run(["umount", str(place)], check=True)
-
-
 def test_a_full_disk_leaves_nothing_behind(cube_folder: Path, tiny_disk: Path) -> None:
     with pytest.raises(TryAgain, match="No space left") as caught:
         pack(cube_folder, tiny_disk / "set")

@@ -11,6 +11,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from data_shards.errors import TryAgain
+from ldm.comm import Alone
 from ldm.training.checkpoint import CheckpointStore, Reader
 from ldm.training.clock import TIMINGS
 from ldm.training.engine import Engine, EngineConfig
@@ -62,11 +64,11 @@ class Numbers:
             consumed += 2
 
 
-def trained(folder: Path, *, samples: int = 24, every: int = 8, bad: int = 3, **spoil) -> Line:
+def trained(folder: Path, *, samples: int = 24, every: int = 8, bad: int = 3, background: bool = True, **spoil) -> Line:
     engine = Engine(EngineConfig(tracker="none"))
     trainer = Line(engine, **spoil)
     store, log = CheckpointStore(folder / "checkpoints", engine), MetricLog(folder / "metrics.jsonl", writes=True)
-    config = LoopConfig(samples=samples, batch=2, checkpoint_every=every, log_every=2, max_bad_steps=bad)
+    config = LoopConfig(samples=samples, batch=2, checkpoint_every=every, log_every=2, max_bad_steps=bad, background=background)
     fit(trainer, Numbers(), engine, store, log, config, identity={"task": "line"}, stop=lambda: False)
     return trainer
 
@@ -123,3 +125,50 @@ def test_a_line_torn_by_a_kill_is_cut(tmp_path: Path) -> None:
     assert [row["loss"] for row in read_log(log.path)] == [1.0, None]
     log.cut(2)
     assert [json.loads(line)["samples"] for line in log.path.read_text().splitlines()] == [2]
+
+
+def test_a_full_disk_does_not_end_the_training_while_it_may_be_freed(tiny_disk: Path) -> None:
+    """Two commits fail, space is made, the third succeeds: the same curve, and no row of the log is lost."""
+    trained(tiny_disk / "undisturbed", samples=40)
+    ballast = tiny_disk / "ballast"
+
+    def fill_or_free(samples: int, times: int) -> bool:
+        if samples == 14:
+            with pytest.raises(OSError, match="No space left"), open(ballast, "wb") as file:
+                while True:
+                    file.write(bytes(4096))
+                    file.flush()
+        if samples == 26:
+            ballast.unlink()
+        return False
+
+    trainer = trained(tiny_disk / "full", samples=40, background=False, spoil=fill_or_free)
+    assert not trainer.skipped
+    failures = [row["checkpoint_failures"] for row in read_log(tiny_disk / "full" / "metrics.jsonl")]
+    assert max(failures) == 2 and failures[-1] == 0
+    assert without(curve(tiny_disk / "full"), "checkpoint_failures") == without(curve(tiny_disk / "undisturbed"), "checkpoint_failures")
+
+
+def test_three_commits_that_fail_end_it_and_the_one_before_stands(tiny_disk: Path) -> None:
+    def fill(samples: int, times: int) -> bool:
+        if samples == 14:
+            with pytest.raises(OSError, match="No space left"), open(tiny_disk / "ballast", "wb") as file:
+                while True:
+                    file.write(bytes(4096))
+                    file.flush()
+        return False
+
+    with pytest.raises(TryAgain, match=r"3 checkpoint\(s\) in a row could not be written") as caught:
+        trained(tiny_disk / "run", samples=80, background=False, spoil=fill)
+    assert caught.value.exit_code == 75
+    store = CheckpointStore(tiny_disk / "run" / "checkpoints", Alone())
+    assert store.newest(progress_exists=True).samples == 8
+    assert sorted(p.name for p in store.folder.iterdir()) == ["samples-000000000000", "samples-000000000008"]
+    (tiny_disk / "ballast").unlink()
+    trained(tiny_disk / "run", samples=80)
+    trained(tiny_disk / "undisturbed", samples=80)
+    assert curve(tiny_disk / "run") == curve(tiny_disk / "undisturbed")
+
+
+def without(rows: list[dict], name: str) -> list[dict]:
+    return [{k: v for k, v in row.items() if k != name} for row in rows]
