@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import traceback
 from types import FrameType
 
 import typer
@@ -71,12 +72,32 @@ def main() -> None:
     signal.signal(signal.SIGTERM, _stopped)  # training listens for itself, see slurm/preempt.py
     try:
         app()
+        code = 0
+    except SystemExit as left:
+        code = left.code if isinstance(left.code, int) else int(left.code is not None)
     except RetinaforgeError as error:
         console = Console(stderr=True)
         console.print(f"[bold red]{type(error).__name__}[/]: ", end="")
         console.print(str(error), markup=False, highlight=False, soft_wrap=True)
-        sys.stdout.flush()
-        raise SystemExit(error.exit_code) from None
+        code = error.exit_code
     except BrokenPipeError:  # `retinaforge … | head`: the reader has gone, and Python would complain at exit
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        raise SystemExit(0) from None
+        code = 0
+    except Exception:
+        if not _among_ranks():
+            raise
+        traceback.print_exc()
+        code = 1
+    sys.stdout.flush()
+    if _among_ranks():
+        # Python's own end may wait for ever: it destroys the process group with the interpreter's lock held, for which the
+        # group's threads wait (seen with gloo in 1 of 10 runs); and ZeRO-3 aborts there now and then
+        sys.stderr.flush()
+        os._exit(code)
+    raise SystemExit(code)
+
+
+def _among_ranks() -> bool:
+    """This process is in a process group of torch."""
+    distributed = sys.modules.get("torch.distributed")
+    return distributed is not None and distributed.is_available() and distributed.is_initialized()

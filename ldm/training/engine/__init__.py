@@ -33,6 +33,7 @@ from ldm.training.engine.zero import HeldAdamW, ZeroPart
 
 __all__ = ["MODES", "TRACKERS", "Engine", "EngineConfig", "deepspeed_config", "load_strictly", "mode_of"]
 
+_KEPT: list[Engine] = []  # engines of several ranks, closed
 AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -278,7 +279,9 @@ class Engine:
             self.accelerator.log(values, step=samples)
 
     def close(self, error: BaseException | None = None) -> None:
-        """Flush trackers and leave the process group. With an error, the other ranks hear of it and leave too.
+        """Flush trackers. With an error, the other ranks hear of it and leave too.
+
+        The process group stays, and with it all that refers to it: destroying it may wait for ever, see launch/cli.
 
         Raises:
             TryAgain: the error is that of a collective, and a rank is gone: which one.
@@ -288,7 +291,11 @@ class Engine:
             raise TryAgain(gone, mend="run the same command again; it goes on from the last checkpoint") from error
         if self.watchdog:
             self.watchdog.close(error)
-        self.accelerator.end_training()
+        if torch.distributed.is_initialized():
+            _KEPT.append(self)
+        if self.accelerator.log_with:
+            for tracker in self.accelerator.trackers:
+                tracker.finish()
 
 
 def free_port(host: str) -> int:
