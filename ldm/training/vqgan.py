@@ -100,18 +100,22 @@ class VQGANTrainer:
         if quantise:
             self._remember(batch, h_BDHW, index_BHW)
         # outside the field of view both are 0: nothing there is judged, by any term
-        rec_BCHW = rec_BCHW if fov_BHW is None else rec_BCHW * fov_BHW[:, None]
+        rec_BCHW = rec_BCHW.float() if fov_BHW is None else rec_BCHW.float() * fov_BHW[:, None]
 
-        reconstruction, terms = self._reconstruction(rec_BCHW.float(), x_BCHW, fov_BHW)
-        quantised = self.codebook.codes_KD[index_BHW].movedim(-1, 1)
-        commitment = F.mse_loss(h_BDHW.float(), quantised)
-        total = reconstruction + self.codebook.config.commitment * commitment * quantise
+        # every judge of the reconstruction sees a leaf, and what it says comes back as a direction: see `last_layer_gradient`
+        leaf = rec_BCHW.detach().requires_grad_()
+        reconstruction, terms = self._reconstruction(leaf, x_BCHW, fov_BHW)
+        (direction,) = torch.autograd.grad(reconstruction, leaf)
+        losses: dict[str, Tensor] = {}
+        if samples >= self.config.gan_start_samples and self.config.gan:
+            losses["discriminator"], real_features, d_terms = self._discriminator(x_BCHW, rec_BCHW)
+            generator, gan_terms = self._generator(leaf, real_features, direction, last_input, fov_BHW)
+            direction, terms = direction + generator, {**terms, **gan_terms, **d_terms}
+        fed_back = (rec_BCHW * direction).sum()
+        commitment = F.mse_loss(h_BDHW.float(), self.codebook.codes_KD[index_BHW].movedim(-1, 1))
+        committed = self.codebook.config.commitment * commitment * quantise
         terms["loss/commitment"] = commitment.detach()
-        if samples < self.config.gan_start_samples or not self.config.gan:
-            return {"vqgan": total}, terms
-        generator, gan_terms = self._generator(x_BCHW, rec_BCHW, last_input, fov_BHW)
-        discriminator, d_terms = self._discriminator(x_BCHW, rec_BCHW)
-        return {"vqgan": total + generator, "discriminator": discriminator}, {**terms, **gan_terms, **d_terms}
+        return {"vqgan": fed_back - fed_back.detach() + reconstruction.detach() + committed, **losses}, terms
 
     def _reconstruction(self, rec_BCHW: Tensor, x_BCHW: Tensor, fov_BHW: Tensor | None) -> tuple[Tensor, dict[str, Tensor]]:
         """Weighted reconstruction loss in normalised units, the spectral angle in reflectance; and its terms."""
@@ -120,32 +124,30 @@ class VQGANTrainer:
         terms = {"loss/l1": l1.detach(), "loss/gradient": gradient.detach(), "loss/spectral_angle_rad": angle.detach()}
         return self.config.l1 * l1 + self.config.gradient * gradient + self.config.spectral_angle * angle, terms
 
-    def _generator(self, x_BCHW: Tensor, rec_BCHW: Tensor, last_input: Tensor, fov_BHW: Tensor | None) -> tuple[Tensor, dict[str, Tensor]]:
-        """The generator's terms, fed back as a fixed direction at the reconstruction (see `last_layer_gradient`)."""
-        leaf = rec_BCHW.detach().float().requires_grad_()
-        (rec_gradient,) = torch.autograd.grad(self._reconstruction(leaf, x_BCHW, fov_BHW)[0], leaf)
+    def _generator(
+        self, leaf_BCHW: Tensor, real_features: list[Tensor], rec_gradient_BCHW: Tensor, last_input: Tensor, fov_BHW: Tensor | None
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Gradient of the generator's terms at the reconstruction, under the adaptive weight."""
         with frozen(self.plain_discriminator):
-            with torch.no_grad():
-                _, real_features = self.plain_discriminator(x_BCHW)
-            logits, features = self.plain_discriminator(leaf)
+            logits, features = self.plain_discriminator(leaf_BCHW)
             hinge, matching = -logits.mean(), feature_matching(real_features, features)
-            (gan_gradient,) = torch.autograd.grad(hinge, leaf, retain_graph=True)
-            (matching_gradient,) = torch.autograd.grad(matching, leaf)
+            (gan_gradient,) = torch.autograd.grad(hinge, leaf_BCHW, retain_graph=True)
+            (matching_gradient,) = torch.autograd.grad(matching, leaf_BCHW)
         inside = 1.0 if fov_BHW is None else fov_BHW[:, None].float()  # the mask is part of the way back to the last layer
-        at_weight = torch.stack([last_layer_gradient(last_input, g * inside, self.last_layer_shape) for g in (rec_gradient, gan_gradient)])
+        at_output = (rec_gradient_BCHW, gan_gradient)
+        at_weight = torch.stack([last_layer_gradient(last_input, g * inside, self.last_layer_shape) for g in at_output])
         rec_weight, gan_weight = self.engine.all_reduce_sum_(at_weight) / self.engine.world
         weight = adaptive_weight(rec_weight, gan_weight, scale=self.config.gan)
-        direction = weight * (gan_gradient + self.config.feature_matching * matching_gradient)
-        fed_back = (rec_BCHW.float() * direction).sum()
         terms = {"loss/generator": hinge.detach(), "loss/feature_matching": matching.detach(), "gan/adaptive_weight": weight}
-        return fed_back - fed_back.detach(), terms
+        return weight * (gan_gradient + self.config.feature_matching * matching_gradient), terms
 
-    def _discriminator(self, x_BCHW: Tensor, rec_BCHW: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """Hinge loss on real and reconstructed cubes, through the wrapped discriminator in one call."""
-        logits, _ = self.discriminator(torch.cat([x_BCHW, rec_BCHW.detach().to(x_BCHW)]))
+    def _discriminator(self, x_BCHW: Tensor, rec_BCHW: Tensor) -> tuple[Tensor, list[Tensor], dict[str, Tensor]]:
+        """Hinge loss on real and reconstructed cubes, through the wrapped discriminator in one call; features of the real ones."""
+        logits, features = self.discriminator(torch.cat([x_BCHW, rec_BCHW.detach().to(x_BCHW)]))
         real, fake = logits.float().chunk(2)
         loss = hinge_discriminator(real, fake)
-        return loss, {"loss/discriminator": loss.detach(), "gan/logit_real": real.mean().detach(), "gan/logit_fake": fake.mean().detach()}
+        terms = {"loss/discriminator": loss.detach(), "gan/logit_real": real.mean().detach(), "gan/logit_fake": fake.mean().detach()}
+        return loss, [feature.detach().chunk(2)[0] for feature in features], terms
 
     def _prepared(self, batch: Batch) -> tuple[Tensor, Tensor | None]:
         """Normalised, perhaps mirrored cubes and field of view, on the device."""
