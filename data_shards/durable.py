@@ -33,6 +33,14 @@ def fsync_path(path: Path) -> None:
         os.close(fd)
 
 
+def make_folder(path: Path) -> None:
+    """Make a folder and what is missing above it, each flushed into its parent: else a power cut takes all that was written below."""
+    missing = [folder for folder in (path, *path.parents) if not folder.is_dir()]
+    path.mkdir(parents=True, exist_ok=True)
+    for folder in reversed(missing):
+        fsync_path(folder.parent)
+
+
 def sha256_of(path: Path, chunk_bytes: int = 1 << 20) -> str:
     """Hex sha256 of a file, read in chunks."""
     digest = hashlib.sha256()
@@ -98,7 +106,7 @@ def writing(final: Path, *, keep_first: bool = False) -> Iterator[BinaryIO]:
         keep_first: where two writers may be alive, the first to publish wins and the other's bytes are dropped.
     """
     with explained(final):
-        final.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(final.parent)
         part = part_name(final)
         try:
             with open(part, "wb") as file:
@@ -149,7 +157,7 @@ def writing_folder(final: Path) -> Iterator[Path]:
         TryAgain: another process is writing the same place, or the disk is full. InputError: the place cannot be written.
     """
     with explained(final):
-        final.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(final.parent)
         for left in final.parent.glob(f"{PART}????????-{final.name}"):
             with open(left / LOCK, "ab") as lock:
                 if not _locked(lock):
@@ -183,7 +191,7 @@ def claimed(path: Path, doing: str) -> Iterator[None]:
         TryAgain: a live process holds it. InputError: the place cannot be written.
     """
     with explained(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(path.parent)
         file = open(path, "ab")  # noqa: SIM115 - held as long as the block runs
     with file:
         if not _locked(file):

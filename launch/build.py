@@ -39,6 +39,14 @@ def stream(dataset: Dataset, loop: LoopConfig, engine: Engine, *, maps: bool) ->
     )
 
 
+def validation(dataset: Dataset, loop: LoopConfig, engine: Engine) -> CubeStream | None:
+    """The held-out samples that the loop judges, a micro batch at a time; None where the dataset has none."""
+    if "val" not in dataset.splits or not dataset.splits["val"].count:
+        return None
+    micro = loop.batch // (engine.world * engine.config.accumulation)
+    return CubeStream(dataset, "val", batch_size=micro, rank=engine.rank, world=engine.world, maps=dataset.payload == "cube")
+
+
 def vqgan_modules(stage: VQGANStage, bands: int) -> tuple[VQGAN, Codebook, PatchGAN]:
     """Freshly initialised networks for cubes of so many bands.
 

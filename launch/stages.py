@@ -28,7 +28,9 @@ from launch.config import Config, to_tree, to_yaml
 Watch = Callable[..., Iterable[Any]]
 HEADLINE = ("psnr_gain_db", "codes_used", "frechet_over_gaussian_latents", "seconds")
 BASELINE_IMAGES = 1024
-FREE_TO_CHANGE = {"samples", "checkpoint_every", "log_every", "keep", "background", "profile", "workers", "max_bad_steps"}
+FREE_TO_CHANGE = {
+    *("samples", "checkpoint_every", "log_every", "keep", "validate_samples", "background", "profile", "workers", "max_bad_steps"),
+}
 # what a section of the configuration decides first; until it stands, the section may still be corrected
 FIRST_OUTPUT = {"data": "data", "vqgan": "vqgan/checkpoints", "diffusion": "diffusion/checkpoints", "sample": "synthetic"}
 
@@ -209,7 +211,8 @@ def train(
         if stage == "diffusion":
             engine.on_main(lambda: check_latents(run))
         builder, data = {"vqgan": (build.vqgan_trainer, run.dataset), "diffusion": (build.diffusion_trainer, run.latents)}[stage]
-        trainer, stream, identity = builder(config, Dataset(data), engine)
+        dataset = Dataset(data)
+        trainer, stream, identity = builder(config, dataset, engine)
         store = CheckpointStore(folder / "checkpoints", engine, keep=config.loop.keep)
         log = MetricLog(folder / "metrics.jsonl", writes=engine.is_main)
         trace = folder / "trace.json" if config.loop.profile and engine.is_main else None
@@ -223,6 +226,7 @@ def train(
                 config.loop,
                 identity=identity,
                 record={"config": to_tree(run.config), "versions": environment()["packages"]},
+                validation=build.validation(dataset, config.loop, engine),
                 stop=stop,
                 report=report,
                 stepped=stepped,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -53,7 +54,7 @@ def export_autoencoder(autoencoder: Autoencoder, out: Path) -> None:
     """
     told = {"config": asdict(autoencoder.vqgan.config), "data": autoencoder.data, "checkpoint": autoencoder.digest, "use": HOW_TO}
     weights = {**autoencoder.vqgan.state_dict(), **{f"codebook.{k}": v for k, v in autoencoder.codebook.state_dict().items()}}
-    with _fresh(out) as stage:
+    with fresh(out) as stage:
         as_vqmodel(autoencoder).save_pretrained(stage / "vqvae", safe_serialization=True)
         _plain(stage, "vqgan", weights, told)
 
@@ -77,13 +78,18 @@ def export_denoiser(denoiser: Denoiser, out: Path) -> None:
         "checkpoint": denoiser.digest,
         "use": HOW_TO,
     }
-    with _fresh(out) as stage:
+    with fresh(out) as stage:
         denoiser.net.net.save_pretrained(stage / "unet", safe_serialization=True)
         scheduler_for(SamplerConfig(), denoiser.objective.target).save_pretrained(stage / "scheduler")
         _plain(stage, "denoiser", denoiser.net.state_dict(), told)
 
 
-def _fresh(out: Path):
+def fresh(out: Path) -> AbstractContextManager[Path]:
+    """`durable.writing_folder` for a place that is not taken.
+
+    Raises:
+        InputError: it is. Else as writing_folder.
+    """
     if out.exists():
         raise InputError("the place is taken", where=out, expected="a path that does not exist yet", mend=f"choose another, or rm -r {out}")
     return durable.writing_folder(out)

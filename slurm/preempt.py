@@ -3,35 +3,61 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
+import threading
+import time
 from collections.abc import Iterator
-from types import FrameType
 
 STOPS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
+ECHO_S = 3.0
+"""Ctrl-C reaches all processes of a terminal, and the launcher passes it on: one wish to stop comes twice, within a moment."""
 
 
 class StopFlag:
-    """Callable: has a stop been asked for? A second signal acts as it would have without us."""
+    """Callable: has a stop been asked for? A second signal, no echo of the first, ends the process at once."""
 
     def __init__(self) -> None:
         self.signal: str | None = None
+        self._since = 0.0
 
     def __call__(self) -> bool:
         return self.signal is not None
 
-    def _seen(self, number: int, _: FrameType | None) -> None:
-        self.signal = signal.Signals(number).name
-        for stop in STOPS:
-            signal.signal(stop, signal.SIG_DFL)
+    def heard(self, number: int) -> None:
+        """A signal came."""
+        now = time.monotonic()
+        if self.signal is None:
+            self.signal, self._since = signal.Signals(number).name, now
+        elif now - self._since > ECHO_S:
+            os._exit(128 + number)  # what a shell reports of a process that the signal ended
 
 
 @contextlib.contextmanager
 def stop_on_signals() -> Iterator[StopFlag]:
-    """Listen inside the block; the former handlers come back after it."""
-    flag = StopFlag()
-    before = {stop: signal.signal(stop, flag._seen) for stop in STOPS}
+    """Listen inside the block; the former handlers come back after it. Call it in the main thread.
+
+    Python runs a handler only between two of its own instructions, which a rank that waits in a collective does not reach. The
+    number of the signal is therefore written to a pipe (`set_wakeup_fd`), and a thread reads it.
+    """
+    flag, (out, into) = StopFlag(), os.pipe()
+    os.set_blocking(into, False)
+
+    def listen() -> None:
+        while came := os.read(out, 1):
+            if came[0] in STOPS:
+                flag.heard(came[0])
+
+    listener = threading.Thread(target=listen, name="signals", daemon=True)
+    listener.start()
+    before = {stop: signal.signal(stop, lambda *_: None) for stop in STOPS}
+    wakeup = signal.set_wakeup_fd(into, warn_on_full_buffer=False)
     try:
         yield flag
     finally:
+        signal.set_wakeup_fd(wakeup)
         for stop, handler in before.items():
             signal.signal(stop, handler)
+        os.close(into)
+        listener.join()
+        os.close(out)

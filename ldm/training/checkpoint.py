@@ -1,14 +1,17 @@
 """Checkpoints by the commit protocol: every rank writes its part, rank 0 publishes COMMIT.json last, old ones go after.
 
-A folder without COMMIT.json was never committed. Parts are safetensors and JSON: nothing is ever unpickled, and no part
-is opened before its sha256 was compared with the commit's. A part holds whole tensors, or stretches of tensors that are cut
-over ranks; a reader puts together what it is asked for, so a checkpoint may be loaded by another number of ranks, cut elsewhere.
+A folder without COMMIT.json was never committed; the file carries a digest of itself. Parts are safetensors and JSON: nothing is
+ever unpickled, and no part is opened before its sha256 was compared with the commit's. A part holds whole tensors, or stretches of
+tensors that are cut over ranks; a reader puts together what it is asked for, so a checkpoint may be loaded by another number of
+ranks, cut elsewhere.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import logging
+import re
 import shutil
 import threading
 from dataclasses import dataclass
@@ -16,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as save_bytes
 from torch import Tensor
 
@@ -24,8 +27,10 @@ from data_shards import durable
 from data_shards.errors import InputError, RetinaforgeError, TryAgain, UnsafeResume
 from ldm.comm import Communicator
 
-FORMAT = "retinaforge-checkpoint-2"
+LOGGER = logging.getLogger("retinaforge")
+FORMAT = "retinaforge-checkpoint-3"
 COMMIT = "COMMIT.json"
+PART = re.compile(r"rank-\d{5}\.safetensors")
 SHAPES = "shapes"  # metadata of a part: the whole shape of each tensor that it holds a stretch of
 
 
@@ -53,14 +58,32 @@ class Checkpoint:
 
 
 def read_commit(folder: Path) -> Checkpoint | None:
-    """The commit of a checkpoint folder; None when it was never committed or cannot be read."""
+    """The commit of a checkpoint folder; None when it was never committed, or is not what was committed there."""
     try:
-        commit = json.loads((folder / COMMIT).read_text())
-        if commit["format"] != FORMAT:
+        commit = json.loads((folder / COMMIT).read_bytes())
+        told = commit.pop("sha256")
+        if commit["format"] != FORMAT or told != _digest(commit) or folder.name != folder_name(commit["samples"]):
             return None
-        return Checkpoint(folder, commit["samples"], commit["state"], [tuple(p) for p in commit["parts"]])
-    except (OSError, ValueError, KeyError, TypeError):
+        parts = [(name, sha256) for name, sha256 in commit["parts"] if PART.fullmatch(name)]
+        return Checkpoint(folder, commit["samples"], commit["state"], parts) if len(parts) == len(commit["parts"]) else None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
+
+
+def _digest(commit: dict[str, Any]) -> str:
+    return hashlib.sha256(durable.canonical_json(commit)).hexdigest()
+
+
+def folder_name(samples: int) -> str:
+    """Of the checkpoint at so many samples."""
+    return f"samples-{samples:012d}"
+
+
+def unreadable(folder: Path) -> list[str]:
+    """Commits under a folder of checkpoints that were changed, torn, or written by another version."""
+    return [
+        f"{path}: not a commit of format {FORMAT}" for path in sorted(folder.glob(f"samples-*/{COMMIT}")) if not read_commit(path.parent)
+    ]
 
 
 def faults_of(checkpoint: Checkpoint, parts: list[tuple[str, str]] | None = None) -> list[str]:
@@ -80,7 +103,7 @@ class Reader:
 
     def __init__(self, checkpoint: Checkpoint) -> None:
         self.folder = checkpoint.folder
-        self.files = [safe_open(checkpoint.folder / name, framework="pt") for name, _ in checkpoint.parts]
+        self.files = [_opened(checkpoint.folder / name) for name, _ in checkpoint.parts]
         self.places: dict[str, list[tuple[int, int, int, str]]] = {}  # name to (start, stop, file, key)
         self.shapes: dict[str, tuple[int, ...]] = {}
         for i, file in enumerate(self.files):
@@ -126,6 +149,23 @@ class Reader:
         return {name.removeprefix(prefix): self(name) for name in self.places if name.startswith(prefix)}
 
 
+def _opened(part: Path) -> Any:
+    """A part as safetensors: whatever else it may be, a pickle too, is refused unread.
+
+    Raises:
+        UnsafeResume: the file is none.
+    """
+    try:
+        return safe_open(part, framework="pt")
+    except (SafetensorError, OSError) as error:
+        raise UnsafeResume(
+            f"a part that is no safetensors file: {error}",
+            where=part,
+            expected="what this program writes; nothing else is opened, and nothing is ever unpickled",
+            mend=f"remove {part.parent}; the run goes on from the checkpoint before",
+        ) from error
+
+
 class CheckpointStore:
     """The checkpoints of one trainer.
 
@@ -155,11 +195,13 @@ class CheckpointStore:
     def begin(self, samples: int, state: dict[str, Any], tensors: State) -> None:
         """Copy this rank's share of `tensors` and write it in the background. Collective; `finish` publishes it."""
         assert self.pending is None, "one checkpoint at a time"
-        final, error = self.folder / f"samples-{samples:012d}", None
-        if self.comm.rank == 0 and final.exists() and read_commit(final) is None:
+        final, error = self.place(samples), None
+        if self.comm.rank == 0:
             try:
                 with durable.explained(final):
-                    shutil.rmtree(final)  # what a killed writer left; were it kept, a dead rank's part could mix in
+                    if final.exists() and read_commit(final) is None:
+                        shutil.rmtree(final)  # what a killed writer left; were it kept, a dead rank's part could mix in
+                    durable.make_folder(final)
             except RetinaforgeError as raised:
                 error = raised
         if error := self.comm.broadcast(error):  # also the border behind which all may write
@@ -206,19 +248,25 @@ class CheckpointStore:
 
     def _publish(self, writing: _Writing, parts: list[tuple[str, str]]) -> None:
         told = {"format": FORMAT, "samples": writing.samples, "world": self.comm.world, "state": writing.state, "parts": parts}
-        durable.write_json(writing.final / COMMIT, told)
+        told = json.loads(json.dumps(told))  # tuples become lists, as a reader will see them
+        durable.write_json(writing.final / COMMIT, {**told, "sha256": _digest(told)})
         with durable.explained(self.folder):
-            durable.fsync_path(self.folder)
-            self._prune(writing.samples)
+            self._prune(writing.samples, (writing.state.get("best") or {}).get("samples"))
 
-    def _prune(self, samples: int) -> None:
+    def _prune(self, samples: int, best: int | None) -> None:
         """Drop what is older than the commits to keep: former commits, and what kills in the middle of this left of them.
 
-        What stands beyond `samples` could not be loaded when this run resumed, so it is none of those to keep.
+        What stands beyond `samples` could not be loaded when this run resumed, so it is none of those to keep. That of the best
+        validation loss stays.
         """
         oldest = [c for c in self.committed() if c.samples <= samples][: self.keep][-1].folder.name
         for folder in [path for path in self.folder.glob("samples-*") if path.name < oldest]:
-            self.remove(folder)
+            if best is None or folder != self.place(best):
+                self.remove(folder)
+
+    def place(self, samples: int) -> Path:
+        """The folder of the checkpoint at so many samples."""
+        return self.folder / folder_name(samples)
 
     def remove(self, folder: Path) -> None:
         """Delete one checkpoint; first it is un-committed, so a kill in the middle leaves no folder that looks whole."""
@@ -231,10 +279,12 @@ class CheckpointStore:
         Raises:
             UnsafeResume: the run shows progress, but nothing can be loaded.
         """
-        faults: list[str] = []
+        faults: list[str] = self.comm.broadcast(unreadable(self.folder))
         for checkpoint in self.comm.broadcast(self.committed()):
             mine = faults_of(checkpoint, checkpoint.parts[self.comm.rank :: self.comm.world])
             if not (found := [fault for share in self.comm.gather(mine) for fault in share]):
+                if faults and self.comm.rank == 0:
+                    LOGGER.warning("taking %s, as there are faults beside it:%s", checkpoint.folder, "".join(f"\n  {f}" for f in faults))
                 return checkpoint
             faults += found
         if faults or self.comm.broadcast(progress_exists):

@@ -16,10 +16,14 @@ TIMINGS = ("samples_per_s", "speed/", "time/")
 
 
 class Clock:
-    """Adds up wall time by phase. On a GPU events mark the phases, read only when a row is logged: nothing waits in between."""
+    """Adds up wall time by phase. On a GPU events mark the phases, read only when a row is logged: nothing waits in between.
 
-    def __init__(self, device: torch.device) -> None:
-        self.cuda = device.type == "cuda"
+    Args:
+        entered: called with the name of each phase as it begins.
+    """
+
+    def __init__(self, device: torch.device, entered: Callable[[str], None] = lambda phase: None) -> None:
+        self.cuda, self.entered = device.type == "cuda", entered
         self.restart()
 
     def restart(self) -> None:
@@ -30,6 +34,7 @@ class Clock:
     @contextlib.contextmanager
     def __call__(self, phase: str) -> Iterator[None]:
         """Time the block under this name."""
+        self.entered(phase)
         if self.cuda:
             before, after = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
             before.record()

@@ -36,7 +36,7 @@ class DiffusionTrainer:
         self.denoiser = engine.add(
             "denoiser", denoiser, lr=optimizer.lr, betas=(optimizer.beta1, optimizer.beta2), weight_decay=optimizer.weight_decay
         )
-        self.normaliser = normaliser.to(engine.device)
+        self.module, self.normaliser = denoiser, normaliser.to(engine.device)
         self.ema = EMA(engine.parts["denoiser"].masters())
         self.scheduler = schedule()
 
@@ -46,6 +46,15 @@ class DiffusionTrainer:
         x_BDHW, t_B, target = noised(z_BDHW, batch.position_B, self.objective, seed=self.seed, scheduler=self.scheduler)
         loss = F.mse_loss(self.denoiser(x_BDHW, t_B).float(), target)
         return {"denoiser": loss}, {"loss/denoise": loss.detach()}
+
+    def validate(self, batch: Batch, samples: int) -> dict[str, Tensor]:
+        """The loss of each latent, with the weights of the last step; noise and time are functions of (seed, sample)."""
+        z_BDHW = self.engine.laid_out(self.normaliser(batch.cubes_BCHW.to(self.engine.device)))
+        x_BDHW, t_B, target = noised(z_BDHW, batch.sample_B, self.objective, seed=self.seed + 1, scheduler=self.scheduler)
+        self.module.eval()
+        error_BDHW = self.module(x_BDHW, t_B).float() - target
+        self.module.train()
+        return {"loss": error_BDHW.square().mean((1, 2, 3))}
 
     def after_step(self, samples: int, batch: int, *, skipped: bool) -> dict[str, float]:
         """Moves the average of the weights; a skipped step leaves it untouched."""

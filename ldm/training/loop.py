@@ -19,6 +19,7 @@ from data_shards.stream import Batch, CubeStream
 from ldm.training.checkpoint import CheckpointStore, Reader, State
 from ldm.training.clock import Clock, Work
 from ldm.training.engine import Engine
+from ldm.training.validation import Best, better, validated
 
 LOGGER = logging.getLogger("retinaforge")
 
@@ -31,10 +32,11 @@ class LoopConfig:
         samples: to see in all.
         batch: global batch: micro batch × accumulation × world.
         checkpoint_every, log_every: in samples.
-        keep: checkpoints to keep.
+        keep: newest checkpoints to keep; the one of the lowest validation loss is kept beside them.
+        validate_samples: of the split 'val', judged at each checkpoint interval and at the end; 0 for none.
         background: write checkpoints beside the training, from a copy; costs a copy of the state in the host's memory.
-    profile: write a Chrome trace of three early steps beside the log.
-    max_bad_steps: non-finite steps in a row before the run goes back to its last checkpoint (once), then fails.
+        profile: write a Chrome trace of three early steps beside the log.
+        max_bad_steps: non-finite steps in a row before the run goes back to its last checkpoint (once), then fails.
         seed: of the order, the noise and the initial weights.
     """
 
@@ -43,6 +45,7 @@ class LoopConfig:
     checkpoint_every: int = 2000
     log_every: int = 80
     keep: int = 2
+    validate_samples: int = 64
     background: bool = True
     profile: bool = False
     max_bad_steps: int = 10
@@ -53,6 +56,8 @@ class LoopConfig:
             raise InputError(
                 "a length below 1", where="loop", expected="samples, batch, checkpoint_every, log_every, max_bad_steps at least 1"
             )
+        if self.validate_samples < 0:
+            raise InputError(f"validate_samples {self.validate_samples}", where="loop", expected="0 or more")
 
 
 class Diverged(RetinaforgeError):
@@ -66,6 +71,7 @@ class Trainer(Protocol):
     def losses(self, batch: Batch, samples: int) -> tuple[dict[str, Tensor], dict[str, Tensor]]: ...
     def learning_rates(self, samples: int) -> dict[str, float]: ...
     def after_step(self, samples: int, batch: int, *, skipped: bool) -> dict[str, float]: ...
+    def validate(self, batch: Batch, samples: int) -> dict[str, Tensor]: ...
     def state(self) -> State: ...
     def load(self, read: Reader) -> None: ...
 
@@ -83,6 +89,7 @@ def fit(
     *,
     identity: dict[str, Any],
     record: dict[str, Any] | None = None,
+    validation: CubeStream | None = None,
     stop: Callable[[], bool],
     report: Report = lambda samples, values: None,
     stepped: Callable[[], None] = lambda: None,
@@ -92,6 +99,7 @@ def fit(
     Args:
         identity: what a checkpoint must share with this run to be continued (dataset digest, model configuration).
         record: what a checkpoint keeps besides, for whoever reads it (the whole configuration).
+        validation: held-out samples, a micro batch at a time; None where there are none.
         report, stepped: called with each logged row, and after each step.
 
     A run that begins commits its untrained state first: whatever ends it before the first interval, it can go on.
@@ -100,8 +108,8 @@ def fit(
         UnsafeResume: the newest checkpoint cannot be loaded or belongs to another run. Diverged: see LoopConfig.
     """
     kept = {"identity": identity, "record": record or {}}
-    samples, epoch = _resume(trainer, engine, store, log, kept)
-    batches, clock, commits = stream.batches(samples), Clock(engine.device), Commits(store)
+    samples, epoch, best = _resume(trainer, engine, store, log, kept)
+    batches, clock, commits = stream.batches(samples), Clock(engine.device, engine.entered), Commits(store)
     work, bad, returned, counted = Work(engine.device, engine.dtype), 0, False, samples
     while samples < config.samples:
         epoch_values: dict[str, float] = {}
@@ -143,13 +151,18 @@ def fit(
                     mend="lower the learning rate, raise optimizer.warmup_samples, or check the data: retinaforge data verify",
                 )
             commits.settle()
-            samples, epoch = _resume(trainer, engine, store, log, kept)
+            samples, epoch, best = _resume(trainer, engine, store, log, kept)
             batches, bad, returned, counted = stream.batches(samples), 0, True, samples
             clock.restart()
             continue
 
-        # log, commit, stop
-        if epoch_values or _crossed(samples, config.batch, config.log_every) or samples >= config.samples:
+        # judge, log, commit, stop
+        due, judged = samples >= config.samples or _crossed(samples, config.batch, config.checkpoint_every), {}
+        if due and validation is not None and config.validate_samples:
+            with clock("validate"), engine.autocast():
+                judged = validated(trainer, engine, validation, samples=samples, limit=config.validate_samples)
+            best = better(best, judged, samples)
+        if epoch_values or judged or _crossed(samples, config.batch, config.log_every) or samples >= config.samples:
             names = sorted(values)
             means = engine.all_reduce_sum_(torch.stack([values[n].double() for n in names])) / engine.world
             row = {
@@ -157,6 +170,7 @@ def fit(
                 **{f"grad_norm/{k}": float(v) for k, v in norms.items()},
                 **step_values,
                 **epoch_values,
+                **judged,
                 **{f"lr/{k}": v for k, v in trainer.learning_rates(samples - config.batch).items()},
                 **clock.row(samples - counted),
             }
@@ -171,9 +185,10 @@ def fit(
         with clock("checkpoint"):
             if store.pending and not writing:
                 commits.settle()
-            if last or _crossed(samples, config.batch, config.checkpoint_every):
+            if last or due:
                 log.flush()
-                commits.begin(samples, {"epoch": epoch, **kept}, {**engine.state(), **trainer.state()})
+                told = {"epoch": epoch, "best": best, "tracker": engine.tracker_run, **kept}
+                commits.begin(samples, told, {**engine.state(), **trainer.state()})
             if last or not config.background:
                 commits.settle(last=last)
         stepped()
@@ -238,13 +253,14 @@ def _micro_batches(batch: Batch, accumulation: int) -> list[Batch]:
     return [batch.part(slice(i * n, (i + 1) * n)) for i in range(accumulation)]
 
 
-def _resume(trainer: Trainer, engine: Engine, store: CheckpointStore, log: MetricLog, kept: dict[str, Any]) -> tuple[int, int]:
-    """(samples, epoch) of the newest checkpoint, its state loaded; (0, -1) for a run that has none, its first state committed."""
+def _resume(trainer: Trainer, engine: Engine, store: CheckpointStore, log: MetricLog, kept: dict[str, Any]) -> tuple[int, int, Best | None]:
+    """(samples, epoch, best) of the newest checkpoint, its state loaded; (0, -1, None) for a new run, its first state committed."""
     checkpoint = store.newest(progress_exists=engine.broadcast(log.exists()))
     if checkpoint is None:
-        store.commit(0, {"epoch": -1, **kept}, {**engine.state(), **trainer.state()})
         engine.track(0)
-        return 0, -1
+        told = {"epoch": -1, "best": None, "tracker": engine.tracker_run, **kept}
+        store.commit(0, told, {**engine.state(), **trainer.state()})
+        return 0, -1, None
     for key, mine in kept["identity"].items():
         theirs = checkpoint.state["identity"].get(key)
         if json.loads(json.dumps(mine)) != theirs:
@@ -258,8 +274,8 @@ def _resume(trainer: Trainer, engine: Engine, store: CheckpointStore, log: Metri
     engine.load(read)
     trainer.load(read)
     log.cut(checkpoint.samples)
-    engine.track(checkpoint.samples)
-    return checkpoint.samples, checkpoint.state["epoch"]
+    engine.track(checkpoint.samples, checkpoint.state.get("tracker"))
+    return checkpoint.samples, checkpoint.state["epoch"], checkpoint.state.get("best")
 
 
 class MetricLog:

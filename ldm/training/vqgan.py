@@ -117,6 +117,18 @@ class VQGANTrainer:
         terms["loss/commitment"] = commitment.detach()
         return {"vqgan": fed_back - fed_back.detach() + reconstruction.detach() + committed, **losses}, terms
 
+    def validate(self, batch: Batch, samples: int) -> dict[str, Tensor]:
+        """Reconstruction loss of each cube, without a discriminator's opinion."""
+        x_BCHW, fov_BHW = self._normalised(batch)
+        quantise = samples // self.stream.count >= self.codebook.config.warmup_epochs
+        self.module.eval()
+        rec_BCHW = self.module(x_BCHW, self.codebook, quantise=quantise)[0].float()
+        self.module.train()
+        rec_BCHW = rec_BCHW if fov_BHW is None else rec_BCHW * fov_BHW[:, None]
+        cubes = [slice(b, b + 1) for b in range(len(x_BCHW))]
+        loss_B = [self._reconstruction(rec_BCHW[b], x_BCHW[b], None if fov_BHW is None else fov_BHW[b])[0] for b in cubes]
+        return {"loss": torch.stack(loss_B), "l1": (rec_BCHW - x_BCHW).abs().mean((1, 2, 3))}
+
     def _reconstruction(self, rec_BCHW: Tensor, x_BCHW: Tensor, fov_BHW: Tensor | None) -> tuple[Tensor, dict[str, Tensor]]:
         """Weighted reconstruction loss in normalised units, the spectral angle in reflectance; and its terms."""
         l1, gradient = F.l1_loss(rec_BCHW, x_BCHW), gradient_difference(rec_BCHW, x_BCHW)

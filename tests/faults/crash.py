@@ -1,23 +1,26 @@
-"""python -m tests.faults.crash RANK STEP WORD…: the command line, killed at one durable step of its checkpoints.
+"""python -m tests.faults.crash IDS RANK STEP WORD…: the command line, killed at one durable step of its checkpoints.
 
-Counts what rank RANK does to files below a folder named 'checkpoints' (a write, an fsync, a rename, an unlink, an rmdir) and sends
+Counts what rank RANK does to files below a folder named 'checkpoints' (a mkdir, a write, an fsync, a rename, an unlink, an rmdir) and sends
 itself SIGKILL before step number STEP; in the middle of the bytes where the step is a write. With STEP 0 nothing is killed,
-and each step is named on stderr.
+and each step is named on stderr. What each rank is given to train on is written below the folder IDS.
 """
 
 from __future__ import annotations
 
 import contextlib
+import json
 import os
+import re
 import signal
 import sys
 import threading
 from pathlib import Path
 
 from data_shards import durable
+from data_shards.stream import CubeStream
 from launch.cli import main
 
-RANK, STEP = int(sys.argv[1]), int(sys.argv[2])
+IDS, RANK, STEP = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
 count, lock = 0, threading.RLock()
 
 
@@ -31,7 +34,8 @@ def reached(what: str, path: object) -> bool:
             return False
         count += 1
         if STEP == 0:
-            print(f"step {count}: {what} {Path(str(path)).name}", file=sys.stderr, flush=True)
+            name = re.sub(r"^\.part-.{8}-", "", Path(str(path)).name)  # as it will be called
+            print(f"step {count}: {what} {name}", file=sys.stderr, flush=True)
         return count == STEP
 
 
@@ -77,8 +81,18 @@ def torn(final: Path, **options):
         yield Torn(file, final)
 
 
-for function in ("fsync", "replace", "rename", "unlink", "rmdir"):
+def noting(self: CubeStream, consumed: int = 0):
+    """The stream, noting position and key of each sample that is handed out."""
+    with open(IDS / f"{os.environ.get('RANK', '0')}.jsonl", "a") as file:
+        for batch in batches(self, consumed):
+            print(json.dumps([batch.position, dict(zip(batch.position_B.tolist(), batch.keys, strict=True))]), file=file, flush=True)
+            yield batch
+
+
+for function in ("mkdir", "fsync", "replace", "rename", "unlink", "rmdir"):
     before(function)
 writing, durable.writing = durable.writing, torn
-sys.argv[1:] = sys.argv[3:]
+batches, CubeStream.batches = CubeStream.batches, noting
+IDS.mkdir(parents=True, exist_ok=True)
+sys.argv[1:] = sys.argv[4:]
 main()

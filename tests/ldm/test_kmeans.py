@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import threading
-from typing import Any
-
 import numpy as np
 import pytest
 import torch
@@ -14,47 +11,7 @@ from hypothesis import strategies as st
 from data_shards.errors import InputError
 from ldm.comm import Alone
 from ldm.kmeans import kmeans
-
-
-class Threads:
-    """Ranks as threads of one process: real collectives, no launcher."""
-
-    def __init__(self, world: int) -> None:
-        self.world, self.barrier_, self.box = world, threading.Barrier(world, timeout=60), [None] * world
-
-    def rank(self, rank: int) -> Any:
-        outer = self
-
-        class Rank:
-            world = outer.world
-
-            def gather(self, value: Any) -> list[Any]:
-                outer.box[rank] = value
-                outer.barrier_.wait()
-                values = list(outer.box)
-                outer.barrier_.wait()
-                return values
-
-            def all_reduce_sum_(self, tensor: torch.Tensor) -> torch.Tensor:
-                return tensor.copy_(torch.stack([t.clone() for t in self.gather(tensor.clone())]).sum(0))
-
-        Rank.rank = rank
-        return Rank()
-
-    def run(self, work) -> list[Any]:
-        results: list[Any] = [None] * self.world
-
-        def one(rank: int) -> None:
-            try:
-                results[rank] = work(self.rank(rank))
-            except Exception as error:
-                results[rank] = error
-
-        threads = [threading.Thread(target=one, args=(r,)) for r in range(self.world)]
-        [t.start() for t in threads]
-        [t.join(120) for t in threads]
-        assert not any(t.is_alive() for t in threads), "a rank was left waiting"
-        return results
+from tests.threads import Threads
 
 
 def blobs(n: int = 2000, k: int = 20, d: int = 4, seed: int = 0) -> torch.Tensor:

@@ -34,6 +34,11 @@ from ldm.training.engine.zero import HeldAdamW, ZeroPart
 __all__ = ["MODES", "TRACKERS", "Engine", "EngineConfig", "deepspeed_config", "load_strictly", "mode_of"]
 
 _KEPT: list[Engine] = []  # engines of several ranks, closed
+TRACKED_RUN: dict[str, tuple[str, dict[str, str], Callable[[Any], str]]] = {
+    "wandb": ("id", {"resume": "allow"}, lambda tracker: tracker.run.id),
+    "mlflow": ("run_id", {}, lambda tracker: tracker.active_run.info.run_id),
+}
+"""Trackers that know a run by a name of their own: the option that takes it, what goes with it, and how to ask for it."""
 AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -62,6 +67,7 @@ class Engine:
         self.accelerator = self._accelerator(asked, batch, run_folder)
         self.rank, self.world, self.device = self.accelerator.process_index, self.accelerator.num_processes, self.accelerator.device
         self.parts: dict[str, PlainPart | ZeroPart] = {}
+        self.tracker_run: str | None = None
         self._check(asked)
         self.watchdog = self._watchdog() if self.world > 1 else None
 
@@ -70,7 +76,13 @@ class Engine:
         if self.is_main:
             host = os.environ.get("MASTER_ADDR", "127.0.0.1")
             address = (host, free_port(host))
-        return Watchdog(self.rank, self.world, self.broadcast(address), stalled_s=60 * self.config.timeout_minutes)
+        patience_s = 60 * self.config.timeout_minutes
+        return Watchdog(self.rank, self.world, self.broadcast(address), hang_s=self.config.hang_seconds, patience_s=patience_s)
+
+    def entered(self, phase: str) -> None:
+        """The training goes on with this phase: who stays in one is known by its name."""
+        if self.watchdog:
+            self.watchdog.entered(phase)
 
     def _accelerator(self, asked: int, batch: int, run_folder: Path | None) -> Accelerator:
         config, on_cpu = self.config, not torch.cuda.is_available()
@@ -101,16 +113,25 @@ class Engine:
             )
         return accelerator
 
-    def track(self, samples: int) -> None:
-        """Begin to track, or begin anew after going back: what a tracker holds beyond `samples` is not shown any more."""
+    def track(self, samples: int, run: str | None = None) -> None:
+        """Begin to track, or begin anew after going back: what a tracker holds beyond `samples` is not shown any more.
+
+        Args:
+            run: the tracker's own name of the run to go on with, as `tracker_run` gave it.
+        """
         if not self.accelerator.log_with:
             return
+        name, identified = self.config.tracker, TRACKED_RUN.get(self.config.tracker)
         for tracker in self.accelerator.trackers:
             tracker.finish()
         with durable.explained(Path(self.accelerator.project_dir)):
             Path(self.accelerator.project_dir).mkdir(parents=True, exist_ok=True)
-            options = {"tensorboard": {"purge_step": samples + 1}} if self.config.tracker == "tensorboard" else {}
-            self.accelerator.init_trackers(self.config.tracker, init_kwargs=options)
+            options = {"purge_step": samples + 1} if name == "tensorboard" else {}
+            if identified and run:
+                options = {identified[0]: run, **identified[1]}
+            self.accelerator.init_trackers(name, init_kwargs={name: options})
+        if identified and self.is_main:
+            self.tracker_run = identified[2](self.accelerator.get_tracker(name))
 
     def _ready_for_deepspeed(self, on_cpu: bool) -> None:
         """What DeepSpeed and accelerate look for in the environment."""
@@ -213,8 +234,6 @@ class Engine:
                 part.step(lrs[name])
         for part in self.parts.values():
             part.finish()
-        if self.watchdog:
-            self.watchdog.moved()
 
     # --- communicator -------------------------------------------------------------------------------------------
 

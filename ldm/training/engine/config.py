@@ -31,6 +31,8 @@ class EngineConfig:
     compile: torch.compile on the networks.
     channels_last: memory format of weights and cubes; often faster with half precision on a GPU.
     timeout_minutes: a collective that takes longer ends the run with an error instead of hanging.
+    hang_seconds: a rank that stays so long in one phase of a step while others wait for it is given up: all end with its name, exit
+        code 75. More is allowed where steps take long: five times the longest phase so far.
     tracker: Accelerate's log_with ('tensorboard', 'wandb', 'mlflow', …) or 'none'.
     """
 
@@ -44,14 +46,16 @@ class EngineConfig:
     compile: bool = False
     channels_last: bool = False
     timeout_minutes: float = 10.0
+    hang_seconds: float = 40.0
     tracker: str = "tensorboard"
 
     def __post_init__(self) -> None:
-        if not (self.accumulation >= 1 and self.clip >= 0 and self.timeout_minutes > 0):
+        if not (self.accumulation >= 1 and self.clip >= 0 and self.timeout_minutes > 0 and self.hang_seconds > 0):
             raise InputError(
-                f"accumulation {self.accumulation}, clip {self.clip}, timeout_minutes {self.timeout_minutes}",
+                f"accumulation {self.accumulation}, clip {self.clip}, timeout_minutes {self.timeout_minutes}, "
+                f"hang_seconds {self.hang_seconds}",
                 where="engine",
-                expected="accumulation ≥ 1, clip ≥ 0, timeout_minutes > 0",
+                expected="accumulation ≥ 1, clip ≥ 0, timeout_minutes > 0, hang_seconds > 0",
             )
         if self.tracker not in ("none", *TRACKERS):
             raise InputError(

@@ -2,19 +2,21 @@
 
 A collective among ranks of which one has died or hangs waits for minutes, and its error names nobody. Each rank therefore
 beats every few seconds into a store that rank 0 serves, apart from the training's own. Rank 0 watches all beats, the others
-watch rank 0. A process that is dead, stopped or cut off misses its beats; one whose training hangs still beats, but makes
-no progress.
+watch rank 0. A process that is dead, stopped or cut off misses its beats. One whose training hangs still beats, and says that it
+has been in one phase for too long, without waiting for anybody, while others wait or are further on.
 """
 
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import socket
 import sys
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import astuple, dataclass
 from datetime import timedelta
 
 from torch.distributed import TCPStore
@@ -22,6 +24,21 @@ from torch.distributed import TCPStore
 BEAT_S = 2.0
 SILENT_S = 25.0  # a rank that was not heard for so long is gone
 EXIT_CODE = 75
+SLOW = frozenset({"start", "epoch", "validate", "checkpoint"})  # phases in which one rank may work for minutes while the others wait
+EARLY = 24  # phases entered in the first steps, in which libraries compile and caches fill
+WAITING_IN = (os.path.join("torch", "distributed", "distributed_c10d.py"), os.path.join("deepspeed", "comm", ""))
+
+
+@dataclass(frozen=True)
+class Beat:
+    """What a rank says of itself: phases entered, the present one, seconds in it, whether that is too long, whether it waits for others."""
+
+    number: int = 0
+    progress: int = 0
+    phase: str = "start"
+    seconds: float = 0.0
+    late: bool = False
+    waiting: bool = False
 
 
 class Watchdog:
@@ -29,25 +46,54 @@ class Watchdog:
 
     Args:
         address: host and port of the store; rank 0 serves it.
-        stalled_s: a rank that beats, but is behind the others and has not moved for so long, hangs.
+        hang_s: a phase of a step that takes longer, and five times as long as the longest so far, is a hang, if others wait.
+        patience_s: the same for phases that may take long.
         give_up: called with the verdict on every rank; ends the process.
     """
 
     def __init__(
-        self, rank: int, world: int, address: tuple[str, int], *, stalled_s: float, give_up: Callable[[str], None] | None = None
+        self,
+        rank: int,
+        world: int,
+        address: tuple[str, int],
+        *,
+        hang_s: float,
+        patience_s: float,
+        give_up: Callable[[str], None] | None = None,
     ) -> None:
-        self.rank, self.world, self.stalled_s = rank, world, stalled_s
+        self.rank, self.world, self.hang_s, self.patience_s = rank, world, hang_s, patience_s
         self.give_up = give_up or self._exit
-        self.progress, self.heard, self.verdict, self.closed = 0, time.monotonic(), "", False
+        self.progress, self.phase, self.since, self.longest_s = 0, "start", time.monotonic(), 0.0
+        self.heard, self.verdict, self.closed = time.monotonic(), "", False
+        self.main = threading.main_thread().ident
         self.store = TCPStore(*address, world, is_master=rank == 0, wait_for_workers=False, timeout=timedelta(seconds=SILENT_S))
         self.store.set(f"who/{rank}", f"{socket.gethostname()}, process {os.getpid()}")
         self.threads = [threading.Thread(target=work, daemon=True, name="watchdog") for work in (self._beat, self._judge)]
         for thread in self.threads:
             thread.start()
 
-    def moved(self) -> None:
-        """The training of this rank has come one step further."""
-        self.progress += 1
+    def entered(self, phase: str) -> None:
+        """The training of this rank goes on with another phase."""
+        now = time.monotonic()
+        if self.phase not in SLOW and self.progress > EARLY:
+            self.longest_s = max(self.longest_s, now - self.since)
+        self.progress, self.phase, self.since = self.progress + 1, phase, now
+
+    def beat(self, number: int) -> Beat:
+        """This rank, now."""
+        seconds = time.monotonic() - self.since
+        slow = self.phase in SLOW or self.progress <= EARLY
+        late = seconds > (self.patience_s if slow else max(self.hang_s, 5 * self.longest_s))
+        return Beat(number, self.progress, self.phase, seconds, late, late and self._waits())
+
+    def _waits(self) -> bool:
+        """The main thread is in a collective: it is not the one that hangs."""
+        frame = sys._current_frames().get(self.main)
+        while frame is not None:
+            if any(place in frame.f_code.co_filename for place in WAITING_IN):
+                return True
+            frame = frame.f_back
+        return False
 
     def close(self, error: BaseException | None = None) -> None:
         """This rank leaves: its silence means nothing from now on. With an error, the others are told to leave too."""
@@ -69,7 +115,7 @@ class Watchdog:
         while not self.closed:
             number += 1
             try:
-                self.store.set(f"beat/{self.rank}", f"{number} {self.progress}")
+                self.store.set(f"beat/{self.rank}", json.dumps(astuple(self.beat(number))))
                 if self.store.check(["gone"]):
                     self.verdict = self.store.get("gone").decode()
                 if self.rank != 0:
@@ -80,41 +126,34 @@ class Watchdog:
             time.sleep(BEAT_S)
 
     def _judge(self) -> None:
-        last: dict[int, tuple[str, float, int, float]] = {}
+        heard: dict[int, tuple[int, float]] = {}  # rank to (number of its last beat, when that was first seen)
         while not self.closed:
             time.sleep(BEAT_S)
             if not self.verdict and time.monotonic() - self.heard > SILENT_S:
                 self.verdict = f"rank 0 is gone: not heard for {SILENT_S:.0f} s"
             if self.rank == 0 and not self.verdict:
                 with contextlib.suppress(RuntimeError):  # the store ends with the training
-                    self._look(last)
+                    self._look(heard)
             if self.verdict and not self.closed:
                 self.give_up(self.verdict)
                 return
 
-    def _look(self, last: dict[int, tuple[str, float, int, float]]) -> None:
-        """Rank 0: compare each rank's beat and progress with those of the last look."""
+    def _look(self, heard: dict[int, tuple[int, float]]) -> None:
+        """Rank 0: who is silent, who hangs?"""
         now = time.monotonic()
-        for rank in range(self.world):
-            beat = self.store.get(f"beat/{rank}").decode() if self.store.check([f"beat/{rank}"]) else "0 0"
-            progress = int(beat.split()[1])
-            before = last.get(rank, (beat, now, progress, now))
-            last[rank] = (beat, before[1] if before[0] == beat else now, progress, before[3] if before[2] == progress else now)
-        front = max(seen[2] for seen in last.values())
-        for rank, (_, beaten, progress, moved) in last.items():
-            if self.store.check([f"done/{rank}"]):
-                continue
-            if now - beaten > SILENT_S:
-                why = f"not heard for {SILENT_S:.0f} s"
-            elif progress < front and now - moved > self.stalled_s:
-                why = f"still at step {progress} for {self.stalled_s:.0f} s, others are at {front}"
-            else:
-                continue
+        there = [rank for rank in range(self.world) if not self.store.check([f"done/{rank}"])]
+        beats = {
+            rank: Beat(*json.loads(self.store.get(f"beat/{rank}"))) if self.store.check([f"beat/{rank}"]) else Beat() for rank in there
+        }
+        for rank, beat in beats.items():
+            if rank not in heard or heard[rank][0] != beat.number:
+                heard[rank] = (beat.number, now)
+        if found := _gone({rank: (beat, now - heard[rank][1]) for rank, beat in beats.items()}):
+            rank, why = found
             who = self.store.get(f"who/{rank}").decode() if self.store.check([f"who/{rank}"]) else "never heard"
             self.verdict = f"rank {rank} is gone ({who}): {why}"
             self.store.set("gone", self.verdict)
             time.sleep(2 * BEAT_S)  # the others hear of it before the store ends with this process
-            return
 
     @staticmethod
     def _exit(verdict: str) -> None:
@@ -122,3 +161,16 @@ class Watchdog:
             f"TryAgain: {verdict}\n  mend:     run the same command again; it goes on from the last checkpoint", file=sys.stderr, flush=True
         )
         os._exit(EXIT_CODE)
+
+
+def _gone(seen: dict[int, tuple[Beat, float]]) -> tuple[int, str] | None:
+    """The rank that the others wait for, and why; None while all is well. `seen`: rank to (last beat, seconds since it came)."""
+    last = min((beat.progress for beat, _ in seen.values()), default=0)
+    for rank, (beat, silent_s) in seen.items():
+        if silent_s > SILENT_S:
+            return rank, f"not heard for {SILENT_S:.0f} s"
+        others = [other for r, (other, _) in seen.items() if r != rank]
+        held_up = any(other.progress > beat.progress or other.waiting for other in others)
+        if beat.progress == last and beat.late and not beat.waiting and held_up:
+            return rank, f"in {beat.phase!r} for {beat.seconds:.0f} s, and others wait"
+    return None
