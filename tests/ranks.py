@@ -1,7 +1,7 @@
 """Ranks without their start-up: a process that has everything imported forks them, so that a start takes seconds in place of many.
 
 `python -m tests.ranks` is that process: it reads one JSON object a line ({"words", "world", "environment", "log", "wrapper"}), forks a
-child a rank, and answers with their exit codes. When one ends badly the others get SIGKILL, as with a lost job.
+child a rank, and answers with their exit codes. When one ends badly the others get SIGKILL, as with a lost job, at once or later.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -30,13 +31,17 @@ class Ranks:
         words = [sys.executable, "-m", "tests.ranks"]
         self.process = subprocess.Popen(words, cwd=ROOT, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
-    def run(self, log: Path, words: list[object], world: int, *, wrapper: list[object] = (), **environment: str) -> list[int]:
+    def run(
+        self, log: Path, words: list[object], world: int, *, wrapper: list[object] = (), patience: float = 0, **environment: str
+    ) -> list[int]:
         """Exit codes by rank of the command line with these words; negative for a signal. `log` gets what all of them say.
 
         Args:
             wrapper: a module that is run in place of the command line, and words before the others.
+            patience: seconds that the others have once one has ended badly.
         """
-        told = {"words": [*map(str, words)], "world": world, "environment": environment, "log": str(log), "wrapper": [*map(str, wrapper)]}
+        told = {"words": [*map(str, words)], "world": world, "environment": environment, "log": str(log), "patience": patience}
+        told["wrapper"] = [*map(str, wrapper)]
         self.process.stdin.write(json.dumps(told) + "\n")
         self.process.stdin.flush()
         answer = self.process.stdout.readline()
@@ -81,18 +86,23 @@ def serve() -> None:
             if (pid := os.fork()) == 0:
                 become(told, rank, port)
             children[pid] = rank
-        print(json.dumps(wait(children)), file=answers, flush=True)
+        print(json.dumps(wait(children, told["patience"])), file=answers, flush=True)
 
 
-def wait(children: dict[int, int]) -> list[int]:
+def wait(children: dict[int, int], patience: float) -> list[int]:
     """Exit codes by rank, of all of these."""
-    codes = {}
+    codes: dict[int, int] = {}
+    failed = float("inf")
     while len(codes) < len(children):
-        pid, status = os.wait()
-        codes[children[pid]] = os.waitstatus_to_exitcode(status)
-        if codes[children[pid]]:
-            for other in set(children) - {child for child, rank in children.items() if rank in codes}:
+        pid, status = os.waitpid(-1, os.WNOHANG)
+        if pid:
+            codes[children[pid]] = os.waitstatus_to_exitcode(status)
+            failed = min(failed, time.monotonic()) if codes[children[pid]] else failed
+            continue
+        if time.monotonic() - failed >= patience:
+            for other in [child for child, rank in children.items() if rank not in codes]:
                 os.kill(other, signal.SIGKILL)
+        time.sleep(0.02)
     return [codes[rank] for rank in range(len(children))]
 
 
