@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import os
 import socket
 import sys
@@ -19,10 +20,12 @@ from collections.abc import Callable
 from dataclasses import astuple, dataclass
 from datetime import timedelta
 
-from torch.distributed import TCPStore
+from torch.distributed import DistNetworkError, TCPStore
 
+LOGGER = logging.getLogger("retinaforge")
 BEAT_S = 2.0
 SILENT_S = 25.0  # a rank that was not heard for so long is gone
+CUT_S = 10.0  # as long may rank 0 have left before the others, its store with it
 EXIT_CODE = 75
 SLOW = frozenset({"start", "epoch", "validate", "checkpoint"})  # phases in which one rank may work for minutes while the others wait
 EARLY = 24  # phases entered in the first steps, in which libraries compile and caches fill
@@ -121,8 +124,12 @@ class Watchdog:
                 if self.rank != 0:
                     self.store.get("beat/0")
                 self.heard = time.monotonic()
-            except RuntimeError:  # the store is gone or does not answer: silence is judged by the clock
-                pass
+            except DistNetworkError:  # the connection is cut: rank 0's process has ended
+                time.sleep(CUT_S)
+                self.verdict = self.verdict or "rank 0 is gone: it closed its connection"
+                return
+            except RuntimeError:
+                LOGGER.debug("rank %d: the store did not answer", self.rank)  # silence is judged by the clock
             time.sleep(BEAT_S)
 
     def _judge(self) -> None:
