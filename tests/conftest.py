@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +15,8 @@ from data_shards.cube import Cube, CubeMeta
 from data_shards.dataset import Dataset
 from data_shards.folder import write_cube
 from data_shards.pack import pack
+from tests.ranks import ranks
+from tests.runs import Place
 
 
 def made_cube(i: int, *, bands: int = 4, size: int = 32, subject: str | None = None, **notes) -> Cube:
@@ -61,6 +65,14 @@ def dataset(packed: Path) -> Dataset:
     return Dataset(packed)
 
 
+@pytest.fixture(scope="session")
+def place(packed: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
+    """A folder for tiny trainings, and a process that forks their ranks."""
+    pytest.importorskip("deepspeed", reason="the extra 'deepspeed' is not installed: pip install -c constraints.txt -e '.[deepspeed]'")
+    with ranks() as server:
+        yield Place(tmp_path_factory.mktemp("runs"), packed, server)
+
+
 @pytest.fixture
 def tiny_disk(tmp_path: Path):
     """A file system of 200 KiB."""
@@ -70,3 +82,29 @@ def tiny_disk(tmp_path: Path):
         pytest.skip("mounting a small tmpfs is not allowed here")
     yield place
     subprocess.run(["umount", str(place)], check=True)
+
+
+@pytest.fixture(scope="session")
+def local_cluster():
+    """tests/cluster/local_cluster.py as a module; it is a script first."""
+    spec = importlib.util.spec_from_file_location("local_cluster", Path(__file__).parent / "cluster" / "local_cluster.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="session")
+def session_cluster(local_cluster):
+    """A real SLURM of two nodes for the session, or the reason why there is none here."""
+    if reason := local_cluster.missing():
+        pytest.skip(reason)
+    with local_cluster.LocalCluster(nodes=2) as running:
+        yield running
+
+
+@pytest.fixture
+def cluster(session_cluster, monkeypatch):
+    """The running cluster, with this process's SLURM commands pointed to it."""
+    for name, value in session_cluster.environ.items():
+        monkeypatch.setenv(name, value)
+    return session_cluster

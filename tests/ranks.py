@@ -29,7 +29,8 @@ class Ranks:
         for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE"):
             environment.pop(name, None)
         words = [sys.executable, "-m", "tests.ranks"]
-        self.process = subprocess.Popen(words, cwd=ROOT, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+        self.process = subprocess.Popen(words, cwd=ROOT, env=environment, start_new_session=True, **pipes)
 
     def run(
         self, log: Path, words: list[object], world: int, *, wrapper: list[object] = (), patience: float = 0, **environment: str
@@ -49,8 +50,13 @@ class Ranks:
         return json.loads(answer)
 
     def close(self) -> None:
+        """End it, and what it started, if that is left."""
         self.process.stdin.close()
-        self.process.wait(60)
+        try:
+            self.process.wait(5)
+        except subprocess.TimeoutExpired:
+            os.killpg(self.process.pid, signal.SIGKILL)
+            self.process.wait()
 
 
 @contextlib.contextmanager

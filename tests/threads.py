@@ -13,7 +13,7 @@ class Threads:
     """`world` ranks that can be run together."""
 
     def __init__(self, world: int) -> None:
-        self.world, self.border, self.box = world, threading.Barrier(world, timeout=60), [None] * world
+        self.world, self.border, self.box = world, threading.Barrier(world, timeout=10), [None] * world
 
     def run(self, work: Callable[[Rank], Any]) -> list[Any]:
         """What `work` returns, or the error it ends with, by rank."""

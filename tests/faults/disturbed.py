@@ -1,7 +1,7 @@
 """python -m tests.faults.disturbed RANKS HOW NOTE WORD…: the command line, in which something happens to these ranks after some steps.
 
-HOW: 'data' or 'forward': they sleep there for ever. Else signals that they send themselves, such as SIGKILL or SIGINT+SIGINT; a
-number between two is a pause in seconds. The time is written to NOTE.
+HOW: 'data' or 'forward': they sleep there for ever. 'nan': one term of one micro batch is not finite. Else signals that they
+send themselves, such as SIGKILL or SIGINT+SIGINT; a number between two is a pause in seconds. The time is written to NOTE.
 """
 
 from __future__ import annotations
@@ -46,9 +46,17 @@ def hung(self: VQGANTrainer, batch, samples: int):
     return losses(self, batch, samples)
 
 
+def spoiled(self: VQGANTrainer, batch, samples: int):
+    found, terms = losses(self, batch, samples)
+    if samples >= AFTER and not NOTE.exists():
+        NOTE.touch()
+        terms["loss/l1"] = terms["loss/l1"] * float("nan")
+    return found, terms
+
+
 if os.environ["RANK"] in RANKS:
-    if HOW == "forward":
-        losses, VQGANTrainer.losses = VQGANTrainer.losses, hung
+    if HOW in ("forward", "nan"):
+        losses, VQGANTrainer.losses = VQGANTrainer.losses, hung if HOW == "forward" else spoiled
     else:
         batches, CubeStream.batches = CubeStream.batches, stalled
 sys.argv[1:] = sys.argv[4:]

@@ -11,7 +11,7 @@ from functools import cache
 
 import pytest
 
-from tests.faults.runs import LOOP, Place
+from tests.runs import LOOP, Place
 
 ALL = os.environ.get("FAULTS") == "all"
 MODES = ("ddp", "zero1", "zero2", "zero3")

@@ -10,7 +10,7 @@ import pytest
 
 from data_shards.durable import claimed
 from data_shards.errors import TryAgain
-from tests.faults.runs import Place
+from tests.runs import Place
 
 ALL = os.environ.get("FAULTS") == "all"
 CASES = [(how, rank, mode) for mode in ("ddp", "zero3") for how in ("SIGKILL", "SIGSTOP", "data", "forward") for rank in (0, 1)]

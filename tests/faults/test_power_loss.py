@@ -47,6 +47,25 @@ def test_what_was_committed_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 
 @pytest.mark.parametrize("extreme", EXTREMES)
+def test_a_file_is_the_old_one_or_the_new_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, extreme: str) -> None:
+    root, out, allowed = tmp_path / "run", tmp_path / "after", [None, b"1"]
+    root.mkdir()
+
+    def look() -> None:
+        disk.after_power_loss(extreme, out)
+        found = (out / "a.json").read_bytes() if (out / "a.json").exists() else None
+        assert found in allowed
+        shutil.rmtree(out)
+
+    disk = Disk(root, monkeypatch, look)
+    for i in range(1, 4):
+        durable.write_bytes(root / "a.json", str(i).encode())
+        allowed[:] = [str(i).encode()]
+        disk.look()
+        allowed.append(str(i + 1).encode())
+
+
+@pytest.mark.parametrize("extreme", EXTREMES)
 def test_a_published_folder_is_whole_or_absent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, extreme: str) -> None:
     root, out, published = tmp_path / "run", tmp_path / "after", [False]
     root.mkdir()

@@ -1,10 +1,12 @@
-"""A signal that one rank gets stops all of them at the same step, after one commit, and the run goes on as if nothing had happened."""
+"""What one rank meets, all do: a signal stops them at one step after one commit, and what is not finite makes all leave the step out."""
 
 from __future__ import annotations
 
+import math
+
 import pytest
 
-from tests.faults.runs import Place
+from tests.runs import Place
 
 CASES = [
     ("SIGTERM", "1", "ddp"),
@@ -33,6 +35,19 @@ def test_all_ranks_stop_at_one_step_after_one_commit(place: Place, how: str, who
     place.train(f"unstopped-{mode}", "vqgan", mode, 2, *words, expect=True)
     assert place.curve(name, "vqgan") == place.curve(f"unstopped-{mode}", "vqgan")
     assert place.parts(name, "vqgan")[0] == place.parts(f"unstopped-{mode}", "vqgan")[0]
+
+
+def test_a_step_that_is_not_finite_on_one_rank_is_left_out_on_all(place: Place) -> None:
+    """As when it is not finite on both; also under ZeRO, where DeepSpeed would judge by itself."""
+    curves = []
+    for who, mode in (("0,1", "ddp"), ("1", "ddp"), ("0", "zero2")):
+        assert stopped(place, f"not-finite-{who}-{mode}", "nan", who, mode) == [0, 0]
+        rows = place.curve(f"not-finite-{who}-{mode}", "vqgan")
+        assert [row["samples"] for row in rows if row["skipped"]] == [88]
+        curves.append([{k: v for k, v in row.items() if v is not None and row["samples"] != 88} for row in rows])
+    assert curves[0] == curves[1]
+    for a, b in zip(curves[0], curves[2], strict=True):
+        assert a.keys() == b.keys() and all(math.isclose(a[k], b[k], rel_tol=1e-5, abs_tol=1e-9) for k in a)
 
 
 def test_a_second_signal_that_is_no_echo_ends_at_once(place: Place) -> None:

@@ -5,77 +5,27 @@ from __future__ import annotations
 import json
 import math
 import os
+import shutil
 import subprocess
 import sys
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
 import torch
-import yaml
 
 from data_shards.errors import InputError
 from launch.plan import activation_bytes, state_bytes
-from ldm.comm import Alone
-from ldm.training.checkpoint import CheckpointStore, Reader
-from ldm.training.clock import TIMINGS
+from ldm.training.checkpoint import Reader
 from ldm.training.engine.config import EngineConfig, deepspeed_config, mode_of
-from ldm.training.loop import read_log
+from tests.runs import Place
 
 pytest.importorskip("deepspeed", reason="the extra 'deepspeed' is not installed: pip install -c constraints.txt -e '.[deepspeed]'")
 
 ROOT = Path(__file__).parents[2]
-ENGINE = {"tracker": "none", "accumulation": 2, "clip": 0.5}
-# Adam moves a weight by the rate whatever the size of its gradient, so rounding in a gradient near 0 grows to the rate
-OPTIMIZER = {"lr": 1.0e-5}
-TINY = {
-    "vqgan": {
-        "model": {"compression": 4, "channels": 16, "layers": 1, "norm_groups": 4, "latent_channels": 4},
-        "codebook": {"codes": 32, "kmeans_vectors": 1024, "dead_below": 0.1},
-        "discriminator": {"channels": 8, "layers": 2},
-        "loss": {"gan_start_samples": 8},
-        "loop": {"samples": 32, "batch": 8, "log_every": 8, "checkpoint_every": 24},
-        "optimizer": OPTIMIZER,
-        "engine": ENGINE,
-    },
-    "diffusion": {
-        "model": {"channels": 16, "layers": 1},
-        "loop": {"samples": 32, "batch": 8, "log_every": 8, "checkpoint_every": 24},
-        "optimizer": OPTIMIZER,
-        "engine": ENGINE,
-    },
-}
-# nothing is small enough to stay whole on every rank: the tiny networks are cut up as large ones are
-STAGE3 = {"zero_optimization": {"stage": 3, "stage3_param_persistence_threshold": 0}}
-
-
-@pytest.fixture(scope="module")
-def place(packed: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with the configuration, a run of one process, and its latents for all others."""
-    folder = tmp_path_factory.mktemp("zero")
-    (folder / "tiny.yaml").write_text(yaml.safe_dump({**TINY, "data": {"dataset": str(packed)}}))
-    (folder / "stage3.json").write_text(json.dumps(STAGE3))
-    train(folder, "one", "vqgan", "single")
-    subprocess.run(
-        [sys.executable, "-m", "launch", "encode", folder / "tiny.yaml", f"run={folder}/one-vqgan"], cwd=ROOT, check=True, timeout=120
-    )
-    train(folder, "one", "diffusion", "single")
-    return folder
-
-
-def train(folder: Path, name: str, stage: str, mode: str, ranks: int = 1, *overrides: str, expect: int = 0) -> str:
-    """Train, by torchrun where there are several ranks or a stage of ZeRO; what was said."""
-    run = folder / f"{name}-{stage}"
-    run.mkdir(exist_ok=True)
-    if stage == "diffusion" and not (run / "latents").exists():
-        (run / "latents").symlink_to(folder / "one-vqgan" / "latents")
-    launcher = [sys.executable] if ranks == 1 else [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(ranks)]
-    setting = f"{stage}.engine.ds_config={folder}/stage3.json" if mode == "zero3" else f"{stage}.engine.mode={mode}"
-    words = [*launcher, "-m", "launch", "train", stage, folder / "tiny.yaml", f"run={run}", setting, *overrides]
-    done = subprocess.run(
-        words, cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=300, check=False
-    )
-    assert done.returncode == expect, done.stderr[-3000:]
-    return done.stderr
+ALL = os.environ.get("FAULTS") == "all"
+WORLDS = [(f"zero{stage}", world) for stage in (1, 2, 3) for world in (1, 2, 4)]
+SOME = {"vqgan": [("zero2", 2), ("zero3", 1), ("zero1", 4), ("zero3", 2)], "diffusion": [("zero3", 2), ("zero1", 1), ("zero2", 4)]}
 
 
 def verb(*words: object, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -84,51 +34,52 @@ def verb(*words: object, **environment: str) -> subprocess.CompletedProcess[str]
     return subprocess.run(command, cwd=ROOT, env={**os.environ, **environment}, capture_output=True, text=True, timeout=120, check=False)
 
 
-def curves(folder: Path, stage: str, *names: str) -> list[list[dict[str, float]]]:
-    found = [read_log(folder / f"{name}-{stage}" / stage / "metrics.jsonl") for name in names]
-    assert all(len(rows) == len(found[0]) > 2 for rows in found)
-    return [[{k: v for k, v in row.items() if not k.startswith(TIMINGS)} for row in rows] for rows in found]
+def differences(a: dict[str, float], b: dict[str, float], tolerance: float) -> list[tuple[str, float, float]]:
+    """What differs between two rows of a log, by more than the relative tolerance; where several values are absent, nothing does."""
+    assert a.keys() == b.keys()
+    return [(k, a[k], b[k]) for k in a if not (a[k] == b[k] or (a[k] and b[k] and math.isclose(a[k], b[k], rel_tol=tolerance)))]
 
 
-def far(a: float, b: float, tolerance: float) -> bool:
-    return not math.isclose(a, b, rel_tol=tolerance, abs_tol=1e-9)
+def far(place: Place, name: str, other: str, stage: str, part: str) -> float:
+    """Distance of two runs' weights, each network as one vector, relative to its length.
 
-
-def final(folder: Path, name: str, stage: str) -> Reader:
-    return Reader(CheckpointStore(folder / f"{name}-{stage}" / stage / "checkpoints", Alone()).newest(progress_exists=True))
+    As one vector, for a bias before a group norm has no gradient but rounding, and Adam moves it by the rate all the same.
+    """
+    mine, theirs = (Reader(place.store(run, stage).newest(progress_exists=True)) for run in (name, other))
+    assert mine.places.keys() == theirs.places.keys()
+    a, b = (torch.cat([v.flatten().double() for _, v in sorted(read.under(part).items())]) for read in (mine, theirs))
+    return float(torch.linalg.vector_norm(a - b) / torch.linalg.vector_norm(a))
 
 
 @pytest.mark.parametrize("stage", ["vqgan", "diffusion"])
 @pytest.mark.parametrize("mode", ["ddp", "zero1", "zero2", "zero3"])
-def test_two_ranks_train_what_one_process_trains(place: Path, stage: str, mode: str) -> None:
+def test_two_ranks_train_what_one_process_trains(place: Place, stage: str, mode: str) -> None:
     """Losses, gradient norms, adaptive weights and final weights within 1e-6, with accumulation 2 and clipping at work."""
-    train(place, mode, stage, mode, 2)
-    one, two = curves(place, stage, "one", mode)
-    assert max(row[f"grad_norm/{'vqgan' if stage == 'vqgan' else 'denoiser'}"] for row in one) > ENGINE["clip"], "nothing was clipped"
-    for a, b in zip(one, two, strict=True):
-        assert a.keys() == b.keys()
-        assert not [(a["samples"], k, a[k], b[k]) for k in a if far(a[k], b[k], 1e-6)]
-    mine, theirs = final(place, "one", stage), final(place, mode, stage)
-    assert mine.places.keys() == theirs.places.keys()
-    # each network as one vector: a bias before a group norm has no gradient but rounding, and Adam moves it by the rate all the same
+    place.once("one", stage, "ddp", 1, f"{stage}.loop.samples=32")
+    place.train(f"two-{mode}", stage, mode, 2, f"{stage}.loop.samples=32", expect=True)
+    one, two = place.curve("one", stage), place.curve(f"two-{mode}", stage)
+    assert max(row[f"grad_norm/{'vqgan' if stage == 'vqgan' else 'denoiser'}"] for row in one) > 0.5, "nothing was clipped"
+    assert stage == "diffusion" or one[-1]["gan/adaptive_weight"] > 0
+    assert not [found for a, b in zip(one, two, strict=True) for found in differences(a, b, 1e-6)]
     for part in ("vqgan.model.", "discriminator.model.", "codebook.") if stage == "vqgan" else ("denoiser.model.", "ema."):
-        a, b = (torch.cat([v.flatten().double() for _, v in sorted(read.under(part).items())]) for read in (mine, theirs))
-        assert torch.linalg.vector_norm(a - b) <= 1e-6 * torch.linalg.vector_norm(a), part
+        assert far(place, "one", f"two-{mode}", stage, part) <= 1e-6, part
 
 
 @pytest.mark.parametrize("stage", ["vqgan", "diffusion"])
-def test_a_run_goes_on_under_other_stages_and_worlds(place: Path, stage: str) -> None:
-    """From stage to stage and world to world: one curve, the one of one process."""
-    steps = {"vqgan": [("zero2", 2), ("zero3", 1), ("zero1", 4), ("ddp", 2)], "diffusion": [("zero3", 2), ("single", 1), ("zero2", 2)]}[
-        stage
-    ]
-    length = f"{stage}.loop.samples={{}}"
-    train(place, "straight", stage, "single", 1, length.format(16 * len(steps)))
-    for i, (mode, ranks) in enumerate(steps):
-        train(place, "elastic", stage, mode, ranks, length.format(16 * (i + 1)))
-    straight, elastic = curves(place, stage, "straight", "elastic")
-    for a, b in zip(straight, elastic, strict=True):
-        assert not [(a["samples"], k, a[k], b[k]) for k in a if not k.startswith("lr/") and far(a[k], b[k], 1e-5)]
+def test_a_run_goes_on_under_other_stages_and_worlds(place: Place, stage: str) -> None:
+    """From each stage and world to each other: the next losses are those of one process, and the epoch goes on sample by sample."""
+    shared = [f"{stage}.loop.checkpoint_every=16", f"{stage}.loop.samples="]
+    place.once("straight", stage, "ddp", 1, shared[0], shared[1] + "48")
+    known, worlds = place.ids("straight", stage), WORLDS if ALL else SOME[stage]
+    pairs = [(a, b) for a in worlds for b in worlds if a != b] if ALL else list(pairwise([*worlds, worlds[0]]))
+    for (mode, world), (other_mode, other_world) in pairs:
+        begun, name = f"begun-{mode}-{world}", f"elastic-{mode}-{world}-{other_mode}-{other_world}"
+        place.once(begun, stage, mode, world, shared[0], shared[1] + "16")
+        shutil.copytree(place.run(begun, stage), place.run(name, stage), symlinks=True)
+        place.train(name, stage, other_mode, other_world, shared[0], shared[1] + "48", expect=True)
+        found = [d for a, b in zip(place.curve("straight", stage), place.curve(name, stage), strict=True) for d in differences(a, b, 1e-5)]
+        assert not found, (name, found)
+        assert place.ids(name, stage) == known, name
 
 
 def test_a_launcher_and_a_configuration_that_contradict_each_other_are_refused() -> None:
@@ -180,38 +131,37 @@ def test_no_json_is_a_clear_error(tmp_path: Path) -> None:
         mode_of(EngineConfig(ds_config=str(tmp_path / "ds.json")), {})
 
 
-def test_plain_diffusers_loads_what_is_exported_from_any_stage(place: Path, tmp_path: Path) -> None:
+def test_plain_diffusers_loads_what_is_exported_from_any_stage(place: Place, tmp_path: Path) -> None:
     """VQModel, UNet2DModel and scheduler of a ZeRO-3 checkpoint give what our own networks give, bit for bit."""
     from diffusers import FlowMatchHeunDiscreteScheduler, UNet2DModel, VQModel
 
     from ldm.trained import load_autoencoder, load_denoiser
 
     for stage in ("vqgan", "diffusion"):
-        train(place, "exported", stage, "zero3", 2, f"{stage}.loop.samples=16")
-        done = verb("ckpt", "export", place / f"exported-{stage}", tmp_path / stage)
+        place.train("exported", stage, "zero3", 2, f"{stage}.loop.samples=16", expect=True)
+        done = verb("ckpt", "export", place.run("exported", stage), tmp_path / stage)
         assert done.returncode == 0, done.stderr
     x, z = torch.randn(2, 4, 32, 32), torch.randn(2, 4, 8, 8)
     with torch.no_grad():
-        ours = load_autoencoder(place / "exported-vqgan" / "vqgan")
+        ours = load_autoencoder(place.run("exported", "vqgan") / "vqgan")
         theirs = VQModel.from_pretrained(tmp_path / "vqgan" / "vqgan" / "vqvae").eval()
         h = ours.vqgan.encode(x)
         assert torch.equal(theirs.encode(x).latents, h)
         torch.testing.assert_close(theirs.decode(h).sample, ours.vqgan.decode(ours.codebook(h)[0]))
         net = UNet2DModel.from_pretrained(tmp_path / "diffusion" / "diffusion" / "unet").eval()
-        denoiser = load_denoiser(place / "exported-diffusion" / "diffusion").net
+        denoiser = load_denoiser(place.run("exported", "diffusion") / "diffusion").net
         assert torch.equal(net(z, torch.tensor([3.0, 700.0])).sample, denoiser(z, torch.tensor([3.0, 700.0])))
     FlowMatchHeunDiscreteScheduler.from_pretrained(tmp_path / "diffusion" / "diffusion" / "scheduler")
     told = json.loads((tmp_path / "diffusion" / "diffusion" / "denoiser.json").read_text())
     assert len(told["mean_D"]) == len(told["std_D"]) == 4
-    again = verb("ckpt", "export", place / "exported-vqgan", tmp_path / "vqgan")
+    again = verb("ckpt", "export", place.run("exported", "vqgan"), tmp_path / "vqgan")
     assert again.returncode == 2 and "the place is taken" in again.stderr
 
 
-def test_checkpoints_are_listed_verified_and_pruned(place: Path) -> None:
-    train(
-        place, "listed", "diffusion", "zero2", 2, "diffusion.loop.samples=32", "diffusion.loop.checkpoint_every=8", "diffusion.loop.keep=4"
-    )
-    run = place / "listed-diffusion"
+def test_checkpoints_are_listed_verified_and_pruned(place: Place) -> None:
+    words = ["diffusion.loop.samples=32", "diffusion.loop.keep=4", "diffusion.loop.validate_samples=0"]
+    place.train("listed", "diffusion", "zero2", 2, *words, expect=True)
+    run = place.run("listed", "diffusion")
     rows = json.loads(verb("ckpt", "ls", run, "--json").stdout)
     assert [(row["samples"], row["ranks"], row["committed"]) for row in rows] == [(s, 2, True) for s in (32, 24, 16, 8)]
     assert "4 checkpoints verified" in verb("ckpt", "verify", run).stdout
@@ -227,8 +177,8 @@ def test_checkpoints_are_listed_verified_and_pruned(place: Path) -> None:
     assert verb("ckpt", "ls", run / "latents").returncode == 2
 
 
-def test_a_dry_run_says_what_it_would_take(place: Path) -> None:
-    words = ["train", "vqgan", place / "tiny.yaml", "vqgan.engine.mode=zero3", "vqgan.engine.precision=bf16", "--dry-run"]
+def test_a_dry_run_says_what_it_would_take(place: Place) -> None:
+    words = ["train", "vqgan", place.folder / "tiny.yaml", "vqgan.engine.mode=zero3", "vqgan.engine.precision=bf16", "--dry-run"]
     said = verb(*words, WORLD_SIZE="4", RANK="0").stdout
     assert "batch 8 = micro batch 1 × accumulation 2 × world 4" in said
     assert '"stage": 3' in said and '"train_micro_batch_size_per_gpu": 1' in said

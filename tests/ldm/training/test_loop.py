@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from data_shards.errors import TryAgain
+from data_shards.errors import TryAgain, UnsafeResume
 from ldm.comm import Alone
 from ldm.training.checkpoint import CheckpointStore, Reader
 from ldm.training.clock import TIMINGS
@@ -67,12 +68,14 @@ class Numbers:
             consumed += 2
 
 
-def trained(folder: Path, *, samples: int = 24, every: int = 8, bad: int = 3, background: bool = True, **spoil) -> Line:
+def trained(
+    folder: Path, *, samples: int = 24, every: int = 8, bad: int = 3, background: bool = True, identity: dict | None = None, **spoil
+) -> Line:
     engine = Engine(EngineConfig(tracker="none"))
     trainer = Line(engine, **spoil)
     store, log = CheckpointStore(folder / "checkpoints", engine), MetricLog(folder / "metrics.jsonl", writes=True)
     config = LoopConfig(samples=samples, batch=2, checkpoint_every=every, log_every=2, max_bad_steps=bad, background=background)
-    fit(trainer, Numbers(), engine, store, log, config, identity={"task": "line"}, stop=lambda: False)
+    fit(trainer, Numbers(), engine, store, log, config, identity=identity or {"task": "line"}, stop=lambda: False)
     return trainer
 
 
@@ -113,6 +116,23 @@ def test_a_resume_is_exact_wherever_it_falls(tmp_path: Path, first: int) -> None
     """Before the first interval, on it, and on the border of an epoch (10, of which a checkpoint is made at the end of the run)."""
     trained(tmp_path / "once")
     trained(tmp_path / "twice", samples=first)
+    trained(tmp_path / "twice")
+    assert curve(tmp_path / "twice") == curve(tmp_path / "once")
+
+
+@pytest.mark.parametrize("other", [{"task": "curve"}, {"task": "line", "data": {"digest": "a"}}])
+def test_a_checkpoint_of_another_model_or_data_is_refused_and_stays(tmp_path: Path, other: dict) -> None:
+    trained(tmp_path)
+    before = {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()}
+    with pytest.raises(UnsafeResume, match="the checkpoint has another"):
+        trained(tmp_path, samples=48, identity=other)
+    assert {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()} == before
+
+
+def test_rows_beyond_the_checkpoint_are_cut(tmp_path: Path) -> None:
+    trained(tmp_path / "once")
+    trained(tmp_path / "twice")
+    shutil.rmtree(tmp_path / "twice" / "checkpoints" / "samples-000000000024")
     trained(tmp_path / "twice")
     assert curve(tmp_path / "twice") == curve(tmp_path / "once")
 

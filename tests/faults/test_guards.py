@@ -1,0 +1,151 @@
+"""Every guard is needed: taken out of a copy of the source, one by one, each makes a test fail.
+
+`make test` takes out those whose tests are quick, and the two that two ranks lean on most; `make faults` all.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+ALL = os.environ.get("FAULTS") == "all"
+COPIED = ("data_shards", "ldm", "slurm", "launch", "tests")
+CHECKPOINT, LOOP, VQGAN = "ldm/training/checkpoint.py", "ldm/training/loop.py", "ldm/training/vqgan.py"
+STATE, POWER = "tests/ldm/training/test_checkpoint.py", "tests/faults/test_power_loss.py"
+STOP, LOST, ZERO = "tests/faults/test_stop.py", "tests/faults/test_lost_rank.py", "tests/launch/test_zero.py"
+
+
+@dataclass(frozen=True)
+class Guard:
+    """One guard, and the test that misses it.
+
+    Attributes:
+        file, changes: what is replaced by what in which file; each text stands there once.
+        test: file and words for `pytest -k`.
+        quick: the test takes seconds.
+    """
+
+    name: str
+    file: str
+    changes: tuple[tuple[str, str], ...]
+    test: tuple[str, str]
+    quick: bool = True
+
+
+def guard(name: str, file: str, old: str, new: str, *test: str, quick: bool = True) -> Guard:
+    return Guard(name, file, ((old, new),), (*test, "")[:2], quick)
+
+
+BY_AUTOGRAD = (
+    ("        leaf = rec_BCHW.detach()", "        self.through = rec_BCHW\n        leaf = rec_BCHW.detach()"),
+    (
+        "[last_layer_gradient(last_input, g * inside, self.last_layer_shape) for g in at_output]",
+        "[torch.autograd.grad(self.through, self.module.last_layer.weight, g, retain_graph=True)[0] for g in at_output]",
+    ),
+)
+GUARDS = [
+    guard("hash of a part", CHECKPOINT, "elif durable.sha256_of(path) != sha256:", "elif False:", STATE),
+    guard("digest of a commit", CHECKPOINT, " or told != _digest(commit)", "", STATE),
+    guard("names of parts", CHECKPOINT, " if PART.fullmatch(name)", "", STATE),
+    guard("safetensors only", CHECKPOINT, "except (SafetensorError, OSError) as error:", "except ZeroDivisionError as error:", STATE),
+    guard("order within a removal", CHECKPOINT, "        (folder / COMMIT).unlink(missing_ok=True)\n", "", STATE),
+    guard("progress without a checkpoint", CHECKPOINT, "if faults or self.comm.broadcast(progress_exists):", "if False:", STATE),
+    guard("barrier before anyone writes", CHECKPOINT, "if error := self.comm.broadcast(error):  # also", "if error:  # also", STATE),
+    guard("barrier before the commit", CHECKPOINT, "self.comm.gather(writing.result()), None", "[writing.result()] * 2, None", POWER),
+    guard("fsync of a file", "data_shards/durable.py", "                os.fsync(file.fileno())\n", "", POWER),
+    guard(
+        "fsync after a rename", "data_shards/durable.py", "            fsync_path(final.parent)\n        except", "        except", POWER
+    ),
+    guard("fsync of new folders", "data_shards/durable.py", "        fsync_path(folder.parent)\n", "        pass\n", POWER),
+    guard("fsync of a folder's files", "data_shards/durable.py", "fsync_path(Path(root) / name)", "pass", POWER),
+    guard("fsync of a folder's names", "data_shards/durable.py", "            fsync_path(Path(root))\n", "", POWER),
+    guard(
+        "fsync of a published folder",
+        "data_shards/durable.py",
+        "        os.rename(part, final)\n        fsync_path(final.parent)\n",
+        "        os.rename(part, final)\n",
+        POWER,
+    ),
+    guard(
+        "a file beside its place",
+        "data_shards/durable.py",
+        "        part = part_name(final)\n        try:",
+        "        part = final\n        try:",
+        POWER,
+    ),
+    guard("identity of a checkpoint", LOOP, "if json.loads(json.dumps(mine)) != theirs:", "if False:", "tests/ldm/training/test_loop.py"),
+    guard("the log is cut", LOOP, "    log.cut(checkpoint.samples)\n", "", "tests/ldm/training/test_loop.py"),
+    guard(
+        "the world that came up",
+        "ldm/training/engine/__init__.py",
+        'if self.world != asked or zero != self.mode.startswith("zero") or (not zero and several != (asked > 1)):',
+        "if False:",
+        "tests/ldm/training/test_engine.py",
+    ),
+    guard("agreement on stopping", LOOP, "engine.any_rank(stop(), store.writing)", "(stop(), store.writing)", STOP, "SIGTERM-1-ddp"),
+    Guard("leaf gradients", VQGAN, BY_AUTOGRAD, (ZERO, "what_one_process and vqgan and zero3")),
+    guard("agreement on skipping", LOOP, "(skipped,) = engine.any_rank(not finite)", "skipped = not finite", STOP, "finite", quick=False),
+    guard(
+        "a step left out under ZeRO",
+        "ldm/training/engine/zero.py",
+        "return None if self.held else super().step(closure)",
+        "return super().step(closure)",
+        STOP,
+        "finite and zero2",
+        quick=False,
+    ),
+    guard(
+        "sums of the codebook",
+        VQGAN,
+        "packed = self.engine.all_reduce_sum_(statistics)",
+        "packed = statistics",
+        ZERO,
+        "what_one_process and vqgan and ddp",
+        quick=False,
+    ),
+    guard(
+        "gradients at the last layer, summed",
+        VQGAN,
+        "self.engine.all_reduce_sum_(at_weight) / self.engine.world",
+        "at_weight",
+        ZERO,
+        "what_one_process and vqgan and ddp",
+        quick=False,
+    ),
+    guard(
+        "one training a folder",
+        "launch/stages.py",
+        "engine.on_main(lambda: held.enter_context(durable.claimed(",
+        "(lambda *_: None)(lambda: held.enter_context(durable.claimed(",
+        LOST,
+        "two_trainings",
+        quick=False,
+    ),
+    guard("silence", "ldm/training/engine/watchdog.py", "if silent_s > SILENT_S:", "if False:", LOST, "SIGSTOP-1-ddp", quick=False),
+    guard("hanging", "ldm/training/engine/watchdog.py", "late = seconds > (", "late = False and (", LOST, "forward-1-ddp", quick=False),
+]
+
+
+@pytest.mark.parametrize("taken", [g for g in GUARDS if g.quick or ALL], ids=lambda g: g.name.replace(" ", "-"))
+def test_without_it_a_test_fails(taken: Guard, tmp_path: Path) -> None:
+    for name in COPIED:
+        shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(ROOT / "setup.cfg", tmp_path)
+    path = tmp_path / taken.file
+    text = path.read_text()
+    for old, new in taken.changes:
+        assert text.count(old) == 1, f"{taken.file}: {old!r} stands there {text.count(old)} times; has the guard moved?"
+        text = text.replace(old, new)
+    path.write_text(text)
+    file, words = taken.test
+    command = [sys.executable, "-m", "pytest", "-q", "-x", "--tb=line", "-p", "no:cacheprovider", "--timeout=60", file]
+    done = subprocess.run([*command, "-k", words], cwd=tmp_path, capture_output=True, text=True, timeout=400, check=False)
+    assert done.returncode == 1 and re.search(r"\d+ (failed|error)", done.stdout), done.stdout[-3000:] + done.stderr[-1000:]
