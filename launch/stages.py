@@ -12,10 +12,10 @@ import platform
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
 
@@ -24,6 +24,9 @@ from data_shards.dataset import Dataset
 from data_shards.errors import InputError, TryAgain
 from data_shards.manifest import NAME, read_manifest
 from launch.config import Config, to_tree, to_yaml
+
+if TYPE_CHECKING:
+    from slurm.rank import Placement
 
 Watch = Callable[..., Iterable[Any]]
 HEADLINE = ("psnr_gain_db", "codes_used", "frechet_over_gaussian_latents", "seconds")
@@ -181,29 +184,56 @@ def check_latents(run: Run) -> None:
         )
 
 
+@contextlib.contextmanager
+def _meeting(place: Placement) -> Iterator[None]:
+    """Around the ranks' first contact. What fails there is no fault of the input, and may be well the next time."""
+    from torch.distributed import DistError
+
+    from slurm.meeting import check_meeting_point, meeting_point
+
+    if place.world > 1 and "MASTER_ADDR" not in os.environ:
+        os.environ.update(meeting_point(place, os.environ))
+        check_meeting_point(os.environ)
+    try:
+        yield
+    except RuntimeError as error:
+        if not (isinstance(error, DistError) or "gloo" in str(error).lower()):
+            raise
+        raise TryAgain(
+            f"the ranks did not meet: {str(error).splitlines()[0]}",
+            where=f"MASTER_ADDR={os.environ.get('MASTER_ADDR')} MASTER_PORT={os.environ.get('MASTER_PORT')}",
+            expected="all ranks started, and a port there that no other program has",
+            mend="run the same command again, if need be with another MASTER_PORT",
+        ) from error
+
+
 def train(
     run: Run, stage: str, *, report: Callable[[int, dict[str, float]], None], started: Callable[[Any], None] = lambda engine: None
 ) -> int:
     """Train 'vqgan' or 'diffusion' to its end, from its newest checkpoint on. Collective over ranks.
 
     Raises:
-        TryAgain: stopped by a signal after a commit; the same command goes on.
+        TryAgain: stopped by a signal after a commit, or the ranks did not meet; the same command goes on.
+        InputError: launchers that contradict each other, or a meeting point that cannot be.
     """
-    from launch import build
+    from slurm.meeting import check_meeting_point
+    from slurm.preempt import stop_on_signals
+    from slurm.rank import placement, torch_environ
+
+    if (place := placement()).world > 1:
+        os.environ.update(torch_environ(place))  # started by srun or mpiexec: said again in the words the engine knows
+    check_meeting_point(os.environ)
+    from launch import build  # it takes seconds, and what was wrong up to here is said at once
     from ldm.training.checkpoint import CheckpointStore
     from ldm.training.clock import traced
     from ldm.training.engine import Engine
     from ldm.training.loop import MetricLog, fit
-    from slurm.preempt import stop_on_signals
-    from slurm.rank import MpiCommunicator, meeting_point, placement, torch_environ
 
-    if (place := placement()).world > 1:
-        os.environ.update(torch_environ(place))  # started by srun or mpiexec: said again in the words the engine knows
-        if place.source == "mpi" and "MASTER_ADDR" not in os.environ:
-            os.environ.update(meeting_point(place, MpiCommunicator(place)))
     config = getattr(run.config, stage)
     folder = getattr(run, stage)
-    engine, held = Engine(config.engine, batch=config.loop.batch, run_folder=folder), contextlib.ExitStack()
+    with _meeting(place):
+        engine = Engine(config.engine, batch=config.loop.batch, run_folder=folder)
+    held = contextlib.ExitStack()
     try:
         started(engine)
         engine.on_main(lambda: held.enter_context(durable.claimed(folder / ".training", "training in this folder")))

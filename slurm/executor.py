@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import socket
 import subprocess
 import sys
 import time
@@ -18,6 +17,7 @@ from submitit.core.utils import FailedJobError, FailedSubmissionError
 from data_shards import durable
 from data_shards.errors import CorruptData, InputError, TryAgain, nearest
 from slurm.jobs import JobSpec, freeze, sbatch_text
+from slurm.meeting import free_port
 
 RECORD_NAME = "submitted.json"
 LATER = ("Unable to contact slurm controller", "Socket timed out", "Connection refused", "temporarily", "Slurm controller not responding")
@@ -131,10 +131,8 @@ def array_indices(text: str) -> list[int]:
 
 
 def _run_once(spec: JobSpec, path: Path, index: int | None, poll_seconds: float, grace_seconds: float) -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    common = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(spec.world), "LOCAL_WORLD_SIZE": str(spec.world)}
+    world, port = str(spec.world), str(free_port())
+    common = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": world, "LOCAL_WORLD_SIZE": world}
     if index is not None:
         common["SLURM_ARRAY_TASK_ID"] = str(index)
     tasks: list[subprocess.Popen] = []

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import os
 import re
-import socket
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -69,7 +68,7 @@ def placement(environ: Mapping[str, str] | None = None) -> Placement:
         InputError: half a set of variables, values that are not numbers, or launchers that contradict each other.
     """
     env = os.environ if environ is None else environ
-    found = [place for place in (_torchrun(env), _mpi(env), _slurm(env)) if place is not None]  # innermost first
+    found = [place for place in (_torchrun(env), _mpi(env), slurm_step(env)) if place is not None]  # innermost first
     for outer in found[1:]:
         _check_fit(found[0], outer, env)
     return found[0] if found else Placement()
@@ -79,17 +78,6 @@ def torch_environ(place: Placement) -> dict[str, str]:
     """The variables by which torch.distributed and Accelerate know the same placement."""
     values = {"RANK": place.rank, "WORLD_SIZE": place.world, "LOCAL_RANK": place.local_rank, "LOCAL_WORLD_SIZE": place.local_world}
     return {name: str(value) for name, value in values.items()}
-
-
-def meeting_point(place: Placement, comm: Communicator) -> dict[str, str]:
-    """MASTER_ADDR and MASTER_PORT, for ranks whose launcher names none: rank 0's host and a port free there, told over `comm`."""
-    found = None
-    if place.rank == 0:
-        host = "127.0.0.1" if place.local_world == place.world else socket.gethostname()
-        with socket.socket() as free:
-            free.bind((host, 0))
-            found = {"MASTER_ADDR": host, "MASTER_PORT": str(free.getsockname()[1])}
-    return comm.broadcast_object(found)
 
 
 def array_task(environ: Mapping[str, str] | None = None) -> str | None:
@@ -105,7 +93,7 @@ def _check_fit(inner: Placement, outer: Placement, env: Mapping[str, str]) -> No
         agents = _number(env, "GROUP_WORLD_SIZE", default=1)
         if agents == outer.world:
             return
-    if inner.source == "mpi" and outer.source == "slurm" and _has_own_mpiexec(env) and outer.world <= inner.world:
+    if inner.source == "mpi" and outer.source == "slurm" and has_own_mpiexec(env) and outer.world <= inner.world:
         return  # mpiexec started its proxies, one a node, by srun
     raise InputError(
         f"{inner.source} says rank {inner.rank} of {inner.world}, {outer.source} says rank {outer.rank} of {outer.world}",
@@ -131,8 +119,8 @@ def _mpi(env: Mapping[str, str]) -> Placement | None:
     elif _pair(env, "PMI_RANK", "PMI_SIZE"):
         names = ("PMI_RANK", "PMI_SIZE", "MPI_LOCALRANKID", "MPI_LOCALNRANKS")
         if (
-            not _has_own_mpiexec(env)
-            and (step := _slurm(env))
+            not has_own_mpiexec(env)
+            and (step := slurm_step(env))
             and (step.rank, step.world) == (_number(env, names[0]), _number(env, names[1]))
         ):
             return Placement(rank=step.rank, world=step.world, local_rank=step.local_rank, local_world=step.local_world, source="mpi")
@@ -144,7 +132,7 @@ def _mpi(env: Mapping[str, str]) -> Placement | None:
     return Placement(rank=rank, world=world, local_rank=local_rank, local_world=local_world, source="mpi")
 
 
-def _slurm(env: Mapping[str, str]) -> Placement | None:
+def slurm_step(env: Mapping[str, str]) -> Placement | None:
     """A task of an srun step; not the batch script and not a shell inside an allocation, which see SLURM_NTASKS too."""
     if "SLURM_PROCID" not in env or _number(env, "SLURM_STEP_ID", default=NOT_A_TASK) >= NOT_A_TASK:
         return None
@@ -175,7 +163,8 @@ def tasks_on_node(text: str, node: int) -> int:
     return counts[node]
 
 
-def _has_own_mpiexec(env: Mapping[str, str]) -> bool:
+def has_own_mpiexec(env: Mapping[str, str]) -> bool:
+    """Started by an mpiexec, not by srun in an MPI's words."""
     return "OMPI_COMM_WORLD_RANK" in env or "MPI_LOCALNRANKS" in env
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -14,6 +15,14 @@ Overrides = Annotated[
     list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Dotted overrides: vqgan.model.channels=64 run=runs/mine")
 ]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the resolved configuration and stop.")]
+Hostfile = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FILE",
+        help="DeepSpeed's hostfile: refuse, before anything is written, names that do not resolve and another number of processes than its "
+        "slots. With --dry-run: plan for so many processes.",
+    ),
+]
 
 
 def resolved(preset: str, overrides: list[str] | None, dry_run: bool = False) -> Run:

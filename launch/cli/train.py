@@ -3,38 +3,46 @@
 from __future__ import annotations
 
 import contextlib
+import os
+from pathlib import Path
 
 import typer
 
 from launch.cli.meter import Meter, meter
-from launch.cli.options import DryRun, Overrides, Preset, resolved
+from launch.cli.options import DryRun, Hostfile, Overrides, Preset, resolved
 
 app = typer.Typer(help="Train the VQ-GAN, then the latent diffusion. The same command again resumes.", no_args_is_help=True)
 
 
 @app.command()
-def vqgan(preset: Preset, overrides: Overrides = None, dry_run: DryRun = False) -> None:
+def vqgan(preset: Preset, overrides: Overrides = None, dry_run: DryRun = False, hostfile: Hostfile = None) -> None:
     """Train the autoencoder and its codebook on the run's dataset."""
-    _train(preset, overrides, dry_run, "vqgan")
+    _train(preset, overrides, dry_run, hostfile, "vqgan")
 
 
 @app.command()
-def diffusion(preset: Preset, overrides: Overrides = None, dry_run: DryRun = False) -> None:
+def diffusion(preset: Preset, overrides: Overrides = None, dry_run: DryRun = False, hostfile: Hostfile = None) -> None:
     """Train the denoiser on the run's cached latents (see `retinaforge encode`)."""
-    _train(preset, overrides, dry_run, "diffusion")
+    _train(preset, overrides, dry_run, hostfile, "diffusion")
 
 
-def _train(preset: str, overrides: list[str] | None, dry_run: bool, stage: str) -> None:
+def _train(preset: str, overrides: list[str] | None, dry_run: bool, hostfile: Path | None, stage: str) -> None:
+    from slurm.hostfile import check_names, check_started, planned_environ, read_hostfile
+    from slurm.rank import placement
+
+    hosts = read_hostfile(hostfile) if hostfile else None
     if not dry_run:
+        if hosts:
+            check_started(hosts, placement())
+            check_names(hosts)
         train_stage(resolved(preset, overrides), stage)
         return
-    import os
-
+    environ = planned_environ(hosts, os.environ) if hosts else os.environ
     from launch.config import load, to_yaml
     from launch.plan import plan
 
     config = load(preset, overrides or [])
-    typer.echo(to_yaml(config) + plan(config, stage, os.environ))
+    typer.echo(to_yaml(config) + plan(config, stage, environ))
 
 
 def train_stage(run, stage: str) -> None:
