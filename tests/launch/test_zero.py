@@ -82,6 +82,28 @@ def test_a_run_goes_on_under_other_stages_and_worlds(place: Place, stage: str) -
         assert place.ids(name, stage) == known, name
 
 
+@pytest.mark.parametrize(
+    ("stage", "mode", "setting", "tolerance"),
+    [
+        ("vqgan", "zero3", "offload=parameters", 1e-6),
+        ("diffusion", "zero1", "offload=optimizer", 1e-6),
+        ("vqgan", "ddp", "precision=fp16", 2e-2),
+        ("diffusion", "zero2", "precision=bf16", 2e-2),
+    ],
+)
+def test_other_precisions_and_offload_train_and_resume(place: Place, stage: str, mode: str, setting: str, tolerance: float) -> None:
+    """Near the fp32 curve, and a resume changes nothing: the loss scale goes on too."""
+    place.once("one", stage, "ddp", 1, f"{stage}.loop.samples=32")
+    name, words = f"{mode}-{setting}", [f"{stage}.engine.{setting}", f"{stage}.loop.samples="]
+    place.train(name, stage, mode, 2, words[0], words[1] + "32", expect=True)
+    for a, b in zip(place.curve("one", stage), place.curve(name, stage), strict=True):
+        assert math.isclose(a["loss"], b["loss"], rel_tol=tolerance)
+    for samples in ("16", "32"):
+        place.train(f"{name}-again", stage, mode, 2, words[0], words[1] + samples, expect=True)
+    assert place.curve(f"{name}-again", stage) == place.curve(name, stage)
+    assert place.parts(f"{name}-again", stage)[0] == place.parts(name, stage)[0]
+
+
 def test_a_launcher_and_a_configuration_that_contradict_each_other_are_refused() -> None:
     launched = {"ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_DEEPSPEED_ZERO_STAGE": "3", "WORLD_SIZE": "2"}
     assert mode_of(EngineConfig(), launched) == "zero3"

@@ -21,6 +21,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import DeepSpeedPlugin, DistributedType, InitProcessGroupKwargs, TorchDynamoPlugin
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
 
 from data_shards import durable
@@ -28,7 +29,7 @@ from data_shards.errors import InputError, RetinaforgeError, TryAgain
 from ldm.training.checkpoint import Reader, State
 from ldm.training.engine.config import MODES, TRACKERS, EngineConfig, deepspeed_config, mode_of
 from ldm.training.engine.plain import PlainPart
-from ldm.training.engine.watchdog import Watchdog
+from ldm.training.engine.watchdog import Watchdog, joined, served
 from ldm.training.engine.zero import HeldAdamW, ZeroPart
 
 __all__ = ["MODES", "TRACKERS", "Engine", "EngineConfig", "deepspeed_config", "load_strictly", "mode_of"]
@@ -72,12 +73,12 @@ class Engine:
         self.watchdog = self._watchdog() if self.world > 1 else None
 
     def _watchdog(self) -> Watchdog:
-        address = None
+        host, store = os.environ.get("MASTER_ADDR", "127.0.0.1"), None
         if self.is_main:
-            host = os.environ.get("MASTER_ADDR", "127.0.0.1")
-            address = (host, free_port(host))
-        patience_s = 60 * self.config.timeout_minutes
-        return Watchdog(self.rank, self.world, self.broadcast(address), hang_s=self.config.hang_seconds, patience_s=patience_s)
+            store = served(host, self.world)
+        port = self.broadcast(store.port if store else None)
+        store = store or joined(host, port, self.world)
+        return Watchdog(self.rank, self.world, store, hang_s=self.config.hang_seconds, patience_s=60 * self.config.timeout_minutes)
 
     def entered(self, phase: str) -> None:
         """The training goes on with this phase: who stays in one is known by its name."""
@@ -148,6 +149,14 @@ class Engine:
             os.environ.setdefault("DS_ACCELERATOR", "cpu")
             # DeepSpeed would compile an all-reduce for inference at the start of every first run: a minute, and a compiler
             vars(importlib.import_module("deepspeed.ops"))["__compatible_ops__"] = {}
+        here = importlib.import_module("deepspeed.accelerator").get_accelerator()
+        if not {"fp32": lambda: True, "bf16": here.is_bf16_supported, "fp16": here.is_fp16_supported}[self.config.precision]():
+            raise InputError(
+                f"precision {self.config.precision!r} in mode {self.mode!r}",
+                where="engine.precision",
+                expected=f"what DeepSpeed can on this device ({here.device_name()})",
+                mend="engine.precision=bf16, or fp32",
+            )
         if "WORLD_SIZE" not in os.environ:  # DeepSpeed has no world of one without a process group
             os.environ.update(RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(free_port("127.0.0.1")))
 
@@ -175,9 +184,11 @@ class Engine:
         optimizer = cls(module.to(self.device).parameters(), lr=lr, betas=betas, weight_decay=weight_decay)
         if zero:
             engine, _ = self.accelerator.prepare(module, optimizer)
+            assert engine.zero_optimization_stage() == int(self.mode[-1]), "DeepSpeed took another stage"
             self.parts[name] = ZeroPart(module, engine, optimizer)
         else:
             wrapped = self.accelerator.prepare_model(module)
+            assert isinstance(wrapped, DistributedDataParallel) == (self.world > 1), "gradients would not be exchanged"
             self.parts[name] = PlainPart(module, wrapped, optimizer, clip=self.config.clip, fp16=self.config.precision == "fp16")
         return self.parts[name].wrapped
 

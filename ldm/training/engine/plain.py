@@ -66,7 +66,8 @@ class PlainPart:
         for name, parameter in self.module.named_parameters():
             state |= {f"optimizer.{slot}.{name}": self.optimizer.state[parameter][slot] for slot in MOMENTS}
         state["optimizer.step"] = next(iter(self.optimizer.state.values()))["step"]
-        return {**state, "optimizer.loss_scale": torch.tensor(self.scaler.get_scale())}
+        known = self.scaler.state_dict()  # empty without fp16
+        return {**state, "optimizer.loss_scale": loss_scale(known.get("scale", 0.0), known.get("_growth_tracker", 0))}
 
     @torch.no_grad()
     def load(self, read: Reader) -> None:
@@ -78,8 +79,14 @@ class PlainPart:
             for slot in MOMENTS:
                 slots[slot].copy_(read(f"optimizer.{slot}.{name}", shape=parameter.shape))
             slots["step"] = read("optimizer.step", shape=())
-        if self.scaler.is_enabled():
-            self.scaler = torch.amp.GradScaler(next(self.module.parameters()).device.type, float(read("optimizer.loss_scale", shape=())))
+        scale, clean, _ = read("optimizer.loss_scale", shape=(3,)).tolist()
+        if self.scaler.is_enabled() and scale:
+            self.scaler.load_state_dict({**self.scaler.state_dict(), "scale": scale, "_growth_tracker": int(clean)})
+
+
+def loss_scale(scale: float, clean: int, hysteresis: int = 0) -> Tensor:
+    """State of a dynamic loss scale: the scale, 0 where there is none; steps since it last changed; overflows it still forgives."""
+    return torch.tensor([scale, clean, hysteresis], dtype=torch.float64)
 
 
 def fresh_state(values: Tensor) -> dict[str, Tensor]:

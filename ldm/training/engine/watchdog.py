@@ -44,11 +44,21 @@ class Beat:
     waiting: bool = False
 
 
+def served(host: str, world: int) -> TCPStore:
+    """Rank 0's store, at a port that is free."""
+    return TCPStore(host, 0, world, is_master=True, wait_for_workers=False, timeout=timedelta(seconds=SILENT_S))
+
+
+def joined(host: str, port: int, world: int) -> TCPStore:
+    """The same store, from another rank."""
+    return TCPStore(host, port, world, is_master=False, wait_for_workers=False, timeout=timedelta(seconds=SILENT_S))
+
+
 class Watchdog:
     """One rank's beats, and its view of the others.
 
     Args:
-        address: host and port of the store; rank 0 serves it.
+        store: that rank 0 serves.
         hang_s: a phase of a step that takes longer, and five times as long as the longest so far, is a hang, if others wait.
         patience_s: the same for phases that may take long.
         give_up: called with the verdict on every rank; ends the process.
@@ -58,7 +68,7 @@ class Watchdog:
         self,
         rank: int,
         world: int,
-        address: tuple[str, int],
+        store: TCPStore,
         *,
         hang_s: float,
         patience_s: float,
@@ -69,7 +79,7 @@ class Watchdog:
         self.progress, self.phase, self.since, self.longest_s = 0, "start", time.monotonic(), 0.0
         self.heard, self.verdict, self.closed = time.monotonic(), "", False
         self.main = threading.main_thread().ident
-        self.store = TCPStore(*address, world, is_master=rank == 0, wait_for_workers=False, timeout=timedelta(seconds=SILENT_S))
+        self.store = store
         self.store.set(f"who/{rank}", f"{socket.gethostname()}, process {os.getpid()}")
         self.threads = [threading.Thread(target=work, daemon=True, name="watchdog") for work in (self._beat, self._judge)]
         for thread in self.threads:

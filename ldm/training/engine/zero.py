@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from ldm.training.checkpoint import Fragment, Reader, State
-from ldm.training.engine.plain import MOMENTS, fresh_state
+from ldm.training.engine.plain import MOMENTS, fresh_state, loss_scale
 
 
 class HeldAdamW(torch.optim.AdamW):
@@ -109,7 +109,11 @@ class ZeroPart:
             state |= {f"optimizer.{slot}.{name}": stretch for name, stretch in self._stretches(slot)}
         state |= {f"model.{name}": buffer for name, buffer in self.module.named_buffers()}
         state["optimizer.step"] = self.inner.state[self._flat_masters()[0]]["step"]
-        return {**state, "optimizer.loss_scale": torch.tensor(float(self.zero.loss_scale))}
+        if not self.wrapped.fp16_enabled():
+            return {**state, "optimizer.loss_scale": loss_scale(0.0, 0)}
+        known = self.zero.loss_scaler
+        clean = known.cur_iter - known.last_overflow_iter - 1
+        return {**state, "optimizer.loss_scale": loss_scale(known.cur_scale, clean, known.cur_hysteresis)}
 
     @torch.no_grad()
     def load(self, read: Reader) -> None:
@@ -122,8 +126,11 @@ class ZeroPart:
             buffer.copy_(read(f"model.{name}", shape=buffer.shape))
         for flat in self._flat_masters():
             self.inner.state[flat]["step"] = read("optimizer.step", shape=())
-        if self.wrapped.fp16_enabled():
-            self.zero.loss_scaler.cur_scale = float(read("optimizer.loss_scale", shape=()))
+        scale, clean, hysteresis = read("optimizer.loss_scale", shape=(3,)).tolist()
+        if self.wrapped.fp16_enabled() and scale:
+            known = self.zero.loss_scaler
+            known.cur_scale, known.cur_iter, known.last_overflow_iter = scale, int(clean), -1
+            known.cur_hysteresis = int(hysteresis) or known.cur_hysteresis  # a plain loss scale forgives none, and says 0
         self._refresh()
 
     def _refresh(self) -> None:
