@@ -227,7 +227,8 @@ def train(
     from ldm.training.checkpoint import CheckpointStore
     from ldm.training.clock import traced
     from ldm.training.engine import Engine
-    from ldm.training.loop import MetricLog, fit
+    from ldm.training.log import MetricLog
+    from ldm.training.loop import fit
 
     config = getattr(run.config, stage)
     folder = getattr(run, stage)

@@ -10,7 +10,7 @@ import yaml
 from ldm.comm import Alone
 from ldm.training.checkpoint import CheckpointStore
 from ldm.training.clock import TIMINGS
-from ldm.training.loop import read_log
+from ldm.training.log import read_log
 from tests.ranks import Ranks
 
 LOOP = {"samples": 48, "batch": 8, "log_every": 8, "checkpoint_every": 8, "background": False, "validate_samples": 4}

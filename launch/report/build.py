@@ -21,7 +21,7 @@ from data_shards.manifest import NAME
 from launch import stages
 from launch.config import to_yaml
 from launch.report import figures as fig
-from ldm.training.loop import read_log
+from ldm.training.log import read_log
 
 SHOWN = 8  # images of each set
 PAIRS = 4  # closest pairs

@@ -3,25 +3,21 @@
 from __future__ import annotations
 
 import json
-import logging
-import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
-from data_shards import durable
-from data_shards.errors import InputError, RetinaforgeError, TryAgain, UnsafeResume
+from data_shards.errors import InputError, RetinaforgeError, UnsafeResume
 from data_shards.stream import Batch, CubeStream
 from ldm.training.checkpoint import CheckpointStore, Reader, State
 from ldm.training.clock import Clock, Work
+from ldm.training.commits import Commits
 from ldm.training.engine import Engine
+from ldm.training.log import MetricLog
 from ldm.training.validation import Best, better, validated
-
-LOGGER = logging.getLogger("retinaforge")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -197,49 +193,6 @@ def fit(
     return samples
 
 
-class Commits:
-    """Checkpoints whose failure does not end the training at once: the one before stands, and the next may succeed."""
-
-    PATIENCE = 3
-
-    def __init__(self, store: CheckpointStore) -> None:
-        self.store, self.failures = store, 0
-
-    def begin(self, samples: int, state: dict[str, Any], tensors: State) -> None:
-        """Start to write, once the one before is settled."""
-        self.settle()
-        self._tried(lambda: self.store.begin(samples, state, tensors))
-
-    def settle(self, *, last: bool = False) -> None:
-        """Publish what is pending.
-
-        Raises:
-            TryAgain: the third failure in a row, or the `last` one there will be.
-        """
-        if self.store.pending:
-            self._tried(self.store.finish, last=last)
-            return
-        if last and self.failures:
-            raise TryAgain("the last checkpoint could not be written", where=self.store.folder, mend="run the same command again")
-
-    def _tried(self, write: Callable[[], Any], *, last: bool = False) -> None:
-        try:
-            write()
-        except RetinaforgeError as error:
-            self.failures += 1
-            if last or self.failures >= self.PATIENCE:
-                raise TryAgain(
-                    f"{self.failures} checkpoint(s) in a row could not be written: {error.what}",
-                    where=error.where,
-                    expected=f"the one before stands, in {self.store.folder}",
-                    mend=error.mend or "run the same command again",
-                ) from error
-            LOGGER.warning("a checkpoint could not be written, training goes on: %s", error)
-        else:
-            if not self.store.pending:
-                self.failures = 0
-
-
 def _crossed(samples: int, batch: int, every: int) -> bool:
     """True when this step carried the count over a multiple of `every`."""
     return samples // every != (samples - batch) // every
@@ -276,56 +229,3 @@ def _resume(trainer: Trainer, engine: Engine, store: CheckpointStore, log: Metri
     log.cut(checkpoint.samples)
     engine.track(checkpoint.samples, checkpoint.state.get("tracker"))
     return checkpoint.samples, checkpoint.state["epoch"], checkpoint.state.get("best")
-
-
-class MetricLog:
-    """metrics.jsonl: one JSON object a logged step. Rows after the checkpoint that a run resumes from are cut off."""
-
-    def __init__(self, path: Path, *, writes: bool) -> None:
-        self.path, self.writes, self._rows, self.behind = path, writes, [], False
-
-    def exists(self) -> bool:
-        return self.path.exists() and self.path.stat().st_size > 0
-
-    def add(self, samples: int, row: dict[str, float]) -> None:
-        self._rows.append(json.dumps({"samples": samples, **{k: v if math.isfinite(v) else None for k, v in row.items()}}))
-        self.flush()
-
-    def flush(self) -> None:
-        """Append the rows; what a full disk does not take is kept for the next time, and no torn line stays."""
-        if not (self.writes and self._rows):
-            self._rows = []
-            return
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        content = ("\n".join(self._rows) + "\n").encode()
-        with open(self.path, "ab", buffering=0) as file:
-            size, why = file.tell(), "no space left on device"
-            try:
-                written = file.write(content)  # unbuffered: a full disk may take a part, and say so by the count alone
-            except OSError as error:
-                written, why = 0, error.strerror
-            if written < len(content):
-                file.truncate(size)
-                if not self.behind:
-                    LOGGER.warning("%s: %s; the rows are kept and written later", self.path, why)
-                self.behind = True
-                return
-        self._rows, self.behind = [], False
-
-    def cut(self, samples: int) -> None:
-        """Drop the rows after `samples`, and a last line that a kill left torn."""
-        if self.writes and self.path.exists():
-            kept = [line for line, row in self._read() if row["samples"] <= samples]
-            durable.write_bytes(self.path, ("\n".join(kept) + "\n" if kept else "").encode())
-
-    def _read(self) -> Iterator[tuple[str, dict[str, Any]]]:
-        for line in self.path.read_text().splitlines():
-            try:
-                yield line, json.loads(line)
-            except ValueError:
-                return  # torn by a kill; everything before it is whole
-
-
-def read_log(path: Path) -> list[dict[str, Any]]:
-    """Rows of a metrics.jsonl, [] when there is none."""
-    return [row for _, row in MetricLog(path, writes=False)._read()] if path.exists() else []

@@ -29,7 +29,7 @@ from launch.stages import Run, done, held_out_split
 from ldm.trained import load_autoencoder
 from ldm.training.checkpoint import CheckpointStore, faults_of
 from ldm.training.clock import TIMINGS
-from ldm.training.loop import read_log
+from ldm.training.log import read_log
 from tests.conftest import made_cube
 
 ROOT = Path(__file__).parents[2]

@@ -17,7 +17,8 @@ from ldm.comm import Alone
 from ldm.training.checkpoint import CheckpointStore, Reader
 from ldm.training.clock import TIMINGS
 from ldm.training.engine import Engine, EngineConfig
-from ldm.training.loop import Diverged, LoopConfig, MetricLog, fit, read_log
+from ldm.training.log import MetricLog, read_log
+from ldm.training.loop import Diverged, LoopConfig, fit
 
 
 class Line:
