@@ -83,21 +83,21 @@ def _digest(checkpoint: Checkpoint) -> str:
     return hashlib.sha256((checkpoint.folder / COMMIT).read_bytes()).hexdigest()
 
 
-def _newest(folder: Path, what: str) -> tuple[dict[str, Any], Reader, str]:
+def _chosen(folder: Path, what: str, best: bool) -> tuple[dict[str, Any], Reader, str]:
     store = CheckpointStore(folder / "checkpoints", Alone())
-    checkpoint = store.newest(progress_exists=False)
+    checkpoint = store.best() if best else store.newest(progress_exists=False)
     if checkpoint is None or not checkpoint.samples:
         raise InputError(f"no trained {what}", where=folder, expected="a committed checkpoint", mend=f"retinaforge train {what} PRESET")
     return checkpoint.state["identity"], Reader(checkpoint), _digest(checkpoint)
 
 
-def load_autoencoder(folder: Path, device: torch.device | str = "cpu") -> Autoencoder:
-    """The VQ-GAN of a training folder, in evaluation mode.
+def load_autoencoder(folder: Path, device: torch.device | str = "cpu", *, best: bool = False) -> Autoencoder:
+    """The VQ-GAN of a training folder, in evaluation mode: the newest, or that of the best validation loss.
 
     Raises:
         InputError: nothing trained there. UnsafeResume: checkpoints, but none that verifies.
     """
-    identity, read, digest = _newest(folder, "vqgan")
+    identity, read, digest = _chosen(folder, "vqgan", best)
     vqgan = VQGAN(VQGANConfig(**identity["model"]))
     load_strictly(vqgan, read.under("vqgan.model."), folder)
     codebook = Codebook(CodebookConfig(**identity["codebook"]), channels=vqgan.config.latent_channels, seed=0)
@@ -106,13 +106,13 @@ def load_autoencoder(folder: Path, device: torch.device | str = "cpu") -> Autoen
     return Autoencoder(*parts, data=identity["data"], digest=digest)
 
 
-def load_denoiser(folder: Path, device: torch.device | str = "cpu") -> Denoiser:
-    """The averaged denoiser of a training folder, in evaluation mode.
+def load_denoiser(folder: Path, device: torch.device | str = "cpu", *, best: bool = False) -> Denoiser:
+    """The averaged denoiser of a training folder, in evaluation mode: the newest, or that of the best validation loss.
 
     Raises:
         InputError: nothing trained there. UnsafeResume: checkpoints, but none that verifies.
     """
-    identity, read, digest = _newest(folder, "diffusion")
+    identity, read, digest = _chosen(folder, "diffusion", best)
     net = denoiser_from(identity["model"])
     own = read.under("denoiser.model.")
     load_strictly(net, {**own, **{k: v.to(own[k].dtype) for k, v in read.under("ema.").items()}}, folder)

@@ -11,7 +11,7 @@ import typer
 from data_shards.errors import CorruptData, InputError
 from launch.cli.data import AsJson
 
-app = typer.Typer(help="Checkpoints of a run: list, verify, prune, export.", no_args_is_help=True)
+app = typer.Typer(help="Checkpoints of a run: list, verify, prune, export, convert.", no_args_is_help=True)
 
 Folder = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder, or the folder of one of its trainings.")]
 STAGES = ("vqgan", "diffusion")
@@ -35,16 +35,18 @@ def stores(folder: Path) -> dict[str, object]:
 
 @app.command()
 def ls(run: Folder, as_json: AsJson = False) -> None:
-    """Committed checkpoints, newest first: samples, ranks that wrote them, size. What was not committed is named too."""
+    """Committed checkpoints, newest first: samples, ranks that wrote them, size, the best. What was not committed is named too."""
     from ldm.training.checkpoint import read_commit
 
     rows = []
     for name, store in stores(run).items():
+        told = next((c.state.get("best") for c in store.committed()), None) or {}
         for folder in sorted(store.folder.glob("samples-*"), reverse=True):
             checkpoint = read_commit(folder)
             size = sum(path.stat().st_size for path in folder.iterdir())
             rows.append({"training": name, "folder": str(folder), "samples": int(folder.name.split("-")[1]), "bytes": size})
             rows[-1] |= {"ranks": len(checkpoint.parts), "committed": True} if checkpoint else {"ranks": 0, "committed": False}
+            rows[-1]["best"] = told["value"] if told.get("samples") == rows[-1]["samples"] else None
     if as_json:
         typer.echo(json.dumps(rows))
         return
@@ -55,7 +57,8 @@ def ls(run: Folder, as_json: AsJson = False) -> None:
     for column, justify in (("training", "left"), ("samples", "right"), ("ranks", "right"), ("MiB", "right"), ("state", "left")):
         table.add_column(column, justify=justify)
     for row in rows:
-        state = "committed" if row["committed"] else "not committed: ended while it was written"
+        state = "committed" if row["committed"] else "not committed: ended while it was written, or changed since"
+        state += f"; best validation loss, {row['best']:.4g}" if row["best"] is not None else ""
         table.add_row(row["training"], f"{row['samples']:,}", str(row["ranks"]), f"{row['bytes'] / 2**20:.1f}", state)
     Console().print(table)
 
@@ -63,10 +66,11 @@ def ls(run: Folder, as_json: AsJson = False) -> None:
 @app.command()
 def verify(run: Folder, as_json: AsJson = False) -> None:
     """Compare every part of every committed checkpoint with its sha256. Exit code 4 when one differs."""
-    from ldm.training.checkpoint import faults_of
+    from ldm.training.checkpoint import faults_of, unreadable
 
     faults, whole = [], 0
     for store in stores(run).values():
+        faults += unreadable(store.folder)
         for checkpoint in store.committed():
             found = faults_of(checkpoint)
             whole, faults = whole + (not found), faults + found
@@ -84,14 +88,15 @@ def verify(run: Folder, as_json: AsJson = False) -> None:
 
 @app.command()
 def prune(run: Folder, keep: Annotated[int, typer.Option(help="Newest checkpoints to keep of each training.", min=1)] = 2) -> None:
-    """Remove old checkpoints. The newest one that verifies is never removed. Not while the run trains."""
+    """Remove old checkpoints. The newest one that verifies and the best one are never removed. Not while the run trains."""
     from ldm.training.checkpoint import faults_of
 
     for name, store in stores(run).items():
         committed = store.committed()
         good = next((c for c in committed if not faults_of(c)), None)
+        best = (good.state.get("best") or {}).get("samples") if good else None
         for checkpoint in committed[keep:]:
-            if checkpoint is not good:
+            if checkpoint is not good and checkpoint.samples != best:
                 store.remove(checkpoint.folder)
                 typer.echo(f"{name}: removed {checkpoint.folder}")
 
@@ -100,15 +105,32 @@ def prune(run: Folder, keep: Annotated[int, typer.Option(help="Newest checkpoint
 def export(
     run: Folder,
     out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder to write, one training each below it; must not exist.")],
+    best: Annotated[bool, typer.Option("--best", help="Of the best validation loss, in place of the newest.")] = False,
 ) -> None:
     """Weights for others: diffusers folders (VQModel; UNet2DModel with its scheduler) and plain safetensors with a JSON.
 
-    From the newest checkpoint that verifies, whatever ZeRO stage or number of ranks wrote it.
+    From the newest checkpoint that verifies, or the best, whatever ZeRO stage or number of ranks wrote it.
     """
     from ldm.export import export_autoencoder, export_denoiser
     from ldm.trained import load_autoencoder, load_denoiser
 
     for name, store in stores(run).items():
         load, write = {"vqgan": (load_autoencoder, export_autoencoder), "diffusion": (load_denoiser, export_denoiser)}[name]
-        write(load(store.folder.parent), out / name)
+        write(load(store.folder.parent, best=best), out / name)
         typer.echo(f"{name}: {out / name}")
+
+
+@app.command()
+def convert(
+    run: Folder,
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder to write, TRAINING/NETWORK below it; must not exist.")],
+) -> None:
+    """DeepSpeed universal checkpoints: every network with its optimizer, to be carried on in plain DeepSpeed.
+
+    Resuming here never needs them: checkpoints are already independent of ZeRO stage and number of ranks. From the newest
+    checkpoint that verifies; an engine loads OUT/TRAINING/NETWORK with {"checkpoint": {"load_universal": true}}.
+    """
+    from ldm.universal import write_universal
+
+    for folder in write_universal(stores(run), out):
+        typer.echo(f"{folder.parent.name}: {folder}")

@@ -296,6 +296,24 @@ class CheckpointStore:
             )
         return None
 
+    def best(self) -> Checkpoint:
+        """The checkpoint of the lowest validation loss. In one process.
+
+        Raises:
+            InputError: none was validated, or it is not there any more. UnsafeResume: nothing can be loaded.
+        """
+        newest = self.newest(progress_exists=False)
+        told = newest.state.get("best") if newest else None
+        found = read_commit(self.place(told["samples"])) if told else None
+        if found is None or faults_of(found):
+            raise InputError(
+                "no checkpoint of the best validation loss" + (f", that at {told['samples']} samples" if told else ""),
+                where=self.folder,
+                expected="a run with a split 'val' and loop.validate_samples above 0, its checkpoints untouched",
+                mend="take the newest: without --best",
+            )
+        return found
+
 
 class _Writing(threading.Thread):
     """One rank's part on its way to the disk."""

@@ -13,6 +13,7 @@ from accelerate.utils import LoggerType
 from data_shards.errors import InputError, nearest
 
 TRACKERS = tuple(name for name in LoggerType.list() if name != "all")
+BUCKET = 20_000_000  # elements that are exchanged at once
 MODES = ("single", "ddp", "zero1", "zero2", "zero3")
 
 
@@ -140,8 +141,10 @@ def deepspeed_config(config: EngineConfig, mode: str, *, batch: int, world: int,
     }
     # what has no say in the result, unless the user's file says otherwise
     quiet: dict[str, Any] = {"steps_per_print": 1 << 30, "zero_allow_untested_optimizer": True, "zero_force_ds_cpu_optimizer": False}
+    # DeepSpeed's own buckets of 5e8 elements are larger than these networks, and lie in a rank's memory whole
+    buckets: dict[str, Any] = {"reduce_bucket_size": BUCKET, "allgather_bucket_size": BUCKET}
     if user is None:
-        return {**ours, **quiet}
+        return {**ours, **quiet, "zero_optimization": {**buckets, **ours["zero_optimization"]}}
     tree = _read(user)
     for section in ("optimizer", "scheduler"):
         if section in tree:
@@ -151,7 +154,8 @@ def deepspeed_config(config: EngineConfig, mode: str, *, batch: int, world: int,
                 expected=f"none: the trainers' {section} is theirs, a function of the samples seen",
                 mend=f"remove {section!r}; set vqgan.optimizer.… and diffusion.optimizer.…",
             )
-    return {**quiet, **_filled(tree, ours, user)}
+    filled = _filled(tree, ours, user)
+    return {**quiet, **filled, "zero_optimization": {**buckets, **filled["zero_optimization"]}}
 
 
 def _filled(tree: dict[str, Any], ours: dict[str, Any], where: object, prefix: str = "") -> dict[str, Any]:
