@@ -30,7 +30,7 @@ from ldm.losses import adaptive_weight, feature_matching, gradient_difference, h
 from ldm.normalise import BandNormaliser
 from ldm.training.engine import Engine
 
-STEPS, SAMPLES = 4, 16
+SAMPLES = 16
 
 
 class Tensors(Dataset):
@@ -63,16 +63,16 @@ def cubes_of(folder: Path, shape: tuple[int, int, int], dtype: str) -> shards.Da
     return shards.Dataset(folder)
 
 
-def ours(stage: VQGANStage | DiffusionStage, data: shards.Dataset, begin: int) -> Any:
-    """A function that trains on from where it is, STEPS steps a call; returns the last losses."""
+def ours(stage: VQGANStage | DiffusionStage, data: shards.Dataset, steps: int) -> Any:
+    """A function that trains on from where it is, so many steps a call; returns the last losses."""
     engine = Engine(replace(stage.engine, tracker="none"), batch=stage.loop.batch)
     make = build.vqgan_trainer if isinstance(stage, VQGANStage) else build.diffusion_trainer
     trainer, stream, _ = make(stage, data, engine)
-    batches, samples = stream.batches(0), begin
+    batches, samples = stream.batches(0), 0
 
     def train() -> float:
         nonlocal samples
-        for _ in range(STEPS):
+        for _ in range(steps):
             batch = next(batches)
             with engine.micro_batch(last=True):
                 losses, _ = trainer.losses(batch, samples)
@@ -98,7 +98,7 @@ def plain(stage: VQGANStage | DiffusionStage, data: shards.Dataset) -> tuple[Acc
     return accelerator, normaliser, iter(loader)
 
 
-def plain_diffusion(stage: DiffusionStage, data: shards.Dataset) -> Any:
+def plain_diffusion(stage: DiffusionStage, data: shards.Dataset, steps: int) -> Any:
     accelerator, normaliser, batches = plain(stage, data)
     net = build.denoiser_module(stage, data.manifest)
     net, optimizer = accelerator.prepare(
@@ -109,7 +109,7 @@ def plain_diffusion(stage: DiffusionStage, data: shards.Dataset) -> Any:
 
     def train() -> float:
         nonlocal position
-        for _ in range(STEPS):
+        for _ in range(steps):
             z = normaliser(next(batches).to(accelerator.device))
             at = np.arange(position, position + len(z))
             x, t, target = noised(z, at, stage.objective, seed=stage.loop.seed, scheduler=scheduler)
@@ -128,7 +128,7 @@ def plain_diffusion(stage: DiffusionStage, data: shards.Dataset) -> Any:
     return train
 
 
-def plain_vqgan(stage: VQGANStage, data: shards.Dataset) -> Any:
+def plain_vqgan(stage: VQGANStage, data: shards.Dataset, steps: int) -> Any:
     accelerator, normaliser, batches = plain(stage, data)
     vqgan, codebook, discriminator = build.vqgan_modules(stage, data.shape[0])
     rates = {"lr": stage.optimizer.lr, "betas": (0.9, 0.99), "weight_decay": 0.0}
@@ -138,7 +138,7 @@ def plain_vqgan(stage: VQGANStage, data: shards.Dataset) -> Any:
     codebook = codebook.to(accelerator.device)
 
     def train() -> float:
-        for _ in range(STEPS):
+        for _ in range(steps):
             x = normaliser(next(batches).to(accelerator.device))
             with accelerator.autocast():
                 h = vqgan.encode(x)
@@ -199,24 +199,25 @@ def stages(device: str, width: int, batch: int) -> tuple[VQGANStage, DiffusionSt
     return vqgan, diffusion
 
 
-def rows_of(device: str, name: str, size: int, width: int, batch: int, rounds: int) -> list[dict[str, Any]]:
-    """Both trainings on cubes of this size, and on latents of a quarter of it."""
+def rows_of(device: str, name: str, size: int, width: int, batch: int, steps: int, rounds: int) -> list[dict[str, Any]]:
+    """Both trainings on cubes of this size, and on latents of a quarter of it; turns of so many steps."""
     close = lambda a, b: abs(a - b) <= 1e-3 * abs(b)  # noqa: E731
     vqgan, diffusion = stages(device, width, batch)
     with tempfile.TemporaryDirectory() as place:
         cubes = cubes_of(Path(place) / "cubes", (16, size, size), "uint16")
         latents = cubes_of(Path(place) / "latents", (8, size // 4, size // 4), "float32")
-        sides = {"diffusion": (ours(diffusion, latents, 0), plain_diffusion(diffusion, latents))}
-        sides["vqgan"] = (ours(vqgan, cubes, 0), plain_vqgan(vqgan, cubes))
+        sides = {"diffusion": (ours(diffusion, latents, steps), plain_diffusion(diffusion, latents, steps))}
+        sides["vqgan"] = (ours(vqgan, cubes, steps), plain_vqgan(vqgan, cubes, steps))
         return [row(f"{net}{name}_{device}_vs_diffusers_loop", *two, close, rounds) for net, two in sides.items()]
 
 
 def main() -> None:
     args = arguments(__doc__)
     device = "gpu" if torch.cuda.is_available() else "cpu"
-    # a name, height and width, channels, batch; what a machine of two cores trains in minutes is narrow
-    sizes = {"cpu": [("", 224, 32, 4), ("_672", 672, 16, 1)], "gpu": [("_224", 224, 64, 16), ("", 672, 64, 4)]}[device]
-    rows = [found for size in ([("", 96, 16, 4)] if args.quick else sizes) for found in rows_of(device, *size, args.rounds)]
+    # a name, height and width, channels, batch, steps a turn; what two cores train in minutes is narrow, and a turn of one step is long enough
+    sizes = {"cpu": [("", 224, 32, 4, 1), ("_672", 672, 16, 1, 1)], "gpu": [("_224", 224, 64, 16, 8), ("", 672, 64, 4, 8)]}[device]
+    chosen, rounds = ([("", 96, 16, 4, 4)], args.rounds) if args.quick else (sizes, 3 * args.rounds)
+    rows = [found for size in chosen for found in rows_of(device, *size, rounds)]
     other = {"cpu": "gpu", "gpu": "cpu"}[device]
     finish(
         "train_step", rows, {f"{name}_{other}_vs_diffusers_loop": f"this machine's rows are {device}" for name in ("vqgan", "diffusion")}

@@ -55,7 +55,7 @@ def rank(mode: str, latents: Path, channels: int) -> None:
         engine=replace(stage.engine, mode=mode, precision="fp32"),
     )
     before = resident_mib("VmRSS")
-    train = ours(stage, Dataset(latents), 0)
+    train = ours(stage, Dataset(latents), 4)
     loss = train()
     cuda = torch.cuda.is_available()
     peak = torch.cuda.max_memory_allocated() / MIB if cuda else resident_mib("VmHWM") - before

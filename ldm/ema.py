@@ -49,8 +49,8 @@ class EMA:
 
     @torch.no_grad()
     def update(self, decay: float) -> None:
-        for name, value in self.weights.items():
-            _values(self.average[name]).lerp_(_values(value).float(), 1 - decay)
+        weights = [_values(value).float() for value in self.weights.values()]
+        torch._foreach_lerp_([_values(average) for average in self.average.values()], weights, 1 - decay)
 
     def state(self, prefix: str) -> State:
         return {f"{prefix}.{k}": v for k, v in self.average.items()}

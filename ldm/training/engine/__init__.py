@@ -181,7 +181,7 @@ class Engine:
         self._prepared(module)
         zero = self.mode.startswith("zero")
         cls = HeldAdamW if zero else torch.optim.AdamW
-        optimizer = cls(module.to(self.device).parameters(), lr=lr, betas=betas, weight_decay=weight_decay)
+        optimizer = cls(module.to(self.device).parameters(), lr=lr, betas=betas, weight_decay=weight_decay, fused=True)
         if zero:
             engine, _ = self.accelerator.prepare(module, optimizer)
             assert engine.zero_optimization_stage() == int(self.mode[-1]), "DeepSpeed took another stage"

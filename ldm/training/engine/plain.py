@@ -78,7 +78,7 @@ class PlainPart:
             slots = self.optimizer.state[parameter]
             for slot in MOMENTS:
                 slots[slot].copy_(read(f"optimizer.{slot}.{name}", shape=parameter.shape))
-            slots["step"] = read("optimizer.step", shape=())
+            slots["step"].copy_(read("optimizer.step", shape=()))
         scale, clean, _ = read("optimizer.loss_scale", shape=(3,)).tolist()
         if self.scaler.is_enabled() and scale:
             self.scaler.load_state_dict({**self.scaler.state_dict(), "scale": scale, "_growth_tracker": int(clean)})
@@ -91,4 +91,4 @@ def loss_scale(scale: float, clean: int, hysteresis: int = 0) -> Tensor:
 
 def fresh_state(values: Tensor) -> dict[str, Tensor]:
     """Adam's state before the first step."""
-    return {"step": torch.tensor(0.0), **{slot: torch.zeros_like(values) for slot in MOMENTS}}
+    return {"step": torch.zeros((), device=values.device), **{slot: torch.zeros_like(values) for slot in MOMENTS}}

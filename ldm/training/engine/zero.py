@@ -125,7 +125,7 @@ class ZeroPart:
         for name, buffer in self.module.named_buffers():
             buffer.copy_(read(f"model.{name}", shape=buffer.shape))
         for flat in self._flat_masters():
-            self.inner.state[flat]["step"] = read("optimizer.step", shape=())
+            self.inner.state[flat]["step"].copy_(read("optimizer.step", shape=()))
         scale, clean, hysteresis = read("optimizer.loss_scale", shape=(3,)).tolist()
         if self.wrapped.fp16_enabled() and scale:
             known = self.zero.loss_scaler
