@@ -214,7 +214,7 @@ def rows_of(device: str, name: str, size: int, width: int, batch: int, steps: in
 def main() -> None:
     args = arguments(__doc__)
     device = "gpu" if torch.cuda.is_available() else "cpu"
-    # a name, height and width, channels, batch, steps a turn; what two cores train in minutes is narrow, and a turn of one step is long enough
+    # a name, height and width, channels, batch, steps a turn; what two cores train in minutes is narrow
     sizes = {"cpu": [("", 224, 32, 4, 1), ("_672", 672, 16, 1, 1)], "gpu": [("_224", 224, 64, 16, 8), ("", 672, 64, 4, 8)]}[device]
     chosen, rounds = ([("", 96, 16, 4, 4)], args.rounds) if args.quick else (sizes, 3 * args.rounds)
     rows = [found for size in chosen for found in rows_of(device, *size, rounds)]
