@@ -20,7 +20,7 @@ ALL = os.environ.get("FAULTS") == "all"
 COPIED = ("data_shards", "ldm", "slurm", "launch", "tests")
 CHECKPOINT, LOOP, VQGAN = "ldm/training/checkpoint.py", "ldm/training/loop.py", "ldm/training/vqgan.py"
 STATE, POWER = "tests/ldm/training/test_checkpoint.py", "tests/faults/test_power_loss.py"
-STOP, LOST, ZERO = "tests/faults/test_stop.py", "tests/faults/test_lost_rank.py", "tests/launch/test_zero.py"
+STOP, LOST, ZERO = "tests/faults/test_agreement.py", "tests/faults/test_lost_rank.py", "tests/launch/test_zero.py"
 
 
 @dataclass(frozen=True)
