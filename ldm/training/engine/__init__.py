@@ -10,6 +10,7 @@ import contextlib
 import functools
 import importlib
 import importlib.util
+import logging
 import os
 import socket
 from collections.abc import Callable, Iterator
@@ -34,6 +35,7 @@ from ldm.training.engine.zero import HeldAdamW, ZeroPart
 
 __all__ = ["MODES", "TRACKERS", "Engine", "EngineConfig", "deepspeed_config", "load_strictly", "mode_of"]
 
+LOGGER = logging.getLogger("retinaforge")
 _KEPT: list[Engine] = []  # engines of several ranks, closed
 TRACKED_RUN: dict[str, tuple[str, dict[str, str], Callable[[Any], str]]] = {
     "wandb": ("id", {"resume": "allow"}, lambda tracker: tracker.run.id),
@@ -69,6 +71,7 @@ class Engine:
         self.rank, self.world, self.device = self.accelerator.process_index, self.accelerator.num_processes, self.accelerator.device
         self.parts: dict[str, PlainPart | ZeroPart] = {}
         self.tracker_run: str | None = None
+        self.tracking = False
         self._check(asked)
         self.watchdog = self._watchdog() if self.world > 1 else None
 
@@ -123,16 +126,32 @@ class Engine:
         if not self.accelerator.log_with:
             return
         name, identified = self.config.tracker, TRACKED_RUN.get(self.config.tracker)
-        for tracker in self.accelerator.trackers:
-            tracker.finish()
-        with durable.explained(Path(self.accelerator.project_dir)):
-            Path(self.accelerator.project_dir).mkdir(parents=True, exist_ok=True)
-            options = {"purge_step": samples + 1} if name == "tensorboard" else {}
-            if identified and run:
-                options = {identified[0]: run, **identified[1]}
+        self._finish_tracking()
+        folder = Path(self.accelerator.project_dir)
+        options = {"purge_step": samples + 1} if name == "tensorboard" else {}
+        if identified and run:
+            options = {identified[0]: run, **identified[1]}
+        with durable.explained(folder):
+            durable.make_folder(folder)
+        try:
             self.accelerator.init_trackers(name, init_kwargs={name: options})
+        except Exception as error:  # whatever a service or its library may raise
+            raise InputError(
+                f"the tracker {name!r} did not start: {type(error).__name__}: {error}",
+                where="engine.tracker",
+                expected="an account, a server or a folder that it can reach",
+                mend=f"see the documentation of {name}, or engine.tracker=none",
+            ) from error
+        self.tracking = True
         if identified and self.is_main:
             self.tracker_run = identified[2](self.accelerator.get_tracker(name))
+
+    def _finish_tracking(self) -> None:
+        """Flush trackers, where they have been started."""
+        if self.tracking:
+            for tracker in self.accelerator.trackers:
+                tracker.finish()
+        self.tracking = False
 
     def _ready_for_deepspeed(self, on_cpu: bool) -> None:
         """What DeepSpeed and accelerate look for in the environment."""
@@ -304,9 +323,16 @@ class Engine:
             part.load(lambda key, name=name, **stretch: read(f"{name}.{key}", **stretch))
 
     def log(self, values: dict[str, float], samples: int) -> None:
-        """To the tracker, on rank 0."""
-        if self.accelerator.log_with:
-            self.accelerator.log(values, step=samples)
+        """To the tracker, on rank 0. One that fails on the way, as a server that is gone, ends no training; the log file has all rows."""
+        if not self.tracking:
+            return
+        # mlflow's folders bear no 'loss' beside 'loss/l1'
+        named = {"loss/total" if name == "loss" else name: value for name, value in values.items()}
+        try:
+            self.accelerator.log(named, step=samples)
+        except Exception as error:
+            LOGGER.warning("the tracker %r is left out from %d samples on: %s", self.config.tracker, samples, error)
+            self.tracking = False
 
     def close(self, error: BaseException | None = None) -> None:
         """Flush trackers. With an error, the other ranks hear of it and leave too.
@@ -323,9 +349,7 @@ class Engine:
             self.watchdog.close(error)
         if torch.distributed.is_initialized():
             _KEPT.append(self)
-        if self.accelerator.log_with:
-            for tracker in self.accelerator.trackers:
-                tracker.finish()
+        self._finish_tracking()
 
 
 def free_port(host: str) -> int:
