@@ -180,7 +180,14 @@ def training_part(run: stages.Run) -> dict[str, Any]:
         (
             "VQ-GAN: reconstruction",
             fig.curves(
-                vqgan, {"loss/l1": "L1 (band deviations)", "loss/spectral_angle_rad": "spectral angle (rad)"}, ylabel="loss", log=True
+                vqgan,
+                {
+                    "loss/l1": "L1 (band deviations)",
+                    "val/l1": "L1, held-out subjects",
+                    "loss/spectral_angle_rad": "spectral angle (rad)",
+                },
+                ylabel="loss",
+                log=True,
             ),
         ),
         ("VQ-GAN: codebook over the epoch so far", fig.curves(vqgan, {"codes/usage": "share of codes used"}, ylabel="share")),
@@ -190,7 +197,12 @@ def training_part(run: stages.Run) -> dict[str, Any]:
         ),
         (
             "Diffusion: denoising loss",
-            fig.curves(diffusion, {"loss/denoise": "mean squared error"}, ylabel="loss (unit-variance latents)", log=True),
+            fig.curves(
+                diffusion,
+                {"loss/denoise": "mean squared error", "val/loss": "the same, held-out subjects"},
+                ylabel="loss (unit-variance latents)",
+                log=True,
+            ),
         ),
         ("Latent spectrum", fig.spectrum(checked["spectrum_D"]) if checked else None),
     ]
