@@ -16,11 +16,11 @@ CASES = [
 ]
 
 
-def stopped(place: Place, name: str, how: str, who: str, mode: str) -> list[int]:
+def stopped(place: Place, name: str, how: str, who: str, mode: str, patience: float = 20) -> list[int]:
     run = place.run(name, "vqgan")
     words = ["train", "vqgan", place.folder / "tiny.yaml", f"run={run}", f"vqgan.engine.mode={mode}", "vqgan.loop.samples=120"]
     wrapper = ["tests.faults.disturbed", who, how, place.folder / f"{name}.time"]
-    return place.ranks.run(run.with_suffix(".log"), [*words, "vqgan.loop.checkpoint_every=40"], 2, wrapper=wrapper, patience=20)
+    return place.ranks.run(run.with_suffix(".log"), [*words, "vqgan.loop.checkpoint_every=40"], 2, wrapper=wrapper, patience=patience)
 
 
 @pytest.mark.parametrize(("how", "who", "mode"), CASES)
@@ -51,6 +51,6 @@ def test_a_step_that_is_not_finite_on_one_rank_is_left_out_on_all(place: Place) 
 
 
 def test_a_second_signal_that_is_no_echo_ends_at_once(place: Place) -> None:
-    codes = stopped(place, "twice", "SIGTERM+4+SIGTERM", "0", "ddp")
+    codes = stopped(place, "twice", "SIGTERM+4+SIGTERM", "0", "ddp", patience=0)
     assert codes[0] == 128 + 15
     assert place.store("twice", "vqgan").newest(progress_exists=True).samples == 80, "it was to leave without a commit"

@@ -17,9 +17,9 @@ ALL = os.environ.get("FAULTS") == "all"
 MODES = ("ddp", "zero1", "zero2", "zero3")
 SAMPLE = [
     ("vqgan", "zero3", 0, "replace COMMIT.json"),
-    ("vqgan", "zero2", 1, "write rank-00001.safetensors"),
-    ("diffusion", "zero1", 0, "unlink COMMIT.json"),
-    ("diffusion", "zero3", 1, "fsync samples-000000000024"),
+    ("vqgan", "zero3", 1, "write rank-00001.safetensors"),
+    ("diffusion", "zero2", 0, "unlink COMMIT.json"),
+    ("diffusion", "zero2", 1, "fsync samples-000000000024"),
 ]
 
 
