@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib.util
 import os
 import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +14,7 @@ from data_shards.cube import Cube, CubeMeta
 from data_shards.dataset import Dataset
 from data_shards.folder import write_cube
 from data_shards.pack import pack
-from tests.ranks import ranks
+from tests.ranks import shared
 from tests.runs import Place
 
 
@@ -66,11 +65,10 @@ def dataset(packed: Path) -> Dataset:
 
 
 @pytest.fixture(scope="session")
-def place(packed: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
+def place(packed: Path, tmp_path_factory: pytest.TempPathFactory) -> Place:
     """A folder for tiny trainings, and a process that forks their ranks."""
     pytest.importorskip("deepspeed", reason="the extra 'deepspeed' is not installed: pip install -c constraints.txt -e '.[deepspeed]'")
-    with ranks() as server:
-        yield Place(tmp_path_factory.mktemp("runs"), packed, server)
+    return Place(tmp_path_factory.mktemp("runs"), packed, shared())
 
 
 @pytest.fixture

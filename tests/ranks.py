@@ -6,7 +6,9 @@ child a rank, and answers with their exit codes. When one ends badly the others 
 
 from __future__ import annotations
 
+import atexit
 import contextlib
+import functools
 import json
 import os
 import runpy
@@ -15,7 +17,6 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
@@ -59,20 +60,19 @@ class Ranks:
             self.process.wait()
 
 
-@contextlib.contextmanager
-def ranks() -> Iterator[Ranks]:
-    """A forking process while the block runs."""
+@functools.cache
+def shared() -> Ranks:
+    """The forking process of this session of tests; it ends with it."""
     server = Ranks()
-    try:
-        yield server
-    finally:
-        server.close()
+    atexit.register(server.close)
+    return server
 
 
 def serve() -> None:
     """Answer until the input ends."""
-    import deepspeed.runtime.zero.muon.muon_optimizer  # noqa: F401 - DeepSpeed imports it late, and it takes seconds
-    import transformers  # noqa: F401
+    with contextlib.suppress(ImportError):  # an extra
+        import deepspeed.runtime.zero.muon.muon_optimizer  # noqa: F401 - DeepSpeed imports it late, and it takes seconds
+        import transformers  # noqa: F401
 
     import launch.build
     import launch.cli
