@@ -107,7 +107,7 @@ GUARDS = [
         "return None if self.held else super().step(closure)",
         "return super().step(closure)",
         STOP,
-        "finite and zero2",
+        "finite",
         quick=False,
     ),
     guard(
