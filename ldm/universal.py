@@ -13,6 +13,9 @@ runtime/base_optimizer.py and runtime/zero/stage3.py), one folder a network:
 
 DeepSpeed loads pickles, so pickles they are: of tensors, numbers, lists and dicts alone (torch.load takes them with
 weights_only=True). Nothing here reads one.
+
+The loading optimizer has to have one parameter group, as those here have: ZeRO 1 and 2 load nothing into a second one, in silence, and
+under ZeRO 3 several groups, or several sub-groups (`sub_group_size`), share one step count, which torch's AdamW then moves once each.
 """
 
 from __future__ import annotations

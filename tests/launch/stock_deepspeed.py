@@ -1,6 +1,6 @@
 """Stock DeepSpeed engines around our networks: each loads what `ckpt convert` wrote, compares, and takes one step.
 
-torchrun … -m tests.launch.stock_deepspeed RUN CONVERTED STAGE
+python -m tests.launch.stock_deepspeed RUN CONVERTED STAGE, one process a rank
 """
 
 from __future__ import annotations

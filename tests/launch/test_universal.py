@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -15,11 +13,11 @@ import yaml
 from data_shards.errors import TryAgain
 from launch.cli.ckpt import stores
 from ldm.universal import write_universal
-from tests.runs import Place
+from tests.ranks import shared
 
 pytest.importorskip("deepspeed", reason="the extra 'deepspeed' is not installed: pip install -c constraints.txt -e '.[deepspeed]'")
 
-ROOT = Path(__file__).parents[2]
+ALONE = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}  # DeepSpeed asks for them
 SHARED = {
     "loop": {"samples": 24, "batch": 8, "log_every": 8, "checkpoint_every": 8},
     "optimizer": {"lr": 1.0e-3, "beta2": 0.95, "weight_decay": 0.1},
@@ -37,32 +35,29 @@ TINY = {
 }
 
 
-def called(*words: object, ranks: int = 1, expect: int = 0) -> str:
-    """What a module says, run by torchrun where there are several ranks."""
-    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", ranks] if ranks else []
-    command = [str(word) for word in (sys.executable, *launcher, "-m", *words)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300, check=False)
-    assert done.returncode == expect, done.stderr[-3000:]
-    return done.stdout + done.stderr
+def called(log: Path, *words: object, world: int = 1, expect: int = 0, wrapper: tuple[str, ...] = ()) -> str:
+    """What all ranks of a command line say, or of a module in its place."""
+    alone = ALONE if wrapper and world == 1 else {}
+    codes = shared().run(log, [*words], world, wrapper=[*wrapper], **alone)
+    assert codes == [expect] * world, log.read_text()[-3000:]
+    return log.read_text()
 
 
 @pytest.fixture(scope="module")
-def run(place: Place, packed: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def run(packed: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Both trainings, by two ranks under ZeRO-2."""
     folder = tmp_path_factory.mktemp("universal") / "run"
     config = folder.with_suffix(".yaml")
     config.write_text(yaml.safe_dump({**TINY, "data": {"dataset": str(packed)}}))
     for words, world in ((["train", "vqgan"], 2), (["encode"], 1), (["train", "diffusion"], 2)):
-        log = folder.with_suffix(".log")
-        assert not any(place.ranks.run(log, [*words, config, f"run={folder}"], world)), log.read_text()[-3000:]
+        called(folder.with_suffix(".log"), *words, config, f"run={folder}", world=world)
     return folder
 
 
 @pytest.fixture(scope="module")
 def converted(run: Path) -> Path:
     out = run.with_name("converted")
-    said = called("launch", "ckpt", "convert", run, out, ranks=0)
+    said = called(out.with_suffix(".log"), "ckpt", "convert", run, out)
     assert [line.split(": ")[1] for line in said.splitlines()] == [
         str(out / name) for name in ("vqgan/discriminator", "vqgan/vqgan", "diffusion/denoiser")
     ]
@@ -73,14 +68,14 @@ CASES = [(stage, ranks) for stage in (1, 2, 3) for ranks in (1, 2)] if os.enviro
 
 
 @pytest.mark.parametrize(("stage", "ranks"), CASES)
-def test_stock_deepspeed_carries_every_network_on(run: Path, converted: Path, stage: int, ranks: int) -> None:
+def test_stock_deepspeed_carries_every_network_on(run: Path, converted: Path, tmp_path: Path, stage: int, ranks: int) -> None:
     """Weights, moments and step bit for bit; see stock_deepspeed.py for what is compared."""
-    said = called("tests.launch.stock_deepspeed", run, converted, stage, ranks=ranks)
+    said = called(tmp_path / "said.log", run, converted, stage, world=ranks, wrapper=("tests.launch.stock_deepspeed",))
     assert said.count("carried on: ") == 3, said
 
 
-def test_a_taken_place_is_refused(run: Path, converted: Path) -> None:
-    assert "the place is taken" in called("launch", "ckpt", "convert", run, converted, ranks=0, expect=2)
+def test_a_taken_place_is_refused(run: Path, converted: Path, tmp_path: Path) -> None:
+    assert "the place is taken" in called(tmp_path / "said.log", "ckpt", "convert", run, converted, expect=2)
 
 
 def test_the_files_are_plain_and_nothing_else_is_there(converted: Path) -> None:
