@@ -13,21 +13,28 @@ from ldm.training.clock import TIMINGS
 from ldm.training.log import read_log
 from tests.ranks import Ranks
 
-LOOP = {"samples": 48, "batch": 8, "log_every": 8, "checkpoint_every": 8, "background": False, "validate_samples": 4}
-# nothing is small enough to stay whole on every rank: the tiny networks are cut up as large ones are
-STAGE3 = {"zero_optimization": {"stage": 3, "stage3_param_persistence_threshold": 0}}
-# Adam moves a weight by the rate whatever the size of its gradient, so rounding in a gradient near 0 grows to the rate
-SHARED = {"loop": LOOP, "engine": {"tracker": "none", "accumulation": 2, "clip": 0.5}, "optimizer": {"lr": 1.0e-5}}
-TINY = {
+NETWORKS = {
     "vqgan": {
         "model": {"compression": 4, "channels": 16, "layers": 1, "norm_groups": 4, "latent_channels": 4},
         "codebook": {"codes": 32, "kmeans_vectors": 1024, "dead_below": 0.1},
         "discriminator": {"channels": 8, "layers": 2},
         "loss": {"gan_start_samples": 8},
-        **SHARED,
     },
-    "diffusion": {"model": {"channels": 16, "layers": 1}, **SHARED},
+    "diffusion": {"model": {"channels": 16, "layers": 1}},
 }
+
+
+def configured(**sections: dict[str, object]) -> dict[str, dict[str, object]]:
+    """A configuration of both trainings: tiny networks, and these sections in each."""
+    return {stage: {**networks, **sections} for stage, networks in NETWORKS.items()}
+
+
+LOOP = {"samples": 48, "batch": 8, "log_every": 8, "checkpoint_every": 8, "background": False, "validate_samples": 4}
+# nothing is small enough to stay whole on every rank: the tiny networks are cut up as large ones are
+STAGE3 = {"zero_optimization": {"stage": 3, "stage3_param_persistence_threshold": 0}}
+# Adam moves a weight by the rate whatever the size of its gradient, so rounding in a gradient near 0 grows to the rate
+SHARED = {"loop": LOOP, "engine": {"tracker": "none", "accumulation": 2, "clip": 0.5}, "optimizer": {"lr": 1.0e-5}}
+TINY = configured(**SHARED)
 
 
 class Place:

@@ -47,7 +47,7 @@ def _train(preset: str, overrides: list[str] | None, dry_run: bool, hostfile: Pa
 
 def train_stage(run, stage: str) -> None:
     """Train one stage, rank 0 showing how far it is."""
-    from launch import stages
+    from launch import training
 
     shown: list[Meter] = []
     with contextlib.ExitStack() as stack:
@@ -56,6 +56,6 @@ def train_stage(run, stage: str) -> None:
             total = getattr(run.config, stage).loop.samples
             shown.append(stack.enter_context(meter(stage, total, shown=engine.is_main)))
 
-        samples = stages.train(run, stage, report=lambda samples, values: shown[0](samples, values), started=started)
+        samples = training.train(run, stage, report=lambda samples, values: shown[0](samples, values), started=started)
     if shown[0].shown:
         typer.echo(f"{stage}: {samples:,} samples, checkpoints in {getattr(run, stage) / 'checkpoints'}")

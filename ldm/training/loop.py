@@ -208,6 +208,7 @@ def _micro_batches(batch: Batch, accumulation: int) -> list[Batch]:
 
 def _resume(trainer: Trainer, engine: Engine, store: CheckpointStore, log: MetricLog, kept: dict[str, Any]) -> tuple[int, int, Best | None]:
     """(samples, epoch, best) of the newest checkpoint, its state loaded; (0, -1, None) for a new run, its first state committed."""
+    engine.entered("start")  # to read and check it may take minutes
     checkpoint = store.newest(progress_exists=engine.broadcast(log.exists()))
     if checkpoint is None:
         engine.track(0)

@@ -130,7 +130,7 @@ GUARDS = [
     ),
     guard(
         "one training a folder",
-        "launch/stages.py",
+        "launch/training.py",
         "engine.on_main(lambda: held.enter_context(durable.claimed(",
         "(lambda *_: None)(lambda: held.enter_context(durable.claimed(",
         LOST,

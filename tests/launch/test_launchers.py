@@ -16,14 +16,12 @@ import yaml
 
 from ldm.training.clock import TIMINGS
 from slurm.meeting import free_port
+from tests.runs import NETWORKS
 
 ROOT = Path(__file__).parents[2]
 BIN = Path(sys.executable).parent
 TINY = {
-    "model": {"compression": 4, "channels": 16, "layers": 1, "norm_groups": 4, "latent_channels": 4},
-    "codebook": {"codes": 32, "kmeans_vectors": 1024, "dead_below": 0.1},
-    "discriminator": {"channels": 8, "layers": 2},
-    "loss": {"gan_start_samples": 8},
+    **NETWORKS["vqgan"],
     "loop": {"samples": 16, "batch": 8, "log_every": 8, "checkpoint_every": 8},
     "engine": {"tracker": "none", "accumulation": 2, "clip": 0.5},
 }

@@ -33,19 +33,18 @@ from ldm.training.clock import TIMINGS
 from ldm.training.log import read_log
 from tests.conftest import made_cube
 from tests.ranks import shared
+from tests.runs import NETWORKS
 
 ROOT = Path(__file__).parents[2]
 
 TINY = {
     "vqgan": {
-        "model": {"compression": 4, "channels": 16, "layers": 1, "norm_groups": 4, "latent_channels": 4},
-        "codebook": {"codes": 32, "kmeans_vectors": 1024, "dead_below": 0.1},
-        "discriminator": {"channels": 8, "layers": 2},
+        **NETWORKS["vqgan"],
         "loss": {"gan_start_samples": 24},
         "loop": {"samples": 96, "batch": 8, "log_every": 8, "checkpoint_every": 24},
     },
     "diffusion": {
-        "model": {"channels": 16, "layers": 1},
+        **NETWORKS["diffusion"],
         "loop": {"samples": 256, "batch": 8, "log_every": 8, "checkpoint_every": 64},
         "sampler": {"steps": 4},
     },

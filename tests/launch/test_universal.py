@@ -14,25 +14,16 @@ from data_shards.errors import TryAgain
 from launch.cli.ckpt import stores
 from ldm.universal import write_universal
 from tests.ranks import shared
+from tests.runs import configured
 
 pytest.importorskip("deepspeed", reason="the extra 'deepspeed' is not installed: pip install -c constraints.txt -e '.[deepspeed]'")
 
 ALONE = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}  # DeepSpeed asks for them
-SHARED = {
-    "loop": {"samples": 24, "batch": 8, "log_every": 8, "checkpoint_every": 8},
-    "optimizer": {"lr": 1.0e-3, "beta2": 0.95, "weight_decay": 0.1},
-    "engine": {"tracker": "none", "mode": "zero2"},
-}
-TINY = {
-    "vqgan": {
-        "model": {"compression": 4, "channels": 8, "layers": 1, "norm_groups": 1, "latent_channels": 4},
-        "codebook": {"codes": 32, "kmeans_vectors": 1024, "dead_below": 0.1},
-        "discriminator": {"channels": 8, "layers": 2},
-        "loss": {"gan_start_samples": 8},
-        **SHARED,
-    },
-    "diffusion": {"model": {"channels": 16, "layers": 1}, **SHARED},
-}
+TINY = configured(
+    loop={"samples": 24, "batch": 8, "log_every": 8, "checkpoint_every": 8},
+    optimizer={"lr": 1.0e-3, "beta2": 0.95, "weight_decay": 0.1},
+    engine={"tracker": "none", "mode": "zero2"},
+)
 
 
 def called(log: Path, *words: object, world: int = 1, expect: int = 0, wrapper: tuple[str, ...] = ()) -> str:
