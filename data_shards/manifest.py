@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from data_shards import durable
+from data_shards import durable, stores
 from data_shards.errors import CorruptData, InputError
 
 FORMAT = "retinaforge-dataset-1"
@@ -53,6 +53,7 @@ class Manifest:
     payload: 'cube' (uint16) or 'latent' (float32).
     shape: (C, H, W), the same for every sample.
     scale, offset: reflectance = scale * stored + offset.
+    max_error: how far a stored count may lie from the source's; 0: lossless.
     splits: for each split its number of samples and of subjects.
     source: how the set was made (command, options, digests of what it came from).
     """
@@ -65,6 +66,7 @@ class Manifest:
     offset: float
     shards: tuple[ShardEntry, ...]
     splits: dict[str, dict[str, int]]
+    max_error: int = 0
     stats: BandStats | None = None
     source: dict[str, Any] = field(default_factory=dict)
 
@@ -81,22 +83,24 @@ def write_manifest(folder: Path, manifest: Manifest) -> None:
     durable.write_json(folder / NAME, {"format": FORMAT, "digest": manifest.digest, **asdict(manifest)})
 
 
-def read_manifest(folder: Path) -> Manifest:
-    """Read dataset.json.
+def read_manifest(folder: Path | str) -> Manifest:
+    """Read dataset.json of a folder or URL.
 
     Raises:
         InputError: no dataset there. CorruptData: damaged, or its digest does not match its content.
     """
-    path = folder / NAME
-    if not path.is_file():
+    path = stores.where(folder, NAME)
+    try:
+        content = stores.read_whole(stores.open_store(folder).open(NAME))
+    except (FileNotFoundError, NotADirectoryError) as error:
         raise InputError(
             "no packed dataset here",
             where=folder,
             expected=NAME,
             mend="retinaforge data pack FOLDER DATASET (a run on phantoms makes its own: retinaforge run PRESET)",
-        )
+        ) from error
     try:
-        fields = json.loads(path.read_text())
+        fields = json.loads(content)
         if fields.pop("format") != FORMAT:
             raise CorruptData("a manifest of another format", where=path, expected=FORMAT, mend=f"retinaforge data index {folder}")
         digest = fields.pop("digest")

@@ -17,12 +17,13 @@ import numpy as np
 
 from data_shards import durable
 from data_shards import folder as loose
-from data_shards.codec import get_codec
+from data_shards.codecs import get_codec
 from data_shards.cube import KEY, Cube
 from data_shards.dataset import Dataset, Shard
 from data_shards.errors import InputError
-from data_shards.index import ShardIndex, index_bytes, index_path, scan_shard, write_shard
+from data_shards.index import ShardIndex, index_bytes, index_path
 from data_shards.manifest import LOG_KNEE, NAME, BandStats, Manifest, ShardEntry, read_manifest, write_manifest
+from data_shards.shard import scan_shard, write_shard
 
 Read = Callable[[str], Cube]
 Watch = Callable[[Iterable[Any]], Iterable[Any]]  # wraps what is iterated over, to show progress
@@ -261,7 +262,7 @@ def write_dataset(
                 chunk = chain([head], islice(waiting, max(0, (shard_mib << 20) // head.data_CHW.nbytes - 1)))
                 shard = staging / f"{split}-{sum(e.split == split for e in entries):06d}.tar"
                 checked = _checked(chunk, first, bands if split == stats_split else None)
-                index = write_shard(shard, checked, codec=codec, payload=payload_of(head))
+                index = write_shard(shard, checked, codec=codec, stem=payload_of(head))
                 entries.append(entry_of(shard, index, split))
                 subjects.update(index.subjects)
             sizes[split] = {"count": sum(e.count for e in entries if e.split == split), "subjects": len(subjects)}

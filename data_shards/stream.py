@@ -1,21 +1,32 @@
 """The stream of batches a trainer reads. The only file here that knows torch.
 
+Reads and decoders let go of the interpreter's lock, so a few threads do what other loaders take processes for, and nothing is
+copied between processes. A batch's memory is used again once nobody refers to it (ring.py).
+
 Legend: B batch, C band, H W pixels.
 """
 
 from __future__ import annotations
 
+import logging
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
 
 from data_shards import folder as loose
 from data_shards.dataset import Dataset
-from data_shards.order import rank_positions, sample_at
+from data_shards.errors import CorruptData, InputError
+from data_shards.layout import Region
+from data_shards.mixture import Mixture
+from data_shards.order import hash64, rank_positions
+from data_shards.ring import Ring, page_aligned
+
+LOGGER = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,6 +40,7 @@ class Batch:
         labels_BHW: uint8, where the stream was asked for maps and any sample has labels, else None; one without has no vessel.
         fov_BHW: bool, where it was asked and any sample has a mask, else None; one without is all within. So what is
             summed over maps does not depend on which samples share a batch.
+        corner_B2: first row and column of each sample's crop, where the stream crops.
     """
 
     cubes_BCHW: torch.Tensor
@@ -40,34 +52,50 @@ class Batch:
     subjects: list[str]
     labels_BHW: torch.Tensor | None = None
     fov_BHW: torch.Tensor | None = None
+    corner_B2: np.ndarray | None = None
 
     def part(self, rows: slice) -> Batch:
         """Some of the samples, as views."""
         cut = {name: value[rows] if value is not None and name != "position" else value for name, value in vars(self).items()}
         return Batch(**cut)
 
+    def to(self, device: torch.device | str, *, non_blocking: bool = False) -> Batch:
+        """The same batch, its tensors on `device`."""
+        tensors = {
+            name: value.to(device, non_blocking=non_blocking) for name, value in vars(self).items() if isinstance(value, torch.Tensor)
+        }
+        return replace(self, **tensors)
+
 
 class CubeStream:
-    """Batches of one split, in the order of order.py.
+    """Batches of one split, in the order of order.py (of several datasets: mixture.py).
 
     Args:
-        dataset: an open dataset.
+        dataset: an open dataset, or a mixture of some.
         split: 'train', 'val', …
         batch_size: samples a rank and batch.
-        seed: of the order.
+        seed: of the order and of crops.
         rank, world: this process's share.
         maps: also read labels and field-of-view masks.
-        threads: readers; pread and decoders release the GIL.
+        crop: height and width of a crop, of which only the rows are read; at a place drawn for each (seed, sample, epoch), or the
+            middle where samples are asked for outside of an epoch.
+        bands: which bands, of which alone the bytes are read; None: all.
+        epoch_samples: how many samples make an epoch; 0: as many as the split has.
+        threads: readers.
         ahead: batches read before they are asked for.
         check: compare crc32c on every read.
+        bad_share: this share of the split's samples may be unreadable. Each is logged and another takes its place, the same one
+            in every run; one more ends the run.
+        device: where batches are wanted. On a GPU they are copied from page-locked memory while the batch before is worked on.
 
     Raises:
-        InputError: the split is empty. CorruptData (while reading): names shard, sample and member.
+        InputError: the split is empty, or the crop or bands are not within the arrays. CorruptData (also while reading): names
+            shard, sample and member.
     """
 
     def __init__(
         self,
-        dataset: Dataset,
+        dataset: Dataset | Mixture,
         split: str,
         *,
         batch_size: int,
@@ -75,13 +103,43 @@ class CubeStream:
         rank: int = 0,
         world: int = 1,
         maps: bool = False,
+        crop: tuple[int, int] | None = None,
+        bands: Sequence[int] | None = None,
+        epoch_samples: int = 0,
         threads: int = 2,
         ahead: int = 2,
         check: bool = True,
+        bad_share: float = 0.0,
+        device: torch.device | str = "cpu",
     ) -> None:
         self.dataset, self.split, self.batch_size, self.seed = dataset, split, batch_size, seed
         self.rank, self.world, self.maps, self.threads, self.ahead, self.check = rank, world, maps, threads, ahead, check
+        self.crop, self.bands, self.bad_share, self.device = crop, None if bands is None else tuple(bands), bad_share, torch.device(device)
         self.count = dataset.count(split)
+        self.epoch_samples = epoch_samples or self.count
+        self.bad: dict[int, str] = {}
+        self._check()
+        dataset.check(split)
+        c, h, w = dataset.shape
+        self.shape = (c if self.bands is None else len(self.bands), *(crop or (h, w)))
+        self._ring = Ring(keep=ahead + 2, allocate=_page_locked if self.device.type == "cuda" else page_aligned)
+
+    def _check(self) -> None:
+        c, h, w = self.dataset.shape
+        if self.crop and not (1 <= self.crop[0] <= h and 1 <= self.crop[1] <= w):
+            raise InputError(f"crops of {self.crop[0]} x {self.crop[1]}", expected=f"within the {h} x {w} pixels of a cube")
+        if self.bands is not None and (not self.bands or len(set(self.bands)) < len(self.bands) or not set(self.bands) <= set(range(c))):
+            raise InputError(f"bands {list(self.bands)}", expected=f"different ones of 0 to {c - 1}")
+        if min(self.batch_size, self.threads, self.epoch_samples) < 1 or not 0 <= self.rank < self.world or not 0 <= self.bad_share <= 1:
+            raise InputError(
+                f"batch {self.batch_size}, threads {self.threads}, epoch {self.epoch_samples}, rank {self.rank} of {self.world}, "
+                f"bad share {self.bad_share}",
+                expected="1 or more of each, a rank below the world, a share from 0 to 1",
+            )
+
+    def place(self, position_B: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Global positions → (sample, epoch)."""
+        return self.dataset.place(self.split, position_B, self.seed)
 
     def batches(self, consumed: int = 0) -> Iterator[Batch]:
         """Endless batches from the global position `consumed` on. The caller keeps that integer; the stream has no state."""
@@ -93,26 +151,30 @@ class CubeStream:
                 yield start, rank_positions(start, self.batch_size, rank=self.rank, world=self.world)
                 start += step
 
-        return self._read_ahead(plan(), lambda g: sample_at(g, count=self.count, seed=self.seed))
+        return self._read_ahead((start, g, *self.place(g)) for start, g in plan())
 
     def once(self) -> Iterator[Batch]:
         """Each sample of the split once, in index order; the last batch is smaller. Ranks take every world-th sample."""
         mine = np.arange(self.rank, self.count, self.world)
-        plan = ((int(mine[a]), mine[a : a + self.batch_size]) for a in range(0, len(mine), self.batch_size))
-        return self._read_ahead(plan, lambda g: (g, np.zeros_like(g)))
+        chunks = (mine[a : a + self.batch_size] for a in range(0, len(mine), self.batch_size))
+        return self._read_ahead((int(chunk[0]), chunk, chunk, None) for chunk in chunks)
 
     def read(self, sample_B: np.ndarray) -> Batch:
         """The named samples of the split, read now."""
         sample_B = np.asarray(sample_B)
         with ThreadPoolExecutor(self.threads) as pool:
-            return self._assemble(pool, 0, sample_B, sample_B, np.zeros_like(sample_B))()
+            return self._assemble(pool, 0, sample_B, sample_B, None)().to(self.device)
 
-    def _read_ahead(self, plan: Iterator[tuple[int, np.ndarray]], place) -> Iterator[Batch]:
+    def _read_ahead(self, plan: Iterable[tuple[int, np.ndarray, np.ndarray, np.ndarray | None]]) -> Iterator[Batch]:
+        batches = self._on_host(plan)
+        return _copied(batches, self.device) if self.device.type == "cuda" else batches
+
+    def _on_host(self, plan: Iterable[tuple[int, np.ndarray, np.ndarray, np.ndarray | None]]) -> Iterator[Batch]:
         waiting: deque = deque()
         with ThreadPoolExecutor(self.threads, thread_name_prefix="stream") as pool:
             try:
-                for start, g in plan:
-                    waiting.append(self._assemble(pool, start, g, *place(g)))
+                for planned in plan:
+                    waiting.append(self._assemble(pool, *planned))
                     if len(waiting) > self.ahead:
                         yield waiting.popleft()()
                 while waiting:
@@ -120,43 +182,115 @@ class CubeStream:
             finally:
                 pool.shutdown(wait=False, cancel_futures=True)
 
-    def _assemble(self, pool: ThreadPoolExecutor, start: int, position_B: np.ndarray, sample_B: np.ndarray, epoch_B: np.ndarray):
+    def _assemble(self, pool: ThreadPoolExecutor, start: int, position_B: np.ndarray, sample_B: np.ndarray, epoch_B: np.ndarray | None):
         """Start the reads of one batch; the returned function waits for them."""
-        out = torch.empty((len(sample_B), *self.dataset.shape), dtype=getattr(torch, self.dataset.manifest.dtype))
-        view = out.numpy()
-        jobs: list[Future] = [pool.submit(self._read_one, int(i), view[b]) for b, i in enumerate(sample_B)]
-
-        fallbacks = (np.zeros(self.dataset.shape[1:], np.uint8), np.ones(self.dataset.shape[1:], bool))
+        view = self._ring.lease((len(sample_B), *self.shape), self.dataset.manifest.dtype)
+        out = torch.from_numpy(view)  # holds `view` itself, and with it the memory
+        corners = [None] * len(sample_B) if self.crop is None else self._corners(sample_B, epoch_B)
+        epochs = np.zeros_like(sample_B) if epoch_B is None else epoch_B
+        jobs: list[Future] = [
+            pool.submit(self._read_one, int(i), int(e), corner, out[b].numpy())
+            for b, (i, e, corner) in enumerate(zip(sample_B, epochs, corners, strict=True))
+        ]
 
         def ready() -> Batch:
             rows = [job.result() for job in jobs]
-            labels_BHW, fov_BHW = (_stacked([row[2 + k] for row in rows], fallbacks[k]) for k in range(2))
+            fallbacks = (np.zeros(self.shape[1:], np.uint8), np.ones(self.shape[1:], bool)) if self.maps else (None, None)
             return Batch(
                 cubes_BCHW=out,
                 position=start,
                 position_B=position_B,
-                sample_B=sample_B,
-                epoch_B=epoch_B,
-                keys=[row[0] for row in rows],
-                subjects=[row[1] for row in rows],
-                labels_BHW=labels_BHW,
-                fov_BHW=fov_BHW,
+                sample_B=np.array([row[0] for row in rows]),
+                epoch_B=epochs,
+                keys=[row[1] for row in rows],
+                subjects=[row[2] for row in rows],
+                labels_BHW=_stacked([row[3] for row in rows], fallbacks[0]),
+                fov_BHW=_stacked([row[4] for row in rows], fallbacks[1]),
+                corner_B2=None if self.crop is None else np.array(corners),
             )
 
         return ready
 
-    def _read_one(self, i: int, out_CHW: np.ndarray) -> tuple[str, str, np.ndarray | None, np.ndarray | None]:
+    def _corners(self, sample_B: np.ndarray, epoch_B: np.ndarray | None) -> list[tuple[int, int]]:
+        free = [whole - crop for whole, crop in zip(self.dataset.shape[1:], self.crop, strict=True)]
+        if epoch_B is None:
+            return [(free[0] // 2, free[1] // 2)] * len(sample_B)
+        drawn = [hash64(self.seed, sample_B, epoch_B, 0x63726F70, axis) % np.uint64(free[axis] + 1) for axis in range(2)]
+        return [(int(top), int(left)) for top, left in zip(*drawn, strict=True)]
+
+    def _read_one(self, i: int, epoch: int, corner: tuple[int, int] | None, out_CHW: np.ndarray) -> tuple[Any, ...]:
+        """Sample `i`, or the first readable one of those that a hash of (seed, sample, epoch) names in its place."""
+        wanted = i
+        for attempt in range(1, 65):
+            try:
+                return i, *self._load(i, corner, out_CHW)
+            except CorruptData as error:
+                self._note_bad(i, error)
+                i = int(hash64(self.seed, wanted, epoch, 0x737562, attempt) % np.uint64(self.count))
+        raise CorruptData("64 samples in a row cannot be read", where=self.split, mend="retinaforge data verify DATASET")
+
+    def _note_bad(self, i: int, error: CorruptData) -> None:
+        if i not in self.bad:
+            self.bad[i] = f"{error.where}: {error.what}"
+            if self.bad_share:
+                LOGGER.warning("sample left out, another takes its place: %s", self.bad[i])
+        allowed = int(self.bad_share * self.count)
+        if len(self.bad) > allowed:
+            if not allowed:
+                raise error
+            raise CorruptData(
+                f"{len(self.bad)} samples cannot be read, the last: {error.what}",
+                where=error.where,
+                expected=f"at most {allowed} of {self.count} (a share of {self.bad_share:g})",
+                mend=error.mend,
+            ) from error
+
+    def _load(self, i: int, corner: tuple[int, int] | None, out_CHW: np.ndarray) -> tuple[Any, ...]:
+        """Fill `out_CHW` with a sample; its key, subject and maps."""
         shard, row = self.dataset.locate(self.split, i)
-        shard.array_into(row, out_CHW, check=self.check)
+        region = None
+        if corner is not None or self.bands is not None:
+            (top, left), (height, width) = corner or (0, 0), self.shape[1:]
+            region = Region(top, top + height, left, left + width, self.bands)
+        shard.array_into(row, out_CHW, region=region, check=self.check)
         maps: list[np.ndarray | None] = [None, None]
-        if self.maps:
-            for k, (member, mask) in enumerate((("labels.png", False), ("fov.png", True))):
-                if content := shard.named(row, member):
-                    maps[k] = loose.png_map(content, mask=mask, where=f"{shard.path}: sample {shard.index.keys[row]}")
-        return shard.index.keys[row], shard.index.subjects[row], maps[0], maps[1]
+        for k, (member, mask) in enumerate((("labels.png", False), ("fov.png", True)) if self.maps else ()):
+            if content := shard.named(row, member):
+                map_HW = loose.png_map(content, mask=mask, where=f"{shard.path}: sample {shard.index.keys[row]}")
+                if map_HW.shape != self.dataset.shape[1:]:
+                    raise CorruptData(f"{member} of size {map_HW.shape}", where=f"{shard.path}: sample {shard.index.keys[row]}")
+                maps[k] = map_HW if region is None else map_HW[region.top : region.bottom, region.left : region.right]
+        return shard.index.keys[row], shard.index.subjects[row], *maps
 
 
-def _stacked(maps: list[np.ndarray | None], fallback_HW: np.ndarray) -> torch.Tensor | None:
+def _page_locked(nbytes: int) -> np.ndarray:
+    """Memory that a GPU reads by itself, while the processor goes on."""
+    return torch.empty(nbytes, dtype=torch.uint8, pin_memory=True).numpy()
+
+
+def _copied(batches: Iterator[Batch], device: torch.device) -> Iterator[Batch]:
+    """Batches on a GPU, each copied on a stream of its own while the one before is worked on."""
+    side, waiting = torch.cuda.Stream(device), deque()
+
+    def arrived(host: Batch, moved: Batch, done: torch.cuda.Event) -> Batch:
+        done.synchronize()  # begun a batch ago; from here on the host's memory may be used again
+        torch.cuda.current_stream(device).wait_event(done)
+        for value in vars(moved).values():
+            if isinstance(value, torch.Tensor):
+                value.record_stream(torch.cuda.current_stream(device))
+        return moved
+
+    for host in batches:
+        with torch.cuda.stream(side):
+            moved = host.to(device, non_blocking=True)
+        waiting.append((host, moved, side.record_event()))
+        if len(waiting) > 1:
+            yield arrived(*waiting.popleft())
+    while waiting:
+        yield arrived(*waiting.popleft())
+
+
+def _stacked(maps: list[np.ndarray | None], fallback_HW: np.ndarray | None) -> torch.Tensor | None:
     """Maps of a batch, `fallback_HW` for samples without one; None when no sample has one."""
     if all(m is None for m in maps):
         return None

@@ -9,11 +9,11 @@ from pathlib import Path
 import numpy as np
 from crc32c import crc32c
 
-from data_shards import durable
-from data_shards.codec import CODECS, get_codec
+from data_shards import durable, payload
 from data_shards.errors import RetinaforgeError
-from data_shards.index import ShardIndex, index_path, read_index, tar_members
+from data_shards.index import ShardIndex, index_path, open_index
 from data_shards.manifest import ShardEntry, read_manifest
+from data_shards.shard import tar_members
 
 
 def verify(folder: Path) -> Iterator[tuple[str, list[str]]]:
@@ -54,7 +54,7 @@ def check_shard(shard: Path, entry: ShardEntry) -> tuple[list[str], ShardIndex |
         return [f"index {index_path(shard).name} is missing"], None
     faults = []
     try:
-        index = read_index(index_path(shard), sha256=entry.index_sha256)
+        index = open_index(index_path(shard), sha256=entry.index_sha256)
     except RetinaforgeError as error:
         return [f"index {index_path(shard).name}: {error.what}"], None  # nothing that it says can be believed
     changed = durable.sha256_of(shard) != entry.sha256
@@ -85,12 +85,12 @@ def check_sample(shard: Path, index: ShardIndex, i: int) -> list[str]:
                 continue
             file.seek(int(index.offset_NM[i, m]))
             content = file.read(size)
-            stem, _, codec = member.partition(".")
+            codec = payload.codec_of(member)
             if len(content) != size or crc32c(content) != index.crc_NM[i, m]:
                 faults.append(f"sample {index.keys[i]}: member {member} {'is cut off' if len(content) != size else 'has changed (crc32c)'}")
-            elif stem in ("cube", "latent") and codec in CODECS:
+            elif codec:
                 try:
-                    get_codec(codec).decode_into(content, np.empty(tuple(index.shape_N3[i]), index.dtype), shard.name)
+                    payload.decode_into(content, codec, np.empty(index.shape(i), index.dtype), shard.name)
                 except RetinaforgeError as error:
                     faults.append(f"sample {index.keys[i]}: member {member}: {error.what}")
             elif member == "json":
@@ -98,7 +98,7 @@ def check_sample(shard: Path, index: ShardIndex, i: int) -> list[str]:
                     json.loads(content)
                 except ValueError as error:
                     faults.append(f"sample {index.keys[i]}: member json: {error}")
-    if not any(m.partition(".")[0] in ("cube", "latent") and index.size_NM[i, k] for k, m in enumerate(index.members)):
+    if not any(payload.codec_of(m) and index.size_NM[i, k] for k, m in enumerate(index.members)):
         faults.append(f"sample {index.keys[i]}: the array is missing")
     return faults
 

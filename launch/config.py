@@ -13,7 +13,7 @@ from typing import Any
 import yaml
 from pydantic import TypeAdapter, ValidationError
 
-from data_shards.codec import CODECS
+from data_shards.codecs import CODECS, STORED
 from data_shards.errors import InputError, nearest
 from data_shards.pack import check_fractions
 from data_shards.phantom.persons import PhantomConfig
@@ -50,8 +50,8 @@ class DataConfig:
         check_fractions(self.splits)
         if min(self.subjects, self.visits, self.workers) < 1:
             raise InputError(f"subjects {self.subjects}, visits {self.visits}, workers {self.workers}", expected="1 or more of each")
-        if self.codec not in CODECS:
-            raise InputError(f"unknown codec {self.codec!r}", expected=nearest(self.codec, CODECS))
+        if self.codec not in (known := [*STORED, *CODECS]):
+            raise InputError(f"unknown codec {self.codec!r}", expected=nearest(self.codec, known))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -125,7 +125,7 @@ def check_inputs(run: Run) -> None:
     Raises:
         InputError: no such dataset, or a codec that is unknown or not installed.
     """
-    from data_shards.codec import get_codec
+    from data_shards.codecs import get_codec
 
     if run.config.data.dataset:
         Dataset(run.dataset)

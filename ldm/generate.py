@@ -18,9 +18,10 @@ from data_shards import durable
 from data_shards.cube import Cube, CubeMeta
 from data_shards.dataset import Dataset, Shard
 from data_shards.errors import InputError
-from data_shards.index import index_bytes, index_path, read_index, scan_shard, write_shard
+from data_shards.index import index_bytes, index_path, open_index
 from data_shards.manifest import NAME, Manifest, read_manifest, write_manifest
 from data_shards.pack import band_stats, describe, entry_of
+from data_shards.shard import scan_shard, write_shard
 from ldm.diffusion import normal_at
 from ldm.sampler import SamplerConfig, scheduler_for, solve
 from ldm.trained import Autoencoder, Denoiser
@@ -137,7 +138,7 @@ def _claim(out: Path, request: dict[str, Any]) -> None:
 
 
 def _finish(out: Path, paths: list[Path], request: dict[str, Any]) -> Manifest:
-    entries = [entry_of(path, read_index(index_path(path)), SPLIT) for path in paths]
+    entries = [entry_of(path, open_index(index_path(path)), SPLIT) for path in paths]
     first = Shard(out, entries[0]).cube(0)
     sizes = {SPLIT: {"count": sum(e.count for e in entries), "subjects": 1}}
     draft = describe(first, shards=entries, splits=sizes, stats=None, source={"sample": request})

@@ -109,8 +109,8 @@ def fit(
     work, bad, returned, counted = Work(engine.device, engine.dtype), 0, False, samples
     while samples < config.samples:
         epoch_values: dict[str, float] = {}
-        if samples // stream.count > epoch:
-            epoch = samples // stream.count
+        if samples // stream.epoch_samples > epoch:
+            epoch = samples // stream.epoch_samples
             with clock("epoch"):
                 epoch_values = trainer.start_epoch(epoch)
 

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from data_shards.errors import InputError
-from data_shards.order import hash64, sample_at
+from data_shards.order import hash64
 from data_shards.stream import Batch, CubeStream
 from ldm.kmeans import kmeans
 from ldm.losses import adaptive_weight, feature_matching, gradient_difference, hinge_discriminator, last_layer_gradient, spectral_angle_rad
@@ -95,7 +95,7 @@ class VQGANTrainer:
     def losses(self, batch: Batch, samples: int) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """One micro batch: the loss of each network, and their terms for the log."""
         x_BCHW, fov_BHW = self._prepared(batch)
-        quantise = samples // self.stream.count >= self.codebook.config.warmup_epochs
+        quantise = samples // self.stream.epoch_samples >= self.codebook.config.warmup_epochs
         rec_BCHW, h_BDHW, index_BHW, last_input = self.vqgan(x_BCHW, self.codebook, quantise=quantise)
         if quantise:
             self._remember(batch, h_BDHW, index_BHW)
@@ -120,7 +120,7 @@ class VQGANTrainer:
     def validate(self, batch: Batch, samples: int) -> dict[str, Tensor]:
         """Reconstruction loss of each cube, without a discriminator's opinion."""
         x_BCHW, fov_BHW = self._normalised(batch)
-        quantise = samples // self.stream.count >= self.codebook.config.warmup_epochs
+        quantise = samples // self.stream.epoch_samples >= self.codebook.config.warmup_epochs
         self.module.eval()
         rec_BCHW = self.module(x_BCHW, self.codebook, quantise=quantise)[0].float()
         self.module.train()
@@ -230,7 +230,7 @@ class VQGANTrainer:
     @torch.no_grad()
     def _epoch_latents(self, epoch: int) -> tuple[Tensor, np.ndarray]:
         """This rank's share of the latents that k-means sees: places by hash in the epoch's first samples."""
-        count, wanted = self.stream.count, self.codebook.config.kmeans_vectors
+        count, wanted = self.stream.epoch_samples, self.codebook.config.kmeans_vectors
         side = [n // self.module.config.compression for n in self.stream.dataset.shape[1:]]
         places = side[0] * side[1]
         n_samples = min(count, max(math.ceil(wanted / places), min(32, count)))
@@ -242,7 +242,7 @@ class VQGANTrainer:
         calls = math.ceil(math.ceil(n_samples / self.engine.world) / self.stream.batch_size)
         self.module.eval()
         for chunk in np.array_split(g, calls):
-            sample_B, _ = sample_at(chunk if len(chunk) else g_first, count=count, seed=self.stream.seed)
+            sample_B, _ = self.stream.place(chunk if len(chunk) else g_first)
             with self.engine.autocast():
                 h_BDHW = self.module(self._normalised(self.stream.read(sample_B))[0])
             for b, position in enumerate(chunk):

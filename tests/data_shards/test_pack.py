@@ -22,8 +22,9 @@ from data_shards.cube import Cube
 from data_shards.dataset import Dataset, cubes_of
 from data_shards.errors import CorruptData, InputError, TryAgain
 from data_shards.folder import read_cube, read_folder, write_cube
-from data_shards.index import members_of, read_index, scan_shard
+from data_shards.index import open_index
 from data_shards.pack import index_folder, pack, split_subjects
+from data_shards.shard import members_of, scan_shard
 from tests.conftest import made_cube
 
 
@@ -110,7 +111,7 @@ def test_indexing_again_finds_the_same_dataset(packed: Path, tmp_path: Path) -> 
 
 def test_payloads_start_on_512_byte_borders(packed: Path) -> None:
     for path in packed.glob("*.index"):
-        assert not (read_index(path).offset_NM % 512).any()
+        assert not (open_index(path).offset_NM % 512).any()
 
 
 def test_a_finished_pack_writes_nothing_again(cube_folder: Path, tmp_path: Path) -> None:
@@ -200,7 +201,7 @@ def test_a_codec_that_is_not_installed_says_how_to_install_it(cube_folder: Path,
 def shard_of(path: Path, cubes: list[Cube], *extra: tuple[str, bytes]) -> None:
     """A shard as others write it: .npy members, then `extra` ones as they are."""
     path.parent.mkdir(exist_ok=True)
-    told = [(f"{c.meta.key}.{member}", content) for c in cubes for member, content in members_of(c, "npy", "cube")]
+    told = [(f"{c.meta.key}.{member}", content) for c in cubes for member, content in members_of(c, "npy", None, "cube")]
     with tarfile.open(path, "w", format=tarfile.USTAR_FORMAT) as tar:
         for name, content in [*told, *extra]:
             info = tarfile.TarInfo(name)

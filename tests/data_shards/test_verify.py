@@ -13,7 +13,8 @@ import pytest
 
 from data_shards.dataset import Dataset
 from data_shards.errors import CorruptData
-from data_shards.index import read_index, scan_shard
+from data_shards.index import open_index
+from data_shards.shard import scan_shard
 from data_shards.stream import CubeStream
 from data_shards.verify import verify
 
@@ -39,7 +40,7 @@ def test_a_whole_set_has_no_faults(packed: Path) -> None:
 
 
 def test_one_flipped_bit_is_named_by_shard_sample_and_member(copy: Path) -> None:
-    index = read_index(copy / "train-000000.index")
+    index = open_index(copy / "train-000000.index")
     flip(copy / "train-000000.tar", int(index.offset_NM[7, index.members.index("cube.raw")]) + 99)
     assert faults(copy) == {"train-000000.tar": [f"sample {index.keys[7]}: member cube.raw has changed (crc32c)"]}
     with pytest.raises(CorruptData, match=f"sample {index.keys[7]}, member cube.raw"):
@@ -52,7 +53,7 @@ def test_a_flipped_bit_in_a_tar_header_is_found(copy: Path) -> None:
 
 
 def test_a_truncated_shard_names_what_is_lost(copy: Path) -> None:
-    index = read_index(copy / "val-000000.index")
+    index = open_index(copy / "val-000000.index")
     with open(copy / "val-000000.tar", "r+b") as file:
         file.truncate(int(index.offset_NM[2].min()))
     found = faults(copy)["val-000000.tar"]
@@ -76,7 +77,7 @@ def test_a_cut_at_a_members_border_is_no_end_of_file(copy: Path) -> None:
 def test_a_missing_member_is_named(copy: Path, member: str) -> None:
     """A shard written anew without one member of one sample."""
     shard = copy / "val-000000.tar"
-    key = read_index(copy / "val-000000.index").keys[1]
+    key = open_index(copy / "val-000000.index").keys[1]
     with tarfile.open(shard) as old, tarfile.open(copy / "new", "w", format=tarfile.USTAR_FORMAT) as new:
         for info in old:
             if info.name != f"{key}.{member}":

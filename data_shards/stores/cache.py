@@ -1,0 +1,151 @@
+"""Pieces of remote files on a disk of this node, shared by its ranks and bounded in size.
+
+A piece is named by the sha256 of the file that it comes from, so a file that was replaced is never mixed with the old one. It
+appears by a rename, whoever comes first; nothing is flushed to the device: a piece lost or damaged by a power cut fails its
+checksum and is read from the store again. The pieces used longest ago go first.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import logging
+import os
+import secrets
+import threading
+import time
+from pathlib import Path
+from typing import Protocol
+
+from data_shards.errors import InputError
+
+LOGGER = logging.getLogger(__name__)
+PIECE_BYTES = 4 << 20
+PART = ".part-"
+STALE_S = 3600.0  # an unfinished piece this old was left by a process that died
+
+
+class _File(Protocol):
+    size: int
+
+    def read_into(self, buffer: memoryview, offset: int) -> int: ...
+
+
+class Cache:
+    """A folder of pieces.
+
+    Args:
+        folder: on a local disk.
+        limit_bytes: what all pieces together may hold; each process may overshoot by a 32nd before it looks again.
+
+    Raises:
+        InputError: the folder cannot be made, or the limit is below one piece.
+    """
+
+    def __init__(self, folder: Path, limit_bytes: int) -> None:
+        self.folder, self.limit_bytes = folder, limit_bytes
+        self.hits = self.misses = self._added = 0
+        self._lock, self.broken = threading.Lock(), ""
+        if limit_bytes < PIECE_BYTES:
+            raise InputError(f"a cache of {limit_bytes} bytes", where=folder, expected=f"at least {PIECE_BYTES}, one piece")
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise InputError(
+                f"cannot make the cache: {error.strerror}", where=folder, mend="choose another folder: data.cache=…"
+            ) from error
+        self._evict()
+
+    def get(self, name: str, size: int) -> bytes | None:
+        """A piece of that size, or None."""
+        path = self.folder / name[:2] / name
+        try:
+            content = path.read_bytes()
+            os.utime(path)
+        except OSError:
+            content = b""
+        self.hits, self.misses = self.hits + (len(content) == size), self.misses + (len(content) != size)
+        return content if len(content) == size else None
+
+    def put(self, name: str, content: memoryview) -> None:
+        """Keep a piece. A disk that is full or fails ends caching, not the run."""
+        if self.broken:
+            return
+        path = self.folder / name[:2] / name
+        part = path.with_name(f"{PART}{secrets.token_hex(4)}-{name}")
+        try:
+            path.parent.mkdir(exist_ok=True)
+            part.write_bytes(content)
+            os.replace(part, path)
+        except OSError as error:
+            self.broken = error.strerror or str(error)
+            LOGGER.warning("%s: %s; going on without this cache", self.folder, self.broken)
+            with contextlib.suppress(OSError):
+                part.unlink(missing_ok=True)
+            return
+        with self._lock:
+            self._added += len(content)
+            due = self._added > self.limit_bytes // 32
+        if due:
+            self._evict()
+
+    def drop(self, name: str) -> None:
+        """Forget a piece that does not hold what it should."""
+        (self.folder / name[:2] / name).unlink(missing_ok=True)
+
+    def _evict(self) -> None:
+        """Remove the pieces used longest ago until nine tenths of the limit are left. One process of the node at a time."""
+        with self._lock:
+            self._added = 0
+        with open(self.folder / ".lock", "ab") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return
+            found = []
+            for entry in (entry for shelf in os.scandir(self.folder) if shelf.is_dir() for entry in os.scandir(shelf)):
+                with contextlib.suppress(FileNotFoundError):
+                    seen = entry.stat()
+                    if not entry.name.startswith(PART):
+                        found.append((seen.st_mtime, seen.st_size, entry.path))
+                    elif seen.st_mtime < time.time() - STALE_S:
+                        os.unlink(entry.path)
+            held = sum(size for _, size, _ in found)
+            for _, size, path in sorted(found) if held > self.limit_bytes else ():
+                if held <= self.limit_bytes * 9 // 10:
+                    break
+                with contextlib.suppress(FileNotFoundError):
+                    os.unlink(path)
+                held -= size
+
+
+class CachedFile:
+    """A remote file read through a cache, whole pieces at a time."""
+
+    def __init__(self, file: _File, cache: Cache, sha256: str) -> None:
+        self.file, self.cache, self.sha256, self.size = file, cache, sha256, file.size
+
+    def read_into(self, buffer: memoryview, offset: int) -> int:
+        end, done = min(self.size, offset + len(buffer)), offset
+        while done < end:
+            p = done // PIECE_BYTES
+            start, size = p * PIECE_BYTES, min(PIECE_BYTES, self.size - p * PIECE_BYTES)
+            content = self.cache.get(self._name(p), size)
+            if content is None:
+                content = bytearray(size)
+                got = self.file.read_into(memoryview(content), start)
+                if got != size:
+                    return done - offset
+                self.cache.put(self._name(p), memoryview(content))
+            take = min(end, start + size) - done
+            buffer[done - offset : done - offset + take] = memoryview(content)[done - start : done - start + take]
+            done += take
+        return max(0, end - offset)
+
+    def forget(self, offset: int, size: int) -> None:
+        """Drop the pieces under a range: what they gave was not what the index says."""
+        for p in range(offset // PIECE_BYTES, (offset + max(size, 1) - 1) // PIECE_BYTES + 1):
+            self.cache.drop(self._name(p))
+
+    def _name(self, p: int) -> str:
+        return f"{self.sha256}-{p}"

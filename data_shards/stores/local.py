@@ -1,0 +1,71 @@
+"""Folders of this machine, and network file systems mounted on it."""
+
+from __future__ import annotations
+
+import errno
+import os
+from pathlib import Path
+
+from data_shards.errors import InputError
+from data_shards.stores.retry import Transient, retrying
+
+PASSING = {errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EAGAIN, errno.ECONNRESET, errno.EHOSTDOWN, errno.EHOSTUNREACH, errno.ENETUNREACH}
+"""What a network file system says while its server is away or fails over."""
+
+
+class LocalFile:
+    """Read by `pread`, never mapped: a mapped file that is cut short under a running job kills the process (SIGBUS)."""
+
+    def __init__(self, path: Path) -> None:
+        self.path, self.fd = path, -1
+        self.fd = retrying(self._open, path)
+        self.size = os.fstat(self.fd).st_size
+
+    def _open(self) -> int:
+        try:
+            return os.open(self.path, os.O_RDONLY)
+        except PermissionError as error:
+            raise InputError("may not be read", where=self.path, mend=f"ls -l {self.path}; correct its permissions") from error
+        except OSError as error:
+            if error.errno in PASSING:
+                raise Transient(error.strerror) from error
+            raise
+
+    def read_into(self, buffer: memoryview, offset: int) -> int:
+        def read() -> int:
+            done = 0
+            try:
+                while done < len(buffer):  # one call moves at most 2 GiB, and a network file system may give less than asked
+                    got = os.preadv(self.fd, [buffer[done:]], offset + done)
+                    if not got:
+                        break
+                    done += got
+            except OSError as error:
+                if error.errno not in PASSING:
+                    raise
+                fresh = self._open()  # a stale handle stays stale
+                os.dup2(fresh, self.fd)
+                os.close(fresh)
+                raise Transient(error.strerror) from error
+            return done
+
+        return retrying(read, self.path)
+
+    def __del__(self) -> None:
+        # threads that still read hold a reference: the last one closes
+        if self.fd >= 0:
+            os.close(self.fd)
+
+
+class LocalStore:
+    """A folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def open(self, name: str) -> LocalFile:
+        return LocalFile(self.folder / name)
+
+    def sizes(self) -> dict[str, int]:
+        """Bytes of each file."""
+        return {entry.name: entry.stat().st_size for entry in os.scandir(self.folder) if entry.is_file()}

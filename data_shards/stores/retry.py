@@ -1,0 +1,40 @@
+"""Trying again, with growing pauses, what may pass by itself."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from typing import TypeVar
+
+from data_shards.errors import TryAgain
+
+LOGGER = logging.getLogger(__name__)
+PAUSES_S = (0.1, 0.5, 2.0, 8.0)
+T = TypeVar("T")
+
+
+class Transient(Exception):
+    """What an action raises when it may succeed later."""
+
+
+def retrying(action: Callable[[], T], where: object, pauses_s: tuple[float, ...] = PAUSES_S) -> T:
+    """The result of `action`, called again after each pause while it raises Transient.
+
+    Raises:
+        TryAgain: it failed each time.
+    """
+    for attempt, pause_s in enumerate((*pauses_s, None)):
+        try:
+            return action()
+        except Transient as error:
+            if pause_s is None:
+                raise TryAgain(
+                    f"reading failed {attempt + 1} times: {error}",
+                    where=where,
+                    expected="a store that answers",
+                    mend="look after the store and run the same command again",
+                ) from error
+            LOGGER.warning("%s: %s; trying again in %g s", where, error, pause_s)
+            time.sleep(pause_s)
+    raise AssertionError("unreachable")
