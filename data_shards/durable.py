@@ -21,6 +21,7 @@ from typing import Any, BinaryIO
 from data_shards.errors import InputError, TryAgain
 
 LOCK = ".writer"  # held, by flock, by the process that fills an unfinished folder
+REQUEST = ".request"  # what the writer of an unfinished folder was asked for
 PART = ".part-"  # every unfinished name contains this; readers skip such names, the next writer may delete them
 
 
@@ -148,36 +149,52 @@ def publish_folder(part: Path, final: Path) -> None:
 
 
 @contextlib.contextmanager
-def writing_folder(final: Path) -> Iterator[Path]:
+def writing_folder(final: Path, *, request: str = "") -> Iterator[Path]:
     """A fresh folder beside `final`, which appears there, whole, when the block ends, and not at all when it raises.
 
     What killed writers of the same place left is removed. A lock, which the kernel drops with its process, tells them from a live one.
+
+    Args:
+        request: what is asked for, in one line. A folder that a killed or interrupted writer of the very same request left is given
+            again, with what it holds; the caller knows which of its files are whole (those written through this module are).
 
     Raises:
         TryAgain: another process is writing the same place, or the disk is full. InputError: the place cannot be written.
     """
     with explained(final):
         make_folder(final.parent)
-        for left in final.parent.glob(f"{PART}????????-{final.name}"):
-            with open(left / LOCK, "ab") as lock:
-                if not _locked(lock):
-                    raise TryAgain(
-                        "another process is writing this place",
-                        where=left,
-                        expected="one writer",
-                        mend="wait for it, or end it, and run the same command again",
-                    )
+        part = lock = None
+        for left in sorted(final.parent.glob(f"{PART}????????-{final.name}")):
+            held = open(left / LOCK, "ab")  # noqa: SIM115 - closed below, or held until the folder stands
+            if not _locked(held):
+                held.close()
+                raise TryAgain(
+                    "another process is writing this place",
+                    where=left,
+                    expected="one writer",
+                    mend="wait for it, or end it, and run the same command again",
+                )
+            if request and part is None and (left / REQUEST).is_file() and (left / REQUEST).read_text() == request:
+                part, lock = left, held
+                sweep(part)
+            else:
                 shutil.rmtree(left)
-        part = part_name(final)
-        part.mkdir()
-        lock = open(part / LOCK, "wb")  # noqa: SIM115 - held until the folder stands
+                held.close()
+        if part is None:
+            part = part_name(final)
+            part.mkdir()
+            lock = open(part / LOCK, "wb")  # noqa: SIM115 - held until the folder stands
+            _locked(lock)
+            if request:
+                write_bytes(part / REQUEST, request.encode())
     try:
-        _locked(lock)
         yield part
+        (part / REQUEST).unlink(missing_ok=True)
         (part / LOCK).unlink()
         publish_folder(part, final)
-    except BaseException:
-        shutil.rmtree(part, ignore_errors=True)
+    except BaseException as error:
+        if not (request and isinstance(error, KeyboardInterrupt)):
+            shutil.rmtree(part, ignore_errors=True)
         raise
     finally:
         lock.close()

@@ -9,10 +9,11 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from data_shards.dataset import Dataset, Shard
+from data_shards.dataset import Dataset
 from data_shards.errors import InputError
 from data_shards.manifest import Manifest
 from data_shards.order import hash64, sample_at
+from data_shards.reader import Shard
 
 PERIOD = 4096  # of so many samples in a row each dataset gives its share, to the nearest whole number
 

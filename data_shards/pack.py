@@ -6,134 +6,31 @@ Legend: C band, H W pixels.
 from __future__ import annotations
 
 import hashlib
-import math
+import json
+import threading
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field, replace
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, replace
 from itertools import chain, islice
 from pathlib import Path
-from typing import Any
+from queue import SimpleQueue
+from typing import Any, Protocol
 
 import numpy as np
 
 from data_shards import durable
 from data_shards import folder as loose
+from data_shards.band_statistics import BandAccumulator
 from data_shards.codecs import get_codec
 from data_shards.cube import KEY, Cube
-from data_shards.dataset import Dataset, Shard
+from data_shards.dataset import Dataset
 from data_shards.errors import InputError
-from data_shards.index import ShardIndex, index_bytes, index_path
-from data_shards.manifest import LOG_KNEE, NAME, BandStats, Manifest, ShardEntry, read_manifest, write_manifest
-from data_shards.shard import scan_shard, write_shard
+from data_shards.index import ShardIndex, index_path
+from data_shards.manifest import NAME, BandStats, Manifest, ShardEntry, read_manifest, write_manifest
+from data_shards.shard import write_shard
+from data_shards.splits import SPLITS, split_subjects, stated_splits
 
-Read = Callable[[str], Cube]
 Watch = Callable[[Iterable[Any]], Iterable[Any]]  # wraps what is iterated over, to show progress
-
-SPLITS = {"train": 0.8, "val": 0.1, "test": 0.1}
-
-
-def check_fractions(fractions: dict[str, float]) -> None:
-    """Refuse fractions that do not divide a whole.
-
-    Raises:
-        InputError: none at all, one below 0, a sum that is not 1.
-    """
-    if not fractions or not abs(sum(fractions.values()) - 1) <= 1e-6 or min(fractions.values()) < 0:
-        raise InputError(
-            f"split fractions {fractions}", expected="none below 0, adding up to 1", mend="--splits train=0.8,val=0.1,test=0.1"
-        )
-
-
-def split_subjects(subjects: Iterable[str], fractions: dict[str, float], seed: int) -> dict[str, str]:
-    """Subject → split. Subjects are ranked by a hash of (seed, subject) and cut at the fractions, each split rounded to the nearest.
-
-    Raises:
-        InputError: fractions that do not add up to 1, or a split that would be empty.
-    """
-    check_fractions(fractions)
-    ranked = sorted(set(subjects), key=lambda s: hashlib.sha256(f"{seed}\0{s}".encode()).digest())
-    cuts = np.rint(np.cumsum([0.0, *fractions.values()]) * len(ranked)).astype(int)
-    split_of = {s: name for name, a, b in zip(fractions, cuts, cuts[1:], strict=False) for s in ranked[a:b]}
-    empty = [name for name, share in fractions.items() if share > 0 and name not in split_of.values()]
-    if empty:
-        raise InputError(
-            f"split {empty[0]!r} would be empty",
-            where=f"{len(ranked)} subjects, fractions {fractions}",
-            expected="at least one subject in every split (splits are by subject, never by image)",
-            mend="add subjects, or change --splits",
-        )
-    return split_of
-
-
-def stated_splits(splits_by_subject: Iterable[tuple[str, str]]) -> dict[str, str]:
-    """Subject → split, as the samples' own metadata (`notes.split`) states it.
-
-    Raises:
-        InputError: a subject that stands in two splits.
-    """
-    split_of: dict[str, str] = {}
-    for subject, split in splits_by_subject:
-        if split_of.setdefault(subject, split) != split:
-            raise InputError(
-                f"subject {subject!r} stands in two splits: {split_of[subject]!r} and {split!r}",
-                expected="every cube of one subject in one split",
-                mend="correct the column 'split' of the subjects CSV and import again",
-            )
-    return split_of
-
-
-@dataclass
-class BandAccumulator:
-    """Exact per-band sums of stored integers (Python integers: no order dependence, no overflow); floats in float64."""
-
-    sums_C: list[Any] = field(default_factory=list)
-    squares_C: list[Any] = field(default_factory=list)
-    min_C: list[float] = field(default_factory=list)
-    max_C: list[float] = field(default_factory=list)
-    logs_C: np.ndarray | float = 0.0
-    log_squares_C: np.ndarray | float = 0.0
-    values: int = 0
-
-    def add(self, cube: Cube) -> None:
-        flat_CN = cube.data_CHW[:, cube.fov_HW] if cube.fov_HW is not None else cube.data_CHW.reshape(len(cube.data_CHW), -1)
-        if not flat_CN.shape[1]:
-            return
-        exact = flat_CN.dtype.kind == "u"
-        wide_CN = flat_CN.astype(np.uint64 if exact else np.float64)
-        to = int if exact else float
-        sums, squares = [to(v) for v in wide_CN.sum(1)], [to(v) for v in (wide_CN * wide_CN).sum(1)]
-        low, high = flat_CN.min(1).tolist(), flat_CN.max(1).tolist()
-        if not self.values:
-            self.sums_C, self.squares_C, self.min_C, self.max_C = sums, squares, low, high
-        else:
-            self.sums_C = [a + b for a, b in zip(self.sums_C, sums, strict=True)]
-            self.squares_C = [a + b for a, b in zip(self.squares_C, squares, strict=True)]
-            self.min_C = [min(a, b) for a, b in zip(self.min_C, low, strict=True)]
-            self.max_C = [max(a, b) for a, b in zip(self.max_C, high, strict=True)]
-        if exact:
-            logs_CN = np.log1p(flat_CN / LOG_KNEE)
-            self.logs_C, self.log_squares_C = self.logs_C + logs_CN.sum(1), self.log_squares_C + (logs_CN * logs_CN).sum(1)
-        self.values += flat_CN.shape[1]
-
-    def stats(self, split: str, scale: float, offset: float) -> BandStats:
-        """Reflectance statistics: mean and standard deviation follow the affine map of the stored values."""
-        if not self.values:
-            raise InputError(f"no pixel of split {split!r} lies in a field of view", mend="check the masks: retinaforge data ls")
-        n = self.values
-        means = [s / n for s in self.sums_C]
-        # var = (n Σx² − (Σx)²)/n², in integers where the values are integers: no cancellation
-        stds = [math.sqrt(max((n * q - s * s) / (n * n), 0.0)) for s, q in zip(self.sums_C, self.squares_C, strict=True)]
-        log_mean_C = np.asarray(self.logs_C) / n
-        log_std_C = np.sqrt(np.maximum(np.asarray(self.log_squares_C) / n - log_mean_C**2, 0))
-        return BandStats(
-            split=split,
-            log_mean_C=tuple(np.atleast_1d(log_mean_C).tolist()) if np.any(log_mean_C) else (),
-            log_std_C=tuple(np.atleast_1d(log_std_C).tolist()) if np.any(log_mean_C) else (),
-            mean_C=tuple(scale * m + offset for m in means),
-            std_C=tuple(scale * s for s in stds),
-            min_C=tuple(scale * v + offset for v in self.min_C),
-            max_C=tuple(scale * v + offset for v in self.max_C),
-            values=n,
-        )
 
 
 def entry_of(shard: Path, index: ShardIndex, split: str) -> ShardEntry:
@@ -162,25 +59,56 @@ def _same_kind(cube: Cube, first: Cube) -> None:
             )
 
 
+class Read(Protocol):
+    """Reads a sample by its key. `stamp` tells whether its file was touched."""
+
+    def __call__(self, key: str) -> Cube: ...
+
+    def stamp(self, key: str) -> list[int]: ...
+
+
+class _FromDataset:
+    def __init__(self, dataset: Dataset) -> None:
+        self.dataset = dataset
+        self.place = {key: (split, i) for split, info in dataset.splits.items() if info.count for i, key in enumerate(dataset.keys(split))}
+
+    def __call__(self, key: str) -> Cube:
+        return self.dataset.cube(*self.place[key])
+
+    def stamp(self, key: str) -> list[int]:
+        return []  # the dataset's digest names its bytes
+
+
+class _FromFolder:
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def __call__(self, key: str) -> Cube:
+        return loose.read_cube(self.folder, key)
+
+    def stamp(self, key: str) -> list[int]:
+        seen = (self.folder / f"{key}.npy").stat()
+        return [seen.st_size, seen.st_mtime_ns]
+
+
 def _source(path: Path) -> tuple[list[tuple[str, str, str]], Read, str]:
     """(key, subject, stated split) of each sample, how to read one, and what names them all: an import made anew has other metadata."""
     if (path / NAME).exists():
         dataset = Dataset(path)
-        place = {key: (split, i) for split, info in dataset.splits.items() if info.count for i, key in enumerate(dataset.keys(split))}
         rows = [
             (k, s, split)
             for split, info in dataset.splits.items()
             if info.count
             for k, s in zip(dataset.keys(split), dataset.subjects(split), strict=True)
         ]
-        return rows, lambda key: dataset.cube(*place[key]), dataset.digest
+        return rows, _FromDataset(dataset), dataset.digest
     rows, told = [], hashlib.sha256()
     for key in loose.keys_in(path):
         content = (path / f"{key}.json").read_bytes()
         told.update(hashlib.sha256(content).digest())
         meta = loose.meta_from(content, where=path / f"{key}.json")
         rows.append((key, meta.subject_id, str(meta.notes.get("split", ""))))
-    return rows, lambda key: loose.read_cube(path, key), told.hexdigest()
+    return rows, _FromFolder(path), told.hexdigest()
 
 
 def pack(
@@ -190,22 +118,64 @@ def pack(
     splits: dict[str, float] | None = None,
     seed: int = 0,
     codec: str = "raw",
+    max_error: int = 0,
     shard_mib: int = 1024,
+    workers: int = 1,
     watch: Watch = iter,
 ) -> Manifest:
     """Pack loose cubes, or repack a dataset, into `out`. `out` appears whole when all is written, or not at all.
 
+    The same samples give the same bytes, whatever `workers` is and however often the packing was killed: finished shards are kept
+    and the same call goes on behind them.
+
     Args:
         splits: fractions by subject; None takes the splits that the samples state, else SPLITS.
-        shard_mib: a shard is closed before it would grow over this.
+        max_error: of the codec `near`, in counts.
+        shard_mib: a shard is closed before it would grow over this, as raw counts.
+        workers: threads, each on a shard of its own.
         watch: wraps the keys as they are packed (a progress bar).
 
     Raises:
         InputError: mixed shapes, bands or dtypes; a subject in two splits; an empty split; `out` holds something else.
     """
-    get_codec(codec)
     rows, read, samples = _source(source)
-    request = {"pack": {"codec": codec, "seed": seed, "shard_mib": shard_mib, "splits": splits}, "samples": samples}
+    asked = {"codec": codec, "max_error": max_error, "seed": seed, "shard_mib": shard_mib, "splits": splits}
+    request = {"pack": asked, "samples": samples}
+    if done := _standing(out, codec, max_error, request):
+        return done
+    split_of = _splits_for(rows, splits, seed)
+    parts: dict[str, list[str]] = {name: [] for name in (splits or dict.fromkeys([*SPLITS, *split_of.values()]))}
+    if strange := [name for name in parts if not KEY.fullmatch(name)]:
+        raise InputError(
+            f"split name {strange[0]!r} is not allowed", expected="letters, digits, '_' and '-': it becomes a file name", mend="--splits …"
+        )
+    for key, subject, _ in rows:
+        parts[split_of[subject]].append(key)
+    first = read(next(keys for keys in parts.values() if keys)[0])
+    each = _samples_a_shard(first, shard_mib)
+    shards = {name: [keys[a : a + each] for a in range(0, len(keys), each)] for name, keys in parts.items() if keys}
+    return _write_shards(out, shards, read, first, codec=codec, max_error=max_error, source=request, workers=workers, watch=watch)
+
+
+def recode(source: Path, out: Path, *, codec: str, max_error: int = 0, workers: int = 1, watch: Watch = iter) -> Manifest:
+    """The dataset `source` with another codec: the same samples in the same splits and shards. As `pack` otherwise."""
+    dataset = Dataset(source)
+    _, read, samples = _source(source)
+    request = {"recode": {"codec": codec, "max_error": max_error}, "samples": samples}
+    if done := _standing(out, codec, max_error, request):
+        return done
+    shards = {split: [list(shard.index.keys) for shard in dataset.shards(split)] for split, info in dataset.splits.items() if info.count}
+    first = dataset.cube(next(iter(shards)), 0)
+    return _write_shards(out, shards, read, first, codec=codec, max_error=max_error, source=request, workers=workers, watch=watch)
+
+
+def _standing(out: Path, codec: str, max_error: int, request: dict[str, Any]) -> Manifest | None:
+    """The dataset at `out` where it is the one asked for; None where nothing stands there.
+
+    Raises:
+        InputError: something else does, or the codec cannot be used.
+    """
+    get_codec(codec, max_error)
     if (out / NAME).exists() and (done := read_manifest(out)).source == request:
         return done
     if out.exists():
@@ -215,19 +185,11 @@ def pack(
             expected="a path that does not exist yet, or this very dataset",
             mend=f"choose another, or rm -r {out}",
         )
-    split_of = _splits_for(rows, splits, seed)
-    parts: dict[str, list[str]] = {name: [] for name in (splits or dict.fromkeys([*SPLITS, *split_of.values()]))}
-    if strange := [name for name in parts if not KEY.fullmatch(name)]:
-        raise InputError(
-            f"split name {strange[0]!r} is not allowed", expected="letters, digits, '_' and '-': it becomes a file name", mend="--splits …"
-        )
-    for key, subject, _ in rows:
-        parts[split_of[subject]].append(key)
-    stream = iter(watch([key for keys in parts.values() for key in keys]))
-    cubes = {name: (read(next(stream)) for _ in keys) for name, keys in parts.items() if keys}
-    manifest = write_dataset(out, cubes, codec=codec, shard_mib=shard_mib, source=request)
-    next(stream, None)  # past the last key: what watches the keys sees their end
-    return manifest
+    return None
+
+
+def _samples_a_shard(first: Cube, shard_mib: int) -> int:
+    return max(1, (shard_mib << 20) // first.data_CHW.nbytes)
 
 
 def _splits_for(rows: list[tuple[str, str, str]], fractions: dict[str, float] | None, seed: int) -> dict[str, str]:
@@ -244,35 +206,129 @@ def _splits_for(rows: list[tuple[str, str, str]], fractions: dict[str, float] | 
     return split_subjects((subject for _, subject, _ in rows), fractions or SPLITS, seed)
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Written:
+    """A finished shard, and what the manifest needs of it."""
+
+    entry: ShardEntry
+    subjects: list[str]
+    bands: BandAccumulator
+
+    def save(self, staging: Path, source: Any) -> None:
+        fields = {"entry": asdict(self.entry), "subjects": self.subjects, "bands": self.bands.fields(), "source": source}
+        durable.write_bytes(staging / f"{self.entry.name}{WRITTEN}", durable.canonical_json(fields))
+
+    @classmethod
+    def load(cls, staging: Path, name: str, source: Any) -> _Written | None:
+        """The shard as a killed packing left it; None where it is not whole, or was made of other files."""
+        record = staging / f"{name}{WRITTEN}"
+        if not record.exists() or (fields := json.loads(record.read_bytes()))["source"] != source:
+            return None
+        return cls(entry=ShardEntry(**fields["entry"]), subjects=fields["subjects"], bands=BandAccumulator(**fields["bands"]))
+
+
+WRITTEN = ".written"  # beside a shard of an unfinished dataset
+
+
+def _write_one(staging: Path, split: str, number: int, cubes: Iterable[Cube], first: Cube, codec: str, max_error: int) -> _Written:
+    shard, bands = staging / f"{split}-{number:06d}.tar", BandAccumulator()
+    near = get_codec(codec, max_error) if max_error else None
+    stored = (replace(cube, data_CHW=near.rounded(cube.data_CHW)) for cube in cubes) if near else cubes
+    index = write_shard(shard, checked(stored, first, bands), codec=codec, max_error=max_error, stem=payload_of(first))
+    return _Written(entry=entry_of(shard, index, split), subjects=sorted(set(index.subjects)), bands=bands)
+
+
+def _write_shards(
+    out: Path,
+    shards: dict[str, list[list[str]]],
+    read: Read,
+    first: Cube,
+    *,
+    codec: str,
+    max_error: int,
+    source: dict[str, Any],
+    workers: int,
+    watch: Watch,
+) -> Manifest:
+    """Write the shards, named by the keys in each, side by side."""
+    told: SimpleQueue[BaseException | None] = SimpleQueue()  # a None for each cube that is done, or what went wrong
+    ended = threading.Event()
+
+    def cubes(keys: list[str]) -> Iterator[Cube]:
+        for key in keys:
+            if ended.is_set():
+                raise KeyboardInterrupt
+            yield read(key)
+            told.put(None)
+
+    def write(staging: Path, split: str, number: int, keys: list[str]) -> _Written:
+        try:
+            stamps = [read.stamp(key) for key in keys]
+            written = _Written.load(staging, f"{split}-{number:06d}.tar", stamps)
+            if written:
+                for _ in keys:
+                    told.put(None)
+            else:
+                written = _write_one(staging, split, number, cubes(keys), first, codec, max_error)
+                written.save(staging, stamps)
+            return written
+        except BaseException as error:
+            told.put(error)
+            raise
+
+    request = durable.canonical_json({**source, "shards": shards}).decode()
+    with durable.writing_folder(out, request=request) as staging, ThreadPoolExecutor(workers) as pool:
+        try:
+            jobs = [pool.submit(write, staging, split, n, keys) for split, parts in shards.items() for n, keys in enumerate(parts)]
+            for _ in watch([key for parts in shards.values() for keys in parts for key in keys]):
+                if error := told.get():
+                    raise error
+            return _describe_written(staging, [job.result() for job in jobs], list(shards), first, max_error, source)
+        finally:
+            ended.set()
+            pool.shutdown(cancel_futures=True)
+
+
 def write_dataset(
-    out: Path, parts: dict[str, Iterable[Cube]], *, codec: str = "raw", shard_mib: int = 1024, source: dict[str, Any]
+    out: Path, parts: dict[str, Iterable[Cube]], *, codec: str = "raw", max_error: int = 0, shard_mib: int = 1024, source: dict[str, Any]
 ) -> Manifest:
     """Write the cubes of each split as shards, index and manifest; `out` appears whole, or not at all.
 
     Raises:
         InputError: cubes of mixed shape, dtype, band list or affine map; `out` cannot be written. TryAgain: disk full.
     """
+    get_codec(codec, max_error)
     with durable.writing_folder(out) as staging:
-        stats_split = stats_split_of(parts)
-        bands, first, entries, sizes = BandAccumulator(), None, [], {}
+        first, written = None, []
         for split, cubes in parts.items():
-            waiting, subjects = iter(cubes), set()
+            waiting, number = iter(cubes), 0
             while (head := next(waiting, None)) is not None:
                 first = first or head
-                chunk = chain([head], islice(waiting, max(0, (shard_mib << 20) // head.data_CHW.nbytes - 1)))
-                shard = staging / f"{split}-{sum(e.split == split for e in entries):06d}.tar"
-                checked = _checked(chunk, first, bands if split == stats_split else None)
-                index = write_shard(shard, checked, codec=codec, stem=payload_of(head))
-                entries.append(entry_of(shard, index, split))
-                subjects.update(index.subjects)
-            sizes[split] = {"count": sum(e.count for e in entries if e.split == split), "subjects": len(subjects)}
-        stats = bands.stats(stats_split, first.meta.scale, first.meta.offset)
-        manifest = describe(first, shards=entries, splits=sizes, stats=stats, source=source)
-        write_manifest(staging, manifest)
+                chunk = chain([head], islice(waiting, _samples_a_shard(head, shard_mib) - 1))
+                written.append(_write_one(staging, split, number, chunk, first, codec, max_error))
+                number += 1
+        return _describe_written(staging, written, list(parts), first, max_error, source)
+
+
+def _describe_written(
+    staging: Path, written: list[_Written], splits: list[str], first: Cube, max_error: int, source: dict[str, Any]
+) -> Manifest:
+    """Write dataset.json over finished shards; their statistics are added up in the order of the shards, whoever wrote them."""
+    stats_split, bands, sizes = stats_split_of(splits), BandAccumulator(), {}
+    for split in splits:
+        mine = [w for w in written if w.entry.split == split]
+        sizes[split] = {"count": sum(w.entry.count for w in mine), "subjects": len({s for w in mine for s in w.subjects})}
+    for shard in written:
+        if shard.entry.split == stats_split:
+            bands.merge(shard.bands)
+        (staging / f"{shard.entry.name}{WRITTEN}").unlink(missing_ok=True)
+    stats = bands.stats(stats_split, first.meta.scale, first.meta.offset)
+    manifest = describe(first, shards=[shard.entry for shard in written], splits=sizes, stats=stats, source=source, max_error=max_error)
+    write_manifest(staging, manifest)
     return manifest
 
 
-def _checked(cubes: Iterable[Cube], first: Cube, bands: BandAccumulator | None) -> Iterator[Cube]:
+def checked(cubes: Iterable[Cube], first: Cube, bands: BandAccumulator | None) -> Iterator[Cube]:
     """The cubes, each of the kind of `first`, entered into the statistics as they pass."""
     for cube in cubes:
         _same_kind(cube, first)
@@ -284,58 +340,6 @@ def _checked(cubes: Iterable[Cube], first: Cube, bands: BandAccumulator | None) 
 def payload_of(cube: Cube) -> str:
     """'cube' for stored counts, 'latent' for floats."""
     return "cube" if cube.data_CHW.dtype == np.uint16 else "latent"
-
-
-def index_folder(folder: Path) -> Manifest:
-    """Index every `SPLIT-*.tar` of a folder (ours, or written by stock webdataset) and write dataset.json with statistics.
-
-    The split is the file name up to its last '-'.
-
-    Raises:
-        InputError: no shards, mixed kinds, a subject in two splits. CorruptData: a damaged shard.
-    """
-    shards = sorted(folder.glob("*.tar"))
-    if not shards:
-        raise InputError("no shards here", where=folder, expected="SPLIT-000000.tar files")
-    scanned = [(shard, shard.stem.rpartition("-")[0] or shard.stem, scan_shard(shard)) for shard in shards]
-    stated_splits((subject, split) for _, split, index in scanned for subject in index.subjects)
-    _each_once((key, shard.name) for shard, _, index in scanned for key in index.keys)
-    for shard, _, index in scanned:
-        durable.write_bytes(index_path(shard), index_bytes(index))
-    entries = [entry_of(shard, index, split) for shard, split, index in scanned]
-    splits = {
-        s: {
-            "count": sum(e.count for e in entries if e.split == s),
-            "subjects": len({subject for _, split, index in scanned if split == s for subject in index.subjects}),
-        }
-        for s in sorted({e.split for e in entries})
-    }
-    filled = next((entry for entry in entries if entry.count), None)
-    if filled is None:
-        raise InputError("no sample in any shard", where=folder, expected="KEY.json and KEY.cube.<codec> members")
-    first = Shard(folder, filled).cube(0)
-    manifest = describe(first, shards=entries, splits=splits, stats=None, source={"index": [e.name for e in entries]})
-    manifest = replace(manifest, stats=_checked_stats(Dataset(folder, manifest), first))
-    write_manifest(folder, manifest)
-    return manifest
-
-
-def _each_once(rows: Iterable[tuple[str, str]]) -> None:
-    shard_of: dict[str, str] = {}
-    for key, shard in rows:
-        if shard_of.setdefault(key, shard) != shard:
-            raise InputError(
-                f"sample {key!r} stands in {shard_of[key]} and in {shard}", expected="every key once", mend="remove one of them"
-            )
-
-
-def _checked_stats(dataset: Dataset, first: Cube) -> BandStats:
-    """Band statistics of shards from elsewhere, every cube of every split decoded and compared with the first on the way."""
-    bands, stats_split = BandAccumulator(), stats_split_of(dataset.splits)
-    for split in (name for name, info in dataset.splits.items() if info.count):
-        for _ in _checked(dataset.cubes(split), first, bands if split == stats_split else None):
-            pass
-    return bands.stats(stats_split, dataset.scale, dataset.offset)
 
 
 def stats_split_of(splits: Iterable[str]) -> str:
@@ -360,7 +364,13 @@ def band_stats(dataset: Dataset, watch: Watch = iter) -> BandStats:
 
 
 def describe(
-    first: Cube, *, shards: Iterable[ShardEntry], splits: dict[str, dict[str, int]], stats: BandStats | None, source: dict[str, Any]
+    first: Cube,
+    *,
+    shards: Iterable[ShardEntry],
+    splits: dict[str, dict[str, int]],
+    stats: BandStats | None,
+    source: dict[str, Any],
+    max_error: int = 0,
 ) -> Manifest:
     """The manifest of a set of which `first` is one sample."""
     return Manifest(
@@ -372,6 +382,7 @@ def describe(
         offset=first.meta.offset,
         shards=tuple(shards),
         splits=splits,
+        max_error=max_error,
         stats=stats,
         source=source,
     )

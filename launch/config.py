@@ -15,8 +15,8 @@ from pydantic import TypeAdapter, ValidationError
 
 from data_shards.codecs import CODECS, STORED
 from data_shards.errors import InputError, nearest
-from data_shards.pack import check_fractions
 from data_shards.phantom.persons import PhantomConfig
+from data_shards.splits import check_fractions
 from ldm.diffusion import ObjectiveConfig
 from ldm.ema import EMAConfig
 from ldm.models.codebook import CodebookConfig

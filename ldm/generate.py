@@ -16,11 +16,12 @@ from torch import Tensor
 
 from data_shards import durable
 from data_shards.cube import Cube, CubeMeta
-from data_shards.dataset import Dataset, Shard
+from data_shards.dataset import Dataset
 from data_shards.errors import InputError
 from data_shards.index import index_bytes, index_path, open_index
 from data_shards.manifest import NAME, Manifest, read_manifest, write_manifest
 from data_shards.pack import band_stats, describe, entry_of
+from data_shards.reader import Shard
 from data_shards.shard import scan_shard, write_shard
 from ldm.diffusion import normal_at
 from ldm.sampler import SamplerConfig, scheduler_for, solve

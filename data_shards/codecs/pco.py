@@ -45,8 +45,16 @@ class Near:
     def encode(self, block_N: np.ndarray) -> bytes:
         if block_N.dtype != np.uint16:
             raise InputError(f"codec 'near' on {block_N.dtype}", expected="counts (uint16): its bound is in counts", mend="--codec pcodec")
-        steps_N = (block_N.astype(np.uint32) + self.max_error) // (2 * self.max_error + 1)
-        return self.max_error.to_bytes(2, "little") + self.lossless.encode(steps_N.astype(np.uint16))
+        return self.max_error.to_bytes(2, "little") + self.lossless.encode(self._steps(block_N).astype(np.uint16))
+
+    def _steps(self, array: np.ndarray) -> np.ndarray:
+        return (array.astype(np.uint32) + self.max_error) // (2 * self.max_error + 1)
+
+    def rounded(self, array: np.ndarray) -> np.ndarray:
+        """What decoding will give for these counts; the bound is checked."""
+        near = np.minimum(self._steps(array) * (2 * self.max_error + 1), 65535).astype(array.dtype)
+        assert int(np.abs(near.astype(np.int32) - array).max(initial=0)) <= self.max_error
+        return near
 
     def decode_into(self, content: memoryview, out_N: np.ndarray, where: object) -> None:
         step = 2 * int.from_bytes(content[:2], "little") + 1

@@ -67,7 +67,7 @@ def index(
     folder: Annotated[Path, typer.Argument(help="A folder of SPLIT-NUMBER.tar shards, ours or written by stock webdataset.")],
 ) -> None:
     """Write the index of each shard, band statistics and dataset.json for shards that lie there without."""
-    from data_shards.pack import index_folder
+    from data_shards.existing import index_folder
 
     manifest = index_folder(folder)
     typer.echo(f"{folder}: {sum(s.count for s in manifest.shards)} cubes in {len(manifest.shards)} shards; digest {manifest.digest[:12]}")

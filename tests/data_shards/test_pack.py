@@ -6,6 +6,7 @@ import builtins
 import io
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -21,10 +22,12 @@ from data_shards import pack as packing
 from data_shards.cube import Cube
 from data_shards.dataset import Dataset, cubes_of
 from data_shards.errors import CorruptData, InputError, TryAgain
+from data_shards.existing import index_folder
 from data_shards.folder import read_cube, read_folder, write_cube
 from data_shards.index import open_index
-from data_shards.pack import index_folder, pack, split_subjects
+from data_shards.pack import pack, recode
 from data_shards.shard import members_of, scan_shard
+from data_shards.splits import split_subjects
 from tests.conftest import made_cube
 
 
@@ -320,13 +323,16 @@ def test_a_kill_between_write_and_rename_leaves_no_dataset(cube_folder: Path, tm
     monkeypatch.setattr(packing.durable, "publish_folder", killed)
     with pytest.raises(KeyboardInterrupt):
         pack(cube_folder, tmp_path / "set")
-    assert not list(tmp_path.iterdir())
+    assert not (tmp_path / "set").exists()
+    monkeypatch.undo()
+    pack(cube_folder, tmp_path / "set")
+    assert [p.name for p in tmp_path.iterdir()] == ["set"]
 
 
 PACK_AND = """
 import os, signal, sys, time
 from pathlib import Path
-from data_shards.pack import pack
+from data_shards.pack import pack, recode
 def watch(keys):
     for i, key in enumerate(keys):
         if i == 20:
@@ -357,3 +363,82 @@ def test_a_second_live_writer_is_refused_and_the_first_finishes(cube_folder: Pat
     assert first.returncode == 0
     assert [p.name for p in tmp_path.iterdir()] == ["set"]
     assert Dataset(tmp_path / "set").digest == Dataset(packed).digest
+
+
+def content_of(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+@pytest.fixture(scope="module")
+def bulky(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """60 cubes of 300 KiB: three to a shard of 1 MiB."""
+    folder = tmp_path_factory.mktemp("bulky")
+    for i in range(60):
+        write_cube(folder, made_cube(i, size=192))
+    return folder
+
+
+@pytest.mark.parametrize(("codec", "bound"), [("raw", 0), ("blosc2", 0), ("near", 3)])
+def test_the_number_of_workers_changes_no_byte(bulky: Path, tmp_path: Path, codec: str, bound: int) -> None:
+    for workers in (1, 2, 5):
+        pack(bulky, tmp_path / str(workers), shard_mib=1, workers=workers, codec=codec, max_error=bound)
+    one = content_of(tmp_path / "1")
+    assert len(one) > 30 and one == content_of(tmp_path / "2") == content_of(tmp_path / "5")
+
+
+def test_a_killed_packing_goes_on_behind_the_shards_that_it_finished(bulky: Path, tmp_path: Path) -> None:
+    pack(bulky, tmp_path / "whole", shard_mib=1)
+    script = PACK_AND.format(then="os.kill(os.getpid(), signal.SIGKILL)")
+    for _ in range(2):  # the second time it is killed further on
+        assert subprocess.run([sys.executable, "-c", script, bulky, tmp_path / "set"], timeout=60).returncode == -signal.SIGKILL
+    (left,) = tmp_path.glob(".part-*-set")
+    finished = {path.name.removesuffix(".written") for path in left.glob("*.written")}
+    inodes = {name: (left / name).stat().st_ino for name in finished}
+    assert len(finished) >= 6
+    pack(bulky, tmp_path / "set", shard_mib=1, workers=2)
+    assert content_of(tmp_path / "set") == content_of(tmp_path / "whole")
+    assert {name: (tmp_path / "set" / name).stat().st_ino for name in finished} == inodes, "kept, not written again"
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["set", "whole"]
+
+
+def test_a_finished_shard_whose_cubes_changed_since_is_written_again(bulky: Path, tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    shutil.copytree(bulky, source)
+    script = PACK_AND.format(then="os.kill(os.getpid(), signal.SIGKILL)")
+    subprocess.run([sys.executable, "-c", script, source, tmp_path / "set"], timeout=60)
+    for path in source.glob("*.npy"):
+        np.save(path, np.load(path) // 2)
+    pack(source, tmp_path / "set", shard_mib=1)
+    pack(source, tmp_path / "again", shard_mib=1)
+    assert content_of(tmp_path / "set") == content_of(tmp_path / "again")
+
+
+def test_another_request_does_not_take_what_a_killed_one_left(bulky: Path, tmp_path: Path) -> None:
+    script = PACK_AND.format(then="os.kill(os.getpid(), signal.SIGKILL)")
+    subprocess.run([sys.executable, "-c", script, bulky, tmp_path / "set"], timeout=60)
+    pack(bulky, tmp_path / "set", shard_mib=1, codec="pcodec")
+    assert all(Dataset(tmp_path / "set").locate("train", i)[0].index.members[0] == "cube.pcodec" for i in (0, 40))
+    assert [p.name for p in tmp_path.iterdir()] == ["set"]
+
+
+def test_an_error_in_a_worker_ends_the_packing_with_its_name(bulky: Path, tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    shutil.copytree(bulky, source)
+    (source / "c0031.npy").write_bytes(b"no array")
+    with pytest.raises(CorruptData, match="not a plain .npy") as caught:
+        pack(source, tmp_path / "set", shard_mib=1, workers=3)
+    assert str(caught.value.where).endswith("c0031.npy")
+    assert [p.name for p in tmp_path.iterdir()] == ["source"]
+
+
+def test_recoding_keeps_every_cube_in_its_shard(packed: Path, tmp_path: Path) -> None:
+    recode(packed, tmp_path / "small", codec="pcodec", workers=2)
+    a, b = Dataset(packed), Dataset(tmp_path / "small")
+    assert [(s.name, s.count, s.split) for s in a.manifest.shards] == [(s.name, s.count, s.split) for s in b.manifest.shards]
+    assert (a.stats, a.splits, a.shape) == (b.stats, b.splits, b.shape)
+    for split in a.splits:
+        for x, y in zip(a.cubes(split), b.cubes(split), strict=True):
+            assert x.meta == y.meta and np.array_equal(x.data_CHW, y.data_CHW) and np.array_equal(x.labels_HW, y.labels_HW)
+    assert recode(packed, tmp_path / "small", codec="pcodec") == b.manifest, "the same request writes nothing"
+    with pytest.raises(InputError, match="the place is taken"):
+        recode(packed, tmp_path / "small", codec="blosc2")

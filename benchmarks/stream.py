@@ -1,0 +1,392 @@
+"""How fast 672x672x16 cubes reach one staging buffer: our stream, other loaders, and a plain pread, on the same cubes.
+
+Peers: `pip install -c constraints.txt -e '.[codecs,bench]'` in an environment of its own; those that are absent are named.
+Each loader fills the same page-aligned buffer of one cube (or crop) again and again; in the round that is not counted the
+buffer's content is compared with the cube, bit for bit. Every round reads every cube once, and rounds alternate between loaders.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import shutil
+import statistics
+import tempfile
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from rounds import arguments, finish
+from torch.utils.data import DataLoader
+from torch.utils.data import Dataset as TorchDataset
+
+from data_shards.codecs import get_codec
+from data_shards.cube import Cube, CubeMeta
+from data_shards.dataset import Dataset
+from data_shards.pack import write_dataset
+from data_shards.payload import decode_into, encode
+from data_shards.phantom.eyes import PhantomConfig, phantom_cube
+from data_shards.ring import page_aligned
+from data_shards.stream import CubeStream
+
+SHAPE, CROP, MIB = (16, 672, 672), 256, 1 << 20
+Items = Iterator[tuple[int, np.ndarray]]
+Loader = Callable[[], Items]
+"""Gives (number, array) of each cube once; a crop where crops are measured."""
+
+
+def corner(i: int) -> tuple[int, int]:
+    """Where cube i is cropped, the same for every loader."""
+    return (i * 97) % (SHAPE[1] - CROP), (i * 61) % (SHAPE[2] - CROP)
+
+
+def crop_of(i: int, cube_CHW: np.ndarray) -> np.ndarray:
+    top, left = corner(i)
+    return cube_CHW[:, top : top + CROP, left : left + CROP]
+
+
+def cubes(count: int) -> np.ndarray:
+    """Phantom eyes: a few are painted, the others are mirrored and shifted copies, so that no two are alike."""
+    out = np.empty((count, *SHAPE), np.uint16)
+    for i in range(count):
+        out[i] = (
+            phantom_cube(PhantomConfig(size=SHAPE[1]), subject=i, eye="OD", visit=0).data_CHW
+            if i < 4
+            else np.roll(out[i % 4][:, ::-1], 8 * i, 2)
+        )
+    return out
+
+
+# --- loaders --------------------------------------------------------------------------------------------------------
+
+
+def ours(dataset: Dataset, *, check: bool = True, crop: bool = False) -> Loader:
+    stream = CubeStream(dataset, "train", batch_size=1, check=check, crop=(CROP, CROP) if crop else None, ahead=3)
+    if crop:  # the corners of this benchmark in place of the stream's own
+        stream._corners = lambda sample_B, epoch_B: [corner(int(i)) for i in sample_B]
+    return lambda: ((int(batch.sample_B[0]), batch.cubes_BCHW.numpy()[0]) for batch in stream.once())
+
+
+def floor(dataset: Dataset, buffer: np.ndarray) -> Loader:
+    """One thread's pread of whole cubes into the staging buffer itself."""
+
+    def read() -> Items:
+        view = memoryview(buffer.reshape(-1).view(np.uint8))
+        for i in range(dataset.count("train")):
+            shard, row = dataset.locate("train", i)
+            m, _ = shard.index.payload(row)
+            os.preadv(shard.file.fd, [view], int(shard.index.offset_NM[row, m]))
+            yield i, buffer
+
+    return read
+
+
+def webdataset_2w(folder: Path, crop: bool) -> Loader:
+    import webdataset as wds
+
+    def decode(sample: dict[str, Any]) -> tuple[int, np.ndarray]:
+        i, cube_CHW = int(sample["__key__"]), np.frombuffer(sample["cube.raw"], np.uint16).reshape(SHAPE)
+        return i, np.ascontiguousarray(crop_of(i, cube_CHW)) if crop else cube_CHW
+
+    def read() -> Items:
+        shards = sorted(str(path) for path in folder.glob("*.tar"))
+        data = wds.WebDataset(
+            shards, shardshuffle=False, empty_check=False, nodesplitter=wds.split_by_node, workersplitter=wds.split_by_worker
+        )
+        yield from wds.WebLoader(data.map(decode), batch_size=None, num_workers=2)
+
+    return read
+
+
+class Indexed(TorchDataset):
+    """Cube i from `get`, cropped if wanted; what a DataLoader reads."""
+
+    def __init__(self, count: int, get: Callable[[int], np.ndarray], crop: bool = False) -> None:
+        self.count, self.get, self.crop = count, get, crop
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, i: int) -> tuple[int, np.ndarray]:
+        cube_CHW = self.get(i)
+        return i, np.array(crop_of(i, cube_CHW)) if self.crop else np.array(cube_CHW)
+
+
+def dataloader(data: TorchDataset, workers: int) -> Loader:
+    def read() -> Items:
+        for i, cube in DataLoader(data, batch_size=None, num_workers=workers):
+            yield int(i), cube.numpy() if isinstance(cube, torch.Tensor) else cube
+
+    return read
+
+
+def memmap(folder: Path, made: np.ndarray) -> TorchDataset:
+    made.tofile(folder / "all.bin")
+    mapped = np.memmap(folder / "all.bin", np.uint16, "r", shape=made.shape)
+    return Indexed(len(made), lambda i: mapped[i])
+
+
+def mosaicml(folder: Path, made: np.ndarray) -> TorchDataset:
+    from streaming import MDSWriter, StreamingDataset
+
+    with MDSWriter(
+        out=str(folder / "mds"), columns={"i": "int", "cube": f"ndarray:uint16:{','.join(map(str, SHAPE))}"}, size_limit=1 << 29
+    ) as out:
+        for i, cube in enumerate(made):
+            out.write({"i": i, "cube": cube})
+
+    class Cubes(StreamingDataset):
+        def __getitem__(self, k: int) -> tuple[int, np.ndarray]:
+            item = super().__getitem__(k)
+            return item["i"], item["cube"]
+
+    return Cubes(local=str(folder / "mds"), shuffle=False, batch_size=1)
+
+
+def litdata(folder: Path, made: np.ndarray) -> TorchDataset:
+    from litdata import StreamingDataset
+    from litdata.streaming.writer import BinaryWriter
+
+    writer = BinaryWriter(str(folder / "lit"), chunk_bytes=1 << 29)
+    for i, cube in enumerate(made):
+        writer.add_item(i, {"i": i, "cube": torch.from_numpy(cube)})
+    writer.done()
+    writer.merge()
+
+    class Cubes(StreamingDataset):
+        def __getitem__(self, k: int) -> tuple[int, Any]:
+            item = super().__getitem__(k)
+            return item["i"], item["cube"].numpy()
+
+    return Cubes(str(folder / "lit"), shuffle=False)
+
+
+def zarr3(folder: Path, made: np.ndarray) -> TorchDataset:
+    import zarr
+
+    array = zarr.create_array(folder / "cubes.zarr", shape=made.shape, chunks=(1, *SHAPE), dtype="uint16", compressors=None)
+    array[:] = made
+    return Indexed(len(made), lambda i: array[i])
+
+
+def tensorstore(folder: Path, made: np.ndarray) -> TorchDataset:
+    import tensorstore as ts
+
+    spec = {
+        "driver": "zarr3",
+        "kvstore": {"driver": "file", "path": str(folder / "ts.zarr")},
+        "metadata": {
+            "shape": made.shape,
+            "data_type": "uint16",
+            "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": (1, *SHAPE)}},
+        },
+    }
+    array = ts.open(spec, create=True).result()
+    array[:] = made
+    return Indexed(len(made), lambda i: array[i].read().result())
+
+
+PEERS = {"memmap": memmap, "mosaicml-streaming": mosaicml, "litdata": litdata, "zarr": zarr3, "tensorstore": tensorstore}
+
+
+# --- measuring ------------------------------------------------------------------------------------------------------
+
+
+def used_s() -> float:
+    """CPU seconds of this process and of the children that ended."""
+    return sum(sum(resource.getrusage(who)[:2]) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+
+
+def evict(folder: Path) -> None:
+    """Put the folder's files out of the page cache."""
+    for path in (p for p in folder.rglob("*") if p.is_file()):
+        with open(path, "rb") as file:
+            os.fsync(file.fileno())
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
+
+def drain(loader: Loader, buffer: np.ndarray, wanted: Callable[[int], np.ndarray] | None) -> tuple[int, bool]:
+    """Read all into the buffer: how many, and whether they were what is wanted."""
+    seen, right = set(), True
+    for i, array in loader():
+        if array is not buffer:
+            np.copyto(buffer, array)
+        seen.add(i)
+        right = right and (wanted is None or np.array_equal(buffer, wanted(i)))
+    return len(seen), right
+
+
+def measure(
+    loaders: dict[str, Loader],
+    buffer: np.ndarray,
+    wanted: Callable[[int], np.ndarray],
+    count: int,
+    rounds: int,
+    cold: dict[str, Path] | None = None,
+) -> dict[str, dict[str, Any]]:
+    """Loaders by turns: median seconds and CPU seconds a cube, and whether each gave every cube as it is."""
+    found = {name: {"wall": [], "cpu": [], "equal": True} for name in loaders}
+    for turn in range(rounds + 1):
+        for name, loader in loaders.items():
+            if cold:
+                evict(cold[name])
+            began, used = time.perf_counter(), used_s()
+            seen, right = drain(loader, buffer, wanted if not turn else None)
+            if turn:
+                found[name]["wall"].append((time.perf_counter() - began) / count)
+                found[name]["cpu"].append((used_s() - used) / count)
+            found[name]["equal"] &= right and seen == count
+    return {name: {**f, "wall": statistics.median(f["wall"]), "cpu": statistics.median(f["cpu"])} for name, f in found.items()}
+
+
+def show(title: str, found: dict[str, dict[str, Any]]) -> None:
+    print(title)
+    for name, f in sorted(found.items(), key=lambda item: item[1]["wall"]):
+        print(f"  {name:24} {1 / f['wall']:8.1f} cubes/s   {1000 * f['cpu']:7.2f} CPU ms a cube   equal {f['equal']}", flush=True)
+
+
+def row(case: str, found: dict[str, dict[str, Any]], other: str, ours_name: str = "ours") -> dict[str, Any]:
+    mine, theirs = found[ours_name], found[other]
+    return {
+        "case": case,
+        "ours": 1 / mine["wall"],
+        "other": 1 / theirs["wall"],
+        "unit": "cubes/s",
+        "ratio": theirs["wall"] / mine["wall"],
+        "cpu_ratio": theirs["cpu"] / mine["cpu"],
+        "equal": bool(mine["equal"] and theirs["equal"]),
+        "against": other,
+    }
+
+
+def codec_rows(made: np.ndarray, rounds: int) -> list[dict[str, Any]]:
+    """Each codec on one thread, against memcpy in the same run: `ratio` is decoding speed over memcpy's, `compression` the size."""
+    cube, out, rows = made[0], page_aligned(made[0].nbytes).view(np.uint16).reshape(SHAPE), []
+
+    def seconds(work: Callable[[], Any]) -> float:
+        times = []
+        for _ in range(rounds + 3):
+            began = time.perf_counter()
+            work()
+            times.append(time.perf_counter() - began)
+        return statistics.median(times[1:])
+
+    copy_s = seconds(lambda: np.copyto(out, cube))
+    for name, bound in (("blosc2", 0), ("pcodec", 0), ("near", 2)):
+        content = encode(cube, name, get_codec(name, bound))
+        took_s = seconds(lambda content=content, name=name: decode_into(content, name, out, name))
+        off = int(np.abs(out.astype(np.int32) - cube).max())
+        sizes = [cube.nbytes / len(encode(other, name, get_codec(name, bound))) for other in made[1:4]] + [cube.nbytes / len(content)]
+        rows.append(
+            {
+                "case": f"decode_{name}{bound or ''}_vs_memcpy",
+                "ours": cube.nbytes / took_s / 1e9,
+                "other": cube.nbytes / copy_s / 1e9,
+                "unit": "GB/s",
+                "ratio": copy_s / took_s,
+                "cpu_ratio": copy_s / took_s,
+                "equal": off <= bound,
+                "compression": statistics.mean(sizes),
+            }
+        )
+        print(
+            f"  {name:8} {rows[-1]['compression']:5.2f} x smaller   decodes {rows[-1]['ours']:5.2f} GB/s   largest error {off}", flush=True
+        )
+    return rows
+
+
+def main() -> None:
+    args = arguments(__doc__.partition("\n")[0])
+    torch.set_num_threads(1)
+    warnings.filterwarnings("ignore")  # of peers
+    count, rounds = (16 if args.quick else 48), args.rounds
+    folder = Path(tempfile.mkdtemp(prefix="stream-"))
+    missing: dict[str, str] = {}
+    try:
+        made = cubes(count)
+        meta = [CubeMeta(key=f"{i:06d}", wavelengths_nm=tuple(range(16)), scale=1 / 4095, subject_id=f"s{i}") for i in range(count)]
+        sets = {}
+        for codec in ("raw", "blosc2"):
+            source = (Cube(data_CHW=made[i], meta=meta[i]) for i in range(count))
+            write_dataset(folder / codec, {"train": source}, codec=codec, shard_mib=8 * len(made[0].tobytes()) // MIB, source={})
+            sets[codec] = Dataset(folder / codec)
+        buffer = page_aligned(made[0].nbytes).view(np.uint16).reshape(SHAPE)
+        small = page_aligned(len(made[0]) * CROP * CROP * 2).view(np.uint16).reshape(len(made[0]), CROP, CROP)
+
+        peers: dict[str, Loader] = {}
+        for name, make in PEERS.items():
+            try:
+                (folder / name).mkdir()
+                data = make(folder / name, made)
+                for workers in (0,) if args.quick or name == "tensorstore" else (0, 2):
+                    peers[f"{name}, {workers} workers"] = dataloader(data, workers)
+            except ImportError as error:
+                missing[f"warm_vs_{name}"] = f"not installed: {error}"
+        warm = measure(
+            {
+                "ours": ours(sets["raw"]),
+                "ours, unchecked": ours(sets["raw"], check=False),
+                "ours, blosc2": ours(sets["blosc2"]),
+                "pread floor": floor(sets["raw"], buffer),
+                "webdataset, 2 workers": webdataset_2w(folder / "raw", crop=False),
+                **peers,
+            },
+            buffer,
+            lambda i: made[i],
+            count,
+            rounds,
+        )
+        show("warm cache, whole cubes", warm)
+        crop = measure(
+            {
+                "ours": ours(sets["raw"], crop=True),
+                "ours, unchecked": ours(sets["raw"], check=False, crop=True),
+                "ours, blosc2": ours(sets["blosc2"], crop=True),
+                "webdataset, 2 workers": webdataset_2w(folder / "raw", crop=True),
+            },
+            small,
+            lambda i: crop_of(i, made[i]),
+            count,
+            rounds,
+        )
+        show(f"warm cache, crops of {CROP} x {CROP}", crop)
+        cold = measure(
+            {
+                "ours": ours(sets["blosc2"]),
+                "ours, raw": ours(sets["raw"]),
+                "pread floor": floor(sets["raw"], buffer),
+                "webdataset, 2 workers": webdataset_2w(folder / "raw", crop=False),
+            },
+            buffer,
+            lambda i: made[i],
+            count,
+            rounds,
+            cold={"ours": folder / "blosc2", **dict.fromkeys(("ours, raw", "pread floor", "webdataset, 2 workers"), folder / "raw")},
+        )
+        show("cold cache, whole cubes (ours: blosc2)", cold)
+        print("codecs, one thread")
+        rows = codec_rows(made, rounds)
+        best = min((name for name in warm if name in peers), key=lambda name: warm[name]["wall"], default="")
+        rows = [
+            row("warm_vs_webdataset_2w", warm, "webdataset, 2 workers"),
+            *([row("warm_vs_best_peer", warm, best)] if best else []),
+            row("warm_vs_pread_floor", warm, "pread floor"),
+            row("crop_vs_webdataset_2w", crop, "webdataset, 2 workers"),
+            row("cold_vs_webdataset_2w", cold, "webdataset, 2 workers"),
+            row("checked_vs_unchecked", warm, "ours, unchecked"),
+            row("crop_checked_vs_unchecked", crop, "ours, unchecked"),
+            *rows,
+        ]
+        print(json.dumps({r["case"]: round(r["ratio"], 2) for r in rows}, indent=1))
+        finish("stream", rows, missing)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+if __name__ == "__main__":
+    main()
