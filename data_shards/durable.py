@@ -132,9 +132,14 @@ def write_bytes(final: Path, content: bytes, *, keep_first: bool = False) -> Non
         file.write(content)
 
 
+def readable_json(value: Any) -> bytes:
+    """A JSON value for people, keys in the order given."""
+    return (json.dumps(value, indent=2, allow_nan=False) + "\n").encode()
+
+
 def write_json(final: Path, value: Any) -> None:
     """Publish a JSON value, readable by people, keys in the order given."""
-    write_bytes(final, (json.dumps(value, indent=2, allow_nan=False) + "\n").encode())
+    write_bytes(final, readable_json(value))
 
 
 def publish_folder(part: Path, final: Path) -> None:

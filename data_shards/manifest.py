@@ -11,7 +11,7 @@ from typing import Any
 from data_shards import durable, stores
 from data_shards.errors import CorruptData, InputError
 
-FORMAT = "retinaforge-dataset-1"
+FORMAT = "retinaforge-dataset-2"
 NAME = "dataset.json"
 LOG_KNEE = 16.0  # stored counts below which the logarithmic scale is nearly linear, so that read noise is not blown up
 
@@ -80,7 +80,12 @@ class Manifest:
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
     """Publish dataset.json: the mark that the dataset is whole."""
-    durable.write_json(folder / NAME, {"format": FORMAT, "digest": manifest.digest, **asdict(manifest)})
+    durable.write_json(folder / NAME, _checked({"format": FORMAT, "digest": manifest.digest, **asdict(manifest)}))
+
+
+def _checked(fields: dict[str, Any]) -> dict[str, Any]:
+    """The fields and a checksum over all of them: the digest leaves statistics out, and a wrong mean spoils a model unseen."""
+    return {**fields, "sha256": hashlib.sha256(durable.canonical_json(fields)).hexdigest()}
 
 
 def read_manifest(folder: Path | str) -> Manifest:
@@ -101,9 +106,15 @@ def read_manifest(folder: Path | str) -> Manifest:
         ) from error
     try:
         fields = json.loads(content)
-        if fields.pop("format") != FORMAT:
-            raise CorruptData("a manifest of another format", where=path, expected=FORMAT, mend=f"retinaforge data index {folder}")
+        if fields["format"] != FORMAT:
+            raise CorruptData(
+                f"a manifest of format {fields['format']!r}", where=path, expected=FORMAT, mend=f"retinaforge data index {folder}"
+            )
+        del fields["sha256"]
+        if content != durable.readable_json(_checked(fields)):
+            raise CorruptData("the manifest is not as it was written", where=path, mend=f"retinaforge data index {folder}")
         digest = fields.pop("digest")
+        del fields["format"]
         stats = fields.pop("stats")
         manifest = Manifest(
             **{

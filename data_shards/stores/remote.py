@@ -58,9 +58,15 @@ class RemoteStore:
                 if self.fs.async_impl:
                     return sync(self.fs.loop, getattr(self.fs, f"_{method}"), path, timeout=self.stall_s, **options)
                 return getattr(self.fs, method)(path, **options)
-            except (FileNotFoundError, *_OURS):
+            except _OURS:
                 raise
-            except Exception as error:
+            except Exception as found:
+                error = found
+                if isinstance(error, FileNotFoundError):
+                    cause = error.__cause__  # fsspec says this of a web server's every trouble
+                    if cause is None or isinstance(cause, FileNotFoundError) or getattr(cause, "status", 0) in (404, 410):
+                        raise
+                    error = cause
                 if isinstance(error, PermissionError) or getattr(error, "status", 0) in (401, 403):
                     raise InputError(
                         f"the store denies access: {error}", where=where, mend="check the keys of this store, and who may read the set"

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 import tarfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +14,7 @@ import pytest
 from data_shards.dataset import Dataset
 from data_shards.errors import CorruptData
 from data_shards.index import open_index
+from data_shards.manifest import read_manifest, write_manifest
 from data_shards.shard import scan_shard
 from data_shards.stream import CubeStream
 from data_shards.verify import verify
@@ -87,9 +88,8 @@ def test_a_missing_member_is_named(copy: Path, member: str) -> None:
 
 
 def test_a_wrong_count_is_named(copy: Path) -> None:
-    manifest = json.loads((copy / "dataset.json").read_text())
-    manifest["splits"]["val"]["count"] = 5
-    (copy / "dataset.json").write_text(json.dumps(manifest))
+    manifest = read_manifest(copy)
+    write_manifest(copy, replace(manifest, splits={**manifest.splits, "val": {"count": 5, "subjects": 2}}))
     assert faults(copy) == {"dataset.json": ["split val: 4 samples in its shards, 5 in the manifest"]}
 
 
@@ -100,14 +100,16 @@ def test_a_missing_shard_and_a_stray_one_are_named(copy: Path) -> None:
     assert "val-000009.tar" in found["dataset.json"][0]
 
 
-def test_an_edited_manifest_is_not_believed(copy: Path) -> None:
+@pytest.mark.parametrize("edit", [('"count": 4,', '"count": 3,'), ('"mean_C": [', '"mean_C": [ '), ('"values": ', '"values": 1')])
+def test_an_edited_manifest_is_not_believed(copy: Path, edit: tuple[str, str]) -> None:
     text = (copy / "dataset.json").read_text()
-    (copy / "dataset.json").write_text(text.replace('"count": 4,', '"count": 3,', 1))
-    with pytest.raises(CorruptData, match="digest"):
+    assert edit[0] in text
+    (copy / "dataset.json").write_text(text.replace(*edit, 1))
+    with pytest.raises(CorruptData, match="not as it was written"):
         Dataset(copy)
 
 
-@pytest.mark.parametrize("text", ["null", "5", "[]", "{}", '{"format": "retinaforge-dataset-1", "digest": ""}', "no JSON"])
+@pytest.mark.parametrize("text", ["null", "5", "[]", "{}", '{"format": "retinaforge-dataset-2", "digest": ""}', "no JSON"])
 def test_a_manifest_that_is_none_is_corrupt(copy: Path, text: str) -> None:
     (copy / "dataset.json").write_text(text)
     with pytest.raises(CorruptData, match="manifest"):
