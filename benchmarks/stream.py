@@ -32,7 +32,7 @@ from data_shards.pack import write_dataset
 from data_shards.payload import decode_into, encode
 from data_shards.phantom.eyes import PhantomConfig, phantom_cube
 from data_shards.ring import page_aligned
-from data_shards.stream import CubeStream
+from data_shards.stream import CubeStream, ReadConfig
 
 SHAPE, CROP, MIB = (16, 672, 672), 256, 1 << 20
 Items = Iterator[tuple[int, np.ndarray]]
@@ -66,7 +66,7 @@ def cubes(count: int) -> np.ndarray:
 
 
 def ours(dataset: Dataset, *, check: bool = True, crop: bool = False) -> Loader:
-    stream = CubeStream(dataset, "train", batch_size=1, check=check, crop=(CROP, CROP) if crop else None, ahead=3)
+    stream = CubeStream(dataset, "train", batch_size=1, crop=(CROP, CROP) if crop else None, read=ReadConfig(check=check, ahead=3))
     if crop:  # the corners of this benchmark in place of the stream's own
         stream._corners = lambda sample_B, epoch_B: [corner(int(i)) for i in sample_B]
     return lambda: ((int(batch.sample_B[0]), batch.cubes_BCHW.numpy()[0]) for batch in stream.once())

@@ -67,6 +67,31 @@ class Batch:
         return replace(self, **tensors)
 
 
+@dataclass(frozen=True, kw_only=True)
+class ReadConfig:
+    """How a stream reads; none of it changes what a batch holds.
+
+    Attributes:
+        threads: readers of this process.
+        ahead: batches read before they are asked for.
+        check: compare crc32c on every read.
+        bad_share: this share of the split's samples may be unreadable. Each is logged and another takes its place, the same one
+            in every run; one more ends the run.
+    """
+
+    threads: int = 2
+    ahead: int = 2
+    check: bool = True
+    bad_share: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.threads < 1 or self.ahead < 0 or not 0 <= self.bad_share <= 1:
+            raise InputError(
+                f"threads {self.threads}, ahead {self.ahead}, bad_share {self.bad_share}",
+                expected="at least one thread, none below 0, a share from 0 to 1",
+            )
+
+
 class CubeStream:
     """Batches of one split, in the order of order.py (of several datasets: mixture.py).
 
@@ -81,11 +106,7 @@ class CubeStream:
             middle where samples are asked for outside of an epoch.
         bands: which bands, of which alone the bytes are read; None: all.
         epoch_samples: how many samples make an epoch; 0: as many as the split has.
-        threads: readers.
-        ahead: batches read before they are asked for.
-        check: compare crc32c on every read.
-        bad_share: this share of the split's samples may be unreadable. Each is logged and another takes its place, the same one
-            in every run; one more ends the run.
+        read: threads, checks, and what is done about unreadable samples.
         device: where batches are wanted. On a GPU they are copied from page-locked memory while the batch before is worked on.
 
     Raises:
@@ -106,15 +127,12 @@ class CubeStream:
         crop: tuple[int, int] | None = None,
         bands: Sequence[int] | None = None,
         epoch_samples: int = 0,
-        threads: int = 2,
-        ahead: int = 2,
-        check: bool = True,
-        bad_share: float = 0.0,
+        read: ReadConfig = ReadConfig(),
         device: torch.device | str = "cpu",
     ) -> None:
         self.dataset, self.split, self.batch_size, self.seed = dataset, split, batch_size, seed
-        self.rank, self.world, self.maps, self.threads, self.ahead, self.check = rank, world, maps, threads, ahead, check
-        self.crop, self.bands, self.bad_share, self.device = crop, None if bands is None else tuple(bands), bad_share, torch.device(device)
+        self.rank, self.world, self.maps, self.crop, self.config, self.device = rank, world, maps, crop, read, torch.device(device)
+        self.bands = None if bands is None else tuple(bands)
         self.count = dataset.count(split)
         self.epoch_samples = epoch_samples or self.count
         self.bad: dict[int, str] = {}
@@ -122,7 +140,7 @@ class CubeStream:
         dataset.check(split)
         c, h, w = dataset.shape
         self.shape = (c if self.bands is None else len(self.bands), *(crop or (h, w)))
-        self._ring = Ring(keep=ahead + 2, allocate=_page_locked if self.device.type == "cuda" else page_aligned)
+        self._ring = Ring(keep=read.ahead + 2, allocate=_page_locked if self.device.type == "cuda" else page_aligned)
 
     def _check(self) -> None:
         c, h, w = self.dataset.shape
@@ -130,11 +148,10 @@ class CubeStream:
             raise InputError(f"crops of {self.crop[0]} x {self.crop[1]}", expected=f"within the {h} x {w} pixels of a cube")
         if self.bands is not None and (not self.bands or len(set(self.bands)) < len(self.bands) or not set(self.bands) <= set(range(c))):
             raise InputError(f"bands {list(self.bands)}", expected=f"different ones of 0 to {c - 1}")
-        if min(self.batch_size, self.threads, self.epoch_samples) < 1 or not 0 <= self.rank < self.world or not 0 <= self.bad_share <= 1:
+        if min(self.batch_size, self.epoch_samples) < 1 or not 0 <= self.rank < self.world:
             raise InputError(
-                f"batch {self.batch_size}, threads {self.threads}, epoch {self.epoch_samples}, rank {self.rank} of {self.world}, "
-                f"bad share {self.bad_share}",
-                expected="1 or more of each, a rank below the world, a share from 0 to 1",
+                f"batch {self.batch_size}, epoch of {self.epoch_samples}, rank {self.rank} of {self.world}",
+                expected="a batch and an epoch of 1 or more, a rank below the world",
             )
 
     def place(self, position_B: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -159,11 +176,11 @@ class CubeStream:
         chunks = (mine[a : a + self.batch_size] for a in range(0, len(mine), self.batch_size))
         return self._read_ahead((int(chunk[0]), chunk, chunk, None) for chunk in chunks)
 
-    def read(self, sample_B: np.ndarray) -> Batch:
-        """The named samples of the split, read now."""
+    def read(self, sample_B: np.ndarray, epoch_B: np.ndarray | None = None) -> Batch:
+        """The named samples of the split, read now; cropped as in that epoch, or in the middle."""
         sample_B = np.asarray(sample_B)
-        with ThreadPoolExecutor(self.threads) as pool:
-            return self._assemble(pool, 0, sample_B, sample_B, None)().to(self.device)
+        with ThreadPoolExecutor(self.config.threads) as pool:
+            return self._assemble(pool, 0, sample_B, sample_B, epoch_B)().to(self.device)
 
     def _read_ahead(self, plan: Iterable[tuple[int, np.ndarray, np.ndarray, np.ndarray | None]]) -> Iterator[Batch]:
         batches = self._on_host(plan)
@@ -171,11 +188,11 @@ class CubeStream:
 
     def _on_host(self, plan: Iterable[tuple[int, np.ndarray, np.ndarray, np.ndarray | None]]) -> Iterator[Batch]:
         waiting: deque = deque()
-        with ThreadPoolExecutor(self.threads, thread_name_prefix="stream") as pool:
+        with ThreadPoolExecutor(self.config.threads, thread_name_prefix="stream") as pool:
             try:
                 for planned in plan:
                     waiting.append(self._assemble(pool, *planned))
-                    if len(waiting) > self.ahead:
+                    if len(waiting) > self.config.ahead:
                         yield waiting.popleft()()
                 while waiting:
                     yield waiting.popleft()()
@@ -232,16 +249,16 @@ class CubeStream:
     def _note_bad(self, i: int, error: CorruptData) -> None:
         if i not in self.bad:
             self.bad[i] = f"{error.where}: {error.what}"
-            if self.bad_share:
+            if self.config.bad_share:
                 LOGGER.warning("sample left out, another takes its place: %s", self.bad[i])
-        allowed = int(self.bad_share * self.count)
+        allowed = int(self.config.bad_share * self.count)
         if len(self.bad) > allowed:
             if not allowed:
                 raise error
             raise CorruptData(
                 f"{len(self.bad)} samples cannot be read, the last: {error.what}",
                 where=error.where,
-                expected=f"at most {allowed} of {self.count} (a share of {self.bad_share:g})",
+                expected=f"at most {allowed} of {self.count} (a share of {self.config.bad_share:g})",
                 mend=error.mend,
             ) from error
 
@@ -252,7 +269,7 @@ class CubeStream:
         if corner is not None or self.bands is not None:
             (top, left), (height, width) = corner or (0, 0), self.shape[1:]
             region = Region(top, top + height, left, left + width, self.bands)
-        shard.array_into(row, out_CHW, region=region, check=self.check)
+        shard.array_into(row, out_CHW, region=region, check=self.config.check)
         maps: list[np.ndarray | None] = [None, None]
         for k, (member, mask) in enumerate((("labels.png", False), ("fov.png", True)) if self.maps else ()):
             if content := shard.named(row, member):

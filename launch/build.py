@@ -11,7 +11,7 @@ from torch import nn
 from data_shards.dataset import Dataset
 from data_shards.errors import InputError
 from data_shards.manifest import Manifest
-from data_shards.stream import CubeStream
+from data_shards.stream import CubeStream, ReadConfig
 from launch.config import DiffusionStage, VQGANStage, to_tree
 from ldm.metrics.sets import common_fov
 from ldm.models.codebook import Codebook
@@ -26,7 +26,7 @@ from ldm.training.loop import LoopConfig
 from ldm.training.vqgan import VQGANTrainer
 
 
-def stream(dataset: Dataset, loop: LoopConfig, engine: Engine, *, maps: bool) -> CubeStream:
+def stream(dataset: Dataset, loop: LoopConfig, engine: Engine, read: ReadConfig, *, maps: bool, crop: int = 0) -> CubeStream:
     """The training stream: this rank's share of the global batch.
 
     Raises:
@@ -35,16 +35,36 @@ def stream(dataset: Dataset, loop: LoopConfig, engine: Engine, *, maps: bool) ->
     if loop.batch % engine.world:
         raise InputError(f"global batch {loop.batch}", where="loop.batch", expected=f"a multiple of the {engine.world} ranks")
     return CubeStream(
-        dataset, "train", batch_size=loop.batch // engine.world, seed=loop.seed, rank=engine.rank, world=engine.world, maps=maps
+        dataset,
+        "train",
+        batch_size=loop.batch // engine.world,
+        seed=loop.seed,
+        rank=engine.rank,
+        world=engine.world,
+        maps=maps,
+        crop=(crop, crop) if crop else None,
+        epoch_samples=loop.epoch_samples,
+        read=read,
+        device=engine.device,
     )
 
 
-def validation(dataset: Dataset, loop: LoopConfig, engine: Engine) -> CubeStream | None:
+def validation(dataset: Dataset, loop: LoopConfig, engine: Engine, read: ReadConfig, crop: int = 0) -> CubeStream | None:
     """The held-out samples that the loop judges, a micro batch at a time; None where the dataset has none."""
     if "val" not in dataset.splits or not dataset.splits["val"].count:
         return None
     micro = loop.batch // (engine.world * engine.config.accumulation)
-    return CubeStream(dataset, "val", batch_size=micro, rank=engine.rank, world=engine.world, maps=dataset.payload == "cube")
+    return CubeStream(
+        dataset,
+        "val",
+        batch_size=micro,
+        rank=engine.rank,
+        world=engine.world,
+        maps=dataset.payload == "cube",
+        crop=(crop, crop) if crop else None,
+        read=read,
+        device=engine.device,
+    )
 
 
 def vqgan_modules(stage: VQGANStage, bands: int) -> tuple[VQGAN, Codebook, PatchGAN]:
@@ -96,11 +116,13 @@ def check_fit(stage: VQGANStage, dataset: Dataset) -> None:
         )
 
 
-def vqgan_trainer(stage: VQGANStage, dataset: Dataset, engine: Engine) -> tuple[VQGANTrainer, CubeStream, dict[str, Any]]:
+def vqgan_trainer(
+    stage: VQGANStage, dataset: Dataset, engine: Engine, read: ReadConfig = ReadConfig()
+) -> tuple[VQGANTrainer, CubeStream, dict[str, Any]]:
     """Trainer, its stream, and the identity that its checkpoints carry."""
     check_fit(stage, dataset)
     vqgan, codebook, discriminator = vqgan_modules(stage, dataset.shape[0])
-    train = stream(dataset, stage.loop, engine, maps=True)
+    train = stream(dataset, stage.loop, engine, read, maps=True, crop=stage.crop)
     trainer = VQGANTrainer(
         engine,
         vqgan,
@@ -140,7 +162,9 @@ def denoiser_module(stage: DiffusionStage, latents: Manifest) -> nn.Module:
     return initialised(lambda: DENOISERS[type(config)](config), stage.loop.seed)
 
 
-def diffusion_trainer(stage: DiffusionStage, latents: Dataset, engine: Engine) -> tuple[DiffusionTrainer, CubeStream, dict[str, Any]]:
+def diffusion_trainer(
+    stage: DiffusionStage, latents: Dataset, engine: Engine, read: ReadConfig = ReadConfig()
+) -> tuple[DiffusionTrainer, CubeStream, dict[str, Any]]:
     """Trainer, its stream, and the identity that its checkpoints carry."""
     if latents.payload != "latent":
         raise InputError("this dataset holds cubes, not latents", where=latents.path, mend="retinaforge encode PRESET")
@@ -159,6 +183,6 @@ def diffusion_trainer(stage: DiffusionStage, latents: Dataset, engine: Engine) -
     origin = latents.manifest.source.get("encode", {}).get("autoencoder", "")
     return (
         trainer,
-        stream(latents, stage.loop, engine, maps=False),
+        stream(latents, stage.loop, engine, read, maps=False),
         {**identity, "autoencoder": origin, "data": describe_data(latents.manifest)},
     )

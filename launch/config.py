@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import typing
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -13,10 +14,11 @@ from typing import Any
 import yaml
 from pydantic import TypeAdapter, ValidationError
 
-from data_shards.codecs import CODECS, STORED
+from data_shards.codecs import CODECS, STORED, check_bound
 from data_shards.errors import InputError, nearest
 from data_shards.phantom.persons import PhantomConfig
 from data_shards.splits import check_fractions
+from data_shards.stream import ReadConfig
 from ldm.diffusion import ObjectiveConfig
 from ldm.ema import EMAConfig
 from ldm.models.codebook import CodebookConfig
@@ -36,6 +38,11 @@ class DataConfig:
     dataset: a packed dataset; empty: phantoms are made from `phantom` and packed into the run folder.
     subjects, visits: of the phantoms; two eyes each.
     splits: fractions by subject.
+    codec, max_error: of the shards packed from phantoms; max_error is that of the codec `near`.
+    workers: of making and packing phantoms.
+    read: how shards are read.
+    cache: a folder on a local disk for pieces of a dataset at a URL, shared by the ranks of a node; empty: none.
+    cache_gib: what it may hold.
     """
 
     dataset: str = ""
@@ -44,7 +51,11 @@ class DataConfig:
     visits: int = 2
     splits: dict[str, float] = field(default_factory=lambda: {"train": 0.8, "val": 0.1, "test": 0.1})
     codec: str = "raw"
+    max_error: int = 0
     workers: int = 2
+    read: ReadConfig = field(default_factory=ReadConfig)
+    cache: str = ""
+    cache_gib: float = 100.0
 
     def __post_init__(self) -> None:
         check_fractions(self.splits)
@@ -52,11 +63,19 @@ class DataConfig:
             raise InputError(f"subjects {self.subjects}, visits {self.visits}, workers {self.workers}", expected="1 or more of each")
         if self.codec not in (known := [*STORED, *CODECS]):
             raise InputError(f"unknown codec {self.codec!r}", expected=nearest(self.codec, known))
+        check_bound(self.codec, self.max_error)
+        if not 0 < self.cache_gib < math.inf:
+            raise InputError(f"data.cache_gib = {self.cache_gib}", expected="a size above 0, in GiB")
 
 
 @dataclass(frozen=True, kw_only=True)
 class VQGANStage:
-    """Everything that trains the autoencoder."""
+    """Everything that trains the autoencoder.
+
+    Attributes:
+        crop: side of the square crops that it is trained on, a new place each epoch; 0: whole cubes.
+        flip: mirror half of them.
+    """
 
     model: VQGANConfig = field(default_factory=VQGANConfig)
     codebook: CodebookConfig = field(default_factory=CodebookConfig)
@@ -65,7 +84,12 @@ class VQGANStage:
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     loop: LoopConfig = field(default_factory=LoopConfig)
     engine: EngineConfig = field(default_factory=EngineConfig)
+    crop: int = 0
     flip: bool = True
+
+    def __post_init__(self) -> None:
+        if self.crop < 0 or self.crop % self.model.compression:
+            raise InputError(f"vqgan.crop = {self.crop}", expected=f"0, or a multiple of {self.model.compression}, the compression")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -40,7 +40,7 @@ class Memory:
 def cube_shape(config: Config) -> tuple[int, int, int]:
     """(C, H, W) of the run's cubes: of its dataset, or of the phantoms that will be made."""
     if config.data.dataset:
-        return Dataset(Path(config.data.dataset)).shape
+        return Dataset(config.data.dataset).shape
     phantom = config.data.phantom
     return len(phantom.wavelengths_nm), phantom.size, phantom.size
 
@@ -86,6 +86,7 @@ def _networks(config: Config, stage: str) -> tuple[list[nn.Module], Callable[[in
             net = DENOISERS[type(fields)](fields)
         D = fields.latent_channels
         return [net], lambda B: net(torch.empty(B, D, H // f, W // f, device="meta"), torch.empty(B, device="meta"))
+    H, W = (config.vqgan.crop or n for n in (H, W))
     small = replace(config.vqgan, codebook=replace(config.vqgan.codebook, codes=2, kmeans="never"))
     with torch.device("meta"):
         vqgan, _, discriminator = build.vqgan_modules(small, C)

@@ -21,6 +21,7 @@ from data_shards import durable
 from data_shards.dataset import Dataset
 from data_shards.errors import InputError
 from data_shards.manifest import NAME, read_manifest
+from data_shards.stores import Cache, is_url
 from launch.config import Config, to_tree, to_yaml
 
 Watch = Callable[..., Iterable[Any]]
@@ -28,6 +29,7 @@ HEADLINE = ("psnr_gain_db", "codes_used", "frechet_over_gaussian_latents", "seco
 BASELINE_IMAGES = 1024
 FREE_TO_CHANGE = {
     *("samples", "checkpoint_every", "log_every", "keep", "validate_samples", "background", "profile", "workers", "max_bad_steps"),
+    *("read", "cache", "cache_gib"),
 }
 # what a section of the configuration decides first; until it stands, the section may still be corrected
 FIRST_OUTPUT = {"data": "data", "vqgan": "vqgan/checkpoints", "diffusion": "diffusion/checkpoints", "sample": "synthetic"}
@@ -42,8 +44,14 @@ class Run:
 
     def __init__(self, config: Config) -> None:
         self.config, self.folder = config, Path(config.run)
-        self.dataset = Path(config.data.dataset) if config.data.dataset else self.folder / "data"
+        named = config.data.dataset
+        self.dataset: Path | str = self.folder / "data" if not named else named if is_url(named) else Path(named)
         self.vqgan, self.latents, self.diffusion, self.synthetic = (self.folder / n for n in ("vqgan", "latents", "diffusion", "synthetic"))
+
+    def open(self, place: Path | str) -> Dataset:
+        """A dataset of this run, read through its cache where there is one."""
+        data = self.config.data
+        return Dataset(place, cache=Cache(Path(data.cache), int(data.cache_gib * 2**30)) if data.cache and is_url(place) else None)
 
     def freeze(self) -> None:
         """Write run.yaml and environment.json; refuse to mix two configurations in one folder. On one rank only."""
@@ -128,9 +136,9 @@ def check_inputs(run: Run) -> None:
     from data_shards.codecs import get_codec
 
     if run.config.data.dataset:
-        Dataset(run.dataset)
+        run.open(run.dataset)
     else:
-        get_codec(run.config.data.codec)
+        get_codec(run.config.data.codec, run.config.data.max_error)
 
 
 def check_latent_size(run: Run) -> None:
@@ -139,7 +147,7 @@ def check_latent_size(run: Run) -> None:
     Raises:
         InputError: height or width is no multiple of 4 × compression.
     """
-    step, shape = 4 * run.config.vqgan.model.compression, Dataset(run.dataset).shape
+    step, shape = 4 * run.config.vqgan.model.compression, run.open(run.dataset).shape
     if any(side % step for side in shape[1:]):
         raise InputError(
             f"cubes of shape {shape}",
@@ -158,7 +166,15 @@ def prepare_data(run: Run, watch: Watch) -> None:
     if data.dataset or (run.dataset / NAME).exists():
         return
     write_phantoms(data.phantom, run.folder / "cubes", subjects=data.subjects, visits=data.visits, workers=data.workers, watch=watch)
-    pack(run.folder / "cubes", run.dataset, splits=data.splits, codec=data.codec, watch=lambda keys: watch(keys, title="pack", unit="cube"))
+    pack(
+        run.folder / "cubes",
+        run.dataset,
+        splits=data.splits,
+        codec=data.codec,
+        max_error=data.max_error,
+        workers=data.workers,
+        watch=lambda keys: watch(keys, title="pack", unit="cube"),
+    )
 
 
 def encode(run: Run, watch: Watch) -> list[str]:
@@ -168,7 +184,7 @@ def encode(run: Run, watch: Watch) -> list[str]:
     from ldm.trained import load_autoencoder
 
     autoencoder = load_autoencoder(run.vqgan, device())
-    encode_dataset(Dataset(run.dataset), autoencoder, run.latents, watch=lambda batches: watch(batches, title="encode", unit="batch"))
+    encode_dataset(run.open(run.dataset), autoencoder, run.latents, watch=lambda batches: watch(batches, title="encode", unit="batch"))
     health = check(Dataset(run.latents), autoencoder)
     durable.write_json(run.folder / "health.json", health)
     return health["warnings"]
@@ -211,7 +227,7 @@ def judge(run: Run, watch: Watch) -> None:
     from ldm.trained import load_autoencoder, load_denoiser
 
     autoencoder, denoiser = load_autoencoder(run.vqgan, device()), load_denoiser(run.diffusion, device())
-    real, wanted = Dataset(run.dataset), run.config.sample
+    real, wanted = run.open(run.dataset), run.config.sample
     held_out = held_out_split(real)
     baseline, source = run.folder / "gaussian-latents", {"baseline": denoiser.digest, "seed": wanted.seed, "quantise": wanted.quantise}
     if (baseline / NAME).exists() and read_manifest(baseline).source != source:
@@ -245,7 +261,7 @@ def judged(run: Run) -> bool:
     if not path.exists() or not set(HEADLINE) <= set(figures(run)):
         return False
     seen = json.loads(path.read_text())
-    return (seen["reference"]["digest"], seen["synthetic"]["digest"]) == (Dataset(run.dataset).digest, Dataset(run.synthetic).digest)
+    return (seen["reference"]["digest"], seen["synthetic"]["digest"]) == (run.open(run.dataset).digest, Dataset(run.synthetic).digest)
 
 
 def frechet_to_train(real: Dataset, synthetic: Dataset, watch: Watch) -> float:

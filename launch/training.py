@@ -93,8 +93,8 @@ def train(
         if stage == "diffusion":
             engine.on_main(lambda: check_latents(run))
         builder, data = {"vqgan": (build.vqgan_trainer, run.dataset), "diffusion": (build.diffusion_trainer, run.latents)}[stage]
-        dataset = Dataset(data)
-        trainer, stream, identity = builder(config, dataset, engine)
+        dataset, read = run.open(data), run.config.data.read
+        trainer, stream, identity = builder(config, dataset, engine, read)
         store = CheckpointStore(folder / "checkpoints", engine, keep=config.loop.keep)
         log = MetricLog(folder / "metrics.jsonl", writes=engine.is_main)
         trace = folder / "trace.json" if config.loop.profile and engine.is_main else None
@@ -108,7 +108,7 @@ def train(
                 config.loop,
                 identity=identity,
                 record={"config": to_tree(run.config), "versions": environment()["packages"]},
-                validation=build.validation(dataset, config.loop, engine),
+                validation=build.validation(dataset, config.loop, engine, read, crop=getattr(config, "crop", 0)),
                 stop=stop,
                 report=report,
                 stepped=stepped,

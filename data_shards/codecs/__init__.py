@@ -46,12 +46,7 @@ def get_codec(name: str, max_error: int = 0) -> Codec | None:
     """
     if name not in (*STORED, *CODECS):
         raise InputError(f"unknown codec {name!r}", expected=nearest(name, [*STORED, *CODECS]))
-    if bool(max_error) != (name == "near") or not 0 <= max_error <= Near.LARGEST:
-        raise InputError(
-            f"codec {name!r} with a maximum error of {max_error} counts",
-            expected=f"1 to {Near.LARGEST} with 'near', 0 with the others, which lose nothing",
-            mend="--codec near --max-error 2",
-        )
+    check_bound(name, max_error)
     if name in STORED:
         return None
     codec = CODECS[name]
@@ -63,6 +58,16 @@ def get_codec(name: str, max_error: int = 0) -> Codec | None:
             expected=f"the Python package {codec.module}",
             mend=f"pip install -c constraints.txt {codec.module}   (or pack again with --codec raw)",
         ) from error
+
+
+def check_bound(name: str, max_error: int) -> None:
+    """Raises: InputError: `near` without a bound, or a bound on a codec that loses nothing."""
+    if bool(max_error) != (name == "near") or not 0 <= max_error <= Near.LARGEST:
+        raise InputError(
+            f"codec {name!r} with a maximum error of {max_error} counts",
+            expected=f"1 to {Near.LARGEST} with 'near', 0 with the others, which lose nothing",
+            mend="--codec near --max-error 2   (data.codec=near data.max_error=2)",
+        )
 
 
 @functools.cache

@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from data_shards.errors import CorruptData, InputError
+from data_shards.manifest import Manifest, read_manifest
 from launch.cli import data_import, data_phantom
 from launch.cli.progress import progress
 
@@ -19,6 +20,9 @@ app.command("phantom")(data_phantom.command)
 app.command("import")(data_import.command)
 
 SetPath = Annotated[Path, typer.Argument(help="A packed dataset (the folder with dataset.json).")]
+Codec = Annotated[str, typer.Option(help="Payload codec: raw, npy, blosc2 (fast), pcodec (small), near (small, with --max-error).")]
+MaxError = Annotated[int, typer.Option(help="Of the codec near: no stored count is further off than this.", min=0)]
+Workers = Annotated[int, typer.Option(help="Threads, each on a shard of its own.", min=1)]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of a table.")]
 
 
@@ -43,10 +47,15 @@ def pack(
         typer.Option(help="Fractions by subject, as train=0.8,val=0.1,test=0.1 (the default), unless the samples state a split."),
     ] = None,
     seed: Annotated[int, typer.Option(help="Seed of the split.")] = 0,
-    codec: Annotated[str, typer.Option(help="Payload codec: raw, npy, blosc2, pcodec.")] = "raw",
-    shard_mib: Annotated[int, typer.Option(help="Close a shard before it grows over this many MiB.", min=1)] = 1024,
+    codec: Codec = "raw",
+    max_error: MaxError = 0,
+    shard_mib: Annotated[int, typer.Option(help="Close a shard before it grows over this many MiB of raw counts.", min=1)] = 1024,
+    workers: Workers = 1,
 ) -> None:
-    """Pack cubes into WebDataset shards with index, manifest, splits by subject and band statistics."""
+    """Pack cubes into WebDataset shards with index, manifest, splits by subject and band statistics.
+
+    The same cubes give the same bytes, whatever --workers is. Killed, the same command goes on behind the shards it finished.
+    """
     from data_shards.pack import pack as pack_set
 
     manifest = pack_set(
@@ -55,11 +64,74 @@ def pack(
         splits=split_option(splits),
         seed=seed,
         codec=codec,
+        max_error=max_error,
         shard_mib=shard_mib,
+        workers=workers,
         watch=lambda keys: progress(keys, title=f"pack {out.name}", unit="cube"),
     )
+    typer.echo(f"{out}: {_told(manifest)}")
+
+
+@app.command()
+def recode(
+    source: SetPath,
+    out: Annotated[Path, typer.Argument(help="The dataset to write; absent, or this very dataset.")],
+    codec: Annotated[str, typer.Argument(help="raw, npy, blosc2 (fast), pcodec (small), near (small, with --max-error).")],
+    max_error: MaxError = 0,
+    workers: Workers = 1,
+) -> None:
+    """Write a dataset anew with another codec: the same samples in the same splits and shards. `data bench` says which suits."""
+    from data_shards.pack import recode as recode_set
+
+    manifest = recode_set(
+        source,
+        out,
+        codec=codec,
+        max_error=max_error,
+        workers=workers,
+        watch=lambda keys: progress(keys, title=f"recode {out.name}", unit="cube"),
+    )
+    before, after = (sum(s.bytes for s in m.shards) for m in (read_manifest(source), manifest))
+    typer.echo(f"{out}: {_told(manifest)}; {before / after:.2f} times smaller")
+
+
+@app.command()
+def bench(
+    source: Annotated[Path, typer.Argument(help="A packed dataset or a folder of loose cubes: the kind that will be stored.")],
+    at: Annotated[Path, typer.Option(help="A folder on the storage to try; what is written there is removed again.")] = Path("."),
+    samples: Annotated[int, typer.Option(help="Cubes to try.", min=1)] = 16,
+    max_error: MaxError = 0,
+    threads: Annotated[int, typer.Option(help="Reading threads, as data.read.threads.", min=1)] = 2,
+    as_json: AsJson = False,
+) -> None:
+    """Which codec suits this machine's storage: size and speed of each, cold and from the page cache."""
+    from dataclasses import asdict
+    from itertools import islice
+
+    from data_shards.bench import compare_codecs
+    from data_shards.dataset import cubes_of
+
+    cubes = list(islice(cubes_of(source), samples))
+    rows = list(progress(compare_codecs(cubes, at, threads=threads, max_error=max_error), title="bench", unit="codec"))
+    best = max((row for row in rows if not row.codec.startswith("near")), key=lambda row: row.cold_s)
+    if as_json:
+        typer.echo(
+            json.dumps({"samples": len(cubes), "threads": threads, "codecs": [asdict(row) for row in rows], "fastest_cold": best.codec})
+        )
+        return
+    table = Table(title=f"{len(cubes)} cubes of {cubes[0].data_CHW.shape}, {threads} threads, at {at.resolve()}")
+    for column in ("codec", "times smaller", "cold, cubes/s", "page cache, cubes/s", "encoding, cubes/s"):
+        table.add_column(column, justify="left" if column == "codec" else "right")
+    for row in rows:
+        table.add_row(row.codec, f"{row.compression:.2f}", *(f"{rate:.1f}" for rate in (row.cold_s, row.warm_s, row.encode_s)))
+    Console().print(table)
+    typer.echo(f"fastest from this storage: {best.codec}.  retinaforge data recode DATASET OUT {best.codec}")
+
+
+def _told(manifest: Manifest) -> str:
     sizes = ", ".join(f"{name} {v['count']} cubes of {v['subjects']} subjects" for name, v in manifest.splits.items())
-    typer.echo(f"{out}: {sizes}; {len(manifest.shards)} shards; digest {manifest.digest[:12]}")
+    bound = f"; no count further off than {manifest.max_error}" if manifest.max_error else ""
+    return f"{sizes}; {len(manifest.shards)} shards; digest {manifest.digest[:12]}{bound}"
 
 
 @app.command()
@@ -76,7 +148,6 @@ def index(
 @app.command()
 def verify(dataset: SetPath, as_json: AsJson = False) -> None:
     """Check every byte of a dataset; faults are named by shard and sample. Exit code 4 when there is one."""
-    from data_shards.manifest import read_manifest
     from data_shards.verify import verify as verify_set
 
     shards = len(read_manifest(dataset).shards)

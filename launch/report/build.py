@@ -29,7 +29,7 @@ PAIRS = 4  # closest pairs
 
 def build_report(run: stages.Run) -> Path:
     """Write runs/NAME/report.html: one file, no links outside it."""
-    real = Dataset(run.dataset)
+    real = run.open(run.dataset)
     held_out = stages.held_out_split(real)
     reflect = Reflectance(real)
     images = reflect(real, held_out, spread(real.count(held_out), SHOWN))

@@ -27,6 +27,7 @@ class LoopConfig:
     Attributes:
         samples: to see in all.
         batch: global batch: micro batch × accumulation × world.
+        epoch_samples: length of an epoch (k-means of the codebook, usage by epoch); 0: as many samples as the split has.
         checkpoint_every, log_every: in samples.
         keep: newest checkpoints to keep; the one of the lowest validation loss is kept beside them.
         validate_samples: of the split 'val', judged at each checkpoint interval and at the end; 0 for none.
@@ -38,6 +39,7 @@ class LoopConfig:
 
     samples: int = 100_000
     batch: int = 8
+    epoch_samples: int = 0
     checkpoint_every: int = 2000
     log_every: int = 80
     keep: int = 2
@@ -52,8 +54,9 @@ class LoopConfig:
             raise InputError(
                 "a length below 1", where="loop", expected="samples, batch, checkpoint_every, log_every, max_bad_steps at least 1"
             )
-        if self.validate_samples < 0:
-            raise InputError(f"validate_samples {self.validate_samples}", where="loop", expected="0 or more")
+        if min(self.validate_samples, self.epoch_samples) < 0:
+            said = f"validate_samples {self.validate_samples}, epoch_samples {self.epoch_samples}"
+            raise InputError(said, where="loop", expected="0 or more of each")
 
 
 class Diverged(RetinaforgeError):

@@ -231,7 +231,7 @@ class VQGANTrainer:
     def _epoch_latents(self, epoch: int) -> tuple[Tensor, np.ndarray]:
         """This rank's share of the latents that k-means sees: places by hash in the epoch's first samples."""
         count, wanted = self.stream.epoch_samples, self.codebook.config.kmeans_vectors
-        side = [n // self.module.config.compression for n in self.stream.dataset.shape[1:]]
+        side = [n // self.module.config.compression for n in self.stream.shape[1:]]
         places = side[0] * side[1]
         n_samples = min(count, max(math.ceil(wanted / places), min(32, count)))
         each = min(places, math.ceil(wanted / n_samples))
@@ -242,9 +242,9 @@ class VQGANTrainer:
         calls = math.ceil(math.ceil(n_samples / self.engine.world) / self.stream.batch_size)
         self.module.eval()
         for chunk in np.array_split(g, calls):
-            sample_B, _ = self.stream.place(chunk if len(chunk) else g_first)
+            sample_B, epoch_B = self.stream.place(chunk if len(chunk) else g_first)
             with self.engine.autocast():
-                h_BDHW = self.module(self._normalised(self.stream.read(sample_B))[0])
+                h_BDHW = self.module(self._normalised(self.stream.read(sample_B, epoch_B))[0])
             for b, position in enumerate(chunk):
                 chosen = np.argsort(hash64(self.seed, position, np.arange(places), 13))[:each]
                 latents.append(h_BDHW[b].flatten(1).T[torch.from_numpy(chosen).to(h_BDHW.device)].float())

@@ -16,7 +16,7 @@ from data_shards.layout import Layout, Region
 from data_shards.manifest import NAME, read_manifest, write_manifest
 from data_shards.pack import write_dataset
 from data_shards.shard import scan_shard
-from data_shards.stream import CubeStream
+from data_shards.stream import CubeStream, ReadConfig
 from data_shards.verify import verify
 from tests.conftest import made_cube
 
@@ -107,7 +107,9 @@ def test_another_sample_takes_its_place_the_same_in_every_run_and_world(one_bad,
     for world in (1, 2, 4):
         keys: dict[int, str] = {}
         for rank in range(world):
-            stream = CubeStream(Dataset(folder), "train", batch_size=8 // world, rank=rank, world=world, bad_share=0.05, seed=2)
+            stream = CubeStream(
+                Dataset(folder), "train", batch_size=8 // world, rank=rank, world=world, read=ReadConfig(bad_share=0.05), seed=2
+            )
             batches = stream.batches(0)
             for _ in range(8):
                 batch = next(batches)
@@ -127,7 +129,7 @@ def test_more_than_the_allowed_share_is_exit_4(packed: Path, tmp_path: Path) -> 
     for i in (1, 9, 20):
         shard, row = Dataset(folder).locate("train", i)
         flip(shard.path, int(shard.index.offset_NM[row, shard.index.payload(row)[0]]) + 7)
-    stream = CubeStream(Dataset(folder), "train", batch_size=4, bad_share=2 / 32)
+    stream = CubeStream(Dataset(folder), "train", batch_size=4, read=ReadConfig(bad_share=2 / 32))
     with pytest.raises(CorruptData, match="3 samples cannot be read") as caught:
         list(stream.once())
     assert "at most 2 of 32" in str(caught.value)

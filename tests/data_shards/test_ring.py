@@ -9,7 +9,7 @@ import torch
 
 from data_shards.dataset import Dataset
 from data_shards.ring import Ring
-from data_shards.stream import CubeStream
+from data_shards.stream import CubeStream, ReadConfig
 
 
 def test_memory_comes_back_with_the_last_view_of_a_tensor() -> None:
@@ -38,7 +38,7 @@ def test_blocks_are_page_aligned() -> None:
 
 
 def test_batches_that_are_kept_are_never_written_over(dataset: Dataset) -> None:
-    stream = CubeStream(dataset, "train", batch_size=3, ahead=1)
+    stream = CubeStream(dataset, "train", batch_size=3, read=ReadConfig(ahead=1))
     kept = list(stream.once())
     for batch in kept:
         for b, i in enumerate(batch.sample_B):
@@ -46,11 +46,11 @@ def test_batches_that_are_kept_are_never_written_over(dataset: Dataset) -> None:
 
 
 def test_an_epoch_needs_the_memory_of_a_few_batches(dataset: Dataset) -> None:
-    stream, allocated = CubeStream(dataset, "train", batch_size=2, ahead=2), []
+    stream, allocated = CubeStream(dataset, "train", batch_size=2), []
     make = stream._ring.allocate
     stream._ring.allocate = lambda nbytes: allocated.append(nbytes) or make(nbytes)
     batches = stream.batches(0)
     for _ in range(60):
         next(batches)
     batches.close()
-    assert len(allocated) <= stream.ahead + 2
+    assert len(allocated) <= stream.config.ahead + 2

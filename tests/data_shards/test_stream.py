@@ -14,7 +14,7 @@ from data_shards.dataset import Dataset
 from data_shards.folder import write_cube
 from data_shards.order import sample_at
 from data_shards.pack import pack
-from data_shards.stream import CubeStream
+from data_shards.stream import CubeStream, ReadConfig
 from tests.conftest import made_cube
 
 
@@ -47,7 +47,8 @@ def test_epochs_and_seeds_differ() -> None:
 def test_ranks_together_read_the_one_global_sequence(packed, world: int, batch: int, consumed: int) -> None:
     dataset = Dataset(packed)
     reads = [
-        islice(CubeStream(dataset, "train", batch_size=batch, rank=r, world=world, check=False).batches(consumed), 3) for r in range(world)
+        islice(CubeStream(dataset, "train", batch_size=batch, rank=r, world=world, read=ReadConfig(check=False)).batches(consumed), 3)
+        for r in range(world)
     ]
     got = {}
     for batches in zip(*reads, strict=True):
