@@ -26,7 +26,7 @@ from data_shards.mixture import Mixture
 from data_shards.order import hash64, rank_positions
 from data_shards.ring import Ring, page_aligned
 
-LOGGER = logging.getLogger(__name__)
+LOGGER = logging.getLogger("retinaforge")
 
 
 @dataclass(frozen=True, kw_only=True)

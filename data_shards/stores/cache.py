@@ -19,7 +19,7 @@ from typing import Protocol
 
 from data_shards.errors import InputError
 
-LOGGER = logging.getLogger(__name__)
+LOGGER = logging.getLogger("retinaforge")
 PIECE_BYTES = 4 << 20
 PART = ".part-"
 STALE_S = 3600.0  # an unfinished piece this old was left by a process that died

@@ -9,7 +9,7 @@ from typing import TypeVar
 
 from data_shards.errors import TryAgain
 
-LOGGER = logging.getLogger(__name__)
+LOGGER = logging.getLogger("retinaforge")
 PAUSES_S = (0.1, 0.5, 2.0, 8.0)
 T = TypeVar("T")
 

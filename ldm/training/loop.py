@@ -163,9 +163,11 @@ def fit(
             best = better(best, judged, samples)
         if epoch_values or judged or _crossed(samples, config.batch, config.log_every) or samples >= config.samples:
             names = sorted(values)
-            means = engine.all_reduce_sum_(torch.stack([values[n].double() for n in names])) / engine.world
+            unreadable = torch.tensor(len(stream.bad), dtype=torch.float64, device=engine.device)
+            *sums, unreadable = engine.all_reduce_sum_(torch.stack([*(values[n].double() for n in names), unreadable])).tolist()
             row = {
-                **dict(zip(names, means.tolist(), strict=True)),
+                **{name: value / engine.world for name, value in zip(names, sums, strict=True)},
+                **({"data/unreadable": unreadable} if unreadable else {}),
                 **{f"grad_norm/{k}": float(v) for k, v in norms.items()},
                 **step_values,
                 **epoch_values,

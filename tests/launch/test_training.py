@@ -116,6 +116,42 @@ def test_two_ranks_give_the_losses_of_one(uninterrupted: Path, packed: Path, tmp
                 assert math.isclose(a[name], b[name], rel_tol=2e-5, abs_tol=1e-7), (stage, a["samples"], name, a[name], b[name])
 
 
+def test_crops_of_a_set_at_a_url_train_the_same_on_two_ranks_and_after_a_stop(packed: Path, tmp_path: Path) -> None:
+    """Crops, epochs of another length and k-means over them, shards through a cache: all functions of the position alone."""
+    read = {"dataset": f"file://{packed}", "cache": str(tmp_path / "cache"), "cache_gib": 0.1}
+    loop = {**TINY["vqgan"]["loop"], "epoch_samples": 40}
+    for name in ("one", "two", "stopped"):
+        tree = {**TINY, "vqgan": {**TINY["vqgan"], "crop": 16, "loop": loop}, "data": read, "run": str(tmp_path / name)}
+        (tmp_path / f"{name}.yaml").write_text(yaml.safe_dump(tree))
+    run("train", "vqgan", tmp_path / "one.yaml")
+    run("train", "vqgan", tmp_path / "two.yaml", ranks=2)
+    run("train", "vqgan", tmp_path / "stopped.yaml", "vqgan.loop.samples=48")
+    run("train", "vqgan", tmp_path / "stopped.yaml")
+    one, two = curve(tmp_path / "one" / "vqgan"), curve(tmp_path / "two" / "vqgan")
+    assert sum("kmeans/inertia" in row for row in one) == 3, "epochs of 40 samples in 96"
+    for a, b in zip(one, two, strict=True):
+        for name in a:
+            assert math.isclose(a[name], b[name], rel_tol=2e-5, abs_tol=1e-7), (a["samples"], name, a[name], b[name])
+    assert digest(tmp_path / "one" / "vqgan")[96] == digest(tmp_path / "stopped" / "vqgan")[96]
+    assert list((tmp_path / "cache").rglob("*-0")), "pieces of shards"
+
+
+def test_a_share_of_unreadable_samples_is_trained_around_and_one_more_is_exit_4(packed: Path, tmp_path: Path) -> None:
+    shutil.copytree(packed, tmp_path / "set")
+    dataset = Dataset(tmp_path / "set")
+    for i in (3, 17):
+        shard, row = dataset.locate("train", i)
+        content = bytearray(shard.path.read_bytes())
+        content[int(shard.index.offset_NM[row, shard.index.payload(row)[0]]) + 50] ^= 4
+        shard.path.write_bytes(content)
+    config = configured(tmp_path, tmp_path / "set", "bad")
+    said = run("train", "vqgan", config, "data.read.bad_share=0.04", expect=4)
+    assert "at most 1 of 32" in said and "retinaforge data verify" in said
+    said = run("train", "vqgan", config, "data.read.bad_share=0.07")
+    assert said.count("another takes its place") == 2
+    assert curve(tmp_path / "bad" / "vqgan")[-1]["data/unreadable"] == 2.0
+
+
 def interrupted(words: list[str], folder: Path, how: signal.Signals, *, commits: bool = True) -> int:
     """Start, wait for the first checkpoint (unless `commits` is False) and one more logged step, send the signal; the exit status."""
     process = subprocess.Popen(words, cwd=ROOT, env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
