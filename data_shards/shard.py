@@ -10,7 +10,7 @@ import json
 import tarfile
 from collections.abc import Iterable
 from itertools import pairwise
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import numpy as np
 from crc32c import crc32c
@@ -99,7 +99,7 @@ class _Sample:
             self.waiting = content
             return
         else:
-            self.shape, self.dtype = _stated_array(self.meta, self.key, self.where)
+            self.shape, self.dtype = stated_array(json.loads(self.meta), self.key, self.where)
         self.waiting = b""
         if len(self.shape) == 3 and 0 not in self.shape:
             self.blocks = payload.blocks_of(content, codec, self.shape, self.dtype, self.where)
@@ -107,8 +107,12 @@ class _Sample:
             self.block_crcs = [crc32c(view[a:b]) for a, b in pairwise(edges)]
 
 
-def _stated_array(meta: bytes, key: str, where: str) -> tuple[tuple[int, ...], str]:
-    fields = json.loads(meta)  # parsed once before: an object
+def stated_array(fields: dict[str, object], key: str, where: str) -> tuple[tuple[int, ...], str]:
+    """Shape and dtype of an array, as the sample's metadata states them.
+
+    Raises:
+        InputError: absent, not sensible, or larger than an array may be.
+    """
     shape, dtype = fields.get("shape"), fields.get("dtype")
     sound = isinstance(shape, list) and all(isinstance(n, int) and n > 0 for n in shape) and dtype in ("uint16", "float32")
     if not sound or np.dtype(dtype).itemsize * int(np.prod(shape, dtype=object)) > payload.MAX_ARRAY_BYTES:
@@ -120,6 +124,27 @@ def _stated_array(meta: bytes, key: str, where: str) -> tuple[tuple[int, ...], s
     return tuple(shape), dtype
 
 
+def check_member(name: str, shard: object) -> str:
+    """A member's name without its folders, where it is safe.
+
+    Raises:
+        InputError: an absolute name or one with '..', a pickle, a key that is not allowed.
+    """
+    path = PurePosixPath(name)
+    if name.startswith("/") or ".." in path.parts:
+        raise InputError(f"unsafe member {name!r}", where=shard, expected="relative names")
+    if path.name.rpartition(".")[2] in PICKLES:
+        raise InputError(
+            f"member {name!r} is a pickle, which may run code when read",
+            where=shard,
+            expected="arrays as .npy or raw, metadata as .json",
+            mend="write the shard again without it",
+        )
+    if not KEY.fullmatch(path.name.partition(".")[0]):
+        raise InputError(f"sample key {path.name.partition('.')[0]!r} is not allowed", where=shard, expected="letters, digits, '_', '-'")
+    return path.name
+
+
 def tar_members(shard: Path) -> Iterable[tuple[str, int, bytes]]:
     """(name, offset, content) of each regular member, names checked before content is touched."""
     mend = "copy or write the shard again"
@@ -128,21 +153,9 @@ def tar_members(shard: Path) -> Iterable[tuple[str, int, bytes]]:
             for info in tar:
                 if info.isdir():
                     continue
-                parts = Path(info.name).parts
-                if not info.isreg() or info.name.startswith("/") or ".." in parts or info.size > MAX_MEMBER_BYTES:
-                    raise InputError(f"unsafe member {info.name!r}", where=shard, expected="regular files, relative names, below 4 GiB")
-                name = parts[-1]
-                if name.rpartition(".")[2] in PICKLES:
-                    raise InputError(
-                        f"member {info.name!r} is a pickle, which may run code when read",
-                        where=shard,
-                        expected="arrays as .npy or raw, metadata as .json",
-                        mend="write the shard again without it",
-                    )
-                if not KEY.fullmatch(name.partition(".")[0]):
-                    raise InputError(
-                        f"sample key {name.partition('.')[0]!r} is not allowed", where=shard, expected="letters, digits, '_', '-'"
-                    )
+                if not info.isreg() or info.size > MAX_MEMBER_BYTES:
+                    raise InputError(f"unsafe member {info.name!r}", where=shard, expected="regular files, below 4 GiB")
+                name = check_member(info.name, shard)
                 content = tar.extractfile(info).read()
                 if len(content) != info.size:
                     raise CorruptData(f"shard ends inside member {info.name!r}", where=shard, mend=mend)

@@ -13,6 +13,8 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from itertools import islice
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -25,6 +27,7 @@ from data_shards.layout import Region
 from data_shards.mixture import Mixture
 from data_shards.order import hash64, rank_positions
 from data_shards.ring import Ring, page_aligned
+from data_shards.sequential import endless, plan_of
 
 LOGGER = logging.getLogger("retinaforge")
 
@@ -278,6 +281,52 @@ class CubeStream:
                     raise CorruptData(f"{member} of size {map_HW.shape}", where=f"{shard.path}: sample {shard.index.keys[row]}")
                 maps[k] = map_HW if region is None else map_HW[region.top : region.bottom, region.left : region.right]
         return shard.index.keys[row], shard.index.subjects[row], *maps
+
+
+class SequentialStream:
+    """Batches of shards that have no index, in the shards' own order; nothing is shuffled, and a resume reads up to where it was.
+
+    Every rank reads every shard and keeps its positions: slow, and right for any world. The tools for large runs need an index.
+
+    Args:
+        shards: files or URLs.
+        batch_size: samples a rank and batch.
+        rank, world: this process's share.
+
+    Raises (while reading):
+        InputError: samples of another shape than the first. Otherwise as sequential.read_shard.
+    """
+
+    def __init__(self, shards: Sequence[Path | str], *, batch_size: int, rank: int = 0, world: int = 1) -> None:
+        self.shards, self.batch_size, self.rank, self.world = list(shards), batch_size, rank, world
+
+    def batches(self, consumed: int = 0) -> Iterator[Batch]:
+        """Endless batches from the global position `consumed` on."""
+        mine = plan_of(endless(self.shards), self.rank, self.world, consumed)
+        first = None
+        while True:
+            rows = list(islice(mine, self.batch_size))
+            cubes = [cube for *_, cube in rows]
+            first = first or cubes[0]
+            for cube in cubes:
+                if (cube.data_CHW.shape, cube.data_CHW.dtype) != (first.data_CHW.shape, first.data_CHW.dtype):
+                    raise InputError(
+                        f"{cube.data_CHW.dtype} {cube.data_CHW.shape}",
+                        where=cube.meta.key,
+                        expected=f"{first.data_CHW.dtype} {first.data_CHW.shape}, as in {first.meta.key}",
+                    )
+            height_width = first.data_CHW.shape[1:]
+            yield Batch(
+                cubes_BCHW=torch.from_numpy(np.stack([cube.data_CHW for cube in cubes])),
+                position=rows[0][0] - self.rank,
+                position_B=np.array([row[0] for row in rows]),
+                sample_B=np.array([row[2] for row in rows]),
+                epoch_B=np.array([row[1] for row in rows]),
+                keys=[cube.meta.key for cube in cubes],
+                subjects=[cube.meta.subject_id for cube in cubes],
+                labels_BHW=_stacked([cube.labels_HW for cube in cubes], np.zeros(height_width, np.uint8)),
+                fov_BHW=_stacked([cube.fov_HW for cube in cubes], np.ones(height_width, bool)),
+            )
 
 
 def _page_locked(nbytes: int) -> np.ndarray:

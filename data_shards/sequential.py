@@ -1,0 +1,130 @@
+"""Shards that have no index, read from their first byte to their last by webdataset: in their own order, every byte of them.
+
+The plain way for sets that can be neither indexed nor copied. Nothing tells a flipped bit here; a shard that is cut short, or
+damaged in a header, is found at its end. `data index`, or `data pack`, gives checksums, crops, shuffling and resuming in no time.
+
+Legend: C band, H W pixels.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import tarfile
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import numpy as np
+
+from data_shards import folder as loose
+from data_shards import payload, stores
+from data_shards.cube import Cube
+from data_shards.errors import CorruptData, InputError
+from data_shards.shard import check_member, stated_array
+
+
+class _Bytes(io.RawIOBase):
+    """A file of a store, as tarfile reads it: forward."""
+
+    def __init__(self, file: stores.File) -> None:
+        self.file, self.at = file, 0
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: memoryview) -> int:
+        got = self.file.read_into(memoryview(buffer).cast("B"), self.at)
+        self.at += got
+        return got
+
+
+def read_shard(shard: Path | str) -> Iterator[Cube]:
+    """The samples of one shard, a file or a URL, in its order.
+
+    Raises:
+        CorruptData: not a plain tar, cut short, or a payload that is not what its metadata says.
+        InputError: unsafe member names, a pickle, bad metadata; no such file. TryAgain: the store does not answer.
+    """
+    from webdataset.tariterators import group_by_keys, tar_file_iterator
+
+    place, _, name = str(shard).rpartition("/")
+    try:
+        file = stores.open_store(place or ("." if not str(shard).startswith("/") else "/")).open(name)
+    except FileNotFoundError as error:
+        raise InputError("no such shard", where=shard) from error
+    _check_tar(file, shard)
+
+    def allowed(member: str) -> bool:
+        check_member(member, shard)
+        return True
+
+    try:
+        members = tar_file_iterator(io.BufferedReader(_Bytes(file), 1 << 20), select_files=allowed)
+        for sample in group_by_keys({**member, "__url__": str(shard)} for member in members):
+            yield _cube(sample, shard)
+    except (tarfile.TarError, EOFError) as error:
+        raise CorruptData(f"not a whole tar: {error}", where=shard, mend="copy or write the shard again") from error
+
+
+def read_shards(shards: Sequence[Path | str]) -> Iterator[Cube]:
+    """The samples of all shards, one behind the other."""
+    for shard in shards:
+        yield from read_shard(shard)
+
+
+def endless(shards: Sequence[Path | str]) -> Iterator[tuple[int, int, Cube]]:
+    """(epoch, number in the epoch, sample), round after round.
+
+    Raises:
+        InputError: no shard, or no sample in any of them.
+    """
+    epoch = 0
+    while True:
+        number = -1
+        for number, cube in enumerate(read_shards(shards)):
+            yield epoch, number, cube
+        if number < 0:
+            raise InputError(
+                f"no sample in {len(shards)} shards", where=shards[0] if shards else None, expected="KEY.json and KEY.cube.<codec>"
+            )
+        epoch += 1
+
+
+def _check_tar(file: stores.File, shard: Path | str) -> None:
+    """Its two ends, before it is read: tarfile takes damage for the end, and unpacks what is compressed, however large."""
+    head, tail = bytearray(512), bytearray(1024)
+    file.read_into(memoryview(head), 0)
+    file.read_into(memoryview(tail), max(0, file.size - 1024))
+    if head[257:262] != b"ustar" and any(head):
+        raise CorruptData("not a plain tar", where=shard, expected="an uncompressed tar")
+    if file.size < 1024 or any(tail):
+        raise CorruptData("the shard is cut short: it does not end as a tar ends", where=shard, mend="copy or write the shard again")
+
+
+def _cube(sample: dict[str, Any], shard: Path | str) -> Cube:
+    key = PurePosixPath(sample["__key__"]).name
+    where = f"{shard}: sample {key}"
+    arrays = [member for member in sample if payload.codec_of(member)]
+    if "json" not in sample or len(arrays) != 1:
+        raise InputError(
+            f"members {sorted(m for m in sample if not m.startswith('__'))}", where=where, expected="KEY.json and one KEY.cube.<codec>"
+        )
+    content, codec = sample[arrays[0]], payload.codec_of(arrays[0])
+    meta = loose.meta_from(sample["json"], where=where, key=key)
+    shape, dtype = payload.npy_header(content, where) if codec == "npy" else stated_array(json.loads(sample["json"]), key, where)
+    payload.decode_into(content, codec, out := np.empty(shape, dtype), where)
+    labels, fov = (sample.get(f"{name}.png") for name in ("labels", "fov"))
+    return Cube(
+        data_CHW=out,
+        meta=meta,
+        labels_HW=loose.png_map(labels, mask=False, where=where) if labels else None,
+        fov_HW=loose.png_map(fov, mask=True, where=where) if fov else None,
+    )
+
+
+def plan_of(cubes: Iterable[tuple[int, int, Cube]], rank: int, world: int, consumed: int) -> Iterator[tuple[int, int, int, Cube]]:
+    """(position, epoch, number, sample) of one rank, from a global position on; the samples before are read and left."""
+    for position, (epoch, number, cube) in enumerate(cubes):
+        if position >= consumed and (position - consumed) % world == rank:
+            yield position, epoch, number, cube

@@ -1,0 +1,118 @@
+"""Shards without index, by stock webdataset's own reader: ours and others', and what is refused."""
+
+from __future__ import annotations
+
+import gzip
+import io
+import tarfile
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import pytest
+import webdataset
+
+from data_shards.dataset import Dataset
+from data_shards.errors import CorruptData, InputError
+from data_shards.pack import write_dataset
+from data_shards.sequential import read_shard
+from data_shards.stream import SequentialStream
+from tests.conftest import made_cube
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """Ten cubes in three shards, without an index: raw and blosc2 of ours, and npy as stock webdataset writes it."""
+    folder = tmp_path_factory.mktemp("bare")
+    for n, (codec, numbers) in enumerate((("raw", range(4)), ("blosc2", range(4, 7)))):
+        write_dataset(folder / codec, {"train": (made_cube(i) for i in numbers)}, codec=codec, source={})
+        (folder / codec / "train-000000.tar").rename(folder / f"{n}.tar")
+    with webdataset.TarWriter(str(folder / "2.tar")) as writer:
+        for cube in (made_cube(i) for i in range(7, 10)):
+            meta = {"wavelengths_nm": cube.meta.wavelengths_nm, "scale": cube.meta.scale, "subject_id": cube.meta.subject_id}
+            writer.write({"__key__": cube.meta.key, "cube.npy": cube.data_CHW, "json": meta})
+    return sorted(folder.glob("*.tar"))
+
+
+def test_every_sample_comes_as_it_was_written(shards) -> None:
+    got = [cube for shard in shards for cube in read_shard(shard)]
+    assert len(got) == 10
+    for i, cube in enumerate(got):
+        made = made_cube(i)
+        assert np.array_equal(cube.data_CHW, made.data_CHW) and cube.meta.key == made.meta.key
+        assert i >= 7 or (np.array_equal(cube.labels_HW, made.labels_HW) and np.array_equal(cube.fov_HW, made.fov_HW))
+
+
+def test_a_url_gives_the_same(shards) -> None:
+    for shard in shards:
+        mine, other = list(read_shard(shard)), list(read_shard(f"file://{shard}"))
+        assert [c.meta for c in mine] == [c.meta for c in other]
+        assert all(np.array_equal(a.data_CHW, b.data_CHW) for a, b in zip(mine, other, strict=True))
+
+
+@pytest.mark.parametrize("world", [1, 2, 3])
+def test_ranks_and_resumes_read_the_one_sequence(shards, world: int) -> None:
+    got = {}
+    for consumed, steps in ((0, 2), (12, 1)):
+        for rank in range(world):
+            stream = SequentialStream(shards, batch_size=6 // world, rank=rank, world=world)
+            for batch in islice(stream.batches(consumed), steps):
+                got |= dict(zip(batch.position_B.tolist(), batch.keys, strict=True))
+                assert batch.position % 6 == 0 and batch.fov_BHW is not None
+    assert [got[g] for g in range(18)] == [f"c{g % 10:04d}" for g in range(18)]
+
+
+def test_shards_of_mixed_shapes_are_refused(shards, tmp_path: Path) -> None:
+    write_dataset(tmp_path / "small", {"train": [made_cube(0, size=16)]}, source={})
+    with pytest.raises(InputError, match=r"\(4, 16, 16\)"):
+        next(SequentialStream([shards[0], tmp_path / "small" / "train-000000.tar"], batch_size=5).batches())
+
+
+def cut(content: bytes) -> list[bytes]:
+    """Within a payload, at a member's border, and of the end mark."""
+    return [content[: len(content) // 2], content[:512], content[: len(content) // 2 // 512 * 512], content[:-10240], b""]
+
+
+@pytest.mark.parametrize("n", range(5))
+def test_a_cut_shard_is_found(shards, tmp_path: Path, n: int) -> None:
+    (tmp_path / "cut.tar").write_bytes(cut(shards[0].read_bytes())[n])
+    with pytest.raises(CorruptData):
+        list(read_shard(tmp_path / "cut.tar"))
+
+
+def test_a_compressed_tar_is_not_unpacked(shards, tmp_path: Path) -> None:
+    (tmp_path / "bomb.tar").write_bytes(gzip.compress(shards[0].read_bytes()) + bytes(2048))
+    with pytest.raises(CorruptData, match="not a plain tar"):
+        list(read_shard(tmp_path / "bomb.tar"))
+
+
+@pytest.mark.parametrize("name", ["../a.json", "/etc/a.json", "a.cube.pkl", "a.pickle", "b c.json"])
+def test_unsafe_members_are_refused(tmp_path: Path, name: str) -> None:
+    with tarfile.open(tmp_path / "x.tar", "w") as tar:
+        info = tarfile.TarInfo(name)
+        info.size = 4
+        tar.addfile(info, io.BytesIO(b"null"))
+    with pytest.raises(InputError):
+        list(read_shard(tmp_path / "x.tar"))
+
+
+def test_what_is_not_there_or_empty_is_named(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="no such shard"):
+        list(read_shard(tmp_path / "none.tar"))
+    with tarfile.open(tmp_path / "empty.tar", "w"):
+        pass
+    with pytest.raises(InputError, match="no sample"):
+        next(SequentialStream([tmp_path / "empty.tar"], batch_size=1).batches())
+
+
+def test_our_raw_shards_are_read_by_stock_webdataset(packed: Path) -> None:
+    import json
+
+    shards = sorted(str(path) for path in packed.glob("train-*.tar"))
+    seen = 0
+    for sample in webdataset.WebDataset(shards, shardshuffle=False, empty_check=False):
+        meta = json.loads(sample["json"])
+        stored = np.frombuffer(sample["cube.raw"], np.dtype(meta["dtype"]).newbyteorder("<")).reshape(meta["shape"])
+        assert np.array_equal(stored, Dataset(packed).cube("train", seen).data_CHW)
+        seen += 1
+    assert seen == 32
