@@ -11,6 +11,7 @@ from torch import nn
 from data_shards.dataset import Dataset
 from data_shards.errors import InputError
 from data_shards.manifest import Manifest
+from data_shards.mixture import Mixture
 from data_shards.stream import CubeStream, ReadConfig
 from launch.config import DiffusionStage, VQGANStage, to_tree
 from ldm.metrics.sets import common_fov
@@ -26,7 +27,7 @@ from ldm.training.loop import LoopConfig
 from ldm.training.vqgan import VQGANTrainer
 
 
-def stream(dataset: Dataset, loop: LoopConfig, engine: Engine, read: ReadConfig, *, maps: bool, crop: int = 0) -> CubeStream:
+def stream(dataset: Dataset | Mixture, loop: LoopConfig, engine: Engine, read: ReadConfig, *, maps: bool, crop: int = 0) -> CubeStream:
     """The training stream: this rank's share of the global batch.
 
     Raises:
@@ -122,7 +123,8 @@ def vqgan_trainer(
     """Trainer, its stream, and the identity that its checkpoints carry."""
     check_fit(stage, dataset)
     vqgan, codebook, discriminator = vqgan_modules(stage, dataset.shape[0])
-    train = stream(dataset, stage.loop, engine, read, maps=True, crop=stage.crop)
+    mixed = Mixture([dataset, *map(Dataset, stage.mix)], [1.0, *stage.mix.values()]) if stage.mix else dataset
+    train = stream(mixed, stage.loop, engine, read, maps=True, crop=stage.crop)
     trainer = VQGANTrainer(
         engine,
         vqgan,
@@ -138,6 +140,8 @@ def vqgan_trainer(
         flip=stage.flip,
     )
     identity = {"stage": "vqgan", "model": to_tree(vqgan.config), "codebook": to_tree(stage.codebook), "seed": stage.loop.seed}
+    if isinstance(mixed, Mixture):
+        identity["mix"] = {other.digest: weight for other, weight in zip(mixed.datasets[1:], stage.mix.values(), strict=True)}
     return (
         trainer,
         train,

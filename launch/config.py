@@ -73,6 +73,8 @@ class VQGANStage:
     """Everything that trains the autoencoder.
 
     Attributes:
+        mix: further packed sets of the same kind, and how many samples of each come for one of the run's own dataset. Statistics,
+            validation, encoding and all that follows stay with the run's own.
         crop: side of the square crops that it is trained on, a new place each epoch; 0: whole cubes.
         flip: mirror half of them.
     """
@@ -84,6 +86,7 @@ class VQGANStage:
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     loop: LoopConfig = field(default_factory=LoopConfig)
     engine: EngineConfig = field(default_factory=EngineConfig)
+    mix: dict[str, float] = field(default_factory=dict)
     crop: int = 0
     flip: bool = True
 

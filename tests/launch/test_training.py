@@ -136,6 +136,23 @@ def test_crops_of_a_set_at_a_url_train_the_same_on_two_ranks_and_after_a_stop(pa
     assert list((tmp_path / "cache").rglob("*-0")), "pieces of shards"
 
 
+def test_a_mixture_trains_the_same_on_two_ranks_and_another_is_not_its_continuation(packed: Path, tmp_path: Path) -> None:
+    for i in range(100, 112):
+        write_cube(tmp_path / "cubes", made_cube(i))
+    pack(tmp_path / "cubes", tmp_path / "other", splits={"train": 1.0})
+    for name, weight in (("one", 0.5), ("two", 0.5), ("odd", 2.0)):
+        tree = {**TINY, "vqgan": {**TINY["vqgan"], "mix": {str(tmp_path / "other"): weight}}, "data": {"dataset": str(packed)}}
+        (tmp_path / f"{name}.yaml").write_text(yaml.safe_dump({**tree, "run": str(tmp_path / name)}))
+    run("train", "vqgan", tmp_path / "one.yaml")
+    run("train", "vqgan", tmp_path / "two.yaml", ranks=2)
+    one, two = curve(tmp_path / "one" / "vqgan"), curve(tmp_path / "two" / "vqgan")
+    for a, b in zip(one, two, strict=True):
+        assert all(math.isclose(a[name], b[name], rel_tol=2e-5, abs_tol=1e-7) for name in a)
+    shutil.copytree(tmp_path / "one" / "vqgan", tmp_path / "odd" / "vqgan")
+    said = run("train", "vqgan", tmp_path / "odd.yaml", "vqgan.loop.samples=104", expect=3)
+    assert "mix" in said
+
+
 def test_a_share_of_unreadable_samples_is_trained_around_and_one_more_is_exit_4(packed: Path, tmp_path: Path) -> None:
     shutil.copytree(packed, tmp_path / "set")
     dataset = Dataset(tmp_path / "set")
