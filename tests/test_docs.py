@@ -13,6 +13,7 @@ import typer
 
 from data_shards import pack
 from data_shards.dataset import Dataset
+from data_shards.existing import index_folder
 from data_shards.stream import CubeStream
 from launch.cli import app
 from launch.config import load
@@ -140,7 +141,7 @@ def test_stock_webdataset_reads_a_packed_set_as_the_page_says(packed):
 
 def test_shards_written_as_the_page_says_can_be_indexed(tmp_path):
     snippet("TarWriter", FOLDER=tmp_path)
-    assert pack.index_folder(tmp_path).splits == {"train": {"count": 4, "subjects": 4}}
+    assert index_folder(tmp_path).splits == {"train": {"count": 4, "subjects": 4}}
     assert int(Dataset(tmp_path).cube("train", 3).data_CHW.max()) == 300
 
 
