@@ -30,7 +30,7 @@ class CodecSpeed:
     """Of one codec on this machine.
 
     Attributes:
-        compression: raw bytes over stored ones.
+        compression: size of the set in `raw` over its size in this codec.
         cold_s, warm_s: samples a second, read, checked and decoded by so many threads, from the disk and from the page cache.
         encode_s: samples a second that one thread encodes.
     """
@@ -56,6 +56,7 @@ def compare_codecs(cubes: list[Cube], folder: Path, *, threads: int = 2, max_err
         raise InputError("no cube to try", expected="a set or a folder of cubes that is not empty")
     with explained(folder):
         place = Path(tempfile.mkdtemp(prefix=".bench-", dir=folder))
+    raw_bytes = 0
     try:
         for codec in ("raw", *(name for name in CODECS if name != "near" or max_error)):
             bound = max_error if codec == "near" else 0
@@ -68,9 +69,10 @@ def compare_codecs(cubes: list[Cube], folder: Path, *, threads: int = 2, max_err
             encode_s = len(cubes) / (time.perf_counter() - began)
             dataset = Dataset(place / codec)
             stored = sum(entry.bytes for entry in dataset.manifest.shards)
+            raw_bytes = raw_bytes or stored
             yield CodecSpeed(
                 codec=codec if codec != "near" else f"near {bound}",
-                compression=sum(cube.data_CHW.nbytes for cube in cubes) / stored,
+                compression=raw_bytes / stored,
                 cold_s=_rate(dataset, threads, seconds, cold=True),
                 warm_s=_rate(dataset, threads, seconds, cold=False),
                 encode_s=encode_s,

@@ -29,6 +29,7 @@ from data_shards.index import ShardIndex, index_path
 from data_shards.manifest import NAME, BandStats, Manifest, ShardEntry, read_manifest, write_manifest
 from data_shards.shard import write_shard
 from data_shards.splits import SPLITS, split_subjects, stated_splits
+from data_shards.stores import is_url
 
 Watch = Callable[[Iterable[Any]], Iterable[Any]]  # wraps what is iterated over, to show progress
 
@@ -91,9 +92,9 @@ class _FromFolder:
         return [seen.st_size, seen.st_mtime_ns]
 
 
-def _source(path: Path) -> tuple[list[tuple[str, str, str]], Read, str]:
+def _source(path: Path | str) -> tuple[list[tuple[str, str, str]], Read, str]:
     """(key, subject, stated split) of each sample, how to read one, and what names them all: an import made anew has other metadata."""
-    if (path / NAME).exists():
+    if is_url(path) or (path / NAME).exists():
         dataset = Dataset(path)
         rows = [
             (k, s, split)
@@ -112,7 +113,7 @@ def _source(path: Path) -> tuple[list[tuple[str, str, str]], Read, str]:
 
 
 def pack(
-    source: Path,
+    source: Path | str,
     out: Path,
     *,
     splits: dict[str, float] | None = None,
@@ -157,7 +158,7 @@ def pack(
     return _write_shards(out, shards, read, first, codec=codec, max_error=max_error, source=request, workers=workers, watch=watch)
 
 
-def recode(source: Path, out: Path, *, codec: str, max_error: int = 0, workers: int = 1, watch: Watch = iter) -> Manifest:
+def recode(source: Path | str, out: Path, *, codec: str, max_error: int = 0, workers: int = 1, watch: Watch = iter) -> Manifest:
     """The dataset `source` with another codec: the same samples in the same splits and shards. As `pack` otherwise."""
     dataset = Dataset(source)
     _, read, samples = _source(source)

@@ -2,32 +2,37 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 from crc32c import crc32c
 
-from data_shards import durable, payload
+from data_shards import durable, payload, stores
 from data_shards.errors import RetinaforgeError
 from data_shards.index import ShardIndex, index_path, open_index
-from data_shards.manifest import ShardEntry, read_manifest
+from data_shards.manifest import NAME, ShardEntry, read_manifest
 from data_shards.shard import tar_members
 
 
-def verify(folder: Path) -> Iterator[tuple[str, list[str]]]:
+def verify(folder: Path | str) -> Iterator[tuple[str, list[str]]]:
     """Yield (shard, faults) for each shard of the manifest, then for the dataset as a whole; no fault, an empty list.
 
+    Of a set at a URL one shard at a time is copied to a temporary folder.
+
     Raises:
-        InputError: no dataset there. CorruptData: the manifest itself cannot be read.
+        InputError: no dataset there. CorruptData: the manifest itself cannot be read. TryAgain: the store does not answer.
     """
-    manifest = read_manifest(folder)
+    manifest, store = read_manifest(folder), stores.open_store(folder)
     keys: dict[str, str] = {}
     split_of: dict[str, str] = {}
     whole: list[str] = []
     for entry in manifest.shards:
-        faults, index = check_shard(folder / entry.name, entry)
+        with _at_hand(folder, store, entry) as shard:
+            faults, index = check_shard(shard, entry)
         for key, subject in zip(index.keys, index.subjects, strict=True) if index else ():
             if key in keys:
                 whole.append(f"sample {key}: in {keys[key]} and again in {entry.name}")
@@ -36,14 +41,26 @@ def verify(folder: Path) -> Iterator[tuple[str, list[str]]]:
                 whole.append(f"subject {subject}: in splits {split_of[subject]} and {entry.split}")
         yield entry.name, faults
     known = {entry.name for entry in manifest.shards}
-    whole += [
-        f"{path.name}: a shard that {folder.name}/dataset.json does not name" for path in folder.glob("*.tar") if path.name not in known
-    ]
+    strays = sorted(name for name in store.sizes() or () if name.endswith(".tar") and name not in known)
+    whole += [f"{name}: a shard that {stores.where(folder, NAME)} does not name" for name in strays]
     for split, sizes in manifest.splits.items():
         count = sum(entry.count for entry in manifest.shards if entry.split == split)
         if count != sizes["count"]:
             whole.append(f"split {split}: {count} samples in its shards, {sizes['count']} in the manifest")
     yield "dataset.json", whole
+
+
+@contextlib.contextmanager
+def _at_hand(folder: Path | str, store: stores.Store, entry: ShardEntry) -> Iterator[Path]:
+    """The shard, its index beside it, as files of this machine."""
+    if not stores.is_url(folder):
+        yield Path(folder) / entry.name
+        return
+    with tempfile.TemporaryDirectory(prefix="verify-") as place:
+        for name in (entry.name, index_path(Path(entry.name)).name):
+            with contextlib.suppress(FileNotFoundError):  # what is missing is a fault, told by check_shard
+                stores.fetch(store.open(name), Path(place) / name)
+        yield Path(place) / entry.name
 
 
 def check_shard(shard: Path, entry: ShardEntry) -> tuple[list[str], ShardIndex | None]:

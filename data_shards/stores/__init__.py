@@ -36,6 +36,11 @@ def is_url(place: Path | str) -> bool:
     return "://" in str(place)
 
 
+def place_of(text: str) -> Path | str:
+    """What a person wrote: a URL stays text, anything else is a path."""
+    return text if is_url(text) else Path(text)
+
+
 def where(place: Path | str, name: str) -> Path | str:
     """A file's full name, for people."""
     return f"{str(place).rstrip('/')}/{name}" if is_url(place) else Path(place) / name
@@ -63,3 +68,12 @@ def read_whole(file: File) -> bytes:
     content = bytearray(file.size)
     del content[file.read_into(memoryview(content), 0) :]
     return bytes(content)
+
+
+def fetch(file: File, to: Path, piece_bytes: int = 8 << 20) -> None:
+    """Copy a file to this machine, for a while: nothing is flushed."""
+    buffer, at = memoryview(bytearray(piece_bytes)), 0
+    with open(to, "wb") as out:
+        while got := file.read_into(buffer, at):
+            out.write(buffer[:got])
+            at += got

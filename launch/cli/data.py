@@ -12,6 +12,7 @@ from rich.table import Table
 
 from data_shards.errors import CorruptData, InputError
 from data_shards.manifest import Manifest, read_manifest
+from data_shards.stores import is_url, place_of
 from launch.cli import data_import, data_phantom
 from launch.cli.progress import progress
 
@@ -19,7 +20,7 @@ app = typer.Typer(help="Cubes on disk: make or import them, pack them into shard
 app.command("phantom")(data_phantom.command)
 app.command("import")(data_import.command)
 
-SetPath = Annotated[Path, typer.Argument(help="A packed dataset (the folder with dataset.json).")]
+SetPath = Annotated[str, typer.Argument(help="A packed dataset: the folder with dataset.json, or a URL.")]
 Codec = Annotated[str, typer.Option(help="Payload codec: raw, npy, blosc2 (fast), pcodec (small), near (small, with --max-error).")]
 MaxError = Annotated[int, typer.Option(help="Of the codec near: no stored count is further off than this.", min=0)]
 Workers = Annotated[int, typer.Option(help="Threads, each on a shard of its own.", min=1)]
@@ -39,7 +40,7 @@ def split_option(text: str | None) -> dict[str, float] | None:
 @app.command()
 def pack(
     source: Annotated[
-        Path, typer.Argument(help="A folder of loose cubes (from `data phantom` or `data import`), or a dataset to pack anew.")
+        str, typer.Argument(help="A folder of loose cubes (from `data phantom` or `data import`), or a dataset to pack anew.")
     ],
     out: Annotated[Path, typer.Argument(help="The dataset to write; absent, or this very dataset.")],
     splits: Annotated[
@@ -59,7 +60,7 @@ def pack(
     from data_shards.pack import pack as pack_set
 
     manifest = pack_set(
-        source,
+        place_of(source),
         out,
         splits=split_option(splits),
         seed=seed,
@@ -84,20 +85,20 @@ def recode(
     from data_shards.pack import recode as recode_set
 
     manifest = recode_set(
-        source,
+        place_of(source),
         out,
         codec=codec,
         max_error=max_error,
         workers=workers,
         watch=lambda keys: progress(keys, title=f"recode {out.name}", unit="cube"),
     )
-    before, after = (sum(s.bytes for s in m.shards) for m in (read_manifest(source), manifest))
+    before, after = (sum(s.bytes for s in m.shards) for m in (read_manifest(place_of(source)), manifest))
     typer.echo(f"{out}: {_told(manifest)}; {before / after:.2f} times smaller")
 
 
 @app.command()
 def bench(
-    source: Annotated[Path, typer.Argument(help="A packed dataset or a folder of loose cubes: the kind that will be stored.")],
+    source: Annotated[str, typer.Argument(help="A packed dataset or a folder of loose cubes: the kind that will be stored.")],
     at: Annotated[Path, typer.Option(help="A folder on the storage to try; what is written there is removed again.")] = Path("."),
     samples: Annotated[int, typer.Option(help="Cubes to try.", min=1)] = 16,
     max_error: MaxError = 0,
@@ -111,7 +112,7 @@ def bench(
     from data_shards.bench import compare_codecs
     from data_shards.dataset import cubes_of
 
-    cubes = list(islice(cubes_of(source), samples))
+    cubes = list(islice(cubes_of(place_of(source)), samples))
     rows = list(progress(compare_codecs(cubes, at, threads=threads, max_error=max_error), title="bench", unit="codec"))
     best = max((row for row in rows if not row.codec.startswith("near")), key=lambda row: row.cold_s)
     if as_json:
@@ -150,8 +151,8 @@ def verify(dataset: SetPath, as_json: AsJson = False) -> None:
     """Check every byte of a dataset; faults are named by shard and sample. Exit code 4 when there is one."""
     from data_shards.verify import verify as verify_set
 
-    shards = len(read_manifest(dataset).shards)
-    faults = dict(progress(verify_set(dataset), total=shards + 1, title=f"verify {dataset.name}", unit="file"))
+    shards = len(read_manifest(place_of(dataset)).shards)
+    faults = dict(progress(verify_set(place_of(dataset)), total=shards + 1, title=f"verify {dataset}", unit="file"))
     faults = {name: found for name, found in faults.items() if found}
     if as_json:
         typer.echo(json.dumps({"dataset": str(dataset), "shards": shards, "faults": faults}))
@@ -175,10 +176,10 @@ def stats(dataset: SetPath, as_json: AsJson = False) -> None:
     from data_shards.manifest import write_manifest
     from data_shards.pack import band_stats
 
-    data = Dataset(dataset)
-    if data.manifest.stats is None:
-        write_manifest(dataset, replace(data.manifest, stats=band_stats(data, lambda it: progress(it, title="stats", unit="cube"))))
-        data = Dataset(dataset)
+    data = Dataset(place_of(dataset))
+    if data.manifest.stats is None and isinstance(data.path, Path):
+        write_manifest(data.path, replace(data.manifest, stats=band_stats(data, lambda it: progress(it, title="stats", unit="cube"))))
+        data = Dataset(data.path)
     if as_json:
         typer.echo(json.dumps({"wavelengths_nm": data.wavelengths_nm, **asdict(data.stats)}))
         return
@@ -193,7 +194,7 @@ def stats(dataset: SetPath, as_json: AsJson = False) -> None:
 
 @app.command()
 def ls(
-    path: Annotated[Path, typer.Argument(help="A packed dataset or a folder of loose cubes.")],
+    path: Annotated[str, typer.Argument(help="A packed dataset or a folder of loose cubes.")],
     samples: Annotated[int, typer.Option(help="Also list this many samples of each split.", min=0)] = 0,
     as_json: AsJson = False,
 ) -> None:
@@ -202,9 +203,9 @@ def ls(
     from data_shards.dataset import Dataset
     from data_shards.manifest import NAME
 
-    if not (path / NAME).exists():
-        keys = loose.keys_in(path)
-        first = loose.read_cube(path, keys[0])
+    if not is_url(path) and not (Path(path) / NAME).exists():
+        keys = loose.keys_in(Path(path))
+        first = loose.read_cube(Path(path), keys[0])
         summary = {
             "loose cubes": len(keys),
             "shape": first.data_CHW.shape,
@@ -212,7 +213,7 @@ def ls(
             "first": keys[:samples],
         }
     else:
-        data = Dataset(path)
+        data = Dataset(place_of(path))
         summary = {
             "payload": data.payload,
             "shape": data.shape,
@@ -220,6 +221,7 @@ def ls(
             "wavelengths_nm": data.wavelengths_nm,
             "splits": data.manifest.splits,
             "shards": len(data.manifest.shards),
+            "max_error": data.manifest.max_error,
             "bytes": sum(s.bytes for s in data.manifest.shards),
             "digest": data.digest,
         }

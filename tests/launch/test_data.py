@@ -1,0 +1,71 @@
+"""retinaforge data …: packing by workers, recoding, trying codecs, and sets at URLs, through the command line."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+from data_shards.dataset import Dataset
+from data_shards.errors import CorruptData, InputError, RetinaforgeError
+from launch.cli import app
+
+
+def say(*words: object) -> str:
+    done = CliRunner().invoke(app, [str(word) for word in words])
+    if isinstance(done.exception, RetinaforgeError):
+        raise done.exception
+    assert done.exit_code == 0, done.output
+    return done.stdout
+
+
+def test_pack_recode_and_verify(cube_folder: Path, tmp_path: Path) -> None:
+    say("data", "pack", cube_folder, tmp_path / "set", "--workers", 2)
+    said = say("data", "recode", tmp_path / "set", tmp_path / "small", "near", "--max-error", 3)
+    assert "no count further off than 3" in said and "times smaller" in said
+    assert json.loads(say("data", "ls", tmp_path / "small", "--json"))["max_error"] == 3
+    assert json.loads(say("data", "verify", tmp_path / "small", "--json"))["faults"] == {}
+    off = np.abs(Dataset(tmp_path / "small").cube("val", 1).data_CHW.astype(int) - Dataset(tmp_path / "set").cube("val", 1).data_CHW)
+    assert off.max() == 3
+
+
+def test_a_bound_without_near_and_near_without_a_bound_are_refused(cube_folder: Path, tmp_path: Path) -> None:
+    for words in (("--codec", "near"), ("--codec", "pcodec", "--max-error", "1")):
+        with pytest.raises(InputError, match="maximum error"):
+            say("data", "pack", cube_folder, tmp_path / "set", *words)
+    assert not list(tmp_path.iterdir())
+
+
+def test_bench_tries_every_codec_and_leaves_nothing(packed: Path, tmp_path: Path) -> None:
+    said = json.loads(say("data", "bench", packed, "--at", tmp_path, "--samples", 4, "--max-error", 2, "--json"))
+    rows = {row["codec"]: row for row in said["codecs"]}
+    assert list(rows) == ["raw", "blosc2", "pcodec", "near 2"] and said["fastest_cold"] in rows
+    assert rows["near 2"]["compression"] > rows["pcodec"]["compression"] > rows["raw"]["compression"] == 1
+    assert all(row[name] > 0 for row in rows.values() for name in ("cold_s", "warm_s", "encode_s"))
+    assert not list(tmp_path.iterdir())
+    assert "fastest from this storage" in say("data", "bench", packed, "--at", tmp_path, "--samples", 2)
+
+
+def test_a_set_at_a_url_is_listed_described_verified_and_packed_anew(packed: Path, tmp_path: Path) -> None:
+    url = f"file://{packed}"
+    assert json.loads(say("data", "ls", url, "--json"))["digest"] == Dataset(packed).digest
+    assert json.loads(say("data", "stats", url, "--json"))["values"] == Dataset(packed).stats.values
+    assert "no fault" in say("data", "verify", url)
+    say("data", "recode", url, tmp_path / "here", "blosc2")
+    assert Dataset(tmp_path / "here").stats == Dataset(packed).stats
+
+
+def test_faults_of_a_set_at_a_url_are_named(packed: Path, tmp_path: Path) -> None:
+    for path in packed.iterdir():
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    shard, row = Dataset(tmp_path).locate("val", 2)
+    content = bytearray(shard.path.read_bytes())
+    content[int(shard.index.offset_NM[row, shard.index.payload(row)[0]]) + 5] ^= 1
+    shard.path.write_bytes(content)
+    (tmp_path / "stray.tar").write_bytes(b"")
+    with pytest.raises(CorruptData, match=rf"sample {shard.index.keys[row]}: member cube\.raw has changed") as caught:
+        say("data", "verify", f"file://{tmp_path}")
+    assert "stray.tar" in str(caught.value)
