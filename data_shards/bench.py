@@ -92,10 +92,10 @@ def _rate(dataset: Dataset, threads: int, seconds: float, *, cold: bool) -> floa
             shard, row = dataset.locate("train", i)
             shard.array_into(row, slots[thread])
 
-    done, spent = 0, 0.0
+    done, spent = 0, 1e-9
     with ThreadPoolExecutor(threads) as pool:
         list(pool.map(read, range(threads)))  # opens files and, where it is wanted, fills the cache
-        while spent < seconds:
+        while not done or spent < seconds:
             if cold:
                 for entry in dataset.manifest.shards:
                     with open(dataset.path / entry.name, "rb") as file:

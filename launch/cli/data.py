@@ -103,6 +103,7 @@ def bench(
     samples: Annotated[int, typer.Option(help="Cubes to try.", min=1)] = 16,
     max_error: MaxError = 0,
     threads: Annotated[int, typer.Option(help="Reading threads, as data.read.threads.", min=1)] = 2,
+    seconds: Annotated[float, typer.Option(help="How long each codec is read, from the disk and then from the cache.", min=0)] = 2.0,
     as_json: AsJson = False,
 ) -> None:
     """Which codec suits this machine's storage: size and speed of each, cold and from the page cache."""
@@ -113,7 +114,7 @@ def bench(
     from data_shards.dataset import cubes_of
 
     cubes = list(islice(cubes_of(place_of(source)), samples))
-    rows = list(progress(compare_codecs(cubes, at, threads=threads, max_error=max_error), title="bench", unit="codec"))
+    rows = list(progress(compare_codecs(cubes, at, threads=threads, max_error=max_error, seconds=seconds), title="bench", unit="codec"))
     best = max((row for row in rows if not row.codec.startswith("near")), key=lambda row: row.cold_s)
     if as_json:
         typer.echo(

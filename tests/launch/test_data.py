@@ -40,13 +40,13 @@ def test_a_bound_without_near_and_near_without_a_bound_are_refused(cube_folder: 
 
 
 def test_bench_tries_every_codec_and_leaves_nothing(packed: Path, tmp_path: Path) -> None:
-    said = json.loads(say("data", "bench", packed, "--at", tmp_path, "--samples", 4, "--max-error", 2, "--json"))
+    said = json.loads(say("data", "bench", packed, "--at", tmp_path, "--samples", 4, "--max-error", 2, "--seconds", 0.1, "--json"))
     rows = {row["codec"]: row for row in said["codecs"]}
     assert list(rows) == ["raw", "blosc2", "pcodec", "near 2"] and said["fastest_cold"] in rows
     assert rows["near 2"]["compression"] > rows["pcodec"]["compression"] > rows["raw"]["compression"] == 1
     assert all(row[name] > 0 for row in rows.values() for name in ("cold_s", "warm_s", "encode_s"))
     assert not list(tmp_path.iterdir())
-    assert "fastest from this storage" in say("data", "bench", packed, "--at", tmp_path, "--samples", 2)
+    assert "fastest from this storage" in say("data", "bench", packed, "--at", tmp_path, "--samples", 2, "--seconds", 0)
 
 
 def test_a_set_at_a_url_is_listed_described_verified_and_packed_anew(packed: Path, tmp_path: Path) -> None:
