@@ -1,21 +1,30 @@
-"""How fast 672x672x16 cubes reach one staging buffer: our stream, other loaders, and a plain pread, on the same cubes.
+"""How fast 672x672x16 cubes reach a staging buffer, in batches: our stream, other loaders, and a plain pread, on the same cubes.
 
 Peers: `pip install -c constraints.txt -e '.[codecs,bench]'` in an environment of its own; those that are absent are named.
-Each loader fills the same page-aligned buffer of one cube (or crop) again and again; in the round that is not counted the
-buffer's content is compared with the cube, bit for bit. Every round reads every cube once, and rounds alternate between loaders.
+
+A batch is one run of page-aligned memory, from which a GPU would copy. Ours are read straight into the stream's own few batches.
+Peers go the way that their documentation shows, through a DataLoader that stacks a batch, and are copied into one staging
+buffer; "items" is the shortest way there is: their samples one by one, without stacking, copied into its places. The floor is one
+thread's pread of cube after cube into one buffer. In the round that is not counted every cube is compared, bit for bit.
+Every round reads every cube once (crops: 8 times), and rounds alternate between loaders.
 """
 
 from __future__ import annotations
 
+import importlib.machinery
 import json
 import os
 import resource
 import shutil
 import statistics
+import sys
 import tempfile
 import time
+import types
 import warnings
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -35,9 +44,10 @@ from data_shards.ring import page_aligned
 from data_shards.stream import CubeStream, ReadConfig
 
 SHAPE, CROP, MIB = (16, 672, 672), 256, 1 << 20
-Items = Iterator[tuple[int, np.ndarray]]
-Loader = Callable[[], Items]
-"""Gives (number, array) of each cube once; a crop where crops are measured."""
+BATCH = 4
+Batches = Iterator[tuple[Sequence[int], np.ndarray]]
+Loader = Callable[[np.ndarray, int], Batches]
+"""Given the staging buffer and a number n: (numbers, cubes) of each batch, every cube n times; crops where crops are measured."""
 
 
 def corner(i: int) -> tuple[int, int]:
@@ -66,24 +76,34 @@ def cubes(count: int) -> np.ndarray:
 
 
 def ours(dataset: Dataset, *, check: bool = True, crop: bool = False) -> Loader:
-    stream = CubeStream(dataset, "train", batch_size=1, crop=(CROP, CROP) if crop else None, read=ReadConfig(check=check, ahead=3))
+    stream = CubeStream(dataset, "train", batch_size=BATCH, crop=(CROP, CROP) if crop else None, read=ReadConfig(check=check))
     if crop:  # the corners of this benchmark in place of the stream's own
         stream._corners = lambda sample_B, epoch_B: [corner(int(i)) for i in sample_B]
-    return lambda: ((int(batch.sample_B[0]), batch.cubes_BCHW.numpy()[0]) for batch in stream.once())
+
+    def read(staging: np.ndarray, rounds: int) -> Batches:
+        for batch in islice(stream.batches(), rounds * stream.count // BATCH):
+            yield batch.sample_B.tolist(), batch.cubes_BCHW.numpy()
+
+    return read
 
 
-def floor(dataset: Dataset, buffer: np.ndarray) -> Loader:
-    """One thread's pread of whole cubes into the staging buffer itself."""
+def floor(dataset: Dataset) -> Loader:
+    """One thread, whole cubes, always into the same place."""
 
-    def read() -> Items:
-        view = memoryview(buffer.reshape(-1).view(np.uint8))
-        for i in range(dataset.count("train")):
+    def read(staging: np.ndarray, rounds: int) -> Batches:
+        view = memoryview(staging[0].reshape(-1).view(np.uint8))
+        for i in list(range(dataset.count("train"))) * rounds:
             shard, row = dataset.locate("train", i)
             m, _ = shard.index.payload(row)
             os.preadv(shard.file.fd, [view], int(shard.index.offset_NM[row, m]))
-            yield i, buffer
+            yield [i], staging[:1]
 
     return read
+
+
+def staged(staging: np.ndarray, batch: np.ndarray | torch.Tensor) -> np.ndarray:
+    np.copyto(staging[: len(batch)], batch.numpy() if isinstance(batch, torch.Tensor) else batch)
+    return staging[: len(batch)]
 
 
 def webdataset_2w(folder: Path, crop: bool) -> Loader:
@@ -93,34 +113,52 @@ def webdataset_2w(folder: Path, crop: bool) -> Loader:
         i, cube_CHW = int(sample["__key__"]), np.frombuffer(sample["cube.raw"], np.uint16).reshape(SHAPE)
         return i, np.ascontiguousarray(crop_of(i, cube_CHW)) if crop else cube_CHW
 
-    def read() -> Items:
+    def read(staging: np.ndarray, rounds: int) -> Batches:
         shards = sorted(str(path) for path in folder.glob("*.tar"))
         data = wds.WebDataset(
             shards, shardshuffle=False, empty_check=False, nodesplitter=wds.split_by_node, workersplitter=wds.split_by_worker
         )
-        yield from wds.WebLoader(data.map(decode), batch_size=None, num_workers=2)
+        for numbers, batch in wds.WebLoader(data.repeat(rounds).map(decode).batched(BATCH), batch_size=None, num_workers=2):
+            yield [int(i) for i in numbers], staged(staging, batch)
 
     return read
 
 
 class Indexed(TorchDataset):
-    """Cube i from `get`, cropped if wanted; what a DataLoader reads."""
+    """Cube i from `get`: what a DataLoader reads."""
 
-    def __init__(self, count: int, get: Callable[[int], np.ndarray], crop: bool = False) -> None:
-        self.count, self.get, self.crop = count, get, crop
+    def __init__(self, count: int, get: Callable[[int], np.ndarray]) -> None:
+        self.count, self.get = count, get
 
     def __len__(self) -> int:
         return self.count
 
     def __getitem__(self, i: int) -> tuple[int, np.ndarray]:
-        cube_CHW = self.get(i)
-        return i, np.array(crop_of(i, cube_CHW)) if self.crop else np.array(cube_CHW)
+        return i, self.get(i)
 
 
-def dataloader(data: TorchDataset, workers: int) -> Loader:
-    def read() -> Items:
-        for i, cube in DataLoader(data, batch_size=None, num_workers=workers):
-            yield int(i), cube.numpy() if isinstance(cube, torch.Tensor) else cube
+def batched(data: TorchDataset, workers: int) -> Loader:
+    """Through a DataLoader, as documented."""
+
+    def read(staging: np.ndarray, rounds: int) -> Batches:
+        loader = DataLoader(data, batch_size=BATCH, num_workers=workers, persistent_workers=workers > 0)
+        for _ in range(rounds):
+            for numbers, batch in loader:
+                yield numbers.tolist(), staged(staging, batch)
+
+    return read
+
+
+def items(data: TorchDataset) -> Loader:
+    """Sample by sample, no DataLoader."""
+
+    def read(staging: np.ndarray, rounds: int) -> Batches:
+        for first in list(range(0, len(data), BATCH)) * rounds:
+            numbers = []
+            for b, (i, cube) in enumerate(data[k] for k in range(first, min(first + BATCH, len(data)))):
+                np.copyto(staging[b], cube.numpy() if isinstance(cube, torch.Tensor) else cube)
+                numbers.append(int(i))
+            yield numbers, staging[: len(numbers)]
 
     return read
 
@@ -131,7 +169,24 @@ def memmap(folder: Path, made: np.ndarray) -> TorchDataset:
     return Indexed(len(made), lambda i: mapped[i])
 
 
+def without_torchvision() -> None:
+    """Let mosaicml-streaming be imported where torchvision does not fit a CPU build of torch: its image sets are not used here."""
+    try:
+        import torchvision.datasets  # noqa: F401
+    except (ImportError, RuntimeError):
+        for name in [name for name in sys.modules if name.partition(".")[0] == "torchvision"]:
+            del sys.modules[name]
+        names = {"torchvision.datasets": ["VisionDataset"], "torchvision.datasets.folder": ["default_loader"]}
+        names |= {"torchvision": [], "torchvision.transforms": [], "torchvision.transforms.functional": ["to_tensor", "to_pil_image"]}
+        for name, inside in names.items():
+            sys.modules[name] = types.ModuleType(name)
+            sys.modules[name].__spec__ = importlib.machinery.ModuleSpec(name, None)
+            for what in inside:
+                setattr(sys.modules[name], what, type(what, (), {}))
+
+
 def mosaicml(folder: Path, made: np.ndarray) -> TorchDataset:
+    without_torchvision()
     from streaming import MDSWriter, StreamingDataset
 
     with MDSWriter(
@@ -161,7 +216,7 @@ def litdata(folder: Path, made: np.ndarray) -> TorchDataset:
     class Cubes(StreamingDataset):
         def __getitem__(self, k: int) -> tuple[int, Any]:
             item = super().__getitem__(k)
-            return item["i"], item["cube"].numpy()
+            return item["i"], item["cube"]
 
     return Cubes(str(folder / "lit"), shuffle=False)
 
@@ -210,23 +265,22 @@ def evict(folder: Path) -> None:
             os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
-def drain(loader: Loader, buffer: np.ndarray, wanted: Callable[[int], np.ndarray] | None) -> tuple[int, bool]:
-    """Read all into the buffer: how many, and whether they were what is wanted."""
-    seen, right = set(), True
-    for i, array in loader():
-        if array is not buffer:
-            np.copyto(buffer, array)
-        seen.add(i)
-        right = right and (wanted is None or np.array_equal(buffer, wanted(i)))
+def drain(loader: Loader, staging: np.ndarray, times: int, wanted: Callable[[int], np.ndarray] | None) -> tuple[Counter[int], bool]:
+    """Read all, so many times: how often each number came, and whether they were what is wanted."""
+    seen, right = Counter(), True
+    for numbers, batch in loader(staging, times):
+        seen.update(numbers)
+        right = right and (wanted is None or all(np.array_equal(cube, wanted(i)) for i, cube in zip(numbers, batch, strict=True)))
     return len(seen), right
 
 
 def measure(
     loaders: dict[str, Loader],
-    buffer: np.ndarray,
+    staging: np.ndarray,
     wanted: Callable[[int], np.ndarray],
     count: int,
     rounds: int,
+    times: int = 1,
     cold: dict[str, Path] | None = None,
 ) -> dict[str, dict[str, Any]]:
     """Loaders by turns: median seconds and CPU seconds a cube, and whether each gave every cube as it is."""
@@ -236,11 +290,11 @@ def measure(
             if cold:
                 evict(cold[name])
             began, used = time.perf_counter(), used_s()
-            seen, right = drain(loader, buffer, wanted if not turn else None)
+            seen, right = drain(loader, staging, times, wanted if not turn else None)
             if turn:
-                found[name]["wall"].append((time.perf_counter() - began) / count)
-                found[name]["cpu"].append((used_s() - used) / count)
-            found[name]["equal"] &= right and seen == count
+                found[name]["wall"].append((time.perf_counter() - began) / (count * times))
+                found[name]["cpu"].append((used_s() - used) / (count * times))
+            found[name]["equal"] &= right and seen == Counter(list(range(count)) * times)
     return {name: {**f, "wall": statistics.median(f["wall"]), "cpu": statistics.median(f["cpu"])} for name, f in found.items()}
 
 
@@ -315,16 +369,17 @@ def main() -> None:
             source = (Cube(data_CHW=made[i], meta=meta[i]) for i in range(count))
             write_dataset(folder / codec, {"train": source}, codec=codec, shard_mib=8 * len(made[0].tobytes()) // MIB, source={})
             sets[codec] = Dataset(folder / codec)
-        buffer = page_aligned(made[0].nbytes).view(np.uint16).reshape(SHAPE)
-        small = page_aligned(len(made[0]) * CROP * CROP * 2).view(np.uint16).reshape(len(made[0]), CROP, CROP)
+        buffer = page_aligned(made[:BATCH].nbytes).view(np.uint16).reshape(BATCH, *SHAPE)
+        small = page_aligned(BATCH * SHAPE[0] * CROP * CROP * 2).view(np.uint16).reshape(BATCH, SHAPE[0], CROP, CROP)
 
         peers: dict[str, Loader] = {}
         for name, make in PEERS.items():
             try:
                 (folder / name).mkdir()
                 data = make(folder / name, made)
+                peers[f"{name}, items"] = items(data)
                 for workers in (0,) if args.quick or name == "tensorstore" else (0, 2):
-                    peers[f"{name}, {workers} workers"] = dataloader(data, workers)
+                    peers[f"{name}, {workers} workers"] = batched(data, workers)
             except ImportError as error:
                 missing[f"warm_vs_{name}"] = f"not installed: {error}"
         warm = measure(
@@ -332,7 +387,7 @@ def main() -> None:
                 "ours": ours(sets["raw"]),
                 "ours, unchecked": ours(sets["raw"], check=False),
                 "ours, blosc2": ours(sets["blosc2"]),
-                "pread floor": floor(sets["raw"], buffer),
+                "pread floor": floor(sets["raw"]),
                 "webdataset, 2 workers": webdataset_2w(folder / "raw", crop=False),
                 **peers,
             },
@@ -353,13 +408,14 @@ def main() -> None:
             lambda i: crop_of(i, made[i]),
             count,
             rounds,
+            times=8,  # the peer's processes take as long to start as some hundred crops
         )
         show(f"warm cache, crops of {CROP} x {CROP}", crop)
         cold = measure(
             {
                 "ours": ours(sets["blosc2"]),
                 "ours, raw": ours(sets["raw"]),
-                "pread floor": floor(sets["raw"], buffer),
+                "pread floor": floor(sets["raw"]),
                 "webdataset, 2 workers": webdataset_2w(folder / "raw", crop=False),
             },
             buffer,
@@ -371,10 +427,13 @@ def main() -> None:
         show("cold cache, whole cubes (ours: blosc2)", cold)
         print("codecs, one thread")
         rows = codec_rows(made, rounds)
-        best = min((name for name in warm if name in peers), key=lambda name: warm[name]["wall"], default="")
+        best, shortest = (
+            min((name for name in peers if name.endswith("items") == bare), key=lambda name: warm[name]["wall"], default="")
+            for bare in (False, True)
+        )
         rows = [
             row("warm_vs_webdataset_2w", warm, "webdataset, 2 workers"),
-            *([row("warm_vs_best_peer", warm, best)] if best else []),
+            *([row("warm_vs_best_peer", warm, best), row("warm_vs_best_peer_items", warm, shortest)] if best else []),
             row("warm_vs_pread_floor", warm, "pread floor"),
             row("crop_vs_webdataset_2w", crop, "webdataset, 2 workers"),
             row("cold_vs_webdataset_2w", cold, "webdataset, 2 workers"),

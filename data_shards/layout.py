@@ -8,12 +8,13 @@ Legend: C band, H W pixels, K block.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-BLOCK_BYTES = 128 << 10  # small enough for the fast caches and for crops, large enough that a block costs more than its call
+BLOCK_BYTES = 64 << 10  # small enough for the fast caches and for crops, large enough that a block costs more than its call
 
 
 @dataclass(frozen=True)
@@ -62,7 +63,7 @@ class Layout:
         bands = min(c, max(1, block_bytes // (h * w * itemsize))) if rows == h else 1
         return cls((c, h, w), bands, rows)
 
-    @property
+    @functools.cached_property
     def row_blocks(self) -> int:
         """Blocks one above the other."""
         return math.ceil(self.shape[1] / self.rows)

@@ -6,6 +6,8 @@ Legend: C band, H W pixels, N values.
 from __future__ import annotations
 
 import threading
+from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -13,11 +15,12 @@ from crc32c import crc32c
 
 from data_shards import folder as loose
 from data_shards import payload, stores
+from data_shards.checksum import of_concatenation
 from data_shards.codecs import STORED, decoder
 from data_shards.cube import Cube
 from data_shards.errors import CorruptData
 from data_shards.index import ShardIndex, index_path, open_index, read_index
-from data_shards.layout import Layout, Region
+from data_shards.layout import Layout, Region, Run
 from data_shards.manifest import NAME, ShardEntry
 from data_shards.ring import page_aligned
 
@@ -73,7 +76,8 @@ class Shard:
             CorruptData: short read or crc32c mismatch, naming shard, sample and member.
         """
         content = bytearray(int(self.index.size_NM[i, m]))
-        self._read(i, m, 0, memoryview(content), [(0, len(content), int(self.index.crc_NM[i, m]))] if check else [])
+        if content:
+            self._read(i, m, [(0, len(content))], memoryview(content), [int(self.index.crc_NM[i, m])] if check else [])
         return bytes(content)
 
     def named(self, i: int, member: str) -> bytes:
@@ -96,56 +100,85 @@ class Shard:
             raise CorruptData(f"array of shape {self.layout.shape}", where=self.where(i, m), expected=f"{out.shape}", mend=self._mend)
         elif region is None and codec_name in STORED:
             edges = self.index.edge_NK1[i]
-            sums = [(0, out.nbytes, int(self.index.crc_NM[i, m]))] if codec_name == "raw" else self._sums(i, 0, len(self.layout))
-            self._read(i, m, int(edges[0]), memoryview(out.reshape(-1).view(np.uint8)), sums if check else [])
+            crc = self.index.crc_NM[i, m] if codec_name == "raw" else self._joined(i, np.arange(len(self.layout)))
+            self._read(i, m, [(int(edges[0]), out.nbytes)], memoryview(out.reshape(-1).view(np.uint8)), [int(crc)] if check else [])
         elif region is None:
-            self._blocks(i, m, codec_name, 0, len(self.layout), out.reshape(-1), check)
+            content, edges = self.member(i, m, check=check), self.index.edge_NK1[i].tolist()
+            self._decode(i, m, codec_name, memoryview(content), 0, edges, out.reshape(-1))
+        elif codec_name in STORED:
+            self._stored_region(i, m, region, out, check)
         else:
-            self._region(i, m, codec_name, region, out, check)
+            self._encoded_region(i, m, codec_name, region, out, check)
 
-    def _region(self, i: int, m: int, codec_name: str, region: Region, out: np.ndarray, check: bool) -> None:
-        _, height, width = self.layout.shape
-        place = {band: c for c, band in enumerate(range(self.layout.shape[0]) if region.bands is None else region.bands)}
+    def _stored_region(self, i: int, m: int, region: Region, out: np.ndarray, check: bool) -> None:
+        """All runs one behind the other in memory, so that one checksum and one copy do for all of them."""
+        runs, edges = self.layout.runs(region), self.index.edge_NK1[i]
+        parts = [(int(edges[run.first]), int(edges[run.last]) - int(edges[run.first])) for run in runs]
+        content = _SCRATCH.take("values", sum(size for _, size in parts))
+        blocks_K = np.concatenate([np.arange(run.first, run.last) for run in runs])
+        self._read(i, m, parts, memoryview(content), [self._joined(i, blocks_K)] if check else [])
+        values_N, start = content.view(out.dtype), 0
+        if len({size for _, size in parts}) == 1 and region.bands is None:
+            self._copy(values_N, runs[0], range(len(out)), region, out)
+            return
+        for run, (_, size) in zip(runs, parts, strict=True):
+            count = size // out.itemsize
+            self._copy(values_N[start : start + count], run, region.bands, region, out)
+            start += count
+
+    def _encoded_region(self, i: int, m: int, codec_name: str, region: Region, out: np.ndarray, check: bool) -> None:
         for run in self.layout.runs(region):
+            edges = self.index.edge_NK1[i, run.first : run.last + 1].tolist()
+            content = memoryview(_SCRATCH.take("content", edges[-1] - edges[0]))
+            sums = self.index.block_crc_NK[i, run.first : run.last].tolist() if check else []
+            self._read(i, m, [(edges[0], len(content))], content, sums, [edge - edges[0] for edge in edges])
             count = self.layout.start(run.last) - self.layout.start(run.first)
             values_N = _SCRATCH.take("values", count * out.itemsize).view(out.dtype)
-            self._blocks(i, m, codec_name, run.first, run.last, values_N, check)
-            rows = height if self.layout.row_blocks == 1 else count // width
-            values_CHW = values_N.reshape(-1, rows, width)[:, region.top - run.row : region.bottom - run.row, region.left : region.right]
-            for c in range(len(values_CHW)):
-                if (to := place.get(run.band + c)) is not None:
-                    out[to] = values_CHW[c]
+            self._decode(i, m, codec_name, content, run.first, [edge - edges[0] for edge in edges], values_N)
+            self._copy(values_N, run, range(self.layout.shape[0]) if region.bands is None else region.bands, region, out)
 
-    def _blocks(self, i: int, m: int, codec_name: str, first: int, last: int, out_N: np.ndarray, check: bool) -> None:
-        """Blocks `first` to `last` (exclusive) of sample `i`, one behind the other, into `out_N`."""
-        edges = self.index.edge_NK1[i, first : last + 1].tolist()
-        sums = self._sums(i, first, last) if check else []
-        if codec_name in STORED:
-            self._read(i, m, edges[0], memoryview(out_N.view(np.uint8)), sums)
+    def _decode(self, i: int, m: int, codec_name: str, content: memoryview, first: int, edges: list[int], out_N: np.ndarray) -> None:
+        """Blocks from `first` on, which lie between `edges` of `content`, one behind the other into `out_N`."""
+        codec, where, start = decoder(codec_name), self.where(i, m), self.layout.start(first)
+        for k, (a, b) in enumerate(pairwise(edges), first):
+            codec.decode_into(content[a:b], out_N[self.layout.start(k) - start : self.layout.start(k + 1) - start], where)
+
+    def _copy(self, values_N: np.ndarray, run: Run, bands: Sequence[int], region: Region, out: np.ndarray) -> None:
+        """What is wanted of the rows in `values_N`, which begin at `run.band` and `run.row`."""
+        _, height, width = self.layout.shape
+        rows = height if self.layout.row_blocks == 1 else (self.layout.start(run.last) - self.layout.start(run.first)) // width
+        values_CHW = values_N.reshape(-1, rows, width)[:, region.top - run.row : region.bottom - run.row, region.left : region.right]
+        if isinstance(bands, range) and len(values_CHW) == len(out) == len(bands):
+            out[...] = values_CHW
             return
-        content = memoryview(_SCRATCH.take("content", edges[-1] - edges[0]))
-        self._read(i, m, edges[0], content, sums)
-        codec, start, where = decoder(codec_name), self.layout.start(first), self.where(i, m)
-        for k in range(first, last):
-            part = content[edges[k - first] - edges[0] : edges[k - first + 1] - edges[0]]
-            codec.decode_into(part, out_N[self.layout.start(k) - start : self.layout.start(k + 1) - start], where)
+        for c, band in enumerate(bands or range(self.layout.shape[0])):
+            if 0 <= band - run.band < len(values_CHW):
+                out[c] = values_CHW[band - run.band]
 
-    def _sums(self, i: int, first: int, last: int) -> list[tuple[int, int, int]]:
-        """(begin, end, crc32c) of each block, counted from the first of them."""
-        edges = self.index.edge_NK1[i, first : last + 1].tolist()
-        sums = self.index.block_crc_NK[i, first:last].tolist()
-        return [(a - edges[0], b - edges[0], crc) for a, b, crc in zip(edges, edges[1:], sums, strict=False)]
+    def _joined(self, i: int, blocks_K: np.ndarray) -> int:
+        """What the crc32c of these blocks, one behind the other, has to be."""
+        edges = self.index.edge_NK1[i]
+        sizes = tuple((edges[blocks_K + 1] - edges[blocks_K]).tolist())
+        return of_concatenation(self.index.block_crc_NK[i, blocks_K], sizes)
 
-    def _read(self, i: int, m: int, offset: int, buffer: memoryview, sums: list[tuple[int, int, int]]) -> None:
-        """Fill `buffer` from `offset` in member `m` on and compare what `sums` names; a cache that gave other bytes is asked once more."""
-        start = int(self.index.offset_NM[i, m]) + offset
+    def _read(
+        self, i: int, m: int, parts: list[tuple[int, int]], buffer: memoryview, sums: list[int], edges: list[int] | None = None
+    ) -> None:
+        """Fill `buffer` with parts (offset in member `m`, size) and compare it with its checksum, or with one between each two `edges`.
+
+        A cache that gave other bytes is asked once more.
+        """
+        begin, edges = int(self.index.offset_NM[i, m]), edges or [0, len(buffer)]
         for retried in (False, True):
-            got = self.file.read_into(buffer, start)
-            if got == len(buffer) and all(crc32c(buffer[a:b]) == crc for a, b, crc in sums):
+            got = 0
+            for offset, size in parts:
+                got += self.file.read_into(buffer[got : got + size] if len(parts) > 1 else buffer, begin + offset)
+            if got == len(buffer) and all(crc32c(buffer[a:b]) == crc for (a, b), crc in zip(pairwise(edges), sums, strict=bool(sums))):
                 return
             if retried or not isinstance(self.file, stores.CachedFile):
                 break
-            self.file.forget(start, len(buffer))
+            for offset, size in parts:
+                self.file.forget(begin + offset, size)
         what = "short read" if got != len(buffer) else "crc32c mismatch: the bytes changed since they were written"
         raise CorruptData(f"{what}{self._newer()}", where=self.where(i, m), mend=self._mend)
 
