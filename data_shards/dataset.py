@@ -23,7 +23,7 @@ from data_shards.manifest import NAME, BandStats, Manifest, ShardEntry, read_man
 from data_shards.order import sample_at
 from data_shards.reader import Shard
 
-OPEN_SHARDS = 512  # a set of a million images has more shards than a process may hold open
+OPEN_SHARDS = 128  # a set of a million images has more shards than a process may hold open; one may take two descriptors
 
 
 @dataclass(frozen=True)
@@ -52,6 +52,10 @@ class Dataset:
         self._store, self._cache = stores.open_store(self.path), cache
         self._open: OrderedDict[str, Shard] = OrderedDict()
         self._lock = threading.Lock()
+
+    def beside(self, path: Path | str) -> Dataset:
+        """Another dataset, read through the same cache."""
+        return Dataset(path, cache=self._cache)
 
     digest = property(lambda self: self.manifest.digest)
     payload = property(lambda self: self.manifest.payload)
@@ -88,6 +92,14 @@ class Dataset:
                 self._open.move_to_end(entry.name)
                 return shard
         shard = Shard(self.path, entry, self._store, self._cache)  # outside of the lock: to open may take long, or fail
+        shapes = {shard.layout.shape} if shard.layout else {shard.index.shape(i) for i in range(len(shard.index))}
+        if shapes - {self.shape} or (len(shard.index) and shard.index.dtype != self.manifest.dtype):
+            raise CorruptData(
+                f"index of {shard.index.dtype} {sorted(shapes)}",
+                where=shard.path,
+                expected=f"{self.manifest.dtype} {self.shape}, as in {NAME}",
+                mend=f"retinaforge data verify {self.path}",
+            )
         with self._lock:
             self._open[entry.name] = shard
             while len(self._open) > OPEN_SHARDS:

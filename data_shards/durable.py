@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import glob
 import hashlib
 import json
 import os
@@ -20,7 +21,7 @@ from typing import Any, BinaryIO
 
 from data_shards.errors import InputError, TryAgain
 
-LOCK = ".writer"  # held, by flock, by the process that fills an unfinished folder
+LOCK = ".writer"  # `.writer-NAME` is held, by flock, by the process that writes the folder NAME
 REQUEST = ".request"  # what the writer of an unfinished folder was asked for
 PART = ".part-"  # every unfinished name contains this; readers skip such names, the next writer may delete them
 
@@ -162,47 +163,69 @@ def writing_folder(final: Path, *, request: str = "") -> Iterator[Path]:
     Args:
         request: what is asked for, in one line. A folder that a killed or interrupted writer of the very same request left is given
             again, with what it holds; the caller knows which of its files are whole (those written through this module are).
+            A signal and a store that is away leave it too.
 
     Raises:
         TryAgain: another process is writing the same place, or the disk is full. InputError: the place cannot be written.
     """
     with explained(final):
         make_folder(final.parent)
-        part = lock = None
-        for left in sorted(final.parent.glob(f"{PART}????????-{final.name}")):
-            held = open(left / LOCK, "ab")  # noqa: SIM115 - closed below, or held until the folder stands
-            if not _locked(held):
-                held.close()
-                raise TryAgain(
-                    "another process is writing this place",
-                    where=left,
-                    expected="one writer",
-                    mend="wait for it, or end it, and run the same command again",
-                )
-            if request and part is None and (left / REQUEST).is_file() and (left / REQUEST).read_text() == request:
-                part, lock = left, held
+    with _sole_writer(final):
+        part = None
+        with explained(final):
+            for left in sorted(final.parent.glob(f"{PART}????????-{glob.escape(final.name)}")):
+                if request and part is None and (left / REQUEST).is_file() and (left / REQUEST).read_text() == request:
+                    part = left
+                    sweep(part)
+                else:
+                    shutil.rmtree(left)
+            if part is None:
+                part = part_name(final)
+                part.mkdir()
+                if request:
+                    write_bytes(part / REQUEST, request.encode())
+        try:
+            yield part
+            publish_folder(part, final)
+            (final / REQUEST).unlink(missing_ok=True)
+        except BaseException as error:
+            # finished work outlives a signal, and a store that is away; a full disk gets its space back
+            passing = isinstance(error, TryAgain) and not isinstance(error.__cause__, OSError)
+            if not (request and (passing or isinstance(error, (KeyboardInterrupt, SystemExit)))):
+                shutil.rmtree(part, ignore_errors=True)
+            elif part.exists():
                 sweep(part)
-            else:
-                shutil.rmtree(left)
-                held.close()
-        if part is None:
-            part = part_name(final)
-            part.mkdir()
-            lock = open(part / LOCK, "wb")  # noqa: SIM115 - held until the folder stands
-            _locked(lock)
-            if request:
-                write_bytes(part / REQUEST, request.encode())
+            raise
+
+
+@contextlib.contextmanager
+def _sole_writer(final: Path) -> Iterator[None]:
+    """Hold a lock beside `final` while the block runs; the kernel drops it with its process, however that ends.
+
+    Raises:
+        TryAgain: a live process holds it.
+    """
+    path = final.with_name(f"{LOCK}-{final.name}")
+    while True:
+        with explained(final):
+            file = open(path, "ab")  # noqa: SIM115 - held as long as the block runs
+        if not _locked(file):
+            file.close()
+            raise TryAgain(
+                "another process is writing this place",
+                where=final,
+                expected="one writer",
+                mend="wait for it, or end it, and run the same command again",
+            )
+        with contextlib.suppress(FileNotFoundError):
+            if os.stat(path).st_ino == os.fstat(file.fileno()).st_ino:
+                break
+        file.close()  # its holder removed it meanwhile: what we hold has no name any more
     try:
-        yield part
-        (part / REQUEST).unlink(missing_ok=True)
-        (part / LOCK).unlink()
-        publish_folder(part, final)
-    except BaseException as error:
-        if not (request and isinstance(error, KeyboardInterrupt)):
-            shutil.rmtree(part, ignore_errors=True)
-        raise
+        yield
     finally:
-        lock.close()
+        path.unlink(missing_ok=True)
+        file.close()
 
 
 @contextlib.contextmanager

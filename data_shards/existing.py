@@ -6,13 +6,13 @@ from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 
-from data_shards import durable
+from data_shards import durable, payload
 from data_shards.band_statistics import BandAccumulator
 from data_shards.cube import Cube
 from data_shards.dataset import Dataset
 from data_shards.errors import InputError
 from data_shards.index import index_bytes, index_path
-from data_shards.manifest import BandStats, Manifest, write_manifest
+from data_shards.manifest import BandStats, Manifest, ShardEntry, write_manifest
 from data_shards.pack import checked, describe, entry_of, stats_split_of
 from data_shards.reader import Shard
 from data_shards.shard import scan_shard
@@ -27,12 +27,13 @@ def index_folder(folder: Path) -> Manifest:
     Raises:
         InputError: no shards, mixed kinds, a subject in two splits. CorruptData: a damaged shard.
     """
-    shards = sorted(folder.glob("*.tar"))
+    shards = sorted(path for path in folder.glob("*.tar") if not path.name.startswith(durable.PART))
     if not shards:
         raise InputError("no shards here", where=folder, expected="SPLIT-000000.tar files")
     scanned = [(shard, shard.stem.rpartition("-")[0] or shard.stem, scan_shard(shard)) for shard in shards]
     stated_splits((subject, split) for _, split, index in scanned for subject in index.subjects)
     _each_once((key, shard.name) for shard, _, index in scanned for key in index.keys)
+    _one_shape((f"{shard.name}: sample {key}", index.shape(i)) for shard, _, index in scanned for i, key in enumerate(index.keys))
     for shard, _, index in scanned:
         durable.write_bytes(index_path(shard), index_bytes(index))
     entries = [entry_of(shard, index, split) for shard, split, index in scanned]
@@ -46,8 +47,10 @@ def index_folder(folder: Path) -> Manifest:
     filled = next((entry for entry in entries if entry.count), None)
     if filled is None:
         raise InputError("no sample in any shard", where=folder, expected="KEY.json and KEY.cube.<codec> members")
-    first = Shard(folder, filled).cube(0)
-    manifest = describe(first, shards=entries, splits=splits, stats=None, source={"index": [e.name for e in entries]})
+    first, bounds = Shard(folder, filled).cube(0), {bound_of(folder, entry) for entry in entries if entry.count}
+    manifest = describe(
+        first, shards=entries, splits=splits, stats=None, source={"index": [e.name for e in entries]}, max_error=max(bounds)
+    )
     manifest = replace(manifest, stats=_checked_stats(Dataset(folder, manifest), first))
     write_manifest(folder, manifest)
     return manifest
@@ -62,6 +65,14 @@ def _each_once(rows: Iterable[tuple[str, str]]) -> None:
             )
 
 
+def _one_shape(rows: Iterable[tuple[str, tuple[int, ...]]]) -> None:
+    first = None
+    for where, shape in rows:
+        first = first or shape
+        if shape != first:
+            raise InputError(f"shape {shape}", where=where, expected=f"{first}: one dataset has one shape", mend="two folders")
+
+
 def _checked_stats(dataset: Dataset, first: Cube) -> BandStats:
     """Band statistics of shards from elsewhere, every cube of every split decoded and compared with the first on the way."""
     bands, stats_split = BandAccumulator(), stats_split_of(dataset.splits)
@@ -69,3 +80,10 @@ def _checked_stats(dataset: Dataset, first: Cube) -> BandStats:
         for _ in checked(dataset.cubes(split), first, bands if split == stats_split else None):
             pass
     return bands.stats(stats_split, dataset.scale, dataset.offset)
+
+
+def bound_of(folder: Path, entry: ShardEntry) -> int:
+    """How far counts of a shard may lie from what was packed: as its first array says."""
+    shard = Shard(folder, entry)
+    m, codec_name = shard.index.payload(0)
+    return payload.stated_bound(shard.member(0, m)) if codec_name == "near" else 0

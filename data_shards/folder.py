@@ -32,7 +32,7 @@ def png_map(content: bytes, *, mask: bool, where: object) -> np.ndarray:
     try:
         with Image.open(io.BytesIO(content), formats=["PNG"]) as image:
             map_HW = np.array(image)
-    except (UnidentifiedImageError, OSError, Image.DecompressionBombError) as error:
+    except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise CorruptData(f"not a PNG: {error}", where=where, expected="an 8-bit grey PNG") from error
     if map_HW.ndim != 2 or map_HW.dtype != np.uint8:
         raise CorruptData(f"a PNG of shape {map_HW.shape}, {map_HW.dtype}", where=where, expected="one 8-bit grey channel")
@@ -54,7 +54,7 @@ def meta_from(content: bytes, *, where: object, key: str | None = None) -> CubeM
         fields = {**({"key": key} if key else {}), **json.loads(content)}
         fields.pop("shape", None), fields.pop("dtype", None)  # the array's own; whoever holds the array has them
         return CubeMeta(**{**fields, "wavelengths_nm": tuple(float(w) for w in fields["wavelengths_nm"])})
-    except (ValueError, TypeError, KeyError) as error:
+    except (ValueError, TypeError, KeyError, RecursionError) as error:
         if isinstance(error, InputError):
             raise
         raise InputError(

@@ -10,9 +10,11 @@ Legend: N samples of the shard, M kinds of member, K blocks of an array.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import mmap
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,11 +23,12 @@ import numpy as np
 from safetensors.numpy import save
 
 from data_shards import payload
-from data_shards.errors import CorruptData, InputError
+from data_shards.errors import CorruptData, InputError, TryAgain
 from data_shards.layout import Layout
 
 FORMAT = "retinaforge-index-2"
 NAME_BYTES = 64
+READ_BELOW_BYTES = 1 << 20
 
 
 class Names(Sequence[str]):
@@ -128,17 +131,38 @@ def index_bytes(index: ShardIndex) -> bytes:
 
 
 def open_index(path: Path, *, sha256: str | None = None) -> ShardIndex:
-    """Map an index file; with `sha256` (the manifest's), nothing of a changed file is believed.
+    """An index file; with `sha256` (the manifest's), nothing of a changed file is believed.
+
+    A small one is read. A large one (of many small samples) is mapped, which holds a descriptor as long as it is open.
 
     Raises:
-        CorruptData: absent, damaged, of another format, or at odds with itself.
+        CorruptData: absent, damaged, of another format, or at odds with itself. TryAgain: too many files are open.
     """
     try:
         with open(path, "rb") as file:
-            content = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+            small = os.fstat(file.fileno()).st_size <= READ_BELOW_BYTES
+            content = file.read() if small else mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
     except (OSError, ValueError) as error:
-        raise CorruptData(f"unreadable index: {error}", where=path, mend=f"retinaforge data index {path.parent}") from error
+        if getattr(error, "errno", 0) in (errno.EMFILE, errno.ENFILE):
+            raise too_many_files(path) from error
+        raise CorruptData(f"unreadable index: {error}", where=path, mend=_mend(path)) from error
     return read_index(content, where=path, sha256=sha256)
+
+
+def too_many_files(path: object) -> TryAgain:
+    """What is said where the limit on open files is reached."""
+    return TryAgain(
+        "too many open files", where=path, expected="room for a few hundred shards", mend="ulimit -n 4096, then the same command"
+    )
+
+
+def _mend(where: object) -> str:
+    folder = str(where).rpartition("/")[0]
+    return (
+        f"copy the set again, and look at what it holds: retinaforge data verify {folder}"
+        if "://" in folder
+        else f"retinaforge data index {folder}"
+    )
 
 
 def read_index(content: bytes | mmap.mmap, *, where: object, sha256: str | None = None) -> ShardIndex:
@@ -147,7 +171,7 @@ def read_index(content: bytes | mmap.mmap, *, where: object, sha256: str | None 
     Raises:
         CorruptData: damaged, of another format, or at odds with itself.
     """
-    mend = f"retinaforge data index {Path(str(where)).parent}"
+    mend = _mend(where)
     if sha256 is not None and hashlib.sha256(content).hexdigest() != sha256:
         raise CorruptData("the index is not the one that the manifest names (sha256)", where=where, mend=mend)
     try:
@@ -171,7 +195,7 @@ def read_index(content: bytes | mmap.mmap, *, where: object, sha256: str | None 
         _check_index(index, header["count"])
     except CorruptData:
         raise
-    except (KeyError, ValueError, TypeError, AttributeError, OverflowError) as error:
+    except (KeyError, ValueError, TypeError, AttributeError, OverflowError, RecursionError) as error:
         raise CorruptData(f"unreadable index: {error}", where=where, mend=mend) from error
     return index
 
@@ -197,6 +221,11 @@ def _columns(content: bytes | mmap.mmap) -> tuple[dict[str, str], dict[str, np.n
 def _check_index(index: ShardIndex, count: int) -> None:
     """Raises: ValueError: columns of other lengths or shapes, or members and blocks that lie outside one another."""
     n, m = count, len(index.members)
+    if index.dtype not in ("uint16", "float32"):
+        raise ValueError(f"dtype {index.dtype!r}")
+    values = np.prod(index.shape_N3.astype(np.float64), axis=1)
+    if n and (values.min() < 1 or values.max() > payload.MAX_ARRAY_BYTES // np.dtype(index.dtype).itemsize):
+        raise ValueError("arrays of no size, or larger than any may be")
     layout = Layout(index.shape(0), *index.block) if index.block and n else None
     blocks = len(layout) if layout else 0
     wanted = [(n, NAME_BYTES)] * 2 + [(n, 3)] + [(n, m)] * 3 + [(n, blocks + 1 if layout else 0), (n, blocks)]
@@ -204,11 +233,14 @@ def _check_index(index: ShardIndex, count: int) -> None:
     found = [column.shape for column in (*found, index.edge_NK1, index.block_crc_NK)]
     if found != wanted:
         raise ValueError(f"columns of shapes {found}, not {wanted}")
-    if n and int((index.offset_NM + index.size_NM).max()) > index.shard_bytes:
+    if (index.size_NM > index.shard_bytes).any() or (index.offset_NM > index.shard_bytes - index.size_NM.astype(np.int64)).any():
         raise ValueError("a member lies outside the shard")
     if layout and ((index.shape_N3 != index.shape_N3[0]).any() or (index.edge_NK1[:, 1:] <= index.edge_NK1[:, :-1]).any()):
         raise ValueError("the blocks contradict the shape")
-    if layout and any(int(index.edge_NK1[i, -1]) != int(index.size_NM[i, index.payload(i)[0]]) for i in (0, n - 1)):
+    arrays = [k for k, member in enumerate(index.members) if payload.codec_of(member)]
+    if n and not arrays:
+        raise ValueError("no arrays")
+    if layout and (index.edge_NK1[:, -1] != index.size_NM[:, arrays].max(axis=1)).any():
         raise ValueError("the blocks do not fill the array")
 
 

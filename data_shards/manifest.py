@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
+import re
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from data_shards import durable, stores
+from data_shards.cube import KEY
 from data_shards.errors import CorruptData, InputError
 
 FORMAT = "retinaforge-dataset-2"
 NAME = "dataset.json"
+SHARD_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*\.tar")  # within the folder, and no unfinished file
+MAX_ARRAY_VALUES = 1 << 31
 LOG_KNEE = 16.0  # stored counts below which the logarithmic scale is nearly linear, so that read noise is not blown up
 
 
@@ -70,6 +75,21 @@ class Manifest:
     stats: BandStats | None = None
     source: dict[str, Any] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        """Raises: ValueError: what no dataset is, whoever wrote it: a name that leaves the folder, sizes that contradict each other."""
+        if self.dtype not in ("uint16", "float32") or self.payload not in ("cube", "latent"):
+            raise ValueError(f"payload {self.payload!r} of dtype {self.dtype!r}")
+        whole = [*self.shape, *(n for s in self.shards for n in (s.count, s.bytes)), *(n for v in self.splits.values() for n in v.values())]
+        if len(self.shape) != 3 or min(self.shape) < 1 or not all(type(n) is int and n >= 0 for n in whole):
+            raise ValueError(f"shape {self.shape}, or a count that is none")
+        if math.prod(self.shape) > MAX_ARRAY_VALUES:
+            raise ValueError(f"arrays of shape {self.shape}, larger than any may be")
+        for shard in self.shards:
+            if not SHARD_NAME.fullmatch(shard.name) or shard.split not in self.splits:
+                raise ValueError(f"shard {shard.name!r} of split {shard.split!r}")
+        if len({shard.name for shard in self.shards}) < len(self.shards) or not all(KEY.fullmatch(name) for name in self.splits):
+            raise ValueError("the same shard twice, or a split whose name is not allowed")
+
     @property
     def digest(self) -> str:
         """sha256 over what the samples are and where they stand; not over statistics or provenance."""
@@ -96,8 +116,8 @@ def read_manifest(folder: Path | str) -> Manifest:
     """
     path = stores.where(folder, NAME)
     try:
-        content = stores.read_whole(stores.open_store(folder).open(NAME))
-    except (FileNotFoundError, NotADirectoryError) as error:
+        content = stores.read_whole(stores.open_store(folder).open(NAME), path)
+    except (FileNotFoundError, NotADirectoryError, IsADirectoryError) as error:
         raise InputError(
             "no packed dataset here",
             where=folder,
@@ -127,7 +147,7 @@ def read_manifest(folder: Path | str) -> Manifest:
         )
     except CorruptData:
         raise
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise CorruptData(f"unreadable manifest: {error}", where=path, mend=f"retinaforge data index {folder}") from error
     if manifest.digest != digest:
         raise CorruptData("the manifest's digest does not match its content", where=path, mend=f"retinaforge data index {folder}")

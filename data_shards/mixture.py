@@ -36,7 +36,7 @@ class Mixture:
     def __init__(self, datasets: Sequence[Dataset], weights: Sequence[float]) -> None:
         if len(datasets) != len(weights) or not datasets or not all(np.isfinite(w) and w > 0 for w in weights):
             raise InputError(f"{len(datasets)} datasets, weights {list(weights)}", expected="one weight above 0 for each dataset")
-        self.datasets, self.first = list(datasets), datasets[0]
+        self.datasets, self.weights, self.first = list(datasets), list(weights), datasets[0]
         for other in self.datasets[1:]:
             _same_kind(other, self.first)
         if len({dataset.digest for dataset in datasets}) < len(datasets):

@@ -22,13 +22,15 @@ from data_shards import durable
 from data_shards import folder as loose
 from data_shards.band_statistics import BandAccumulator
 from data_shards.codecs import get_codec
-from data_shards.cube import KEY, Cube
+from data_shards.cube import Cube
 from data_shards.dataset import Dataset
 from data_shards.errors import InputError
+from data_shards.index import FORMAT as INDEX_FORMAT
 from data_shards.index import ShardIndex, index_path
+from data_shards.manifest import FORMAT as DATASET_FORMAT
 from data_shards.manifest import NAME, BandStats, Manifest, ShardEntry, read_manifest, write_manifest
 from data_shards.shard import write_shard
-from data_shards.splits import SPLITS, split_subjects, stated_splits
+from data_shards.splits import SPLITS, check_split_names, split_subjects, stated_splits
 from data_shards.stores import is_url
 
 Watch = Callable[[Iterable[Any]], Iterable[Any]]  # wraps what is iterated over, to show progress
@@ -88,8 +90,14 @@ class _FromFolder:
         return loose.read_cube(self.folder, key)
 
     def stamp(self, key: str) -> list[int]:
-        seen = (self.folder / f"{key}.npy").stat()
-        return [seen.st_size, seen.st_mtime_ns]
+        stamps = []
+        for name in (f"{key}.npy", f"{key}.labels.png", f"{key}.fov.png"):
+            try:
+                seen = (self.folder / name).stat()
+                stamps += [seen.st_size, seen.st_mtime_ns]
+            except FileNotFoundError:
+                stamps += [-1, -1]  # maps are optional
+        return stamps
 
 
 def _source(path: Path | str) -> tuple[list[tuple[str, str, str]], Read, str]:
@@ -146,10 +154,7 @@ def pack(
         return done
     split_of = _splits_for(rows, splits, seed)
     parts: dict[str, list[str]] = {name: [] for name in (splits or dict.fromkeys([*SPLITS, *split_of.values()]))}
-    if strange := [name for name in parts if not KEY.fullmatch(name)]:
-        raise InputError(
-            f"split name {strange[0]!r} is not allowed", expected="letters, digits, '_' and '-': it becomes a file name", mend="--splits …"
-        )
+    check_split_names(parts)
     for key, subject, _ in rows:
         parts[split_of[subject]].append(key)
     first = read(next(keys for keys in parts.values() if keys)[0])
@@ -234,6 +239,8 @@ WRITTEN = ".written"  # beside a shard of an unfinished dataset
 def _write_one(staging: Path, split: str, number: int, cubes: Iterable[Cube], first: Cube, codec: str, max_error: int) -> _Written:
     shard, bands = staging / f"{split}-{number:06d}.tar", BandAccumulator()
     near = get_codec(codec, max_error) if max_error else None
+    if near and first.data_CHW.dtype != np.uint16:
+        raise InputError("codec 'near' on latents", where=first.meta.key, expected="counts (uint16): its bound is in counts")
     stored = (replace(cube, data_CHW=near.rounded(cube.data_CHW)) for cube in cubes) if near else cubes
     index = write_shard(shard, checked(stored, first, bands), codec=codec, max_error=max_error, stem=payload_of(first))
     return _Written(entry=entry_of(shard, index, split), subjects=sorted(set(index.subjects)), bands=bands)
@@ -277,7 +284,7 @@ def _write_shards(
             told.put(error)
             raise
 
-    request = durable.canonical_json({**source, "shards": shards}).decode()
+    request = durable.canonical_json({**source, "shards": shards, "formats": [DATASET_FORMAT, INDEX_FORMAT]}).decode()
     with durable.writing_folder(out, request=request) as staging, ThreadPoolExecutor(workers) as pool:
         try:
             jobs = [pool.submit(write, staging, split, n, keys) for split, parts in shards.items() for n, keys in enumerate(parts)]
@@ -299,6 +306,7 @@ def write_dataset(
         InputError: cubes of mixed shape, dtype, band list or affine map; `out` cannot be written. TryAgain: disk full.
     """
     get_codec(codec, max_error)
+    check_split_names(parts)
     with durable.writing_folder(out) as staging:
         first, written = None, []
         for split, cubes in parts.items():

@@ -118,3 +118,10 @@ def codec_of(member: str) -> str | None:
     """'cube.raw' → 'raw'; None for a member that is no array, or is in a codec that is not known."""
     stem, _, codec = member.partition(".")
     return codec if stem in ("cube", "latent") and codec in (*STORED, *CODECS) else None
+
+
+def stated_bound(content: bytes) -> int:
+    """The bound that the first block of a `near` payload states."""
+    count = int.from_bytes(content[len(BLOCKS) + 8 : len(BLOCKS) + 12], "little")
+    first = len(BLOCKS) + 12 + 4 * count
+    return int.from_bytes(content[first : first + 2], "little")

@@ -5,6 +5,7 @@ Legend: C band, H W pixels, N values.
 
 from __future__ import annotations
 
+import errno
 import threading
 from collections.abc import Sequence
 from itertools import pairwise
@@ -19,7 +20,7 @@ from data_shards.checksum import of_concatenation
 from data_shards.codecs import STORED, decoder
 from data_shards.cube import Cube
 from data_shards.errors import CorruptData
-from data_shards.index import ShardIndex, index_path, open_index, read_index
+from data_shards.index import ShardIndex, index_path, open_index, read_index, too_many_files
 from data_shards.layout import Layout, Region, Run
 from data_shards.manifest import NAME, ShardEntry
 from data_shards.ring import page_aligned
@@ -46,15 +47,12 @@ class Shard:
     def __init__(self, place: Path | str, entry: ShardEntry, store: stores.Store | None = None, cache: stores.Cache | None = None) -> None:
         self.place, self.path, self.entry = place, stores.where(place, entry.name), entry
         store = store or stores.open_store(place)
-        index = index_path(Path(entry.name)).name
         try:
-            if isinstance(store, stores.LocalStore):
-                self.index: ShardIndex = open_index(Path(place) / index, sha256=entry.index_sha256)
-            else:
-                content = stores.read_whole(stores.open_file(store, index, cache, entry.index_sha256))
-                self.index = read_index(content, where=stores.where(place, index), sha256=entry.index_sha256)
+            self.index: ShardIndex = self._index(store, cache)
             self.file = stores.open_file(store, entry.name, cache, entry.sha256)
         except OSError as error:
+            if error.errno in (errno.EMFILE, errno.ENFILE):
+                raise too_many_files(self.path) from error
             raise CorruptData(f"shard cannot be opened: {error.strerror or error}", where=self.path, mend=self._mend) from error
         if self.file.size != self.index.shard_bytes or len(self.index) != entry.count or self.index.sha256 != entry.sha256:
             raise CorruptData(
@@ -64,6 +62,20 @@ class Shard:
                 mend=self._mend,
             )
         self.layout = Layout(self.index.shape(0), *self.index.block) if self.index.block else None
+
+    def _index(self, store: stores.Store, cache: stores.Cache | None) -> ShardIndex:
+        name = index_path(Path(self.entry.name)).name
+        where = stores.where(self.place, name)
+        if isinstance(store, stores.LocalStore):
+            return open_index(Path(where), sha256=self.entry.index_sha256)
+        file = stores.open_file(store, name, cache, self.entry.index_sha256)
+        try:
+            return read_index(stores.read_whole(file, where), where=where, sha256=self.entry.index_sha256)
+        except CorruptData:
+            if not isinstance(file, stores.CachedFile):
+                raise
+            file.forget(0, file.size)  # perhaps it was the cache's copy that was damaged
+            return read_index(stores.read_whole(file, where), where=where, sha256=self.entry.index_sha256)
 
     @property
     def _mend(self) -> str:
@@ -91,6 +103,8 @@ class Shard:
             CorruptData: as `member`, or the payload does not hold an array of that shape.
         """
         m, codec_name = self.index.payload(i)
+        if out.dtype != self.index.dtype:
+            raise CorruptData(f"array of {self.index.dtype}", where=self.where(i, m), expected=str(out.dtype), mend=self._mend)
         if self.layout is None:
             whole = out if region is None else np.empty(self.index.shape(i), self.index.dtype)
             payload.decode_into(self.member(i, m, check=check), codec_name, whole, self.where(i, m))
@@ -171,8 +185,12 @@ class Shard:
         begin, edges = int(self.index.offset_NM[i, m]), edges or [0, len(buffer)]
         for retried in (False, True):
             got = 0
-            for offset, size in parts:
-                got += self.file.read_into(buffer[got : got + size] if len(parts) > 1 else buffer, begin + offset)
+            try:
+                for offset, size in parts:
+                    got += self.file.read_into(buffer[got : got + size] if len(parts) > 1 else buffer, begin + offset)
+            except OSError as error:
+                said = f"shard cannot be read: {error.strerror or error}"
+                raise CorruptData(said, where=self.where(i, m), mend=self._mend) from error
             if got == len(buffer) and all(crc32c(buffer[a:b]) == crc for (a, b), crc in zip(pairwise(edges), sums, strict=bool(sums))):
                 return
             if retried or not isinstance(self.file, stores.CachedFile):

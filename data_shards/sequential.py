@@ -1,7 +1,7 @@
-"""Shards that have no index, read from their first byte to their last by webdataset: in their own order, every byte of them.
+"""Shards that have no index, read from their first byte to their last: in their own order, grouped into samples by webdataset.
 
 The plain way for sets that can be neither indexed nor copied. Nothing tells a flipped bit here; a shard that is cut short, or
-damaged in a header, is found at its end. `data index`, or `data pack`, gives checksums, crops, shuffling and resuming in no time.
+damaged in a header, is found where it breaks off. `data index`, or `data pack`, gives checksums, crops, shuffling and resuming in no time.
 
 Legend: C band, H W pixels.
 """
@@ -20,8 +20,10 @@ import numpy as np
 from data_shards import folder as loose
 from data_shards import payload, stores
 from data_shards.cube import Cube
-from data_shards.errors import CorruptData, InputError
-from data_shards.shard import check_member, stated_array
+from data_shards.errors import CorruptData, InputError, RetinaforgeError
+from data_shards.shard import MAX_MEMBER_BYTES, check_member, stated_array
+
+MEND = "copy or write the shard again"
 
 
 class _Bytes(io.RawIOBase):
@@ -43,28 +45,46 @@ def read_shard(shard: Path | str) -> Iterator[Cube]:
     """The samples of one shard, a file or a URL, in its order.
 
     Raises:
-        CorruptData: not a plain tar, cut short, or a payload that is not what its metadata says.
+        CorruptData: not a plain tar, cut short, a damaged header, or a payload that is not what its metadata says.
         InputError: unsafe member names, a pickle, bad metadata; no such file. TryAgain: the store does not answer.
     """
-    from webdataset.tariterators import group_by_keys, tar_file_iterator
+    from webdataset.tariterators import group_by_keys
 
     place, _, name = str(shard).rpartition("/")
     try:
         file = stores.open_store(place or ("." if not str(shard).startswith("/") else "/")).open(name)
+        if file.size < 1024:
+            raise CorruptData("the shard is cut short", where=shard, mend="copy or write the shard again")
+        for sample in group_by_keys(_members(file, shard)):
+            yield _cube(sample, shard)
     except FileNotFoundError as error:
         raise InputError("no such shard", where=shard) from error
-    _check_tar(file, shard)
+    except (tarfile.TarError, EOFError, IsADirectoryError) as error:
+        raise CorruptData(f"not a whole tar: {error}", where=shard, expected="a plain, uncompressed tar", mend=MEND) from error
+    except ValueError as error:
+        if isinstance(error, RetinaforgeError):
+            raise
+        raise CorruptData(f"not a shard of samples: {error}", where=shard, mend=MEND) from error
 
-    def allowed(member: str) -> bool:
-        check_member(member, shard)
-        return True
 
-    try:
-        members = tar_file_iterator(io.BufferedReader(_Bytes(file), 1 << 20), select_files=allowed)
-        for sample in group_by_keys({**member, "__url__": str(shard)} for member in members):
-            yield _cube(sample, shard)
-    except (tarfile.TarError, EOFError) as error:
-        raise CorruptData(f"not a whole tar: {error}", where=shard, mend="copy or write the shard again") from error
+def _members(file: stores.File, shard: Path | str) -> Iterator[dict[str, Any]]:
+    """The files of the tar, as webdataset's readers take them."""
+    with tarfile.open(fileobj=io.BufferedReader(_Bytes(file), 1 << 20), mode="r|") as tar:
+        for info in tar:
+            if info.isdir():
+                continue
+            if not info.isreg() or info.issparse() or info.size > MAX_MEMBER_BYTES:
+                raise InputError(f"unsafe member {info.name!r}", where=shard, expected="regular files, below 4 GiB")
+            check_member(info.name, shard)
+            content = tar.extractfile(info).read()
+            if len(content) != info.size:
+                raise CorruptData(f"the shard ends inside member {info.name!r}", where=shard, mend=MEND)
+            yield {"fname": info.name, "data": content, "__url__": str(shard)}
+            tar.members = []
+        # tarfile takes a damaged header, or a cut at a member's border, for the end; the true end is a block of zeros
+        end = bytearray(tarfile.BLOCKSIZE)
+        if file.read_into(memoryview(end), tar.offset) != len(end) or any(end):
+            raise CorruptData(f"the tar breaks off at byte {tar.offset}: cut short, or a damaged header", where=shard, mend=MEND)
 
 
 def read_shards(shards: Sequence[Path | str]) -> Iterator[Cube]:
@@ -91,17 +111,6 @@ def endless(shards: Sequence[Path | str]) -> Iterator[tuple[int, int, Cube]]:
         epoch += 1
 
 
-def _check_tar(file: stores.File, shard: Path | str) -> None:
-    """Its two ends, before it is read: tarfile takes damage for the end, and unpacks what is compressed, however large."""
-    head, tail = bytearray(512), bytearray(1024)
-    file.read_into(memoryview(head), 0)
-    file.read_into(memoryview(tail), max(0, file.size - 1024))
-    if head[257:262] != b"ustar" and any(head):
-        raise CorruptData("not a plain tar", where=shard, expected="an uncompressed tar")
-    if file.size < 1024 or any(tail):
-        raise CorruptData("the shard is cut short: it does not end as a tar ends", where=shard, mend="copy or write the shard again")
-
-
 def _cube(sample: dict[str, Any], shard: Path | str) -> Cube:
     key = PurePosixPath(sample["__key__"]).name
     where = f"{shard}: sample {key}"
@@ -113,6 +122,8 @@ def _cube(sample: dict[str, Any], shard: Path | str) -> Cube:
     content, codec = sample[arrays[0]], payload.codec_of(arrays[0])
     meta = loose.meta_from(sample["json"], where=where, key=key)
     shape, dtype = payload.npy_header(content, where) if codec == "npy" else stated_array(json.loads(sample["json"]), key, where)
+    if len(shape) != 3 or 0 in shape or dtype not in ("uint16", "float32"):
+        raise InputError(f"an array of {dtype} {shape}", where=where, expected="(bands, height, width) of uint16 or float32")
     payload.decode_into(content, codec, out := np.empty(shape, dtype), where)
     labels, fov = (sample.get(f"{name}.png") for name in ("labels", "fov"))
     return Cube(

@@ -18,7 +18,7 @@ from crc32c import crc32c
 from data_shards import durable, payload
 from data_shards.codecs import Codec, get_codec
 from data_shards.cube import KEY, Cube
-from data_shards.errors import CorruptData, InputError
+from data_shards.errors import CorruptData, InputError, RetinaforgeError
 from data_shards.folder import meta_bytes, meta_from, png_bytes
 from data_shards.index import ShardIndex, index_bytes, index_path
 
@@ -73,6 +73,8 @@ def scan_shard(shard: Path) -> ShardIndex:
         if member == "json":
             sample.meta, sample.subject = content, meta_from(content, where=sample.where, key=key).subject_id
         elif payload.codec_of(member):
+            if sample.array:
+                raise InputError(f"two arrays, {sample.array} and {member}", where=sample.where, expected="one KEY.cube.<codec>")
             sample.array = member
             sample.measure(content)
         if sample.waiting and sample.meta:  # others may write the array before its metadata
@@ -133,7 +135,7 @@ def check_member(name: str, shard: object) -> str:
     path = PurePosixPath(name)
     if name.startswith("/") or ".." in path.parts:
         raise InputError(f"unsafe member {name!r}", where=shard, expected="relative names")
-    if path.name.rpartition(".")[2] in PICKLES:
+    if path.name.rpartition(".")[2].lower() in PICKLES:
         raise InputError(
             f"member {name!r} is a pickle, which may run code when read",
             where=shard,
@@ -153,7 +155,7 @@ def tar_members(shard: Path) -> Iterable[tuple[str, int, bytes]]:
             for info in tar:
                 if info.isdir():
                     continue
-                if not info.isreg() or info.size > MAX_MEMBER_BYTES:
+                if not info.isreg() or info.issparse() or info.size > MAX_MEMBER_BYTES:
                     raise InputError(f"unsafe member {info.name!r}", where=shard, expected="regular files, below 4 GiB")
                 name = check_member(info.name, shard)
                 content = tar.extractfile(info).read()
@@ -167,6 +169,10 @@ def tar_members(shard: Path) -> Iterable[tuple[str, int, bytes]]:
                 raise CorruptData(f"the tar breaks off at byte {tar.offset}: cut short, or a damaged header", where=shard, mend=mend)
     except (tarfile.TarError, OSError, EOFError) as error:
         raise CorruptData(f"not a whole tar: {error}", where=shard, expected="a plain, uncompressed tar", mend=mend) from error
+    except ValueError as error:  # tarfile's, of a header with sizes that cannot be
+        if isinstance(error, RetinaforgeError):
+            raise
+        raise CorruptData(f"a damaged header: {error}", where=shard, mend=mend) from error
 
 
 def _index_of(shard: Path, samples: list[_Sample]) -> ShardIndex:

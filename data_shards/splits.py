@@ -7,9 +7,18 @@ from collections.abc import Iterable
 
 import numpy as np
 
+from data_shards.cube import KEY
 from data_shards.errors import InputError
 
 SPLITS = {"train": 0.8, "val": 0.1, "test": 0.1}
+
+
+def check_split_names(names: Iterable[str]) -> None:
+    """Raises: InputError: a name that cannot be the beginning of a file's name."""
+    if strange := [name for name in names if not KEY.fullmatch(name)]:
+        raise InputError(
+            f"split name {strange[0]!r} is not allowed", expected="letters, digits, '_' and '-': it becomes a file name", mend="--splits …"
+        )
 
 
 def check_fractions(fractions: dict[str, float]) -> None:

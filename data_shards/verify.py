@@ -12,6 +12,7 @@ import numpy as np
 from crc32c import crc32c
 
 from data_shards import durable, payload, stores
+from data_shards.durable import PART
 from data_shards.errors import RetinaforgeError
 from data_shards.index import ShardIndex, index_path, open_index
 from data_shards.manifest import NAME, ShardEntry, read_manifest
@@ -41,7 +42,7 @@ def verify(folder: Path | str) -> Iterator[tuple[str, list[str]]]:
                 whole.append(f"subject {subject}: in splits {split_of[subject]} and {entry.split}")
         yield entry.name, faults
     known = {entry.name for entry in manifest.shards}
-    strays = sorted(name for name in store.sizes() or () if name.endswith(".tar") and name not in known)
+    strays = sorted(name for name in store.sizes() or () if name.endswith(".tar") and name not in known and PART not in name)
     whole += [f"{name}: a shard that {stores.where(folder, NAME)} does not name" for name in strays]
     for split, sizes in manifest.splits.items():
         count = sum(entry.count for entry in manifest.shards if entry.split == split)
@@ -58,8 +59,9 @@ def _at_hand(folder: Path | str, store: stores.Store, entry: ShardEntry) -> Iter
         return
     with tempfile.TemporaryDirectory(prefix="verify-") as place:
         for name in (entry.name, index_path(Path(entry.name)).name):
-            with contextlib.suppress(FileNotFoundError):  # what is missing is a fault, told by check_shard
-                stores.fetch(store.open(name), Path(place) / name)
+            with contextlib.suppress(FileNotFoundError), durable.explained(Path(place) / name):  # what is missing is told by check_shard
+                # one byte more than was written is enough to tell
+                stores.fetch(store.open(name), Path(place) / name, limit=entry.bytes + 1 if name == entry.name else None)
         yield Path(place) / entry.name
 
 

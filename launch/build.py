@@ -12,6 +12,7 @@ from data_shards.dataset import Dataset
 from data_shards.errors import InputError
 from data_shards.manifest import Manifest
 from data_shards.mixture import Mixture
+from data_shards.stores import place_of
 from data_shards.stream import CubeStream, ReadConfig
 from launch.config import DiffusionStage, VQGANStage, to_tree
 from ldm.metrics.sets import common_fov
@@ -97,7 +98,7 @@ def check_fit(stage: VQGANStage, dataset: Dataset) -> None:
             expected="cubes of uint16",
             mend="retinaforge data import",
         )
-    height, width = dataset.shape[1:]
+    height, width = (stage.crop or side for side in dataset.shape[1:])
     factor, least = stage.model.compression, stage.discriminator.least_pixels if stage.loss.gan else 1
     if height % factor or width % factor or min(height, width) < least:
         raise InputError(
@@ -107,7 +108,8 @@ def check_fit(stage: VQGANStage, dataset: Dataset) -> None:
             "layers of the discriminator",
             mend="retinaforge data import --resize HxW (or --crop), or other vqgan.model.compression and vqgan.discriminator.layers",
         )
-    latents = dataset.count("train") * (height // factor) * (width // factor)
+    count = min(dataset.count("train"), stage.loop.epoch_samples or dataset.count("train"))
+    latents = count * (height // factor) * (width // factor)
     if stage.codebook.kmeans != "never" and latents < stage.codebook.codes:
         raise InputError(
             f"{latents} latents in the training split for {stage.codebook.codes} codes",
@@ -117,13 +119,19 @@ def check_fit(stage: VQGANStage, dataset: Dataset) -> None:
         )
 
 
+def _mixed(dataset: Dataset, mix: dict[str, float]) -> Mixture:
+    """The run's own dataset and others, these in the order of their digests: it decides which sample comes when."""
+    others = sorted(((dataset.beside(place_of(place)), weight) for place, weight in mix.items()), key=lambda pair: pair[0].digest)
+    return Mixture([dataset, *(other for other, _ in others)], [1.0, *(weight for _, weight in others)])
+
+
 def vqgan_trainer(
     stage: VQGANStage, dataset: Dataset, engine: Engine, read: ReadConfig = ReadConfig()
 ) -> tuple[VQGANTrainer, CubeStream, dict[str, Any]]:
     """Trainer, its stream, and the identity that its checkpoints carry."""
     check_fit(stage, dataset)
     vqgan, codebook, discriminator = vqgan_modules(stage, dataset.shape[0])
-    mixed = Mixture([dataset, *map(Dataset, stage.mix)], [1.0, *stage.mix.values()]) if stage.mix else dataset
+    mixed = _mixed(dataset, stage.mix) if stage.mix else dataset
     train = stream(mixed, stage.loop, engine, read, maps=True, crop=stage.crop)
     trainer = VQGANTrainer(
         engine,
@@ -141,7 +149,7 @@ def vqgan_trainer(
     )
     identity = {"stage": "vqgan", "model": to_tree(vqgan.config), "codebook": to_tree(stage.codebook), "seed": stage.loop.seed}
     if isinstance(mixed, Mixture):
-        identity["mix"] = {other.digest: weight for other, weight in zip(mixed.datasets[1:], stage.mix.values(), strict=True)}
+        identity["mix"] = [[other.digest, weight] for other, weight in zip(mixed.datasets[1:], mixed.weights[1:], strict=True)]
     return (
         trainer,
         train,

@@ -51,7 +51,7 @@ class Run:
     def open(self, place: Path | str) -> Dataset:
         """A dataset of this run, read through its cache where there is one."""
         data = self.config.data
-        return Dataset(place, cache=Cache(Path(data.cache), int(data.cache_gib * 2**30)) if data.cache and is_url(place) else None)
+        return Dataset(place, cache=Cache(Path(data.cache), int(data.cache_gib * 2**30)) if data.cache else None)
 
     def freeze(self) -> None:
         """Write run.yaml and environment.json; refuse to mix two configurations in one folder. On one rank only."""

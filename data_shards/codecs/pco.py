@@ -57,7 +57,10 @@ class Near:
         return near
 
     def decode_into(self, content: memoryview, out_N: np.ndarray, where: object) -> None:
-        step = 2 * int.from_bytes(content[:2], "little") + 1
+        bound = int.from_bytes(content[:2], "little")
+        if not 1 <= bound <= self.LARGEST:
+            raise CorruptData(f"a bound of {bound} counts", where=where, expected=f"1 to {self.LARGEST}")
+        step = 2 * bound + 1
         self.lossless.decode_into(content[2:], out_N, where)
         if int(out_N.max(initial=0)) > 65535 // step:  # the last step may reach over the largest count, which is nearer than its middle
             out_N[...] = np.minimum(out_N.astype(np.uint32) * step, 65535)

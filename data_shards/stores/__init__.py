@@ -9,10 +9,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Protocol
 
-from data_shards.errors import InputError
+from data_shards.errors import CorruptData, InputError
 from data_shards.stores.cache import Cache, CachedFile
 from data_shards.stores.local import LocalStore
 from data_shards.stores.remote import RemoteStore
+
+MAX_SMALL_BYTES = 2 << 30  # of a manifest or an index
 
 
 class File(Protocol):
@@ -63,17 +65,23 @@ def open_file(store: Store, name: str, cache: Cache | None = None, sha256: str =
     return CachedFile(file, cache, sha256) if cache and sha256 and isinstance(store, RemoteStore) else file
 
 
-def read_whole(file: File) -> bytes:
-    """All of a small file."""
+def read_whole(file: File, where: object) -> bytes:
+    """All of a small file.
+
+    Raises:
+        CorruptData: it is far too large to be what is looked for.
+    """
+    if file.size > MAX_SMALL_BYTES:
+        raise CorruptData(f"a file of {file.size} bytes", where=where, expected=f"at most {MAX_SMALL_BYTES}")
     content = bytearray(file.size)
     del content[file.read_into(memoryview(content), 0) :]
     return bytes(content)
 
 
-def fetch(file: File, to: Path, piece_bytes: int = 8 << 20) -> None:
-    """Copy a file to this machine, for a while: nothing is flushed."""
-    buffer, at = memoryview(bytearray(piece_bytes)), 0
+def fetch(file: File, to: Path, limit: int | None = None, piece_bytes: int = 8 << 20) -> None:
+    """Copy a file, or its first `limit` bytes, to this machine, for a while: nothing is flushed."""
+    buffer, at, end = memoryview(bytearray(piece_bytes)), 0, file.size if limit is None else min(limit, file.size)
     with open(to, "wb") as out:
-        while got := file.read_into(buffer, at):
+        while at < end and (got := file.read_into(buffer[: end - at], at)):
             out.write(buffer[:got])
             at += got

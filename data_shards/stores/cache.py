@@ -59,6 +59,8 @@ class Cache:
     def get(self, name: str, size: int) -> bytes | None:
         """A piece of that size, or None."""
         path = self.folder / name[:2] / name
+        if self.broken:
+            return None  # what it holds can no longer be corrected
         try:
             content = path.read_bytes()
             os.utime(path)
@@ -77,21 +79,23 @@ class Cache:
             path.parent.mkdir(exist_ok=True)
             part.write_bytes(content)
             os.replace(part, path)
+            with self._lock:
+                self._added += len(content)
+                due = self._added > self.limit_bytes // 32
+            if due:
+                self._evict()
         except OSError as error:
             self.broken = error.strerror or str(error)
             LOGGER.warning("%s: %s; going on without this cache", self.folder, self.broken)
             with contextlib.suppress(OSError):
                 part.unlink(missing_ok=True)
-            return
-        with self._lock:
-            self._added += len(content)
-            due = self._added > self.limit_bytes // 32
-        if due:
-            self._evict()
 
     def drop(self, name: str) -> None:
         """Forget a piece that does not hold what it should."""
-        (self.folder / name[:2] / name).unlink(missing_ok=True)
+        try:
+            (self.folder / name[:2] / name).unlink(missing_ok=True)
+        except OSError as error:
+            self.broken = error.strerror or str(error)
 
     def _evict(self) -> None:
         """Remove the pieces used longest ago until nine tenths of the limit are left. One process of the node at a time."""

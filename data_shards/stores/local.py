@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 from data_shards.errors import InputError
@@ -51,10 +52,10 @@ class LocalFile:
 
         return retrying(read, self.path)
 
-    def __del__(self) -> None:
-        # threads that still read hold a reference: the last one closes
+    def __del__(self, close: Callable[[int], None] = os.close) -> None:
+        # threads that still read hold a reference: the last one closes. `close` is bound: at the interpreter's end `os` is gone
         if self.fd >= 0:
-            os.close(self.fd)
+            close(self.fd)
 
 
 class LocalStore:

@@ -25,7 +25,7 @@ class RemoteStore:
         self.url, self.stall_s = url.rstrip("/"), stall_s
         try:
             self.fs, self.root = fsspec.core.url_to_fs(self.url)
-        except (ValueError, ImportError) as error:
+        except (ValueError, ImportError, OSError) as error:
             raise InputError(
                 f"cannot read this kind of URL: {error}",
                 where=url,
@@ -64,7 +64,8 @@ class RemoteStore:
                 error = found
                 if isinstance(error, FileNotFoundError):
                     cause = error.__cause__  # fsspec says this of a web server's every trouble
-                    if cause is None or isinstance(cause, FileNotFoundError) or getattr(cause, "status", 0) in (404, 410):
+                    absent = isinstance(cause, (FileNotFoundError, KeyError)) or "NoSuchKey" in type(cause).__name__
+                    if cause is None or absent or getattr(cause, "status", 0) in (404, 410) or "(404)" in str(cause):
                         raise
                     error = cause
                 if isinstance(error, PermissionError) or getattr(error, "status", 0) in (401, 403):

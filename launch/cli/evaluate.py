@@ -11,10 +11,11 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from data_shards.stores import place_of
 from launch.cli.progress import progress
 
-Real = Annotated[Path, typer.Option("--real", help="The packed real dataset.", show_default=False)]
-Synthetic = Annotated[Path, typer.Option("--synthetic", help="The packed synthetic set.", show_default=False)]
+Real = Annotated[str, typer.Option("--real", help="The packed real dataset.", show_default=False)]
+Synthetic = Annotated[str, typer.Option("--synthetic", help="The packed synthetic set.", show_default=False)]
 Against = Annotated[str, typer.Option("--against", help="Split of the real dataset, best of people held out of training.")]
 Limit = Annotated[int | None, typer.Option("--limit", help="At most this many images of each set, evenly spaced.", min=2)]
 Device = Annotated[str, typer.Option("--device", help="cpu or cuda.")]
@@ -40,7 +41,7 @@ def evaluate(
     from ldm.evaluation import evaluate as evaluate_set
 
     config = EvaluateConfig(against=against, limit=limit, seed=seed, pairs=pairs, extractor=extractor, device=checked_device(device))
-    result = evaluate_set(Dataset(real), Dataset(synthetic), config, progress)
+    result = evaluate_set(Dataset(place_of(real)), Dataset(place_of(synthetic)), config, progress)
     write_json(out, result)
     if as_json:
         typer.echo(json.dumps(result))
@@ -73,7 +74,7 @@ def audit(
     from ldm.audit import audit as audit_set
 
     config = AuditConfig(train=train, against=against, limit=limit, closest=closest, backend=backend, device=checked_device(device))
-    result = audit_set(Dataset(real), Dataset(synthetic), config, progress)
+    result = audit_set(Dataset(place_of(real)), Dataset(place_of(synthetic)), config, progress)
     write_json(out, result)
     if as_json:
         typer.echo(json.dumps(result))

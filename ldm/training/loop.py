@@ -220,8 +220,8 @@ def _resume(trainer: Trainer, engine: Engine, store: CheckpointStore, log: Metri
         told = {"epoch": -1, "best": None, "tracker": engine.tracker_run, **kept}
         store.commit(0, told, {**engine.state(), **trainer.state()})
         return 0, -1, None
-    for key, mine in kept["identity"].items():
-        theirs = checkpoint.state["identity"].get(key)
+    for key in {**kept["identity"], **checkpoint.state["identity"]}:
+        mine, theirs = kept["identity"].get(key), checkpoint.state["identity"].get(key)
         if json.loads(json.dumps(mine)) != theirs:
             raise UnsafeResume(
                 f"the checkpoint has another {key}: {theirs}",

@@ -258,6 +258,80 @@ def test_a_sample_that_claims_to_be_huge_is_refused_before_memory_is_taken(tmp_p
     tracemalloc.stop()
 
 
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"dtype": "O"},
+        {"dtype": "nonsense"},
+        {"size_NM": np.array([[256, 30], [2**63, 30]], np.uint64)},
+        {"shape_N3": np.full((2, 3), 2**31)},
+    ],
+    ids=str,
+)
+def test_a_forged_index_takes_no_memory(changed, tmp_path: Path) -> None:
+    (tmp_path / "x.index").write_bytes(index_bytes(forged(**changed, block=None, edge_NK1=np.zeros((2, 0)), block_crc_NK=np.zeros((2, 0)))))
+    with pytest.raises(CorruptData):
+        open_index(tmp_path / "x.index")
+
+
+FORGERIES = {
+    "shards.0.name": ["../../escaped.tar", "/tmp/escaped.tar", ".part-x.tar", "a/b.tar", "train-000000"],
+    "shards.0.split": ["elsewhere"],
+    "shards.0.count": ["3", -1, 2.5, True],
+    "splits": [{"../../escaped": {"count": 3, "subjects": 1}, "train": {"count": 3, "subjects": 1}}],
+    "dtype": ["O", "float64"],
+    "payload": ["pickle"],
+    "shape": [[4, 16], [0, 16, 16], [1 << 20, 1 << 20, 1 << 20], [4.0, 16, 16]],
+}
+
+
+@pytest.mark.parametrize(("place", "value"), [(place, value) for place, values in FORGERIES.items() for value in values], ids=str)
+def test_a_forged_manifest_is_refused(sets, tmp_path: Path, place: str, value) -> None:
+    """As an attacker would write it: with checksums that fit."""
+    from data_shards import durable, manifest
+
+    fields = json.loads((sets["raw"] / NAME).read_text())
+    fields.pop("sha256")
+    holder, *_, last = fields, *place.split(".")
+    for part in place.split(".")[:-1]:
+        holder = holder[int(part) if part.isdigit() else part]
+    holder[last] = value
+    (tmp_path / NAME).write_bytes(durable.readable_json(manifest._checked(fields)))
+    with pytest.raises(CorruptData):
+        read_manifest(tmp_path)
+
+
+def test_json_without_end_is_corrupt_and_no_crash(tmp_path: Path) -> None:
+    (tmp_path / NAME).write_text("[" * 200_000)
+    with pytest.raises(CorruptData):
+        read_manifest(tmp_path)
+    with open(tmp_path / NAME, "wb") as file:
+        file.truncate(1 << 40)
+    with pytest.raises(CorruptData, match="a file of"):
+        read_manifest(tmp_path)
+
+
+def test_an_index_of_other_bands_than_the_manifest_gives_no_batch(sets, packed: Path) -> None:
+    manifest = read_manifest(packed)
+    for shape, crop in (((9, 32, 32), (8, 8)), ((4, 32, 48), (8, 8)), ((3, 32, 32), None)):
+        lying = manifest.__class__(**{**vars(manifest), "shape": shape})
+        with pytest.raises(CorruptData, match="as in dataset.json"):
+            next(CubeStream(Dataset(packed, lying), "train", batch_size=2, crop=crop).batches())
+
+
+def test_more_shards_than_may_be_open_are_read(packed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from data_shards import dataset as module
+
+    monkeypatch.setattr(module, "OPEN_SHARDS", 1)
+    dataset = Dataset(packed)
+    keys = [k for split in ("train", "val", "test", "train") for k in dataset.keys(split)]
+    assert len(keys) == 72 and len(dataset._open) == 1
+    held = len(list(Path("/proc/self/fd").iterdir()))
+    for i in range(32):
+        dataset.cube("train", i)
+    assert len(list(Path("/proc/self/fd").iterdir())) <= held + 1
+
+
 # --- size -----------------------------------------------------------------------------------------------------------
 
 

@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import tarfile
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -23,7 +24,7 @@ from data_shards.cube import Cube
 from data_shards.dataset import Dataset, cubes_of
 from data_shards.errors import CorruptData, InputError, TryAgain
 from data_shards.existing import index_folder
-from data_shards.folder import read_cube, read_folder, write_cube
+from data_shards.folder import png_bytes, read_cube, read_folder, write_cube
 from data_shards.index import open_index
 from data_shards.pack import pack, recode
 from data_shards.shard import members_of, scan_shard
@@ -442,3 +443,74 @@ def test_recoding_keeps_every_cube_in_its_shard(packed: Path, tmp_path: Path) ->
     assert recode(packed, tmp_path / "small", codec="pcodec") == b.manifest, "the same request writes nothing"
     with pytest.raises(InputError, match="the place is taken"):
         recode(packed, tmp_path / "small", codec="blosc2")
+
+
+def test_labels_corrected_between_a_kill_and_its_continuation_are_in_every_shard(bulky: Path, tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    shutil.copytree(bulky, source)
+    script = PACK_AND.format(then="os.kill(os.getpid(), signal.SIGKILL)")
+    subprocess.run([sys.executable, "-c", script, source, tmp_path / "set"], timeout=60)
+    for path in source.glob("*.labels.png"):
+        path.write_bytes(png_bytes(np.full((192, 192), 2, np.uint8)))
+    pack(source, tmp_path / "set", shard_mib=1)
+    assert all((cube.labels_HW == 2).all() for split in ("train", "val", "test") for cube in Dataset(tmp_path / "set").cubes(split))
+
+
+def test_a_terminated_packing_keeps_what_it_finished(bulky: Path, tmp_path: Path) -> None:
+    """Through the command line, as a job at its time limit."""
+    words = [sys.executable, "-m", "launch", "data", "pack", str(bulky), str(tmp_path / "set"), "--shard-mib", "1", "--codec", "pcodec"]
+    process = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline and len(list(tmp_path.glob(".part-*/*.written"))) < 3:
+        time.sleep(0.01)
+    process.terminate()
+    said = process.communicate(timeout=60)[1]
+    assert process.returncode == 75 and "the same command again" in said
+    kept = {path.name for path in tmp_path.glob(".part-*/*.written")}
+    assert len(kept) >= 3
+    pack(bulky, tmp_path / "set", shard_mib=1, codec="pcodec")
+    assert [p.name for p in tmp_path.iterdir()] == ["set"]
+
+
+def test_of_many_packings_at_once_one_writes(bulky: Path, tmp_path: Path) -> None:
+    script = (
+        "import sys; from pathlib import Path; from data_shards.pack import pack; pack(Path(sys.argv[1]), Path(sys.argv[2]), shard_mib=1)"
+    )
+    racing = [
+        subprocess.Popen([sys.executable, "-c", script, bulky, tmp_path / "set"], stderr=subprocess.PIPE, text=True) for _ in range(6)
+    ]
+    said = [process.communicate(timeout=120)[1] for process in racing]
+    assert all(
+        process.returncode == 0 or "another process is writing this place" in told for process, told in zip(racing, said, strict=True)
+    )
+    assert any(process.returncode == 0 for process in racing)
+    pack(bulky, tmp_path / "again", shard_mib=1)
+    assert content_of(tmp_path / "set") == content_of(tmp_path / "again")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["again", "set"]
+
+
+@pytest.mark.parametrize("name", ["../../escaped", "a/b", "", "-x"])
+def test_a_split_that_would_leave_the_folder_is_refused(tmp_path: Path, name: str) -> None:
+    with pytest.raises(InputError, match="split name"):
+        packing.write_dataset(tmp_path / "set", {name: [made_cube(0)]}, source={})
+    assert not list(tmp_path.iterdir())
+
+
+def test_two_arrays_in_one_sample_are_refused(tmp_path: Path) -> None:
+    with wds.TarWriter(str(tmp_path / "train-000000.tar")) as writer:
+        meta = {"wavelengths_nm": [1.0], "scale": 1, "subject_id": "q", "shape": [1, 2, 2], "dtype": "uint16"}
+        writer.write({"__key__": "a", "json": meta, "cube.npy": np.zeros((1, 2, 2), np.uint16), "cube.raw": bytes(8)})
+    with pytest.raises(InputError, match="two arrays"):
+        index_folder(tmp_path)
+
+
+def test_a_set_indexed_anew_still_says_its_bound(cube_folder: Path, tmp_path: Path) -> None:
+    pack(cube_folder, tmp_path / "set", codec="near", max_error=4)
+    (tmp_path / "set" / "dataset.json").unlink()
+    assert index_folder(tmp_path / "set").max_error == 4
+
+
+def test_near_on_latents_is_refused(tmp_path: Path) -> None:
+    cube = replace(made_cube(0), data_CHW=made_cube(0).data_CHW.astype(np.float32))
+    with pytest.raises(InputError, match="latents"):
+        packing.write_dataset(tmp_path / "set", {"train": [cube]}, codec="near", max_error=1, source={})

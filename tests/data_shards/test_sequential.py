@@ -80,10 +80,33 @@ def test_a_cut_shard_is_found(shards, tmp_path: Path, n: int) -> None:
         list(read_shard(tmp_path / "cut.tar"))
 
 
+def test_a_damaged_header_in_the_middle_is_found(shards, tmp_path: Path) -> None:
+    with tarfile.open(shards[0]) as tar:
+        third = [info.offset for info in tar if info.name.endswith(".json")][2]
+    content = bytearray(shards[0].read_bytes())
+    content[third + 3] ^= 1
+    (tmp_path / "bad.tar").write_bytes(content)
+    with pytest.raises(CorruptData):
+        list(read_shard(tmp_path / "bad.tar"))
+
+
 def test_a_compressed_tar_is_not_unpacked(shards, tmp_path: Path) -> None:
-    (tmp_path / "bomb.tar").write_bytes(gzip.compress(shards[0].read_bytes()) + bytes(2048))
-    with pytest.raises(CorruptData, match="not a plain tar"):
+    name = b"x" * 247 + b"ustar\0"  # a gzip file whose own name puts the mark of a tar where a tar has it
+    bomb = b"\x1f\x8b\x08\x08" + bytes(6) + name + gzip.compress(shards[0].read_bytes())[10:] + bytes(2048)
+    assert gzip.decompress(bomb[:-2048])[:10] == shards[0].read_bytes()[:10]
+    (tmp_path / "bomb.tar").write_bytes(bomb)
+    with pytest.raises(CorruptData):
         list(read_shard(tmp_path / "bomb.tar"))
+
+
+def test_a_sparse_member_takes_no_memory(tmp_path: Path) -> None:
+    import subprocess
+
+    with open(tmp_path / "a.json", "wb") as file:
+        file.truncate(7 << 30)
+    subprocess.run(["tar", "-S", "-cf", tmp_path / "x.tar", "-C", tmp_path, "a.json"], check=True)
+    with pytest.raises(InputError, match="unsafe member"):
+        list(read_shard(tmp_path / "x.tar"))
 
 
 @pytest.mark.parametrize("name", ["../a.json", "/etc/a.json", "a.cube.pkl", "a.pickle", "b c.json"])

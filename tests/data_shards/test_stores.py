@@ -326,3 +326,40 @@ def test_a_cache_that_cannot_be_is_refused(tmp_path: Path) -> None:
         Cache(tmp_path / "file" / "cache", 1 << 30)
     with pytest.raises(InputError, match="one piece"):
         Cache(tmp_path / "cache", 10)
+
+
+def test_a_damaged_index_in_the_cache_is_fetched_again(packed: Path, memory: str, tmp_path: Path) -> None:
+    Dataset(memory, cache=Cache(tmp_path, 1 << 30)).cube("train", 0)
+    for path in (p for p in tmp_path.rglob("*-*") if p.is_file()):
+        path.write_bytes(bytes(path.stat().st_size))
+    same_as(packed, Dataset(memory, cache=Cache(tmp_path, 1 << 30)))
+
+
+def test_a_shard_that_vanishes_under_a_running_job_is_named(memory: str) -> None:
+    import fsspec
+
+    dataset = Dataset(memory)
+    dataset.cube("train", 0)
+    fsspec.filesystem("memory").rm("/set/train-000000.tar")
+    with pytest.raises(CorruptData, match="cannot be read"):
+        dataset.cube("train", 1)
+
+
+def test_verify_writes_nowhere_but_in_its_own_folder(packed: Path, memory: str, tmp_path: Path) -> None:
+    import json
+
+    import fsspec
+
+    from data_shards import durable, manifest
+    from data_shards.verify import verify
+
+    fs, victim = fsspec.filesystem("memory"), tmp_path / "victim.tar"
+    victim.write_text("mine")
+    fields = json.loads(fs.cat_file("/set/dataset.json"))
+    fields.pop("sha256")
+    fields["shards"][0]["name"] = str(victim)
+    fs.pipe("/set/dataset.json", durable.readable_json(manifest._checked(fields)))
+    fs.pipe(f"/set/{victim}", b"theirs")
+    with pytest.raises(CorruptData, match="victim"):
+        list(verify(memory))
+    assert victim.read_text() == "mine"

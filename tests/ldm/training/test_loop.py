@@ -61,7 +61,7 @@ class Line:
 class Numbers:
     """Two samples a batch, values by position; ten samples an epoch."""
 
-    batch_size, count = 2, 10
+    batch_size, count, epoch_samples, bad = 2, 10, 10, ()
 
     def batches(self, consumed: int) -> Iterator[SimpleNamespace]:
         while True:
