@@ -14,7 +14,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-BLOCK_BYTES = 64 << 10  # small enough for the fast caches and for crops, large enough that a block costs more than its call
+STORED_BYTES = 64 << 10  # of a block that lies as it is: a crop reads little beside what it shows
+ENCODED_BYTES = 256 << 10  # of one that is encoded: smaller ones cost reading threads more in waiting for each other than in work
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,7 @@ class Layout:
             raise ValueError(f"blocks of {self.bands} bands and {self.rows} rows do not divide an array of shape {self.shape}")
 
     @classmethod
-    def fitting(cls, shape: Sequence[int], itemsize: int, block_bytes: int = BLOCK_BYTES) -> Layout:
+    def fitting(cls, shape: Sequence[int], itemsize: int, block_bytes: int) -> Layout:
         """Blocks of about `block_bytes`."""
         c, h, w = (int(n) for n in shape)
         rows = min(h, max(1, block_bytes // (w * itemsize)))

@@ -15,7 +15,7 @@ import numpy as np
 
 from data_shards.codecs import CODECS, STORED, Codec, decoder
 from data_shards.errors import CorruptData, InputError
-from data_shards.layout import Layout
+from data_shards.layout import ENCODED_BYTES, STORED_BYTES, Layout
 
 BLOCKS = b"RFBLOCK1"
 MAX_ARRAY_BYTES = 4 << 30
@@ -37,7 +37,7 @@ def encode(array: np.ndarray, codec_name: str, codec: Codec | None) -> bytes:
     if codec is None:
         np.save(buffer := io.BytesIO(), array, allow_pickle=False)
         return buffer.getvalue()
-    layout = Layout.fitting(array.shape, array.itemsize)
+    layout = Layout.fitting(array.shape, array.itemsize, ENCODED_BYTES)
     flat_N = array.reshape(-1)
     parts = [codec.encode(flat_N[layout.start(k) : layout.start(k + 1)]) for k in range(len(layout))]
     head = len(BLOCKS) + 4 * (3 + len(parts))
@@ -53,7 +53,7 @@ def blocks_of(content: bytes | memoryview, codec_name: str, shape: tuple[int, ..
     """
     itemsize = np.dtype(dtype).itemsize
     if codec_name in STORED:
-        layout = Layout.fitting(shape, itemsize)
+        layout = Layout.fitting(shape, itemsize, STORED_BYTES)
         head = len(content) - layout.start(len(layout)) * itemsize
         if head < 0 or (codec_name == "raw" and head):
             raise CorruptData(f"payload of {len(content)} bytes", where=where, expected=f"{len(content) - head} bytes: {dtype} {shape}")

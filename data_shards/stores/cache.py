@@ -56,18 +56,25 @@ class Cache:
             ) from error
         self._evict()
 
-    def get(self, name: str, size: int) -> bytes | None:
-        """A piece of that size, or None."""
-        path = self.folder / name[:2] / name
+    def read_into(self, name: str, size: int, buffer: memoryview, offset: int) -> bool:
+        """Fill `buffer` from a piece of that size, or say that it is not there."""
         if self.broken:
-            return None  # what it holds can no longer be corrected
+            return False  # what it holds can no longer be corrected
         try:
-            content = path.read_bytes()
-            os.utime(path)
+            fd = os.open(self.folder / name[:2] / name, os.O_RDONLY)
         except OSError:
-            content = b""
-        self.hits, self.misses = self.hits + (len(content) == size), self.misses + (len(content) != size)
-        return content if len(content) == size else None
+            self.misses += 1
+            return False
+        try:
+            found = os.fstat(fd).st_size == size and os.preadv(fd, [buffer], offset) == len(buffer)
+            if found:
+                os.utime(fd)
+        except OSError:
+            found = False
+        finally:
+            os.close(fd)
+        self.hits, self.misses = self.hits + found, self.misses + (not found)
+        return found
 
     def put(self, name: str, content: memoryview) -> None:
         """Keep a piece. A disk that is full or fails ends caching, not the run."""
@@ -131,19 +138,19 @@ class CachedFile:
 
     def read_into(self, buffer: memoryview, offset: int) -> int:
         end, done = min(self.size, offset + len(buffer)), offset
+        if self.cache.broken:
+            return self.file.read_into(buffer, offset)
         while done < end:
             p = done // PIECE_BYTES
             start, size = p * PIECE_BYTES, min(PIECE_BYTES, self.size - p * PIECE_BYTES)
-            content = self.cache.get(self._name(p), size)
-            if content is None:
-                content = bytearray(size)
-                got = self.file.read_into(memoryview(content), start)
-                if got != size:
+            wanted = buffer[done - offset : min(end, start + size) - offset]
+            if not self.cache.read_into(self._name(p), size, wanted, done - start):
+                content = memoryview(bytearray(size))
+                if self.file.read_into(content, start) != size:
                     return done - offset
-                self.cache.put(self._name(p), memoryview(content))
-            take = min(end, start + size) - done
-            buffer[done - offset : done - offset + take] = memoryview(content)[done - start : done - start + take]
-            done += take
+                self.cache.put(self._name(p), content)
+                wanted[:] = content[done - start : done - start + len(wanted)]
+            done += len(wanted)
         return max(0, end - offset)
 
     def forget(self, offset: int, size: int) -> None:

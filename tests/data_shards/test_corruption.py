@@ -191,7 +191,7 @@ def test_an_index_of_another_format_names_the_mending_command(packed: Path, tmp_
 
 
 def forged(**changed) -> ShardIndex:
-    layout = Layout.fitting((2, 8, 8), 2)
+    layout = Layout.fitting((2, 8, 8), 2, 1 << 16)
     fields = {
         "shard": "x.tar",
         "shard_bytes": 10_000,
