@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import logging
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from itertools import islice
@@ -72,14 +72,14 @@ class Batch:
 
 @dataclass(frozen=True, kw_only=True)
 class ReadConfig:
-    """How a stream reads; none of it changes what a batch holds.
+    """How a stream reads; nothing but `bad_share` can change what a batch holds.
 
     Attributes:
         threads: readers of this process.
         ahead: batches read before they are asked for.
         check: compare crc32c on every read.
-        bad_share: this share of the split's samples may be unreadable. Each is logged and another takes its place, the same one
-            in every run; one more ends the run.
+        bad_share: this share of the split's samples may be unreadable to this process. Each is logged and another takes its place,
+            the same one in every run; one more ends the run. Reading a split once, as encoding does, takes none.
     """
 
     threads: int = 2
@@ -194,7 +194,7 @@ class CubeStream:
         with ThreadPoolExecutor(self.config.threads, thread_name_prefix="stream") as pool:
             try:
                 for planned in plan:
-                    waiting.append(self._assemble(pool, *planned))
+                    waiting.append(self._assemble(pool, *planned, strict=planned[-1] is None))
                     if len(waiting) > self.config.ahead:
                         yield waiting.popleft()()
                 while waiting:
@@ -202,14 +202,23 @@ class CubeStream:
             finally:
                 pool.shutdown(wait=False, cancel_futures=True)
 
-    def _assemble(self, pool: ThreadPoolExecutor, start: int, position_B: np.ndarray, sample_B: np.ndarray, epoch_B: np.ndarray | None):
-        """Start the reads of one batch; the returned function waits for them."""
+    def _assemble(
+        self,
+        pool: ThreadPoolExecutor,
+        start: int,
+        position_B: np.ndarray,
+        sample_B: np.ndarray,
+        epoch_B: np.ndarray | None,
+        *,
+        strict: bool = False,
+    ) -> Callable[[], Batch]:
+        """Start the reads of one batch; the returned function waits for them. `strict`: no other sample may take a place."""
         view = self._ring.lease((len(sample_B), *self.shape), self.dataset.manifest.dtype)
         out = torch.from_numpy(view)  # holds `view` itself, and with it the memory
         corners = [None] * len(sample_B) if self.crop is None else self._corners(sample_B, epoch_B)
         epochs = np.zeros_like(sample_B) if epoch_B is None else epoch_B
         jobs: list[Future] = [
-            pool.submit(self._read_one, int(i), int(e), corner, out[b].numpy())
+            pool.submit(self._read_one, int(i), int(e), corner, out[b].numpy(), strict)
             for b, (i, e, corner) in enumerate(zip(sample_B, epochs, corners, strict=True))
         ]
 
@@ -238,9 +247,11 @@ class CubeStream:
         drawn = [hash64(self.seed, sample_B, epoch_B, 0x63726F70, axis) % np.uint64(free[axis] + 1) for axis in range(2)]
         return [(int(top), int(left)) for top, left in zip(*drawn, strict=True)]
 
-    def _read_one(self, i: int, epoch: int, corner: tuple[int, int] | None, out_CHW: np.ndarray) -> tuple[Any, ...]:
+    def _read_one(self, i: int, epoch: int, corner: tuple[int, int] | None, out_CHW: np.ndarray, strict: bool) -> tuple[Any, ...]:
         """Sample `i`, or the first readable one of those that a hash of (seed, sample, epoch) names in its place."""
         wanted = i
+        if strict:
+            return i, *self._load(i, corner, out_CHW)
         for attempt in range(1, 65):
             try:
                 return i, *self._load(i, corner, out_CHW)

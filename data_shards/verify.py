@@ -13,7 +13,7 @@ from crc32c import crc32c
 
 from data_shards import durable, payload, stores
 from data_shards.durable import PART
-from data_shards.errors import RetinaforgeError
+from data_shards.errors import CorruptData, RetinaforgeError
 from data_shards.index import ShardIndex, index_path, open_index
 from data_shards.manifest import NAME, ShardEntry, read_manifest
 from data_shards.shard import tar_members
@@ -110,7 +110,7 @@ def check_sample(shard: Path, index: ShardIndex, i: int) -> list[str]:
             elif codec:
                 try:
                     payload.decode_into(content, codec, np.empty(index.shape(i), index.dtype), shard.name)
-                except RetinaforgeError as error:
+                except CorruptData as error:
                     faults.append(f"sample {index.keys[i]}: member {member}: {error.what}")
             elif member == "json":
                 try:

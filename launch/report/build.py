@@ -206,7 +206,21 @@ def training_part(run: stages.Run) -> dict[str, Any]:
         ),
         ("Latent spectrum", fig.spectrum(checked["spectrum_D"]) if checked else None),
     ]
-    return {"plots": [(title, uri) for title, uri in plots if uri], "health": checked}
+    spent = [(name, time_spent(rows)) for name, rows in (("VQ-GAN", vqgan), ("diffusion", diffusion)) if rows]
+    return {"plots": [(title, uri) for title, uri in plots if uri], "health": checked, "spent": spent}
+
+
+PHASES = ("data", "forward", "backward", "step", "validate", "checkpoint")
+
+
+def time_spent(rows: list[dict[str, float]]) -> dict[str, float]:
+    """Samples a second over a whole log, and the share of its time in each phase: `data` is what a step waits for cubes."""
+    seconds, before, shares = 0.0, 0.0, dict.fromkeys(PHASES, 0.0)
+    for row in rows:
+        wall = (row["samples"] - before) / row["samples_per_s"]
+        seconds, before = seconds + wall, row["samples"]
+        shares = {phase: share + wall * row.get(f"time/{phase}", 0.0) for phase, share in shares.items()}
+    return {"samples_per_s": before / seconds, **{phase: share / seconds for phase, share in shares.items()}}
 
 
 def metric_part(run: stages.Run) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import tracemalloc
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -124,6 +125,12 @@ def test_another_sample_takes_its_place_the_same_in_every_run_and_world(one_bad,
     assert len(said) == 1 + 2 + 4 or 3 <= len(said) <= 7, "once for each process that met it"
 
 
+def test_a_split_that_is_read_once_has_each_sample_or_none(one_bad) -> None:
+    folder, key = one_bad
+    with pytest.raises(CorruptData, match=key):
+        list(CubeStream(Dataset(folder), "train", batch_size=4, read=ReadConfig(bad_share=0.5)).once())
+
+
 def test_more_than_the_allowed_share_is_exit_4(packed: Path, tmp_path: Path) -> None:
     folder = copy_of(packed, tmp_path / "bad")
     for i in (1, 9, 20):
@@ -131,7 +138,7 @@ def test_more_than_the_allowed_share_is_exit_4(packed: Path, tmp_path: Path) -> 
         flip(shard.path, int(shard.index.offset_NM[row, shard.index.payload(row)[0]]) + 7)
     stream = CubeStream(Dataset(folder), "train", batch_size=4, read=ReadConfig(bad_share=2 / 32))
     with pytest.raises(CorruptData, match="3 samples cannot be read") as caught:
-        list(stream.once())
+        list(islice(stream.batches(), 8))
     assert "at most 2 of 32" in str(caught.value)
 
 
