@@ -191,10 +191,11 @@ def writing_folder(final: Path, *, request: str = "") -> Iterator[Path]:
         except BaseException as error:
             # finished work outlives a signal, and a store that is away; a full disk gets its space back
             passing = isinstance(error, TryAgain) and not isinstance(error.__cause__, OSError)
-            if not (request and (passing or isinstance(error, (KeyboardInterrupt, SystemExit)))):
-                shutil.rmtree(part, ignore_errors=True)
-            elif part.exists():
+            keep = request and (passing or isinstance(error, (KeyboardInterrupt, SystemExit))) and part.is_dir()
+            if keep:
                 sweep(part)
+            if not keep or os.listdir(part) == [REQUEST]:  # nothing was finished
+                shutil.rmtree(part, ignore_errors=True)
             raise
 
 
