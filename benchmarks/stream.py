@@ -78,7 +78,7 @@ def cubes(count: int) -> np.ndarray:
 def ours(dataset: Dataset, *, check: bool = True, crop: bool = False) -> Loader:
     stream = CubeStream(dataset, "train", batch_size=BATCH, crop=(CROP, CROP) if crop else None, read=ReadConfig(check=check))
     if crop:  # the corners of this benchmark in place of the stream's own
-        stream._corners = lambda sample_B, epoch_B: [corner(int(i)) for i in sample_B]
+        stream._corners = lambda sample_KB, epoch_KB: np.array([[corner(int(i)) for i in row] for row in sample_KB])
 
     def read(staging: np.ndarray, rounds: int) -> Batches:
         for batch in islice(stream.batches(), rounds * stream.count // BATCH):

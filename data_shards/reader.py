@@ -25,8 +25,6 @@ from data_shards.layout import Layout, Region, Run
 from data_shards.manifest import NAME, ShardEntry
 from data_shards.ring import page_aligned
 
-PIECE_BYTES = 4 << 20
-
 
 class _Scratch(threading.local):
     """Memory of a reading thread, used again and again: what is read but not wanted as it is."""
@@ -186,21 +184,15 @@ class Shard:
         """
         begin = int(self.index.offset_NM[i, m])
         for retried in (False, True):
-            got, summed, running, one = 0, 0, 0, bool(sums) and edges is None
+            got = 0
             try:
                 for offset, size in parts:
-                    for a in range(0, size, PIECE_BYTES):
-                        piece = buffer[got : got + min(PIECE_BYTES, size - a)]
-                        got += self.file.read_into(piece, begin + offset + a)
-                        if one and got - summed >= PIECE_BYTES:  # while it is in the processor's cache
-                            running, summed = crc32c(buffer[summed:got], running), got
+                    got += self.file.read_into(buffer[got : got + size], begin + offset)
             except OSError as error:
                 said = f"shard cannot be read: {error.strerror or error}"
                 raise CorruptData(said, where=self.where(i, m), mend=self._mend) from error
-            if one:
-                right = crc32c(buffer[summed:got], running) == sums[0]
-            else:
-                right = not sums or all(crc32c(buffer[a:b]) == crc for (a, b), crc in zip(pairwise(edges), sums, strict=True))
+            between = pairwise(edges or (0, len(buffer)))
+            right = not sums or all(crc32c(buffer[a:b]) == crc for (a, b), crc in zip(between, sums, strict=True))
             if got == len(buffer) and right:
                 return
             if retried or not isinstance(self.file, stores.CachedFile):

@@ -15,7 +15,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -95,6 +95,19 @@ class ReadConfig:
             )
 
 
+PLAN_SAMPLES = 1024  # places worked out at once: what numpy costs a call, not a value, is most of the work
+
+
+class _Planned(NamedTuple):
+    """A batch that is to be read; `epoch_B` is None outside of an epoch."""
+
+    start: int
+    position_B: np.ndarray
+    sample_B: np.ndarray
+    epoch_B: np.ndarray | None
+    corner_B2: np.ndarray
+
+
 class CubeStream:
     """Batches of one split, in the order of order.py (of several datasets: mixture.py).
 
@@ -143,6 +156,7 @@ class CubeStream:
         dataset.check(split)
         c, h, w = dataset.shape
         self.shape = (c if self.bands is None else len(self.bands), *(crop or (h, w)))
+        self._fallbacks = np.zeros(self.shape[1:], np.uint8), np.ones(self.shape[1:], bool)
         self._ring = Ring(keep=read.ahead + 2, allocate=_page_locked if self.device.type == "cuda" else page_aligned)
 
     def _check(self) -> None:
@@ -163,38 +177,49 @@ class CubeStream:
 
     def batches(self, consumed: int = 0) -> Iterator[Batch]:
         """Endless batches from the global position `consumed` on. The caller keeps that integer; the stream has no state."""
-        step = self.batch_size * self.world
 
-        def plan() -> Iterator[tuple[int, np.ndarray]]:
-            start = consumed
+        def plan() -> Iterator[_Planned]:
+            start, many = consumed, max(1, PLAN_SAMPLES // self.batch_size)
             while True:
-                yield start, rank_positions(start, self.batch_size, rank=self.rank, world=self.world)
-                start += step
+                starts = start + self.batch_size * self.world * np.arange(many)
+                position_KB = np.stack([rank_positions(int(s), self.batch_size, rank=self.rank, world=self.world) for s in starts])
+                drawn = [a.reshape(position_KB.shape) for a in self.place(position_KB.reshape(-1))]
+                for planned in zip(starts.tolist(), position_KB, *drawn, self._corners(*drawn), strict=True):
+                    yield _Planned(*planned)
+                start += many * self.batch_size * self.world
 
-        return self._read_ahead((start, g, *self.place(g)) for start, g in plan())
+        return self._read_ahead(plan())
 
     def once(self) -> Iterator[Batch]:
         """Each sample of the split once, in index order; the last batch is smaller. Ranks take every world-th sample."""
         mine = np.arange(self.rank, self.count, self.world)
         chunks = (mine[a : a + self.batch_size] for a in range(0, len(mine), self.batch_size))
-        return self._read_ahead((int(chunk[0]), chunk, chunk, None) for chunk in chunks)
+        return self._read_ahead(self._outside(chunk, int(chunk[0])) for chunk in chunks)
 
     def read(self, sample_B: np.ndarray, epoch_B: np.ndarray | None = None) -> Batch:
         """The named samples of the split, read now; cropped as in that epoch, or in the middle."""
         sample_B = np.asarray(sample_B)
         with ThreadPoolExecutor(self.config.threads) as pool:
-            return self._assemble(pool, 0, sample_B, sample_B, epoch_B)().to(self.device)
+            if epoch_B is None:
+                return self._assemble(pool, self._outside(sample_B, 0), strict=False)().to(self.device)
+            (corner_B2,) = self._corners(sample_B[None], epoch_B[None])
+            return self._assemble(pool, _Planned(0, sample_B, sample_B, epoch_B, corner_B2))().to(self.device)
 
-    def _read_ahead(self, plan: Iterable[tuple[int, np.ndarray, np.ndarray, np.ndarray | None]]) -> Iterator[Batch]:
+    def _outside(self, sample_B: np.ndarray, start: int) -> _Planned:
+        """Samples asked for outside of an epoch: crops lie in the middle."""
+        middle = [(whole - crop) // 2 for whole, crop in zip(self.dataset.shape[1:], self.shape[1:], strict=True)]
+        return _Planned(start, sample_B, sample_B, None, np.tile(middle, (len(sample_B), 1)))
+
+    def _read_ahead(self, plan: Iterable[_Planned]) -> Iterator[Batch]:
         batches = self._on_host(plan)
         return _copied(batches, self.device) if self.device.type == "cuda" else batches
 
-    def _on_host(self, plan: Iterable[tuple[int, np.ndarray, np.ndarray, np.ndarray | None]]) -> Iterator[Batch]:
+    def _on_host(self, plan: Iterable[_Planned]) -> Iterator[Batch]:
         waiting: deque = deque()
         with ThreadPoolExecutor(self.config.threads, thread_name_prefix="stream") as pool:
             try:
                 for planned in plan:
-                    waiting.append(self._assemble(pool, *planned, strict=planned[-1] is None))
+                    waiting.append(self._assemble(pool, planned, strict=planned.epoch_B is None))
                     if len(waiting) > self.config.ahead:
                         yield waiting.popleft()()
                 while waiting:
@@ -202,52 +227,41 @@ class CubeStream:
             finally:
                 pool.shutdown(wait=False, cancel_futures=True)
 
-    def _assemble(
-        self,
-        pool: ThreadPoolExecutor,
-        start: int,
-        position_B: np.ndarray,
-        sample_B: np.ndarray,
-        epoch_B: np.ndarray | None,
-        *,
-        strict: bool = False,
-    ) -> Callable[[], Batch]:
+    def _assemble(self, pool: ThreadPoolExecutor, planned: _Planned, *, strict: bool = False) -> Callable[[], Batch]:
         """Start the reads of one batch; the returned function waits for them. `strict`: no other sample may take a place."""
+        start, position_B, sample_B, epoch_B, corner_B2 = planned
         view = self._ring.lease((len(sample_B), *self.shape), self.dataset.manifest.dtype)
         out = torch.from_numpy(view)  # holds `view` itself, and with it the memory
-        corners = [None] * len(sample_B) if self.crop is None else self._corners(sample_B, epoch_B)
-        epochs = np.zeros_like(sample_B) if epoch_B is None else epoch_B
-        jobs: list[Future] = [
-            pool.submit(self._read_one, int(i), int(e), corner, out[b].numpy(), strict)
-            for b, (i, e, corner) in enumerate(zip(sample_B, epochs, corners, strict=True))
-        ]
+        epoch_B = np.zeros_like(sample_B) if epoch_B is None else epoch_B
+        wanted = zip(sample_B.tolist(), epoch_B.tolist(), corner_B2.tolist(), strict=True)
+        jobs: list[Future] = [pool.submit(self._read_one, i, e, corner, out[b].numpy(), strict) for b, (i, e, corner) in enumerate(wanted)]
 
         def ready() -> Batch:
             rows = [job.result() for job in jobs]
-            fallbacks = (np.zeros(self.shape[1:], np.uint8), np.ones(self.shape[1:], bool)) if self.maps else (None, None)
             return Batch(
                 cubes_BCHW=out,
                 position=start,
                 position_B=position_B,
                 sample_B=np.array([row[0] for row in rows]),
-                epoch_B=epochs,
+                epoch_B=epoch_B,
                 keys=[row[1] for row in rows],
                 subjects=[row[2] for row in rows],
-                labels_BHW=_stacked([row[3] for row in rows], fallbacks[0]),
-                fov_BHW=_stacked([row[4] for row in rows], fallbacks[1]),
-                corner_B2=None if self.crop is None else np.array(corners),
+                labels_BHW=_stacked([row[3] for row in rows], self._fallbacks[0]),
+                fov_BHW=_stacked([row[4] for row in rows], self._fallbacks[1]),
+                corner_B2=None if self.crop is None else corner_B2,
             )
 
         return ready
 
-    def _corners(self, sample_B: np.ndarray, epoch_B: np.ndarray | None) -> list[tuple[int, int]]:
-        free = [whole - crop for whole, crop in zip(self.dataset.shape[1:], self.crop, strict=True)]
-        if epoch_B is None:
-            return [(free[0] // 2, free[1] // 2)] * len(sample_B)
-        drawn = [hash64(self.seed, sample_B, epoch_B, 0x63726F70, axis) % np.uint64(free[axis] + 1) for axis in range(2)]
-        return [(int(top), int(left)) for top, left in zip(*drawn, strict=True)]
+    def _corners(self, sample_KB: np.ndarray, epoch_KB: np.ndarray) -> np.ndarray:
+        """First row and column of the crops of K batches: (K, B, 2)."""
+        free = [whole - crop for whole, crop in zip(self.dataset.shape[1:], self.shape[1:], strict=True)]
+        if free == [0, 0]:
+            return np.zeros((*sample_KB.shape, 2), np.int64)
+        drawn = [hash64(self.seed, sample_KB, epoch_KB, 0x63726F70, axis) % np.uint64(free[axis] + 1) for axis in range(2)]
+        return np.stack(drawn, axis=-1).astype(np.int64)
 
-    def _read_one(self, i: int, epoch: int, corner: tuple[int, int] | None, out_CHW: np.ndarray, strict: bool) -> tuple[Any, ...]:
+    def _read_one(self, i: int, epoch: int, corner: list[int], out_CHW: np.ndarray, strict: bool) -> tuple[Any, ...]:
         """Sample `i`, or the first readable one of those that a hash of (seed, sample, epoch) names in its place."""
         wanted = i
         if strict:
@@ -276,12 +290,12 @@ class CubeStream:
                 mend=error.mend,
             ) from error
 
-    def _load(self, i: int, corner: tuple[int, int] | None, out_CHW: np.ndarray) -> tuple[Any, ...]:
+    def _load(self, i: int, corner: list[int], out_CHW: np.ndarray) -> tuple[Any, ...]:
         """Fill `out_CHW` with a sample; its key, subject and maps."""
         shard, row = self.dataset.locate(self.split, i)
         region = None
-        if corner is not None or self.bands is not None:
-            (top, left), (height, width) = corner or (0, 0), self.shape[1:]
+        if self.crop is not None or self.bands is not None:
+            (top, left), (height, width) = corner, self.shape[1:]
             region = Region(top, top + height, left, left + width, self.bands)
         shard.array_into(row, out_CHW, region=region, check=self.config.check)
         maps: list[np.ndarray | None] = [None, None]
