@@ -129,7 +129,11 @@ def test_a_task_hands_on_its_placement_and_refuses_another_world():
         task_words(EVERYTHING, None)
 
 
-SHOW = "import os, sys; print(os.environ['RANK'], os.environ['WORLD_SIZE'], os.environ['OMP_NUM_THREADS'], sys.argv[1:])"
+# in one write: tasks that print at the same moment share the file
+SHOW = """
+import os, sys
+sys.stdout.write(" ".join([*(os.environ[n] for n in ("RANK", "WORLD_SIZE", "OMP_NUM_THREADS")), str(sys.argv[1:])]) + "\\n")
+"""
 
 
 def local(tmp_path: Path, **fields) -> tuple[JobSpec, Path]:
