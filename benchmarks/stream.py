@@ -11,8 +11,8 @@ Every round reads every cube once (crops: 8 times), and rounds alternate between
 
 from __future__ import annotations
 
-import importlib.machinery
 import json
+import math
 import os
 import resource
 import shutil
@@ -20,10 +20,9 @@ import statistics
 import sys
 import tempfile
 import time
-import types
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -31,8 +30,7 @@ from typing import Any
 import numpy as np
 import torch
 from rounds import arguments, finish
-from torch.utils.data import DataLoader
-from torch.utils.data import Dataset as TorchDataset
+from stream_peers import BATCH, CROP, MIB, PEERS, SHAPE, Batches, Loader, batched, corner, crop_of, items, webdataset_2w
 
 from data_shards.codecs import get_codec
 from data_shards.cube import Cube, CubeMeta
@@ -42,22 +40,6 @@ from data_shards.payload import decode_into, encode
 from data_shards.phantom.eyes import PhantomConfig, phantom_cube
 from data_shards.ring import page_aligned
 from data_shards.stream import CubeStream, ReadConfig
-
-SHAPE, CROP, MIB = (16, 672, 672), 256, 1 << 20
-BATCH = 4
-Batches = Iterator[tuple[Sequence[int], np.ndarray]]
-Loader = Callable[[np.ndarray, int], Batches]
-"""Given the staging buffer and a number n: (numbers, cubes) of each batch, every cube n times; crops where crops are measured."""
-
-
-def corner(i: int) -> tuple[int, int]:
-    """Where cube i is cropped, the same for every loader."""
-    return (i * 97) % (SHAPE[1] - CROP), (i * 61) % (SHAPE[2] - CROP)
-
-
-def crop_of(i: int, cube_CHW: np.ndarray) -> np.ndarray:
-    top, left = corner(i)
-    return cube_CHW[:, top : top + CROP, left : left + CROP]
 
 
 def cubes(count: int) -> np.ndarray:
@@ -99,154 +81,6 @@ def floor(dataset: Dataset) -> Loader:
             yield [i], staging[:1]
 
     return read
-
-
-def staged(staging: np.ndarray, batch: np.ndarray | torch.Tensor) -> np.ndarray:
-    np.copyto(staging[: len(batch)], batch.numpy() if isinstance(batch, torch.Tensor) else batch)
-    return staging[: len(batch)]
-
-
-def webdataset_2w(folder: Path, crop: bool) -> Loader:
-    import webdataset as wds
-
-    def decode(sample: dict[str, Any]) -> tuple[int, np.ndarray]:
-        i, cube_CHW = int(sample["__key__"]), np.frombuffer(sample["cube.raw"], np.uint16).reshape(SHAPE)
-        return i, np.ascontiguousarray(crop_of(i, cube_CHW)) if crop else cube_CHW
-
-    def read(staging: np.ndarray, rounds: int) -> Batches:
-        shards = sorted(str(path) for path in folder.glob("*.tar"))
-        data = wds.WebDataset(
-            shards, shardshuffle=False, empty_check=False, nodesplitter=wds.split_by_node, workersplitter=wds.split_by_worker
-        )
-        for numbers, batch in wds.WebLoader(data.repeat(rounds).map(decode).batched(BATCH), batch_size=None, num_workers=2):
-            yield [int(i) for i in numbers], staged(staging, batch)
-
-    return read
-
-
-class Indexed(TorchDataset):
-    """Cube i from `get`: what a DataLoader reads."""
-
-    def __init__(self, count: int, get: Callable[[int], np.ndarray]) -> None:
-        self.count, self.get = count, get
-
-    def __len__(self) -> int:
-        return self.count
-
-    def __getitem__(self, i: int) -> tuple[int, np.ndarray]:
-        return i, self.get(i)
-
-
-def batched(data: TorchDataset, workers: int) -> Loader:
-    """Through a DataLoader, as documented."""
-
-    def read(staging: np.ndarray, rounds: int) -> Batches:
-        loader = DataLoader(data, batch_size=BATCH, num_workers=workers, persistent_workers=workers > 0)
-        for _ in range(rounds):
-            for numbers, batch in loader:
-                yield numbers.tolist(), staged(staging, batch)
-
-    return read
-
-
-def items(data: TorchDataset) -> Loader:
-    """Sample by sample, no DataLoader."""
-
-    def read(staging: np.ndarray, rounds: int) -> Batches:
-        for first in list(range(0, len(data), BATCH)) * rounds:
-            numbers = []
-            for b, (i, cube) in enumerate(data[k] for k in range(first, min(first + BATCH, len(data)))):
-                np.copyto(staging[b], cube.numpy() if isinstance(cube, torch.Tensor) else cube)
-                numbers.append(int(i))
-            yield numbers, staging[: len(numbers)]
-
-    return read
-
-
-def memmap(folder: Path, made: np.ndarray) -> TorchDataset:
-    made.tofile(folder / "all.bin")
-    mapped = np.memmap(folder / "all.bin", np.uint16, "r", shape=made.shape)
-    return Indexed(len(made), lambda i: mapped[i])
-
-
-def without_torchvision() -> None:
-    """Let mosaicml-streaming be imported where torchvision does not fit a CPU build of torch: its image sets are not used here."""
-    try:
-        import torchvision.datasets  # noqa: F401
-    except (ImportError, RuntimeError):
-        for name in [name for name in sys.modules if name.partition(".")[0] == "torchvision"]:
-            del sys.modules[name]
-        names = {"torchvision.datasets": ["VisionDataset"], "torchvision.datasets.folder": ["default_loader"]}
-        names |= {"torchvision": [], "torchvision.transforms": [], "torchvision.transforms.functional": ["to_tensor", "to_pil_image"]}
-        for name, inside in names.items():
-            sys.modules[name] = types.ModuleType(name)
-            sys.modules[name].__spec__ = importlib.machinery.ModuleSpec(name, None)
-            for what in inside:
-                setattr(sys.modules[name], what, type(what, (), {}))
-
-
-def mosaicml(folder: Path, made: np.ndarray) -> TorchDataset:
-    without_torchvision()
-    from streaming import MDSWriter, StreamingDataset
-
-    with MDSWriter(
-        out=str(folder / "mds"), columns={"i": "int", "cube": f"ndarray:uint16:{','.join(map(str, SHAPE))}"}, size_limit=1 << 29
-    ) as out:
-        for i, cube in enumerate(made):
-            out.write({"i": i, "cube": cube})
-
-    class Cubes(StreamingDataset):
-        def __getitem__(self, k: int) -> tuple[int, np.ndarray]:
-            item = super().__getitem__(k)
-            return item["i"], item["cube"]
-
-    return Cubes(local=str(folder / "mds"), shuffle=False, batch_size=1)
-
-
-def litdata(folder: Path, made: np.ndarray) -> TorchDataset:
-    from litdata import StreamingDataset
-    from litdata.streaming.writer import BinaryWriter
-
-    writer = BinaryWriter(str(folder / "lit"), chunk_bytes=1 << 29)
-    for i, cube in enumerate(made):
-        writer.add_item(i, {"i": i, "cube": torch.from_numpy(cube)})
-    writer.done()
-    writer.merge()
-
-    class Cubes(StreamingDataset):
-        def __getitem__(self, k: int) -> tuple[int, Any]:
-            item = super().__getitem__(k)
-            return item["i"], item["cube"]
-
-    return Cubes(str(folder / "lit"), shuffle=False)
-
-
-def zarr3(folder: Path, made: np.ndarray) -> TorchDataset:
-    import zarr
-
-    array = zarr.create_array(folder / "cubes.zarr", shape=made.shape, chunks=(1, *SHAPE), dtype="uint16", compressors=None)
-    array[:] = made
-    return Indexed(len(made), lambda i: array[i])
-
-
-def tensorstore(folder: Path, made: np.ndarray) -> TorchDataset:
-    import tensorstore as ts
-
-    spec = {
-        "driver": "zarr3",
-        "kvstore": {"driver": "file", "path": str(folder / "ts.zarr")},
-        "metadata": {
-            "shape": made.shape,
-            "data_type": "uint16",
-            "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": (1, *SHAPE)}},
-        },
-    }
-    array = ts.open(spec, create=True).result()
-    array[:] = made
-    return Indexed(len(made), lambda i: array[i].read().result())
-
-
-PEERS = {"memmap": memmap, "mosaicml-streaming": mosaicml, "litdata": litdata, "zarr": zarr3, "tensorstore": tensorstore}
 
 
 # --- measuring ------------------------------------------------------------------------------------------------------
@@ -365,86 +199,96 @@ def codec_rows(made: np.ndarray, rounds: int) -> list[dict[str, Any]]:
     return rows
 
 
+def written(folder: Path, made: np.ndarray) -> dict[str, Dataset]:
+    """The cubes as our sets, eight to a shard."""
+    sets = {}
+    for codec in ("raw", "blosc2"):
+        source = (
+            Cube(data_CHW=cube, meta=CubeMeta(key=f"{i:06d}", wavelengths_nm=tuple(range(16)), scale=1 / 4095, subject_id=f"s{i}"))
+            for i, cube in enumerate(made)
+        )
+        write_dataset(folder / codec, {"train": source}, codec=codec, shard_mib=8 * made[0].nbytes // MIB, source={})
+        sets[codec] = Dataset(folder / codec)
+    return sets
+
+
+def peers_of(folder: Path, made: np.ndarray, quick: bool) -> tuple[dict[str, Loader], dict[str, str]]:
+    """The peers that are installed, and why the others are not measured."""
+    peers: dict[str, Loader] = {}
+    missing: dict[str, str] = {}
+    for name, make in PEERS.items():
+        try:
+            (folder / name).mkdir()
+            data = make(folder / name, made)
+            peers[f"{name}, items"] = items(data)
+            for workers in (0,) if quick or name == "tensorstore" else (0, 2):
+                peers[f"{name}, {workers} workers"] = batched(data, workers)
+        except ImportError as error:
+            missing[f"warm_vs_{name}"] = f"not installed: {error}"
+    return peers, missing
+
+
+Found = dict[str, dict[str, Any]]
+
+
+def warm_cubes(folder: Path, sets: dict[str, Dataset], made: np.ndarray, peers: dict[str, Loader], rounds: int) -> Found:
+    loaders = {
+        "ours": ours(sets["raw"]),
+        "ours, unchecked": ours(sets["raw"], check=False),
+        "ours, blosc2": ours(sets["blosc2"]),
+        "pread floor": floor(sets["raw"]),
+        "webdataset, 2 workers": webdataset_2w(folder / "raw", crop=False),
+        **peers,
+    }
+    return measure(loaders, staging_of(SHAPE), lambda i: made[i], len(made), rounds)
+
+
+def warm_crops(folder: Path, sets: dict[str, Dataset], made: np.ndarray, rounds: int) -> Found:
+    loaders = {
+        "ours": ours(sets["raw"], crop=True),
+        "ours, unchecked": ours(sets["raw"], check=False, crop=True),
+        "ours, blosc2": ours(sets["blosc2"], crop=True),
+        "webdataset, 2 workers": webdataset_2w(folder / "raw", crop=True),
+    }
+    # the peer's processes take as long to start as some hundred crops: so each cube comes 8 times
+    return measure(loaders, staging_of((SHAPE[0], CROP, CROP)), lambda i: crop_of(i, made[i]), len(made), rounds, times=8)
+
+
+def cold_cubes(folder: Path, sets: dict[str, Dataset], made: np.ndarray, rounds: int) -> Found:
+    loaders = {
+        "ours": ours(sets["blosc2"]),
+        "ours, raw": ours(sets["raw"]),
+        "pread floor": floor(sets["raw"]),
+        "webdataset, 2 workers": webdataset_2w(folder / "raw", crop=False),
+    }
+    cold = {name: folder / ("blosc2" if name == "ours" else "raw") for name in loaders}
+    return measure(loaders, staging_of(SHAPE), lambda i: made[i], len(made), rounds, cold=cold)
+
+
+def staging_of(shape: tuple[int, ...]) -> np.ndarray:
+    """Room for a batch."""
+    return page_aligned(2 * BATCH * math.prod(shape)).view(np.uint16).reshape(BATCH, *shape)
+
+
+def fastest(warm: Found, peers: Iterable[str]) -> str:
+    return min((name for name in peers if name in warm), key=lambda name: warm[name]["wall"], default="")
+
+
 def main() -> None:
     args = arguments(__doc__.partition("\n")[0])
     torch.set_num_threads(1)
     warnings.filterwarnings("ignore")  # of peers
-    count, rounds = (16 if args.quick else 48), args.rounds
     folder = Path(tempfile.mkdtemp(prefix="stream-"))
-    missing: dict[str, str] = {}
     try:
-        made = cubes(count)
-        meta = [CubeMeta(key=f"{i:06d}", wavelengths_nm=tuple(range(16)), scale=1 / 4095, subject_id=f"s{i}") for i in range(count)]
-        sets = {}
-        for codec in ("raw", "blosc2"):
-            source = (Cube(data_CHW=made[i], meta=meta[i]) for i in range(count))
-            write_dataset(folder / codec, {"train": source}, codec=codec, shard_mib=8 * len(made[0].tobytes()) // MIB, source={})
-            sets[codec] = Dataset(folder / codec)
-        buffer = page_aligned(made[:BATCH].nbytes).view(np.uint16).reshape(BATCH, *SHAPE)
-        small = page_aligned(BATCH * SHAPE[0] * CROP * CROP * 2).view(np.uint16).reshape(BATCH, SHAPE[0], CROP, CROP)
-
-        peers: dict[str, Loader] = {}
-        for name, make in PEERS.items():
-            try:
-                (folder / name).mkdir()
-                data = make(folder / name, made)
-                peers[f"{name}, items"] = items(data)
-                for workers in (0,) if args.quick or name == "tensorstore" else (0, 2):
-                    peers[f"{name}, {workers} workers"] = batched(data, workers)
-            except ImportError as error:
-                missing[f"warm_vs_{name}"] = f"not installed: {error}"
-        warm = measure(
-            {
-                "ours": ours(sets["raw"]),
-                "ours, unchecked": ours(sets["raw"], check=False),
-                "ours, blosc2": ours(sets["blosc2"]),
-                "pread floor": floor(sets["raw"]),
-                "webdataset, 2 workers": webdataset_2w(folder / "raw", crop=False),
-                **peers,
-            },
-            buffer,
-            lambda i: made[i],
-            count,
-            rounds,
-        )
-        show("warm cache, whole cubes", warm)
-        crop = measure(
-            {
-                "ours": ours(sets["raw"], crop=True),
-                "ours, unchecked": ours(sets["raw"], check=False, crop=True),
-                "ours, blosc2": ours(sets["blosc2"], crop=True),
-                "webdataset, 2 workers": webdataset_2w(folder / "raw", crop=True),
-            },
-            small,
-            lambda i: crop_of(i, made[i]),
-            count,
-            rounds,
-            times=8,  # the peer's processes take as long to start as some hundred crops
-        )
-        show(f"warm cache, crops of {CROP} x {CROP}", crop)
-        cold = measure(
-            {
-                "ours": ours(sets["blosc2"]),
-                "ours, raw": ours(sets["raw"]),
-                "pread floor": floor(sets["raw"]),
-                "webdataset, 2 workers": webdataset_2w(folder / "raw", crop=False),
-            },
-            buffer,
-            lambda i: made[i],
-            count,
-            rounds,
-            cold={"ours": folder / "blosc2", **dict.fromkeys(("ours, raw", "pread floor", "webdataset, 2 workers"), folder / "raw")},
-        )
-        show("cold cache, whole cubes (ours: blosc2)", cold)
+        made = cubes(16 if args.quick else 48)
+        sets = written(folder, made)
+        peers, missing = peers_of(folder, made, args.quick)
+        show("warm cache, whole cubes", warm := warm_cubes(folder, sets, made, peers, args.rounds))
+        show(f"warm cache, crops of {CROP} x {CROP}", crop := warm_crops(folder, sets, made, args.rounds))
+        show("cold cache, whole cubes (ours: blosc2)", cold := cold_cubes(folder, sets, made, args.rounds))
         missing |= {f"warm_vs_{name}": "it fails here; its message is above" for name in peers if name not in warm}
+        best, shortest = (fastest(warm, [name for name in peers if name.endswith("items") == bare]) for bare in (False, True))
         print("codecs, one thread")
-        rows = codec_rows(made, rounds)
-        best, shortest = (
-            min(
-                (name for name in peers if name in warm and name.endswith("items") == bare), key=lambda name: warm[name]["wall"], default=""
-            )
-            for bare in (False, True)
-        )
         rows = [
             row("warm_vs_webdataset_2w", warm, "webdataset, 2 workers"),
             *([row("warm_vs_best_peer", warm, best), row("warm_vs_best_peer_items", warm, shortest)] if best else []),
@@ -453,7 +297,7 @@ def main() -> None:
             row("cold_vs_webdataset_2w", cold, "webdataset, 2 workers"),
             row("checked_vs_unchecked", warm, "ours, unchecked"),
             row("crop_checked_vs_unchecked", crop, "ours, unchecked"),
-            *rows,
+            *codec_rows(made, args.rounds),
         ]
         print(json.dumps({r["case"]: round(r["ratio"], 2) for r in rows}, indent=1))
         finish("stream", rows, missing)

@@ -12,8 +12,8 @@ from data_shards.errors import InputError
 from data_shards.stores.retry import Transient, retrying
 
 STALL_S = 60.0  # no answer to one read for so long is taken for a broken connection
-_OURS = (TypeError, ValueError, AttributeError, NameError, LookupError, ImportError, NotImplementedError, AssertionError)
-"""What a store does not raise for trouble of its own; anything else may pass (each library has its own classes)."""
+PROGRAMMING_ERRORS = (TypeError, ValueError, AttributeError, NameError, LookupError, ImportError, NotImplementedError, AssertionError)
+"""Faults of a program, never of a store: told as they are. Each library has classes of its own for trouble; all others are tried again."""
 
 
 class RemoteStore:
@@ -58,7 +58,7 @@ class RemoteStore:
                 if self.fs.async_impl:
                     return sync(self.fs.loop, getattr(self.fs, f"_{method}"), path, timeout=self.stall_s, **options)
                 return getattr(self.fs, method)(path, **options)
-            except _OURS:
+            except PROGRAMMING_ERRORS:
                 raise
             except Exception as found:
                 error = found

@@ -104,7 +104,7 @@ def test_a_bad_sample_ends_the_run_unless_a_share_is_allowed(one_bad) -> None:
 
 def test_another_sample_takes_its_place_the_same_in_every_run_and_world(one_bad, caplog) -> None:
     folder, key = one_bad
-    seen = []
+    seen, met = [], 0
     for world in (1, 2, 4):
         keys: dict[int, str] = {}
         for rank in range(world):
@@ -118,11 +118,12 @@ def test_another_sample_takes_its_place_the_same_in_every_run_and_world(one_bad,
                 assert [Dataset(folder).keys("train")[i] for i in batch.sample_B] == batch.keys
             batches.close()
             assert set(stream.bad) <= {5}
+            met += len(stream.bad)
         seen.append(keys)
     assert seen[0] == seen[1] == seen[2]
     assert key not in seen[0].values() and len(set(seen[0].values())) == 31
     said = [r.message for r in caplog.records if key in r.message]
-    assert len(said) == 1 + 2 + 4 or 3 <= len(said) <= 7, "once for each process that met it"
+    assert len(said) == met >= 3, "once for each rank that met it"
 
 
 def test_a_split_that_is_read_once_has_each_sample_or_none(one_bad) -> None:

@@ -387,11 +387,16 @@ def test_the_number_of_workers_changes_no_byte(bulky: Path, tmp_path: Path, code
     assert len(one) > 30 and one == content_of(tmp_path / "2") == content_of(tmp_path / "5")
 
 
+def killed_packing(source: Path, out: Path) -> None:
+    """Pack, and be killed at the twentieth cube."""
+    script = PACK_AND.format(then="os.kill(os.getpid(), signal.SIGKILL)")
+    assert subprocess.run([sys.executable, "-c", script, source, out], timeout=60).returncode == -signal.SIGKILL
+
+
 def test_a_killed_packing_goes_on_behind_the_shards_that_it_finished(bulky: Path, tmp_path: Path) -> None:
     pack(bulky, tmp_path / "whole", shard_mib=1)
-    script = PACK_AND.format(then="os.kill(os.getpid(), signal.SIGKILL)")
     for _ in range(2):  # the second time it is killed further on
-        assert subprocess.run([sys.executable, "-c", script, bulky, tmp_path / "set"], timeout=60).returncode == -signal.SIGKILL
+        killed_packing(bulky, tmp_path / "set")
     (left,) = tmp_path.glob(".part-*-set")
     finished = {path.name.removesuffix(".written") for path in left.glob("*.written")}
     inodes = {name: (left / name).stat().st_ino for name in finished}
@@ -405,8 +410,7 @@ def test_a_killed_packing_goes_on_behind_the_shards_that_it_finished(bulky: Path
 def test_a_finished_shard_whose_cubes_changed_since_is_written_again(bulky: Path, tmp_path: Path) -> None:
     source = tmp_path / "source"
     shutil.copytree(bulky, source)
-    script = PACK_AND.format(then="os.kill(os.getpid(), signal.SIGKILL)")
-    subprocess.run([sys.executable, "-c", script, source, tmp_path / "set"], timeout=60)
+    killed_packing(source, tmp_path / "set")
     for path in source.glob("*.npy"):
         np.save(path, np.load(path) // 2)
     pack(source, tmp_path / "set", shard_mib=1)
@@ -415,8 +419,7 @@ def test_a_finished_shard_whose_cubes_changed_since_is_written_again(bulky: Path
 
 
 def test_another_request_does_not_take_what_a_killed_one_left(bulky: Path, tmp_path: Path) -> None:
-    script = PACK_AND.format(then="os.kill(os.getpid(), signal.SIGKILL)")
-    subprocess.run([sys.executable, "-c", script, bulky, tmp_path / "set"], timeout=60)
+    killed_packing(bulky, tmp_path / "set")
     pack(bulky, tmp_path / "set", shard_mib=1, codec="pcodec")
     assert all(Dataset(tmp_path / "set").locate("train", i)[0].index.members[0] == "cube.pcodec" for i in (0, 40))
     assert [p.name for p in tmp_path.iterdir()] == ["set"]
@@ -448,8 +451,7 @@ def test_recoding_keeps_every_cube_in_its_shard(packed: Path, tmp_path: Path) ->
 def test_labels_corrected_between_a_kill_and_its_continuation_are_in_every_shard(bulky: Path, tmp_path: Path) -> None:
     source = tmp_path / "source"
     shutil.copytree(bulky, source)
-    script = PACK_AND.format(then="os.kill(os.getpid(), signal.SIGKILL)")
-    subprocess.run([sys.executable, "-c", script, source, tmp_path / "set"], timeout=60)
+    killed_packing(source, tmp_path / "set")
     for path in source.glob("*.labels.png"):
         path.write_bytes(png_bytes(np.full((192, 192), 2, np.uint8)))
     pack(source, tmp_path / "set", shard_mib=1)
