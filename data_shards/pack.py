@@ -5,7 +5,6 @@ Legend: C band, H W pixels.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import threading
 from collections.abc import Callable, Iterable, Iterator
@@ -14,12 +13,11 @@ from dataclasses import asdict, dataclass, replace
 from itertools import chain, islice
 from pathlib import Path
 from queue import SimpleQueue
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
 from data_shards import durable
-from data_shards import folder as loose
 from data_shards.band_statistics import BandAccumulator
 from data_shards.codecs import get_codec
 from data_shards.cube import Cube
@@ -30,8 +28,8 @@ from data_shards.index import ShardIndex, index_path
 from data_shards.manifest import FORMAT as DATASET_FORMAT
 from data_shards.manifest import NAME, BandStats, Manifest, ShardEntry, read_manifest, write_manifest
 from data_shards.shard import write_shard
+from data_shards.sources import Read, source_of
 from data_shards.splits import SPLITS, check_split_names, split_subjects, stated_splits
-from data_shards.stores import is_url
 
 Watch = Callable[[Iterable[Any]], Iterable[Any]]  # wraps what is iterated over, to show progress
 
@@ -62,64 +60,6 @@ def _same_kind(cube: Cube, first: Cube) -> None:
             )
 
 
-class Read(Protocol):
-    """Reads a sample by its key. `stamp` tells whether its file was touched."""
-
-    def __call__(self, key: str) -> Cube: ...
-
-    def stamp(self, key: str) -> list[int]: ...
-
-
-class _FromDataset:
-    def __init__(self, dataset: Dataset) -> None:
-        self.dataset = dataset
-        self.place = {key: (split, i) for split, info in dataset.splits.items() if info.count for i, key in enumerate(dataset.keys(split))}
-
-    def __call__(self, key: str) -> Cube:
-        return self.dataset.cube(*self.place[key])
-
-    def stamp(self, key: str) -> list[int]:
-        return []  # the dataset's digest names its bytes
-
-
-class _FromFolder:
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-
-    def __call__(self, key: str) -> Cube:
-        return loose.read_cube(self.folder, key)
-
-    def stamp(self, key: str) -> list[int]:
-        stamps = []
-        for name in (f"{key}.npy", f"{key}.labels.png", f"{key}.fov.png"):
-            try:
-                seen = (self.folder / name).stat()
-                stamps += [seen.st_size, seen.st_mtime_ns]
-            except FileNotFoundError:
-                stamps += [-1, -1]  # maps are optional
-        return stamps
-
-
-def _source(path: Path | str) -> tuple[list[tuple[str, str, str]], Read, str]:
-    """(key, subject, stated split) of each sample, how to read one, and what names them all: an import made anew has other metadata."""
-    if is_url(path) or (path / NAME).exists():
-        dataset = Dataset(path)
-        rows = [
-            (k, s, split)
-            for split, info in dataset.splits.items()
-            if info.count
-            for k, s in zip(dataset.keys(split), dataset.subjects(split), strict=True)
-        ]
-        return rows, _FromDataset(dataset), dataset.digest
-    rows, told = [], hashlib.sha256()
-    for key in loose.keys_in(path):
-        content = (path / f"{key}.json").read_bytes()
-        told.update(hashlib.sha256(content).digest())
-        meta = loose.meta_from(content, where=path / f"{key}.json")
-        rows.append((key, meta.subject_id, str(meta.notes.get("split", ""))))
-    return rows, _FromFolder(path), told.hexdigest()
-
-
 def pack(
     source: Path | str,
     out: Path,
@@ -147,7 +87,7 @@ def pack(
     Raises:
         InputError: mixed shapes, bands or dtypes; a subject in two splits; an empty split; `out` holds something else.
     """
-    rows, read, samples = _source(source)
+    rows, read, samples = source_of(source)
     asked = {"codec": codec, "max_error": max_error, "seed": seed, "shard_mib": shard_mib, "splits": splits}
     request = {"pack": asked, "samples": samples}
     if done := _standing(out, codec, max_error, request):
@@ -166,7 +106,7 @@ def pack(
 def recode(source: Path | str, out: Path, *, codec: str, max_error: int = 0, workers: int = 1, watch: Watch = iter) -> Manifest:
     """The dataset `source` with another codec: the same samples in the same splits and shards. As `pack` otherwise."""
     dataset = Dataset(source)
-    _, read, samples = _source(source)
+    _, read, samples = source_of(source)
     request = {"recode": {"codec": codec, "max_error": max_error}, "samples": samples}
     if done := _standing(out, codec, max_error, request):
         return done
