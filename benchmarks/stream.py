@@ -32,9 +32,10 @@ import torch
 from rounds import arguments, finish
 from stream_peers import BATCH, CROP, MIB, PEERS, SHAPE, Batches, Loader, batched, corner, crop_of, items, webdataset_2w
 
-from data_shards.codecs import get_codec
+from data_shards.codecs import Encoding
 from data_shards.cube import Cube, CubeMeta
 from data_shards.dataset import Dataset
+from data_shards.layout import TILE
 from data_shards.pack import write_dataset
 from data_shards.payload import decode_into, encode
 from data_shards.phantom.eyes import PhantomConfig, phantom_cube
@@ -177,10 +178,10 @@ def codec_rows(made: np.ndarray, rounds: int) -> list[dict[str, Any]]:
 
     copy_s = seconds(lambda: np.copyto(out, cube))
     for name, bound in (("blosc2", 0), ("pcodec", 0), ("near", 2)):
-        content = encode(cube, name, get_codec(name, bound))
+        content = encode(cube, Encoding(name, bound))
         took_s = seconds(lambda content=content, name=name: decode_into(content, name, out, name))
         off = int(np.abs(out.astype(np.int32) - cube).max())
-        sizes = [cube.nbytes / len(encode(other, name, get_codec(name, bound))) for other in made[1:4]] + [cube.nbytes / len(content)]
+        sizes = [cube.nbytes / len(encode(other, Encoding(name, bound))) for other in made[1:4]] + [cube.nbytes / len(content)]
         rows.append(
             {
                 "case": f"decode_{name}{bound or ''}_vs_memcpy",
@@ -202,12 +203,13 @@ def codec_rows(made: np.ndarray, rounds: int) -> list[dict[str, Any]]:
 def written(folder: Path, made: np.ndarray) -> dict[str, Dataset]:
     """The cubes as our sets, eight to a shard."""
     sets = {}
-    for codec in ("raw", "blosc2"):
+    for codec, tile in (("raw", 0), ("blosc2", 0), ("tiles", TILE), ("blosc2 in tiles", TILE)):
         source = (
             Cube(data_CHW=cube, meta=CubeMeta(key=f"{i:06d}", wavelengths_nm=tuple(range(16)), scale=1 / 4095, subject_id=f"s{i}"))
             for i, cube in enumerate(made)
         )
-        write_dataset(folder / codec, {"train": source}, codec=codec, shard_mib=8 * made[0].nbytes // MIB, source={})
+        name, shard_mib = codec.partition(" ")[0], 8 * made[0].nbytes // MIB
+        write_dataset(folder / codec, {"train": source}, codec=name, tile=tile, shard_mib=shard_mib, source={})
         sets[codec] = Dataset(folder / codec)
     return sets
 
@@ -236,6 +238,7 @@ def warm_cubes(folder: Path, sets: dict[str, Dataset], made: np.ndarray, peers: 
         "ours": ours(sets["raw"]),
         "ours, unchecked": ours(sets["raw"], check=False),
         "ours, blosc2": ours(sets["blosc2"]),
+        "ours, tiles": ours(sets["tiles"]),
         "pread floor": floor(sets["raw"]),
         "webdataset, 2 workers": webdataset_2w(folder / "raw", crop=False),
         **peers,
@@ -245,9 +248,11 @@ def warm_cubes(folder: Path, sets: dict[str, Dataset], made: np.ndarray, peers: 
 
 def warm_crops(folder: Path, sets: dict[str, Dataset], made: np.ndarray, rounds: int) -> Found:
     loaders = {
-        "ours": ours(sets["raw"], crop=True),
-        "ours, unchecked": ours(sets["raw"], check=False, crop=True),
+        "ours": ours(sets["tiles"], crop=True),
+        "ours, unchecked": ours(sets["tiles"], check=False, crop=True),
+        "ours, raw": ours(sets["raw"], crop=True),
         "ours, blosc2": ours(sets["blosc2"], crop=True),
+        "ours, blosc2 in tiles": ours(sets["blosc2 in tiles"], crop=True),
         "webdataset, 2 workers": webdataset_2w(folder / "raw", crop=True),
     }
     # the peer's processes take as long to start as some hundred crops: so each cube comes 8 times
@@ -284,7 +289,7 @@ def main() -> None:
         sets = written(folder, made)
         peers, missing = peers_of(folder, made, args.quick)
         show("warm cache, whole cubes", warm := warm_cubes(folder, sets, made, peers, args.rounds))
-        show(f"warm cache, crops of {CROP} x {CROP}", crop := warm_crops(folder, sets, made, args.rounds))
+        show(f"warm cache, crops of {CROP} x {CROP} (ours: tiles)", crop := warm_crops(folder, sets, made, args.rounds))
         show("cold cache, whole cubes (ours: blosc2)", cold := cold_cubes(folder, sets, made, args.rounds))
         missing |= {f"warm_vs_{name}": "it fails here; its message is above" for name in peers if name not in warm}
         best, shortest = (fastest(warm, [name for name in peers if name.endswith("items") == bare]) for bare in (False, True))

@@ -23,10 +23,11 @@ import numpy as np
 from safetensors.numpy import save
 
 from data_shards import payload
+from data_shards.codecs import STORED
 from data_shards.errors import CorruptData, InputError, TryAgain
 from data_shards.layout import Layout
 
-FORMAT = "retinaforge-index-2"
+FORMAT = "retinaforge-index-3"
 NAME_BYTES = 64
 READ_BELOW_BYTES = 1 << 20
 
@@ -65,7 +66,7 @@ class ShardIndex:
 
     Attributes:
         members: names behind the key: 'cube.raw', 'json', 'labels.png', …; size 0: absent.
-        block: bands and rows of a block, the same in every sample; None: the arrays are of several shapes and read whole.
+        block: bands, rows and columns of a block, the same in every sample; None: the arrays are of several shapes and read whole.
         edge_NK1: where the blocks of each array begin and end, counted from the array's offset.
     """
 
@@ -80,7 +81,7 @@ class ShardIndex:
     offset_NM: np.ndarray
     size_NM: np.ndarray
     crc_NM: np.ndarray
-    block: tuple[int, int] | None
+    block: tuple[int, int, int] | None
     edge_NK1: np.ndarray
     block_crc_NK: np.ndarray
 
@@ -242,6 +243,12 @@ def _check_index(index: ShardIndex, count: int) -> None:
         raise ValueError("no arrays")
     if layout and (index.edge_NK1[:, -1] != index.size_NM[:, arrays].max(axis=1)).any():
         raise ValueError("the blocks do not fill the array")
+    stored = [k for k in arrays if payload.codec_of(index.members[k]) in STORED]
+    if layout and stored:
+        stored_N = index.size_NM[:, stored].any(axis=1)
+        size_K = np.dtype(index.dtype).itemsize * np.diff([layout.start(k) for k in range(blocks + 1)])
+        if (np.diff(index.edge_NK1.astype(np.int64)) != size_K)[stored_N].any():
+            raise ValueError("stored blocks of other sizes than they have to be")
 
 
 def index_path(shard: Path) -> Path:

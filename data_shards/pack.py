@@ -19,7 +19,7 @@ import numpy as np
 
 from data_shards import durable
 from data_shards.band_statistics import BandAccumulator
-from data_shards.codecs import get_codec
+from data_shards.codecs import Encoding
 from data_shards.cube import Cube
 from data_shards.dataset import Dataset
 from data_shards.errors import InputError
@@ -68,6 +68,7 @@ def pack(
     seed: int = 0,
     codec: str = "raw",
     max_error: int = 0,
+    tile: int = 0,
     shard_mib: int = 1024,
     workers: int = 1,
     watch: Watch = iter,
@@ -79,7 +80,7 @@ def pack(
 
     Args:
         splits: fractions by subject; None takes the splits that the samples state, else SPLITS.
-        max_error: of the codec `near`, in counts.
+        codec, max_error, tile: as Encoding.
         shard_mib: a shard is closed before it would grow over this, as raw counts.
         workers: threads, each on a shard of its own.
         watch: wraps the keys as they are packed (a progress bar).
@@ -87,10 +88,11 @@ def pack(
     Raises:
         InputError: mixed shapes, bands or dtypes; a subject in two splits; an empty split; `out` holds something else.
     """
+    encoding = Encoding(codec, max_error, tile)
     rows, read, samples = source_of(source)
-    asked = {"codec": codec, "max_error": max_error, "seed": seed, "shard_mib": shard_mib, "splits": splits}
+    asked = {**asdict(encoding), "seed": seed, "shard_mib": shard_mib, "splits": splits}
     request = {"pack": asked, "samples": samples}
-    if done := _standing(out, codec, max_error, request):
+    if done := _standing(out, encoding, request):
         return done
     split_of = _splits_for(rows, splits, seed)
     parts: dict[str, list[str]] = {name: [] for name in (splits or dict.fromkeys([*SPLITS, *split_of.values()]))}
@@ -100,28 +102,31 @@ def pack(
     first = read(next(keys for keys in parts.values() if keys)[0])
     each = _samples_a_shard(first, shard_mib)
     shards = {name: [keys[a : a + each] for a in range(0, len(keys), each)] for name, keys in parts.items() if keys}
-    return _write_shards(out, shards, read, first, codec=codec, max_error=max_error, source=request, workers=workers, watch=watch)
+    return _write_shards(out, shards, read, first, encoding, source=request, workers=workers, watch=watch)
 
 
-def recode(source: Path | str, out: Path, *, codec: str, max_error: int = 0, workers: int = 1, watch: Watch = iter) -> Manifest:
-    """The dataset `source` with another codec: the same samples in the same splits and shards. As `pack` otherwise."""
+def recode(
+    source: Path | str, out: Path, *, codec: str, max_error: int = 0, tile: int = 0, workers: int = 1, watch: Watch = iter
+) -> Manifest:
+    """The dataset `source` in another encoding: the same samples in the same splits and shards. As `pack` otherwise."""
+    encoding = Encoding(codec, max_error, tile)
     dataset = Dataset(source)
     _, read, samples = source_of(source)
-    request = {"recode": {"codec": codec, "max_error": max_error}, "samples": samples}
-    if done := _standing(out, codec, max_error, request):
+    request = {"recode": asdict(encoding), "samples": samples}
+    if done := _standing(out, encoding, request):
         return done
     shards = {split: [list(shard.index.keys) for shard in dataset.shards(split)] for split, info in dataset.splits.items() if info.count}
     first = dataset.cube(next(iter(shards)), 0)
-    return _write_shards(out, shards, read, first, codec=codec, max_error=max_error, source=request, workers=workers, watch=watch)
+    return _write_shards(out, shards, read, first, encoding, source=request, workers=workers, watch=watch)
 
 
-def _standing(out: Path, codec: str, max_error: int, request: dict[str, Any]) -> Manifest | None:
+def _standing(out: Path, encoding: Encoding, request: dict[str, Any]) -> Manifest | None:
     """The dataset at `out` where it is the one asked for; None where nothing stands there.
 
     Raises:
         InputError: something else does, or the codec cannot be used.
     """
-    get_codec(codec, max_error)
+    _ = encoding.coder
     if (out / NAME).exists() and (done := read_manifest(out)).source == request:
         return done
     if out.exists():
@@ -176,13 +181,13 @@ class _Written:
 WRITTEN = ".written"  # beside a shard of an unfinished dataset
 
 
-def _write_one(staging: Path, split: str, number: int, cubes: Iterable[Cube], first: Cube, codec: str, max_error: int) -> _Written:
+def _write_one(staging: Path, split: str, number: int, cubes: Iterable[Cube], first: Cube, encoding: Encoding) -> _Written:
     shard, bands = staging / f"{split}-{number:06d}.tar", BandAccumulator()
-    near = get_codec(codec, max_error) if max_error else None
+    near = encoding.coder if encoding.max_error else None
     if near and first.data_CHW.dtype != np.uint16:
         raise InputError("codec 'near' on latents", where=first.meta.key, expected="counts (uint16): its bound is in counts")
     stored = (replace(cube, data_CHW=near.rounded(cube.data_CHW)) for cube in cubes) if near else cubes
-    index = write_shard(shard, checked(stored, first, bands), codec=codec, max_error=max_error, stem=payload_of(first))
+    index = write_shard(shard, checked(stored, first, bands), encoding, stem=payload_of(first))
     return _Written(entry=entry_of(shard, index, split), subjects=sorted(set(index.subjects)), bands=bands)
 
 
@@ -191,9 +196,8 @@ def _write_shards(
     shards: dict[str, list[list[str]]],
     read: Read,
     first: Cube,
+    encoding: Encoding,
     *,
-    codec: str,
-    max_error: int,
     source: dict[str, Any],
     workers: int,
     watch: Watch,
@@ -217,7 +221,7 @@ def _write_shards(
                 for _ in keys:
                     told.put(None)
             else:
-                written = _write_one(staging, split, number, cubes(keys), first, codec, max_error)
+                written = _write_one(staging, split, number, cubes(keys), first, encoding)
                 written.save(staging, stamps)
             return written
         except BaseException as error:
@@ -231,21 +235,29 @@ def _write_shards(
             for _ in watch([key for parts in shards.values() for keys in parts for key in keys]):
                 if error := told.get():
                     raise error
-            return _describe_written(staging, [job.result() for job in jobs], list(shards), first, max_error, source)
+            return _describe_written(staging, [job.result() for job in jobs], list(shards), first, encoding.max_error, source)
         finally:
             ended.set()
             pool.shutdown(cancel_futures=True)
 
 
 def write_dataset(
-    out: Path, parts: dict[str, Iterable[Cube]], *, codec: str = "raw", max_error: int = 0, shard_mib: int = 1024, source: dict[str, Any]
+    out: Path,
+    parts: dict[str, Iterable[Cube]],
+    *,
+    codec: str = "raw",
+    max_error: int = 0,
+    tile: int = 0,
+    shard_mib: int = 1024,
+    source: dict[str, Any],
 ) -> Manifest:
     """Write the cubes of each split as shards, index and manifest; `out` appears whole, or not at all.
 
     Raises:
         InputError: cubes of mixed shape, dtype, band list or affine map; `out` cannot be written. TryAgain: disk full.
     """
-    get_codec(codec, max_error)
+    encoding = Encoding(codec, max_error, tile)
+    _ = encoding.coder
     check_split_names(parts)
     with durable.writing_folder(out) as staging:
         first, written = None, []
@@ -254,9 +266,9 @@ def write_dataset(
             while (head := next(waiting, None)) is not None:
                 first = first or head
                 chunk = chain([head], islice(waiting, _samples_a_shard(head, shard_mib) - 1))
-                written.append(_write_one(staging, split, number, chunk, first, codec, max_error))
+                written.append(_write_one(staging, split, number, chunk, first, encoding))
                 number += 1
-        return _describe_written(staging, written, list(parts), first, max_error, source)
+        return _describe_written(staging, written, list(parts), first, encoding.max_error, source)
 
 
 def _describe_written(

@@ -1,7 +1,8 @@
-"""The bytes of one array in a shard: bare (`raw`), numpy's (`npy`), or blocks, each encoded by itself, behind a table.
+"""The bytes of one array in a shard: bare (`raw`), numpy's (`npy`), or blocks, each stored or encoded by itself, behind a table.
 
-A payload of encoded blocks begins with BLOCKS, then, as little-endian uint32: bands and rows of a block, the number of blocks,
-and where each ends, counted from the payload's first byte. So it can be read without an index; the index repeats the table.
+Such a payload begins with BLOCKS, then, as little-endian uint32: bands, rows and columns of a block, the number of blocks, and
+where each begins and the last ends, counted from the payload's first byte. So it can be read without an index; the index
+repeats the table. The first block begins on a border of 512 bytes, as the payload does in its tar.
 
 Legend: K block.
 """
@@ -9,15 +10,18 @@ Legend: K block.
 from __future__ import annotations
 
 import io
+import itertools
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from data_shards.codecs import CODECS, STORED, Codec, decoder
+from data_shards.codecs import BARE, CODECS, STORED, Encoding, decoder
 from data_shards.errors import CorruptData, InputError
-from data_shards.layout import ENCODED_BYTES, STORED_BYTES, Layout
+from data_shards.layout import ENCODED_BYTES, STORED_BYTES, Box, Layout, place
 
-BLOCKS = b"RFBLOCK1"
+BLOCKS = b"RFBLOCK2"
+BORDER = 512
 MAX_ARRAY_BYTES = 4 << 30
 
 
@@ -29,20 +33,37 @@ class Blocks:
     edge_K1: np.ndarray
 
 
-def encode(array: np.ndarray, codec_name: str, codec: Codec | None) -> bytes:
+def encode(array: np.ndarray, encoding: Encoding) -> bytes:
     """The payload of an array of three axes."""
     array = np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("<"))
-    if codec is None and codec_name == "raw":
+    if encoding.codec == "raw":
         return array.tobytes()
-    if codec is None:
+    if encoding.codec == "npy":
         np.save(buffer := io.BytesIO(), array, allow_pickle=False)
         return buffer.getvalue()
-    layout = Layout.fitting(array.shape, array.itemsize, ENCODED_BYTES)
-    flat_N = array.reshape(-1)
-    parts = [codec.encode(flat_N[layout.start(k) : layout.start(k + 1)]) for k in range(len(layout))]
-    head = len(BLOCKS) + 4 * (3 + len(parts))
-    table = np.concatenate([[layout.bands, layout.rows, len(parts)], head + np.cumsum([len(part) for part in parts])]).astype("<u4")
-    return b"".join([BLOCKS, table.tobytes(), *parts])
+    if encoding.tile:
+        layout = Layout.tiled(array.shape, array.itemsize, encoding.tile)
+    else:
+        layout = Layout.fitting(array.shape, array.itemsize, ENCODED_BYTES)
+    parts = [_encoded(block_N, encoding) for block_N in _blocks(array, layout)]
+    head = -(-(len(BLOCKS) + 4 * (5 + len(parts))) // BORDER) * BORDER
+    table = np.array([*layout.block, len(parts), *(head + np.cumsum([0, *map(len, parts)]))], "<u4")
+    return b"".join([(BLOCKS + table.tobytes()).ljust(head, b"\0"), *parts])
+
+
+def _encoded(block_N: np.ndarray, encoding: Encoding) -> bytes:
+    return block_N.tobytes() if encoding.coder is None else encoding.coder.encode(block_N)
+
+
+def _blocks(array_CHW: np.ndarray, layout: Layout) -> Iterator[np.ndarray]:
+    """Each block, flat."""
+    if layout.in_order:
+        flat_N = array_CHW.reshape(-1)
+        yield from (flat_N[layout.start(k) : layout.start(k + 1)] for k in range(len(layout)))
+        return
+    for box in layout.boxes():
+        bands, rows, columns = (slice(at, at + size) for at, size in zip(box[2:5], box.shape, strict=True))
+        yield np.ascontiguousarray(array_CHW[bands, rows, columns]).reshape(-1)
 
 
 def blocks_of(content: bytes | memoryview, codec_name: str, shape: tuple[int, ...], dtype: str, where: object) -> Blocks:
@@ -52,21 +73,25 @@ def blocks_of(content: bytes | memoryview, codec_name: str, shape: tuple[int, ..
         CorruptData: it does not hold such an array.
     """
     itemsize = np.dtype(dtype).itemsize
-    if codec_name in STORED:
+    if codec_name in BARE:
         layout = Layout.fitting(shape, itemsize, STORED_BYTES)
         head = len(content) - layout.start(len(layout)) * itemsize
         if head < 0 or (codec_name == "raw" and head):
             raise CorruptData(f"payload of {len(content)} bytes", where=where, expected=f"{len(content) - head} bytes: {dtype} {shape}")
         return Blocks(layout, head + itemsize * np.array([layout.start(k) for k in range(len(layout) + 1)], np.int64))
-    fixed = len(BLOCKS) + 12
-    bands, rows, count = np.frombuffer(content[len(BLOCKS) : fixed], "<u4").tolist() if len(content) >= fixed else (0, 0, 0)
+    fixed, itemsize = len(BLOCKS) + 16, np.dtype(dtype).itemsize
+    *block, count = np.frombuffer(content[len(BLOCKS) : fixed], "<u4").tolist() if len(content) >= fixed else (0, 0, 0, 0)
     try:
-        layout = Layout(tuple(int(n) for n in shape), bands, rows)
-        edge_K1 = np.concatenate([[fixed + 4 * count], np.frombuffer(content[fixed : fixed + 4 * count], "<u4")]).astype(np.int64)
+        layout = Layout(tuple(int(n) for n in shape), *block)
+        edge_K1 = np.frombuffer(content[fixed : fixed + 4 * (count + 1)], "<u4").astype(np.int64)
         sound = bytes(content[: len(BLOCKS)]) == BLOCKS and len(layout) == count == len(edge_K1) - 1
     except ValueError:
         sound = False
-    if not sound or edge_K1[-1] != len(content) or (np.diff(edge_K1) <= 0).any():
+    sound = sound and edge_K1[0] >= fixed + 4 * (count + 1) and edge_K1[-1] == len(content)
+    sizes_K = np.diff(edge_K1) if sound else np.zeros(1)
+    if sound and codec_name in STORED:
+        sound = bool((sizes_K == itemsize * np.diff([layout.start(k) for k in range(count + 1)])).all())
+    if not sound or (sizes_K <= 0).any():
         raise CorruptData("the payload's table of blocks is damaged", where=where, expected=f"{BLOCKS.decode()} and {dtype} {shape}")
     return Blocks(layout, edge_K1)
 
@@ -81,18 +106,39 @@ def decode_into(content: bytes | memoryview, codec_name: str, out: np.ndarray, w
         shape, dtype = npy_header(content, where)
         if shape != out.shape or dtype != out.dtype.name:
             raise CorruptData(f"payload is {dtype} {shape}", where=where, expected=f"{out.dtype} {out.shape}")
-    blocks, codec, view, flat_N = (
-        blocks_of(content, codec_name, out.shape, out.dtype.name, where),
-        decoder(codec_name),
-        memoryview(content),
-        out.reshape(-1),
-    )
-    if codec is None:
-        flat_N.view(np.uint8)[:] = np.frombuffer(view[blocks.edge_K1[0] :], np.uint8)
+    blocks, view = blocks_of(content, codec_name, out.shape, out.dtype.name, where), memoryview(content)
+    if codec_name in STORED and blocks.layout.in_order:
+        out.reshape(-1).view(np.uint8)[:] = np.frombuffer(view[blocks.edge_K1[0] :], np.uint8)
         return
-    for k in range(len(blocks.layout)):
-        part = view[blocks.edge_K1[k] : blocks.edge_K1[k + 1]]
-        codec.decode_into(part, flat_N[blocks.layout.start(k) : blocks.layout.start(k + 1)], where)
+    for box in blocks.layout.boxes():
+        edges = blocks.edge_K1[box.first : box.last + 1].tolist()
+        place(values_of(view, codec_name, blocks.layout, box, edges, out.dtype, np.empty, where), box, None, out)
+
+
+def values_of(
+    content: memoryview,
+    codec_name: str,
+    layout: Layout,
+    box: Box,
+    edges: Sequence[int],
+    dtype: np.dtype,
+    room: Callable[[int, np.dtype], np.ndarray],
+    where: object,
+) -> np.ndarray:
+    """The values of a box whose blocks lie between `edges` of `content`.
+
+    A view where they are stored, else decoded into `room(count, dtype)`.
+
+    Raises:
+        CorruptData: a block does not hold as many values as it should.
+    """
+    if codec_name in STORED:
+        return np.frombuffer(content[edges[0] : edges[-1]], dtype)
+    codec, first = decoder(codec_name), layout.start(box.first)
+    values_N = room(layout.start(box.last) - first, dtype)
+    for k, (a, b) in enumerate(itertools.pairwise(edges), box.first):
+        codec.decode_into(content[a:b], values_N[layout.start(k) - first : layout.start(k + 1) - first], where)
+    return values_N
 
 
 def npy_header(content: bytes | memoryview, where: object) -> tuple[tuple[int, ...], str]:
@@ -122,6 +168,5 @@ def codec_of(member: str) -> str | None:
 
 def stated_bound(content: bytes) -> int:
     """The bound that the first block of a `near` payload states."""
-    count = int.from_bytes(content[len(BLOCKS) + 8 : len(BLOCKS) + 12], "little")
-    first = len(BLOCKS) + 12 + 4 * count
+    first = int.from_bytes(content[len(BLOCKS) + 16 : len(BLOCKS) + 20], "little")
     return int.from_bytes(content[first : first + 2], "little")

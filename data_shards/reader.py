@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import errno
 import threading
-from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
 
@@ -17,11 +16,11 @@ from crc32c import crc32c
 from data_shards import folder as loose
 from data_shards import payload, stores
 from data_shards.checksum import of_concatenation
-from data_shards.codecs import STORED, decoder
+from data_shards.codecs import STORED
 from data_shards.cube import Cube
 from data_shards.errors import CorruptData
 from data_shards.index import ShardIndex, index_path, open_index, read_index, too_many_files
-from data_shards.layout import Layout, Region, Run
+from data_shards.layout import Box, Layout, Region, neighbours, place
 from data_shards.manifest import NAME, ShardEntry
 from data_shards.ring import page_aligned
 
@@ -39,6 +38,10 @@ class _Scratch(threading.local):
 
 
 _SCRATCH = _Scratch()
+
+
+def _room(count: int, dtype: np.dtype) -> np.ndarray:
+    return _SCRATCH.take("values", count * dtype.itemsize).view(dtype)
 
 
 class Shard:
@@ -112,62 +115,41 @@ class Shard:
                 out[...] = _cut(whole, region)
         elif region is None and out.shape != self.layout.shape:
             raise CorruptData(f"array of shape {self.layout.shape}", where=self.where(i, m), expected=f"{out.shape}", mend=self._mend)
-        elif region is None and codec_name in STORED:
+        elif region is not None or not self.layout.in_order:
+            self._region(i, m, codec_name, region, out, check)
+        elif codec_name in STORED:
             edges = self.index.edge_NK1[i]
             crc = self.index.crc_NM[i, m] if codec_name == "raw" else self._joined(i, np.arange(len(self.layout)))
             self._read(i, m, [(int(edges[0]), out.nbytes)], memoryview(out.reshape(-1).view(np.uint8)), [int(crc)] if check else [])
-        elif region is None:
-            content, edges = self.member(i, m, check=check), self.index.edge_NK1[i].tolist()
-            self._decode(i, m, codec_name, memoryview(content), 0, edges, out.reshape(-1))
-        elif codec_name in STORED:
-            self._stored_region(i, m, region, out, check)
         else:
-            self._encoded_region(i, m, codec_name, region, out, check)
+            content, edges = memoryview(self.member(i, m, check=check)), self.index.edge_NK1[i].tolist()
+            whole = Box(0, len(self.layout), 0, 0, 0, self.layout.shape)
+            payload.values_of(content, codec_name, self.layout, whole, edges, out.dtype, lambda *_: out.reshape(-1), self.where(i, m))
 
-    def _stored_region(self, i: int, m: int, region: Region, out: np.ndarray, check: bool) -> None:
-        """All runs one behind the other in memory, so that one checksum and one copy do for all of them."""
-        runs, edges = self.layout.runs(region), self.index.edge_NK1[i]
-        parts = [(int(edges[run.first]), int(edges[run.last]) - int(edges[run.first])) for run in runs]
-        content = _SCRATCH.take("values", sum(size for _, size in parts))
-        blocks_K = np.concatenate([np.arange(run.first, run.last) for run in runs])
-        self._read(i, m, parts, memoryview(content), [self._joined(i, blocks_K)] if check else [])
-        values_N, start = content.view(out.dtype), 0
-        if len({size for _, size in parts}) == 1 and region.bands is None:
-            self._copy(values_N, runs[0], range(len(out)), region, out)
+    def _region(self, i: int, m: int, codec_name: str, region: Region | None, out: np.ndarray, check: bool) -> None:
+        """All blocks of a region one behind the other in memory, then each to its place."""
+        boxes, edge_K1 = self.layout.boxes(region), self.index.edge_NK1[i].astype(np.int64)
+        runs, stored = neighbours(boxes), codec_name in STORED
+        parts = [(int(edge_K1[first]), int(edge_K1[last] - edge_K1[first])) for first, last in runs]
+        content = memoryview(_SCRATCH.take("content", sum(size for _, size in parts)))
+        blocks_K = np.concatenate([np.arange(first, last) for first, last in runs])
+        ends_K1 = np.concatenate([[0], np.cumsum(edge_K1[blocks_K + 1] - edge_K1[blocks_K])]).tolist()
+        if not check:
+            self._read(i, m, parts, content, [])
+        elif stored:  # one checksum for all: their sizes come again and again, so joining them costs little
+            self._read(i, m, parts, content, [self._joined(i, blocks_K)])
+        else:
+            self._read(i, m, parts, content, self.index.block_crc_NK[i, blocks_K].tolist(), ends_K1)
+        if stored and self.layout.in_order and region.bands is None and len({box.shape for box in boxes}) == 1:
+            whole = boxes[0]._replace(shape=(len(out), *boxes[0].shape[1:]))  # bands of equal boxes: one copy
+            place(np.frombuffer(content, out.dtype), whole, region, out)
             return
-        for run, (_, size) in zip(runs, parts, strict=True):
-            count = size // out.itemsize
-            self._copy(values_N[start : start + count], run, region.bands, region, out)
-            start += count
-
-    def _encoded_region(self, i: int, m: int, codec_name: str, region: Region, out: np.ndarray, check: bool) -> None:
-        for run in self.layout.runs(region):
-            edges = self.index.edge_NK1[i, run.first : run.last + 1].tolist()
-            content = memoryview(_SCRATCH.take("content", edges[-1] - edges[0]))
-            sums = self.index.block_crc_NK[i, run.first : run.last].tolist() if check else []
-            self._read(i, m, [(edges[0], len(content))], content, sums, [edge - edges[0] for edge in edges])
-            count = self.layout.start(run.last) - self.layout.start(run.first)
-            values_N = _SCRATCH.take("values", count * out.itemsize).view(out.dtype)
-            self._decode(i, m, codec_name, content, run.first, [edge - edges[0] for edge in edges], values_N)
-            self._copy(values_N, run, range(self.layout.shape[0]) if region.bands is None else region.bands, region, out)
-
-    def _decode(self, i: int, m: int, codec_name: str, content: memoryview, first: int, edges: list[int], out_N: np.ndarray) -> None:
-        """Blocks from `first` on, which lie between `edges` of `content`, one behind the other into `out_N`."""
-        codec, where, start = decoder(codec_name), self.where(i, m), self.layout.start(first)
-        for k, (a, b) in enumerate(pairwise(edges), first):
-            codec.decode_into(content[a:b], out_N[self.layout.start(k) - start : self.layout.start(k + 1) - start], where)
-
-    def _copy(self, values_N: np.ndarray, run: Run, bands: Sequence[int], region: Region, out: np.ndarray) -> None:
-        """What is wanted of the rows in `values_N`, which begin at `run.band` and `run.row`."""
-        _, height, width = self.layout.shape
-        rows = height if self.layout.row_blocks == 1 else (self.layout.start(run.last) - self.layout.start(run.first)) // width
-        values_CHW = values_N.reshape(-1, rows, width)[:, region.top - run.row : region.bottom - run.row, region.left : region.right]
-        if isinstance(bands, range) and len(values_CHW) == len(out) == len(bands):
-            out[...] = values_CHW
-            return
-        for c, band in enumerate(bands or range(self.layout.shape[0])):
-            if 0 <= band - run.band < len(values_CHW):
-                out[c] = values_CHW[band - run.band]
+        done = 0
+        for box in boxes:
+            ends = ends_K1[done : done + box.last - box.first + 1]
+            done += box.last - box.first
+            values_N = payload.values_of(content, codec_name, self.layout, box, ends, out.dtype, _room, self.where(i, m))
+            place(values_N, box, region, out)
 
     def _joined(self, i: int, blocks_K: np.ndarray) -> int:
         """What the crc32c of these blocks, one behind the other, has to be."""

@@ -16,7 +16,7 @@ import numpy as np
 from crc32c import crc32c
 
 from data_shards import durable, payload
-from data_shards.codecs import Codec, get_codec
+from data_shards.codecs import Encoding
 from data_shards.cube import KEY, Cube
 from data_shards.errors import CorruptData, InputError, RetinaforgeError
 from data_shards.folder import meta_bytes, meta_from, png_bytes
@@ -26,10 +26,10 @@ MAX_MEMBER_BYTES = (4 << 30) - 1
 PICKLES = ("pkl", "pickle", "pyd", "pt", "pth", "joblib", "dill")
 
 
-def members_of(cube: Cube, codec_name: str, codec: Codec | None, stem: str) -> list[tuple[str, bytes]]:
+def members_of(cube: Cube, encoding: Encoding, stem: str) -> list[tuple[str, bytes]]:
     """The tar members of one sample: metadata first, so that a sequential reader knows what follows."""
-    array = payload.encode(cube.data_CHW, codec_name, codec)
-    members = [("json", meta_bytes(cube.meta, cube.data_CHW)), (f"{stem}.{codec_name}", array)]
+    array = payload.encode(cube.data_CHW, encoding)
+    members = [("json", meta_bytes(cube.meta, cube.data_CHW)), (f"{stem}.{encoding.codec}", array)]
     if cube.labels_HW is not None:
         members.append(("labels.png", png_bytes(cube.labels_HW)))
     if cube.fov_HW is not None:
@@ -38,16 +38,15 @@ def members_of(cube: Cube, codec_name: str, codec: Codec | None, stem: str) -> l
 
 
 def write_shard(
-    shard: Path, cubes: Iterable[Cube], *, codec: str = "raw", max_error: int = 0, stem: str = "cube", keep_first: bool = False
+    shard: Path, cubes: Iterable[Cube], encoding: Encoding = Encoding(), *, stem: str = "cube", keep_first: bool = False
 ) -> ShardIndex:
     """Write a tar and its index, each whole or absent. The same cubes give the same bytes, whenever and by whom written.
 
     With `keep_first`, another writer's finished shard stands and its index is returned.
     """
-    coder = get_codec(codec, max_error)
     with durable.writing(shard, keep_first=keep_first) as file, tarfile.open(fileobj=file, mode="w", format=tarfile.USTAR_FORMAT) as tar:
         for cube in cubes:
-            for member, content in members_of(cube, codec, coder, stem):
+            for member, content in members_of(cube, encoding, stem):
                 info = tarfile.TarInfo(f"{cube.meta.key}.{member}")  # mtime, uid and gid stay 0
                 info.size = len(content)
                 tar.addfile(info, io.BytesIO(content))
@@ -200,7 +199,7 @@ def _index_of(shard: Path, samples: list[_Sample]) -> ShardIndex:
         offset_NM=table_NM3[..., 0],
         size_NM=table_NM3[..., 1],
         crc_NM=table_NM3[..., 2].astype(np.uint32),
-        block=one and (one.bands, one.rows),
+        block=one and one.block,
         edge_NK1=np.array([sample.blocks.edge_K1 for sample in samples] if one else np.zeros((len(samples), 0)), np.uint32),
         block_crc_NK=np.array([sample.block_crcs for sample in samples] if one else np.zeros((len(samples), 0)), np.uint32),
     )

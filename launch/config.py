@@ -14,7 +14,7 @@ from typing import Any
 import yaml
 from pydantic import TypeAdapter, ValidationError
 
-from data_shards.codecs import CODECS, STORED, check_bound
+from data_shards.codecs import Encoding
 from data_shards.errors import InputError, nearest
 from data_shards.phantom.persons import PhantomConfig
 from data_shards.splits import check_fractions
@@ -38,7 +38,7 @@ class DataConfig:
     dataset: a packed dataset; empty: phantoms are made from `phantom` and packed into the run folder.
     subjects, visits: of the phantoms; two eyes each.
     splits: fractions by subject.
-    codec, max_error: of the shards packed from phantoms; max_error is that of the codec `near`.
+    codec, max_error, tile: how the shards packed from phantoms are encoded (data_shards/codecs: Encoding).
     workers: of making and packing phantoms.
     read: how shards are read.
     cache: a folder on a local disk for pieces of a dataset at a URL, shared by the ranks of a node; empty: none.
@@ -52,6 +52,7 @@ class DataConfig:
     splits: dict[str, float] = field(default_factory=lambda: {"train": 0.8, "val": 0.1, "test": 0.1})
     codec: str = "raw"
     max_error: int = 0
+    tile: int = 0
     workers: int = 2
     read: ReadConfig = field(default_factory=ReadConfig)
     cache: str = ""
@@ -61,9 +62,7 @@ class DataConfig:
         check_fractions(self.splits)
         if min(self.subjects, self.visits, self.workers) < 1:
             raise InputError(f"subjects {self.subjects}, visits {self.visits}, workers {self.workers}", expected="1 or more of each")
-        if self.codec not in (known := [*STORED, *CODECS]):
-            raise InputError(f"unknown codec {self.codec!r}", expected=nearest(self.codec, known))
-        check_bound(self.codec, self.max_error)
+        Encoding(self.codec, self.max_error, self.tile)
         if not 0 < self.cache_gib < math.inf:
             raise InputError(f"data.cache_gib = {self.cache_gib}", expected="a size above 0, in GiB")
 

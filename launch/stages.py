@@ -133,12 +133,13 @@ def check_inputs(run: Run) -> None:
     Raises:
         InputError: no such dataset, or a codec that is unknown or not installed.
     """
-    from data_shards.codecs import get_codec
+    from data_shards.codecs import Encoding
 
     if run.config.data.dataset:
         run.open(run.dataset)
     else:
-        get_codec(run.config.data.codec, run.config.data.max_error)
+        data = run.config.data
+        _ = Encoding(data.codec, data.max_error, data.tile).coder
 
 
 def check_latent_size(run: Run) -> None:
@@ -172,6 +173,7 @@ def prepare_data(run: Run, watch: Watch) -> None:
         splits=data.splits,
         codec=data.codec,
         max_error=data.max_error,
+        tile=data.tile,
         workers=data.workers,
         watch=lambda keys: watch(keys, title="pack", unit="cube"),
     )

@@ -7,6 +7,7 @@ lets go of the interpreter's lock while it works, so that threads decode side by
 from __future__ import annotations
 
 import functools
+from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
@@ -14,6 +15,7 @@ import numpy as np
 from data_shards.codecs.blosc import Blosc2
 from data_shards.codecs.pco import Near, Pcodec
 from data_shards.errors import InputError, nearest
+from data_shards.layout import TILE
 
 
 class Codec(Protocol):
@@ -31,22 +33,64 @@ class Codec(Protocol):
 
 CODECS: dict[str, type[Codec]] = {"blosc2": Blosc2, "pcodec": Pcodec, "near": Near}
 
-STORED = ("raw", "npy")
-"""Payloads whose blocks lie as they are: bare little-endian bytes, or those behind numpy's own header."""
+BARE = ("raw", "npy")
+"""Payloads that are one array in C order: bare little-endian bytes, or those behind numpy's own header."""
+
+STORED = (*BARE, "tiles")
+"""Payloads whose blocks lie as they are; tiles for random crops."""
+
+
+@dataclass(frozen=True)
+class Encoding:
+    """How arrays are written.
+
+    Attributes:
+        codec: a name of STORED or CODECS.
+        max_error: of `near`, in stored counts.
+        tile: side of a tile, in pixels; 0: rows of the whole width (of the codec `tiles`: TILE).
+
+    Raises:
+        InputError: an unknown codec, a bound or tiles that it does not have.
+    """
+
+    codec: str = "raw"
+    max_error: int = 0
+    tile: int = 0
+
+    def __post_init__(self) -> None:
+        if self.codec not in (*STORED, *CODECS):
+            raise InputError(f"unknown codec {self.codec!r}", expected=nearest(self.codec, [*STORED, *CODECS]))
+        if bool(self.max_error) != (self.codec == "near") or not 0 <= self.max_error <= Near.LARGEST:
+            raise InputError(
+                f"codec {self.codec!r} with a maximum error of {self.max_error} counts",
+                expected=f"1 to {Near.LARGEST} with 'near', 0 with the others, which lose nothing",
+                mend="--codec near --max-error 2   (data.codec=near data.max_error=2)",
+            )
+        if self.tile < 0 or (self.tile and self.codec in BARE):
+            raise InputError(
+                f"codec {self.codec!r} with tiles of {self.tile} pixels",
+                expected="tiles of 1 pixel or more, and a codec that has any: 'raw' and 'npy' are whole arrays, which others read too",
+                mend=f"--codec tiles --tile {TILE}   (data.codec=tiles data.tile={TILE})",
+            )
+        if self.codec == "tiles" and not self.tile:
+            object.__setattr__(self, "tile", TILE)
+
+    def __str__(self) -> str:
+        bound = f", error up to {self.max_error}" if self.max_error else ""
+        return f"{self.codec}{bound}" + (f", tiles of {self.tile}" if self.tile else "")
+
+    @functools.cached_property
+    def coder(self) -> Codec | None:
+        """Encodes blocks; None where they lie as they are. Raises InputError where its library is not installed."""
+        return get_codec(self.codec, self.max_error)
 
 
 def get_codec(name: str, max_error: int = 0) -> Codec | None:
-    """The codec of that name, its library checked; None for `raw` and `npy`, which need none.
-
-    Args:
-        max_error: of `near`, in stored counts.
+    """The codec of that name, its library checked; None for those of STORED, which need none.
 
     Raises:
-        InputError: unknown name, a bound that it does not have, or its library is not installed (with the command that installs it).
+        InputError: its library is not installed (with the command that installs it).
     """
-    if name not in (*STORED, *CODECS):
-        raise InputError(f"unknown codec {name!r}", expected=nearest(name, [*STORED, *CODECS]))
-    check_bound(name, max_error)
     if name in STORED:
         return None
     codec = CODECS[name]
@@ -58,16 +102,6 @@ def get_codec(name: str, max_error: int = 0) -> Codec | None:
             expected=f"the Python package {codec.module}",
             mend=f"pip install -c constraints.txt {codec.module}   (or pack again with --codec raw)",
         ) from error
-
-
-def check_bound(name: str, max_error: int) -> None:
-    """Raises: InputError: `near` without a bound, or a bound on a codec that loses nothing."""
-    if bool(max_error) != (name == "near") or not 0 <= max_error <= Near.LARGEST:
-        raise InputError(
-            f"codec {name!r} with a maximum error of {max_error} counts",
-            expected=f"1 to {Near.LARGEST} with 'near', 0 with the others, which lose nothing",
-            mend="--codec near --max-error 2   (data.codec=near data.max_error=2)",
-        )
 
 
 @functools.cache

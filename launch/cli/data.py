@@ -21,7 +21,9 @@ app.command("phantom")(data_phantom.command)
 app.command("import")(data_import.command)
 
 SetPath = Annotated[str, typer.Argument(help="A packed dataset: the folder with dataset.json, or a URL.")]
-Codec = Annotated[str, typer.Option(help="Payload codec: raw, npy, blosc2 (fast), pcodec (small), near (small, with --max-error).")]
+CODECS = "raw, npy, tiles (stored, for crops), blosc2 (fast), pcodec (small), near (small, with --max-error)."
+Codec = Annotated[str, typer.Option(help=f"Payload codec: {CODECS}")]
+Tile = Annotated[int, typer.Option(help="Lay the array in squares of so many pixels, for random crops; 0: in rows (tiles: 96).", min=0)]
 MaxError = Annotated[int, typer.Option(help="Of the codec near: no stored count is further off than this.", min=0)]
 Workers = Annotated[int, typer.Option(help="Threads, each on a shard of its own.", min=1)]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of a table.")]
@@ -50,6 +52,7 @@ def pack(
     seed: Annotated[int, typer.Option(help="Seed of the split.")] = 0,
     codec: Codec = "raw",
     max_error: MaxError = 0,
+    tile: Tile = 0,
     shard_mib: Annotated[int, typer.Option(help="Close a shard before it grows over this many MiB of raw counts.", min=1)] = 1024,
     workers: Workers = 1,
 ) -> None:
@@ -66,6 +69,7 @@ def pack(
         seed=seed,
         codec=codec,
         max_error=max_error,
+        tile=tile,
         shard_mib=shard_mib,
         workers=workers,
         watch=lambda keys: progress(keys, title=f"pack {out.name}", unit="cube"),
@@ -77,11 +81,12 @@ def pack(
 def recode(
     source: SetPath,
     out: Annotated[Path, typer.Argument(help="The dataset to write; absent, or this very dataset.")],
-    codec: Annotated[str, typer.Argument(help="raw, npy, blosc2 (fast), pcodec (small), near (small, with --max-error).")],
+    codec: Annotated[str, typer.Argument(help=CODECS)],
     max_error: MaxError = 0,
+    tile: Tile = 0,
     workers: Workers = 1,
 ) -> None:
-    """Write a dataset anew with another codec: the same samples in the same splits and shards. `data bench` says which suits."""
+    """Write a dataset anew in another codec or in tiles: the same samples, splits and shards. `data bench` says which suits."""
     from data_shards.pack import recode as recode_set
 
     manifest = recode_set(
@@ -89,6 +94,7 @@ def recode(
         out,
         codec=codec,
         max_error=max_error,
+        tile=tile,
         workers=workers,
         watch=lambda keys: progress(keys, title=f"recode {out.name}", unit="cube"),
     )
@@ -102,6 +108,7 @@ def bench(
     at: Annotated[Path, typer.Option(help="A folder on the storage to try; what is written there is removed again.")] = Path("."),
     samples: Annotated[int, typer.Option(help="Cubes to try.", min=1)] = 16,
     max_error: MaxError = 0,
+    crop: Annotated[int, typer.Option(help="Read square crops of so many pixels, and try tiles too; 0: whole cubes.", min=0)] = 0,
     threads: Annotated[int, typer.Option(help="Reading threads, as data.read.threads.", min=1)] = 2,
     seconds: Annotated[float, typer.Option(help="How long each codec is read, from the disk and then from the cache.", min=0)] = 2.0,
     as_json: AsJson = False,
@@ -114,20 +121,23 @@ def bench(
     from data_shards.dataset import cubes_of
 
     cubes = list(islice(cubes_of(place_of(source)), samples))
-    rows = list(progress(compare_codecs(cubes, at, threads=threads, max_error=max_error, seconds=seconds), title="bench", unit="codec"))
-    best = max((row for row in rows if not row.codec.startswith("near")), key=lambda row: row.cold_s)
+    speeds = compare_codecs(cubes, at, threads=threads, max_error=max_error, crop=crop, seconds=seconds)
+    rows = list(progress(speeds, title="bench", unit="codec"))
+    best = max((row for row in rows if not row.encoding.max_error), key=lambda row: row.cold_s).encoding
+    tile = f" --tile {best.tile}" if best.tile else ""
     if as_json:
-        typer.echo(
-            json.dumps({"samples": len(cubes), "threads": threads, "codecs": [asdict(row) for row in rows], "fastest_cold": best.codec})
-        )
+        found = [{**asdict(row), **asdict(row.encoding)} for row in rows]
+        fastest = {"codec": best.codec, "tile": best.tile}
+        typer.echo(json.dumps({"samples": len(cubes), "crop": crop, "threads": threads, "codecs": found, "fastest_cold": fastest}))
         return
-    table = Table(title=f"{len(cubes)} cubes of {cubes[0].data_CHW.shape}, {threads} threads, at {at.resolve()}")
-    for column in ("codec", "times smaller", "cold, cubes/s", "page cache, cubes/s", "encoding, cubes/s"):
+    read, unit = (f"crops of {crop} x {crop}", "crops/s") if crop else ("whole", "cubes/s")
+    table = Table(title=f"{len(cubes)} cubes of {cubes[0].data_CHW.shape}, {read}, {threads} threads, at {at.resolve()}")
+    for column in ("codec", "times smaller", f"cold, {unit}", f"page cache, {unit}", "encoding, cubes/s"):
         table.add_column(column, justify="left" if column == "codec" else "right")
     for row in rows:
-        table.add_row(row.codec, f"{row.compression:.2f}", *(f"{rate:.1f}" for rate in (row.cold_s, row.warm_s, row.encode_s)))
+        table.add_row(str(row.encoding), f"{row.compression:.2f}", *(f"{rate:.1f}" for rate in (row.cold_s, row.warm_s, row.encode_s)))
     Console().print(table)
-    typer.echo(f"fastest from this storage: {best.codec}.  retinaforge data recode DATASET OUT {best.codec}")
+    typer.echo(f"fastest from this storage: {best}.  retinaforge data recode DATASET OUT {best.codec}{tile}")
 
 
 def _told(manifest: Manifest) -> str:

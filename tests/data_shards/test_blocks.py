@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -12,22 +12,25 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data_shards import payload
-from data_shards.codecs import CODECS, STORED, get_codec
+from data_shards.codecs import BARE, CODECS, STORED, Encoding
 from data_shards.codecs.pco import Near
 from data_shards.cube import Cube
 from data_shards.dataset import Dataset
 from data_shards.errors import CorruptData, InputError
-from data_shards.layout import Layout, Region
+from data_shards.layout import Layout, Region, neighbours, place
 from data_shards.pack import write_dataset
 from data_shards.stream import CubeStream
 from tests.conftest import made_cube
 
 ALL = (*STORED, *CODECS)
+IN_TILES = tuple(f"{name}, in tiles" for name in ALL if name not in BARE)
 SHAPE = (5, 300, 500)  # three blocks a band
 
 
-def coder(name: str):
-    return get_codec(name, 2 if name == "near" else 0)
+def encoding_of(kind: str) -> Encoding:
+    """'near, in tiles' → that codec with a bound of 2, in tiles of 70 pixels."""
+    name, _, tiles = kind.partition(",")
+    return Encoding(name, 2 if name == "near" else 0, 70 if tiles else 0)
 
 
 def smooth(shape: tuple[int, ...], seed: int = 0) -> np.ndarray:
@@ -39,10 +42,9 @@ def smooth(shape: tuple[int, ...], seed: int = 0) -> np.ndarray:
 def sets(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Dataset]:
     """The same three cubes of several blocks, in every codec."""
     folder = tmp_path_factory.mktemp("codecs")
-    for name in ALL:
-        cubes = (large_cube(i) for i in range(3))
-        write_dataset(folder / name, {"train": cubes}, codec=name, max_error=2 if name == "near" else 0, source={})
-    return {name: Dataset(folder / name) for name in ALL}
+    for kind in (*ALL, *IN_TILES):
+        write_dataset(folder / kind, {"train": (large_cube(i) for i in range(3))}, **asdict(encoding_of(kind)), source={})
+    return {kind: Dataset(folder / kind) for kind in (*ALL, *IN_TILES)}
 
 
 def large_cube(i: int) -> Cube:
@@ -50,37 +52,52 @@ def large_cube(i: int) -> Cube:
     return replace(small, data_CHW=smooth(SHAPE, i), labels_HW=None, fov_HW=None)
 
 
-@settings(max_examples=60, deadline=None)
-@given(
-    shape=st.tuples(st.integers(1, 6), st.integers(1, 40), st.integers(1, 40)), block=st.integers(1, 4000), itemsize=st.sampled_from([2, 4])
-)
-def test_blocks_are_neighbouring_runs_that_fill_the_array(shape, block: int, itemsize: int) -> None:
-    layout = Layout.fitting(shape, itemsize, block)
+SHAPES = st.tuples(st.integers(1, 6), st.integers(1, 40), st.integers(1, 40))
+LAYOUTS = st.builds(lambda cut, size, of: cut(of, 2, size), st.sampled_from([Layout.fitting, Layout.tiled]), st.integers(1, 4000), SHAPES)
+
+
+@settings(max_examples=100, deadline=None)
+@given(layout=LAYOUTS)
+def test_blocks_fill_the_array_one_behind_the_other(layout: Layout) -> None:
     starts = [layout.start(k) for k in range(len(layout) + 1)]
-    assert starts[0] == 0 and starts[-1] == np.prod(shape) and starts == sorted(set(starts))
+    assert starts[0] == 0 and starts[-1] == np.prod(layout.shape) and starts == sorted(set(starts))
 
 
-@settings(max_examples=60, deadline=None)
-@given(data=st.data(), shape=st.tuples(st.integers(1, 6), st.integers(1, 40), st.integers(1, 40)), block=st.integers(1, 4000))
-def test_the_blocks_of_a_region_hold_it(data, shape, block: int) -> None:
-    layout, numbers = Layout.fitting(shape, 2, block), np.arange(np.prod(shape)).reshape(shape)
-    top, left = data.draw(st.integers(0, shape[1] - 1)), data.draw(st.integers(0, shape[2] - 1))
-    region = Region(top, data.draw(st.integers(top + 1, shape[1])), left, data.draw(st.integers(left + 1, shape[2])), (shape[0] - 1,))
-    held = {n for run in layout.runs(region) for n in range(layout.start(run.first), layout.start(run.last))}
-    assert set(numbers[-1, region.top : region.bottom, region.left : region.right].ravel().tolist()) <= held
+@settings(max_examples=100, deadline=None)
+@given(data=st.data(), shape=SHAPES, bands=st.integers(1, 6), rows=st.integers(1, 40), columns=st.integers(1, 40))
+def test_the_boxes_of_a_region_give_it_back_and_no_others_are_needed(data, shape, bands: int, rows: int, columns: int) -> None:
+    """Any blocks at all, as another writer's payload may have them."""
+    c, h, w = shape
+    layout, array = Layout(shape, min(bands, c), min(rows, h), min(columns, w)), np.arange(np.prod(shape)).reshape(shape)
+    top, left = data.draw(st.integers(0, h - 1)), data.draw(st.integers(0, w - 1))
+    some = data.draw(st.none() | st.lists(st.integers(0, c - 1), min_size=1, unique=True).map(tuple))
+    region = Region(top, data.draw(st.integers(top + 1, h)), left, data.draw(st.integers(left + 1, w)), some)
+    boxes = layout.boxes(region)
+    wanted = array[list(range(c) if some is None else some), region.top : region.bottom, region.left : region.right]
+    out = np.full(wanted.shape, -1)
+    for box in boxes:
+        at = tuple(slice(a, a + n) for a, n in zip(box[2:5], box.shape, strict=True))
+        assert layout.start(box.last) - layout.start(box.first) == np.prod(box.shape), "as large as its blocks"
+        assert np.isin(wanted, array[at]).any(), "holds something that is wanted"
+        place(array[at].ravel(), box, region, out)
+    assert np.array_equal(out, wanted)
+    read = [k for first, last in neighbours(boxes) for k in range(first, last)]
+    assert read == [k for box in boxes for k in range(box.first, box.last)] == sorted(set(read))
 
 
-@pytest.mark.parametrize("name", [n for n in ALL if n != "near"])
+@pytest.mark.parametrize("kind", [n for n in (*ALL, *IN_TILES) if not n.startswith("near")])
 @settings(max_examples=15, deadline=None)
 @given(
     shape=st.tuples(st.integers(1, 4), st.integers(1, 60), st.integers(1, 60)),
     dtype=st.sampled_from(["uint16", "float32"]),
     seed=st.integers(0, 99),
 )
-def test_a_lossless_codec_gives_back_every_value(name: str, shape, dtype: str, seed: int) -> None:
-    array = np.random.default_rng(seed).integers(0, 65536, shape).astype(dtype)
-    content, out = payload.encode(array, name, coder(name)), np.empty(shape, dtype)
-    payload.decode_into(content, name, out, "here")
+def test_a_lossless_codec_gives_back_every_value(kind: str, shape, dtype: str, seed: int) -> None:
+    array, encoding = np.random.default_rng(seed).integers(0, 65536, shape).astype(dtype), replace(encoding_of(kind), tile=0)
+    if "tiles" in kind:
+        encoding = replace(encoding, tile=1 + seed)
+    content, out = payload.encode(array, encoding), np.empty(shape, dtype)
+    payload.decode_into(content, encoding.codec, out, "here")
     assert np.array_equal(out, array)
 
 
@@ -90,14 +107,14 @@ def test_near_keeps_its_bound_up_to_the_largest_count(bound: int, low: int, seed
     array = np.random.default_rng(seed).integers(low, 65536, (2, 20, 20)).astype(np.uint16)
     array[0, 0, :4] = 65535, 65534, low, 0
     out = np.empty_like(array)
-    payload.decode_into(payload.encode(array, "near", get_codec("near", bound)), "near", out, "here")
+    payload.decode_into(payload.encode(array, Encoding("near", bound)), "near", out, "here")
     assert np.abs(out.astype(np.int32) - array).max() <= bound
 
 
 def test_near_is_smaller_than_lossless_and_its_bound_is_in_the_manifest(sets) -> None:
-    sizes = {name: sum(s.bytes for s in data.manifest.shards) for name, data in sets.items()}
+    sizes = {name: sum(s.bytes for s in sets[name].manifest.shards) for name in ALL}
     assert sizes["near"] < sizes["pcodec"] < sizes["raw"]
-    assert {name: data.manifest.max_error for name, data in sets.items()} == {name: 2 if name == "near" else 0 for name in ALL}
+    assert {kind: data.manifest.max_error for kind, data in sets.items()} == {kind: 2 * kind.startswith("near") for kind in sets}
     for i in range(3):
         off = np.abs(sets["near"].cube("train", i).data_CHW.astype(int) - sets["raw"].cube("train", i).data_CHW)
         assert 0 < off.max() <= 2
@@ -108,10 +125,16 @@ def test_near_is_smaller_than_lossless_and_its_bound_is_in_the_manifest(sets) ->
 @pytest.mark.parametrize(("name", "bound"), [("near", 0), ("near", 256), ("raw", 1), ("pcodec", 2)])
 def test_a_bound_where_there_is_none_is_refused(name: str, bound: int) -> None:
     with pytest.raises(InputError, match="maximum error"):
-        get_codec(name, bound)
+        Encoding(name, bound)
 
 
-@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize(("name", "tile"), [("raw", 64), ("npy", 1), ("blosc2", -1)])
+def test_tiles_where_there_are_none_are_refused(name: str, tile: int) -> None:
+    with pytest.raises(InputError, match=f"tiles of {tile} pixels"):
+        Encoding(name, tile=tile)
+
+
+@pytest.mark.parametrize("name", [*ALL, *IN_TILES])
 @pytest.mark.parametrize(
     "region", [Region(0, 300, 0, 500, (3, 0)), Region(131, 132, 0, 500), Region(100, 270, 77, 333, (1, 2, 4)), Region(299, 300, 499, 500)]
 )
@@ -126,11 +149,13 @@ def test_a_region_is_that_part_of_the_cube_and_costs_its_blocks_alone(sets, name
     shard.array_into(row, out, region=region)
     assert np.array_equal(out, whole[list(bands), region.top : region.bottom, region.left : region.right])
     edges = shard.index.edge_NK1[row].astype(int)
-    assert sum(read) == sum(edges[run.last] - edges[run.first] for run in shard.layout.runs(region))
-    assert sum(read) < 0.9 * edges[-1]
+    runs = neighbours(shard.layout.boxes(region))
+    assert read == [edges[last] - edges[first] for first, last in runs], "one read a run"
+    tiles_of_all_bands = shard.layout.bands == SHAPE[0] and region.bottom - region.top == SHAPE[1]
+    assert sum(read) < 0.9 * edges[-1] or tiles_of_all_bands
 
 
-@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize("name", [*ALL, *IN_TILES])
 def test_a_changed_byte_in_any_block_is_found_by_a_crop_that_reads_it(sets, name: str, tmp_path: Path) -> None:
     dataset = sets[name]
     shard, row = dataset.locate("train", 0)
@@ -143,19 +168,19 @@ def test_a_changed_byte_in_any_block_is_found_by_a_crop_that_reads_it(sets, name
         (tmp_path / path.name).write_bytes(bytes(content) if path.suffix == ".tar" else path.read_bytes())
     for band in range(SHAPE[0]):
         for top in (0, 140, 290):
-            with pytest.raises(CorruptData, match=rf"sample c0000, member cube\.{name}"):
+            with pytest.raises(CorruptData, match=rf"sample c0000, member cube\.{name.partition(',')[0]}"):
                 Dataset(tmp_path).locate("train", 0)[0].array_into(
                     row, np.empty((1, 4, 4), np.uint16), region=Region(top, top + 4, 0, 4, (band,))
                 )
 
 
-@pytest.mark.parametrize("name", CODECS)
+@pytest.mark.parametrize("name", ["tiles", *CODECS, *IN_TILES])
 @settings(max_examples=40, deadline=None)
 @given(data=st.data())
 def test_damaged_payloads_are_refused_and_never_unfold_beyond_their_array(name: str, data) -> None:
     """Without their checksums: what a decoder itself makes of damage. Nothing but CorruptData, or other values of the right size."""
     array = smooth((2, 40, 50))
-    content = bytearray(payload.encode(array, name, coder(name)))
+    content = bytearray(payload.encode(array, encoding_of(name)))
     if data.draw(st.booleans()):
         del content[data.draw(st.integers(0, len(content) - 1)) :]
     else:
@@ -163,11 +188,11 @@ def test_damaged_payloads_are_refused_and_never_unfold_beyond_their_array(name: 
             content[data.draw(st.integers(0, min(len(content) - 1, 200)))] ^= 1 << data.draw(st.integers(0, 7))
     guard = np.full(array.size + 2000, 7, np.uint16)
     with contextlib.suppress(CorruptData):
-        payload.decode_into(bytes(content), name, guard[1000:-1000].reshape(array.shape), "here")
+        payload.decode_into(bytes(content), name.partition(",")[0], guard[1000:-1000].reshape(array.shape), "here")
     assert (guard[:1000] == 7).all() and (guard[-1000:] == 7).all()
 
 
-@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize("name", [*ALL, *IN_TILES])
 def test_crops_come_at_the_same_place_whatever_the_world_and_differ_between_epochs(sets, name: str) -> None:
     def read(world: int) -> dict[int, tuple]:
         got = {}

@@ -12,7 +12,7 @@ import pytest
 
 from data_shards.dataset import Dataset
 from data_shards.errors import CorruptData, InputError, RetinaforgeError
-from data_shards.index import Names, ShardIndex, index_bytes, index_path, open_index
+from data_shards.index import FORMAT, Names, ShardIndex, index_bytes, index_path, open_index
 from data_shards.layout import Layout, Region
 from data_shards.manifest import NAME, read_manifest, write_manifest
 from data_shards.pack import write_dataset
@@ -188,7 +188,7 @@ def test_what_is_missing_is_found_before_a_run_begins(packed: Path, tmp_path: Pa
 def test_an_index_of_another_format_names_the_mending_command(packed: Path, tmp_path: Path) -> None:
     folder = copy_of(packed, tmp_path / "old")
     index = index_path(folder / "train-000000.tar")
-    content = index.read_bytes().replace(b"retinaforge-index-2", b"retinaforge-index-1")
+    content = index.read_bytes().replace(FORMAT.encode(), b"retinaforge-index-1")
     index.write_bytes(content)
     with pytest.raises(CorruptData, match="retinaforge-index-1") as caught:
         open_index(index)
@@ -212,7 +212,7 @@ def forged(**changed) -> ShardIndex:
         "offset_NM": np.array([[512, 1024], [2048, 3072]]),
         "size_NM": np.array([[256, 30], [256, 30]]),
         "crc_NM": np.zeros((2, 2)),
-        "block": (layout.bands, layout.rows),
+        "block": layout.block,
         "edge_NK1": np.array([[0, 256]] * 2),
         "block_crc_NK": np.zeros((2, 1)),
     }

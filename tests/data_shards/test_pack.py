@@ -20,6 +20,7 @@ import pytest
 import webdataset as wds
 
 from data_shards import pack as packing
+from data_shards.codecs import Encoding
 from data_shards.cube import Cube
 from data_shards.dataset import Dataset, cubes_of
 from data_shards.errors import CorruptData, InputError, TryAgain
@@ -205,7 +206,7 @@ def test_a_codec_that_is_not_installed_says_how_to_install_it(cube_folder: Path,
 def shard_of(path: Path, cubes: list[Cube], *extra: tuple[str, bytes]) -> None:
     """A shard as others write it: .npy members, then `extra` ones as they are."""
     path.parent.mkdir(exist_ok=True)
-    told = [(f"{c.meta.key}.{member}", content) for c in cubes for member, content in members_of(c, "npy", None, "cube")]
+    told = [(f"{c.meta.key}.{member}", content) for c in cubes for member, content in members_of(c, Encoding("npy"), "cube")]
     with tarfile.open(path, "w", format=tarfile.USTAR_FORMAT) as tar:
         for name, content in [*told, *extra]:
             info = tarfile.TarInfo(name)
