@@ -12,7 +12,7 @@ from __future__ import annotations
 import functools
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -105,51 +105,56 @@ class Layout:
         band, row = min(c, group * self.bands), strip * self.rows
         return band * h * w + min(self.bands, c - band) * (row * w + min(self.rows, h - row) * column * self.columns)
 
-    def boxes(self, region: Region | None = None) -> list[Box]:
-        """The blocks that hold a region (None: all), in their order; those of one band or several, one above the other, as one box."""
+    def runs(self, region: Region | None = None) -> list[list[Box]]:
+        """The blocks that hold a region (None: all), in their order; those without another between them together, for one read.
+
+        Blocks of one band or several that lie one above the other are one box.
+        """
         c, h, w = self.shape
         region = region or Region(0, h, 0, w)
         wanted = range(c) if region.bands is None else region.bands
-        _, strips, across = self.grid
-        above, below = region.top // self.rows, math.ceil(region.bottom / self.rows)
-        before, behind = region.left // self.columns, math.ceil(region.right / self.columns)
-        boxes = []
-        for group in sorted({band // self.bands for band in wanted}):
-            band, at = group * self.bands, group * strips * across
-            bands = min(self.bands, c - band)
-            if self.in_order:
-                row = above * self.rows
-                boxes.append(Box(at + above, at + below, band, row, 0, (bands, min(h, below * self.rows) - row, w)))
-                continue
-            for y, x in itertools.product(range(above, below), range(before, behind)):
-                row, column, k = y * self.rows, x * self.columns, at + y * across + x
-                boxes.append(Box(k, k + 1, band, row, column, (bands, min(self.rows, h - row), min(self.columns, w - column))))
-        return boxes
+        rows = region.top // self.rows, -(-region.bottom // self.rows)
+        columns = region.left // self.columns, -(-region.right // self.columns)
+        return _runs(self, tuple(sorted({band // self.bands for band in wanted})), rows, columns)
 
 
-def neighbours(boxes: Sequence[Box]) -> list[tuple[int, int]]:
-    """First and last (exclusive) block of each run of boxes without a gap."""
-    runs: list[tuple[int, int]] = []
-    for box in boxes:
-        if runs and runs[-1][1] == box.first:
-            runs[-1] = runs[-1][0], box.last
+@functools.lru_cache(maxsize=4096)
+def _runs(layout: Layout, groups: tuple[int, ...], rows: tuple[int, int], columns: tuple[int, int]) -> list[list[Box]]:
+    """Of ranges of blocks along each axis; remembered, for crops that differ by pixels mostly touch the same blocks."""
+    runs: list[list[Box]] = []
+    for box in _boxes(layout, groups, rows, columns):
+        if runs and runs[-1][-1].last == box.first:
+            runs[-1].append(box)
         else:
-            runs.append((box.first, box.last))
+            runs.append([box])
     return runs
+
+
+def _boxes(layout: Layout, groups: tuple[int, ...], rows: tuple[int, int], columns: tuple[int, int]) -> Iterator[Box]:
+    c, h, w = layout.shape
+    _, strips, across = layout.grid
+    for group in groups:
+        band, at = group * layout.bands, group * strips * across
+        bands = min(layout.bands, c - band)
+        if layout.in_order:
+            row = rows[0] * layout.rows
+            yield Box(at + rows[0], at + rows[1], band, row, 0, (bands, min(h, rows[1] * layout.rows) - row, w))
+            continue
+        for y, x in itertools.product(range(*rows), range(*columns)):
+            row, column, k = y * layout.rows, x * layout.columns, at + y * across + x
+            yield Box(k, k + 1, band, row, column, (bands, min(layout.rows, h - row), min(layout.columns, w - column)))
 
 
 def place(values_N: np.ndarray, box: Box, region: Region | None, out_CHW: np.ndarray) -> None:
     """Copy what a box holds of a region (None: of the whole array) to where it belongs in `out_CHW`."""
     region = region or Region(0, out_CHW.shape[1], 0, out_CHW.shape[2])
-    rows = slice(max(region.top, box.row), min(region.bottom, box.row + box.shape[1]))
-    columns = slice(max(region.left, box.column), min(region.right, box.column + box.shape[2]))
-    values_CHW = values_N.reshape(box.shape)[
-        :, rows.start - box.row : rows.stop - box.row, columns.start - box.column : columns.stop - box.column
-    ]
-    target_CHW = out_CHW[:, rows.start - region.top : rows.stop - region.top, columns.start - region.left : columns.stop - region.left]
+    _, _, first, row, column, (bands, rows, columns) = box
+    y0, y1, x0, x1 = max(region.top, row), min(region.bottom, row + rows), max(region.left, column), min(region.right, column + columns)
+    values_CHW = values_N.reshape(bands, rows, columns)[:, y0 - row : y1 - row, x0 - column : x1 - column]
+    y, x = slice(y0 - region.top, y1 - region.top), slice(x0 - region.left, x1 - region.left)
     if region.bands is None:
-        target_CHW[box.band : box.band + len(values_CHW)] = values_CHW
+        out_CHW[first : first + bands, y, x] = values_CHW
         return
     for c, band in enumerate(region.bands):
-        if 0 <= band - box.band < len(values_CHW):
-            target_CHW[c] = values_CHW[band - box.band]
+        if 0 <= band - first < bands:
+            out_CHW[c, y, x] = values_CHW[band - first]

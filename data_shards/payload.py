@@ -10,15 +10,16 @@ Legend: K block.
 from __future__ import annotations
 
 import io
-import itertools
-from collections.abc import Callable, Iterator, Sequence
+import math
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain, pairwise
 
 import numpy as np
 
 from data_shards.codecs import BARE, CODECS, STORED, Encoding, decoder
 from data_shards.errors import CorruptData, InputError
-from data_shards.layout import ENCODED_BYTES, STORED_BYTES, Box, Layout, place
+from data_shards.layout import ENCODED_BYTES, STORED_BYTES, Layout, place
 
 BLOCKS = b"RFBLOCK2"
 BORDER = 512
@@ -61,7 +62,7 @@ def _blocks(array_CHW: np.ndarray, layout: Layout) -> Iterator[np.ndarray]:
         flat_N = array_CHW.reshape(-1)
         yield from (flat_N[layout.start(k) : layout.start(k + 1)] for k in range(len(layout)))
         return
-    for box in layout.boxes():
+    for box in chain.from_iterable(layout.runs()):
         bands, rows, columns = (slice(at, at + size) for at, size in zip(box[2:5], box.shape, strict=True))
         yield np.ascontiguousarray(array_CHW[bands, rows, columns]).reshape(-1)
 
@@ -110,35 +111,27 @@ def decode_into(content: bytes | memoryview, codec_name: str, out: np.ndarray, w
     if codec_name in STORED and blocks.layout.in_order:
         out.reshape(-1).view(np.uint8)[:] = np.frombuffer(view[blocks.edge_K1[0] :], np.uint8)
         return
-    for box in blocks.layout.boxes():
+    for box in chain.from_iterable(blocks.layout.runs()):
         edges = blocks.edge_K1[box.first : box.last + 1].tolist()
-        place(values_of(view, codec_name, blocks.layout, box, edges, out.dtype, np.empty, where), box, None, out)
+        if codec_name in STORED:
+            values_N = np.frombuffer(view[edges[0] : edges[-1]], out.dtype)
+        else:
+            values_N = np.empty(math.prod(box.shape), out.dtype)
+            decode_blocks(view, codec_name, blocks.layout, box.first, edges, values_N, where)
+        place(values_N, box, None, out)
 
 
-def values_of(
-    content: memoryview,
-    codec_name: str,
-    layout: Layout,
-    box: Box,
-    edges: Sequence[int],
-    dtype: np.dtype,
-    room: Callable[[int, np.dtype], np.ndarray],
-    where: object,
-) -> np.ndarray:
-    """The values of a box whose blocks lie between `edges` of `content`.
-
-    A view where they are stored, else decoded into `room(count, dtype)`.
+def decode_blocks(
+    content: memoryview, codec_name: str, layout: Layout, first: int, edges: Sequence[int], out_N: np.ndarray, where: object
+) -> None:
+    """Fill `out_N` with the blocks from `first` on, which lie between `edges` of `content`.
 
     Raises:
         CorruptData: a block does not hold as many values as it should.
     """
-    if codec_name in STORED:
-        return np.frombuffer(content[edges[0] : edges[-1]], dtype)
-    codec, first = decoder(codec_name), layout.start(box.first)
-    values_N = room(layout.start(box.last) - first, dtype)
-    for k, (a, b) in enumerate(itertools.pairwise(edges), box.first):
-        codec.decode_into(content[a:b], values_N[layout.start(k) - first : layout.start(k + 1) - first], where)
-    return values_N
+    codec, start = decoder(codec_name), layout.start(first)
+    for k, (a, b) in enumerate(pairwise(edges), first):
+        codec.decode_into(content[a:b], out_N[layout.start(k) - start : layout.start(k + 1) - start], where)
 
 
 def npy_header(content: bytes | memoryview, where: object) -> tuple[tuple[int, ...], str]:

@@ -6,7 +6,9 @@ Legend: C band, H W pixels, N values.
 from __future__ import annotations
 
 import errno
+import math
 import threading
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 from pathlib import Path
 
@@ -20,9 +22,12 @@ from data_shards.codecs import STORED
 from data_shards.cube import Cube
 from data_shards.errors import CorruptData
 from data_shards.index import ShardIndex, index_path, open_index, read_index, too_many_files
-from data_shards.layout import Box, Layout, Region, neighbours, place
+from data_shards.layout import Box, Layout, Region, place
 from data_shards.manifest import NAME, ShardEntry
 from data_shards.ring import page_aligned
+
+SHORT = "short read"
+CHANGED = "crc32c mismatch: the bytes changed since they were written"
 
 
 class _Scratch(threading.local):
@@ -38,10 +43,6 @@ class _Scratch(threading.local):
 
 
 _SCRATCH = _Scratch()
-
-
-def _room(count: int, dtype: np.dtype) -> np.ndarray:
-    return _SCRATCH.take("values", count * dtype.itemsize).view(dtype)
 
 
 class Shard:
@@ -92,7 +93,7 @@ class Shard:
         """
         content = bytearray(int(self.index.size_NM[i, m]))
         if content:
-            self._read(i, m, [(0, len(content))], memoryview(content), [int(self.index.crc_NM[i, m])] if check else [])
+            self._read(i, m, memoryview(content), 0, int(self.index.crc_NM[i, m]) if check else None)
         return bytes(content)
 
     def named(self, i: int, member: str) -> bytes:
@@ -118,71 +119,88 @@ class Shard:
         elif region is not None or not self.layout.in_order:
             self._region(i, m, codec_name, region, out, check)
         elif codec_name in STORED:
-            edges = self.index.edge_NK1[i]
-            crc = self.index.crc_NM[i, m] if codec_name == "raw" else self._joined(i, np.arange(len(self.layout)))
-            self._read(i, m, [(int(edges[0]), out.nbytes)], memoryview(out.reshape(-1).view(np.uint8)), [int(crc)] if check else [])
+            crc = int(self.index.crc_NM[i, m]) if codec_name == "raw" else self._joined(i, range(len(self.layout)))
+            offset = int(self.index.edge_NK1[i, 0])
+            self._read(i, m, memoryview(out.reshape(-1).view(np.uint8)), offset, crc if check else None)
         else:
             content, edges = memoryview(self.member(i, m, check=check)), self.index.edge_NK1[i].tolist()
-            whole = Box(0, len(self.layout), 0, 0, 0, self.layout.shape)
-            payload.values_of(content, codec_name, self.layout, whole, edges, out.dtype, lambda *_: out.reshape(-1), self.where(i, m))
+            payload.decode_blocks(content, codec_name, self.layout, 0, edges, out.reshape(-1), self.where(i, m))
 
     def _region(self, i: int, m: int, codec_name: str, region: Region | None, out: np.ndarray, check: bool) -> None:
-        """All blocks of a region one behind the other in memory, then each to its place."""
-        boxes, edge_K1 = self.layout.boxes(region), self.index.edge_NK1[i].astype(np.int64)
-        runs, stored = neighbours(boxes), codec_name in STORED
-        parts = [(int(edge_K1[first]), int(edge_K1[last] - edge_K1[first])) for first, last in runs]
-        content = memoryview(_SCRATCH.take("content", sum(size for _, size in parts)))
-        blocks_K = np.concatenate([np.arange(first, last) for first, last in runs])
-        ends_K1 = np.concatenate([[0], np.cumsum(edge_K1[blocks_K + 1] - edge_K1[blocks_K])]).tolist()
-        if not check:
-            self._read(i, m, parts, content, [])
-        elif stored:  # one checksum for all: their sizes come again and again, so joining them costs little
-            self._read(i, m, parts, content, [self._joined(i, blocks_K)])
-        else:
-            self._read(i, m, parts, content, self.index.block_crc_NK[i, blocks_K].tolist(), ends_K1)
-        if stored and self.layout.in_order and region.bands is None and len({box.shape for box in boxes}) == 1:
-            whole = boxes[0]._replace(shape=(len(out), *boxes[0].shape[1:]))  # bands of equal boxes: one copy
-            place(np.frombuffer(content, out.dtype), whole, region, out)
-            return
-        done = 0
-        for box in boxes:
-            ends = ends_K1[done : done + box.last - box.first + 1]
-            done += box.last - box.first
-            values_N = payload.values_of(content, codec_name, self.layout, box, ends, out.dtype, _room, self.where(i, m))
-            place(values_N, box, region, out)
+        """The blocks of a region, a run at a time, each to its place while the processor's cache still holds it."""
+        runs, edge_K1 = self.layout.runs(region), self.index.edge_NK1[i].tolist()
+        begin, stored = int(self.index.offset_NM[i, m]), codec_name in STORED
+        # blocks that are stored have one checksum together: their sizes come again and again, so joining them costs little
+        joined = self._joined(i, [k for run in runs for k in range(run[0].first, run[-1].last)]) if check and stored else 0
+        parts = [(edge_K1[run[0].first], edge_K1[run[-1].last]) for run in runs]
 
-    def _joined(self, i: int, blocks_K: np.ndarray) -> int:
+        def fill() -> str:
+            crc = 0
+            for run, (first, last) in zip(runs, parts, strict=True):
+                content = _SCRATCH.take("content", last - first)
+                if self.file.read_into(memoryview(content), begin + first) != last - first:
+                    return SHORT
+                if check and stored:
+                    crc = crc32c(content, crc)
+                for box in run:
+                    a, b = edge_K1[box.first] - first, edge_K1[box.last] - first
+                    if stored:
+                        values_N = content[a:b].view(out.dtype)
+                    elif check and not self._sound(i, content, first, box):
+                        return CHANGED
+                    else:
+                        values_N = self._decoded(i, m, codec_name, memoryview(content), first, box)
+                    place(values_N, box, region, out)
+            return CHANGED if crc != joined else ""
+
+        self._try(i, m, [(first, last - first) for first, last in parts], fill)
+
+    def _sound(self, i: int, content: np.ndarray, begin: int, box: Box) -> bool:
+        """Whether the blocks of a box, in content that begins at `begin` of its payload, are as they were written."""
+        edges = (self.index.edge_NK1[i, box.first : box.last + 1].astype(np.int64) - begin).tolist()
+        sums = self.index.block_crc_NK[i, box.first : box.last].tolist()
+        return all(crc32c(content[a:b]) == crc for (a, b), crc in zip(pairwise(edges), sums, strict=True))
+
+    def _decoded(self, i: int, m: int, codec_name: str, content: memoryview, begin: int, box: Box) -> np.ndarray:
+        dtype = np.dtype(self.index.dtype)
+        values_N = _SCRATCH.take("values", math.prod(box.shape) * dtype.itemsize).view(dtype)
+        edges = (self.index.edge_NK1[i, box.first : box.last + 1].astype(np.int64) - begin).tolist()
+        payload.decode_blocks(content, codec_name, self.layout, box.first, edges, values_N, self.where(i, m))
+        return values_N
+
+    def _joined(self, i: int, blocks_K: Sequence[int]) -> int:
         """What the crc32c of these blocks, one behind the other, has to be."""
-        edges = self.index.edge_NK1[i]
-        sizes = tuple((edges[blocks_K + 1] - edges[blocks_K]).tolist())
-        return of_concatenation(self.index.block_crc_NK[i, blocks_K], sizes)
+        edges_K1, blocks_K = self.index.edge_NK1[i], np.asarray(blocks_K)
+        return of_concatenation(self.index.block_crc_NK[i, blocks_K], tuple((edges_K1[blocks_K + 1] - edges_K1[blocks_K]).tolist()))
 
-    def _read(
-        self, i: int, m: int, parts: list[tuple[int, int]], buffer: memoryview, sums: list[int], edges: list[int] | None = None
-    ) -> None:
-        """Fill `buffer` with parts (offset in member `m`, size) and compare it with its checksum, or with one between each two `edges`.
+    def _read(self, i: int, m: int, buffer: memoryview, offset: int, crc: int | None) -> None:
+        """Fill `buffer` from `offset` of member `m` on and, where a checksum is given, compare it."""
+
+        def fill() -> str:
+            if self.file.read_into(buffer, int(self.index.offset_NM[i, m]) + offset) != len(buffer):
+                return SHORT
+            return CHANGED if crc is not None and crc32c(buffer) != crc else ""
+
+        self._try(i, m, [(offset, len(buffer))], fill)
+
+    def _try(self, i: int, m: int, parts: list[tuple[int, int]], fill: Callable[[], str]) -> None:
+        """Run `fill`, which reads `parts` (offset in member `m`, size) and says what was wrong with them.
 
         A cache that gave other bytes is asked once more.
+
+        Raises:
+            CorruptData: something was wrong, or they cannot be read.
         """
-        begin = int(self.index.offset_NM[i, m])
-        for retried in (False, True):
-            got = 0
-            try:
+        try:
+            fault = fill()
+            if fault and isinstance(self.file, stores.CachedFile):
                 for offset, size in parts:
-                    got += self.file.read_into(buffer[got : got + size], begin + offset)
-            except OSError as error:
-                said = f"shard cannot be read: {error.strerror or error}"
-                raise CorruptData(said, where=self.where(i, m), mend=self._mend) from error
-            between = pairwise(edges or (0, len(buffer)))
-            right = not sums or all(crc32c(buffer[a:b]) == crc for (a, b), crc in zip(between, sums, strict=True))
-            if got == len(buffer) and right:
-                return
-            if retried or not isinstance(self.file, stores.CachedFile):
-                break
-            for offset, size in parts:
-                self.file.forget(begin + offset, size)
-        what = "short read" if got != len(buffer) else "crc32c mismatch: the bytes changed since they were written"
-        raise CorruptData(f"{what}{self._newer()}", where=self.where(i, m), mend=self._mend)
+                    self.file.forget(int(self.index.offset_NM[i, m]) + offset, size)
+                fault = fill()
+        except OSError as error:
+            raise CorruptData(f"shard cannot be read: {error.strerror or error}", where=self.where(i, m), mend=self._mend) from error
+        if fault:
+            raise CorruptData(f"{fault}{self._newer()}", where=self.where(i, m), mend=self._mend)
 
     def _newer(self) -> str:
         """Why, where the file system tells: the shard was written after its index."""

@@ -233,11 +233,18 @@ class CubeStream:
         view = self._ring.lease((len(sample_B), *self.shape), self.dataset.manifest.dtype)
         out = torch.from_numpy(view)  # holds `view` itself, and with it the memory
         epoch_B = np.zeros_like(sample_B) if epoch_B is None else epoch_B
-        wanted = zip(sample_B.tolist(), epoch_B.tolist(), corner_B2.tolist(), strict=True)
-        jobs: list[Future] = [pool.submit(self._read_one, i, e, corner, out[b].numpy(), strict) for b, (i, e, corner) in enumerate(wanted)]
+        wanted = list(zip(sample_B.tolist(), epoch_B.tolist(), corner_B2.tolist(), view, strict=True))
+
+        def read(first: int) -> list[tuple[Any, ...]]:
+            return [self._read_one(*one, strict) for one in wanted[first::jobs]]
+
+        # a job a thread, not a sample: where a crop takes less than a millisecond, handing it over takes a good part of that
+        jobs = min(self.config.threads, len(wanted))
+        parts: list[Future] = [pool.submit(read, k) for k in range(jobs)]
 
         def ready() -> Batch:
-            rows = [job.result() for job in jobs]
+            read = [part.result() for part in parts]
+            rows = [read[b % jobs][b // jobs] for b in range(len(wanted))]
             return Batch(
                 cubes_BCHW=out,
                 position=start,

@@ -17,7 +17,7 @@ from data_shards.codecs.pco import Near
 from data_shards.cube import Cube
 from data_shards.dataset import Dataset
 from data_shards.errors import CorruptData, InputError
-from data_shards.layout import Layout, Region, neighbours, place
+from data_shards.layout import Layout, Region, place
 from data_shards.pack import write_dataset
 from data_shards.stream import CubeStream
 from tests.conftest import made_cube
@@ -72,7 +72,7 @@ def test_the_boxes_of_a_region_give_it_back_and_no_others_are_needed(data, shape
     top, left = data.draw(st.integers(0, h - 1)), data.draw(st.integers(0, w - 1))
     some = data.draw(st.none() | st.lists(st.integers(0, c - 1), min_size=1, unique=True).map(tuple))
     region = Region(top, data.draw(st.integers(top + 1, h)), left, data.draw(st.integers(left + 1, w)), some)
-    boxes = layout.boxes(region)
+    boxes = [box for run in layout.runs(region) for box in run]
     wanted = array[list(range(c) if some is None else some), region.top : region.bottom, region.left : region.right]
     out = np.full(wanted.shape, -1)
     for box in boxes:
@@ -81,7 +81,7 @@ def test_the_boxes_of_a_region_give_it_back_and_no_others_are_needed(data, shape
         assert np.isin(wanted, array[at]).any(), "holds something that is wanted"
         place(array[at].ravel(), box, region, out)
     assert np.array_equal(out, wanted)
-    read = [k for first, last in neighbours(boxes) for k in range(first, last)]
+    read = [k for run in layout.runs(region) for k in range(run[0].first, run[-1].last)]
     assert read == [k for box in boxes for k in range(box.first, box.last)] == sorted(set(read))
 
 
@@ -149,8 +149,7 @@ def test_a_region_is_that_part_of_the_cube_and_costs_its_blocks_alone(sets, name
     shard.array_into(row, out, region=region)
     assert np.array_equal(out, whole[list(bands), region.top : region.bottom, region.left : region.right])
     edges = shard.index.edge_NK1[row].astype(int)
-    runs = neighbours(shard.layout.boxes(region))
-    assert read == [edges[last] - edges[first] for first, last in runs], "one read a run"
+    assert read == [edges[run[-1].last] - edges[run[0].first] for run in shard.layout.runs(region)], "one read a run"
     tiles_of_all_bands = shard.layout.bands == SHAPE[0] and region.bottom - region.top == SHAPE[1]
     assert sum(read) < 0.9 * edges[-1] or tiles_of_all_bands
 
