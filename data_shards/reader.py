@@ -25,6 +25,7 @@ from data_shards.index import ShardIndex, index_path, open_index, read_index, to
 from data_shards.layout import Box, Layout, Region, place
 from data_shards.manifest import NAME, ShardEntry
 from data_shards.ring import page_aligned
+from data_shards.stores.local import LocalFile
 
 SHORT = "short read"
 CHANGED = "crc32c mismatch: the bytes changed since they were written"
@@ -125,6 +126,18 @@ class Shard:
         else:
             content, edges = memoryview(self.member(i, m, check=check)), self.index.edge_NK1[i].tolist()
             payload.decode_blocks(content, codec_name, self.layout, 0, edges, out.reshape(-1), self.where(i, m))
+
+    def expect(self, i: int, region: Region | None = None) -> None:
+        """Sample `i` is read soon. Its disk may fetch what is to be decoded while others are; what is only copied gains nothing by that."""
+        m, codec_name = self.index.payload(i)
+        if codec_name in STORED or not isinstance(self.file, LocalFile):
+            return
+        begin, edge_K1 = int(self.index.offset_NM[i, m]), self.index.edge_NK1[i]
+        parts = [(0, int(self.index.size_NM[i, m]))]
+        if region is not None and self.layout is not None:
+            parts = [(int(edge_K1[run[0].first]), int(edge_K1[run[-1].last])) for run in self.layout.runs(region)]
+        for first, last in parts:
+            self.file.expect(begin + first, last - first)
 
     def _region(self, i: int, m: int, codec_name: str, region: Region | None, out: np.ndarray, check: bool) -> None:
         """The blocks of a region, a run at a time, each to its place while the processor's cache still holds it."""

@@ -8,12 +8,13 @@ Legend: B batch, C band, H W pixels.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from itertools import islice
+from itertools import chain, islice, pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,7 +23,7 @@ import torch
 
 from data_shards import folder as loose
 from data_shards.dataset import Dataset
-from data_shards.errors import CorruptData, InputError
+from data_shards.errors import CorruptData, InputError, RetinaforgeError
 from data_shards.layout import Region
 from data_shards.mixture import Mixture
 from data_shards.order import hash64, rank_positions
@@ -218,7 +219,9 @@ class CubeStream:
         waiting: deque = deque()
         with ThreadPoolExecutor(self.config.threads, thread_name_prefix="stream") as pool:
             try:
-                for planned in plan:
+                for planned, following in pairwise(chain(plan, [None])):
+                    if following is not None:
+                        pool.submit(self._expect, following)
                     waiting.append(self._assemble(pool, planned, strict=planned.epoch_B is None))
                     if len(waiting) > self.config.ahead:
                         yield waiting.popleft()()
@@ -260,6 +263,19 @@ class CubeStream:
 
         return ready
 
+    def _expect(self, planned: _Planned) -> None:
+        """Tell the disk of a batch that comes after the next. What goes wrong here is told by the read that follows."""
+        with contextlib.suppress(RetinaforgeError, OSError):
+            for i, corner in zip(planned.sample_B.tolist(), planned.corner_B2.tolist(), strict=True):
+                shard, row = self.dataset.locate(self.split, i)
+                shard.expect(row, self._region(corner))
+
+    def _region(self, corner: Sequence[int]) -> Region | None:
+        if self.crop is None and self.bands is None:
+            return None
+        (top, left), (height, width) = corner, self.shape[1:]
+        return Region(top, top + height, left, left + width, self.bands)
+
     def _corners(self, sample_KB: np.ndarray, epoch_KB: np.ndarray) -> np.ndarray:
         """First row and column of the crops of K batches: (K, B, 2)."""
         free = [whole - crop for whole, crop in zip(self.dataset.shape[1:], self.shape[1:], strict=True)]
@@ -300,10 +316,7 @@ class CubeStream:
     def _load(self, i: int, corner: list[int], out_CHW: np.ndarray) -> tuple[Any, ...]:
         """Fill `out_CHW` with a sample; its key, subject and maps."""
         shard, row = self.dataset.locate(self.split, i)
-        region = None
-        if self.crop is not None or self.bands is not None:
-            (top, left), (height, width) = corner, self.shape[1:]
-            region = Region(top, top + height, left, left + width, self.bands)
+        region = self._region(corner)
         shard.array_into(row, out_CHW, region=region, check=self.config.check)
         maps: list[np.ndarray | None] = [None, None]
         for k, (member, mask) in enumerate((("labels.png", False), ("fov.png", True)) if self.maps else ()):

@@ -52,6 +52,11 @@ class LocalFile:
 
         return retrying(read, self.path)
 
+    def expect(self, offset: int, size: int) -> None:
+        """This range is read soon: let the disk fetch it meanwhile."""
+        if hasattr(os, "posix_fadvise"):
+            os.posix_fadvise(self.fd, offset, size, os.POSIX_FADV_WILLNEED)
+
     def __del__(self, close: Callable[[int], None] = os.close) -> None:
         # threads that still read hold a reference: the last one closes. `close` is bound: at the interpreter's end `os` is gone
         if self.fd >= 0:

@@ -19,7 +19,7 @@ from data_shards.dataset import Dataset
 from data_shards.errors import CorruptData, InputError
 from data_shards.layout import Layout, Region, place
 from data_shards.pack import write_dataset
-from data_shards.stream import CubeStream
+from data_shards.stream import CubeStream, ReadConfig
 from tests.conftest import made_cube
 
 ALL = (*STORED, *CODECS)
@@ -152,6 +152,26 @@ def test_a_region_is_that_part_of_the_cube_and_costs_its_blocks_alone(sets, name
     assert read == [edges[run[-1].last] - edges[run[0].first] for run in shard.layout.runs(region)], "one read a run"
     tiles_of_all_bands = shard.layout.bands == SHAPE[0] and region.bottom - region.top == SHAPE[1]
     assert sum(read) < 0.9 * edges[-1] or tiles_of_all_bands
+
+
+def test_the_disk_is_told_of_what_will_be_decoded_and_of_nothing_else(sets, monkeypatch) -> None:
+    told: dict[str, set[int]] = {}
+    for name, crop in (("blosc2", None), ("blosc2, in tiles", (80, 80)), ("raw", None), ("tiles", (80, 80))):
+        ranges, read = told.setdefault(name, set()), set()
+        for shard in sets[name].shards("train"):
+            monkeypatch.setattr(shard.file, "expect", lambda at, size, ranges=ranges: ranges.update(range(at, at + size)))
+            real = shard.file.read_into
+            monkeypatch.setattr(
+                shard.file, "read_into", lambda b, at, real=real, read=read: read.update(range(at, at + len(b))) or real(b, at)
+            )
+        batches = CubeStream(sets[name], "train", batch_size=1, crop=crop, read=ReadConfig(threads=1, ahead=0)).batches()
+        for _ in range(3):
+            next(batches)
+        batches.close()
+        if name.startswith("blosc2"):
+            assert ranges and read, "the first is read at once"
+            assert len(read - ranges) <= 0.7 * len(read)
+    assert not told["raw"] and not told["tiles"]
 
 
 @pytest.mark.parametrize("name", [*ALL, *IN_TILES])
