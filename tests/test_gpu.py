@@ -1,0 +1,128 @@
+"""What a GPU may do otherwise than the processor; skipped where there is none.
+
+In all of it the processor is the yardstick: the same batches, neighbours, codes and, within the precision, the same training.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+
+from data_shards.codecs import Encoding
+from data_shards.dataset import Dataset
+from data_shards.pack import write_dataset
+from data_shards.stream import CubeStream
+from ldm.comm import Alone
+from ldm.kmeans import kmeans
+from ldm.metrics.neighbours import nearest_neighbours
+from ldm.training.log import read_log
+from tests.conftest import made_cube
+from tests.runs import SHARED, configured
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU on this machine")
+
+
+@pytest.mark.parametrize(("codec", "crop"), [("raw", None), ("tiles", (160, 160)), ("blosc2", None)])
+def test_batches_arrive_whole_however_long_the_gpu_takes(tmp_path: Path, codec: str, crop) -> None:
+    """Page-locked memory is used again and again, and copies run beside the work: nothing may be written over before it has arrived."""
+    pytest.importorskip("blosc2")
+    cubes = (made_cube(i, bands=8, size=256) for i in range(24))
+    write_dataset(tmp_path / "set", {"train": cubes}, **asdict(Encoding(codec)), shard_mib=4, source={})
+    dataset = Dataset(tmp_path / "set")
+    here, there = (CubeStream(dataset, "train", batch_size=4, crop=crop, seed=5, maps=True, device=d).batches() for d in ("cpu", "cuda"))
+    busy, kept = torch.randn(4096, 4096, device="cuda"), []
+    for step in range(60):
+        wanted, got = next(here), next(there)
+        for _ in range(step % 4 * 8):
+            busy = (busy @ busy).clamp(-1, 1)  # the GPU lags behind
+        assert got.cubes_BCHW.device.type == "cuda" and got.cubes_BCHW.is_contiguous() and got.keys == wanted.keys
+        kept = [*kept[-6:], (wanted.cubes_BCHW.clone(), got.cubes_BCHW, wanted.labels_BHW, got.labels_BHW)]
+        for cubes_BCHW, moved_BCHW, labels_BHW, moved_labels_BHW in kept if step % 7 == 6 else ():
+            assert torch.equal(cubes_BCHW, moved_BCHW.cpu()) and torch.equal(labels_BHW, moved_labels_BHW.cpu())
+
+
+def test_the_search_is_exact() -> None:
+    rng = np.random.default_rng(0)
+    reference, query = rng.normal(size=(50000, 96)).astype(np.float32), rng.normal(size=(300, 96)).astype(np.float32)
+    query[:50] = reference[:50] + 1e-4 * query[:50]
+    distances, index = nearest_neighbours(query, reference, 3, backend="torch")
+    exact = np.stack([np.linalg.norm(reference.astype(np.float64) - q, axis=1) for q in query])
+    assert np.array_equal(index, np.argsort(exact, axis=1)[:, :3])
+    np.testing.assert_allclose(distances, np.sort(exact, axis=1)[:, :3], rtol=1e-9)
+
+
+@pytest.mark.parametrize("dimension", [4, 32, 256])
+def test_kmeans_finds_the_same_codes(dimension: int) -> None:
+    z = torch.randn(20000, dimension, generator=torch.Generator().manual_seed(1))
+    here, there = (kmeans(z.to(d), np.arange(len(z)), k=64, comm=Alone(), seed=0, iterations=8, tolerance=0.0) for d in ("cpu", "cuda"))
+    assert there.inertia == pytest.approx(here.inertia, rel=1e-4)
+    assert torch.equal(
+        there.codes_KD, kmeans(z.cuda(), np.arange(len(z)), k=64, comm=Alone(), seed=0, iterations=8, tolerance=0.0).codes_KD
+    )
+
+
+def train(folder: Path, stage: str, name: str, *settings: str, **environment: str) -> subprocess.Popen:
+    words = [sys.executable, "-m", "launch", "train", stage, folder / "tiny.yaml", f"run={folder / name}-{stage}", *settings]
+    log = open(folder / f"{name}-{stage}.log", "w")  # noqa: SIM115 - the process writes it
+    return subprocess.Popen([str(word) for word in words], stdout=log, stderr=log, env={**os.environ, **environment})
+
+
+def losses(folder: Path, stage: str, name: str) -> dict[int, float]:
+    rows = read_log(folder / f"{name}-{stage}" / stage / "metrics.jsonl")
+    return {
+        row["samples"]: sum(v for k, v in row.items() if k.startswith("loss/")) for row in rows if any(k.startswith("loss/") for k in row)
+    }
+
+
+WAYS = {
+    "ddp-fp32": ("mode=auto", "fp32", 2e-3),
+    "zero1-fp32": ("mode=zero1", "fp32", 2e-3),
+    "zero2-fp32": ("mode=zero2", "fp32", 2e-3),
+    "zero3-fp32": ("ds_config={}/stage3.json", "fp32", 2e-3),
+    "ddp-bf16": ("mode=auto", "bf16", 0.05),
+    "zero2-bf16": ("mode=zero2", "bf16", 0.05),
+    "ddp-fp16": ("mode=auto", "fp16", 0.05),
+    "zero2-fp16": ("mode=zero2", "fp16", 0.05),
+}
+
+
+def test_training_is_what_the_processor_trains(packed: Path, tmp_path: Path) -> None:
+    """All ways at once: most of the time of each is its start."""
+    pytest.importorskip("deepspeed")
+    (tmp_path / "stage3.json").write_text('{"zero_optimization": {"stage": 3, "stage3_param_persistence_threshold": 0}}')
+    (tmp_path / "tiny.yaml").write_text(yaml.safe_dump({**configured(**SHARED), "data": {"dataset": str(packed)}}))
+    processor = {"CUDA_VISIBLE_DEVICES": "", "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"}
+    assert train(tmp_path, "vqgan", "cpu", **processor).wait(300) == 0, (tmp_path / "cpu-vqgan.log").read_text()[-2000:]
+    encode = [sys.executable, "-m", "launch", "encode", str(tmp_path / "tiny.yaml"), f"run={tmp_path}/cpu-vqgan"]
+    assert subprocess.run(encode, env={**os.environ, **processor}, capture_output=True, check=False).returncode == 0
+    started = {}
+    for stage in ("vqgan", "diffusion"):
+        for name, (mode, precision, _) in WAYS.items():
+            (tmp_path / f"{name}-{stage}").mkdir()
+            if stage == "diffusion":
+                (tmp_path / f"{name}-{stage}" / "latents").symlink_to(tmp_path / "cpu-vqgan" / "latents")
+            settings = f"{stage}.engine.{mode.format(tmp_path)}", f"{stage}.engine.precision={precision}"
+            started[name, stage] = train(tmp_path, stage, name, *settings, OMP_NUM_THREADS="1")
+    (tmp_path / "cpu-diffusion").mkdir()
+    (tmp_path / "cpu-diffusion" / "latents").symlink_to(tmp_path / "cpu-vqgan" / "latents")
+    started["cpu", "diffusion"] = train(tmp_path, "diffusion", "cpu", **processor)
+    said = []
+    for (name, stage), process in started.items():
+        if process.wait(300):
+            said.append(f"{name} {stage} ended with {process.returncode}: {(tmp_path / f'{name}-{stage}.log').read_text()[-1500:]}")
+    for name, stage in started if not said else ():
+        wanted, got = losses(tmp_path, stage, "cpu"), losses(tmp_path, stage, name)
+        assert wanted and wanted.keys() == got.keys()
+        off = max(abs(got[at] - wanted[at]) / abs(wanted[at]) for at in wanted)
+        print(f"{name:12} {stage:10} losses within {off:.1e}")
+        if name != "cpu" and off > WAYS[name][2]:
+            said.append(f"{name} {stage}: losses off by {off:.1e}: {got} in place of {wanted}")
+    assert not said, "\n".join(said)
