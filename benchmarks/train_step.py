@@ -16,6 +16,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from rounds import arguments, finish, row
 from torch.utils.data import DataLoader, Dataset
 
@@ -65,6 +66,7 @@ def cubes_of(folder: Path, shape: tuple[int, int, int], dtype: str) -> shards.Da
 
 def ours(stage: VQGANStage | DiffusionStage, data: shards.Dataset, steps: int) -> Any:
     """A function that trains on from where it is, so many steps a call; returns the last losses."""
+    AcceleratorState._reset_state()  # else the second Accelerator of a process has to have the precision of the first
     engine = Engine(replace(stage.engine, tracker="none"), batch=stage.loop.batch)
     make = build.vqgan_trainer if isinstance(stage, VQGANStage) else build.diffusion_trainer
     trainer, stream, _ = make(stage, data, engine)
@@ -89,6 +91,7 @@ def ours(stage: VQGANStage | DiffusionStage, data: shards.Dataset, steps: int) -
 
 def plain(stage: VQGANStage | DiffusionStage, data: shards.Dataset) -> tuple[Accelerator, BandNormaliser, Any]:
     """Accelerator, normaliser and an endless DataLoader over the same samples."""
+    AcceleratorState._reset_state()
     accelerator = Accelerator(
         mixed_precision={"fp32": "no"}.get(stage.engine.precision, stage.engine.precision), cpu=not torch.cuda.is_available()
     )

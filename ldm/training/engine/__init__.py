@@ -202,6 +202,8 @@ class Engine:
         cls = HeldAdamW if zero else torch.optim.AdamW
         optimizer = cls(module.to(self.device).parameters(), lr=lr, betas=betas, weight_decay=weight_decay, fused=True)
         if zero:
+            if self.dtype is not torch.float32:  # on a GPU, DeepSpeed turns the caller's autocast off in its forward
+                module.forward = self.autocast()(module.forward)
             engine, _ = self.accelerator.prepare(module, optimizer)
             assert engine.zero_optimization_stage() == int(self.mode[-1]), "DeepSpeed took another stage"
             self.parts[name] = ZeroPart(module, engine, optimizer)
