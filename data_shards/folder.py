@@ -90,13 +90,21 @@ def keys_in(folder: Path) -> list[str]:
     return keys
 
 
+def _content(path: Path) -> bytes:
+    """A file of a sample; who is writing elsewhere is not to blame for it."""
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise CorruptData(f"cannot be read: {error.strerror or error}", where=path, mend=f"ls -l {path}; copy it again") from error
+
+
 def read_cube(folder: Path, key: str) -> Cube:
     """Read one loose sample.
 
     Raises:
         InputError: wrong shape, dtype, labels or metadata. CorruptData: unreadable bytes. Pickled arrays are refused.
     """
-    meta = meta_from((folder / f"{key}.json").read_bytes(), where=folder / f"{key}.json")
+    meta = meta_from(_content(folder / f"{key}.json"), where=folder / f"{key}.json")
     if meta.key != key:
         raise InputError(f"key {meta.key!r} inside {key}.json", where=folder, expected=f"{key!r}")
     try:
@@ -109,8 +117,8 @@ def read_cube(folder: Path, key: str) -> Cube:
     return Cube(
         data_CHW=data_CHW,
         meta=meta,
-        labels_HW=png_map(labels.read_bytes(), mask=False, where=labels) if labels.exists() else None,
-        fov_HW=png_map(fov.read_bytes(), mask=True, where=fov) if fov.exists() else None,
+        labels_HW=png_map(_content(labels), mask=False, where=labels) if labels.exists() else None,
+        fov_HW=png_map(_content(fov), mask=True, where=fov) if fov.exists() else None,
     )
 
 

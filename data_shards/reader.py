@@ -29,6 +29,7 @@ from data_shards.stores.local import LocalFile
 
 SHORT = "short read"
 CHANGED = "crc32c mismatch: the bytes changed since they were written"
+PIECE_BYTES = 512 << 10
 
 
 class _Scratch(threading.local):
@@ -151,10 +152,9 @@ class Shard:
             crc = 0
             for run, (first, last) in zip(runs, parts, strict=True):
                 content = _SCRATCH.take("content", last - first)
-                if self.file.read_into(memoryview(content), begin + first) != last - first:
+                crc = self._summed(memoryview(content), begin + first, crc, check=check and stored)
+                if crc is None:
                     return SHORT
-                if check and stored:
-                    crc = crc32c(content, crc)
                 for box in run:
                     a, b = edge_K1[box.first] - first, edge_K1[box.last] - first
                     if stored:
@@ -190,11 +190,23 @@ class Shard:
         """Fill `buffer` from `offset` of member `m` on and, where a checksum is given, compare it."""
 
         def fill() -> str:
-            if self.file.read_into(buffer, int(self.index.offset_NM[i, m]) + offset) != len(buffer):
-                return SHORT
-            return CHANGED if crc is not None and crc32c(buffer) != crc else ""
+            found = self._summed(buffer, int(self.index.offset_NM[i, m]) + offset, 0, check=crc is not None)
+            return SHORT if found is None else CHANGED if crc not in (None, found) else ""
 
         self._try(i, m, [(offset, len(buffer))], fill)
+
+    def _summed(self, buffer: memoryview, at: int, crc: int, *, check: bool) -> int | None:
+        """Fill `buffer`; the checksum of what `crc` stands for and of this behind it. None: the file ends before.
+
+        A local file comes by pieces, each summed while the processor's cache holds it.
+        """
+        step = PIECE_BYTES if check and isinstance(self.file, LocalFile) else max(1, len(buffer))
+        for a in range(0, len(buffer), step):
+            piece = buffer[a : a + step]
+            if self.file.read_into(piece, at + a) != len(piece):
+                return None
+            crc = crc32c(piece, crc) if check else crc
+        return crc
 
     def _try(self, i: int, m: int, parts: list[tuple[int, int]], fill: Callable[[], str]) -> None:
         """Run `fill`, which reads `parts` (offset in member `m`, size) and says what was wrong with them.

@@ -19,6 +19,7 @@ from data_shards.dataset import Dataset
 from data_shards.errors import CorruptData, InputError
 from data_shards.layout import Layout, Region, place
 from data_shards.pack import write_dataset
+from data_shards.reader import PIECE_BYTES
 from data_shards.stream import CubeStream, ReadConfig
 from tests.conftest import made_cube
 
@@ -149,7 +150,8 @@ def test_a_region_is_that_part_of_the_cube_and_costs_its_blocks_alone(sets, name
     shard.array_into(row, out, region=region)
     assert np.array_equal(out, whole[list(bands), region.top : region.bottom, region.left : region.right])
     edges = shard.index.edge_NK1[row].astype(int)
-    assert read == [edges[run[-1].last] - edges[run[0].first] for run in shard.layout.runs(region)], "one read a run"
+    wanted = [int(edges[run[-1].last] - edges[run[0].first]) for run in shard.layout.runs(region)]
+    assert sum(read) == sum(wanted) and (read == wanted or max(wanted) > PIECE_BYTES), "one read a run, large ones by pieces"
     tiles_of_all_bands = shard.layout.bands == SHAPE[0] and region.bottom - region.top == SHAPE[1]
     assert sum(read) < 0.9 * edges[-1] or tiles_of_all_bands
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import builtins
+import errno
 import io
 import json
 import os
@@ -517,3 +518,22 @@ def test_near_on_latents_is_refused(tmp_path: Path) -> None:
     cube = replace(made_cube(0), data_CHW=made_cube(0).data_CHW.astype(np.float32))
     with pytest.raises(InputError, match="latents"):
         packing.write_dataset(tmp_path / "set", {"train": [cube]}, codec="near", max_error=1, source={})
+
+
+@pytest.mark.parametrize("name", ["c0003.json", "c0003.labels.png", "c0003.npy"])
+def test_a_source_that_cannot_be_read_is_named_and_not_the_place_that_is_written(
+    cube_folder: Path, tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def failing(path: Path, real) -> bytes:
+        if path.name == name and inside:
+            raise OSError(errno.EIO, "Input/output error")
+        return real(path)
+
+    inside, real_bytes, real_load = [], Path.read_bytes, np.load
+    monkeypatch.setattr(Path, "read_bytes", lambda path: failing(path, real_bytes))
+    monkeypatch.setattr(np, "load", lambda path, **how: failing(Path(path), lambda path: real_load(path, **how)))
+    real = packing.write_shard
+    monkeypatch.setattr(packing, "write_shard", lambda *words, **how: (inside.append(1), real(*words, **how))[1])
+    with pytest.raises(CorruptData, match="Input/output error") as caught:
+        pack(cube_folder, tmp_path / "set")
+    assert caught.value.where == cube_folder / name and not (tmp_path / "set").exists()
