@@ -1,11 +1,19 @@
-"""K-means over vectors that lie spread over ranks; every rank ends with the same codes.
+"""K-means over vectors that lie spread over ranks; every rank ends with the same codes, bit for bit.
 
-Legend: N this rank's vectors, D dimensions, K codes.
+Seeded by k-means|| (Bahmani et al. 2012, "Scalable k-means++") on a sample of the vectors, then Lloyd's iterations. Who is drawn
+is decided by a hash of (seed, number of the vector), and sums are float64, so the result does not depend on how the vectors are
+spread over ranks, up to the rounding of these sums. An iteration costs one search for the nearest codes and one all-reduce
+of K × (D + 1) numbers.
+
+Legend: N this rank's vectors, D dimensions, K codes, S vectors of the sample, M candidates, T trials.
 """
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import torch
@@ -14,18 +22,37 @@ from torch import Tensor
 from data_shards.errors import InputError
 from data_shards.order import hash64
 from ldm.comm import Communicator
+from ldm.nearest import nearest_code
 
-CANDIDATES_A_CODE, CANDIDATES_LEAST = 8, 4096
+SAMPLE_A_CODE, ROUNDS, OVERSAMPLING, REFINED = 128, 5, 2, 5
+BLOCK, SUMMED = 1 << 16, 1 << 12
 
 
 @dataclass(frozen=True)
 class KMeans:
-    """codes_KD fp32; counts_K vectors assigned to each; inertia: mean squared distance to the nearest code."""
+    """
+    Attributes:
+        codes_KD: fp32; of length 1 under 'cosine'.
+        counts_K: vectors that were last assigned to each, float64.
+        inertia: mean squared distance of the vectors to the code that they were last assigned to.
+        iterations: how many were made.
+        fresh: whether they began at codes drawn by k-means||, not at those given.
+    """
 
     codes_KD: Tensor
     counts_K: Tensor
     inertia: float
     iterations: int
+    fresh: bool
+
+
+@dataclass(frozen=True)
+class _Assigned:
+    """All vectors to the nearest of some codes: the sum and the count of each code, and the mean squared distance."""
+
+    sums_KD: Tensor
+    counts_K: Tensor
+    inertia: float
 
 
 def kmeans(
@@ -36,63 +63,167 @@ def kmeans(
     comm: Communicator,
     seed: int,
     start_KD: Tensor | None = None,
+    reseed: bool = True,
     iterations: int = 10,
     tolerance: float = 1e-3,
+    metric: Literal["euclidean", "cosine"] = "euclidean",
+    watch: Callable[[int, Tensor, float], None] | None = None,
 ) -> KMeans:
-    """Lloyd's iterations from a k-means++ start, or from `start_KD`. Collective: a rank without vectors calls it too.
-
-    The start is drawn by hash of (seed, id) and all sums are float64, so the result does not depend on how the vectors
-    are spread over ranks (up to rounding of the sums). One all-reduce an iteration.
+    """Codes of small mean squared distance to the vectors. Collective: a rank without vectors calls it too.
 
     Args:
         z_ND: this rank's vectors, (N, D); N may be 0.
         ids_N: a number for each vector, unique over all ranks and independent of them.
-        start_KD: codes to go on from, the same on every rank; they keep their numbers.
+        start_KD: codes to begin with, the same on every rank.
+        reseed: with `start_KD`, also draw codes by k-means||, and begin with those that fit better.
         tolerance: stop when an iteration lowers the inertia by less than this share.
+        metric: 'cosine' compares directions (spherical k-means, Dhillon and Modha 2001): vectors and codes are brought to length 1.
+        watch: told after each iteration, on every rank: iterations done, the codes, the inertia of those before.
 
     Raises:
-        InputError (on every rank): fewer vectors than codes, or vectors that are not finite.
+        InputError (on every rank): fewer different vectors than codes; vectors that are not finite, of another dimension on
+            another rank or, under 'cosine', of length 0.
     """
-    z_ND = z_ND.float()
-    totals = torch.tensor([len(z_ND), int((~z_ND.isfinite()).any(1).sum())], dtype=torch.float64, device=z_ND.device)
-    count, bad = (int(v) for v in comm.all_reduce_sum_(totals))
-    if bad or count < k:
-        what = f"{bad} of {count} latents are NaN or infinite" if bad else f"{count} latents for {k} codes"
-        raise InputError(
-            what,
-            where="k-means of the codebook",
-            expected="finite latents, at least one a code",
-            mend="lower vqgan.codebook.codes, or the learning rate: vqgan.optimizer.lr",
-        )
-    if start_KD is None:
-        start_KD = _plus_plus(_candidates(z_ND, ids_N, max(k * CANDIDATES_A_CODE, CANDIDATES_LEAST), comm, seed), k, seed)
-    codes_KD = start_KD.to(z_ND)
+    z_ND, unit = z_ND.detach().float(), metric == "cosine"
+    if unit:
+        z_ND = z_ND / z_ND.norm(dim=1, keepdim=True)  # of length 0: NaN from here on
+    moments = _moments(z_ND)
+    count = _checked(z_ND, ids_N, k, comm, finite=bool(moments[-1].isfinite()), unit=unit)
+    z_ND, centre_D, squares = _centred(z_ND, comm.all_reduce_sum_(moments), comm, count, unit=unit)
+
+    def assigned(codes_KD: Tensor) -> _Assigned:
+        packed = comm.all_reduce_sum_(_packed_sums(z_ND, codes_KD))
+        sums_KD, counts_K = packed[:, :-1], packed[:, -1]
+        return _Assigned(sums_KD, counts_K, _inertia(codes_KD, sums_KD, counts_K, squares, count))
+
+    codes_KD = _seeded(z_ND, ids_N, k, comm, seed, count) if start_KD is None or reseed else None
+    now = assigned(codes_KD) if codes_KD is not None else None
+    fresh = True
+    if start_KD is not None:
+        given_KD = start_KD.to(z_ND) if centre_D is None else (start_KD.to(z_ND).double() - centre_D).float()
+        given = assigned(given_KD)
+        fresh = now is not None and now.inertia < given.inertia
+        if not fresh:
+            codes_KD, now = given_KD, given
     before, done = float("inf"), 0
-    while done < iterations:
+    while True:
         done += 1
-        packed = comm.all_reduce_sum_(_lloyd_sums(z_ND, codes_KD))
-        inertia = float(packed[0, -1]) / count
-        counts_K = packed[:, -2]
-        codes_KD = torch.where(counts_K[:, None] > 0, packed[:, :-2] / counts_K.clamp(min=1)[:, None], codes_KD.double()).float()
-        codes_KD = _split_large(codes_KD, counts_K)
-        if before - inertia <= tolerance * inertia:
+        means_KD = _means(codes_KD, now, unit=unit)
+        codes_KD = _split_large(means_KD, now.counts_K)
+        if watch:
+            watch(done, _placed(codes_KD, centre_D), now.inertia)
+        converged, before = before - now.inertia <= tolerance * now.inertia, now.inertia
+        if done >= iterations or converged:
             break
-        before = inertia
-    packed = comm.all_reduce_sum_(_lloyd_sums(z_ND, codes_KD))
-    return KMeans(codes_KD, packed[:, -2], float(packed[0, -1]) / count, done)
+        now = assigned(codes_KD)
+    if bool((now.counts_K == 0).any()):  # codes that were just moved into a large cluster: who is near them?
+        now = assigned(codes_KD)
+        inertia = now.inertia
+    else:
+        inertia = _inertia(codes_KD, now.sums_KD, now.counts_K, squares, count)
+    return KMeans(_placed(codes_KD, centre_D), now.counts_K, inertia, done, fresh)
 
 
-def _lloyd_sums(z_ND: Tensor, codes_KD: Tensor) -> Tensor:
-    """Float64 sums, counts and (in row 0) inertia, packed as (K, D + 2) for one all-reduce."""
-    half_norm_K = 0.5 * codes_KD.square().sum(1)
-    packed = torch.zeros(len(codes_KD), z_ND.shape[1] + 2, dtype=torch.float64, device=z_ND.device)
-    for block in z_ND.split(1 << 15):
-        index = torch.addmm(-half_norm_K, block, codes_KD.T).argmax(1)
-        wide = block.double()
-        packed[:, :-2].index_add_(0, index, wide)
-        packed[:, -2] += torch.bincount(index, minlength=len(codes_KD))
-        packed[0, -1] += (wide - codes_KD[index].double()).square().sum()
-    return packed
+def _checked(z_ND: Tensor, ids_N: np.ndarray, k: int, comm: Communicator, *, finite: bool, unit: bool) -> int:
+    """How many vectors all ranks have. Every rank sees what is wrong on any, so none waits for one that left."""
+    wrong = torch.empty(0) if finite else torch.nonzero(~z_ND.isfinite().all(1)).flatten()
+    first = int(ids_N[int(wrong[0])]) if len(wrong) else -1
+    told = comm.gather((len(z_ND), z_ND.shape[1], len(wrong), first))
+    count, where = sum(n for n, *_ in told), "k-means of the codebook"
+    if len({d for _, d, *_ in told}) > 1:
+        by_rank = ", ".join(f"rank {rank}: {d}" for rank, (_, d, *_) in enumerate(told))
+        raise InputError("latents of different dimensions", where=where, expected=f"one on all ranks ({by_rank})")
+    if bad := sum(b for *_, b, _ in told):
+        rank, number = next((rank, first) for rank, (*_, b, first) in enumerate(told) if b)
+        kind = "NaN, infinite or of length 0" if unit else "NaN or infinite"
+        raise InputError(
+            f"{bad} of {count} latents are {kind}, the first: number {number}, on rank {rank}",
+            where=where,
+            expected="finite latents",
+            mend="lower the learning rate: vqgan.optimizer.lr",
+        )
+    if count < k:
+        raise _too_few(count, "latents", k)
+    return count
+
+
+def _too_few(found: int, what: str, k: int) -> InputError:
+    return InputError(
+        f"{found} {what} for {k} codes",
+        where="k-means of the codebook",
+        expected="at least one a code",
+        mend="lower vqgan.codebook.codes, or give more latents: vqgan.codebook.kmeans_vectors",
+    )
+
+
+def _centred(z_ND: Tensor, moments: Tensor, comm: Communicator, count: int, *, unit: bool) -> tuple[Tensor, Tensor | None, float]:
+    """The vectors, the mean that was taken out of them (None: they lie around the origin), and their squared lengths summed up.
+
+    Far from the origin a float32 product cannot tell near codes apart.
+    """
+    centre_D, squares = moments[:-1] / count, float(moments[-1])
+    if unit or float(centre_D.square().sum()) <= 0.5 * squares / count:
+        return z_ND, None, squares
+    z_ND = torch.cat([(block.double() - centre_D).float() for block in z_ND.split(BLOCK)])
+    return z_ND, centre_D, float(comm.all_reduce_sum_(_moments(z_ND))[-1])
+
+
+def _moments(z_ND: Tensor) -> Tensor:
+    """Sum of the vectors, and sum of their squared lengths: (D + 1) float64."""
+    total = torch.zeros(z_ND.shape[1] + 1, dtype=torch.float64, device=z_ND.device)
+    with _one_thread():
+        for block in z_ND.split(SUMMED if z_ND.device.type == "cpu" else BLOCK):
+            wide = block.double()
+            total[:-1] += wide.sum(0)
+            total[-1] += wide.square().sum()
+    return total
+
+
+def _placed(codes_KD: Tensor, centre_D: Tensor | None) -> Tensor:
+    """Codes where the vectors came from."""
+    return codes_KD if centre_D is None else (codes_KD.double() + centre_D).float()
+
+
+def _packed_sums(z_ND: Tensor, codes_KD: Tensor) -> Tensor:
+    """Sum and count of the vectors nearest to each code, (K, D + 1) float64, for one all-reduce."""
+    index_N = nearest_code(z_ND, codes_KD)
+    sums_KD = torch.zeros(codes_KD.shape, dtype=torch.float64, device=z_ND.device)
+    rows = SUMMED if z_ND.device.type == "cpu" else BLOCK
+    wide = torch.empty(min(rows, len(z_ND)), z_ND.shape[1], dtype=torch.float64, device=z_ND.device)  # used again: stays in the cache
+    with _one_thread():
+        for index, block in zip(index_N.split(rows), z_ND.split(rows), strict=True):
+            sums_KD.index_add_(0, index, wide[: len(block)].copy_(block))
+    counts_K = torch.bincount(index_N, minlength=len(codes_KD)).double()
+    return torch.cat([sums_KD, counts_K[:, None]], dim=1)
+
+
+@contextlib.contextmanager
+def _one_thread() -> Iterator[None]:
+    """On a processor, small sums gain nothing from torch's threads, which go on spinning for a while in the way of faiss's own."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _inertia(codes_KD: Tensor, sums_KD: Tensor, counts_K: Tensor, squares: float, count: int) -> float:
+    """Mean of ‖z − c‖² = ‖z‖² − 2 z·c + ‖c‖² from the sums alone; in float64, and of vectors that lie around the origin."""
+    wide_KD = codes_KD.double()
+    total = squares - 2 * (wide_KD * sums_KD).sum() + (counts_K * wide_KD.square().sum(1)).sum()
+    return max(0.0, float(total) / count)
+
+
+def _means(codes_KD: Tensor, now: _Assigned, *, unit: bool) -> Tensor:
+    """The mean of each code's vectors; a code without any stays."""
+    means_KD = now.sums_KD / now.counts_K.clamp(min=1)[:, None]
+    kept_K = now.counts_K == 0
+    if unit:
+        length_K = means_KD.norm(dim=1)
+        kept_K |= length_K == 0
+        means_KD = means_KD / length_K.clamp(min=1e-30)[:, None]
+    return torch.where(kept_K[:, None], codes_KD.double(), means_KD).float()
 
 
 def _split_large(codes_KD: Tensor, counts_K: Tensor) -> Tensor:
@@ -106,25 +237,96 @@ def _split_large(codes_KD: Tensor, counts_K: Tensor) -> Tensor:
     return codes_KD
 
 
-def _candidates(z_ND: Tensor, ids_N: np.ndarray, wanted: int, comm: Communicator, seed: int) -> np.ndarray:
-    """The `wanted` vectors of smallest hash over all ranks, in the order of their hash; the same on every rank."""
-    priority_N = hash64(seed, ids_N)
-    mine = np.argsort(priority_N)[:wanted]
-    gathered = comm.gather((priority_N[mine], z_ND.cpu().numpy()[mine]))
-    priority = np.concatenate([p for p, _ in gathered])
-    first = np.argsort(priority)[:wanted]
-    return np.concatenate([z for _, z in gathered])[first]
+# --- k-means|| ------------------------------------------------------------------------------------------------------
 
 
-def _plus_plus(z_MD: np.ndarray, k: int, seed: int) -> Tensor:
-    """k-means++ (Arthur and Vassilvitskii 2007) on the gathered candidates."""
-    draw = (hash64(seed, np.arange(k), 1) >> np.uint64(11)).astype(np.float64) / 2**53
-    chosen = [int(draw[0] * len(z_MD))]
-    nearest_M = ((z_MD - z_MD[chosen[0]]) ** 2).sum(1)
-    for i in range(1, k):
-        cumulative = np.cumsum(nearest_M, dtype=np.float64)
-        # all candidates already chosen or equal: fall back to the next by hash, Lloyd's splits do the rest
-        pick = int(np.searchsorted(cumulative, draw[i] * cumulative[-1], side="right")) if cumulative[-1] > 0 else i % len(z_MD)
-        chosen.append(min(pick, len(z_MD) - 1))
-        nearest_M = np.minimum(nearest_M, ((z_MD - z_MD[chosen[-1]]) ** 2).sum(1))
-    return torch.from_numpy(z_MD[chosen])
+def _uniform(seed: int, ids_N: np.ndarray, what: int) -> np.ndarray:
+    """A number in [0, 1) for each vector."""
+    return (hash64(seed, ids_N, what) >> np.uint64(11)).astype(np.float64) / 2**53
+
+
+def _seeded(z_ND: Tensor, ids_N: np.ndarray, k: int, comm: Communicator, seed: int, count: int) -> Tensor:
+    """K of the vectors, far from each other and where there are many: k-means||, then k-means++ among its candidates.
+
+    On a sample of some 64 vectors a code: its rounds would cost more than all of Lloyd's iterations, and a start need not be exact.
+    """
+    drawn_N = _uniform(seed, ids_N, 1) * count < SAMPLE_A_CODE * k
+    z_SD, ids_S = z_ND[torch.from_numpy(drawn_N).to(z_ND.device)], ids_N[drawn_N]
+    candidates = _gathered(z_SD, ids_S, _first(ids_S, comm, seed), comm)
+    apart_S = torch.full((len(z_SD),), float("inf"), dtype=torch.float64, device=z_SD.device)
+    latest = candidates
+    for number in range(ROUNDS):
+        if len(latest):
+            apart_S = torch.minimum(apart_S, _squared_distance(z_SD, latest))
+        cost = float(comm.all_reduce_sum_(apart_S.sum()[None]))
+        chosen_S = torch.from_numpy(_uniform(seed, ids_S, 2 + number)).to(z_SD.device) * cost < OVERSAMPLING * k * apart_S
+        latest = _gathered(z_SD, ids_S, chosen_S.cpu().numpy(), comm)
+        candidates = torch.cat([candidates, latest])
+    candidates = torch.unique(candidates, dim=0)
+    if len(candidates) < k:  # few vectors, or many that are equal
+        candidates = _different(z_ND, k, comm)
+        if len(candidates) < k:
+            raise _too_few(len(candidates), "different latents", k)
+    weights_M = torch.zeros(len(candidates), dtype=torch.float64, device=z_SD.device)
+    if len(z_SD):
+        weights_M += torch.bincount(nearest_code(z_SD, candidates), minlength=len(candidates))
+    weights_M = comm.all_reduce_sum_(weights_M).clamp(min=1e-3)
+    # on rank 0 alone: processors of other kinds may round otherwise
+    codes = _of_candidates(candidates.cpu(), weights_M.cpu(), k, seed).numpy() if comm.rank == 0 else None
+    return torch.from_numpy(comm.broadcast(codes)).to(z_SD.device)
+
+
+def _of_candidates(z_MD: Tensor, weights_M: Tensor, k: int, seed: int) -> Tensor:
+    """K codes for weighted candidates: k-means++, and some of Lloyd's iterations, which cost little on so few."""
+    codes_KD = z_MD[_plus_plus(z_MD.numpy(), weights_M.numpy().astype(np.float32), k, seed)]
+    for _ in range(REFINED):
+        index = nearest_code(z_MD, codes_KD)
+        sums_KD = torch.zeros(codes_KD.shape, dtype=torch.float64).index_add_(0, index, z_MD.double() * weights_M[:, None])
+        total_K = torch.zeros(k, dtype=torch.float64).index_add_(0, index, weights_M)
+        codes_KD = torch.where(total_K[:, None] > 0, sums_KD / total_K[:, None].clamp(min=1e-30), codes_KD.double()).float()
+    return codes_KD
+
+
+def _first(ids_S: np.ndarray, comm: Communicator, seed: int) -> np.ndarray:
+    """Marks one vector of all ranks' samples."""
+    priority_S = hash64(seed, ids_S, 0)
+    lowest = min((low for low in comm.gather(int(priority_S.min()) if len(ids_S) else None) if low is not None), default=-1)
+    return priority_S == lowest if lowest >= 0 else np.zeros(len(ids_S), bool)
+
+
+def _gathered(z_SD: Tensor, ids_S: np.ndarray, chosen_S: np.ndarray, comm: Communicator) -> Tensor:
+    """The chosen vectors of all ranks, in the order of their numbers."""
+    mine = np.flatnonzero(chosen_S)
+    found = comm.gather((ids_S[mine], z_SD[torch.from_numpy(mine).to(z_SD.device)].cpu().numpy()))
+    order = np.argsort(np.concatenate([ids for ids, _ in found]), kind="stable")
+    return torch.from_numpy(np.concatenate([z for _, z in found])[order]).to(z_SD.device)
+
+
+def _different(z_ND: Tensor, k: int, comm: Communicator) -> Tensor:
+    """Different vectors among all ranks': all of them, or enough."""
+    mine = torch.unique(z_ND, dim=0)[:k].cpu().numpy()
+    return torch.unique(torch.from_numpy(np.concatenate(comm.gather(mine))).to(z_ND.device), dim=0)
+
+
+def _squared_distance(z_SD: Tensor, codes_MD: Tensor) -> Tensor:
+    """To the nearest code, by differences: exactly 0 for a code itself."""
+    nearest = [codes_MD[nearest_code(block, codes_MD)] for block in z_SD.split(BLOCK)]
+    return (z_SD.double() - torch.cat(nearest).double()).square().sum(1) if nearest else z_SD.new_zeros(0, dtype=torch.float64)
+
+
+def _plus_plus(z_MD: np.ndarray, weights_M: np.ndarray, k: int, seed: int) -> list[int]:
+    """Greedy k-means++ (Arthur and Vassilvitskii 2007) over weighted candidates: of some draws, the one that lowers the cost most."""
+    trials = 2 + int(np.log(k))
+    draw_KT = _uniform(seed, np.arange(k * trials), 99).reshape(k, trials)
+    squares_M = np.einsum("md,md->m", z_MD, z_MD)
+    picked, apart_M = [], np.full(len(z_MD), np.inf, np.float32)
+    for draw_T in draw_KT:
+        share_M = np.cumsum(weights_M * apart_M if picked else weights_M, dtype=np.float64)
+        drawn_T = np.searchsorted(share_M, draw_T * share_M[-1], side="right").clip(max=len(z_MD) - 1)
+        apart_TM = np.maximum(0, squares_M + squares_M[drawn_T, None] - 2 * z_MD[drawn_T] @ z_MD.T)
+        apart_TM[np.arange(trials), drawn_T] = 0
+        apart_TM = np.minimum(apart_M, apart_TM)
+        best = int(np.argmin(apart_TM @ weights_M))
+        picked.append(int(drawn_T[best]))
+        apart_M = apart_TM[best]
+    return picked

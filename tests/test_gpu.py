@@ -23,6 +23,7 @@ from data_shards.stream import CubeStream
 from ldm.comm import Alone
 from ldm.kmeans import kmeans
 from ldm.metrics.neighbours import nearest_neighbours
+from ldm.nearest import nearest_code
 from ldm.training.log import read_log
 from tests.conftest import made_cube
 from tests.runs import SHARED, configured
@@ -57,6 +58,16 @@ def test_the_search_is_exact() -> None:
     exact = np.stack([np.linalg.norm(reference.astype(np.float64) - q, axis=1) for q in query])
     assert np.array_equal(index, np.argsort(exact, axis=1)[:, :3])
     np.testing.assert_allclose(distances, np.sort(exact, axis=1)[:, :3], rtol=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("n", "k", "dimension"), [(1, 1, 1), (1000, 7, 3), (5000, 1024, 8), (777, 65, 16), (4000, 100, 33), (300, 50, 200)]
+)
+def test_the_nearest_code_is_the_nearest(n: int, k: int, dimension: int) -> None:
+    z, codes = (torch.randn(m, dimension, generator=torch.Generator().manual_seed(m)) for m in (n, k))
+    distance = torch.cdist(z.double(), codes.double())
+    found = nearest_code(z.cuda(), codes.cuda()).cpu()
+    assert (distance.gather(1, found[:, None])[:, 0] <= distance.min(1).values + 1e-6).all()
 
 
 @pytest.mark.parametrize("dimension", [4, 32, 256])
