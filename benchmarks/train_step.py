@@ -181,7 +181,7 @@ def stages(device: str, width: int, batch: int) -> tuple[VQGANStage, DiffusionSt
     config = load("retina-224")
     shared = {
         "loop": replace(config.vqgan.loop, batch=batch),
-        "engine": replace(config.vqgan.engine, precision="fp32" if device == "cpu" else "bf16", channels_last=device == "gpu"),
+        "engine": replace(config.vqgan.engine, precision="fp32" if device == "cpu" else "bf16"),
     }
     vqgan = replace(
         config.vqgan,

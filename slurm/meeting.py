@@ -86,7 +86,7 @@ def told_by_rank_0(place: Placement, comm: Communicator) -> dict[str, str]:
             found = {"MASTER_ADDR": host, "MASTER_PORT": str(free_port())}
         except InputError as error:
             found = error  # the others wait for a word
-    found = comm.broadcast_object(found)
+    found = comm.broadcast(found)
     if isinstance(found, InputError):
         raise found
     return found

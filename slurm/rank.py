@@ -49,13 +49,14 @@ class Placement:
 
 
 class Communicator(Protocol):
-    """What a distributed computation needs of its processes; `ldm` takes any object of this shape."""
+    """What a distributed computation needs of its processes: the shape that `ldm.comm` states."""
 
     rank: int
     world: int
 
-    def all_reduce_sum_(self, array: np.ndarray) -> None: ...
-    def broadcast_object(self, value: Any) -> Any: ...
+    def all_reduce_sum_(self, array: Any) -> Any: ...
+    def broadcast(self, value: Any) -> Any: ...
+    def gather(self, value: Any) -> list[Any]: ...
     def barrier(self) -> None: ...
 
 
@@ -216,13 +217,18 @@ class MpiCommunicator:
                 mend="start by the mpiexec of the same MPI library (pip's mpich has its own), or by srun --mpi=pmi2 with MPICH",
             )
 
-    def all_reduce_sum_(self, array: np.ndarray) -> None:
-        """Sum `array` (contiguous, the same shape and dtype everywhere) over all ranks, in place."""
-        self._comm.Allreduce(self._mpi.IN_PLACE, array, op=self._mpi.SUM)
+    def all_reduce_sum_(self, array: Any) -> Any:
+        """Sum `array` over all ranks, in place: numpy's or a tensor of a processor, contiguous, of the same shape and dtype everywhere."""
+        self._comm.Allreduce(self._mpi.IN_PLACE, np.asarray(array), op=self._mpi.SUM)
+        return array
 
-    def broadcast_object(self, value: Any) -> Any:
+    def broadcast(self, value: Any) -> Any:
         """Rank 0's value, everywhere."""
         return self._comm.bcast(value, root=0)
+
+    def gather(self, value: Any) -> list[Any]:
+        """Every rank's value, everywhere, by rank."""
+        return self._comm.allgather(value)
 
     def barrier(self) -> None:
         """Wait until all are here."""
@@ -234,11 +240,15 @@ class Alone:
 
     rank, world = 0, 1
 
-    def all_reduce_sum_(self, array: np.ndarray) -> None:
+    def all_reduce_sum_(self, array: Any) -> Any:
         """The sum over one rank is what is there."""
+        return array
 
-    def broadcast_object(self, value: Any) -> Any:
+    def broadcast(self, value: Any) -> Any:
         return value
+
+    def gather(self, value: Any) -> list[Any]:
+        return [value]
 
     def barrier(self) -> None:
         """Nobody to wait for."""

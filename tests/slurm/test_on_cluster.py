@@ -144,6 +144,6 @@ dist.destroy_process_group()
 
 def test_mpi_by_srun_sees_one_world_and_the_one_slurm_made(cluster):
     pytest.importorskip("mpi4py")
-    code = "from slurm.rank import *; c = MpiCommunicator(); print(c.rank, c.world, placement().source, c.broadcast_object(c.rank))"
+    code = "from slurm.rank import *; c = MpiCommunicator(); print(c.rank, c.world, placement().source, c.broadcast(c.rank))"
     said = cluster.run("srun", "--mpi=pmi2", "--nodes=2", "--ntasks-per-node=1", "--label", sys.executable, "-c", code)
     assert sorted(said.split("\n")[:2]) == ["0: 0 2 mpi 0", "1: 1 2 mpi 0"]

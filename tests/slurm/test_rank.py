@@ -107,7 +107,7 @@ def test_run_lengths():
 def test_alone_is_a_communicator():
     array = np.arange(3.0)
     Alone().all_reduce_sum_(array)
-    assert array.tolist() == [0, 1, 2] and Alone().broadcast_object("x") == "x"
+    assert array.tolist() == [0, 1, 2] and Alone().broadcast("x") == "x"
 
 
 MPIEXEC = shutil.which("mpiexec", path=str(Path(sys.executable).parent))  # the one of the same MPI as mpi4py's, not any on PATH
@@ -121,7 +121,7 @@ from slurm.rank import MpiCommunicator, placement
 comm = MpiCommunicator()
 sums = np.full((2, 3), 10.0 ** comm.rank)
 comm.all_reduce_sum_(sums)
-told = comm.broadcast_object({"path": "newest"} if comm.rank == 0 else None)
+told = comm.broadcast({"path": "newest"} if comm.rank == 0 else None)
 comm.barrier()
 with open(f"{sys.argv[1]}/{comm.rank}.json", "w") as file:  # mpiexec may run the lines of two ranks into one
     json.dump([comm.rank, comm.world, placement().local_world, sums.sum(), told["path"]], file)

@@ -30,7 +30,7 @@ class EngineConfig:
     clip: largest gradient norm of each model; 0 turns clipping off.
     activation_checkpointing: compute residual blocks again in the backward pass instead of keeping what is inside them.
     compile: torch.compile on the networks.
-    channels_last: memory format of weights and cubes; often faster with half precision on a GPU.
+    channels_last: memory format of weights and cubes. On an H200 in bf16 the U-Net gained up to 5 %, the VQ-GAN lost 30 %.
     timeout_minutes: a collective that takes longer ends the run with an error instead of hanging.
     hang_seconds: a rank that stays so long in one phase of a step while others wait for it is given up: all end with its name, exit
         code 75. More is allowed where steps take long: five times the longest phase so far.
