@@ -17,6 +17,7 @@ from typing import Literal
 
 import numpy as np
 import torch
+from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from data_shards.errors import InputError
@@ -235,6 +236,14 @@ def _split_large(codes_KD: Tensor, counts_K: Tensor) -> Tensor:
     codes_KD[empty] = codes_KD[large] + step
     codes_KD[large] -= step
     return codes_KD
+
+
+def matched(codes_KD: Tensor, to_KD: Tensor, comm: Communicator) -> Tensor:
+    """The order in which `codes_KD` lie nearest to `to_KD`, pair by pair (Hungarian method): so a code's number keeps its meaning."""
+    order = None
+    if comm.rank == 0:  # on rank 0 alone: processors of other kinds may round otherwise
+        order = linear_sum_assignment(torch.cdist(to_KD.double(), codes_KD.double()).square().cpu().numpy())[1]
+    return torch.from_numpy(comm.broadcast(order)).to(codes_KD.device)
 
 
 # --- k-means|| ------------------------------------------------------------------------------------------------------

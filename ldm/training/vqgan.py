@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -19,7 +20,7 @@ from torch import Tensor, nn
 from data_shards.errors import InputError
 from data_shards.order import hash64
 from data_shards.stream import Batch, CubeStream
-from ldm.kmeans import kmeans
+from ldm.kmeans import kmeans, matched
 from ldm.losses import adaptive_weight, feature_matching, gradient_difference, hinge_discriminator, last_layer_gradient, spectral_angle_rad
 from ldm.models.codebook import Codebook, usage_and_perplexity
 from ldm.models.discriminator import PatchGAN
@@ -221,11 +222,15 @@ class VQGANTrainer:
             return ended
         z_ND, ids_N = self._epoch_latents(epoch)
         config = self.codebook.config
-        # later epochs go on from the present codes: near the new means already, and code numbers keep their meaning
-        start = self.codebook.codes_KD if epoch > warmup else None
+        began, start = time.perf_counter(), self.codebook.codes_KD if epoch > warmup else None
         found = kmeans(z_ND, ids_N, k=config.codes, comm=self.engine, seed=self.seed, start_KD=start, iterations=config.kmeans_iterations)
-        self.codebook.reset(found.codes_KD, found.counts_K)
-        return {**ended, "kmeans/inertia": found.inertia, "kmeans/iterations": float(found.iterations)}
+        codes_KD, counts_K = found.codes_KD, found.counts_K
+        if found.fresh and start is not None:
+            order_K = matched(codes_KD, start, self.engine)
+            codes_KD, counts_K = codes_KD[order_K], counts_K[order_K]
+        self.codebook.reset(codes_KD, counts_K)
+        told = {"kmeans/inertia": found.inertia, "kmeans/iterations": float(found.iterations), "kmeans/fresh": float(found.fresh)}
+        return {**ended, **told, "speed/kmeans_s": time.perf_counter() - began}
 
     @torch.no_grad()
     def _epoch_latents(self, epoch: int) -> tuple[Tensor, np.ndarray]:

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from data_shards.errors import InputError
 from ldm.comm import Alone
-from ldm.kmeans import kmeans
+from ldm.kmeans import kmeans, matched
 from tests.threads import Threads
 
 
@@ -110,6 +110,14 @@ def test_the_better_of_two_starts_is_gone_on_from() -> None:
     assert not kmeans(z, ids, k=20, comm=Alone(), seed=1, start_KD=far, reseed=False).fresh
 
 
+def test_codes_are_matched_with_those_they_take_the_place_of() -> None:
+    old = torch.randn(50, 4, generator=torch.Generator().manual_seed(0))
+    mixed = torch.randperm(50, generator=torch.Generator().manual_seed(1))
+    new = (old + 0.01 * torch.randn(50, 4, generator=torch.Generator().manual_seed(2)))[mixed]
+    results = Threads(2).run(lambda comm: matched(new, old, comm))
+    assert torch.equal(mixed[results[0]], torch.arange(50)) and torch.equal(results[0], results[1])
+
+
 def test_what_lies_far_from_the_origin_is_told_apart_too() -> None:
     z, ids = blobs(), np.arange(2000)
     near, far = (kmeans(z + shift, ids, k=20, comm=Alone(), seed=0, iterations=20) for shift in (0.0, 3e4))
@@ -153,7 +161,7 @@ def test_an_iteration_is_one_all_reduce_of_sums_and_counts() -> None:
 MPIEXEC = shutil.which("mpiexec", path=str(Path(sys.executable).parent))  # the one of the same MPI as mpi4py's
 OVER_MPI = """
 import sys, numpy as np, torch
-from ldm.kmeans import kmeans
+from ldm.kmeans import kmeans, matched
 from slurm.rank import MpiCommunicator
 comm = MpiCommunicator()
 z, ids = torch.from_numpy(np.load(f"{sys.argv[1]}/z.npy")), np.arange(3000)
@@ -184,7 +192,7 @@ def test_a_rank_that_is_killed_ends_the_others(tmp_path: Path) -> None:
 import os, signal, sys, time, numpy as np, torch
 import torch.distributed as dist
 from ldm.comm import Group
-from ldm.kmeans import kmeans
+from ldm.kmeans import kmeans, matched
 rank = int(sys.argv[1])
 dist.init_process_group("gloo", init_method=f"file://{sys.argv[2]}", rank=rank, world_size=3)
 z = torch.randn(3000, 4, generator=torch.Generator().manual_seed(rank))
