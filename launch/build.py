@@ -141,6 +141,7 @@ def vqgan_trainer(
         BandNormaliser(dataset.stats, scale=dataset.scale, offset=dataset.offset, dtype=dataset.manifest.dtype),
         train,
         fov_HW=torch.from_numpy(common_fov(dataset, "train")),
+        dataset=dataset.digest,
         loss=stage.loss,
         optimizer=stage.optimizer,
         total=stage.loop.samples,

@@ -36,7 +36,7 @@ def check_latents(run: Run) -> None:
 
 
 @contextlib.contextmanager
-def _meeting(place: Placement) -> Iterator[None]:
+def meeting(place: Placement) -> Iterator[None]:
     """Around the ranks' first contact. What fails there is no fault of the input, and may be well the next time."""
     from torch.distributed import DistError
 
@@ -83,7 +83,7 @@ def train(
 
     config = getattr(run.config, stage)
     folder = getattr(run, stage)
-    with _meeting(place):
+    with meeting(place):
         engine = Engine(config.engine, batch=config.loop.batch, run_folder=folder)
     held = contextlib.ExitStack()
     try:

@@ -65,6 +65,7 @@ def kmeans(
     seed: int,
     start_KD: Tensor | None = None,
     reseed: bool = True,
+    previous: float = float("inf"),
     iterations: int = 10,
     tolerance: float = 1e-3,
     metric: Literal["euclidean", "cosine"] = "euclidean",
@@ -77,6 +78,7 @@ def kmeans(
         ids_N: a number for each vector, unique over all ranks and independent of them.
         start_KD: codes to begin with, the same on every rank.
         reseed: with `start_KD`, also draw codes by k-means||, and begin with those that fit better.
+        previous: inertia of the iteration before, of one that was interrupted and goes on from `start_KD`.
         tolerance: stop when an iteration lowers the inertia by less than this share.
         metric: 'cosine' compares directions (spherical k-means, Dhillon and Modha 2001): vectors and codes are brought to length 1.
         watch: told after each iteration, on every rank: iterations done, the codes, the inertia of those before.
@@ -106,7 +108,7 @@ def kmeans(
         fresh = now is not None and now.inertia < given.inertia
         if not fresh:
             codes_KD, now = given_KD, given
-    before, done = float("inf"), 0
+    before, done = previous, 0
     while True:
         done += 1
         means_KD = _means(codes_KD, now, unit=unit)

@@ -23,6 +23,7 @@ class CodebookConfig:
     codes: K.
     kmeans: when k-means sets the codes anew: at the start of the first epoch, of every epoch, or never.
     kmeans_vectors: latents drawn for it, over all ranks.
+    start: a file of `retinaforge codebook fit` to begin with; empty: random codes, and k-means draws its own.
     warmup_epochs: epochs in which latents pass unquantised, so that the encoder learns what to say before it learns to
         say it in K words; the first k-means comes after them.
     decay: of the EMA, per optimizer step (van den Oord et al. 2017, appendix A.1).
@@ -31,6 +32,7 @@ class CodebookConfig:
     """
 
     codes: int = 1024
+    start: str = ""
     kmeans: Literal["first", "every_epoch", "never"] = "every_epoch"
     kmeans_vectors: int = 65536
     kmeans_iterations: int = 10

@@ -10,6 +10,7 @@ import math
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,7 @@ from torch import Tensor, nn
 from data_shards.errors import InputError
 from data_shards.order import hash64
 from data_shards.stream import Batch, CubeStream
+from ldm.codebook_fit import FittedCodebook
 from ldm.kmeans import kmeans, matched
 from ldm.losses import adaptive_weight, feature_matching, gradient_difference, hinge_discriminator, last_layer_gradient, spectral_angle_rad
 from ldm.models.codebook import Codebook, usage_and_perplexity
@@ -60,6 +62,7 @@ class VQGANTrainer:
     Args:
         stream: the training stream; k-means reads the epoch's first samples through it.
         fov_HW: the field of view that generated cubes get; kept in the checkpoint.
+        dataset: digest of what it is trained on; a codebook to begin with has to come from it.
         total: samples of the whole run, for the schedules.
         flip: mirror cubes left to right, by (seed, sample, epoch).
     """
@@ -74,6 +77,7 @@ class VQGANTrainer:
         stream: CubeStream,
         *,
         fov_HW: Tensor,
+        dataset: str,
         loss: VQGANLossConfig,
         optimizer: OptimizerConfig,
         total: int,
@@ -88,7 +92,7 @@ class VQGANTrainer:
         self.module, self.plain_discriminator = vqgan, discriminator
         self.codebook = codebook.to(engine.device)
         self.normaliser = normaliser.to(engine.device)
-        self.stream, self.fov_HW = stream, fov_HW
+        self.stream, self.fov_HW, self.dataset = stream, fov_HW, dataset
         self.statistics: Tensor | None = None
         self.latents: list[tuple[np.ndarray, Tensor]] = []
         self.counts_K = torch.zeros(codebook.config.codes, dtype=torch.float64, device=engine.device)
@@ -217,12 +221,17 @@ class VQGANTrainer:
             usage, perplexity = usage_and_perplexity(self.counts_K)
             ended = {"codes/usage_epoch": usage, "codes/perplexity_epoch": perplexity}
         self.counts_K.zero_()
-        when, warmup = self.codebook.config.kmeans, self.codebook.config.warmup_epochs
+        config = self.codebook.config
+        if config.start and epoch == 0:
+            begun = FittedCodebook.read(Path(config.start))
+            channels = self.module.config.latent_channels
+            begun.check(codes=config.codes, channels=channels, dataset=self.dataset, where=config.start)
+            self.codebook.reset(begun.codes_KD.to(self.counts_K.device), begun.counts_K.to(self.counts_K.device))
+        when, warmup = config.kmeans, config.warmup_epochs
         if when == "never" or epoch < warmup or (when == "first" and epoch > warmup):
             return ended
         z_ND, ids_N = self._epoch_latents(epoch)
-        config = self.codebook.config
-        began, start = time.perf_counter(), self.codebook.codes_KD if epoch > warmup else None
+        began, start = time.perf_counter(), self.codebook.codes_KD if epoch > warmup or config.start else None
         found = kmeans(z_ND, ids_N, k=config.codes, comm=self.engine, seed=self.seed, start_KD=start, iterations=config.kmeans_iterations)
         codes_KD, counts_K = found.codes_KD, found.counts_K
         if found.fresh and start is not None:

@@ -1,0 +1,73 @@
+"""retinaforge codebook fit: a codebook from cached latents, on any number of processes."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from launch.cli.progress import progress
+
+app = typer.Typer(help="Codebooks by k-means over cached latents.", no_args_is_help=True)
+
+
+@app.command()
+def fit(
+    latents: Annotated[str, typer.Argument(help="Packed latents (from `retinaforge encode`): the folder with dataset.json, or a URL.")],
+    out: Annotated[Path, typer.Argument(help="The file to write; absent, or this very codebook.")],
+    codes: Annotated[int, typer.Option(help="How many.", min=1)] = 1024,
+    split: Annotated[str, typer.Option(help="Of the latents.")] = "train",
+    vectors: Annotated[int, typer.Option(help="Draw about so many over all processes; they are held in memory.", min=1)] = 1 << 20,
+    seed: Annotated[int, typer.Option(help="Of the draw and of the start.", min=0)] = 0,
+    iterations: Annotated[int, typer.Option(help="Of Lloyd's, at most.", min=1)] = 50,
+    tolerance: Annotated[float, typer.Option(help="Stop when one lowers the inertia by less than this share.")] = 1e-4,
+    metric: Annotated[str, typer.Option(help="euclidean, or cosine: directions alone.")] = "euclidean",
+) -> None:
+    """Fit a codebook under python, mpiexec, srun or torchrun. Killed, the same command goes on from the last iteration.
+
+    Training begins with it by vqgan.codebook.start=FILE.
+    """
+    from data_shards.dataset import Dataset
+    from data_shards.errors import InputError
+    from data_shards.stores import place_of
+    from ldm.codebook_fit import FitConfig, fit_codebook
+
+    if metric not in ("euclidean", "cosine"):
+        raise InputError(f"--metric {metric}", expected="euclidean or cosine")
+    config = FitConfig(codes=codes, split=split, vectors=vectors, seed=seed, iterations=iterations, tolerance=tolerance, metric=metric)
+    comm = _communicator()
+    main = comm.rank == 0
+
+    def told(done: int, inertia: float) -> None:
+        if main:
+            typer.echo(f"iteration {done}: inertia {inertia:.6g}", err=True)
+
+    watch = (lambda parts: progress(parts, title="read latents", unit="parts")) if main else iter
+    found = fit_codebook(Dataset(place_of(latents)), out, config, comm, watch=watch, told=told)
+    if main:
+        empty = int((found.counts_K == 0).sum())
+        typer.echo(
+            f"{out}: {codes} codes, inertia {found.about['inertia']:.6g} after {found.about['made']} iterations, {empty} unused"
+        )
+
+
+def _communicator() -> Any:
+    """How the processes that were started speak with each other: MPI's by MPI, others by torch's gloo."""
+    from ldm.comm import Alone, Group
+    from slurm.rank import MpiCommunicator, placement, torch_environ
+
+    place = placement()
+    if place.world == 1:
+        return Alone()
+    if place.source == "mpi":
+        return MpiCommunicator(place)
+    from launch.training import meeting
+
+    os.environ.update(torch_environ(place))
+    import torch
+
+    with meeting(place):
+        torch.distributed.init_process_group("gloo")
+    return Group()

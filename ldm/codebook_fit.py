@@ -1,0 +1,221 @@
+"""A codebook from cached latents, by k-means over ranks, and the file that holds it.
+
+The file is safetensors (numbers and text only): `codes`, fp32 (K, D), `counts`, float64 (K,), and a line of JSON about where they
+come from.
+
+Legend: N this rank's vectors, D latent channels, K codes.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load, save
+from torch import Tensor
+
+from data_shards import durable
+from data_shards.dataset import Dataset
+from data_shards.errors import CorruptData, InputError, RetinaforgeError
+from data_shards.order import hash64
+from data_shards.stream import CubeStream
+from ldm.comm import Communicator
+from ldm.kmeans import kmeans
+
+FORMAT = "retinaforge-codebook-1"
+
+
+@dataclass(frozen=True, kw_only=True)
+class FitConfig:
+    """
+    Attributes:
+        codes: K.
+        split: of the latents.
+        vectors: about so many are drawn, over all ranks; they are held in memory, 4 × D bytes each.
+        seed: of the draw and of the start.
+        iterations, tolerance, metric: as ldm.kmeans.
+    """
+
+    codes: int = 1024
+    split: str = "train"
+    vectors: int = 1 << 20
+    seed: int = 0
+    iterations: int = 50
+    tolerance: float = 1e-4
+    metric: Literal["euclidean", "cosine"] = "euclidean"
+
+    def __post_init__(self) -> None:
+        if self.codes < 1 or self.vectors < self.codes or self.iterations < 1:
+            raise InputError(
+                f"codes {self.codes}, vectors {self.vectors}, iterations {self.iterations}",
+                expected="at least one code and one iteration, and as many vectors as codes",
+            )
+
+
+@dataclass(frozen=True)
+class FittedCodebook:
+    """`about`: config, digests of latents, dataset and autoencoder, inertia, iterations made, and whether that was all."""
+
+    codes_KD: Tensor
+    counts_K: Tensor
+    about: dict[str, Any]
+
+    def write(self, path: Path) -> None:
+        """Whole, or not at all."""
+        about = json.dumps({**self.about, "format": FORMAT}, sort_keys=True)
+        durable.write_bytes(
+            path, save({"codes": self.codes_KD.cpu().contiguous(), "counts": self.counts_K.cpu().contiguous()}, {"retinaforge": about})
+        )
+
+    @classmethod
+    def read(cls, path: Path) -> FittedCodebook:
+        """Raises: InputError: no such file. CorruptData: damaged, or no codebook."""
+        try:
+            content = path.read_bytes()
+        except OSError as error:
+            raise InputError(
+                f"codebook cannot be read: {error.strerror}", where=path, mend="retinaforge codebook fit LATENTS FILE"
+            ) from error
+        try:
+            tensors, head = load(content), int.from_bytes(content[:8], "little")
+            about = json.loads(json.loads(content[8 : 8 + head])["__metadata__"]["retinaforge"])
+            codes_KD, counts_K = tensors["codes"], tensors["counts"]
+            sound = about["format"] == FORMAT and codes_KD.ndim == 2 and counts_K.shape == codes_KD.shape[:1]
+            sound = sound and bool(codes_KD.isfinite().all()) and bool((counts_K >= 0).all()) and codes_KD.dtype == torch.float32
+        except (SafetensorError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise CorruptData(
+                f"not a codebook: {error}", where=path, expected=FORMAT, mend="retinaforge codebook fit LATENTS FILE"
+            ) from error
+        if not sound:
+            raise CorruptData("not a codebook, or a damaged one", where=path, expected=FORMAT, mend="retinaforge codebook fit LATENTS FILE")
+        return cls(codes_KD, counts_K, about)
+
+    def check(self, *, codes: int, channels: int, dataset: str, where: object) -> None:
+        """Raises: InputError: another number of codes or channels, or fitted to latents of another dataset."""
+        found, wanted = (*self.codes_KD.shape, self.about.get("dataset")), (codes, channels, dataset)
+        if found != wanted:
+            raise InputError(
+                f"a codebook of {found[0]} codes of {found[1]} channels, from dataset {str(found[2])[:12]}",
+                where=where,
+                expected=f"{codes} codes (vqgan.codebook.codes) of {channels} channels (vqgan.model.latent_channels), "
+                f"from dataset {dataset[:12]}",
+                mend="retinaforge codebook fit with latents of this dataset, or another vqgan.codebook.start",
+            )
+
+
+def drawn(latents: Dataset, config: FitConfig, rank: int, world: int, watch: Callable[[Any], Any] = iter) -> tuple[Tensor, np.ndarray]:
+    """This rank's share of the drawn vectors, (N, D), and a number for each; together the same ones whatever the world is.
+
+    A vector is taken when a hash of (seed, its number) falls below a bound: no rank needs to hear of the others, and only the samples
+    that have any are read.
+    """
+    d, h, w = latents.shape
+    places, count = h * w, latents.count(config.split)
+    share = config.vectors / (count * places)
+
+    def chosen(i: int) -> np.ndarray:
+        ids = i * places + np.arange(places)
+        return (
+            np.flatnonzero(hash64(config.seed, ids, 0x666974) < np.uint64(min(share, 1 - 2**-53) * 2**64))
+            if share < 1
+            else np.arange(places)
+        )
+
+    wanted = [(i, at) for i in range(rank, count, world) if len(at := chosen(i))]
+    stream, parts, ids = CubeStream(latents, config.split, batch_size=1), [torch.empty(0, d)], [np.empty(0, np.int64)]
+    for first in watch(range(0, len(wanted), 16)):
+        some = wanted[first : first + 16]
+        batch = stream.read(np.array([i for i, _ in some]))
+        for (i, at), z_DHW in zip(some, batch.cubes_BCHW, strict=True):
+            parts.append(z_DHW.flatten(1).T[torch.from_numpy(at)].float())
+            ids.append(i * places + at)
+    return torch.cat(parts), np.concatenate(ids)
+
+
+def fit_codebook(
+    latents: Dataset,
+    out: Path,
+    config: FitConfig,
+    comm: Communicator,
+    *,
+    device: torch.device | str = "cpu",
+    watch: Callable[[Any], Any] = iter,
+    told: Callable[[int, float], None] = lambda done, inertia: None,
+) -> FittedCodebook:
+    """Fit and write a codebook; fitted already, it is only read. Killed, the same call goes on from the last iteration. Collective.
+
+    Raises:
+        InputError (on every rank): cubes in place of latents, another codebook at `out`, or as ldm.kmeans.
+    """
+    source = {**asdict(config), "latents": latents.digest, **latents.manifest.source.get("encode", {})}
+    kept = out.with_name(f".{out.name}.unfinished")
+    begun = _agreed(comm, lambda: _standing(latents, out, kept, source, config))
+    if begun is not None and begun.about.get("done"):
+        return begun
+    z_ND, ids_N = drawn(latents, config, comm.rank, comm.world, watch)
+    before = begun.about["made"] if begun else 0
+
+    def keep(done: int, codes_KD: Tensor, inertia: float) -> None:
+        told(before + done, inertia)
+        if comm.rank == 0:
+            about = {**source, "made": before + done, "inertia": inertia, "done": False}
+            FittedCodebook(codes_KD, torch.zeros(len(codes_KD), dtype=torch.float64), about).write(kept)
+
+    found = kmeans(
+        z_ND.to(device),
+        ids_N,
+        k=config.codes,
+        comm=comm,
+        seed=config.seed,
+        start_KD=begun.codes_KD.to(device) if begun else None,
+        reseed=False,
+        previous=begun.about["inertia"] if begun else float("inf"),
+        iterations=max(1, config.iterations - before),
+        tolerance=config.tolerance,
+        metric=config.metric,
+        watch=keep,
+    )
+    about = {**source, "made": before + found.iterations, "inertia": found.inertia, "done": True}
+    fitted = FittedCodebook(found.codes_KD.cpu(), found.counts_K.cpu(), about)
+
+    def publish() -> None:
+        fitted.write(out)
+        kept.unlink(missing_ok=True)
+
+    _agreed(comm, publish)
+    return fitted
+
+
+def _standing(latents: Dataset, out: Path, kept: Path, source: dict[str, Any], config: FitConfig) -> FittedCodebook | None:
+    """The codebook at `out` where it is the one asked for, or what a killed fit left of it."""
+    if latents.payload != "latent":
+        raise InputError(f"a set of {latents.payload}s", where=latents.path, expected="latents", mend="retinaforge encode PRESET")
+    latents.check(config.split)
+    for path in (out, kept):
+        if path.exists():
+            found = FittedCodebook.read(path)
+            if {**found.about, **source} == found.about:
+                return found
+            if path == out:
+                raise InputError("another codebook stands here", where=out, mend=f"choose another place, or rm {out}")
+    return None
+
+
+def _agreed(comm: Communicator, action: Callable[[], Any]) -> Any:
+    """What `action` gives on rank 0, on every rank; an error of it ends them all."""
+    value: Any = None
+    if comm.rank == 0:
+        try:
+            value = action()
+        except RetinaforgeError as error:
+            value = error
+    value = comm.broadcast(value)
+    if isinstance(value, RetinaforgeError):
+        raise value
+    return value

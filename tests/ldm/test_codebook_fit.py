@@ -1,0 +1,164 @@
+"""Codebooks from latents: the same vectors whatever the world, exact after a kill, and refused where they do not belong."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from data_shards.cube import Cube, CubeMeta
+from data_shards.dataset import Dataset
+from data_shards.errors import CorruptData, InputError
+from data_shards.pack import write_dataset
+from launch import build
+from launch.config import load
+from ldm.codebook_fit import FitConfig, FittedCodebook, drawn, fit_codebook
+from ldm.comm import Alone
+from ldm.training.engine import Engine
+from tests.threads import Threads
+
+ROOT = Path(__file__).parents[2]
+CONFIG = FitConfig(codes=16, vectors=600, iterations=12, tolerance=-1.0)
+
+
+@pytest.fixture(scope="module")
+def latents(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
+    rng, folder = np.random.default_rng(0), tmp_path_factory.mktemp("latents") / "set"
+    cubes = (
+        Cube(
+            data_CHW=(rng.normal(size=(4, 8, 8)) + rng.integers(0, 6, (1, 8, 8))).astype(np.float32),
+            meta=CubeMeta(key=f"z{i:03d}", wavelengths_nm=(0.0, 1.0, 2.0, 3.0), scale=1.0, subject_id=f"s{i}"),
+        )
+        for i in range(40)
+    )
+    write_dataset(folder, {"train": cubes}, source={"encode": {"dataset": "d" * 64, "autoencoder": "a" * 64}})
+    return Dataset(folder)
+
+
+def test_the_same_vectors_are_drawn_whatever_the_world(latents: Dataset) -> None:
+    z, ids = drawn(latents, CONFIG, 0, 1)
+    assert 500 < len(z) < 700 and len(set(ids.tolist())) == len(ids)
+    for world in (2, 3, 50):
+        parts = [drawn(latents, CONFIG, rank, world) for rank in range(world)]
+        together = np.concatenate([i for _, i in parts])
+        order = np.argsort(together)
+        assert np.array_equal(together[order], np.sort(ids))
+        assert torch.equal(torch.cat([v for v, _ in parts])[order], z[np.argsort(ids)])
+    everything, _ = drawn(latents, dataclasses.replace(CONFIG, vectors=10**6), 0, 1)
+    assert len(everything) == 40 * 64
+
+
+def test_a_fit_is_written_found_again_and_the_same_on_any_number_of_ranks(latents: Dataset, tmp_path: Path) -> None:
+    one = fit_codebook(latents, tmp_path / "one", CONFIG, Alone())
+    assert one.about["done"] and one.about["made"] == 12 and one.about["dataset"] == "d" * 64
+    results = Threads(3).run(lambda comm: fit_codebook(latents, tmp_path / "three", CONFIG, comm))
+    for found in results:
+        torch.testing.assert_close(found.codes_KD, one.codes_KD, rtol=1e-5, atol=1e-5)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["one", "three"]
+    again = fit_codebook(latents, tmp_path / "one", CONFIG, Alone(), told=lambda *_: pytest.fail("fitted anew"))
+    assert torch.equal(again.codes_KD, one.codes_KD)
+    results = Threads(2).run(lambda comm: fit_codebook(latents, tmp_path / "one", dataclasses.replace(CONFIG, seed=1), comm))
+    assert all(isinstance(found, InputError) and "another codebook stands here" in str(found) for found in results)
+
+
+def test_a_killed_fit_goes_on_to_the_very_same_codes(latents: Dataset, tmp_path: Path) -> None:
+    straight = fit_codebook(latents, tmp_path / "straight", CONFIG, Alone())
+    said: list[int] = []
+
+    def stop(done: int, inertia: float) -> None:
+        said.append(done)
+        if len(said) == 5:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        fit_codebook(latents, tmp_path / "cut", CONFIG, Alone(), told=stop)
+    assert [path.name for path in tmp_path.iterdir() if "cut" in path.name] == [".cut.unfinished"]
+    found = fit_codebook(latents, tmp_path / "cut", CONFIG, Alone(), told=lambda done, inertia: said.append(done))
+    assert said == [1, 2, 3, 4, 5, *range(5, 13)] and torch.equal(found.codes_KD, straight.codes_KD)
+    assert (tmp_path / "cut").read_bytes() == (tmp_path / "straight").read_bytes()
+
+
+def words(latents: Dataset, out: Path) -> list[str]:
+    fit = ["codebook", "fit", str(latents.path), str(out), "--codes", "16", "--vectors", "600", "--iterations", "12", "--tolerance", "-1"]
+    return [sys.executable, "-m", "launch", *fit]
+
+
+MPIEXEC = shutil.which("mpiexec", path=str(Path(sys.executable).parent))
+
+
+@pytest.mark.parametrize("launcher", ["mpiexec", "torchrun"])
+def test_the_verb_under_a_launcher(latents: Dataset, tmp_path: Path, launcher: str) -> None:
+    if launcher == "mpiexec" and MPIEXEC is None:
+        pytest.skip("no mpiexec beside this Python: pip install 'retinaforge[mpi]'")
+    one = fit_codebook(latents, tmp_path / "one", CONFIG, Alone())
+    python, *rest = words(latents, tmp_path / "two")
+    before = [MPIEXEC, "-n", "2", python] if launcher == "mpiexec" else [python, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
+    rest = rest if launcher == "mpiexec" else rest[1:]
+    before = before if launcher == "mpiexec" else [*before, "-m"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run([*before, *rest], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "16 codes, inertia" in done.stdout and "iteration 12: inertia" in done.stderr and done.stderr.count("iteration 12") == 1
+    torch.testing.assert_close(FittedCodebook.read(tmp_path / "two").codes_KD, one.codes_KD, rtol=1e-5, atol=1e-5)
+
+
+def test_a_sigkill_loses_an_iteration_at_most(latents: Dataset, tmp_path: Path) -> None:
+    command = words(latents, tmp_path / "out")
+    command[command.index("12")] = "100000"
+    process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True)
+    for line in process.stderr:
+        if line.startswith("iteration 3:"):
+            break
+    os.kill(process.pid, signal.SIGKILL)
+    process.communicate()
+    assert FittedCodebook.read(tmp_path / ".out.unfinished").about["made"] >= 2 and not (tmp_path / "out").exists()
+
+
+def test_damaged_files_are_found_and_others_refused(latents: Dataset, packed: Path, tmp_path: Path) -> None:
+    fit_codebook(latents, tmp_path / "codes", CONFIG, Alone())
+    content = (tmp_path / "codes").read_bytes()
+    for cut in (0, 5, 40, len(content) - 1):
+        (tmp_path / "cut").write_bytes(content[:cut])
+        with pytest.raises(CorruptData):
+            FittedCodebook.read(tmp_path / "cut")
+    fitted = FittedCodebook.read(tmp_path / "codes")
+    fitted.codes_KD[3, 1] = float("nan")
+    fitted.write(tmp_path / "nan")
+    with pytest.raises(CorruptData, match="damaged"):
+        FittedCodebook.read(tmp_path / "nan")
+    with pytest.raises(InputError, match="cannot be read"):
+        FittedCodebook.read(tmp_path / "none")
+    with pytest.raises(InputError, match="a set of cubes"):
+        fit_codebook(Dataset(packed), tmp_path / "x", CONFIG, Alone())
+    with pytest.raises(InputError, match="codes 16, vectors 3"):
+        FitConfig(codes=16, vectors=3)
+
+
+def test_training_begins_with_a_fitted_codebook_and_refuses_one_from_elsewhere(dataset: Dataset, tmp_path: Path) -> None:
+    small = load("demo").vqgan
+    path = tmp_path / "codes"
+    stage = dataclasses.replace(
+        small,
+        codebook=dataclasses.replace(small.codebook, codes=16, kmeans="never", kmeans_vectors=512, start=str(path)),
+        loop=dataclasses.replace(small.loop, batch=4),
+        engine=dataclasses.replace(small.engine, tracker="none"),
+    )
+    trainer, *_ = build.vqgan_trainer(stage, dataset, Engine(stage.engine))
+    codes, counts = torch.randn(16, 8), torch.arange(1.0, 17.0, dtype=torch.float64)
+    for wrong in ({"dataset": "elsewhere"}, {"codes": torch.randn(16, 7)}, {"codes": torch.randn(17, 8)}):
+        other = wrong.get("codes", codes)
+        FittedCodebook(other, torch.ones(len(other), dtype=torch.float64), {"dataset": wrong.get("dataset", dataset.digest)}).write(path)
+        with pytest.raises(InputError, match="a codebook of"):
+            trainer.start_epoch(0)
+    FittedCodebook(codes, counts, {"dataset": dataset.digest}).write(path)
+    trainer.start_epoch(0)
+    assert torch.equal(trainer.codebook.codes_KD, codes)
+    torch.testing.assert_close(trainer.codebook.share_K.double(), counts * 16 / counts.sum())
