@@ -6,7 +6,7 @@ A batch is one run of page-aligned memory, from which a GPU would copy. Ours are
 Peers go the way that their documentation shows, through a DataLoader that stacks a batch, and are copied into one staging
 buffer; "items" is the shortest way there is: their samples one by one, without stacking, copied into its places. The floor is one
 thread's pread of cube after cube into one buffer. In the round that is not counted every cube is compared, bit for bit.
-Every round reads every cube four times (crops: 16 times, from a cold disk: once), and rounds alternate between loaders.
+Every round reads every cube 8 times (crops: 16 times, from a cold disk: once), and rounds alternate between loaders.
 """
 
 from __future__ import annotations
@@ -243,8 +243,8 @@ def warm_cubes(folder: Path, sets: dict[str, Dataset], made: np.ndarray, peers: 
         "webdataset, 2 workers": webdataset_2w(folder / "raw", crop=False),
         **peers,
     }
-    # threads and processes start anew each round, and read on a little beyond its end: four times all cubes, so that this weighs little
-    return measure(loaders, staging_of(SHAPE), lambda i: made[i], len(made), rounds, times=4)
+    # threads and processes start anew each round, and read on a little beyond its end: eight times all cubes, so that this weighs little
+    return measure(loaders, staging_of(SHAPE), lambda i: made[i], len(made), rounds, times=8)
 
 
 def warm_crops(folder: Path, sets: dict[str, Dataset], made: np.ndarray, rounds: int) -> Found:

@@ -48,9 +48,7 @@ def fit(
     found = fit_codebook(Dataset(place_of(latents)), out, config, comm, watch=watch, told=told)
     if main:
         empty = int((found.counts_K == 0).sum())
-        typer.echo(
-            f"{out}: {codes} codes, inertia {found.about['inertia']:.6g} after {found.about['made']} iterations, {empty} unused"
-        )
+        typer.echo(f"{out}: {codes} codes, inertia {found.about['inertia']:.6g} after {found.about['made']} iterations, {empty} unused")
 
 
 def _communicator() -> Any:
