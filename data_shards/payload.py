@@ -80,7 +80,7 @@ def blocks_of(content: bytes | memoryview, codec_name: str, shape: tuple[int, ..
         if head < 0 or (codec_name == "raw" and head):
             raise CorruptData(f"payload of {len(content)} bytes", where=where, expected=f"{len(content) - head} bytes: {dtype} {shape}")
         return Blocks(layout, head + itemsize * np.array([layout.start(k) for k in range(len(layout) + 1)], np.int64))
-    fixed, itemsize = len(BLOCKS) + 16, np.dtype(dtype).itemsize
+    fixed = len(BLOCKS) + 16
     *block, count = np.frombuffer(content[len(BLOCKS) : fixed], "<u4").tolist() if len(content) >= fixed else (0, 0, 0, 0)
     try:
         layout = Layout(tuple(int(n) for n in shape), *block)
@@ -108,17 +108,20 @@ def decode_into(content: bytes | memoryview, codec_name: str, out: np.ndarray, w
         if shape != out.shape or dtype != out.dtype.name:
             raise CorruptData(f"payload is {dtype} {shape}", where=where, expected=f"{out.dtype} {out.shape}")
     blocks, view = blocks_of(content, codec_name, out.shape, out.dtype.name, where), memoryview(content)
-    if codec_name in STORED and blocks.layout.in_order:
-        out.reshape(-1).view(np.uint8)[:] = np.frombuffer(view[blocks.edge_K1[0] :], np.uint8)
-        return
-    for box in chain.from_iterable(blocks.layout.runs()):
-        edges = blocks.edge_K1[box.first : box.last + 1].tolist()
-        if codec_name in STORED:
-            values_N = np.frombuffer(view[edges[0] : edges[-1]], out.dtype)
-        else:
-            values_N = np.empty(math.prod(box.shape), out.dtype)
-            decode_blocks(view, codec_name, blocks.layout, box.first, edges, values_N, where)
-        place(values_N, box, None, out)
+    layout, edges = blocks.layout, blocks.edge_K1.tolist()
+    if layout.in_order and codec_name in STORED:
+        out.reshape(-1).view(np.uint8)[:] = np.frombuffer(view[edges[0] :], np.uint8)
+    elif layout.in_order:
+        decode_blocks(view, codec_name, layout, 0, edges, out.reshape(-1), where)
+    else:
+        for box in chain.from_iterable(layout.runs()):
+            a, b = edges[box.first], edges[box.last]
+            if codec_name in STORED:
+                values_N = np.frombuffer(view[a:b], out.dtype)
+            else:
+                values_N = np.empty(math.prod(box.shape), out.dtype)
+                decode_blocks(view, codec_name, layout, box.first, [a, b], values_N, where)
+            place(values_N, box, None, out)
 
 
 def decode_blocks(
