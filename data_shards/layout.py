@@ -23,6 +23,8 @@ ENCODED_BYTES = 256 << 10  # of one that is encoded: smaller ones cost reading t
 TILE_BYTES = 512 << 10  # of a tile at most: then it holds fewer bands
 TILE = 96  # pixels: 256 x 256 crops were read fastest with 84 to 112 of 48 to 112
 
+REMEMBERED = 256  # blocks of a region, at most, whose places are kept: thousands of regions of tiny tiles would fill the memory
+
 
 @dataclass(frozen=True)
 class Region:
@@ -115,7 +117,9 @@ class Layout:
         wanted = range(c) if region.bands is None else region.bands
         rows = region.top // self.rows, -(-region.bottom // self.rows)
         columns = region.left // self.columns, -(-region.right // self.columns)
-        return _runs(self, tuple(sorted({band // self.bands for band in wanted})), rows, columns)
+        groups = tuple(sorted({band // self.bands for band in wanted}))
+        few = len(groups) * (rows[1] - rows[0]) * (columns[1] - columns[0]) <= REMEMBERED
+        return (_runs if few else _runs.__wrapped__)(self, groups, rows, columns)
 
 
 @functools.lru_cache(maxsize=4096)

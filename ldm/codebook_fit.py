@@ -9,6 +9,7 @@ Legend: N this rank's vectors, D latent channels, K codes.
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -22,12 +23,13 @@ from torch import Tensor
 
 from data_shards import durable
 from data_shards.dataset import Dataset
-from data_shards.errors import CorruptData, InputError, RetinaforgeError
+from data_shards.errors import CorruptData, InputError
 from data_shards.order import hash64
 from data_shards.stream import CubeStream
 from ldm.comm import Communicator
 from ldm.kmeans import kmeans
 
+LOGGER = logging.getLogger("retinaforge")
 FORMAT = "retinaforge-codebook-1"
 
 
@@ -51,10 +53,10 @@ class FitConfig:
     metric: Literal["euclidean", "cosine"] = "euclidean"
 
     def __post_init__(self) -> None:
-        if self.codes < 1 or self.vectors < self.codes or self.iterations < 1:
+        if self.codes < 1 or self.vectors < 2 * self.codes or self.iterations < 1:
             raise InputError(
                 f"codes {self.codes}, vectors {self.vectors}, iterations {self.iterations}",
-                expected="at least one code and one iteration, and as many vectors as codes",
+                expected="at least one code and one iteration, and twice as many vectors as codes: how many are drawn is left to chance",
             )
 
 
@@ -82,22 +84,29 @@ class FittedCodebook:
             raise InputError(
                 f"codebook cannot be read: {error.strerror}", where=path, mend="retinaforge codebook fit LATENTS FILE"
             ) from error
+        damaged = {"where": path, "expected": FORMAT, "mend": f"choose another place, or rm {path} and fit it anew"}
         try:
             tensors, head = load(content), int.from_bytes(content[:8], "little")
             about = json.loads(json.loads(content[8 : 8 + head])["__metadata__"]["retinaforge"])
             codes_KD, counts_K = tensors["codes"], tensors["counts"]
-            sound = about["format"] == FORMAT and codes_KD.ndim == 2 and counts_K.shape == codes_KD.shape[:1]
-            sound = sound and bool(codes_KD.isfinite().all()) and bool((counts_K >= 0).all()) and codes_KD.dtype == torch.float32
-        except (SafetensorError, ValueError, KeyError, TypeError, AttributeError) as error:
-            raise CorruptData(
-                f"not a codebook: {error}", where=path, expected=FORMAT, mend="retinaforge codebook fit LATENTS FILE"
-            ) from error
+            kinds = codes_KD.dtype is torch.float32 and counts_K.dtype is torch.float64 and about["format"] == FORMAT
+            sound = kinds and codes_KD.ndim == 2 and counts_K.shape == codes_KD.shape[:1] and isinstance(about.get("made"), int)
+            sound = sound and bool(codes_KD.isfinite().all() & counts_K.isfinite().all() & (counts_K >= 0).all())
+            sound = sound and isinstance(about.get("inertia"), float) and isinstance(about.get("done"), bool)
+        except (SafetensorError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+            raise CorruptData(f"not a codebook: {error}", **damaged) from error
         if not sound:
-            raise CorruptData("not a codebook, or a damaged one", where=path, expected=FORMAT, mend="retinaforge codebook fit LATENTS FILE")
+            raise CorruptData("not a codebook, or a damaged one", **damaged)
         return cls(codes_KD, counts_K, about)
 
     def check(self, *, codes: int, channels: int, dataset: str, where: object) -> None:
-        """Raises: InputError: another number of codes or channels, or fitted to latents of another dataset."""
+        """Raises: InputError: unfinished, for directions alone, of other codes or channels, or from another dataset's latents."""
+        if not self.about["done"] or self.about.get("metric") != "euclidean":
+            raise InputError(
+                f"a codebook that is {'of directions (cosine)' if self.about['done'] else 'not finished'}",
+                where=where,
+                expected="one that `codebook fit` finished, with --metric euclidean: the VQ-GAN compares by distance",
+            )
         found, wanted = (*self.codes_KD.shape, self.about.get("dataset")), (codes, channels, dataset)
         if found != wanted:
             raise InputError(
@@ -151,21 +160,24 @@ def fit_codebook(
     """Fit and write a codebook; fitted already, it is only read. Killed, the same call goes on from the last iteration. Collective.
 
     Raises:
-        InputError (on every rank): cubes in place of latents, another codebook at `out`, or as ldm.kmeans.
+        InputError, CorruptData, TryAgain (on every rank, whichever it happened on): cubes in place of latents, another codebook at
+            `out`, latents that cannot be read, a full disk, or as ldm.kmeans.
     """
-    source = {**asdict(config), "latents": latents.digest, **latents.manifest.source.get("encode", {})}
+    encoded = latents.manifest.source.get("encode")
+    origin = {name: str(encoded.get(name, "")) for name in ("dataset", "autoencoder")} if isinstance(encoded, dict) else {}
+    source = {**asdict(config), "latents": latents.digest, **origin}
     kept = out.with_name(f".{out.name}.unfinished")
-    begun = _agreed(comm, lambda: _standing(latents, out, kept, source, config))
-    if begun is not None and begun.about.get("done"):
+    begun = _together(comm, lambda: _standing(latents, out, kept, source) if comm.rank == 0 else None)
+    if begun is not None and begun.about["done"]:
         return begun
-    z_ND, ids_N = drawn(latents, config, comm.rank, comm.world, watch)
+    z_ND, ids_N = _together(comm, lambda: drawn(latents, config, comm.rank, comm.world, watch), each=True)
     before = begun.about["made"] if begun else 0
 
-    def keep(done: int, codes_KD: Tensor, inertia: float) -> None:
+    def keep(done: int, codes_KD: Tensor, inertia: float, converged: bool) -> None:
         told(before + done, inertia)
-        if comm.rank == 0:
-            about = {**source, "made": before + done, "inertia": inertia, "done": False}
-            FittedCodebook(codes_KD, torch.zeros(len(codes_KD), dtype=torch.float64), about).write(kept)
+        about = {**source, "made": before + done, "inertia": inertia, "converged": converged, "done": False}
+        state = FittedCodebook(codes_KD, torch.zeros(len(codes_KD), dtype=torch.float64), about)
+        _together(comm, lambda: state.write(kept) if comm.rank == 0 else None)
 
     found = kmeans(
         z_ND.to(device),
@@ -176,7 +188,7 @@ def fit_codebook(
         start_KD=begun.codes_KD.to(device) if begun else None,
         reseed=False,
         previous=begun.about["inertia"] if begun else float("inf"),
-        iterations=max(1, config.iterations - before),
+        iterations=0 if begun and begun.about.get("converged") else config.iterations - before,
         tolerance=config.tolerance,
         metric=config.metric,
         watch=keep,
@@ -188,34 +200,39 @@ def fit_codebook(
         fitted.write(out)
         kept.unlink(missing_ok=True)
 
-    _agreed(comm, publish)
+    _together(comm, lambda: publish() if comm.rank == 0 else None)
     return fitted
 
 
-def _standing(latents: Dataset, out: Path, kept: Path, source: dict[str, Any], config: FitConfig) -> FittedCodebook | None:
+def _standing(latents: Dataset, out: Path, kept: Path, source: dict[str, Any]) -> FittedCodebook | None:
     """The codebook at `out` where it is the one asked for, or what a killed fit left of it."""
     if latents.payload != "latent":
         raise InputError(f"a set of {latents.payload}s", where=latents.path, expected="latents", mend="retinaforge encode PRESET")
-    latents.check(config.split)
-    for path in (out, kept):
-        if path.exists():
-            found = FittedCodebook.read(path)
-            if {**found.about, **source} == found.about:
-                return found
-            if path == out:
-                raise InputError("another codebook stands here", where=out, mend=f"choose another place, or rm {out}")
-    return None
+    latents.check(source["split"])
+    if out.exists():
+        found = FittedCodebook.read(out)
+        if not found.about["done"] or {**found.about, **source} != found.about:
+            raise InputError("another codebook stands here", where=out, mend=f"choose another place, or rm {out}")
+        return found
+    if not kept.exists():
+        return None
+    try:
+        found = FittedCodebook.read(kept)
+    except CorruptData as error:
+        LOGGER.warning("what a killed fit left cannot be used, so it begins anew: %s: %s", kept, error.what)
+        return None
+    same = {**found.about, **source} == found.about and found.codes_KD.shape == (source["codes"], latents.shape[0])
+    return found if same and not found.about["done"] else None
 
 
-def _agreed(comm: Communicator, action: Callable[[], Any]) -> Any:
-    """What `action` gives on rank 0, on every rank; an error of it ends them all."""
-    value: Any = None
-    if comm.rank == 0:
-        try:
-            value = action()
-        except RetinaforgeError as error:
-            value = error
-    value = comm.broadcast(value)
-    if isinstance(value, RetinaforgeError):
-        raise value
-    return value
+def _together(comm: Communicator, action: Callable[[], Any], *, each: bool = False) -> Any:
+    """What `action` gives on rank 0, on every rank (`each`: to each its own). An error of it on any rank ends them all."""
+    value, error = None, None
+    try:
+        value = action()
+    except Exception as raised:
+        error = raised
+    for rank, other in enumerate(comm.gather(error)):
+        if other is not None:
+            raise error or other from (None if rank == comm.rank else other)
+    return value if each else comm.broadcast(value)

@@ -27,6 +27,8 @@ from ldm.nearest import nearest_code
 
 SAMPLE_A_CODE, ROUNDS, OVERSAMPLING, REFINED = 128, 5, 2, 5
 BLOCK, SUMMED = 1 << 16, 1 << 12
+LARGEST_SQUARE = 1e36  # of a vector's length: the search is in float32
+MOST_TRIED = 4096  # codes; of more, a start by several draws each would take minutes
 
 
 @dataclass(frozen=True)
@@ -69,7 +71,7 @@ def kmeans(
     iterations: int = 10,
     tolerance: float = 1e-3,
     metric: Literal["euclidean", "cosine"] = "euclidean",
-    watch: Callable[[int, Tensor, float], None] | None = None,
+    watch: Callable[[int, Tensor, float, bool], None] | None = None,
 ) -> KMeans:
     """Codes of small mean squared distance to the vectors. Collective: a rank without vectors calls it too.
 
@@ -79,9 +81,11 @@ def kmeans(
         start_KD: codes to begin with, the same on every rank.
         reseed: with `start_KD`, also draw codes by k-means||, and begin with those that fit better.
         previous: inertia of the iteration before, of one that was interrupted and goes on from `start_KD`.
+        iterations: at most so many; 0: only assign.
         tolerance: stop when an iteration lowers the inertia by less than this share.
         metric: 'cosine' compares directions (spherical k-means, Dhillon and Modha 2001): vectors and codes are brought to length 1.
-        watch: told after each iteration, on every rank: iterations done, the codes, the inertia of those before.
+        watch: told after each iteration, on every rank: iterations done, the codes, the inertia of those before, and whether it was the
+            last because the inertia hardly fell.
 
     Raises:
         InputError (on every rank): fewer different vectors than codes; vectors that are not finite, of another dimension on
@@ -91,7 +95,9 @@ def kmeans(
     if unit:
         z_ND = z_ND / z_ND.norm(dim=1, keepdim=True)  # of length 0: NaN from here on
     moments = _moments(z_ND)
-    count = _checked(z_ND, ids_N, k, comm, finite=bool(moments[-1].isfinite()), unit=unit)
+    count = _checked(z_ND, ids_N, k, comm, sound=float(moments[-1]) < LARGEST_SQUARE, unit=unit)
+    if start_KD is not None and not bool(start_KD.isfinite().all()):
+        raise InputError("codes to begin with that are NaN or infinite", where="k-means of the codebook", expected="finite codes")
     z_ND, centre_D, squares = _centred(z_ND, comm.all_reduce_sum_(moments), comm, count, unit=unit)
 
     def assigned(codes_KD: Tensor) -> _Assigned:
@@ -99,26 +105,22 @@ def kmeans(
         sums_KD, counts_K = packed[:, :-1], packed[:, -1]
         return _Assigned(sums_KD, counts_K, _inertia(codes_KD, sums_KD, counts_K, squares, count))
 
-    codes_KD = _seeded(z_ND, ids_N, k, comm, seed, count) if start_KD is None or reseed else None
+    codes_KD = _at_length_1(_seeded(z_ND, ids_N, k, comm, seed, count), unit) if start_KD is None or reseed else None
     now = assigned(codes_KD) if codes_KD is not None else None
     fresh = True
     if start_KD is not None:
-        given_KD = start_KD.to(z_ND) if centre_D is None else (start_KD.to(z_ND).double() - centre_D).float()
+        given_KD = _at_length_1(start_KD.to(z_ND) if centre_D is None else (start_KD.to(z_ND).double() - centre_D).float(), unit)
         given = assigned(given_KD)
         fresh = now is not None and now.inertia < given.inertia
         if not fresh:
             codes_KD, now = given_KD, given
-    before, done = previous, 0
-    while True:
-        done += 1
-        means_KD = _means(codes_KD, now, unit=unit)
-        codes_KD = _split_large(means_KD, now.counts_K)
+    before, done, converged = previous, 0, False
+    while done < iterations and not converged:
+        now = now if done == 0 else assigned(codes_KD)
+        codes_KD = _at_length_1(_split_large(_means(codes_KD, now), now.counts_K), unit)
+        done, converged, before = done + 1, before - now.inertia <= tolerance * now.inertia, now.inertia
         if watch:
-            watch(done, _placed(codes_KD, centre_D), now.inertia)
-        converged, before = before - now.inertia <= tolerance * now.inertia, now.inertia
-        if done >= iterations or converged:
-            break
-        now = assigned(codes_KD)
+            watch(done, _placed(codes_KD, centre_D), now.inertia, converged)
     if bool((now.counts_K == 0).any()):  # codes that were just moved into a large cluster: who is near them?
         now = assigned(codes_KD)
         inertia = now.inertia
@@ -127,9 +129,9 @@ def kmeans(
     return KMeans(_placed(codes_KD, centre_D), now.counts_K, inertia, done, fresh)
 
 
-def _checked(z_ND: Tensor, ids_N: np.ndarray, k: int, comm: Communicator, *, finite: bool, unit: bool) -> int:
+def _checked(z_ND: Tensor, ids_N: np.ndarray, k: int, comm: Communicator, *, sound: bool, unit: bool) -> int:
     """How many vectors all ranks have. Every rank sees what is wrong on any, so none waits for one that left."""
-    wrong = torch.empty(0) if finite else torch.nonzero(~z_ND.isfinite().all(1)).flatten()
+    wrong = torch.empty(0) if sound else torch.nonzero(~(z_ND.double().square().sum(1) < LARGEST_SQUARE)).flatten()
     first = int(ids_N[int(wrong[0])]) if len(wrong) else -1
     told = comm.gather((len(z_ND), z_ND.shape[1], len(wrong), first))
     count, where = sum(n for n, *_ in told), "k-means of the codebook"
@@ -138,12 +140,12 @@ def _checked(z_ND: Tensor, ids_N: np.ndarray, k: int, comm: Communicator, *, fin
         raise InputError("latents of different dimensions", where=where, expected=f"one on all ranks ({by_rank})")
     if bad := sum(b for *_, b, _ in told):
         rank, number = next((rank, first) for rank, (*_, b, first) in enumerate(told) if b)
-        kind = "NaN, infinite or of length 0" if unit else "NaN or infinite"
+        kind = "NaN, infinite or of length 0" if unit else "NaN, infinite or too large"
         raise InputError(
             f"{bad} of {count} latents are {kind}, the first: number {number}, on rank {rank}",
             where=where,
-            expected="finite latents",
-            mend="lower the learning rate: vqgan.optimizer.lr",
+            expected=f"finite latents, of lengths below {LARGEST_SQUARE**0.5:.0e}",
+            mend="train the encoder at a lower learning rate (vqgan.optimizer.lr), then encode anew",
         )
     if count < k:
         raise _too_few(count, "latents", k)
@@ -155,7 +157,7 @@ def _too_few(found: int, what: str, k: int) -> InputError:
         f"{found} {what} for {k} codes",
         where="k-means of the codebook",
         expected="at least one a code",
-        mend="lower vqgan.codebook.codes, or give more latents: vqgan.codebook.kmeans_vectors",
+        mend="fewer codes (vqgan.codebook.codes; --codes), or more latents (vqgan.codebook.kmeans_vectors; --vectors)",
     )
 
 
@@ -215,18 +217,18 @@ def _inertia(codes_KD: Tensor, sums_KD: Tensor, counts_K: Tensor, squares: float
     """Mean of ‖z − c‖² = ‖z‖² − 2 z·c + ‖c‖² from the sums alone; in float64, and of vectors that lie around the origin."""
     wide_KD = codes_KD.double()
     total = squares - 2 * (wide_KD * sums_KD).sum() + (counts_K * wide_KD.square().sum(1)).sum()
-    return max(0.0, float(total) / count)
+    return max(0.0, float(total) / count) if bool(total.isfinite()) else float("inf")
 
 
-def _means(codes_KD: Tensor, now: _Assigned, *, unit: bool) -> Tensor:
+def _means(codes_KD: Tensor, now: _Assigned) -> Tensor:
     """The mean of each code's vectors; a code without any stays."""
     means_KD = now.sums_KD / now.counts_K.clamp(min=1)[:, None]
-    kept_K = now.counts_K == 0
-    if unit:
-        length_K = means_KD.norm(dim=1)
-        kept_K |= length_K == 0
-        means_KD = means_KD / length_K.clamp(min=1e-30)[:, None]
-    return torch.where(kept_K[:, None], codes_KD.double(), means_KD).float()
+    return torch.where((now.counts_K == 0)[:, None], codes_KD.double(), means_KD).float()
+
+
+def _at_length_1(codes_KD: Tensor, unit: bool) -> Tensor:
+    """For 'cosine'; a code of length 0, the mean of opposites, stays what it is."""
+    return codes_KD / codes_KD.norm(dim=1, keepdim=True).clamp(min=1e-12) if unit else codes_KD
 
 
 def _split_large(codes_KD: Tensor, counts_K: Tensor) -> Tensor:
@@ -259,7 +261,7 @@ def _uniform(seed: int, ids_N: np.ndarray, what: int) -> np.ndarray:
 def _seeded(z_ND: Tensor, ids_N: np.ndarray, k: int, comm: Communicator, seed: int, count: int) -> Tensor:
     """K of the vectors, far from each other and where there are many: k-means||, then k-means++ among its candidates.
 
-    On a sample of some 64 vectors a code: its rounds would cost more than all of Lloyd's iterations, and a start need not be exact.
+    On a sample of some 128 vectors a code: its rounds would cost more than all of Lloyd's iterations, and a start need not be exact.
     """
     drawn_N = _uniform(seed, ids_N, 1) * count < SAMPLE_A_CODE * k
     z_SD, ids_S = z_ND[torch.from_numpy(drawn_N).to(z_ND.device)], ids_N[drawn_N]
@@ -327,7 +329,7 @@ def _squared_distance(z_SD: Tensor, codes_MD: Tensor) -> Tensor:
 
 def _plus_plus(z_MD: np.ndarray, weights_M: np.ndarray, k: int, seed: int) -> list[int]:
     """Greedy k-means++ (Arthur and Vassilvitskii 2007) over weighted candidates: of some draws, the one that lowers the cost most."""
-    trials = 2 + int(np.log(k))
+    trials = 2 + int(np.log(k)) if k <= MOST_TRIED else 1
     draw_KT = _uniform(seed, np.arange(k * trials), 99).reshape(k, trials)
     squares_M = np.einsum("md,md->m", z_MD, z_MD)
     picked, apart_M = [], np.full(len(z_MD), np.inf, np.float32)

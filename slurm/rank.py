@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import os
 import re
+import sys
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -252,3 +254,14 @@ class Alone:
 
     def barrier(self) -> None:
         """Nobody to wait for."""
+
+
+def end_mpi(code: int) -> None:
+    """After an error, end all of MPI's processes with `code`: the others would wait for this one for ever.
+
+    They get two seconds, in case they met the same error and are about to say so.
+    """
+    mpi = sys.modules.get("mpi4py.MPI")
+    if mpi and mpi.Is_initialized() and not mpi.Is_finalized() and mpi.COMM_WORLD.Get_size() > 1:
+        time.sleep(2)
+        mpi.COMM_WORLD.Abort(code)

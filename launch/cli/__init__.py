@@ -85,11 +85,16 @@ def main() -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 0
     except Exception:
-        if not _among_ranks():
+        if not _among_ranks() and "mpi4py.MPI" not in sys.modules:
             raise
         traceback.print_exc()
         code = 1
     sys.stdout.flush()
+    if code and "mpi4py.MPI" in sys.modules:
+        from slurm.rank import end_mpi
+
+        sys.stderr.flush()
+        end_mpi(code)
     if _among_ranks():
         # Python's own end may wait for ever: it destroys the process group with the interpreter's lock held, for which the
         # group's threads wait (seen with gloo in 1 of 10 runs); and ZeRO-3 aborts there now and then

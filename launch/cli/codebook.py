@@ -27,7 +27,7 @@ def fit(
 ) -> None:
     """Fit a codebook under python, mpiexec, srun or torchrun. Killed, the same command goes on from the last iteration.
 
-    Training begins with it by vqgan.codebook.start=FILE.
+    Training begins with it by vqgan.codebook.start=FILE, and its first k-means goes on from it.
     """
     from data_shards.dataset import Dataset
     from data_shards.errors import InputError

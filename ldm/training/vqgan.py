@@ -22,7 +22,7 @@ from data_shards.errors import InputError
 from data_shards.order import hash64
 from data_shards.stream import Batch, CubeStream
 from ldm.codebook_fit import FittedCodebook
-from ldm.kmeans import kmeans, matched
+from ldm.kmeans import MOST_TRIED, kmeans, matched
 from ldm.losses import adaptive_weight, feature_matching, gradient_difference, hinge_discriminator, last_layer_gradient, spectral_angle_rad
 from ldm.models.codebook import Codebook, usage_and_perplexity
 from ldm.models.discriminator import PatchGAN
@@ -231,8 +231,20 @@ class VQGANTrainer:
         if when == "never" or epoch < warmup or (when == "first" and epoch > warmup):
             return ended
         z_ND, ids_N = self._epoch_latents(epoch)
-        began, start = time.perf_counter(), self.codebook.codes_KD if epoch > warmup or config.start else None
-        found = kmeans(z_ND, ids_N, k=config.codes, comm=self.engine, seed=self.seed, start_KD=start, iterations=config.kmeans_iterations)
+        began, first = time.perf_counter(), epoch == warmup
+        start = None if first and not config.start else self.codebook.codes_KD
+        # codes that were given are kept; of very many, drawing new ones and matching them with the old takes minutes
+        reseed = not (first and config.start) and config.codes <= MOST_TRIED
+        found = kmeans(
+            z_ND,
+            ids_N,
+            k=config.codes,
+            comm=self.engine,
+            seed=self.seed,
+            start_KD=start,
+            reseed=reseed,
+            iterations=config.kmeans_iterations,
+        )
         codes_KD, counts_K = found.codes_KD, found.counts_K
         if found.fresh and start is not None:
             order_K = matched(codes_KD, start, self.engine)

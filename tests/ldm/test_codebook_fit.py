@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save
 
 from data_shards.cube import Cube, CubeMeta
 from data_shards.dataset import Dataset
@@ -26,6 +27,7 @@ from ldm.training.engine import Engine
 from tests.threads import Threads
 
 ROOT = Path(__file__).parents[2]
+MPIEXEC = shutil.which("mpiexec", path=str(Path(sys.executable).parent))
 CONFIG = FitConfig(codes=16, vectors=600, iterations=12, tolerance=-1.0)
 
 
@@ -69,29 +71,47 @@ def test_a_fit_is_written_found_again_and_the_same_on_any_number_of_ranks(latent
     assert all(isinstance(found, InputError) and "another codebook stands here" in str(found) for found in results)
 
 
-def test_a_killed_fit_goes_on_to_the_very_same_codes(latents: Dataset, tmp_path: Path) -> None:
+@pytest.mark.parametrize("at", [1, 5, 12])
+def test_a_killed_fit_goes_on_to_the_very_same_codes(latents: Dataset, tmp_path: Path, at: int) -> None:
     straight = fit_codebook(latents, tmp_path / "straight", CONFIG, Alone())
     said: list[int] = []
+    real = FittedCodebook.write
 
-    def stop(done: int, inertia: float) -> None:
-        said.append(done)
-        if len(said) == 5:
+    def stop(fitted: FittedCodebook, path: Path) -> None:
+        real(fitted, path)
+        if fitted.about["made"] == at:
             raise KeyboardInterrupt
 
-    with pytest.raises(KeyboardInterrupt):
-        fit_codebook(latents, tmp_path / "cut", CONFIG, Alone(), told=stop)
+    with pytest.raises(KeyboardInterrupt), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(FittedCodebook, "write", stop)
+        fit_codebook(latents, tmp_path / "cut", CONFIG, Alone())
     assert [path.name for path in tmp_path.iterdir() if "cut" in path.name] == [".cut.unfinished"]
     found = fit_codebook(latents, tmp_path / "cut", CONFIG, Alone(), told=lambda done, inertia: said.append(done))
-    assert said == [1, 2, 3, 4, 5, *range(5, 13)] and torch.equal(found.codes_KD, straight.codes_KD)
-    assert (tmp_path / "cut").read_bytes() == (tmp_path / "straight").read_bytes()
+    assert said == list(range(at + 1, 13)) and found.about["made"] == 12 and torch.equal(found.codes_KD, straight.codes_KD)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["cut", "straight"]
+    if at < 12:
+        assert (tmp_path / "cut").read_bytes() == (tmp_path / "straight").read_bytes()
+
+
+def test_a_fault_on_one_rank_ends_all(latents: Dataset, tmp_path: Path) -> None:
+    for path in latents.path.iterdir():
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    shard, row = Dataset(tmp_path).locate("train", 1)  # rank 1 reads it, rank 0 does not
+    content = bytearray(shard.path.read_bytes())
+    content[int(shard.index.offset_NM[row, shard.index.payload(row)[0]]) + 100] ^= 1
+    shard.path.write_bytes(content)
+    damaged = Dataset(tmp_path)
+    results = Threads(2).run(lambda comm: fit_codebook(damaged, tmp_path / "out", CONFIG, comm))
+    assert all(isinstance(found, CorruptData) and "sample z001" in str(found) for found in results), results
+    if MPIEXEC:
+        command = [MPIEXEC, "-n", "2", *words(damaged, tmp_path / "out")]
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
+        assert done.returncode == CorruptData.exit_code and "sample z001" in done.stderr, done.stderr[-2000:]
 
 
 def words(latents: Dataset, out: Path) -> list[str]:
     fit = ["codebook", "fit", str(latents.path), str(out), "--codes", "16", "--vectors", "600", "--iterations", "12", "--tolerance", "-1"]
     return [sys.executable, "-m", "launch", *fit]
-
-
-MPIEXEC = shutil.which("mpiexec", path=str(Path(sys.executable).parent))
 
 
 @pytest.mark.parametrize("launcher", ["mpiexec", "torchrun"])
@@ -136,6 +156,16 @@ def test_damaged_files_are_found_and_others_refused(latents: Dataset, packed: Pa
         FittedCodebook.read(tmp_path / "nan")
     with pytest.raises(InputError, match="cannot be read"):
         FittedCodebook.read(tmp_path / "none")
+    for name, tensors, told in (
+        ("deep", {"codes": torch.zeros(2, 2)}, "[" * 100_000),
+        ("float8", {"codes": torch.zeros(2, 2).to(torch.float8_e4m3fn), "counts": torch.zeros(2)}, "{}"),
+        ("bare", {"codes": torch.zeros(2, 2), "counts": torch.zeros(2, dtype=torch.float64)}, '{"format": "retinaforge-codebook-1"}'),
+    ):
+        (tmp_path / name).write_bytes(save(tensors, {"retinaforge": told}))
+        with pytest.raises(CorruptData, match="codebook"):
+            FittedCodebook.read(tmp_path / name)
+    (tmp_path / ".y.unfinished").write_bytes(content[:-9])
+    assert fit_codebook(latents, tmp_path / "y", CONFIG, Alone()).about["made"] == 12, "it begins anew"
     with pytest.raises(InputError, match="a set of cubes"):
         fit_codebook(Dataset(packed), tmp_path / "x", CONFIG, Alone())
     with pytest.raises(InputError, match="codes 16, vectors 3"):
@@ -153,12 +183,22 @@ def test_training_begins_with_a_fitted_codebook_and_refuses_one_from_elsewhere(d
     )
     trainer, *_ = build.vqgan_trainer(stage, dataset, Engine(stage.engine))
     codes, counts = torch.randn(16, 8), torch.arange(1.0, 17.0, dtype=torch.float64)
-    for wrong in ({"dataset": "elsewhere"}, {"codes": torch.randn(16, 7)}, {"codes": torch.randn(17, 8)}):
-        other = wrong.get("codes", codes)
-        FittedCodebook(other, torch.ones(len(other), dtype=torch.float64), {"dataset": wrong.get("dataset", dataset.digest)}).write(path)
-        with pytest.raises(InputError, match="a codebook of"):
+    about = {"dataset": dataset.digest, "metric": "euclidean", "done": True, "made": 3, "inertia": 1.0}
+    for wrong, message in (
+        ({"dataset": "elsewhere"}, "a codebook of 16 codes"),
+        ({"codes": torch.randn(16, 7)}, "of 7 channels"),
+        ({"codes": torch.randn(17, 8)}, "a codebook of 17 codes"),
+        ({"done": False}, "not finished"),
+        ({"metric": "cosine"}, "of directions"),
+    ):
+        other = wrong.pop("codes", codes)
+        FittedCodebook(other, torch.ones(len(other), dtype=torch.float64), {**about, **wrong}).write(path)
+        with pytest.raises(InputError, match=message):
             trainer.start_epoch(0)
-    FittedCodebook(codes, counts, {"dataset": dataset.digest}).write(path)
+    FittedCodebook(codes, counts, about).write(path)
     trainer.start_epoch(0)
     assert torch.equal(trainer.codebook.codes_KD, codes)
     torch.testing.assert_close(trainer.codebook.share_K.double(), counts * 16 / counts.sum())
+    trainer.codebook.config = dataclasses.replace(trainer.codebook.config, kmeans="first", kmeans_iterations=1, warmup_epochs=0)
+    told = trainer.start_epoch(0)
+    assert told["kmeans/fresh"] == 0, "the first k-means goes on from what was given"

@@ -87,9 +87,9 @@ def test_whatever_the_ranks_hold_all_of_them_end_alike(data, world: int, k: int,
 def test_a_vector_that_is_not_finite_is_named_on_every_rank() -> None:
     z = torch.randn(60, 3)
     z[7, 1] = float("nan")
-    z[[10, 13], 0] = float("inf")
+    z[10, 0], z[13, 0] = float("inf"), 1e19  # float32 cannot hold the square of the latter
     results = Threads(3).run(lambda comm: kmeans(z[comm.rank :: 3], np.arange(60)[comm.rank :: 3], k=8, comm=comm, seed=0))
-    message = "3 of 60 latents are NaN or infinite, the first: number 7, on rank 1"
+    message = "3 of 60 latents are NaN, infinite or too large, the first: number 7, on rank 1"
     assert all(isinstance(r, InputError) and message in str(r) for r in results), results
 
 
@@ -140,6 +140,24 @@ def test_cosine_compares_directions() -> None:
         kmeans(z, np.arange(3000), k=12, comm=Alone(), seed=0, metric="cosine")
 
 
+def test_given_codes_become_directions_and_have_to_be_finite() -> None:
+    z = torch.nn.functional.normalize(torch.randn(40, 3, generator=torch.Generator().manual_seed(0)), dim=1)
+    start = z[:10] * torch.arange(1.0, 11.0)[:, None]
+    start[9] = 100.0  # nobody's nearest
+    found = kmeans(z, np.arange(40), k=10, comm=Alone(), seed=0, start_KD=start, reseed=False, iterations=1, metric="cosine")
+    torch.testing.assert_close(found.codes_KD.norm(dim=1), torch.ones(10))
+    start[3, 1] = float("nan")
+    with pytest.raises(InputError, match="NaN or infinite"):
+        kmeans(z, np.arange(40), k=10, comm=Alone(), seed=0, start_KD=start)
+
+
+def test_no_iteration_only_assigns() -> None:
+    z = blobs()
+    found = kmeans(z, np.arange(2000), k=20, comm=Alone(), seed=0, start_KD=z[:20], reseed=False, iterations=0)
+    assert torch.equal(found.codes_KD, z[:20]) and found.iterations == 0
+    assert found.inertia == pytest.approx(float(torch.cdist(z.double(), z[:20].double()).min(1).values.square().mean()), rel=1e-6)
+
+
 def test_an_iteration_is_one_all_reduce_of_sums_and_counts() -> None:
     class Counting(Alone):
         def __init__(self) -> None:
@@ -151,7 +169,7 @@ def test_an_iteration_is_one_all_reduce_of_sums_and_counts() -> None:
 
     z, comm = blobs(), Counting()
     seen: list[tuple[int, float]] = []
-    watch = lambda done, codes, inertia: seen.append((done, inertia))  # noqa: E731
+    watch = lambda done, codes, inertia, converged: seen.append((done, inertia))  # noqa: E731
     found = kmeans(z, np.arange(2000), k=20, comm=comm, seed=0, start_KD=z[:20], reseed=False, iterations=6, tolerance=-1.0, watch=watch)
     assert comm.shapes[0] == (5,) and set(comm.shapes[1:]) == {(20, 5)} and len(comm.shapes) - 1 in (6, 7)
     assert [done for done, _ in seen] == [1, 2, 3, 4, 5, 6] and found.iterations == 6
@@ -167,7 +185,8 @@ comm = MpiCommunicator()
 z, ids = torch.from_numpy(np.load(f"{sys.argv[1]}/z.npy")), np.arange(3000)
 mine = np.flatnonzero(ids % 7 % 3 == comm.rank) if comm.rank < 2 else np.arange(0)
 found = kmeans(z[mine], ids[mine], k=30, comm=comm, seed=4)
-np.savez(f"{sys.argv[1]}/{comm.rank}.npz", codes=found.codes_KD.numpy(), inertia=found.inertia, used=mine)
+codes = found.codes_KD.flip(0)[matched(found.codes_KD.flip(0), found.codes_KD, comm)]
+np.savez(f"{sys.argv[1]}/{comm.rank}.npz", codes=codes.numpy(), inertia=found.inertia, used=mine)
 """
 
 
@@ -183,7 +202,8 @@ def test_mpi_ranks_find_what_one_process_finds(tmp_path: Path) -> None:
     used = np.concatenate([part["used"] for part in parts])
     alone = kmeans(z[used], used, k=30, comm=Alone(), seed=4)
     for part in parts:
-        assert np.array_equal(part["codes"], parts[0]["codes"]) and float(part["inertia"]) == pytest.approx(alone.inertia, rel=1e-6)
+        assert np.array_equal(part["codes"], parts[0]["codes"]) and np.allclose(part["codes"], alone.codes_KD, atol=1e-5)
+        assert float(part["inertia"]) == pytest.approx(alone.inertia, rel=1e-6)
 
 
 def test_a_rank_that_is_killed_ends_the_others(tmp_path: Path) -> None:
@@ -196,7 +216,7 @@ from ldm.kmeans import kmeans, matched
 rank = int(sys.argv[1])
 dist.init_process_group("gloo", init_method=f"file://{sys.argv[2]}", rank=rank, world_size=3)
 z = torch.randn(3000, 4, generator=torch.Generator().manual_seed(rank))
-kill = lambda done, codes, inertia: os.kill(os.getpid(), signal.SIGKILL) if rank == 1 and done == 3 else None
+kill = lambda done, codes, inertia, converged: os.kill(os.getpid(), signal.SIGKILL) if rank == 1 and done == 3 else None
 kmeans(z, np.arange(3000) + 3000 * rank, k=40, comm=Group(), seed=0, iterations=500, tolerance=-1.0, watch=kill)
 """
     words = [sys.executable, "-c", code]
