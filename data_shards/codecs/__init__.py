@@ -76,8 +76,9 @@ class Encoding:
             object.__setattr__(self, "tile", TILE)
 
     def __str__(self) -> str:
-        bound = f", error up to {self.max_error}" if self.max_error else ""
-        return f"{self.codec}{bound}" + (f", tiles of {self.tile}" if self.tile else "")
+        """'near ±2, tiles of 96'."""
+        codec = "" if self.codec == "tiles" else self.codec + (f" ±{self.max_error}" if self.max_error else "")
+        return ", ".join(word for word in (codec, f"tiles of {self.tile}" if self.tile else "") if word)
 
     @functools.cached_property
     def coder(self) -> Codec | None:

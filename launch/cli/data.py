@@ -133,7 +133,7 @@ def bench(
     read, unit = (f"crops of {crop} x {crop}", "crops/s") if crop else ("whole", "cubes/s")
     table = Table(title=f"{len(cubes)} cubes of {cubes[0].data_CHW.shape}, {read}, {threads} threads, at {at.resolve()}")
     for column in ("codec", "times smaller", f"cold, {unit}", f"page cache, {unit}", "encoding, cubes/s"):
-        table.add_column(column, justify="left" if column == "codec" else "right")
+        table.add_column(column, justify="left" if column == "codec" else "right", no_wrap=column == "codec")
     for row in rows:
         table.add_row(str(row.encoding), f"{row.compression:.2f}", *(f"{rate:.1f}" for rate in (row.cold_s, row.warm_s, row.encode_s)))
     Console().print(table)
