@@ -1,11 +1,10 @@
 """K-means over vectors that lie spread over ranks; every rank ends with the same codes, bit for bit.
 
-Seeded by k-means|| (Bahmani et al. 2012, "Scalable k-means++") on a sample of the vectors, then Lloyd's iterations. Who is drawn
-is decided by a hash of (seed, number of the vector), and sums are float64, so the result does not depend on how the vectors are
-spread over ranks, up to the rounding of these sums. An iteration costs one search for the nearest codes and one all-reduce
-of K × (D + 1) numbers.
+Seeded by k-means|| (seeding.py), then Lloyd's iterations. Who is drawn is decided by a hash of (seed, number of the vector), and sums
+are float64, so the result does not depend on how the vectors are spread over ranks, up to the rounding of these sums. An
+iteration costs one search for the nearest codes and one all-reduce of K × (D + 1) numbers.
 
-Legend: N this rank's vectors, D dimensions, K codes, S vectors of the sample, M candidates, T trials.
+Legend: N this rank's vectors, D dimensions, K codes.
 """
 
 from __future__ import annotations
@@ -21,14 +20,12 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from data_shards.errors import InputError
-from data_shards.order import hash64
 from ldm.comm import Communicator
-from ldm.nearest import nearest_code
+from ldm.nearest import BLOCK, nearest_code
+from ldm.seeding import seeded, too_few
 
-SAMPLE_A_CODE, ROUNDS, OVERSAMPLING, REFINED = 128, 5, 2, 5
-BLOCK, SUMMED = 1 << 16, 1 << 12
+SUMMED = 1 << 12  # vectors whose sums are taken at once on a processor
 LARGEST_SQUARE = 1e36  # of a vector's length: the search is in float32
-MOST_TRIED = 4096  # codes; of more, a start by several draws each would take minutes
 
 
 @dataclass(frozen=True)
@@ -105,7 +102,7 @@ def kmeans(
         sums_KD, counts_K = packed[:, :-1], packed[:, -1]
         return _Assigned(sums_KD, counts_K, _inertia(codes_KD, sums_KD, counts_K, squares, count))
 
-    codes_KD = _at_length_1(_seeded(z_ND, ids_N, k, comm, seed, count), unit) if start_KD is None or reseed else None
+    codes_KD = _at_length_1(seeded(z_ND, ids_N, k, comm, seed, count), unit) if start_KD is None or reseed else None
     now = assigned(codes_KD) if codes_KD is not None else None
     fresh = True
     if start_KD is not None:
@@ -148,17 +145,8 @@ def _checked(z_ND: Tensor, ids_N: np.ndarray, k: int, comm: Communicator, *, sou
             mend="train the encoder at a lower learning rate (vqgan.optimizer.lr), then encode anew",
         )
     if count < k:
-        raise _too_few(count, "latents", k)
+        raise too_few(count, "latents", k)
     return count
-
-
-def _too_few(found: int, what: str, k: int) -> InputError:
-    return InputError(
-        f"{found} {what} for {k} codes",
-        where="k-means of the codebook",
-        expected="at least one a code",
-        mend="fewer codes (vqgan.codebook.codes; --codes), or more latents (vqgan.codebook.kmeans_vectors; --vectors)",
-    )
 
 
 def _centred(z_ND: Tensor, moments: Tensor, comm: Communicator, count: int, *, unit: bool) -> tuple[Tensor, Tensor | None, float]:
@@ -248,98 +236,3 @@ def matched(codes_KD: Tensor, to_KD: Tensor, comm: Communicator) -> Tensor:
     if comm.rank == 0:  # on rank 0 alone: processors of other kinds may round otherwise
         order = linear_sum_assignment(torch.cdist(to_KD.double(), codes_KD.double()).square().cpu().numpy())[1]
     return torch.from_numpy(comm.broadcast(order)).to(codes_KD.device)
-
-
-# --- k-means|| ------------------------------------------------------------------------------------------------------
-
-
-def _uniform(seed: int, ids_N: np.ndarray, what: int) -> np.ndarray:
-    """A number in [0, 1) for each vector."""
-    return (hash64(seed, ids_N, what) >> np.uint64(11)).astype(np.float64) / 2**53
-
-
-def _seeded(z_ND: Tensor, ids_N: np.ndarray, k: int, comm: Communicator, seed: int, count: int) -> Tensor:
-    """K of the vectors, far from each other and where there are many: k-means||, then k-means++ among its candidates.
-
-    On a sample of some 128 vectors a code: its rounds would cost more than all of Lloyd's iterations, and a start need not be exact.
-    """
-    drawn_N = _uniform(seed, ids_N, 1) * count < SAMPLE_A_CODE * k
-    z_SD, ids_S = z_ND[torch.from_numpy(drawn_N).to(z_ND.device)], ids_N[drawn_N]
-    candidates = _gathered(z_SD, ids_S, _first(ids_S, comm, seed), comm)
-    apart_S = torch.full((len(z_SD),), float("inf"), dtype=torch.float64, device=z_SD.device)
-    latest = candidates
-    for number in range(ROUNDS):
-        if len(latest):
-            apart_S = torch.minimum(apart_S, _squared_distance(z_SD, latest))
-        cost = float(comm.all_reduce_sum_(apart_S.sum()[None]))
-        chosen_S = torch.from_numpy(_uniform(seed, ids_S, 2 + number)).to(z_SD.device) * cost < OVERSAMPLING * k * apart_S
-        latest = _gathered(z_SD, ids_S, chosen_S.cpu().numpy(), comm)
-        candidates = torch.cat([candidates, latest])
-    candidates = torch.unique(candidates, dim=0)
-    if len(candidates) < k:  # few vectors, or many that are equal
-        candidates = _different(z_ND, k, comm)
-        if len(candidates) < k:
-            raise _too_few(len(candidates), "different latents", k)
-    weights_M = torch.zeros(len(candidates), dtype=torch.float64, device=z_SD.device)
-    if len(z_SD):
-        weights_M += torch.bincount(nearest_code(z_SD, candidates), minlength=len(candidates))
-    weights_M = comm.all_reduce_sum_(weights_M).clamp(min=1e-3)
-    # on rank 0 alone: processors of other kinds may round otherwise
-    codes = _of_candidates(candidates.cpu(), weights_M.cpu(), k, seed).numpy() if comm.rank == 0 else None
-    return torch.from_numpy(comm.broadcast(codes)).to(z_SD.device)
-
-
-def _of_candidates(z_MD: Tensor, weights_M: Tensor, k: int, seed: int) -> Tensor:
-    """K codes for weighted candidates: k-means++, and some of Lloyd's iterations, which cost little on so few."""
-    codes_KD = z_MD[_plus_plus(z_MD.numpy(), weights_M.numpy().astype(np.float32), k, seed)]
-    for _ in range(REFINED):
-        index = nearest_code(z_MD, codes_KD)
-        sums_KD = torch.zeros(codes_KD.shape, dtype=torch.float64).index_add_(0, index, z_MD.double() * weights_M[:, None])
-        total_K = torch.zeros(k, dtype=torch.float64).index_add_(0, index, weights_M)
-        codes_KD = torch.where(total_K[:, None] > 0, sums_KD / total_K[:, None].clamp(min=1e-30), codes_KD.double()).float()
-    return codes_KD
-
-
-def _first(ids_S: np.ndarray, comm: Communicator, seed: int) -> np.ndarray:
-    """Marks one vector of all ranks' samples."""
-    priority_S = hash64(seed, ids_S, 0)
-    lowest = min((low for low in comm.gather(int(priority_S.min()) if len(ids_S) else None) if low is not None), default=-1)
-    return priority_S == lowest if lowest >= 0 else np.zeros(len(ids_S), bool)
-
-
-def _gathered(z_SD: Tensor, ids_S: np.ndarray, chosen_S: np.ndarray, comm: Communicator) -> Tensor:
-    """The chosen vectors of all ranks, in the order of their numbers."""
-    mine = np.flatnonzero(chosen_S)
-    found = comm.gather((ids_S[mine], z_SD[torch.from_numpy(mine).to(z_SD.device)].cpu().numpy()))
-    order = np.argsort(np.concatenate([ids for ids, _ in found]), kind="stable")
-    return torch.from_numpy(np.concatenate([z for _, z in found])[order]).to(z_SD.device)
-
-
-def _different(z_ND: Tensor, k: int, comm: Communicator) -> Tensor:
-    """Different vectors among all ranks': all of them, or enough."""
-    mine = torch.unique(z_ND, dim=0)[:k].cpu().numpy()
-    return torch.unique(torch.from_numpy(np.concatenate(comm.gather(mine))).to(z_ND.device), dim=0)
-
-
-def _squared_distance(z_SD: Tensor, codes_MD: Tensor) -> Tensor:
-    """To the nearest code, by differences: exactly 0 for a code itself."""
-    nearest = [codes_MD[nearest_code(block, codes_MD)] for block in z_SD.split(BLOCK)]
-    return (z_SD.double() - torch.cat(nearest).double()).square().sum(1) if nearest else z_SD.new_zeros(0, dtype=torch.float64)
-
-
-def _plus_plus(z_MD: np.ndarray, weights_M: np.ndarray, k: int, seed: int) -> list[int]:
-    """Greedy k-means++ (Arthur and Vassilvitskii 2007) over weighted candidates: of some draws, the one that lowers the cost most."""
-    trials = 2 + int(np.log(k)) if k <= MOST_TRIED else 1
-    draw_KT = _uniform(seed, np.arange(k * trials), 99).reshape(k, trials)
-    squares_M = np.einsum("md,md->m", z_MD, z_MD)
-    picked, apart_M = [], np.full(len(z_MD), np.inf, np.float32)
-    for draw_T in draw_KT:
-        share_M = np.cumsum(weights_M * apart_M if picked else weights_M, dtype=np.float64)
-        drawn_T = np.searchsorted(share_M, draw_T * share_M[-1], side="right").clip(max=len(z_MD) - 1)
-        apart_TM = np.maximum(0, squares_M + squares_M[drawn_T, None] - 2 * z_MD[drawn_T] @ z_MD.T)
-        apart_TM[np.arange(trials), drawn_T] = 0
-        apart_TM = np.minimum(apart_M, apart_TM)
-        best = int(np.argmin(apart_TM @ weights_M))
-        picked.append(int(drawn_T[best]))
-        apart_M = apart_TM[best]
-    return picked

@@ -11,7 +11,7 @@ import importlib.util
 import torch
 from torch import Tensor
 
-BLOCK = 1 << 16
+BLOCK = 1 << 16  # vectors at once
 
 
 def nearest_code(z_ND: Tensor, codes_KD: Tensor) -> Tensor:

@@ -22,12 +22,13 @@ from data_shards.errors import InputError
 from data_shards.order import hash64
 from data_shards.stream import Batch, CubeStream
 from ldm.codebook_fit import FittedCodebook
-from ldm.kmeans import MOST_TRIED, kmeans, matched
+from ldm.kmeans import kmeans, matched
 from ldm.losses import adaptive_weight, feature_matching, gradient_difference, hinge_discriminator, last_layer_gradient, spectral_angle_rad
 from ldm.models.codebook import Codebook, usage_and_perplexity
 from ldm.models.discriminator import PatchGAN
 from ldm.models.vqgan import VQGAN
 from ldm.normalise import BandNormaliser
+from ldm.seeding import MOST_TRIED
 from ldm.training.checkpoint import Reader, State
 from ldm.training.engine import Engine
 from ldm.training.schedules import OptimizerConfig, learning_rate
