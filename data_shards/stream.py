@@ -1,4 +1,4 @@
-"""The stream of batches a trainer reads. The only file here that knows torch.
+"""The stream of batches a trainer reads.
 
 Reads and decoders let go of the interpreter's lock, so a few threads do what other loaders take processes for, and nothing is
 copied between processes. A batch's memory is used again once nobody refers to it (ring.py).
@@ -13,62 +13,23 @@ import logging
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, replace
-from itertools import chain, islice, pairwise
-from pathlib import Path
+from dataclasses import dataclass
+from itertools import chain, pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 
 from data_shards import folder as loose
+from data_shards.batch import Batch, stacked
 from data_shards.dataset import Dataset
 from data_shards.errors import CorruptData, InputError, RetinaforgeError
 from data_shards.layout import Region
 from data_shards.mixture import Mixture
 from data_shards.order import hash64, rank_positions
 from data_shards.ring import Ring, page_aligned
-from data_shards.sequential import endless, plan_of
 
 LOGGER = logging.getLogger("retinaforge")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Batch:
-    """One rank's share of a global batch.
-
-    Attributes:
-        cubes_BCHW: uint16 as stored (latents: float32), contiguous; cast and normalise it on the device.
-        position: global position of the first sample of the GLOBAL batch.
-        position_B, sample_B, epoch_B: global position, index in the split, and epoch of each sample.
-        labels_BHW: uint8, where the stream was asked for maps and any sample has labels, else None; one without has no vessel.
-        fov_BHW: bool, where it was asked and any sample has a mask, else None; one without is all within. So what is
-            summed over maps does not depend on which samples share a batch.
-        corner_B2: first row and column of each sample's crop, where the stream crops.
-    """
-
-    cubes_BCHW: torch.Tensor
-    position: int
-    position_B: np.ndarray
-    sample_B: np.ndarray
-    epoch_B: np.ndarray
-    keys: list[str]
-    subjects: list[str]
-    labels_BHW: torch.Tensor | None = None
-    fov_BHW: torch.Tensor | None = None
-    corner_B2: np.ndarray | None = None
-
-    def part(self, rows: slice) -> Batch:
-        """Some of the samples, as views."""
-        cut = {name: value[rows] if value is not None and name != "position" else value for name, value in vars(self).items()}
-        return Batch(**cut)
-
-    def to(self, device: torch.device | str, *, non_blocking: bool = False) -> Batch:
-        """The same batch, its tensors on `device`."""
-        tensors = {
-            name: value.to(device, non_blocking=non_blocking) for name, value in vars(self).items() if isinstance(value, torch.Tensor)
-        }
-        return replace(self, **tensors)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -256,8 +217,8 @@ class CubeStream:
                 epoch_B=epoch_B,
                 keys=[row[1] for row in rows],
                 subjects=[row[2] for row in rows],
-                labels_BHW=_stacked([row[3] for row in rows], self._fallbacks[0]),
-                fov_BHW=_stacked([row[4] for row in rows], self._fallbacks[1]),
+                labels_BHW=stacked([row[3] for row in rows], self._fallbacks[0]),
+                fov_BHW=stacked([row[4] for row in rows], self._fallbacks[1]),
                 corner_B2=None if self.crop is None else corner_B2,
             )
 
@@ -328,52 +289,6 @@ class CubeStream:
         return shard.index.keys[row], shard.index.subjects[row], *maps
 
 
-class SequentialStream:
-    """Batches of shards that have no index, in the shards' own order; nothing is shuffled, and a resume reads up to where it was.
-
-    Every rank reads every shard and keeps its positions: slow, and right for any world. The tools for large runs need an index.
-
-    Args:
-        shards: files or URLs.
-        batch_size: samples a rank and batch.
-        rank, world: this process's share.
-
-    Raises (while reading):
-        InputError: samples of another shape than the first. Otherwise as sequential.read_shard.
-    """
-
-    def __init__(self, shards: Sequence[Path | str], *, batch_size: int, rank: int = 0, world: int = 1) -> None:
-        self.shards, self.batch_size, self.rank, self.world = list(shards), batch_size, rank, world
-
-    def batches(self, consumed: int = 0) -> Iterator[Batch]:
-        """Endless batches from the global position `consumed` on."""
-        mine = plan_of(endless(self.shards), self.rank, self.world, consumed)
-        first = None
-        while True:
-            rows = list(islice(mine, self.batch_size))
-            cubes = [cube for *_, cube in rows]
-            first = first or cubes[0]
-            for cube in cubes:
-                if (cube.data_CHW.shape, cube.data_CHW.dtype) != (first.data_CHW.shape, first.data_CHW.dtype):
-                    raise InputError(
-                        f"{cube.data_CHW.dtype} {cube.data_CHW.shape}",
-                        where=cube.meta.key,
-                        expected=f"{first.data_CHW.dtype} {first.data_CHW.shape}, as in {first.meta.key}",
-                    )
-            height_width = first.data_CHW.shape[1:]
-            yield Batch(
-                cubes_BCHW=torch.from_numpy(np.stack([cube.data_CHW for cube in cubes])),
-                position=rows[0][0] - self.rank,
-                position_B=np.array([row[0] for row in rows]),
-                sample_B=np.array([row[2] for row in rows]),
-                epoch_B=np.array([row[1] for row in rows]),
-                keys=[cube.meta.key for cube in cubes],
-                subjects=[cube.meta.subject_id for cube in cubes],
-                labels_BHW=_stacked([cube.labels_HW for cube in cubes], np.zeros(height_width, np.uint8)),
-                fov_BHW=_stacked([cube.fov_HW for cube in cubes], np.ones(height_width, bool)),
-            )
-
-
 def _page_locked(nbytes: int) -> np.ndarray:
     """Memory that a GPU reads by itself, while the processor goes on."""
     return torch.empty(nbytes, dtype=torch.uint8, pin_memory=True).numpy()
@@ -399,10 +314,3 @@ def _copied(batches: Iterator[Batch], device: torch.device) -> Iterator[Batch]:
             yield arrived(*waiting.popleft())
     while waiting:
         yield arrived(*waiting.popleft())
-
-
-def _stacked(maps: list[np.ndarray | None], fallback_HW: np.ndarray | None) -> torch.Tensor | None:
-    """Maps of a batch, `fallback_HW` for samples without one; None when no sample has one."""
-    if all(m is None for m in maps):
-        return None
-    return torch.from_numpy(np.stack([fallback_HW if m is None else m for m in maps]))

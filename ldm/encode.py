@@ -11,12 +11,13 @@ from pathlib import Path
 
 import torch
 
+from data_shards.batch import Batch
 from data_shards.cube import Cube, CubeMeta
 from data_shards.dataset import Dataset
 from data_shards.errors import InputError
 from data_shards.manifest import NAME, Manifest, read_manifest
 from data_shards.pack import write_dataset
-from data_shards.stream import Batch, CubeStream
+from data_shards.stream import CubeStream
 from ldm.trained import Autoencoder
 
 Watch = Callable[[Iterable[Batch]], Iterable[Batch]]

@@ -9,8 +9,7 @@ Legend: N this rank's vectors, D dimensions, K codes.
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -23,6 +22,7 @@ from data_shards.errors import InputError
 from ldm.comm import Communicator
 from ldm.nearest import BLOCK, nearest_code
 from ldm.seeding import seeded, too_few
+from ldm.threads import one_thread
 
 SUMMED = 1 << 12  # vectors whose sums are taken at once on a processor
 LARGEST_SQUARE = 1e36  # of a vector's length: the search is in float32
@@ -164,7 +164,7 @@ def _centred(z_ND: Tensor, moments: Tensor, comm: Communicator, count: int, *, u
 def _moments(z_ND: Tensor) -> Tensor:
     """Sum of the vectors, and sum of their squared lengths: (D + 1) float64."""
     total = torch.zeros(z_ND.shape[1] + 1, dtype=torch.float64, device=z_ND.device)
-    with _one_thread():
+    with one_thread():
         for block in z_ND.split(SUMMED if z_ND.device.type == "cpu" else BLOCK):
             wide = block.double()
             total[:-1] += wide.sum(0)
@@ -183,22 +183,11 @@ def _packed_sums(z_ND: Tensor, codes_KD: Tensor) -> Tensor:
     sums_KD = torch.zeros(codes_KD.shape, dtype=torch.float64, device=z_ND.device)
     rows = SUMMED if z_ND.device.type == "cpu" else BLOCK
     wide = torch.empty(min(rows, len(z_ND)), z_ND.shape[1], dtype=torch.float64, device=z_ND.device)  # used again: stays in the cache
-    with _one_thread():
+    with one_thread():
         for index, block in zip(index_N.split(rows), z_ND.split(rows), strict=True):
             sums_KD.index_add_(0, index, wide[: len(block)].copy_(block))
     counts_K = torch.bincount(index_N, minlength=len(codes_KD)).double()
     return torch.cat([sums_KD, counts_K[:, None]], dim=1)
-
-
-@contextlib.contextmanager
-def _one_thread() -> Iterator[None]:
-    """On a processor, small sums gain nothing from torch's threads, which go on spinning for a while in the way of faiss's own."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
 
 
 def _inertia(codes_KD: Tensor, sums_KD: Tensor, counts_K: Tensor, squares: float, count: int) -> float:

@@ -8,8 +8,6 @@ Legend: N image, D feature, R rank.
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,6 +15,7 @@ import torch
 from torch import Tensor
 
 from data_shards.errors import InputError
+from ldm.threads import one_thread
 
 Features = np.ndarray | Tensor
 
@@ -34,21 +33,6 @@ def checked(name: str, x_ND: Features) -> Tensor:
         bad = int((~x_ND.isfinite()).any(1).sum())
         raise InputError(f"{name} features: {bad} images have NaN or infinite values", expected="finite features")
     return x_ND
-
-
-@contextlib.contextmanager
-def one_thread() -> Iterator[None]:
-    """Factorisations on one thread.
-
-    They meet at a barrier for every column, and where other programs share the cores each barrier waits for a time slice:
-    512 columns took 7 s on two threads and 0.05 s on one. On idle cores one thread loses little, for the work is bound by memory.
-    """
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
 
 
 def spread_factor(x_ND: Tensor) -> Tensor:

@@ -12,10 +12,11 @@ from typing import Any
 import numpy as np
 import torch
 
+from data_shards.batch import Batch
 from data_shards.dataset import Dataset
 from data_shards.errors import InputError, nearest
 from data_shards.folder import png_map
-from data_shards.stream import Batch, CubeStream
+from data_shards.stream import CubeStream
 
 FOV_SHARE = 0.95
 FOV_IMAGES = 256

@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from data_shards.stream import Batch
+from data_shards.batch import Batch
 from ldm.diffusion import ObjectiveConfig, noised, schedule
 from ldm.ema import EMA, EMAConfig, decay_at
 from ldm.normalise import BandNormaliser

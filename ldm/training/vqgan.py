@@ -18,9 +18,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from data_shards.batch import Batch
 from data_shards.errors import InputError
 from data_shards.order import hash64
-from data_shards.stream import Batch, CubeStream
+from data_shards.stream import CubeStream
 from ldm.codebook_fit import FittedCodebook
 from ldm.kmeans import kmeans, matched
 from ldm.losses import adaptive_weight, feature_matching, gradient_difference, hinge_discriminator, last_layer_gradient, spectral_angle_rad

@@ -16,7 +16,7 @@ from data_shards.dataset import Dataset
 from data_shards.errors import CorruptData, InputError
 from data_shards.pack import write_dataset
 from data_shards.sequential import read_shard
-from data_shards.stream import SequentialStream
+from data_shards.sequential_stream import SequentialStream
 from tests.conftest import made_cube
 
 

@@ -1,0 +1,56 @@
+"""What the streams give: the samples of a batch, as tensors.
+
+Legend: B batch, C band, H W pixels.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+
+
+@dataclass(frozen=True, kw_only=True)
+class Batch:
+    """One rank's share of a global batch.
+
+    Attributes:
+        cubes_BCHW: uint16 as stored (latents: float32), contiguous; cast and normalise it on the device.
+        position: global position of the first sample of the GLOBAL batch.
+        position_B, sample_B, epoch_B: global position, index in the split, and epoch of each sample.
+        labels_BHW: uint8, where the stream was asked for maps and any sample has labels, else None; one without has no vessel.
+        fov_BHW: bool, where it was asked and any sample has a mask, else None; one without is all within. So what is
+            summed over maps does not depend on which samples share a batch.
+        corner_B2: first row and column of each sample's crop, where the stream crops.
+    """
+
+    cubes_BCHW: torch.Tensor
+    position: int
+    position_B: np.ndarray
+    sample_B: np.ndarray
+    epoch_B: np.ndarray
+    keys: list[str]
+    subjects: list[str]
+    labels_BHW: torch.Tensor | None = None
+    fov_BHW: torch.Tensor | None = None
+    corner_B2: np.ndarray | None = None
+
+    def part(self, rows: slice) -> Batch:
+        """Some of the samples, as views."""
+        cut = {name: value[rows] if value is not None and name != "position" else value for name, value in vars(self).items()}
+        return Batch(**cut)
+
+    def to(self, device: torch.device | str, *, non_blocking: bool = False) -> Batch:
+        """The same batch, its tensors on `device`."""
+        tensors = {
+            name: value.to(device, non_blocking=non_blocking) for name, value in vars(self).items() if isinstance(value, torch.Tensor)
+        }
+        return replace(self, **tensors)
+
+
+def stacked(maps: list[np.ndarray | None], fallback_HW: np.ndarray | None) -> torch.Tensor | None:
+    """Maps of a batch, `fallback_HW` for samples without one; None when no sample has one."""
+    if all(m is None for m in maps):
+        return None
+    return torch.from_numpy(np.stack([fallback_HW if m is None else m for m in maps]))
