@@ -6,7 +6,7 @@
 SHELL  := /bin/bash
 BIN    := .venv/bin
 READY  := .venv/.ready
-EXTRAS ?= cpu,mpi,codecs,deepspeed,dev
+EXTRAS ?= cpu,mpi,codecs,codebooks,deepspeed,dev
 PYTHONS := $(PYTHON) python3 python3.13 python3.12 python3.11 python3.10
 .PHONY: setup demo test faults lint format clean
 .DELETE_ON_ERROR:

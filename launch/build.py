@@ -19,6 +19,7 @@ from ldm.metrics.sets import common_fov
 from ldm.models.codebook import Codebook
 from ldm.models.denoiser import DENOISERS
 from ldm.models.discriminator import PatchGAN
+from ldm.models.other_codebooks import codebook_from
 from ldm.models.vqgan import VQGAN, initialised
 from ldm.normalise import BandNormaliser
 from ldm.trained import describe_data
@@ -80,7 +81,7 @@ def vqgan_modules(stage: VQGANStage, bands: int) -> tuple[VQGAN, Codebook, Patch
             raise InputError(f"{name} = {stated}", expected=f"{bands}, the bands of the dataset (or 0: taken from it)")
     seed = stage.loop.seed
     vqgan = initialised(lambda: VQGAN(replace(stage.model, bands=bands)), seed)
-    codebook = Codebook(stage.codebook, channels=stage.model.latent_channels, seed=seed)
+    codebook = codebook_from(stage.codebook, channels=stage.model.latent_channels, seed=seed)
     return vqgan, codebook, initialised(lambda: PatchGAN(replace(stage.discriminator, bands=bands)), seed + 1)
 
 

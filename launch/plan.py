@@ -17,6 +17,7 @@ from data_shards.dataset import Dataset
 from data_shards.errors import InputError
 from launch import build
 from launch.config import Config
+from ldm.models.codebook import CodebookConfig
 from ldm.models.denoiser import DENOISERS
 from ldm.training.engine import deepspeed_config, mode_of
 
@@ -87,7 +88,7 @@ def _networks(config: Config, stage: str) -> tuple[list[nn.Module], Callable[[in
         D = fields.latent_channels
         return [net], lambda B: net(torch.empty(B, D, H // f, W // f, device="meta"), torch.empty(B, device="meta"))
     H, W = (config.vqgan.crop or n for n in (H, W))
-    small = replace(config.vqgan, codebook=replace(config.vqgan.codebook, codes=2, kmeans="never"))
+    small = replace(config.vqgan, codebook=CodebookConfig(codes=2, kmeans="never"))
     with torch.device("meta"):
         vqgan, _, discriminator = build.vqgan_modules(small, C)
 

@@ -25,7 +25,13 @@ HOW_TO = {
 
 
 def as_vqmodel(autoencoder: Autoencoder) -> VQModel:
-    """diffusers' VQModel with the same weights: its encode gives our latents, its decode goes through the nearest codes."""
+    """diffusers' VQModel with the same weights: its encode gives our latents, its decode goes through the nearest codes.
+
+    Raises:
+        InputError: codes that are not found by distance.
+    """
+    if (kind := autoencoder.codebook.config.kind) == "fsq":
+        raise InputError(f"a codebook of kind {kind!r}", expected="'ema' or 'simvq': diffusers' VQModel looks for the nearest code")
     config = autoencoder.vqgan.config
     widths = tuple(config.channels * multiple for multiple in MULTIPLES[config.compression])
     model = VQModel(
@@ -50,7 +56,7 @@ def export_autoencoder(autoencoder: Autoencoder, out: Path) -> None:
     """Write OUT/vqvae (diffusers), OUT/vqgan.safetensors and OUT/vqgan.json.
 
     Raises:
-        InputError: `out` exists, or cannot be written. TryAgain: disk full.
+        InputError: `out` exists, or cannot be written; a codebook that diffusers does not have. TryAgain: disk full.
     """
     told = {"config": asdict(autoencoder.vqgan.config), "data": autoencoder.data, "checkpoint": autoencoder.digest, "use": HOW_TO}
     weights = {**autoencoder.vqgan.state_dict(), **{f"codebook.{k}": v for k, v in autoencoder.codebook.state_dict().items()}}

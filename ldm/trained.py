@@ -16,6 +16,7 @@ from ldm.comm import Alone
 from ldm.diffusion import ObjectiveConfig
 from ldm.models.codebook import Codebook, CodebookConfig
 from ldm.models.denoiser import denoiser_from
+from ldm.models.other_codebooks import codebook_from
 from ldm.models.vqgan import VQGAN, VQGANConfig
 from ldm.normalise import BandNormaliser
 from ldm.training.checkpoint import COMMIT, Checkpoint, CheckpointStore, Reader
@@ -100,7 +101,7 @@ def load_autoencoder(folder: Path, device: torch.device | str = "cpu", *, best: 
     identity, read, digest = _chosen(folder, "vqgan", best)
     vqgan = VQGAN(VQGANConfig(**identity["model"]))
     load_strictly(vqgan, read.under("vqgan.model."), folder)
-    codebook = Codebook(CodebookConfig(**identity["codebook"]), channels=vqgan.config.latent_channels, seed=0)
+    codebook = codebook_from(CodebookConfig(**identity["codebook"]), channels=vqgan.config.latent_channels, seed=0)
     load_strictly(codebook, read.under("codebook."), folder)
     parts = (vqgan.eval().to(device), codebook.to(device), normaliser_from(identity["data"]).to(device), read("fov_HW").bool().to(device))
     return Autoencoder(*parts, data=identity["data"], digest=digest)

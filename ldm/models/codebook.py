@@ -1,4 +1,4 @@
-"""The codebook: nearest-code assignment, EMA statistics, re-initialisation, revival, usage.
+"""The codebook: settings of all kinds, and the one of kind 'ema': nearest codes, averages, re-initialisation, revival, usage.
 
 All state is fp32 buffers, never parameters: an optimizer or a half-precision engine that owned them would round or zero
 them in silence. The codebook is handed to the autoencoder at each call, and so stays outside whatever wraps that.
@@ -8,10 +8,13 @@ Legend: B batch, D latent channel, H W latent pixels, K code, N vector (B·H·W)
 
 from __future__ import annotations
 
+import importlib
+import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from data_shards.errors import InputError
@@ -21,6 +24,11 @@ from data_shards.errors import InputError
 class CodebookConfig:
     """Attributes:
     codes: K.
+    kind: how codes come to be: 'ema' by k-means and exponential averages (Codebook); 'simvq' by a learned map of fixed vectors, 'fsq'
+        by rounding (other_codebooks.py). The last two know no k-means.
+    levels: of 'fsq': steps of each latent channel, 3 or more; their product is `codes`.
+    gradient: what reaches the encoder through the rounding: 'straight_through' the decoder's gradient as it is, 'rotation' turned and
+        scaled as the latent is to its code (Fifty et al. 2024).
     kmeans: when k-means sets the codes anew: at the start of the first epoch, of every epoch, or never.
     kmeans_vectors: latents drawn for it, over all ranks.
     start: a file of `retinaforge codebook fit` to begin with; empty: random codes, and k-means draws its own.
@@ -32,6 +40,9 @@ class CodebookConfig:
     """
 
     codes: int = 1024
+    kind: Literal["ema", "simvq", "fsq"] = "ema"
+    levels: tuple[int, ...] = ()
+    gradient: Literal["straight_through", "rotation"] = "straight_through"
     start: str = ""
     kmeans: Literal["first", "every_epoch", "never"] = "every_epoch"
     kmeans_vectors: int = 65536
@@ -49,6 +60,20 @@ class CodebookConfig:
             )
         if self.kmeans != "never" and self.kmeans_vectors < self.codes:
             raise InputError(f"kmeans_vectors {self.kmeans_vectors}", expected=f"at least as many as codes ({self.codes})")
+        if self.kind != "ema" and (self.kmeans != "never" or self.start):
+            raise InputError(
+                f"kind {self.kind!r} with kmeans {self.kmeans!r}" + (f" and start {self.start!r}" if self.start else ""),
+                expected="kmeans=never and no start: its codes are not means of latents",
+            )
+        steps = math.prod(self.levels) if self.levels else 0
+        if (self.kind == "fsq") != bool(self.levels) or (self.levels and (min(self.levels) < 3 or steps != self.codes)):
+            raise InputError(
+                f"kind {self.kind!r} with levels {list(self.levels)} and {self.codes} codes",
+                expected="levels for 'fsq' alone, each 3 or more, whose product is codes",
+                mend="for example kind=fsq levels=[8,5,5,5] codes=1000, with four latent channels",
+            )
+        if self.kind == "fsq" and self.gradient != "straight_through":
+            raise InputError(f"gradient {self.gradient!r} with kind 'fsq'", expected="straight_through, which rounding by channel has")
 
 
 class Codebook(nn.Module):
@@ -79,8 +104,18 @@ class Codebook(nn.Module):
         z_ND = h_BDHW.detach().movedim(1, -1).reshape(-1, h_BDHW.shape[1])
         index_N = self.assign(z_ND)
         index_BHW = index_N.view(h_BDHW.shape[0], *h_BDHW.shape[2:])
-        q_BDHW = self.codes_KD[index_BHW].movedim(-1, 1).to(h_BDHW.dtype)
-        return h_BDHW + (q_BDHW - h_BDHW).detach(), index_BHW
+        q_BDHW = self.codes_KD[index_BHW].movedim(-1, 1)
+        if self.config.gradient == "rotation" and h_BDHW.requires_grad:
+            return rotated(h_BDHW, q_BDHW), index_BHW
+        return h_BDHW + (q_BDHW.to(h_BDHW.dtype) - h_BDHW).detach(), index_BHW
+
+    def commitment(self, h_BDHW: Tensor, index_BHW: Tensor) -> Tensor:
+        """Mean of (h − sg(z_q))², unweighted: keeps the encoder near its codes."""
+        return F.mse_loss(h_BDHW.float(), self.codes_KD[index_BHW].movedim(-1, 1))
+
+    def learned(self) -> nn.Module | None:
+        """What an optimizer has to learn of it, to be called with `fixed_KD` for the codes; None: nothing."""
+        return None
 
     def statistics(self, h_BDHW: Tensor, index_BHW: Tensor) -> Tensor:
         """Sums of the assigned latents and their counts, (K, D + 1) float64: add over ranks, then `update`."""
@@ -115,6 +150,30 @@ class Codebook(nn.Module):
         self.codes_KD[dead] = z_ND.to(self.codes_KD)
         self.share_K[dead] = 4 * self.config.dead_below
         self.sum_KD[dead] = self.codes_KD[dead] * self.share_K[dead, None]
+
+
+def rotated(h_BDHW: Tensor, q_BDHW: Tensor) -> Tensor:
+    """The codes, as the latents turned and scaled: q = λ R h with λ and R held constant (Fifty et al. 2024, section 4.2)."""
+    rotate_to = library("vector_quantize_pytorch.vector_quantize_pytorch", "vqgan.codebook.gradient=rotation").rotate_to
+    with torch.autocast(h_BDHW.device.type, enabled=False):
+        turned_BHWD = rotate_to(h_BDHW.movedim(1, -1).float(), q_BDHW.movedim(1, -1).float())
+    return turned_BHWD.movedim(-1, 1).to(h_BDHW.dtype)
+
+
+def library(module: str, wanted_by: str) -> Any:
+    """vector-quantize-pytorch, or a part of it; only few want it, so it is no requirement.
+
+    Raises:
+        InputError: not installed.
+    """
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        raise InputError(
+            f"{wanted_by} without the Python package vector-quantize-pytorch",
+            expected="the extra 'codebooks'",
+            mend="pip install -c constraints.txt -e '.[codebooks]'",
+        ) from error
 
 
 def usage_and_perplexity(counts_K: Tensor) -> tuple[float, float]:

@@ -93,6 +93,9 @@ class VQGANTrainer:
         self.discriminator = engine.add("discriminator", discriminator, **rates)
         self.module, self.plain_discriminator = vqgan, discriminator
         self.codebook = codebook.to(engine.device)
+        learned = codebook.learned()
+        self.code_map = engine.add("code_map", learned, **rates) if learned is not None else None
+        self._map_codes()
         self.normaliser = normaliser.to(engine.device)
         self.stream, self.fov_HW, self.dataset = stream, fov_HW, dataset
         self.statistics: Tensor | None = None
@@ -102,7 +105,7 @@ class VQGANTrainer:
     def losses(self, batch: Batch, samples: int) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """One micro batch: the loss of each network, and their terms for the log."""
         x_BCHW, fov_BHW = self._prepared(batch)
-        quantise = samples // self.stream.epoch_samples >= self.codebook.config.warmup_epochs
+        quantise = self._quantises(samples)
         rec_BCHW, h_BDHW, index_BHW, last_input = self.vqgan(x_BCHW, self.codebook, quantise=quantise)
         if quantise:
             self._remember(batch, h_BDHW, index_BHW)
@@ -119,15 +122,18 @@ class VQGANTrainer:
             generator, gan_terms = self._generator(leaf, real_features, direction, last_input, fov_BHW)
             direction, terms = direction + generator, {**terms, **gan_terms, **d_terms}
         fed_back = (rec_BCHW * direction).sum()
-        commitment = F.mse_loss(h_BDHW.float(), self.codebook.codes_KD[index_BHW].movedim(-1, 1))
+        commitment = self.codebook.commitment(h_BDHW, index_BHW)
         committed = self.codebook.config.commitment * commitment * quantise
         terms["loss/commitment"] = commitment.detach()
+        if self.code_map is not None and quantise:
+            codes_KD = self.code_map(self.codebook.fixed_KD)
+            losses["code_map"] = F.mse_loss(codes_KD[index_BHW].movedim(-1, 1), h_BDHW.detach().float())
         return {"vqgan": fed_back - fed_back.detach() + reconstruction.detach() + committed, **losses}, terms
 
     def validate(self, batch: Batch, samples: int) -> dict[str, Tensor]:
         """Reconstruction loss of each cube, without a discriminator's opinion."""
         x_BCHW, fov_BHW = self._normalised(batch)
-        quantise = samples // self.stream.epoch_samples >= self.codebook.config.warmup_epochs
+        quantise = self._quantises(samples)
         self.module.eval()
         rec_BCHW = self.module(x_BCHW, self.codebook, quantise=quantise)[0].float()
         self.module.train()
@@ -135,6 +141,10 @@ class VQGANTrainer:
         cubes = [slice(b, b + 1) for b in range(len(x_BCHW))]
         loss_B = [self._reconstruction(rec_BCHW[b], x_BCHW[b], None if fov_BHW is None else fov_BHW[b])[0] for b in cubes]
         return {"loss": torch.stack(loss_B), "l1": (rec_BCHW - x_BCHW).abs().mean((1, 2, 3))}
+
+    def _quantises(self, samples: int) -> bool:
+        """Whether latents pass through the codes by now."""
+        return samples // self.stream.epoch_samples >= self.codebook.config.warmup_epochs
 
     def _reconstruction(self, rec_BCHW: Tensor, x_BCHW: Tensor, fov_BHW: Tensor | None) -> tuple[Tensor, dict[str, Tensor]]:
         """Weighted reconstruction loss in normalised units, the spectral angle in reflectance; and its terms."""
@@ -197,11 +207,18 @@ class VQGANTrainer:
         packed = self.engine.all_reduce_sum_(statistics)
         self.counts_K += packed[:, -1]
         self.codebook.update(packed)
+        self._map_codes()
         dead = self.codebook.dead()
         if len(dead):
             self.codebook.revive(dead, self._drawn(latents, samples, batch, len(dead)))
         usage, perplexity = usage_and_perplexity(self.counts_K)
         return {"codes/usage": usage, "codes/perplexity": perplexity, "codes/revived": float(len(dead))}
+
+    @torch.no_grad()
+    def _map_codes(self) -> None:
+        """The codes of the present map, where they are learned."""
+        if self.code_map is not None:
+            self.codebook.codes_KD.copy_(self.code_map(self.codebook.fixed_KD))
 
     def _drawn(self, latents: list[tuple[np.ndarray, Tensor]], samples: int, batch: int, n: int) -> Tensor:
         """n latents of the global batch by hash of their place in it: each rank fills in those it holds, then all add."""
@@ -283,10 +300,14 @@ class VQGANTrainer:
     # --- schedules and state ------------------------------------------------------------------------------------
 
     def learning_rates(self, samples: int) -> dict[str, float]:
-        """The discriminator has none before its start: its optimizer does not move on zero gradients."""
+        """What has not begun has none: its optimizer does not move on zero gradients."""
         rate = learning_rate(samples, self.total, self.optimizer)
-        active = self.config.gan > 0 and samples >= self.config.gan_start_samples
-        return {"vqgan": rate, **({"discriminator": rate} if active else {})}
+        active = {
+            "vqgan": True,
+            "discriminator": self.config.gan > 0 and samples >= self.config.gan_start_samples,
+            "code_map": self.code_map is not None and self._quantises(samples),
+        }
+        return {name: rate for name, begun in active.items() if begun}
 
     def state(self) -> State:
         """Codebook with its EMA state, and the counts of the epoch so far."""

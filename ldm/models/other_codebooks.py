@@ -1,0 +1,90 @@
+"""Codebooks without averages, for comparison, and the table of all kinds. Each is used as a `Codebook` is.
+
+Legend: B batch, D latent channel, H W latent pixels, K code.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from data_shards.errors import InputError
+from ldm.models.codebook import Codebook, CodebookConfig, library
+
+
+class NotAveraged(Codebook):
+    """Statistics count how codes are used, and move none."""
+
+    def update(self, packed: Tensor) -> None:
+        pass
+
+    def dead(self) -> Tensor:
+        return torch.empty(0, dtype=torch.int64, device=self.codes_KD.device)
+
+
+class SimVQ(NotAveraged):
+    """Codes c = v W: fixed normal vectors v under one learned map W, which moves all codes at once (Zhu et al. 2024, arXiv 2411.02038).
+
+    `codes_KD` are those of the present map; who trains the map sets them after each of its steps.
+    """
+
+    fixed_KD: Tensor
+
+    def __init__(self, config: CodebookConfig, *, channels: int, seed: int) -> None:
+        super().__init__(config, channels=channels, seed=seed)
+        self.seed = seed
+        self.register_buffer("fixed_KD", self.codes_KD * channels**-0.5)
+
+    def learned(self) -> nn.Module:
+        return CodeMap(self.codes_KD.shape[1], self.seed)
+
+
+class CodeMap(nn.Module):
+    """W of SimVQ. In full precision unless an engine holds the weights in another."""
+
+    def __init__(self, channels: int, seed: int) -> None:
+        super().__init__()
+        bound = channels**-0.5  # as nn.Linear begins
+        uniform_DD = torch.rand(channels, channels, generator=torch.Generator().manual_seed(seed + 2), device="cpu")
+        self.weight = nn.Parameter((2 * uniform_DD - 1) * bound)
+
+    def forward(self, fixed_KD: Tensor) -> Tensor:
+        with torch.autocast(fixed_KD.device.type, enabled=False):
+            return F.linear(fixed_KD.to(self.weight.dtype), self.weight).float()
+
+
+class FSQ(NotAveraged):
+    """Each channel bounded and rounded to a few levels (Mentzer et al. 2023, arXiv 2309.15505), by vector-quantize-pytorch.
+
+    Raises:
+        InputError: other levels than latent channels, or the library is not installed.
+    """
+
+    def __init__(self, config: CodebookConfig, *, channels: int, seed: int) -> None:
+        super().__init__(config, channels=channels, seed=seed)
+        if channels != len(config.levels):
+            raise InputError(
+                f"{len(config.levels)} levels for {channels} latent channels",
+                where="vqgan.codebook.levels",
+                expected="one a channel",
+                mend=f"vqgan.model.latent_channels={len(config.levels)}",
+            )
+        self.rounding = library("vector_quantize_pytorch", "vqgan.codebook.kind=fsq").FSQ(list(config.levels))
+        self.codes_KD.copy_(self.rounding.implicit_codebook)
+
+    def forward(self, h_BDHW: Tensor) -> tuple[Tensor, Tensor]:
+        q_BDHW, index_BHW = self.rounding(h_BDHW)
+        return q_BDHW.to(h_BDHW.dtype), index_BHW.long()
+
+    def commitment(self, h_BDHW: Tensor, index_BHW: Tensor) -> Tensor:
+        """0: latents are bounded already."""
+        return h_BDHW.new_zeros(())
+
+
+CODEBOOKS = {"ema": Codebook, "simvq": SimVQ, "fsq": FSQ}
+
+
+def codebook_from(config: CodebookConfig, *, channels: int, seed: int) -> Codebook:
+    """A freshly initialised codebook of the configured kind."""
+    return CODEBOOKS[config.kind](config, channels=channels, seed=seed)
