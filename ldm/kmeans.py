@@ -20,9 +20,9 @@ from torch import Tensor
 
 from data_shards.errors import InputError
 from ldm.comm import Communicator
-from ldm.nearest import BLOCK, nearest_code
+from ldm.nearest import BLOCK, nearest_code, on_one_core, parts_of, threads_alone
 from ldm.seeding import seeded, too_few
-from ldm.threads import one_thread
+from ldm.threads import in_parts
 
 SUMMED = 1 << 12  # vectors whose sums are taken at once on a processor
 LARGEST_SQUARE = 1e36  # of a vector's length: the search is in float32
@@ -163,13 +163,13 @@ def _centred(z_ND: Tensor, moments: Tensor, comm: Communicator, count: int, *, u
 
 def _moments(z_ND: Tensor) -> Tensor:
     """Sum of the vectors, and sum of their squared lengths: (D + 1) float64."""
-    total = torch.zeros(z_ND.shape[1] + 1, dtype=torch.float64, device=z_ND.device)
-    with one_thread():
-        for block in z_ND.split(SUMMED if z_ND.device.type == "cpu" else BLOCK):
-            wide = block.double()
-            total[:-1] += wide.sum(0)
-            total[-1] += wide.square().sum()
-    return total
+
+    def of(part: Tensor) -> Tensor:
+        wide = part.double()
+        return torch.cat([wide.sum(0), wide.square().sum()[None]])
+
+    parts = in_parts(of, parts_of(z_ND)) if z_ND.device.type == "cpu" else [of(block) for block in z_ND.split(BLOCK)]
+    return sum(parts, torch.zeros(z_ND.shape[1] + 1, dtype=torch.float64, device=z_ND.device))
 
 
 def _placed(codes_KD: Tensor, centre_D: Tensor | None) -> Tensor:
@@ -179,15 +179,21 @@ def _placed(codes_KD: Tensor, centre_D: Tensor | None) -> Tensor:
 
 def _packed_sums(z_ND: Tensor, codes_KD: Tensor) -> Tensor:
     """Sum and count of the vectors nearest to each code, (K, D + 1) float64, for one all-reduce."""
-    index_N = nearest_code(z_ND, codes_KD)
-    sums_KD = torch.zeros(codes_KD.shape, dtype=torch.float64, device=z_ND.device)
-    rows = SUMMED if z_ND.device.type == "cpu" else BLOCK
-    wide = torch.empty(min(rows, len(z_ND)), z_ND.shape[1], dtype=torch.float64, device=z_ND.device)  # used again: stays in the cache
-    with one_thread():
-        for index, block in zip(index_N.split(rows), z_ND.split(rows), strict=True):
-            sums_KD.index_add_(0, index, wide[: len(block)].copy_(block))
-    counts_K = torch.bincount(index_N, minlength=len(codes_KD)).double()
-    return torch.cat([sums_KD, counts_K[:, None]], dim=1)
+    if z_ND.device.type != "cpu":
+        return _summed(z_ND, nearest_code(z_ND, codes_KD), len(codes_KD), rows=BLOCK)
+    # each part is added up where it was searched, while a core's cache holds it
+    parts = in_parts(lambda part: _summed(part, on_one_core(part, codes_KD), len(codes_KD), rows=SUMMED), parts_of(z_ND), threads_alone)
+    return sum(parts, torch.zeros(len(codes_KD), z_ND.shape[1] + 1, dtype=torch.float64))
+
+
+def _summed(z_ND: Tensor, index_N: Tensor, k: int, *, rows: int) -> Tensor:
+    """The same for vectors whose code is known."""
+    packed = torch.zeros(k, z_ND.shape[1] + 1, dtype=torch.float64, device=z_ND.device)
+    wide = torch.ones(min(rows, len(z_ND)), z_ND.shape[1] + 1, dtype=torch.float64, device=z_ND.device)  # used again; the last counts
+    for index, block in zip(index_N.split(rows), z_ND.split(rows), strict=True):
+        wide[: len(block), :-1] = block
+        packed.index_add_(0, index, wide[: len(block)])
+    return packed
 
 
 def _inertia(codes_KD: Tensor, sums_KD: Tensor, counts_K: Tensor, squares: float, count: int) -> float:

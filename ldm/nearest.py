@@ -1,4 +1,4 @@
-"""The nearest code of each vector: faiss on a processor, a fused kernel or matrix products on a GPU.
+"""The nearest code of each vector: on a processor by faiss where dimensions are few, else by matrix products; on a GPU by a fused kernel.
 
 Legend: N vector, K code, D dimension.
 """
@@ -8,30 +8,71 @@ from __future__ import annotations
 import functools
 import importlib.util
 
+import numpy as np
 import torch
 from torch import Tensor
 
-BLOCK = 1 << 16  # vectors at once
+from ldm.threads import in_parts
+
+BLOCK = 1 << 16  # vectors at once on a GPU
+FEW = 16  # dimensions up to which faiss has a kernel that never writes the products down
+SCORES = 1 << 20  # products that are written down at once: what a cache holds
 
 
+@torch.compiler.disable
 def nearest_code(z_ND: Tensor, codes_KD: Tensor) -> Tensor:
     """Index of the nearest code of each vector, Euclidean, (N,) int64. Memory does not grow with N × K."""
-    z_ND, codes_KD = z_ND.float(), codes_KD.float()
+    z_ND, codes_KD = z_ND.detach().float(), codes_KD.detach().float()
     if not len(z_ND):
         return torch.empty(0, dtype=torch.int64, device=z_ND.device)
-    if z_ND.device.type == "cpu" and _installed("faiss"):
-        import faiss
-
-        return torch.from_numpy(faiss.knn(z_ND.contiguous().numpy(), codes_KD.contiguous().numpy(), 1)[1][:, 0])
-    # argmin ‖z − c‖² = argmax z·c − ‖c‖²/2
-    half_norm_K = 0.5 * codes_KD.square().sum(1)
-    if z_ND.device.type == "cuda" and _installed("triton"):
-        from ldm import nearest_triton
-
-        if z_ND.shape[1] <= nearest_triton.WIDEST:
-            return nearest_triton.nearest(z_ND, codes_KD, half_norm_K)
     with torch.autocast(z_ND.device.type, enabled=False):  # would round both factors to bfloat16
+        if z_ND.device.type == "cpu":
+            return torch.cat(in_parts(lambda part: on_one_core(part, codes_KD), parts_of(z_ND), threads_alone))
+        # argmin ‖z − c‖² = argmax z·c − ‖c‖²/2
+        half_norm_K = 0.5 * codes_KD.square().sum(1)
+        if z_ND.device.type == "cuda" and _installed("triton"):
+            from ldm import nearest_triton
+
+            if z_ND.shape[1] <= nearest_triton.WIDEST:
+                return nearest_triton.nearest(z_ND, codes_KD, half_norm_K)
         return torch.cat([torch.addmm(-half_norm_K, block, codes_KD.T).argmax(1) for block in z_ND.split(BLOCK)])
+
+
+def on_one_core(z_ND: Tensor, codes_KD: Tensor) -> Tensor:
+    """The same for some of the vectors, in fp32 on a processor, by the thread that calls."""
+    if z_ND.shape[1] <= FEW and (faiss := _faiss()):
+        return torch.from_numpy(faiss.knn(z_ND.contiguous().numpy(), codes_KD.contiguous().numpy(), 1)[1][:, 0])
+    rows = max(64, SCORES // len(codes_KD))
+    score_NK, found_N = torch.empty(min(rows, len(z_ND)), len(codes_KD)), np.empty(len(z_ND), np.int64)
+    half_norm_K = -0.5 * codes_KD.square().sum(1)
+    for first in range(0, len(z_ND), rows):
+        block = z_ND[first : first + rows]
+        torch.addmm(half_norm_K, block, codes_KD.T, out=score_NK[: len(block)])
+        # torch's argmax of a row takes longer than the product; numpy's is vectorised
+        np.argmax(score_NK.numpy()[: len(block)], axis=1, out=found_N[first : first + rows])
+    return torch.from_numpy(found_N)
+
+
+def parts_of(z_ND: Tensor) -> tuple[Tensor, ...]:
+    """Parts for `in_parts`: always the same, so that what is added up by them does not depend on the number of threads."""
+    return z_ND.split(max(1 << 12, BLOCK // z_ND.shape[1])) if len(z_ND) else ()
+
+
+def threads_alone() -> None:
+    """In a thread of its own: faiss computes on this one."""
+    if faiss := _faiss():
+        faiss.omp_set_num_threads(1)
+
+
+@functools.cache
+def _faiss():  # noqa: ANN202
+    if not _installed("faiss"):
+        return None
+    import faiss
+
+    # since 1.15 few vectors pass it by, and take fifteen times as long each
+    faiss.cvar.distance_compute_blas_threshold = min(faiss.cvar.distance_compute_blas_threshold, 20)
+    return faiss
 
 
 @functools.cache

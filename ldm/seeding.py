@@ -105,15 +105,19 @@ def _plus_plus(z_MD: np.ndarray, weights_M: np.ndarray, k: int, seed: int) -> li
     """Greedy k-means++ (Arthur and Vassilvitskii 2007) over weighted candidates: of some draws, the one that lowers the cost most."""
     trials = 2 + int(np.log(k)) if k <= MOST_TRIED else 1
     draw_KT = _uniform(seed, np.arange(k * trials), 99).reshape(k, trials)
-    squares_M = np.einsum("md,md->m", z_MD, z_MD)
+    squares_M = np.einsum("md,md->m", z_MD, z_MD)[:, None]
+    ones_M = np.ones_like(squares_M)
+    # ‖x − z‖² = (−2x, ‖x‖², 1) · (z, 1, ‖z‖²): one product
+    left, right = np.concatenate([-2 * z_MD, squares_M, ones_M], 1), np.ascontiguousarray(np.concatenate([z_MD, ones_M, squares_M], 1).T)
     picked, apart_M = [], np.full(len(z_MD), np.inf, np.float32)
     for draw_T in draw_KT:
         share_M = np.cumsum(weights_M * apart_M if picked else weights_M, dtype=np.float64)
         drawn_T = np.searchsorted(share_M, draw_T * share_M[-1], side="right").clip(max=len(z_MD) - 1)
-        apart_TM = np.maximum(0, squares_M + squares_M[drawn_T, None] - 2 * z_MD[drawn_T] @ z_MD.T)
+        apart_TM = left[drawn_T] @ right
         apart_TM[np.arange(trials), drawn_T] = 0
-        apart_TM = np.minimum(apart_M, apart_TM)
+        np.minimum(apart_TM, apart_M, out=apart_TM)
+        np.maximum(apart_TM, 0, out=apart_TM)
         best = int(np.argmin(apart_TM @ weights_M))
         picked.append(int(drawn_T[best]))
-        apart_M = apart_TM[best]
+        apart_M = apart_TM[best].copy()
     return picked

@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from data_shards.errors import InputError
+from ldm.nearest import nearest_code
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,19 +92,10 @@ class Codebook(nn.Module):
         self.register_buffer("share_K", torch.ones(config.codes))
         self.register_buffer("sum_KD", codes_KD.clone())
 
-    def assign(self, z_ND: Tensor) -> Tensor:
-        """Index of the nearest code of each vector, Euclidean; blocked, so that memory does not grow with N."""
-        half_norm_K = 0.5 * self.codes_KD.square().sum(1)
-        # autocast would round both factors to bfloat16, and near codes could no longer be told apart
-        with torch.autocast(z_ND.device.type, enabled=False):
-            # argmin ‖z − c‖² = argmax z·c − ‖c‖²/2
-            return torch.cat([torch.addmm(-half_norm_K, block.float(), self.codes_KD.T).argmax(1) for block in z_ND.split(1 << 16)])
-
     def forward(self, h_BDHW: Tensor) -> tuple[Tensor, Tensor]:
         """Latents → (quantised latents with the straight-through gradient, code index as B, H, W)."""
         z_ND = h_BDHW.detach().movedim(1, -1).reshape(-1, h_BDHW.shape[1])
-        index_N = self.assign(z_ND)
-        index_BHW = index_N.view(h_BDHW.shape[0], *h_BDHW.shape[2:])
+        index_BHW = nearest_code(z_ND, self.codes_KD).view(h_BDHW.shape[0], *h_BDHW.shape[2:])
         q_BDHW = self.codes_KD[index_BHW].movedim(-1, 1)
         if self.config.gradient == "rotation" and h_BDHW.requires_grad:
             return rotated(h_BDHW, q_BDHW), index_BHW
