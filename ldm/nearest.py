@@ -65,7 +65,7 @@ def threads_alone() -> None:
 
 
 @functools.cache
-def _faiss():  # noqa: ANN202
+def _faiss():
     if not _installed("faiss"):
         return None
     import faiss

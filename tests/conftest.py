@@ -13,7 +13,7 @@ import pytest
 from data_shards.cube import Cube, CubeMeta
 from data_shards.dataset import Dataset
 from data_shards.folder import write_cube
-from data_shards.pack import pack
+from data_shards.pack import pack, write_dataset
 from tests.ranks import shared
 from tests.runs import Place
 
@@ -62,6 +62,21 @@ def packed(cube_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def dataset(packed: Path) -> Dataset:
     return Dataset(packed)
+
+
+@pytest.fixture(scope="session")
+def latents(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
+    """40 latents of 4×8×8, as encoded from a dataset of another machine."""
+    rng, folder = np.random.default_rng(0), tmp_path_factory.mktemp("latents") / "set"
+    cubes = (
+        Cube(
+            data_CHW=(rng.normal(size=(4, 8, 8)) + rng.integers(0, 6, (1, 8, 8))).astype(np.float32),
+            meta=CubeMeta(key=f"z{i:03d}", wavelengths_nm=(0.0, 1.0, 2.0, 3.0), scale=1.0, subject_id=f"s{i}"),
+        )
+        for i in range(40)
+    )
+    write_dataset(folder, {"train": cubes}, source={"encode": {"dataset": "d" * 64, "autoencoder": "a" * 64}})
+    return Dataset(folder)
 
 
 @pytest.fixture(scope="session")

@@ -1,7 +1,8 @@
 """python -m tests.faults.disturbed RANKS HOW NOTE WORD…: the command line, in which something happens to these ranks after some steps.
 
-HOW: 'data' or 'forward': they sleep there for ever. 'nan': one term of one micro batch is not finite. Else signals that they
-send themselves, such as SIGKILL or SIGINT+SIGINT; a number between two is a pause in seconds. The time is written to NOTE.
+HOW: 'data' or 'forward': they sleep there for ever. 'kmeans': they die in an iteration of a later epoch's k-means. 'nan': one term of
+one micro batch is not finite. Else signals that they send themselves, such as SIGKILL or SIGINT+SIGINT; a number between two is a pause
+in seconds. The time is written to NOTE.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from pathlib import Path
 
 from data_shards.stream import CubeStream
 from launch.cli import main
+from ldm.training import vqgan
 from ldm.training.vqgan import VQGANTrainer
 
 RANKS, HOW, NOTE = sys.argv[1].split(","), sys.argv[2], Path(f"{sys.argv[3]}-{os.environ['RANK']}")
@@ -54,8 +56,20 @@ def spoiled(self: VQGANTrainer, batch, samples: int):
     return found, terms
 
 
+def killed(*args, **options):
+    def watch(done: int, *_: object) -> None:
+        if done == 1:
+            NOTE.write_text(str(time.time()))
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    again = options["start_KD"] is not None  # a later epoch's
+    return kmeans(*args, **options, watch=watch if again else None)
+
+
 if os.environ["RANK"] in RANKS:
-    if HOW in ("forward", "nan"):
+    if HOW == "kmeans":
+        kmeans, vqgan.kmeans = vqgan.kmeans, killed
+    elif HOW in ("forward", "nan"):
         losses, VQGANTrainer.losses = VQGANTrainer.losses, hung if HOW == "forward" else spoiled
     else:
         batches, CubeStream.batches = CubeStream.batches, stalled

@@ -15,10 +15,8 @@ import pytest
 import torch
 from safetensors.torch import save
 
-from data_shards.cube import Cube, CubeMeta
 from data_shards.dataset import Dataset
 from data_shards.errors import CorruptData, InputError
-from data_shards.pack import write_dataset
 from launch import build
 from launch.config import load
 from ldm.codebook_fit import FitConfig, FittedCodebook, drawn, fit_codebook
@@ -29,20 +27,6 @@ from tests.threads import Threads
 ROOT = Path(__file__).parents[2]
 MPIEXEC = shutil.which("mpiexec", path=str(Path(sys.executable).parent))
 CONFIG = FitConfig(codes=16, vectors=600, iterations=12, tolerance=-1.0)
-
-
-@pytest.fixture(scope="module")
-def latents(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
-    rng, folder = np.random.default_rng(0), tmp_path_factory.mktemp("latents") / "set"
-    cubes = (
-        Cube(
-            data_CHW=(rng.normal(size=(4, 8, 8)) + rng.integers(0, 6, (1, 8, 8))).astype(np.float32),
-            meta=CubeMeta(key=f"z{i:03d}", wavelengths_nm=(0.0, 1.0, 2.0, 3.0), scale=1.0, subject_id=f"s{i}"),
-        )
-        for i in range(40)
-    )
-    write_dataset(folder, {"train": cubes}, source={"encode": {"dataset": "d" * 64, "autoencoder": "a" * 64}})
-    return Dataset(folder)
 
 
 def test_the_same_vectors_are_drawn_whatever_the_world(latents: Dataset) -> None:

@@ -9,8 +9,11 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 
+from ldm.codebook_fit import FitConfig, FittedCodebook, fit_codebook
+from ldm.comm import Alone
 from ldm.training.clock import TIMINGS
 
 TINY = {
@@ -39,17 +42,51 @@ def config(folder: Path, packed: Path, name: str) -> Path:
     return path
 
 
+def completed(job: dict, folder: Path) -> dict:
+    """The job's state, once it has ended well."""
+    deadline = time.monotonic() + 240
+    while True:
+        state = json.loads(retinaforge("status", job["name"], "--json", cwd=folder))[job["name"]][0]
+        if state["state"] == "COMPLETED":
+            return state
+        logs = "\n".join(path.read_text()[-2000:] for path in Path(job["folder"]).glob("*.out"))
+        assert state["state"] in ("PENDING", "RUNNING", "COMPLETING", "REQUEUED") and time.monotonic() < deadline, f"{state}\n{logs}"
+        time.sleep(1)
+
+
+@pytest.mark.slurm
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_a_codebook_is_fitted_on_two_nodes_and_goes_on_after_a_requeue(cluster, tmp_path, latents):
+    """Requeued in the midst of its iterations: the codes are those that one process finds without a stop."""
+    out, iterations = tmp_path / "codes.safetensors", 1500
+    config = FitConfig(codes=16, vectors=600, iterations=iterations, tolerance=-1.0)
+    words = ["codebook", "fit", latents.path, out, "--codes", 16, "--vectors", 600, "--iterations", iterations, "--tolerance", "-1"]
+    job = json.loads(retinaforge("submit", "--nodes", 2, "--json", "--name", "fit", "--", *words, cwd=tmp_path))
+    kept = tmp_path / ".codes.safetensors.unfinished"
+    while not kept.exists() or FittedCodebook.read(kept).about["made"] < 3:
+        assert not out.exists(), "it was over before it could be stopped"
+        time.sleep(0.05)
+    cluster.run("scontrol", "requeue", job["job_id"])
+    assert completed(job, tmp_path)["restarts"] == 1
+    alone = fit_codebook(latents, tmp_path / "alone", config, Alone())
+    fitted = FittedCodebook.read(out)
+    assert fitted.about["made"] == iterations and not kept.exists()
+    torch.testing.assert_close(fitted.codes_KD, alone.codes_KD, rtol=1e-5, atol=1e-5)
+    told = [int(line.split()[1][:-1]) for line in said_by(job) if line.startswith("iteration")]
+    assert len(told) < 1.5 * iterations, "it began anew"
+
+
+def said_by(job: dict) -> list[str]:
+    return [line for log in Path(job["folder"]).glob("*") if log.suffix in (".out", ".err") for line in log.read_text().splitlines()]
+
+
 @pytest.mark.slurm
 @pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_two_nodes_of_slurm_train_what_two_local_processes_train(cluster, tmp_path, packed):
     said = retinaforge("submit", "--nodes", 2, "--json", "--", "train", "vqgan", config(tmp_path, packed, "slurm"), cwd=tmp_path)
-    job = json.loads(said)
-    deadline = time.monotonic() + 240
-    while (state := json.loads(retinaforge("status", job["name"], "--json", cwd=tmp_path))[job["name"]][0]["state"]) != "COMPLETED":
-        logs = "\n".join(path.read_text()[-2000:] for path in Path(job["folder"]).glob("*.out"))
-        assert state in ("PENDING", "RUNNING", "COMPLETING") and time.monotonic() < deadline, f"{state}\n{logs}"
-        time.sleep(2)
+    completed(json.loads(said), tmp_path)
     retinaforge(
         "submit", "--local", "--nodes", 2, "--name", "here", "--", "train", "vqgan", config(tmp_path, packed, "local"), cwd=tmp_path
     )
