@@ -15,7 +15,9 @@ from typing import Literal
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from scipy.optimize import linear_sum_assignment
+from scipy.sparse import csc_array
 from torch import Tensor
 
 from data_shards.errors import InputError
@@ -24,7 +26,6 @@ from ldm.nearest import BLOCK, nearest_code, on_one_core, parts_of, threads_alon
 from ldm.seeding import seeded, too_few
 from ldm.threads import in_parts
 
-SUMMED = 1 << 12  # vectors whose sums are taken at once on a processor
 LARGEST_SQUARE = 1e36  # of a vector's length: the search is in float32
 
 
@@ -165,8 +166,9 @@ def _moments(z_ND: Tensor) -> Tensor:
     """Sum of the vectors, and sum of their squared lengths: (D + 1) float64."""
 
     def of(part: Tensor) -> Tensor:
-        wide = part.double()
-        return torch.cat([wide.sum(0), wide.square().sum()[None]])
+        wide_ND = part.double()
+        flat = wide_ND.flatten()
+        return torch.cat([wide_ND.T @ wide_ND.new_ones(len(part)), torch.dot(flat, flat)[None]])
 
     parts = in_parts(of, parts_of(z_ND)) if z_ND.device.type == "cpu" else [of(block) for block in z_ND.split(BLOCK)]
     return sum(parts, torch.zeros(z_ND.shape[1] + 1, dtype=torch.float64, device=z_ND.device))
@@ -179,21 +181,23 @@ def _placed(codes_KD: Tensor, centre_D: Tensor | None) -> Tensor:
 
 def _packed_sums(z_ND: Tensor, codes_KD: Tensor) -> Tensor:
     """Sum and count of the vectors nearest to each code, (K, D + 1) float64, for one all-reduce."""
-    if z_ND.device.type != "cpu":
-        return _summed(z_ND, nearest_code(z_ND, codes_KD), len(codes_KD), rows=BLOCK)
-    # each part is added up where it was searched, while a core's cache holds it
-    parts = in_parts(lambda part: _summed(part, on_one_core(part, codes_KD), len(codes_KD), rows=SUMMED), parts_of(z_ND), threads_alone)
-    return sum(parts, torch.zeros(len(codes_KD), z_ND.shape[1] + 1, dtype=torch.float64))
-
-
-def _summed(z_ND: Tensor, index_N: Tensor, k: int, *, rows: int) -> Tensor:
-    """The same for vectors whose code is known."""
-    packed = torch.zeros(k, z_ND.shape[1] + 1, dtype=torch.float64, device=z_ND.device)
-    wide = torch.ones(min(rows, len(z_ND)), z_ND.shape[1] + 1, dtype=torch.float64, device=z_ND.device)  # used again; the last counts
-    for index, block in zip(index_N.split(rows), z_ND.split(rows), strict=True):
-        wide[: len(block), :-1] = block
-        packed.index_add_(0, index, wide[: len(block)])
+    k, d = codes_KD.shape
+    packed = torch.zeros(k, d + 1, dtype=torch.float64, device=z_ND.device)
+    if z_ND.device.type == "cpu":  # each part is added up where it was searched, while a core's cache holds it
+        for sums_KD, counts_K in in_parts(lambda part: _summed(part, on_one_core(part, codes_KD), k), parts_of(z_ND), threads_alone):
+            packed[:, :d] += torch.from_numpy(sums_KD)
+            packed[:, d] += torch.from_numpy(counts_K)
+        return packed
+    for block in z_ND.split(BLOCK):
+        packed.index_add_(0, nearest_code(block, codes_KD), F.pad(block.double(), (0, 1), value=1.0))
     return packed
+
+
+def _summed(z_ND: Tensor, index_N: Tensor, k: int) -> tuple[np.ndarray, np.ndarray]:
+    """Sums in float64, and counts, of vectors whose code is known; as a product with a matrix of a one a column, which passes once."""
+    index, n = index_N.numpy(), len(z_ND)
+    codes_KN = csc_array((np.ones(n), index, np.arange(n + 1)), shape=(k, n))
+    return codes_KN @ z_ND.double().numpy(), np.bincount(index, minlength=k)
 
 
 def _inertia(codes_KD: Tensor, sums_KD: Tensor, counts_K: Tensor, squares: float, count: int) -> float:
@@ -217,6 +221,8 @@ def _at_length_1(codes_KD: Tensor, unit: bool) -> Tensor:
 def _split_large(codes_KD: Tensor, counts_K: Tensor) -> Tensor:
     """Give each empty code half of one of the largest clusters: a copy, both moved a little apart."""
     empty = torch.nonzero(counts_K == 0).flatten()
+    if not len(empty):
+        return codes_KD
     large = counts_K.argsort(descending=True, stable=True)[: len(empty)]
     step = 1e-3 * codes_KD[large].abs().clamp(min=1e-3)
     codes_KD = codes_KD.clone()

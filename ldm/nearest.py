@@ -15,8 +15,8 @@ from torch import Tensor
 from ldm.threads import in_parts
 
 BLOCK = 1 << 16  # vectors at once on a GPU
-FEW = 16  # dimensions up to which faiss has a kernel that never writes the products down
-SCORES = 1 << 20  # products that are written down at once: what a cache holds
+FEW = 16  # dimensions up to which faiss is faster: its kernel never writes the products down
+SCORES = 1 << 18  # products that are written down at once: what a core's cache holds
 
 
 @torch.compiler.disable
@@ -42,14 +42,14 @@ def on_one_core(z_ND: Tensor, codes_KD: Tensor) -> Tensor:
     """The same for some of the vectors, in fp32 on a processor, by the thread that calls."""
     if z_ND.shape[1] <= FEW and (faiss := _faiss()):
         return torch.from_numpy(faiss.knn(z_ND.contiguous().numpy(), codes_KD.contiguous().numpy(), 1)[1][:, 0])
-    rows = max(64, SCORES // len(codes_KD))
-    score_NK, found_N = torch.empty(min(rows, len(z_ND)), len(codes_KD)), np.empty(len(z_ND), np.int64)
-    half_norm_K = -0.5 * codes_KD.square().sum(1)
-    for first in range(0, len(z_ND), rows):
-        block = z_ND[first : first + rows]
-        torch.addmm(half_norm_K, block, codes_KD.T, out=score_NK[: len(block)])
-        # torch's argmax of a row takes longer than the product; numpy's is vectorised
-        np.argmax(score_NK.numpy()[: len(block)], axis=1, out=found_N[first : first + rows])
+    rows, k = max(64, SCORES // len(codes_KD)), len(codes_KD)
+    # argmax z·c − ‖c‖²/2, the norm as one dimension more: added to products that are there already it would cost another pass
+    wide_DK = torch.cat([codes_KD, -0.5 * codes_KD.square().sum(1, keepdim=True)], dim=1).T.contiguous()
+    wide_ND = torch.cat([z_ND, torch.ones(len(z_ND), 1)], dim=1)
+    score_NK, found_N = torch.empty(min(rows, len(z_ND)), k), np.empty(len(z_ND), np.int64)
+    for block_ND, found in zip(wide_ND.split(rows), np.split(found_N, range(rows, len(z_ND), rows)), strict=True):
+        score = torch.mm(block_ND, wide_DK, out=score_NK[: len(found)])
+        np.argmax(score.numpy(), axis=1, out=found)  # torch's argmax takes longer than the product; numpy's is vectorised
     return torch.from_numpy(found_N)
 
 
