@@ -193,6 +193,7 @@ def libraries() -> Iterator[Finding]:
         topic="libraries", name="needed", state="broken" if bad else "ok", found="; ".join(bad) or ", ".join(sorted(needed)), mend=mend
     )
     yield from optional("codecs", "codecs", ("blosc2", "pcodec"))
+    yield from optional("codebooks", "codebooks", ("vector-quantize-pytorch",))  # of kind fsq, and gradient rotation
     yield from optional("DeepSpeed", "deepspeed", ("deepspeed", "transformers"))  # accelerate's plugin needs transformers, undeclared
 
 
