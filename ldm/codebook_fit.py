@@ -82,7 +82,7 @@ class FittedCodebook:
             content = path.read_bytes()
         except OSError as error:
             raise InputError(
-                f"codebook cannot be read: {error.strerror}", where=path, mend="retinaforge codebook fit LATENTS FILE"
+                f"codebook cannot be read: {error.strerror}", where=path, mend="retinaforge codebook fit --latents SET --out FILE"
             ) from error
         damaged = {"where": path, "expected": FORMAT, "mend": f"choose another place, or rm {path} and fit it anew"}
         try:

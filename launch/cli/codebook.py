@@ -15,8 +15,12 @@ app = typer.Typer(help="Codebooks by k-means over cached latents.", no_args_is_h
 
 @app.command()
 def fit(
-    latents: Annotated[str, typer.Argument(help="Packed latents (from `retinaforge encode`): the folder with dataset.json, or a URL.")],
-    out: Annotated[Path, typer.Argument(help="The file to write; absent, or this very codebook.")],
+    latents: Annotated[
+        str, typer.Option(metavar="SET", help="Packed latents (from `retinaforge encode`): the folder with dataset.json, or a URL.")
+    ],
+    out: Annotated[
+        Path | None, typer.Option(help="The file to write; absent, or this very codebook. Left out: codebook.safetensors beside SET.")
+    ] = None,
     codes: Annotated[int, typer.Option(help="How many.", min=1)] = 1024,
     split: Annotated[str, typer.Option(help="Of the latents.")] = "train",
     vectors: Annotated[int, typer.Option(help="Draw about so many over all processes; they are held in memory.", min=1)] = 1 << 20,
@@ -31,11 +35,14 @@ def fit(
     """
     from data_shards.dataset import Dataset
     from data_shards.errors import InputError
-    from data_shards.stores import place_of
+    from data_shards.stores import is_url, place_of
     from ldm.codebook_fit import FitConfig, fit_codebook
 
     if metric not in ("euclidean", "cosine"):
         raise InputError(f"--metric {metric}", expected="euclidean or cosine")
+    if out is None and is_url(latents):
+        raise InputError(f"--latents {latents} without --out", expected="a file to write; beside a URL there is no place for it")
+    out = out or Path(latents).absolute().parent / "codebook.safetensors"
     config = FitConfig(codes=codes, split=split, vectors=vectors, seed=seed, iterations=iterations, tolerance=tolerance, metric=metric)
     comm = _communicator()
     main = comm.rank == 0

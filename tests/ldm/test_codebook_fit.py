@@ -94,8 +94,8 @@ def test_a_fault_on_one_rank_ends_all(latents: Dataset, tmp_path: Path) -> None:
 
 
 def words(latents: Dataset, out: Path) -> list[str]:
-    fit = ["codebook", "fit", str(latents.path), str(out), "--codes", "16", "--vectors", "600", "--iterations", "12", "--tolerance", "-1"]
-    return [sys.executable, "-m", "launch", *fit]
+    fit = ["codebook", "fit", "--latents", str(latents.path), "--out", str(out), "--codes", "16", "--vectors", "600"]
+    return [sys.executable, "-m", "launch", *fit, "--iterations", "12", "--tolerance", "-1"]
 
 
 @pytest.mark.parametrize("launcher", ["mpiexec", "torchrun"])
@@ -186,3 +186,13 @@ def test_training_begins_with_a_fitted_codebook_and_refuses_one_from_elsewhere(d
     trainer.codebook.config = dataclasses.replace(trainer.codebook.config, kmeans="first", kmeans_iterations=1, warmup_epochs=0)
     told = trainer.start_epoch(0)
     assert told["kmeans/fresh"] == 0, "the first k-means goes on from what was given"
+
+
+def test_left_to_itself_the_verb_writes_beside_the_latents_and_a_url_has_no_beside(latents: Dataset, tmp_path: Path) -> None:
+    shutil.copytree(latents.path, tmp_path / "latents")
+    command = [sys.executable, "-m", "launch", "codebook", "fit", "--codes", "4", "--latents"]
+    done = subprocess.run([*command, str(tmp_path / "latents")], cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stderr
+    assert len(FittedCodebook.read(tmp_path / "codebook.safetensors").codes_KD) == 4
+    done = subprocess.run([*command, "http://127.0.0.1:1/latents"], cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == InputError.exit_code and "without --out" in done.stderr, done.stderr

@@ -61,7 +61,22 @@ def test_a_codebook_is_fitted_on_two_nodes_and_goes_on_after_a_requeue(cluster, 
     """Requeued in the midst of its iterations: the codes are those that one process finds without a stop."""
     out, iterations = tmp_path / "codes.safetensors", 1500
     config = FitConfig(codes=16, vectors=600, iterations=iterations, tolerance=-1.0)
-    words = ["codebook", "fit", latents.path, out, "--codes", 16, "--vectors", 600, "--iterations", iterations, "--tolerance", "-1"]
+    words = [
+        "codebook",
+        "fit",
+        "--latents",
+        latents.path,
+        "--out",
+        out,
+        "--codes",
+        16,
+        "--vectors",
+        600,
+        "--iterations",
+        iterations,
+        "--tolerance",
+        "-1",
+    ]
     job = json.loads(retinaforge("submit", "--nodes", 2, "--json", "--name", "fit", "--", *words, cwd=tmp_path))
     kept = tmp_path / ".codes.safetensors.unfinished"
     while not kept.exists() or FittedCodebook.read(kept).about["made"] < 3:
