@@ -90,6 +90,13 @@ class VQGANStage:
     flip: bool = True
 
     def __post_init__(self) -> None:
+        if self.codebook.levels and len(self.codebook.levels) != self.model.latent_channels:
+            levels = list(self.codebook.levels)
+            raise InputError(
+                f"vqgan.codebook.levels = {levels} for {self.model.latent_channels} latent channels",
+                expected="one a channel",
+                mend=f"vqgan.model.latent_channels={len(levels)}",
+            )
         if self.crop < 0 or self.crop % self.model.compression:
             raise InputError(f"vqgan.crop = {self.crop}", expected=f"0, or a multiple of {self.model.compression}, the compression")
 

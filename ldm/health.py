@@ -62,7 +62,7 @@ def warnings_of(figures: dict[str, Any]) -> list[str]:
     if figures["codes_usage"] < USAGE_LEAST:
         found.append(
             f"only {figures['codes_usage']:.0%} of the codes are used (least {USAGE_LEAST:.0%}): the codebook has collapsed; "
-            "set vqgan.codebook.kmeans=every_epoch, or use fewer codes"
+            "set vqgan.codebook.kmeans=every_epoch (with kind=ema), or use fewer codes"
         )
     if figures["effective_rank"] < RANK_LEAST * D:
         found.append(

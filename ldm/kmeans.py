@@ -184,7 +184,8 @@ def _packed_sums(z_ND: Tensor, codes_KD: Tensor) -> Tensor:
     k, d = codes_KD.shape
     packed = torch.zeros(k, d + 1, dtype=torch.float64, device=z_ND.device)
     if z_ND.device.type == "cpu":  # each part is added up where it was searched, while a core's cache holds it
-        for sums_KD, counts_K in in_parts(lambda part: _summed(part, on_one_core(part, codes_KD), k), parts_of(z_ND), threads_alone):
+        parts = parts_of(z_ND, least=2 * k)  # the sums of all parts together are no larger than the vectors
+        for sums_KD, counts_K in in_parts(lambda part: _summed(part, on_one_core(part, codes_KD), k), parts, threads_alone):
             packed[:, :d] += torch.from_numpy(sums_KD)
             packed[:, d] += torch.from_numpy(counts_K)
         return packed

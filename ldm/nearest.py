@@ -21,7 +21,7 @@ SCORES = 1 << 18  # products that are written down at once: what a core's cache 
 
 @torch.compiler.disable
 def nearest_code(z_ND: Tensor, codes_KD: Tensor) -> Tensor:
-    """Index of the nearest code of each vector, Euclidean, (N,) int64. Memory does not grow with N × K."""
+    """Index of the nearest code of each vector, Euclidean, (N,) int64; of one that is not finite, any. Memory does not grow with N × K."""
     z_ND, codes_KD = z_ND.detach().float(), codes_KD.detach().float()
     if not len(z_ND):
         return torch.empty(0, dtype=torch.int64, device=z_ND.device)
@@ -41,7 +41,8 @@ def nearest_code(z_ND: Tensor, codes_KD: Tensor) -> Tensor:
 def on_one_core(z_ND: Tensor, codes_KD: Tensor) -> Tensor:
     """The same for some of the vectors, in fp32 on a processor, by the thread that calls."""
     if z_ND.shape[1] <= FEW and (faiss := _faiss()):
-        return torch.from_numpy(faiss.knn(z_ND.contiguous().numpy(), codes_KD.contiguous().numpy(), 1)[1][:, 0])
+        found_N1 = faiss.knn(z_ND.contiguous().numpy(), codes_KD.contiguous().numpy(), 1)[1]
+        return torch.from_numpy(found_N1[:, 0].clip(min=0))  # -1: of a vector that is not finite
     rows, k = max(64, SCORES // len(codes_KD)), len(codes_KD)
     # argmax z·c − ‖c‖²/2, the norm as one dimension more: added to products that are there already it would cost another pass
     wide_DK = torch.cat([codes_KD, -0.5 * codes_KD.square().sum(1, keepdim=True)], dim=1).T.contiguous()
@@ -53,9 +54,9 @@ def on_one_core(z_ND: Tensor, codes_KD: Tensor) -> Tensor:
     return torch.from_numpy(found_N)
 
 
-def parts_of(z_ND: Tensor) -> tuple[Tensor, ...]:
-    """Parts for `in_parts`: always the same, so that what is added up by them does not depend on the number of threads."""
-    return z_ND.split(max(1 << 12, BLOCK // z_ND.shape[1])) if len(z_ND) else ()
+def parts_of(z_ND: Tensor, least: int = 1 << 12) -> tuple[Tensor, ...]:
+    """Parts for `in_parts`, of `least` vectors or more: the same whatever the number of threads, and so what is added up by them."""
+    return z_ND.split(max(least, 1 << 12, BLOCK // z_ND.shape[1])) if len(z_ND) else ()
 
 
 def threads_alone() -> None:

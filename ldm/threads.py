@@ -28,12 +28,12 @@ def one_thread() -> Iterator[None]:
 
 
 def in_parts(work: Callable[[Part], Found], parts: Iterable[Part], begun: Callable[[], None] = lambda: None) -> list[Found]:
-    """What `work` gives for each part, in order: a part a thread, as many threads as torch has, each computing on one.
+    """What `work` gives for each part, in order: a part a thread, as many threads as torch has, in each of which torch computes on one.
 
-    So nobody meets at a barrier, and no library's threads wait, spinning, in the way of another's.
+    So nobody meets at a barrier, and no library's threads wait, spinning, in the way of another's. A single part is done here.
 
     Args:
-        begun: called once by each thread.
+        begun: called first by each new thread.
     """
     parts, threads = list(parts), torch.get_num_threads()
     with one_thread():

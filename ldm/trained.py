@@ -44,7 +44,15 @@ class Autoencoder:
     @torch.no_grad()
     def decode(self, z_BDHW: Tensor, *, quantise: bool) -> Tensor:
         """Latents → stored counts, uint16, 0 outside the training set's field of view; through the nearest codes, as the
-        decoder was trained, or as they are."""
+        decoder was trained, or as they are.
+
+        Raises:
+            InputError: as they are, of a codebook of kind 'fsq': nothing has brought them near their codes.
+        """
+        if not quantise and self.codebook.config.kind == "fsq":
+            raise InputError(
+                "sample.quantise=false with a codebook of kind 'fsq'", expected="true: its latents are not bounded, its codes are"
+            )
         x_BCHW = self.vqgan.decode(self.codebook(z_BDHW)[0] if quantise else z_BDHW)
         return (self.normaliser.stored(x_BCHW).int() * self.fov_HW).to(torch.uint16)  # torch multiplies no uint16
 

@@ -83,7 +83,7 @@ def _write_network(folder: Path, network: str, checkpoint: Checkpoint, read: Rea
 def _model_states(network: str, names: list[str], checkpoint: Checkpoint, read: Reader, steps: int) -> dict[str, Any]:
     """What DeepSpeed keeps beside the weights. `retinaforge` comes back from load_checkpoint, within the client state."""
     identity = checkpoint.state["identity"]
-    config = identity["discriminator"] if network == "discriminator" else identity["model"]
+    config = identity[{"discriminator": "discriminator", "code_map": "codebook"}.get(network, "model")]
     digest = durable.sha256_of(checkpoint.folder / COMMIT)
     prefix = f"{network}.model."
     buffers = sorted({name.removeprefix(prefix) for name in read.places if name.startswith(prefix)} - set(names))

@@ -1,4 +1,4 @@
-"""Exact nearest neighbours, and the descriptors they are searched in. The only file that knows faiss.
+"""Exact nearest neighbours, by faiss or torch, and the descriptors they are searched in.
 
 Legend: N query, M reference, K neighbour, T candidate, D dimension, B batch, C band, H W pixels.
 """

@@ -29,7 +29,7 @@ class CodebookConfig:
         by rounding (other_codebooks.py). The last two know no k-means.
     levels: of 'fsq': steps of each latent channel, 3 or more; their product is `codes`.
     gradient: what reaches the encoder through the rounding: 'straight_through' the decoder's gradient as it is, 'rotation' turned and
-        scaled as the latent is to its code (Fifty et al. 2024).
+        scaled as the latent is to its code (Fifty et al. 2024); near the origin that is a large factor, which engine.clip bounds.
     kmeans: when k-means sets the codes anew: at the start of the first epoch, of every epoch, or never.
     kmeans_vectors: latents drawn for it, over all ranks.
     start: a file of `retinaforge codebook fit` to begin with; empty: random codes, and k-means draws its own.
@@ -75,6 +75,11 @@ class CodebookConfig:
             )
         if self.kind == "fsq" and self.gradient != "straight_through":
             raise InputError(f"gradient {self.gradient!r} with kind 'fsq'", expected="straight_through, which rounding by channel has")
+        if self.kind == "fsq" and self.warmup_epochs:
+            raise InputError(
+                f"warmup_epochs {self.warmup_epochs} with kind 'fsq'",
+                expected="0: latents that pass as they are would learn to lie where the bounds then cut them off",
+            )
 
 
 class Codebook(nn.Module):

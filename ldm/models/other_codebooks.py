@@ -75,7 +75,8 @@ class FSQ(NotAveraged):
 
     def forward(self, h_BDHW: Tensor) -> tuple[Tensor, Tensor]:
         q_BDHW, index_BHW = self.rounding(h_BDHW)
-        return q_BDHW.to(h_BDHW.dtype), index_BHW.long()
+        # what is not finite gets any index, as of the other kinds: the step that it spoils is skipped by all ranks together
+        return q_BDHW.to(h_BDHW.dtype), index_BHW.long().clamp(0, len(self.codes_KD) - 1)
 
     def commitment(self, h_BDHW: Tensor, index_BHW: Tensor) -> Tensor:
         """0: latents are bounded already."""

@@ -25,7 +25,7 @@ from data_shards.stream import CubeStream
 from ldm.codebook_fit import FittedCodebook
 from ldm.kmeans import kmeans, matched
 from ldm.losses import adaptive_weight, feature_matching, gradient_difference, hinge_discriminator, last_layer_gradient, spectral_angle_rad
-from ldm.models.codebook import Codebook, usage_and_perplexity
+from ldm.models.codebook import Codebook, library, usage_and_perplexity
 from ldm.models.discriminator import PatchGAN
 from ldm.models.vqgan import VQGAN
 from ldm.normalise import BandNormaliser
@@ -93,6 +93,8 @@ class VQGANTrainer:
         self.discriminator = engine.add("discriminator", discriminator, **rates)
         self.module, self.plain_discriminator = vqgan, discriminator
         self.codebook = codebook.to(engine.device)
+        if codebook.config.gradient == "rotation":
+            library("vector_quantize_pytorch", "vqgan.codebook.gradient=rotation")  # absent, it is told before anything is written
         learned = codebook.learned()
         self.code_map = engine.add("code_map", learned, **rates) if learned is not None else None
         self._map_codes()

@@ -10,7 +10,7 @@ import torch
 
 from ldm import nearest
 from ldm.kmeans import _packed_sums
-from ldm.nearest import nearest_code
+from ldm.nearest import nearest_code, parts_of
 from ldm.threads import in_parts
 
 
@@ -35,6 +35,12 @@ def test_no_code_is_nearer(two_threads: None, monkeypatch: pytest.MonkeyPatch, f
     apart = torch.cdist(z.double(), codes.double(), compute_mode="donot_use_mm_for_euclid_dist")
     assert found.shape == (n,) and found.dtype == torch.int64
     assert (apart.gather(1, found[:, None])[:, 0] - apart.min(1).values).max() < 1e-5
+
+
+def test_the_sums_of_parts_take_no_more_memory_than_the_vectors() -> None:
+    z = torch.empty(1 << 19, 8, device="meta")
+    for k in (4096, 16384, 65536):
+        assert len(parts_of(z, least=2 * k)) * k * 8 <= 4 * len(z), "float64 sums of all parts, against float32 vectors"
 
 
 def test_no_vectors_are_no_error() -> None:

@@ -49,8 +49,9 @@ def test_rotation_gives_the_codes_and_turns_the_gradient_with_them() -> None:
         R = one - 2 * torch.outer(r, r) + 2 * torch.outer(v, u)
         torch.testing.assert_close(R @ u, v, rtol=1e-12, atol=1e-12)
         torch.testing.assert_close(h.grad[b, :, y, x].double(), c.norm() / e.norm() * R.T @ g[b, :, y, x].double(), rtol=1e-4, atol=1e-5)
-    with torch.no_grad():
-        assert torch.equal(book(latents())[0], book(latents().requires_grad_(False))[0])
+    with torch.no_grad():  # in use nothing is turned
+        straight = codebook_from(CodebookConfig(codes=16, kmeans_vectors=16), channels=4, seed=0)
+        assert torch.equal(book(latents())[0], straight(latents())[0]) and not torch.equal(book(latents())[0], q)
 
 
 def test_simvq_is_the_librarys() -> None:
@@ -103,6 +104,7 @@ def test_fsq_rounds_each_channel_to_its_levels() -> None:
         ({"kind": "fsq", "kmeans": "never", "levels": (2, 512)}, "3 or more"),
         ({"levels": (4, 4, 4, 4, 4)}, "levels for 'fsq' alone"),
         ({**FSQ_WORDS, "gradient": "rotation"}, "straight_through"),
+        ({**FSQ_WORDS, "warmup_epochs": 1}, "warmup_epochs 1 with kind 'fsq'"),
     ],
 )
 def test_settings_that_contradict_each_other_are_refused(words: dict, message: str) -> None:
@@ -114,28 +116,43 @@ def test_settings_that_contradict_each_other_are_refused(words: dict, message: s
 def test_levels_that_are_not_the_channels_and_an_absent_library_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(InputError, match="4 levels for 8 latent channels"):
         codebook_from(CodebookConfig(**FSQ_WORDS), channels=8, seed=0)
+    words = [f"vqgan.codebook.{word}" for word in ("kind=fsq", "levels=[5,3,4,3]", "codes=180", "kmeans=never", "warmup_epochs=0")]
+    with pytest.raises(InputError, match="8 latent channels"):
+        load("demo", words)
+    assert load("demo", [*words, "vqgan.model.latent_channels=4"]).vqgan.codebook.levels == LEVELS
     monkeypatch.setitem(sys.modules, "vector_quantize_pytorch", None)
     with pytest.raises(InputError, match="kind=fsq without the Python package") as refused:
         codebook_from(CodebookConfig(**FSQ_WORDS), channels=4, seed=0)
     assert "[codebooks]" in str(refused.value)
 
 
+@pytest.mark.parametrize("words", [{"codes": 16, "kmeans_vectors": 16}, FSQ_WORDS], ids=["ema", "fsq"])
+@pytest.mark.parametrize("wrong", [float("nan"), float("inf"), -float("inf")])
+def test_latents_that_are_not_finite_are_left_to_the_loop_to_skip(words: dict, wrong: float) -> None:
+    """All ranks skip such a step together: nothing may raise on the one that it happened to."""
+    book, h = codebook_from(CodebookConfig(**words), channels=4, seed=0), latents()
+    h[0, :, 2, 3] = wrong
+    index = book(h)[1]
+    assert int(index.min()) >= 0 and int(index.max()) < len(book.codes_KD)
+    assert not bool(book.statistics(h, index).isfinite().all())
+
+
 def stage(**codebook: object) -> VQGANStage:
     small = load("demo").vqgan
-    chosen = CodebookConfig(**{"codes": 32, "kmeans_vectors": 512, "warmup_epochs": 1, **codebook})
+    chosen = CodebookConfig(**{"codes": 32, "kmeans_vectors": 512, **codebook})
     model = replace(small.model, latent_channels=4)
     return replace(small, model=model, codebook=chosen, loop=replace(small.loop, batch=4), engine=replace(small.engine, tracker="none"))
 
 
 @pytest.mark.parametrize(
     "words",
-    [{"kind": "simvq", "kmeans": "never"}, FSQ_WORDS, {"gradient": "rotation", "kmeans": "first"}],
+    [{"kind": "simvq", "kmeans": "never", "warmup_epochs": 1}, FSQ_WORDS, {"gradient": "rotation", "kmeans": "first", "warmup_epochs": 1}],
     ids=["simvq", "fsq", "rotation"],
 )
 def test_each_trains_and_its_codes_stand_still_before_their_start(dataset: Dataset, words: dict) -> None:
     engine = Engine(stage().engine)
     trainer, stream, _ = build.vqgan_trainer(stage(**words), dataset, engine)
-    batches, errors, before = stream.batches(0), [], trainer.codebook.codes_KD.clone()
+    batches, errors, before, warmup = stream.batches(0), [], trainer.codebook.codes_KD.clone(), words.get("warmup_epochs", 0)
     batch = next(islice(batches, 1))
     for step in range(12):
         epoch = min(step, 1)
@@ -146,9 +163,9 @@ def test_each_trains_and_its_codes_stand_still_before_their_start(dataset: Datas
         engine.backward(losses)
         engine.step(trainer.learning_rates(samples))
         told = trainer.after_step(samples, 4, skipped=False)
-        assert ("codes/usage" in told) == (step > 0)
+        assert ("codes/usage" in told) == (epoch >= warmup)
         errors.append(float(terms["loss/l1"]))
-        if step == 0:
+        if epoch < warmup:
             assert torch.equal(trainer.codebook.codes_KD, before)
     assert errors[-1] < 0.9 * errors[1], errors
     assert torch.equal(trainer.codebook.codes_KD, before) == (words.get("kind") == "fsq")
@@ -193,3 +210,5 @@ def test_a_trained_autoencoder_is_loaded_with_its_kind_of_codebook(place: Place,
     assert isinstance(loaded.codebook, FSQ)
     decoded = loaded.decode(latents(), quantise=True)
     assert decoded.dtype == torch.uint16 and decoded.shape[0] == 2
+    with pytest.raises(InputError, match="quantise=false"):
+        loaded.decode(latents(), quantise=False)
