@@ -189,8 +189,8 @@ def _packed_sums(z_ND: Tensor, codes_KD: Tensor) -> Tensor:
             packed[:, :d] += torch.from_numpy(sums_KD)
             packed[:, d] += torch.from_numpy(counts_K)
         return packed
-    for block in z_ND.split(BLOCK):
-        packed.index_add_(0, nearest_code(block, codes_KD), F.pad(block.double(), (0, 1), value=1.0))
+    for block, index in zip(z_ND.split(BLOCK), nearest_code(z_ND, codes_KD).split(BLOCK), strict=True):
+        packed.index_add_(0, index, F.pad(block.double(), (0, 1), value=1.0))
     return packed
 
 
