@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 
 from data_shards.errors import InputError
+from slurm.nodelist import expand
 from slurm.rank import Communicator, MpiCommunicator, Placement, has_own_mpiexec, slurm_step
 
 # below the ports that systems give to outgoing connections (Linux: from 32768): between choice and use none of those takes it
@@ -93,7 +94,7 @@ def told_by_rank_0(place: Placement, comm: Communicator) -> dict[str, str]:
 
 
 def _of_step(place: Placement, environ: Mapping[str, str]) -> dict[str, str]:
-    host = "127.0.0.1" if place.local_world == place.world else first_node(environ.get("SLURM_STEP_NODELIST", ""))
+    host = "127.0.0.1" if place.local_world == place.world else next(iter(expand(environ.get("SLURM_STEP_NODELIST", ""))), "")
     if unresolved([host]):  # a site may name its nodes otherwise than the network does
         try:
             said = subprocess.run(["scontrol", "--oneliner", "show", "node", host], capture_output=True, text=True, timeout=60, check=True)
@@ -107,12 +108,6 @@ def _of_step(place: Placement, environ: Mapping[str, str]) -> dict[str, str]:
             ) from error
     number = int(environ.get("SLURM_JOB_ID", "0")) + int(environ.get("SLURM_STEP_ID", "0"))
     return {"MASTER_ADDR": host, "MASTER_PORT": str(FIRST_PORT + number % PORTS)}
-
-
-def first_node(nodelist: str) -> str:
-    """The first name of SLURM's short form: 'n[003-007,9],m1' begins with n003."""
-    first = re.match(r"(?:[^,\[\]]|\[[^\]]*\])*", nodelist)[0]
-    return re.sub(r"\[(\d+)[^\]]*\]", r"\1", first)
 
 
 def check_meeting_point(environ: Mapping[str, str]) -> None:

@@ -8,20 +8,12 @@ import subprocess
 import pytest
 
 from data_shards.errors import InputError
-from slurm.meeting import FIRST_PORT, PORTS, check_meeting_point, first_node, free_port, meeting_point, told_by_rank_0
+from slurm.meeting import FIRST_PORT, PORTS, check_meeting_point, free_port, meeting_point, told_by_rank_0
 from slurm.rank import Alone, Placement
 
 STEP = {"SLURM_JOB_ID": "12345", "SLURM_STEP_ID": "2", "SLURM_PROCID": "1", "SLURM_STEP_NUM_TASKS": "2", "SLURM_NODEID": "1"}
 STEP |= {"SLURM_STEP_TASKS_PER_NODE": "1(x2)", "SLURM_STEP_NODELIST": "localhost,n[3-4]"}
 TWO = Placement(rank=1, world=2, source="slurm")
-
-
-@pytest.mark.parametrize(
-    ("nodelist", "first"),
-    [("n1", "n1"), ("n[3-4,9],m1", "n3"), ("a[007-010]", "a007"), ("r[1-2]n[05,6]-ib,x", "r1n05-ib"), ("b2,a1", "b2"), ("", "")],
-)
-def test_the_first_node_of_slurms_short_form(nodelist, first):
-    assert first_node(nodelist) == first
 
 
 def test_a_step_knows_its_meeting_point_without_a_word():
