@@ -29,7 +29,14 @@ PATTERNS = {  # what SLURM itself reads; anything else in these fields is a mist
     "qos": (r"[\w.-]+", "letters, digits, . _ -"),
     "constraint": (r"[\w.,&|*()\[\]-]+", "features joined by & or |"),
     "array": (r"\d+(-\d+(:\d+)?)?(,\d+(-\d+(:\d+)?)?)*(%[1-9]\d*)?", "such as 0-9, 1,3,5 or 0-99%8"),
+    "reservation": (r"[\w.,-]+", "letters, digits, . _ - and commas between several"),
     "dependency": (r"(after|afterany|afterok|afternotok|aftercorr|singleton)(:\d+(_\d+)?)*([,?]\w+(:\d+(_\d+)?)*)*", "such as afterok:123"),
+}
+# options of sbatch that a job sets, or that would undo what it sets
+OURS = {
+    *("job-name", "chdir", "nodes", "ntasks", "ntasks-per-node", "cpus-per-task", "gpus-per-node", "gpus-per-task", "gpus", "mem", "time"),
+    *("partition", "account", "qos", "constraint", "array", "dependency", "reservation", "requeue", "no-requeue", "open-mode", "output"),
+    *("error", "signal", "export", "export-file", "wrap", "wait", "uid", "gid", "test-only"),
 }
 
 
@@ -43,12 +50,16 @@ class JobSpec:
         folder: working directory, absolute.
         python: interpreter that starts each task, absolute.
         nodes, tasks_per_node: one process of a run is one task.
+        most_nodes: with it, SLURM may start the job on any number of nodes from `nodes` to this; trainings take up where another
+            number left off.
         cpus_per_task: cores, and OMP_NUM_THREADS.
         gpus_per_task: all GPUs of a node are visible to all its tasks; the local rank chooses.
         memory: per node, as SLURM writes it ('16G'); None leaves it to the site.
         time_minutes: limit; None leaves it to the site.
         array: indices; each is a job of its own.
         dependency: jobs to wait for.
+        reservation: one that the site has made.
+        extra: further lines for sbatch, such as --gres-flags=enforce-binding; none that another field says.
         requeue: after a preemption, a failed node or exit code 75 (try again), at most `max_restarts` times.
         signal_seconds: so long before the time limit every task gets SIGUSR1.
         exports: further variables of the submitting shell that the job sees, by name. Secrets belong into files.
@@ -59,6 +70,7 @@ class JobSpec:
     folder: str
     python: str = sys.executable
     nodes: int = 1
+    most_nodes: int | None = None
     tasks_per_node: int = 1
     cpus_per_task: int = 1
     gpus_per_task: int = 0
@@ -70,6 +82,8 @@ class JobSpec:
     constraint: str | None = None
     array: str | None = None
     dependency: str | None = None
+    reservation: str | None = None
+    extra: tuple[str, ...] = ()
     requeue: bool = True
     max_restarts: int = 100
     signal_seconds: int = 120
@@ -87,6 +101,8 @@ class JobSpec:
         for field, least in lowest.items():
             if getattr(self, field) < least:
                 raise InputError(f"{field}={getattr(self, field)}", where="job", expected=f"at least {least}")
+        if self.most_nodes is not None and self.most_nodes < self.nodes:
+            raise InputError(f"nodes={self.nodes}-{self.most_nodes}", where="job", expected="the fewest first: 1-4")
         if self.time_minutes is not None and self.time_minutes * 60 <= self.signal_seconds:
             raise InputError(
                 f"time_minutes={self.time_minutes}, signal_seconds={self.signal_seconds}",
@@ -100,11 +116,18 @@ class JobSpec:
                 raise InputError(f"{field}={value!r}", where="job", expected=expected)
         for name in self.exports:
             _check_export(name)
+        for line in self.extra:
+            _check_extra(line)
 
     @property
     def world(self) -> int:
-        """Processes of the job (of one index of an array)."""
+        """Processes of the job (of one index of an array); with `most_nodes`, the fewest."""
         return self.nodes * self.tasks_per_node
+
+    @property
+    def worlds(self) -> range:
+        """The numbers of processes that SLURM may start it with."""
+        return range(self.world, (self.most_nodes or self.nodes) * self.tasks_per_node + 1, self.tasks_per_node)
 
 
 def _check_text(field: str, text: str, longest: int) -> None:
@@ -127,6 +150,20 @@ def _check_export(name: str) -> None:
             where="job",
             expected="no secrets: what is exported is kept by SLURM and shown to every process of the job",
             mend="put it into a file that only you may read (chmod 600) and give the file's path",
+        )
+
+
+def _check_extra(line: str) -> None:
+    _check_text("extra", line, longest=1024)
+    match = re.fullmatch(r"--([a-z][a-z0-9-]*)(=.+)?", line)
+    if not match:
+        raise InputError(f"extra {line!r}", where="job", expected="one long option of sbatch: --key or --key=value")
+    if match[1] in OURS:
+        raise InputError(
+            f"extra {line!r}",
+            where="job",
+            expected="an option that the job does not set itself",
+            mend="the option of `retinaforge submit` for it, or leave it: logs, signals and what is exported are the job's own",
         )
 
 
@@ -198,7 +235,7 @@ def sbatch_text(spec: JobSpec, run_folder: Path) -> str:
     options = {
         "job-name": spec.name,
         "chdir": run_folder,  # not the command's: a folder named slurm or ldm there would be imported in place of ours
-        "nodes": spec.nodes,
+        "nodes": spec.nodes if spec.most_nodes is None else f"{spec.nodes}-{spec.most_nodes}",
         "ntasks-per-node": spec.tasks_per_node,
         "cpus-per-task": spec.cpus_per_task,
         "gpus-per-node": spec.gpus_per_task * spec.tasks_per_node or None,
@@ -210,6 +247,7 @@ def sbatch_text(spec: JobSpec, run_folder: Path) -> str:
         "constraint": spec.constraint,
         "array": spec.array,
         "dependency": spec.dependency,
+        "reservation": spec.reservation,
         "requeue" if spec.requeue else "no-requeue": True,
         "open-mode": "append",
         "output": f"{logs}/{job}_batch.out",
@@ -217,6 +255,7 @@ def sbatch_text(spec: JobSpec, run_folder: Path) -> str:
         "export": ",".join(sorted({*ALWAYS_EXPORTED, *spec.exports})),
     }
     flags = [f"--{key}" if value is True else f"--{key}={value}" for key, value in options.items() if value is not None]
+    flags += spec.extra
     srun = ["srun", "--unbuffered", "--kill-on-bad-exit=1", "--export=ALL", f"--cpus-per-task={spec.cpus_per_task}"]
     srun += ["--open-mode=append", f"--output={logs}/{job}_%t_log.out"]
     task = [spec.python, "-u", "-m", "slurm.task", str(run_folder / SPEC_NAME)]
@@ -241,8 +280,7 @@ read -r MASTER_ADDR < <(scontrol show hostnames "$SLURM_JOB_NODELIST")
 if ! getent hosts "$MASTER_ADDR" >/dev/null; then
   MASTER_ADDR=$(scontrol --oneliner show node "$MASTER_ADDR" | sed -n 's/.* NodeAddr=\\([^ ]*\\).*/\\1/p')
 fi
-MASTER_PORT=$((20000 + SLURM_JOB_ID % 10000))
-export MASTER_ADDR MASTER_PORT
+export MASTER_ADDR  # the port is told by rank 0, which sees what is free there
 
 # --export=ALL hands on the variables of this script (the list above already limits what came from outside);
 # --cpus-per-task is repeated because srun of SLURM 22.05 and later does not take it from the job

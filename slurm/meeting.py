@@ -7,10 +7,13 @@ import secrets
 import shlex
 import socket
 import subprocess
+import time
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
-from data_shards.errors import InputError
+from data_shards import durable
+from data_shards.errors import InputError, TryAgain
 from slurm.nodelist import expand
 from slurm.rank import Communicator, MpiCommunicator, Placement, has_own_mpiexec, slurm_step
 
@@ -91,6 +94,34 @@ def told_by_rank_0(place: Placement, comm: Communicator) -> dict[str, str]:
     if isinstance(found, InputError):
         raise found
     return found
+
+
+def agreed_port(folder: Path, place: Placement, environ: Mapping[str, str], *, patience_s: float = 120.0) -> int:
+    """A port that is free on rank 0's host, for all tasks of a step: rank 0 writes it into the job's folder, the others read it there.
+
+    Two jobs on one node would meet each other at a port that is worked out from the job's number.
+
+    Raises:
+        TryAgain: nothing was written in time: a folder that not all nodes see, or a rank 0 that did not start.
+    """
+    told = folder / ".".join(["port", *(environ.get(f"SLURM_{name}", "0") for name in ("JOB_ID", "RESTART_COUNT", "STEP_ID"))])
+    if place.rank == 0:
+        port = free_port()
+        durable.write_bytes(told, f"{port}\n".encode())
+        return port
+    until = time.monotonic() + patience_s
+    while time.monotonic() < until:
+        try:
+            return int(told.read_text())
+        except FileNotFoundError:
+            list(told.parent.iterdir())  # makes a network file system look again
+            time.sleep(0.1)
+    raise TryAgain(
+        f"rank 0 named no port within {patience_s:.0f} s",
+        where=told,
+        expected="a job folder that every node of the job sees",
+        mend="submit with --jobs on a file system of all nodes",
+    )
 
 
 def _of_step(place: Placement, environ: Mapping[str, str]) -> dict[str, str]:

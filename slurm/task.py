@@ -12,6 +12,7 @@ from pathlib import Path
 
 from data_shards.errors import InputError, RetinaforgeError
 from slurm.jobs import JobSpec, read_spec
+from slurm.meeting import agreed_port
 from slurm.rank import Placement, array_task, placement, torch_environ
 
 
@@ -21,11 +22,12 @@ def task_environ(spec: JobSpec, place: Placement) -> dict[str, str]:
     Raises:
         InputError: the launcher started another number of processes than the job asks for.
     """
-    if place.world != spec.world:
+    if place.world not in spec.worlds:
+        nodes = spec.nodes if spec.most_nodes is None else f"{spec.nodes}-{spec.most_nodes}"
         raise InputError(
             f"{place.source} started {place.world} process(es)",
             where=spec.name,
-            expected=f"{spec.nodes} node(s) x {spec.tasks_per_node} task(s)",
+            expected=f"{nodes} node(s) x {spec.tasks_per_node} task(s)",
             mend="submit the job by `retinaforge submit`, which starts its tasks by srun",
         )
     threads = {} if "OMP_NUM_THREADS" in spec.exports else {"OMP_NUM_THREADS": str(spec.cpus_per_task)}
@@ -48,7 +50,10 @@ def main(path: str) -> None:
     try:
         spec = read_spec(Path(path))
         words = task_words(spec, array_task())
-        environ = {**os.environ, **task_environ(spec, placement())}
+        place = placement()
+        environ = {**os.environ, **task_environ(spec, place)}
+        if place.world > 1 and "MASTER_PORT" not in environ:
+            environ["MASTER_PORT"] = str(agreed_port(Path(path).parent, place, environ))
         # the console scripts of the interpreter that the job was submitted with come first
         environ["PATH"] = os.pathsep.join([str(Path(spec.python).parent), environ.get("PATH", os.defpath)])
         os.chdir(spec.folder)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import re
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
@@ -24,10 +26,10 @@ def command(
     ],
     name: Annotated[str | None, typer.Option(help="Name of the job; the words, joined, when left out.")] = None,
     jobs: Annotated[Path, typer.Option(help="Where job folders lie; this job's is JOBS/NAME.")] = JOBS,
-    nodes: Annotated[int, typer.Option(min=1, help="Nodes.")] = 1,
-    tasks_per_node: Annotated[int, typer.Option(min=1, help="Processes a node, one a GPU; nodes x tasks is the world size.")] = 1,
-    cpus_per_task: Annotated[int, typer.Option(min=1, help="Cores a process, and its OMP_NUM_THREADS.")] = 1,
-    gpus_per_task: Annotated[int, typer.Option(min=0, help="GPUs a process.")] = 0,
+    nodes: Annotated[str | None, typer.Option(help="Nodes; 1-4: any number of them, whatever SLURM has free.")] = None,
+    tasks_per_node: Annotated[int | None, typer.Option(min=1, help="Processes a node, one a GPU; nodes x tasks is the world size.")] = None,
+    cpus_per_task: Annotated[int | None, typer.Option(min=1, help="Cores a process, and its OMP_NUM_THREADS.")] = None,
+    gpus_per_task: Annotated[int | None, typer.Option(min=0, help="GPUs a process.")] = None,
     memory: Annotated[str | None, typer.Option(help="Memory a node: 64G.")] = None,
     time_minutes: Annotated[int | None, typer.Option(min=1, help="Time limit; SIGUSR1 comes before it.")] = None,
     partition: Annotated[str | None, typer.Option(help="Partition(s).")] = None,
@@ -36,8 +38,16 @@ def command(
     constraint: Annotated[str | None, typer.Option(help="Node features: a100|h100.")] = None,
     array: Annotated[str | None, typer.Option(help="Job array: 1-10, 1-100%8.")] = None,
     dependency: Annotated[str | None, typer.Option(help="Jobs to wait for: afterok:123.")] = None,
-    requeue: Annotated[bool, typer.Option(help="Come back after preemption, a failed node, or exit code 75; the verb resumes.")] = True,
-    signal_seconds: Annotated[int, typer.Option(min=1, help="How long before the time limit the warning signal comes.")] = 120,
+    reservation: Annotated[str | None, typer.Option(help="A reservation of the site.")] = None,
+    extra: Annotated[
+        list[str] | None, typer.Option(help="A further option for sbatch: --extra=--gres-flags=enforce-binding. Repeatable.")
+    ] = None,
+    requeue: Annotated[
+        bool | None, typer.Option(help="Come back after preemption, a failed node, or exit code 75; the verb resumes. (Default: yes.)")
+    ] = None,
+    signal_seconds: Annotated[
+        int | None, typer.Option(min=1, help="How long before the time limit the warning signal comes. (Default: 120.)")
+    ] = None,
     export: Annotated[
         list[str] | None, typer.Option(help="A further variable of this shell that the job sees, by name. No secrets. Repeatable.")
     ] = None,
@@ -45,30 +55,36 @@ def command(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the sbatch script and submit nothing.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
-    """Submit `retinaforge VERB ARGS` to SLURM: retinaforge submit --nodes 2 --gpus-per-task 1 -- train vqgan retina-224."""
-    from slurm.jobs import JobSpec, sbatch_text, spec_json
+    """Submit `retinaforge VERB ARGS` to SLURM: retinaforge submit --nodes 2 --gpus-per-task 1 -- train vqgan retina-224.
+
+    What is left out comes from site.yaml, here or in ~/.config/retinaforge.
+    """
+    from launch.site import network_variables, site_defaults
+    from slurm.jobs import sbatch_text, spec_from, spec_json
 
     _check_verb(words[0])
-    spec = JobSpec(
-        name=name or "-".join(words)[:128],
-        command=("retinaforge", *words),
-        folder=str(Path.cwd()),
-        nodes=nodes,
-        tasks_per_node=tasks_per_node,
-        cpus_per_task=cpus_per_task,
-        gpus_per_task=gpus_per_task,
-        memory=memory,
-        time_minutes=time_minutes,
-        partition=partition,
-        account=account,
-        qos=qos,
-        constraint=constraint,
-        array=array,
-        dependency=dependency,
-        requeue=requeue,
-        signal_seconds=signal_seconds,
-        exports=tuple(export or ()),
-    )
+    given = {
+        **_nodes(nodes),
+        "tasks_per_node": tasks_per_node,
+        "cpus_per_task": cpus_per_task,
+        "gpus_per_task": gpus_per_task,
+        "memory": memory,
+        "time_minutes": time_minutes,
+        "partition": partition,
+        "account": account,
+        "qos": qos,
+        "constraint": constraint,
+        "array": array,
+        "dependency": dependency,
+        "reservation": reservation,
+        "extra": extra or None,
+        "requeue": requeue,
+        "signal_seconds": signal_seconds,
+    }
+    fields = site_defaults(words[0]) | {field: value for field, value in given.items() if value is not None}
+    fields["exports"] = sorted({*fields.get("exports", ()), *(export or ()), *network_variables(os.environ)})
+    own = {"name": name or "-".join(words)[:128], "command": ["retinaforge", *words], "folder": str(Path.cwd())}
+    spec = spec_from(json.dumps(fields | own).encode(), where="the job, as site.yaml and the options say")
     folder = _job_folder(jobs, spec.name)
     if dry_run:
         text = sbatch_text(spec, folder)
@@ -117,6 +133,20 @@ def status(
                 *(escape(text) for text in (state.job_id, record.name, state.state, state.elapsed, str(state.restarts), state.why))
             )
     Console().print(table)
+
+
+def _nodes(text: str | None) -> dict[str, int]:
+    """'2' or '1-4', as fields of a job.
+
+    Raises:
+        InputError: neither.
+    """
+    if text is None:
+        return {}
+    match = re.fullmatch(r"([0-9]+)(?:-([0-9]+))?", text)
+    if not match:
+        raise InputError(f"--nodes {text}", expected="a number, or the fewest and the most: 1-4")
+    return {"nodes": int(match[1]), **({"most_nodes": int(match[2])} if match[2] else {})}
 
 
 def _job_folder(jobs: Path, name: str) -> Path:

@@ -15,6 +15,7 @@ from launch.cli import app
 @pytest.fixture
 def invoke(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "no-config"))
 
     def call(*words: str, code: int = 0) -> str:
         done = CliRunner().invoke(app, words)
@@ -39,12 +40,64 @@ def test_json_holds_the_job(invoke, tmp_path):
     assert said["folder"] == str(tmp_path / "runs" / "jobs" / "a_b")
 
 
+def test_what_a_site_says_holds_unless_an_option_says_otherwise(invoke, tmp_path, monkeypatch):
+    """The user's file, then the folder's; in each what is for one verb over what is for all."""
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
+    monkeypatch.setenv("NCCL_SOCKET_IFNAME", "ib0")
+    (tmp_path / "config" / "retinaforge").mkdir(parents=True)
+    home = "partition: long\naccount: retina\nverbs:\n  run: {time_minutes: 600, nodes: 1, most_nodes: 4}\n  sample: {qos: low}\n"
+    (tmp_path / "config" / "retinaforge" / "site.yaml").write_text(home)
+    (tmp_path / "site.yaml").write_text("partition: gpu\nextra: [--gres-flags=enforce-binding]\n")
+    job = json.loads(invoke("submit", "--time-minutes", "30", "--dry-run", "--json", "--", "run", "demo"))["job"]
+    said = {name: job[name] for name in ("partition", "account", "time_minutes", "nodes", "most_nodes", "qos", "extra", "exports")}
+    assert said == {
+        "partition": "gpu",
+        "account": "retina",
+        "time_minutes": 30,
+        "nodes": 1,
+        "most_nodes": 4,
+        "qos": None,
+        "extra": ["--gres-flags=enforce-binding"],
+        "exports": ["NCCL_SOCKET_IFNAME"],
+    }
+    assert "#SBATCH --nodes=2-3\n" in invoke("submit", "--nodes", "2-3", "--dry-run", "--", "run", "demo")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("partitoin: gpu", "unknown key 'partitoin'(.|\n)*did you mean 'partition'"),
+        ("name: all-the-same", "unknown key 'name'"),
+        ("verbs: {run: {gpus: 1}}", "verbs: run(.|\n)*did you mean|unknown key 'gpus'"),
+        ("- partition", "in place of keys and values"),
+        ("nodes: two", "nodes: "),
+        ("partition: [", "not YAML"),
+    ],
+)
+def test_a_site_file_with_a_mistake_is_named(invoke, tmp_path, monkeypatch, text, message):
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "none"))
+    (tmp_path / "site.yaml").write_text(text)
+    with pytest.raises(InputError, match=message):
+        invoke("submit", "--dry-run", "--", "run", "demo")
+
+
 def test_a_verb_that_is_not_there_is_refused_before_it_queues(invoke):
     with pytest.raises(InputError, match="no verb 'sampel'(.|\n)*'sample'"):
         invoke("submit", "--dry-run", "--", "sampel", "demo")
 
 
-@pytest.mark.parametrize("words", [("--memory", "much"), ("--export", "HF_TOKEN"), ("--time-minutes", "1"), ("--name", "a\nb")])
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("--memory", "much"),
+        ("--nodes", "1-x"),
+        ("--nodes", "0"),
+        ("--extra", "--nodes=2"),
+        ("--export", "HF_TOKEN"),
+        ("--time-minutes", "1"),
+        ("--name", "a\nb"),
+    ],
+)
 def test_bad_options_are_refused(invoke, words):
     with pytest.raises(InputError):
         invoke("submit", *words, "--dry-run", "--", "run", "demo")

@@ -25,6 +25,7 @@ EVERYTHING = dataclasses.replace(
     command=("retinaforge", "sample", "runs/a b", "--task", "{array_task}/10", "; rm -rf $HOME", "line\nbreak\n#SBATCH --nodes=9"),
     folder="/scratch/a folder's name",
     nodes=2,
+    most_nodes=4,
     tasks_per_node=4,
     cpus_per_task=8,
     gpus_per_task=1,
@@ -36,6 +37,8 @@ EVERYTHING = dataclasses.replace(
     constraint="a100|h100",
     array="0-9%4",
     dependency="afterok:123:124",
+    reservation="retina-week",
+    extra=("--gres-flags=enforce-binding", "--comment=a 'b' $(id)"),
     requeue=False,
     exports=("NCCL_SOCKET_IFNAME", "HF_HOME"),
 )
@@ -82,6 +85,11 @@ def test_json_round_trip(spec):
         ({"memory": "lots"}, "memory='lots'"),
         ({"partition": "a b"}, "partition"),
         ({"array": "1-"}, "array"),
+        ({"nodes": 4, "most_nodes": 2}, "nodes=4-2"),
+        ({"reservation": "a b"}, "reservation"),
+        ({"extra": ("--nodes=9",)}, "does not set itself"),
+        ({"extra": ("-N9",)}, "one long option"),
+        ({"extra": ("--comment=a\n#SBATCH --nodes=9",)}, "printable"),
         ({"dependency": "afterok:123; id"}, "dependency"),
         ({"exports": ("A=B",)}, "the name of a variable"),
         ({"exports": ("WANDB_API_KEY",)}, "no secrets"),
@@ -122,6 +130,11 @@ def test_a_task_hands_on_its_placement_and_refuses_another_world():
     assert task_environ(spec, Placement(rank=1, world=2, source="slurm"))["RANK"] == "1"
     assert task_environ(spec, Placement(rank=1, world=2, source="slurm"))["OMP_NUM_THREADS"] == "3"
     assert "RANK" not in task_environ(PLAIN, Placement()), "one process is no distributed run"
+    any_number = dataclasses.replace(PLAIN, nodes=1, most_nodes=3, tasks_per_node=2)
+    assert list(any_number.worlds) == [2, 4, 6]
+    assert task_environ(any_number, Placement(rank=1, world=4, source="slurm"))["WORLD_SIZE"] == "4"
+    with pytest.raises(InputError, match=r"1-3 node"):
+        task_environ(any_number, Placement(rank=1, world=3, source="slurm"))
     with pytest.raises(InputError, match=r"single started 1 process\(es\)(.|\n)*2 node"):
         task_environ(spec, Placement())
     assert task_words(EVERYTHING, "7")[4] == "7/10"

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import socket
 import subprocess
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from data_shards.errors import InputError
-from slurm.meeting import FIRST_PORT, PORTS, check_meeting_point, free_port, meeting_point, told_by_rank_0
+from data_shards.errors import InputError, TryAgain
+from slurm.meeting import FIRST_PORT, PORTS, agreed_port, check_meeting_point, free_port, meeting_point, told_by_rank_0
 from slurm.rank import Alone, Placement
 
 STEP = {"SLURM_JOB_ID": "12345", "SLURM_STEP_ID": "2", "SLURM_PROCID": "1", "SLURM_STEP_NUM_TASKS": "2", "SLURM_NODEID": "1"}
@@ -77,3 +78,15 @@ def test_a_place_where_nobody_can_be_met_is_refused(environ, words):
 def test_good_places_pass():
     for environ in ({"MASTER_ADDR": "localhost", "MASTER_PORT": "65535"}, {"MASTER_ADDR": "::1", "MASTER_PORT": "1"}, {}):
         check_meeting_point({"WORLD_SIZE": "2", **environ})
+
+
+def test_tasks_of_a_step_agree_on_a_port_and_no_other_step_reads_it(tmp_path):
+    zero, one = (Placement(rank=rank, world=2, source="slurm") for rank in (0, 1))
+    environ = {"SLURM_JOB_ID": "7", "SLURM_STEP_ID": "0"}
+    with ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(agreed_port, tmp_path, one, environ)
+        port = agreed_port(tmp_path, zero, environ)
+        assert waiting.result(timeout=10) == port and FIRST_PORT <= port < FIRST_PORT + PORTS
+    again = environ | {"SLURM_RESTART_COUNT": "1"}
+    with pytest.raises(TryAgain, match="named no port"):
+        agreed_port(tmp_path, one, again, patience_s=0.3)

@@ -1,0 +1,68 @@
+"""What a site's jobs have in common: YAML files with defaults for every job, and for the jobs of one verb.
+
+    partition: gpu
+    account: retina
+    verbs:
+      train: {gpus_per_task: 1, cpus_per_task: 8, time_minutes: 1440}
+      sample: {partition: gpu-short}
+
+`~/.config/retinaforge/site.yaml` is read first, then `site.yaml` of the present folder; the later and the closer word counts, and an
+option of the command line above all.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from data_shards.errors import InputError, nearest
+from launch.config import parse_yaml
+from slurm.jobs import JobSpec
+
+NAME = "site.yaml"
+OF_ONE_JOB = {"name", "command", "folder", "array", "dependency"}  # what no two jobs share
+KEYS = set(JobSpec.__dataclass_fields__) - OF_ONE_JOB
+
+
+def site_files() -> list[Path]:
+    """Where defaults may stand, the closest last."""
+    home = Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config")
+    return [home / "retinaforge" / NAME, Path(NAME).absolute()]
+
+
+def site_defaults(verb: str) -> dict[str, Any]:
+    """Fields of a JobSpec for jobs of this verb, from all files there are.
+
+    Raises:
+        InputError: a file that is no YAML mapping, or an unknown key, with the nearest.
+    """
+    found: dict[str, Any] = {}
+    for path in site_files():
+        try:
+            text = path.read_text()
+        except FileNotFoundError:
+            continue
+        except (OSError, UnicodeDecodeError) as error:
+            raise InputError(f"cannot be read: {error}", where=path, expected="YAML, in UTF-8") from error
+        tree = _mapping(parse_yaml(text, path), path)
+        by_verb = _mapping(tree.pop("verbs", {}), f"{path}: verbs")
+        for where, fields in ((path, tree), *((f"{path}: verbs: {name}", _mapping(fields, path)) for name, fields in by_verb.items())):
+            for key in fields:
+                if key not in KEYS:
+                    raise InputError(f"unknown key {key!r}", where=where, expected=nearest(key, KEYS))
+        found |= tree | by_verb.get(verb, {})
+    return {key: tuple(value) if isinstance(value, list) else value for key, value in found.items()}
+
+
+def network_variables(environ: Mapping[str, str]) -> set[str]:
+    """Names of the variables there by which networks of clusters are set up: those of NCCL and what lies below it, and of gloo."""
+    return {name for name in environ if re.fullmatch(r"(NCCL|TORCH_NCCL|UCX|FI|GLOO)_\w+", name)}
+
+
+def _mapping(value: Any, where: object) -> dict[str, Any]:
+    if not isinstance(value, dict) or not all(isinstance(key, str) for key in value):
+        raise InputError(f"{value!r} in place of keys and values", where=where, expected="such as partition: gpu")
+    return value
