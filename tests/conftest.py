@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import subprocess
 from pathlib import Path
@@ -14,6 +13,7 @@ from data_shards.cube import Cube, CubeMeta
 from data_shards.dataset import Dataset
 from data_shards.folder import write_cube
 from data_shards.pack import pack, write_dataset
+from slurm.local_cluster import LocalCluster, missing
 from tests.ranks import shared
 from tests.runs import Place
 
@@ -98,20 +98,11 @@ def tiny_disk(tmp_path: Path):
 
 
 @pytest.fixture(scope="session")
-def local_cluster():
-    """tests/cluster/local_cluster.py as a module; it is a script first."""
-    spec = importlib.util.spec_from_file_location("local_cluster", Path(__file__).parent / "cluster" / "local_cluster.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-@pytest.fixture(scope="session")
-def session_cluster(local_cluster):
+def session_cluster():
     """A real SLURM of two nodes for the session, or the reason why there is none here."""
-    if reason := local_cluster.missing():
+    if reason := missing():
         pytest.skip(reason)
-    with local_cluster.LocalCluster(nodes=2) as running:
+    with LocalCluster(nodes=2) as running:
         yield running
 
 

@@ -13,7 +13,7 @@ from rich.console import Console
 
 import launch
 from data_shards.errors import InputError, RetinaforgeError, TryAgain
-from launch.cli import ckpt, codebook, data, doctor, evaluate, generate, run, submit, train
+from launch.cli import ckpt, codebook, data, doctor, evaluate, generate, run, slurm_local, submit, train
 
 app = typer.Typer(
     name="retinaforge",
@@ -26,6 +26,7 @@ app.add_typer(data.app, name="data")
 app.add_typer(train.app, name="train")
 app.add_typer(codebook.app, name="codebook")
 app.add_typer(ckpt.app, name="ckpt")
+app.add_typer(slurm_local.app, name="slurm-local")
 app.command("run")(run.command)
 app.command("encode")(generate.encode)
 app.command("sample")(generate.sample)

@@ -157,6 +157,6 @@ def _job_folder(jobs: Path, name: str) -> Path:
 def _check_verb(verb: str) -> None:
     from launch.cli import app
 
-    verbs = {entry.name for entry in (*app.registered_commands, *app.registered_groups)} - {"submit", "status"}
+    verbs = {entry.name for entry in (*app.registered_commands, *app.registered_groups)} - {"submit", "status", "slurm-local"}
     if verb not in verbs:
         raise InputError(f"no verb {verb!r} to submit", expected=nearest(verb, verbs), mend="retinaforge --help")

@@ -3,18 +3,28 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
+import pwd
+import shutil
+import signal
 import subprocess
+import sys
+import tempfile
 import time
 from pathlib import Path
 
 import pytest
 
+from data_shards.errors import TryAgain
+from slurm import local_cluster
+
 pytestmark = pytest.mark.slurm
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture
-def module(local_cluster):
+def module():
     if reason := local_cluster.missing():
         pytest.skip(reason)
     return local_cluster
@@ -53,7 +63,7 @@ def test_it_listens_on_loopback_only_and_ends_with_its_jobs(module):
 def test_a_cluster_that_cannot_start_says_why_and_leaves_nothing(module, monkeypatch):
     monkeypatch.setattr(module, "CONF", module.CONF + "NoSuchOption=1\n")
     cluster = module.LocalCluster(nodes=1)
-    with pytest.raises(RuntimeError, match="slurmctld did not come up, slurmctld ended(.|\n)*NoSuchOption"), cluster:
+    with pytest.raises(TryAgain, match="slurmctld did not come up, slurmctld ended(.|\n)*NoSuchOption"), cluster:
         pass
     assert not cluster.root.exists() and processes_of(cluster.root) == []
 
@@ -67,3 +77,72 @@ def listening(pids: set[int]) -> set[str]:
                 inodes.add(os.readlink(link).removeprefix("socket:[").removesuffix("]"))
     rows = [line.split() for table in ("tcp", "tcp6") for line in Path(f"/proc/net/{table}").read_text().splitlines()[1:]]
     return {row[1].partition(":")[0] for row in rows if row[3] == "0A" and row[9] in inodes}
+
+
+def words(*said: object, code: int = 0) -> str:
+    done = subprocess.run(
+        [sys.executable, "-m", "launch", "slurm-local", *map(str, said)], cwd=ROOT, capture_output=True, text=True, timeout=120, check=False
+    )
+    assert done.returncode == code, done.stdout + done.stderr
+    return done.stdout + done.stderr
+
+
+def test_the_verb_leaves_it_running_and_ends_it(module):
+    """What is left after a crash of a daemon is told, and the next start clears it."""
+    with tempfile.TemporaryDirectory(prefix="slurm-", dir="/tmp") as place:
+        os.chmod(place, 0o755)  # munged wants to be reached by all
+        root = Path(place) / "c"
+        assert "no cluster was started here" in words("status", "--root", root, code=2)
+        words("start", "--nodes", 3, "--root", root)
+        try:
+            state = json.loads(words("status", "--root", root, "--json"))
+            assert state["nodes"] == {"n1": "idle", "n2": "idle", "n3": "idle"} and all(d["alive"] for d in state["daemons"].values())
+            exported = words("env", "--root", root)
+            script = f"{exported}\nsrun -N3 hostname | wc -l"
+            assert subprocess.run(["bash", "-c", script], capture_output=True, text=True, timeout=60, check=True).stdout == "3\n"
+            assert "it runs already" in words("start", "--root", root, code=2)
+            os.kill(state["daemons"]["slurmd-n2"]["pid"], signal.SIGKILL)
+            assert "gone: slurmd-n2" in words("status", "--root", root, code=75)
+            words("start", "--nodes", 1, "--root", root)
+            assert json.loads(words("status", "--root", root, "--json"))["nodes"] == {"n1": "idle"}
+        finally:
+            words("stop", "--root", root)
+        assert not root.exists() and processes_of(root) == []
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root can become another user")
+@pytest.mark.skipif(not Path("/usr/bin/python3").exists(), reason="no Python that all users may run")
+def test_a_user_without_rights_starts_one_of_his_own(module):
+    """With the system's Python and copies of the packages: ours may lie where nobody else may read."""
+    nobody = pwd.getpwnam("nobody")
+    with tempfile.TemporaryDirectory(prefix="slurm-", dir="/tmp") as place:
+        os.chmod(place, 0o755)  # munged wants to be reached by all
+        for package in ("slurm", "data_shards"):
+            shutil.copytree(ROOT / package, Path(place) / package)
+        subprocess.run(["chown", "-R", f"{nobody.pw_uid}:{nobody.pw_gid}", place], check=True)
+        code = f"""
+from pathlib import Path
+from slurm.local_cluster import LocalCluster
+with LocalCluster(nodes=2, root=Path({place!r}) / "c") as cluster:
+    print(cluster.run("srun", "-N2", "id", "-un"))
+"""
+        environ = {"PATH": "/usr/sbin:/usr/bin:/bin", "PYTHONPATH": place, "HOME": place}
+        them = {"user": nobody.pw_uid, "group": nobody.pw_gid, "extra_groups": []}
+        command = ["/usr/bin/python3", "-c", code]
+        done = subprocess.run(command, **them, env=environ, cwd=place, capture_output=True, text=True, timeout=120, check=False)
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.split() == ["nobody", "nobody"]
+
+
+@pytest.mark.slow
+def test_with_accounting_sacct_tells_how_a_job_ended(module):
+    if reason := module.missing(accounting=True):
+        pytest.skip(reason)
+    with module.LocalCluster(nodes=1, accounting=True) as cluster:
+        script = cluster.root / "job.sh"
+        script.write_text("#!/bin/bash\nexit 3\n")
+        number = cluster.run("sbatch", "--parsable", "--output=/dev/null", str(script)).strip()
+        until = time.monotonic() + 30
+        while "FAILED" not in (told := cluster.run("sacct", "-n", "-X", "-j", number, "-o", "State,ExitCode")) and time.monotonic() < until:
+            time.sleep(0.5)
+        assert told.split() == ["FAILED", "3:0"]

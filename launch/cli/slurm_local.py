@@ -1,0 +1,85 @@
+"""retinaforge slurm-local: a real SLURM on this machine, to try jobs out."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from data_shards.errors import InputError
+
+app = typer.Typer(help="A real SLURM of several nodes on this one machine, to try jobs out.", no_args_is_help=True)
+Root = Annotated[Path | None, typer.Option(help="Its folder, by a short path; left out: one a user, in /tmp.")]
+
+
+@app.command()
+def start(
+    nodes: Annotated[int, typer.Option(min=1, max=64, help="How many: n1, n2, …")] = 4,
+    cpus: Annotated[int, typer.Option(min=1, help="Cores that each claims to have.")] = 4,
+    accounting: Annotated[bool, typer.Option("--accounting", help="With slurmdbd and MariaDB, so that sacct answers.")] = False,
+    root: Root = None,
+) -> None:
+    """Start it and leave it running; no root needed. Then: eval "$(retinaforge slurm-local env)"."""
+    from slurm.local_cluster import LocalCluster, default_root, missing
+
+    if reason := missing(accounting=accounting):
+        raise InputError("SLURM cannot be started here", expected="its programs", mend=reason)
+    place = (root or default_root()).absolute()
+    if (there := LocalCluster.at(place)) and not there.dead:
+        raise InputError("it runs already", where=place, mend="retinaforge slurm-local status, or stop")
+    if there:
+        there.stop()  # what a crash or a restart of the machine left
+    cluster = LocalCluster(nodes, cpus, accounting=accounting, root=place, detached=True)
+    try:
+        cluster.start()
+    except BaseException:
+        cluster.stop()
+        raise
+    typer.echo(f'{nodes} nodes are idle; to speak with them: eval "$(retinaforge slurm-local env{f" --root {root}" if root else ""})"')
+
+
+@app.command()
+def stop(root: Root = None) -> None:
+    """End its jobs and its daemons, and remove its folder."""
+    _running(root).stop()
+
+
+@app.command()
+def status(root: Root = None, as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False) -> None:
+    """Its daemons and nodes. Exit code 75 when a daemon is gone."""
+    from data_shards.errors import TryAgain
+
+    cluster = _running(root)
+    said = {name: {"pid": daemon.pid, "alive": daemon.alive()} for name, daemon in cluster.daemons.items()}
+    states = cluster.run("sinfo", "--noheader", "--Node", "--format=%N %T", check=False).split("\n") if not cluster.dead else []
+    nodes = dict(sorted({tuple(line.split()) for line in states if line}))
+    if as_json:
+        typer.echo(json.dumps({"root": str(cluster.root), "daemons": said, "nodes": nodes}))
+    else:
+        for name, daemon in said.items():
+            typer.echo(f"{name:12} {daemon['pid']:8} {'runs' if daemon['alive'] else 'is gone'}")
+        for name, state in nodes.items():
+            typer.echo(f"{name:12} {state}")
+    if cluster.dead:
+        raise TryAgain(f"gone: {', '.join(cluster.dead)}", where=cluster.root, mend="retinaforge slurm-local start")
+
+
+@app.command()
+def env(root: Root = None) -> None:
+    """The variables by which SLURM's programs find it, as a shell reads them."""
+    import shlex
+
+    for name, value in _running(root).environ.items():
+        typer.echo(f"export {name}={shlex.quote(value)}")
+
+
+def _running(root: Path | None):
+    from slurm.local_cluster import LocalCluster, default_root
+
+    place = (root or default_root()).absolute()
+    cluster = LocalCluster.at(place)
+    if cluster is None:
+        raise InputError("no cluster was started here", where=place, mend="retinaforge slurm-local start")
+    return cluster

@@ -1,0 +1,369 @@
+"""A real SLURM of several nodes on this one machine: munged, slurmctld and one slurmd a node; with accounting, slurmdbd and MariaDB too.
+
+No systemd, no cgroups, no root needed, nothing written outside one folder, and nothing listens but on loopback. Tests hold it in a
+`with` block: its daemons are then told by the kernel to end when their process does. `retinaforge slurm-local` leaves them running.
+
+Needs: apt-get install --no-install-recommends slurm-wlm munge    with accounting also: slurmdbd mariadb-server
+"""
+
+from __future__ import annotations
+
+import contextlib
+import getpass
+import json
+import os
+import secrets
+import shutil
+import signal
+import socket
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from data_shards import durable
+from data_shards.errors import InputError, TryAgain
+
+PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "srun", "scontrol")
+ACCOUNTING = ("slurmdbd", "mariadbd", "mariadb-install-db")
+STATE = "daemons.json"
+SBIN = os.pathsep.join([os.environ.get("PATH", os.defpath), "/usr/sbin", "/usr/local/sbin"])
+
+CONF = """\
+ClusterName=local
+SlurmctldHost={host}(127.0.0.1)
+SlurmctldPort={ctld_port}
+SlurmUser={user}
+SlurmdUser={user}
+AuthType=auth/munge
+AuthInfo=socket={root}/munge/socket
+CredType=cred/munge
+CommunicationParameters=NoCtldInAddrAny,NoInAddrAny
+StateSaveLocation={root}/state
+SlurmdSpoolDir={root}/spool-%n
+SlurmctldPidFile={root}/slurmctld.pid
+SlurmdPidFile={root}/slurmd-%n.pid
+SlurmctldLogFile={root}/slurmctld.log
+SlurmdLogFile={root}/slurmd-%n.log
+SlurmdParameters=config_overrides
+ProctrackType=proctrack/linuxproc
+TaskPlugin=task/none
+JobAcctGatherType=jobacct_gather/none
+{accounting}SelectType=select/cons_tres
+SelectTypeParameters=CR_CPU
+SchedulerType=sched/backfill
+SchedulerParameters=batch_sched_delay=0,sched_interval=5,sched_min_interval=0,bf_interval=5
+MpiDefault=none
+PreemptType=preempt/partition_prio
+PreemptMode=REQUEUE
+JobRequeue=1
+ReturnToService=1
+KillWait=5
+SlurmctldTimeout=10
+SlurmdTimeout=10
+MinJobAge=3600
+PropagateResourceLimits=NONE
+"""
+# A requeued job waits until its old self is surely gone: twice the credential's life (cred_expire); a test has no 4 minutes.
+CONF = CONF.replace("/munge/socket\n", "/munge/socket,cred_expire=5\n")
+
+
+DBD_CONF = """\
+AuthType=auth/munge
+AuthInfo=socket={root}/munge/socket,cred_expire=5
+DbdHost={host}
+DbdAddr=127.0.0.1
+DbdPort={dbd_port}
+SlurmUser={user}
+LogFile={root}/slurmdbd.log
+PidFile={root}/slurmdbd.pid
+StorageType=accounting_storage/mysql
+StorageHost=127.0.0.1
+StoragePort={db_port}
+StorageLoc=slurm_acct
+StorageUser=slurm
+StoragePass={password}
+"""
+
+
+def missing(*, accounting: bool = False) -> str | None:
+    """Why there can be no cluster here, or None."""
+    absent = [name for name in (*PROGRAMS, *(ACCOUNTING if accounting else ())) if shutil.which(name, path=SBIN) is None]
+    packages = "slurm-wlm munge" + (" slurmdbd mariadb-server" if accounting else "")
+    return f"{', '.join(absent)} not installed: apt-get install --no-install-recommends {packages}" if absent else None
+
+
+def default_root() -> Path:
+    """One cluster a user: a short path, for a socket's has 107 characters at most."""
+    return Path(f"/tmp/retinaforge-slurm-{os.getuid()}")
+
+
+class LocalCluster:
+    """
+    Args:
+        nodes: how many slurmd, named n1, n2, …
+        cpus: what each claims to have.
+        accounting: keep the books in MariaDB by slurmdbd, so that sacct answers.
+        root: its folder; a temporary one where none is given, removed with the cluster.
+        detached: the daemons go on when this process ends; `LocalCluster.at(root)` finds them again.
+    """
+
+    def __init__(
+        self, nodes: int = 2, cpus: int = 4, *, accounting: bool = False, root: Path | None = None, detached: bool = False
+    ) -> None:
+        self.nodes, self.cpus, self.accounting, self.detached = nodes, cpus, accounting, detached
+        self.root = root or Path(tempfile.mkdtemp(prefix="slurm-", dir="/tmp"))
+        self.daemons: dict[str, Process] = {}
+
+    @classmethod
+    def at(cls, root: Path) -> LocalCluster | None:
+        """The detached cluster whose folder this is; None: there is none.
+
+        Raises:
+            InputError: the folder is another user's.
+        """
+        path = root / STATE
+        if not path.exists():
+            return None
+        if root.stat().st_uid != os.getuid():
+            raise InputError("this cluster is another user's", where=root, expected="your own", mend="another --root")
+        state = json.loads(path.read_text())
+        found = cls(state["nodes"], state["cpus"], accounting=state["accounting"], root=root, detached=True)
+        found.daemons = {name: Process(*known) for name, known in state["daemons"].items()}
+        return found
+
+    @property
+    def environ(self) -> dict[str, str]:
+        """What sbatch, srun and the like need to find this cluster."""
+        return {"SLURM_CONF": str(self.root / "slurm.conf")}
+
+    @property
+    def dead(self) -> list[str]:
+        """Daemons that were started and are gone."""
+        return [name for name, daemon in self.daemons.items() if not daemon.alive()]
+
+    def __enter__(self) -> LocalCluster:
+        try:
+            self.start()
+        except BaseException:
+            self.stop()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    def start(self) -> None:
+        """Start everything and wait until all nodes are idle.
+
+        Raises:
+            InputError: the folder holds a cluster already. TryAgain: a daemon does not come up; its logs are told.
+        """
+        with durable.explained(self.root):
+            self.root.mkdir(parents=True, exist_ok=True)
+        if any(self.root.iterdir()):
+            raise InputError(
+                "the folder of a cluster is not empty",
+                where=self.root,
+                expected="none, or an empty one",
+                mend="retinaforge slurm-local stop",
+            )
+        self.root.chmod(0o755)
+        for name, mode in (("munge", 0o755), ("state", 0o700)):
+            (self.root / name).mkdir()
+            (self.root / name).chmod(mode)
+        key = self.root / "munge" / "key"
+        key.touch(0o600)
+        key.write_bytes(secrets.token_bytes(1024))
+        ctld_port, dbd_port, db_port, *node_ports = _free_ports(self.nodes + 3)
+        self._write_conf(ctld_port, dbd_port, node_ports)
+        munge = [f"--{name}-file={self.root}/munge/{name}" for name in ("key", "pid", "log", "seed")]
+        self._spawn("munged", "--foreground", f"--socket={self.root}/munge/socket", *munge)
+        self._wait("munged", lambda: self._succeeds("munge", "-S", f"{self.root}/munge/socket", "--no-input"))
+        if self.accounting:
+            self._start_accounting(dbd_port, db_port)
+        self._spawn("slurmctld", "-D")
+        self._wait("slurmctld", lambda: self._succeeds("scontrol", "ping"))
+        for i in range(1, self.nodes + 1):
+            (self.root / f"spool-n{i}").mkdir()
+            self._spawn("slurmd", "-D", "-N", f"n{i}", name=f"slurmd-n{i}")
+        self._wait("slurmd", lambda: self.run("sinfo", "-h", "-N", "-p", "main", "-t", "idle", "-o", "%N").count("\n") == self.nodes)
+
+    def _start_accounting(self, dbd_port: int, db_port: int) -> None:
+        """MariaDB in the cluster's folder, and slurmdbd before it."""
+        password, user = secrets.token_hex(16), getpass.getuser()
+        made = self._made_by("mariadb-install-db", "--no-defaults", f"--user={user}", f"--datadir={self.root}/mysql", "--skip-test-db")
+        if made:
+            raise TryAgain(f"the database was not made: {made}", where=self.root, mend="see mariadb-install-db.out there")
+        durable.write_bytes(
+            self.root / "init.sql",
+            f"CREATE DATABASE IF NOT EXISTS slurm_acct;\nCREATE USER IF NOT EXISTS slurm@'127.0.0.1' IDENTIFIED BY '{password}';\n"
+            "GRANT ALL ON slurm_acct.* TO slurm@'127.0.0.1';\n".encode(),
+        )
+        (self.root / "init.sql").chmod(0o600)
+        conf = self.root / "slurmdbd.conf"
+        conf.touch(0o600)  # slurmdbd refuses one that others may read
+        conf.write_text(DBD_CONF.format(root=self.root, host=_host(), user=user, dbd_port=dbd_port, db_port=db_port, password=password))
+        words = [
+            f"--user={user}",
+            f"--datadir={self.root}/mysql",
+            f"--socket={self.root}/mysql.sock",
+            f"--pid-file={self.root}/mariadbd.pid",
+        ]
+        words += ["--bind-address=127.0.0.1", f"--port={db_port}", "--skip-name-resolve", f"--init-file={self.root}/init.sql"]
+        words += [
+            "--innodb-buffer-pool-size=64M",
+            "--innodb-log-file-size=16M",
+            "--innodb-lock-wait-timeout=900",
+            "--performance-schema=OFF",
+        ]
+        self._spawn("mariadbd", "--no-defaults", *words)
+        self._wait("mariadbd", lambda: _listens(db_port))
+        self._spawn("slurmdbd", "-D")
+        self._wait("slurmdbd", lambda: _listens(dbd_port))
+
+    def stop(self) -> None:
+        """End the jobs, then the daemons, then whatever of theirs is left; remove the folder."""
+        if "slurmctld" in self.daemons and self.daemons["slurmctld"].alive():
+            self._succeeds("scancel", f"--user={getpass.getuser()}")
+            until = time.monotonic() + 10
+            while time.monotonic() < until and self._steps():
+                time.sleep(0.1)
+        for daemon in reversed(self.daemons.values()):
+            daemon.end(signal.SIGTERM)
+        for daemon in reversed(self.daemons.values()):
+            until = time.monotonic() + 10
+            while daemon.alive():
+                if time.monotonic() > until:
+                    daemon.end(signal.SIGKILL)
+                time.sleep(0.02)
+        for pid in self._steps():
+            os.kill(pid, signal.SIGKILL)
+        shutil.rmtree(self.root, ignore_errors=True)
+
+    def run(self, *command: str, check: bool = True) -> str:
+        """A SLURM command against this cluster; its stdout."""
+        done = subprocess.run(command, env={**os.environ, **self.environ}, capture_output=True, text=True, timeout=30, check=False)
+        if check and done.returncode:
+            raise RuntimeError(f"{' '.join(command)}: {done.stderr.strip()}")
+        return done.stdout
+
+    def _write_conf(self, ctld_port: int, dbd_port: int, node_ports: list[int]) -> None:
+        host = _host()
+        books = f"AccountingStorageHost=127.0.0.1\nAccountingStoragePort={dbd_port}\nAccountingStoragePass={self.root}/munge/socket\n"
+        accounting = f"AccountingStorageType=accounting_storage/{'slurmdbd' if self.accounting else 'none'}\n"
+        accounting += books if self.accounting else ""
+        lines = [CONF.format(root=self.root, host=host, ctld_port=ctld_port, user=getpass.getuser(), accounting=accounting)]
+        for i, port in enumerate(node_ports, start=1):
+            (self.root / f"tmp-n{i}").mkdir()
+            lines.append(
+                f"NodeName=n{i} NodeHostname={host} NodeAddr=127.0.0.1 Port={port} CPUs={self.cpus} RealMemory=4000 State=UNKNOWN\n"
+            )
+        all_nodes = f"n[1-{self.nodes}]"
+        lines.append(f"PartitionName=main Nodes={all_nodes} Default=YES PriorityTier=10 PreemptMode=OFF State=UP\n")
+        lines.append(f"PartitionName=scavenge Nodes={all_nodes} PriorityTier=1 PreemptMode=REQUEUE State=UP\n")
+        (self.root / "slurm.conf").write_text("".join(lines))
+
+    def _spawn(self, program: str, *words: str, name: str | None = None) -> None:
+        dying_with_us = ["setpriv", "--pdeathsig", "TERM"] if shutil.which("setpriv") and not self.detached else []
+        name = name or program
+        with open(self.root / f"{name}.out", "wb") as out:
+            command = [*dying_with_us, str(shutil.which(program, path=SBIN)), *words]
+            environ = {**os.environ, **self.environ, **({"SLURM_CONF": str(self.root / "slurmdbd.conf")} if program == "slurmdbd" else {})}
+            streams = {"stdin": subprocess.DEVNULL, "stdout": out, "stderr": out}
+            child = subprocess.Popen(command, env=environ, start_new_session=True, **streams)
+        self.daemons[name] = Process(child.pid, started_at(child.pid) or 0, child)
+        if self.detached:
+            known = {name: [daemon.pid, daemon.started] for name, daemon in self.daemons.items()}
+            kept = {"nodes": self.nodes, "cpus": self.cpus, "accounting": self.accounting, "daemons": known}
+            durable.write_json(self.root / STATE, kept)
+
+    def _made_by(self, program: str, *words: str) -> int:
+        """Exit code of a program that ends by itself; what it says goes into the folder."""
+        with open(self.root / f"{program}.out", "wb") as out:
+            command = [str(shutil.which(program, path=SBIN)), *words]
+            return subprocess.run(command, stdin=subprocess.DEVNULL, stdout=out, stderr=out, timeout=120, check=False).returncode
+
+    def _steps(self) -> list[int]:
+        """slurmstepd outlives its slurmd by design; ours are those that were started with our configuration."""
+        mine = f"SLURM_CONF={self.root}/slurm.conf".encode()
+        daemons = {daemon.pid for daemon in self.daemons.values()} | {os.getpid()}
+        found = []
+        for folder in Path("/proc").iterdir():
+            if folder.name.isdecimal() and int(folder.name) not in daemons:
+                try:
+                    if mine in (folder / "environ").read_bytes().split(b"\0") and b"slurmstepd" in (folder / "comm").read_bytes():
+                        found.append(int(folder.name))
+                except OSError:
+                    continue  # it has ended meanwhile, or is another user's
+        return found
+
+    def _succeeds(self, *command: str) -> bool:
+        environ = {**os.environ, **self.environ}
+        return (
+            subprocess.run(command, env=environ, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, timeout=30, check=False).returncode
+            == 0
+        )
+
+    def _wait(self, what: str, ready: Callable[[], bool], seconds: float = 30) -> None:
+        until = time.monotonic() + seconds
+        while not ready():
+            if (dead := self.dead) or time.monotonic() > until:
+                logs = "\n".join(
+                    f"--- {path.name}\n{path.read_text(errors='replace')[-2000:]}" for path in sorted(self.root.glob("*.[lo][ou][gt]"))
+                )
+                raise TryAgain(f"{what} did not come up{f', {dead[0]} ended' if dead else ''}\n{logs}", where=self.root)
+            time.sleep(0.1)
+
+
+def _free_ports(count: int) -> list[int]:
+    probes = [socket.socket() for _ in range(count)]
+    try:
+        for probe in probes:
+            probe.bind(("127.0.0.1", 0))
+        return [probe.getsockname()[1] for probe in probes]
+    finally:
+        for probe in probes:
+            probe.close()
+
+
+def _host() -> str:
+    return socket.gethostname().split(".")[0]
+
+
+def _listens(port: int) -> bool:
+    with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
+        return True
+    return False
+
+
+@dataclass
+class Process:
+    """A process by its number and the time it was started, for numbers are given again."""
+
+    pid: int
+    started: int
+    child: subprocess.Popen | None = None
+
+    def alive(self) -> bool:
+        """It runs, and it is the same one."""
+        if self.child is not None:
+            return self.child.poll() is None
+        return started_at(self.pid) == self.started
+
+    def end(self, number: signal.Signals) -> None:
+        """Send it a signal, if it is there."""
+        if self.alive():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self.pid, number)
+
+
+def started_at(pid: int) -> int | None:
+    """When a process was started, in ticks since the system was; None: there is none, or it has ended and nobody has asked after it."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return None
+    return None if fields[0] in "ZX" else int(fields[19])
