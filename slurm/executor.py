@@ -18,6 +18,7 @@ from data_shards import durable
 from data_shards.errors import CorruptData, InputError, TryAgain, nearest
 from slurm.jobs import JobSpec, freeze, sbatch_text
 from slurm.meeting import free_port
+from slurm.status import ENDED, UNKNOWN, JobState, states
 
 RECORD_NAME = "submitted.json"
 LATER = ("Unable to contact slurm controller", "Socket timed out", "Connection refused", "temporarily", "Slurm controller not responding")
@@ -55,6 +56,33 @@ def read_records(jobs: Path, names: list[str]) -> list[Submitted]:
         if name not in known:
             raise InputError(f"no job {name!r} was submitted", where=jobs, expected=nearest(name, known) if known else "a submitted job")
     return sorted((r for r in records if not names or r.name in names), key=lambda r: r.submitted_unix_s)
+
+
+def job_folder(jobs: Path, name: str) -> Path:
+    """JOBS/NAME, where a '/' of the name is no folder."""
+    return (jobs / name.replace("/", "_")).absolute() if name.strip(". ") else (jobs / "unnamed").absolute()
+
+
+def current(records: list[Submitted]) -> dict[str, list[JobState]]:
+    """States by the jobs' names, from one call to SLURM. A number that SLURM has given to another job since is UNKNOWN here."""
+    found = states([record.job_id for record in records])
+    mine = {record.name: [s for s in found[record.job_id] if s.name.strip() == record.name.strip()] for record in records}
+    return {record.name: mine[record.name] or [JobState(job_id=record.job_id)] for record in records}
+
+
+def cancelled(records: list[Submitted]) -> set[str]:
+    """Cancel those that wait or run, all of an array's indices; the names of those.
+
+    Raises:
+        InputError, TryAgain: as `states`, or SLURM's own refusal.
+    """
+    found = current(records)
+    live = [record for record in records if any(state.state not in (*ENDED, UNKNOWN) for state in found[record.name])]
+    if live:
+        done = subprocess.run(["scancel", *(record.job_id for record in live)], capture_output=True, text=True, timeout=60, check=False)
+        if done.returncode:
+            raise TryAgain(f"scancel failed: {done.stderr.strip()}", expected="an answer of the controller", mend="scontrol ping")
+    return {record.name for record in live}
 
 
 class _Executor(submitit.SlurmExecutor):

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from data_shards.errors import InputError, TryAgain
 
 UNKNOWN = "UNKNOWN"
+ENDED = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "OUT_OF_MEMORY", "DEADLINE", "BOOT_FAIL")
+"""States of a job that does not come back; one of NODE_FAIL or PREEMPTED may."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,7 +13,7 @@ from rich.console import Console
 
 import launch
 from data_shards.errors import InputError, RetinaforgeError, TryAgain
-from launch.cli import ckpt, codebook, data, doctor, evaluate, generate, run, slurm_local, submit, train
+from launch.cli import ckpt, codebook, data, doctor, evaluate, generate, jobs, run, slurm_local, submit, train
 
 app = typer.Typer(
     name="retinaforge",
@@ -35,7 +35,9 @@ app.command("audit")(evaluate.audit)
 app.command("report")(run.report)
 app.command("presets")(run.presets)
 app.command("submit")(submit.command)
-app.command("status")(submit.status)
+app.command("status")(jobs.status)
+app.command("logs")(jobs.logs)
+app.command("cancel")(jobs.cancel)
 app.command("doctor")(doctor.command)
 
 

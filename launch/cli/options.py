@@ -25,6 +25,10 @@ Hostfile = Annotated[
 ]
 
 
+JOBS = Path("runs/jobs")
+Jobs = Annotated[Path, typer.Option(help="Where job folders lie; that of a job is JOBS/NAME.")]
+
+
 def resolved(preset: str, overrides: list[str] | None, dry_run: bool = False) -> Run:
     """The run that these words mean; with `dry_run` its configuration is printed and nothing else happens."""
     from launch.config import load, to_yaml

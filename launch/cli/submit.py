@@ -1,19 +1,17 @@
-"""retinaforge submit, retinaforge status: any verb as a SLURM job."""
+"""retinaforge submit: any verb as a SLURM job."""
 
 from __future__ import annotations
 
 import json
 import os
 import re
-from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from data_shards.errors import InputError, nearest
-
-JOBS = Path("runs/jobs")
+from launch.cli.options import JOBS, Jobs
 
 
 def command(
@@ -25,7 +23,7 @@ def command(
         ),
     ],
     name: Annotated[str | None, typer.Option(help="Name of the job; the words, joined, when left out.")] = None,
-    jobs: Annotated[Path, typer.Option(help="Where job folders lie; this job's is JOBS/NAME.")] = JOBS,
+    jobs: Jobs = JOBS,
     nodes: Annotated[str | None, typer.Option(help="Nodes; 1-4: any number of them, whatever SLURM has free.")] = None,
     tasks_per_node: Annotated[int | None, typer.Option(min=1, help="Processes a node, one a GPU; nodes x tasks is the world size.")] = None,
     cpus_per_task: Annotated[int | None, typer.Option(min=1, help="Cores a process, and its OMP_NUM_THREADS.")] = None,
@@ -60,6 +58,7 @@ def command(
     What is left out comes from site.yaml, here or in ~/.config/retinaforge.
     """
     from launch.site import network_variables, site_defaults
+    from slurm.executor import job_folder
     from slurm.jobs import sbatch_text, spec_from, spec_json
 
     _check_verb(words[0])
@@ -85,7 +84,7 @@ def command(
     fields["exports"] = sorted({*fields.get("exports", ()), *(export or ()), *network_variables(os.environ)})
     own = {"name": name or "-".join(words)[:128], "command": ["retinaforge", *words], "folder": str(Path.cwd())}
     spec = spec_from(json.dumps(fields | own).encode(), where="the job, as site.yaml and the options say")
-    folder = _job_folder(jobs, spec.name)
+    folder = job_folder(jobs, spec.name)
     if dry_run:
         text = sbatch_text(spec, folder)
         typer.echo(json.dumps({"folder": str(folder), "sbatch": text, "job": json.loads(spec_json(spec))}) if as_json else text, nl=as_json)
@@ -103,38 +102,6 @@ def command(
     )
 
 
-def status(
-    names: Annotated[list[str] | None, typer.Argument(help="Jobs by name; all in JOBS when left out.")] = None,
-    jobs: Annotated[Path, typer.Option(help="Where job folders lie.")] = JOBS,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
-) -> None:
-    """State of submitted jobs, by one call to SLURM."""
-    from slurm.executor import read_records
-    from slurm.status import states
-
-    records = read_records(jobs, names or [])
-    found = states([record.job_id for record in records])
-    if as_json:
-        typer.echo(json.dumps({record.name: [asdict(state) for state in found[record.job_id]] for record in records}))
-        return
-    if not records:
-        typer.echo(f"nothing was submitted from {jobs}; retinaforge submit --help")
-        return
-    from rich.console import Console
-    from rich.markup import escape
-    from rich.table import Table
-
-    table = Table(title=f"jobs in {jobs}")
-    for column in ("job", "name", "state", "running", "restarts", "nodes or reason"):
-        table.add_column(column)
-    for record in records:
-        for state in found[record.job_id]:
-            table.add_row(
-                *(escape(text) for text in (state.job_id, record.name, state.state, state.elapsed, str(state.restarts), state.why))
-            )
-    Console().print(table)
-
-
 def _nodes(text: str | None) -> dict[str, int]:
     """'2' or '1-4', as fields of a job.
 
@@ -149,14 +116,15 @@ def _nodes(text: str | None) -> dict[str, int]:
     return {"nodes": int(match[1]), **({"most_nodes": int(match[2])} if match[2] else {})}
 
 
-def _job_folder(jobs: Path, name: str) -> Path:
-    """JOBS/NAME, where a '/' of the name is no folder."""
-    return (jobs / name.replace("/", "_")).absolute() if name.strip(". ") else (jobs / "unnamed").absolute()
-
-
 def _check_verb(verb: str) -> None:
     from launch.cli import app
 
-    verbs = {entry.name for entry in (*app.registered_commands, *app.registered_groups)} - {"submit", "status", "slurm-local"}
+    verbs = {entry.name for entry in (*app.registered_commands, *app.registered_groups)} - {
+        "submit",
+        "status",
+        "logs",
+        "cancel",
+        "slurm-local",
+    }
     if verb not in verbs:
         raise InputError(f"no verb {verb!r} to submit", expected=nearest(verb, verbs), mend="retinaforge --help")

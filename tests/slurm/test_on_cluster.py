@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import sys
 import time
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
 from data_shards.errors import InputError
-from slurm.executor import submit
+from launch.cli import app
+from slurm.executor import RECORD_NAME, submit
 from slurm.jobs import JobSpec
-from slurm.status import JobState, states
+from slurm.status import UNKNOWN, JobState, states
 
 pytestmark = pytest.mark.slurm
 ENDED = {"COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL"}
@@ -147,3 +150,24 @@ def test_mpi_by_srun_sees_one_world_and_the_one_slurm_made(cluster):
     code = "from slurm.rank import *; c = MpiCommunicator(); print(c.rank, c.world, placement().source, c.broadcast(c.rank))"
     said = cluster.run("srun", "--mpi=pmi2", "--nodes=2", "--ntasks-per-node=1", "--label", sys.executable, "-c", code)
     assert sorted(said.split("\n")[:2]) == ["0: 0 2 mpi 0", "1: 1 2 mpi 0"]
+
+
+def test_logs_are_followed_to_the_end_and_a_job_is_cancelled_by_its_name(cluster, tmp_path, monkeypatch):
+    """By the command line, as a person would; another job of the same number is not taken for ours."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("launch.cli.jobs.ASK_EVERY_S", 1.0)
+    invoke = lambda *words: CliRunner().invoke(app, [str(word) for word in words], catch_exceptions=False).stdout  # noqa: E731
+    code = "import os, time\nfor i in range(3): print('line', i, os.environ['RANK'], flush=True); time.sleep(1)"
+    submit(JobSpec(name="talks", command=("python", "-c", code), folder=str(tmp_path), nodes=2), tmp_path / "runs" / "jobs" / "talks")
+    told = [line for line in invoke("logs", "talks", "-f").splitlines() if "line" in line]
+    assert sorted(told) == [f"[{rank}] line {i} {rank}" for rank in range(2) for i in range(3)]
+    assert invoke("logs", "talks", "--rank", 1, "-n", 1) == "[1] line 2 1\n"
+    code = "import time; time.sleep(300)"
+    sleeper = submit(JobSpec(name="sleeps", command=("python", "-c", code), folder=str(tmp_path)), tmp_path / "runs" / "jobs" / "sleeps")
+    wait(sleeper.job_id, until={"RUNNING"})
+    assert json.loads(invoke("cancel", "sleeps", "talks", "--json")) == {"sleeps": True, "talks": False}
+    [state] = wait(sleeper.job_id)
+    assert state.state == "CANCELLED"
+    record = tmp_path / "runs" / "jobs" / "talks" / RECORD_NAME
+    record.write_text(json.dumps({**json.loads(record.read_text()), "job_id": sleeper.job_id}))
+    assert json.loads(invoke("status", "talks", "--json"))["talks"][0]["state"] == UNKNOWN
