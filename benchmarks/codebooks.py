@@ -153,7 +153,7 @@ def drawn(found: dict[str, dict[str, list[dict[str, Any]]]], out: Path) -> None:
             for axis, name in ((top, "curve"), (bottom, "usage_by_epoch")):
                 axis.plot(*zip(*mean_curve(seeds, name), strict=True), color=colour, label=arm)
         title = {"demo": "96×96, f4"}.get(size, f"{size}×{size}, f8")
-        top.set(title=title, xlabel="samples", ylabel="validation L1 (normalised)", yscale="log")
+        top.set(title=title, xlabel="samples", ylabel="validation L1 (normalised)")
         bottom.set(xlabel="samples", ylabel="share of codes used in an epoch", ylim=(0, 1.02))
         top.legend(frameon=False)
         for axis in (top, bottom):
