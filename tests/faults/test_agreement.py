@@ -16,11 +16,13 @@ CASES = [
 ]
 
 
-def stopped(place: Place, name: str, how: str, who: str, mode: str, patience: float = 20) -> list[int]:
+def stopped(place: Place, name: str, how: str, who: str, mode: str, *more: str, patience: float = 20) -> list[int]:
     run = place.run(name, "vqgan")
     words = ["train", "vqgan", place.folder / "tiny.yaml", f"run={run}", f"vqgan.engine.mode={mode}", "vqgan.loop.samples=120"]
     wrapper = ["tests.faults.disturbed", who, how, place.folder / f"{name}.time"]
-    return place.ranks.run(run.with_suffix(".log"), [*words, "vqgan.loop.checkpoint_every=40"], 2, wrapper=wrapper, patience=patience)
+    return place.ranks.run(
+        run.with_suffix(".log"), [*words, "vqgan.loop.checkpoint_every=40", *more], 2, wrapper=wrapper, patience=patience
+    )
 
 
 @pytest.mark.parametrize(("how", "who", "mode"), CASES)
@@ -38,10 +40,13 @@ def test_all_ranks_stop_at_one_step_after_one_commit(place: Place, how: str, who
 
 
 def test_a_step_that_is_not_finite_on_one_rank_is_left_out_on_all(place: Place) -> None:
-    """As when it is not finite on both; also under ZeRO, where DeepSpeed would judge by itself."""
+    """As when it is not finite on both; also under ZeRO, where DeepSpeed would judge by itself.
+
+    Without a discriminator: at a kink of its activations rounding grows to 1e-3 in some steps, on one kind of processor and not on another.
+    """
     curves = []
     for who, mode in (("0,1", "ddp"), ("1", "ddp"), ("0", "zero2")):
-        assert stopped(place, f"not-finite-{who}-{mode}", "nan", who, mode) == [0, 0]
+        assert stopped(place, f"not-finite-{who}-{mode}", "nan", who, mode, "vqgan.loss.gan=0") == [0, 0]
         rows = place.curve(f"not-finite-{who}-{mode}", "vqgan")
         assert [row["samples"] for row in rows if row["skipped"]] == [88]
         curves.append([{k: v for k, v in row.items() if v is not None and row["samples"] != 88} for row in rows])
