@@ -33,11 +33,11 @@ def site_files() -> list[Path]:
     return [home / "retinaforge" / NAME, Path(NAME).absolute()]
 
 
-def site_defaults(verb: str) -> dict[str, Any]:
-    """Fields of a JobSpec for jobs of this verb, from all files there are.
+def site_defaults(verb: str, verbs: set[str]) -> dict[str, Any]:
+    """Fields of a JobSpec for jobs of this verb, from all files there are; `verbs` are those that can be submitted.
 
     Raises:
-        InputError: a file that is no YAML mapping, or an unknown key, with the nearest.
+        InputError: a file that is no YAML mapping, or an unknown key or verb, with the nearest.
     """
     found: dict[str, Any] = {}
     for path in site_files():
@@ -49,6 +49,9 @@ def site_defaults(verb: str) -> dict[str, Any]:
             raise InputError(f"cannot be read: {error}", where=path, expected="YAML, in UTF-8") from error
         tree = _mapping(parse_yaml(text, path), path)
         by_verb = _mapping(tree.pop("verbs", {}), f"{path}: verbs")
+        for name in by_verb:
+            if name not in verbs:
+                raise InputError(f"unknown verb {name!r}", where=f"{path}: verbs", expected=nearest(name, verbs))
         for where, fields in ((path, tree), *((f"{path}: verbs: {name}", _mapping(fields, path)) for name, fields in by_verb.items())):
             for key in fields:
                 if key not in KEYS:

@@ -97,7 +97,7 @@ def missing(*, accounting: bool = False) -> str | None:
 
 def default_root() -> Path:
     """One cluster a user: a short path, for a socket's has 107 characters at most."""
-    return Path(f"/tmp/retinaforge-slurm-{os.getuid()}")
+    return Path(tempfile.gettempdir()) / f"retinaforge-slurm-{os.getuid()}"
 
 
 class LocalCluster:
@@ -163,6 +163,8 @@ class LocalCluster:
         """
         with durable.explained(self.root):
             self.root.mkdir(parents=True, exist_ok=True)
+        if self.root.stat().st_uid != os.getuid():  # who owns the folder could put another key or configuration there
+            raise InputError("the folder is another user's", where=self.root, expected="your own", mend="another --root")
         if any(self.root.iterdir()):
             raise InputError(
                 "the folder of a cluster is not empty",

@@ -61,7 +61,9 @@ def command(
     from slurm.executor import job_folder
     from slurm.jobs import sbatch_text, spec_from, spec_json
 
-    _check_verb(words[0])
+    verbs = _verbs()
+    if words[0] not in verbs:
+        raise InputError(f"no verb {words[0]!r} to submit", expected=nearest(words[0], verbs), mend="retinaforge --help")
     given = {
         **_nodes(nodes),
         "tasks_per_node": tasks_per_node,
@@ -80,7 +82,7 @@ def command(
         "requeue": requeue,
         "signal_seconds": signal_seconds,
     }
-    fields = site_defaults(words[0]) | {field: value for field, value in given.items() if value is not None}
+    fields = site_defaults(words[0], verbs) | {field: value for field, value in given.items() if value is not None}
     fields["exports"] = sorted({*fields.get("exports", ()), *(export or ()), *network_variables(os.environ)})
     own = {"name": name or "-".join(words)[:128], "command": ["retinaforge", *words], "folder": str(Path.cwd())}
     spec = spec_from(json.dumps(fields | own).encode(), where="the job, as site.yaml and the options say")
@@ -116,15 +118,9 @@ def _nodes(text: str | None) -> dict[str, int]:
     return {"nodes": int(match[1]), **({"most_nodes": int(match[2])} if match[2] else {})}
 
 
-def _check_verb(verb: str) -> None:
+def _verbs() -> set[str]:
+    """What can be submitted."""
     from launch.cli import app
 
-    verbs = {entry.name for entry in (*app.registered_commands, *app.registered_groups)} - {
-        "submit",
-        "status",
-        "logs",
-        "cancel",
-        "slurm-local",
-    }
-    if verb not in verbs:
-        raise InputError(f"no verb {verb!r} to submit", expected=nearest(verb, verbs), mend="retinaforge --help")
+    here = {"submit", "status", "logs", "cancel", "slurm-local"}
+    return {entry.name for entry in (*app.registered_commands, *app.registered_groups)} - here

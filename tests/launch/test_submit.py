@@ -69,6 +69,7 @@ def test_what_a_site_says_holds_unless_an_option_says_otherwise(invoke, tmp_path
         ("partitoin: gpu", "unknown key 'partitoin'(.|\n)*did you mean 'partition'"),
         ("name: all-the-same", "unknown key 'name'"),
         ("verbs: {run: {gpus: 1}}", "verbs: run(.|\n)*did you mean|unknown key 'gpus'"),
+        ("verbs: {smaple: {}}", "unknown verb 'smaple'(.|\n)*'sample'"),
         ("- partition", "in place of keys and values"),
         ("nodes: two", "nodes: "),
         ("partition: [", "not YAML"),
