@@ -19,7 +19,8 @@ from ldm.models.denoiser import denoiser_from
 from ldm.models.other_codebooks import codebook_from
 from ldm.models.vqgan import VQGAN, VQGANConfig
 from ldm.normalise import BandNormaliser
-from ldm.training.checkpoint import COMMIT, Checkpoint, CheckpointStore, Reader
+from ldm.training.checkpoint import CheckpointStore, Reader
+from ldm.training.committed import COMMIT, Checkpoint
 from ldm.training.engine import load_strictly
 
 

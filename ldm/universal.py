@@ -30,7 +30,8 @@ import torch
 from data_shards import durable
 from data_shards.errors import InputError
 from ldm.export import fresh
-from ldm.training.checkpoint import COMMIT, Checkpoint, CheckpointStore, Reader
+from ldm.training.checkpoint import CheckpointStore, Reader
+from ldm.training.committed import COMMIT, Checkpoint
 from ldm.training.schedules import OptimizerConfig, learning_rate
 
 DEEPSPEED = "0.19.8"

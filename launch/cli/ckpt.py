@@ -36,7 +36,7 @@ def stores(folder: Path) -> dict[str, object]:
 @app.command()
 def ls(run: Folder, as_json: AsJson = False) -> None:
     """Committed checkpoints, newest first: samples, ranks that wrote them, size, the best. What was not committed is named too."""
-    from ldm.training.checkpoint import read_commit
+    from ldm.training.committed import read_commit
 
     rows = []
     for name, store in stores(run).items():
@@ -66,7 +66,7 @@ def ls(run: Folder, as_json: AsJson = False) -> None:
 @app.command()
 def verify(run: Folder, as_json: AsJson = False) -> None:
     """Compare every part of every committed checkpoint with its sha256. Exit code 4 when one differs."""
-    from ldm.training.checkpoint import faults_of, unreadable
+    from ldm.training.committed import faults_of, unreadable
 
     faults, whole = [], 0
     for store in stores(run).values():
@@ -89,7 +89,7 @@ def verify(run: Folder, as_json: AsJson = False) -> None:
 @app.command()
 def prune(run: Folder, keep: Annotated[int, typer.Option(help="Newest checkpoints to keep of each training.", min=1)] = 2) -> None:
     """Remove old checkpoints. The newest one that verifies and the best one are never removed. Not while the run trains."""
-    from ldm.training.checkpoint import faults_of
+    from ldm.training.committed import faults_of
 
     for name, store in stores(run).items():
         committed = store.committed()

@@ -11,7 +11,6 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import re
 import shutil
 import threading
 from dataclasses import dataclass
@@ -26,11 +25,9 @@ from torch import Tensor
 from data_shards import durable
 from data_shards.errors import InputError, RetinaforgeError, TryAgain, UnsafeResume
 from ldm.comm import Communicator
+from ldm.training.committed import COMMIT, FORMAT, Checkpoint, digest_of, faults_of, folder_name, read_commit, unreadable
 
 LOGGER = logging.getLogger("retinaforge")
-FORMAT = "retinaforge-checkpoint-3"
-COMMIT = "COMMIT.json"
-PART = re.compile(r"rank-\d{5}\.safetensors")
 SHAPES = "shapes"  # metadata of a part: the whole shape of each tensor that it holds a stretch of
 
 
@@ -45,57 +42,6 @@ class Fragment:
 
 State = dict[str, Tensor | Fragment]
 """By name. A whole tensor is the same on every rank, and written by one of them."""
-
-
-@dataclass(frozen=True)
-class Checkpoint:
-    """A committed checkpoint: `state` is what every rank shares (JSON), `parts` the file and sha256 of each rank."""
-
-    folder: Path
-    samples: int
-    state: dict[str, Any]
-    parts: list[tuple[str, str]]
-
-
-def read_commit(folder: Path) -> Checkpoint | None:
-    """The commit of a checkpoint folder; None when it was never committed, or is not what was committed there."""
-    try:
-        commit = json.loads((folder / COMMIT).read_bytes())
-        told = commit.pop("sha256")
-        if commit["format"] != FORMAT or told != _digest(commit) or folder.name != folder_name(commit["samples"]):
-            return None
-        parts = [(name, sha256) for name, sha256 in commit["parts"] if PART.fullmatch(name)]
-        return Checkpoint(folder, commit["samples"], commit["state"], parts) if len(parts) == len(commit["parts"]) else None
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return None
-
-
-def _digest(commit: dict[str, Any]) -> str:
-    return hashlib.sha256(durable.canonical_json(commit)).hexdigest()
-
-
-def folder_name(samples: int) -> str:
-    """Of the checkpoint at so many samples."""
-    return f"samples-{samples:012d}"
-
-
-def unreadable(folder: Path) -> list[str]:
-    """Commits under a folder of checkpoints that were changed, torn, or written by another version."""
-    return [
-        f"{path}: not a commit of format {FORMAT}" for path in sorted(folder.glob(f"samples-*/{COMMIT}")) if not read_commit(path.parent)
-    ]
-
-
-def faults_of(checkpoint: Checkpoint, parts: list[tuple[str, str]] | None = None) -> list[str]:
-    """What keeps a committed checkpoint, or some parts of it, from being loaded: missing or changed files."""
-    faults = []
-    for name, sha256 in checkpoint.parts if parts is None else parts:
-        path = checkpoint.folder / name
-        if not path.is_file():
-            faults.append(f"{path}: missing")
-        elif durable.sha256_of(path) != sha256:
-            faults.append(f"{path}: sha256 differs from {COMMIT}")
-    return faults
 
 
 class Reader:
@@ -249,7 +195,7 @@ class CheckpointStore:
     def _publish(self, writing: _Writing, parts: list[tuple[str, str]]) -> None:
         told = {"format": FORMAT, "samples": writing.samples, "world": self.comm.world, "state": writing.state, "parts": parts}
         told = json.loads(json.dumps(told))  # tuples become lists, as a reader will see them
-        durable.write_json(writing.final / COMMIT, {**told, "sha256": _digest(told)})
+        durable.write_json(writing.final / COMMIT, {**told, "sha256": digest_of(told)})
         with durable.explained(self.folder):
             self._prune(writing.samples, (writing.state.get("best") or {}).get("samples"))
 

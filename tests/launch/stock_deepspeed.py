@@ -21,7 +21,8 @@ from ldm.models.codebook import Codebook, CodebookConfig
 from ldm.models.denoiser import denoiser_from
 from ldm.models.discriminator import PatchGAN, PatchGANConfig
 from ldm.models.vqgan import VQGAN, VQGANConfig
-from ldm.training.checkpoint import Checkpoint, CheckpointStore, Reader
+from ldm.training.checkpoint import CheckpointStore, Reader
+from ldm.training.committed import Checkpoint
 
 Number = Callable[[nn.Module], Tensor]
 """A number out of a network, in which all of its weights have a part."""

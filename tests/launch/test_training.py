@@ -28,8 +28,9 @@ from launch.build import check_fit
 from launch.config import from_tree
 from launch.stages import Run, done, held_out_split
 from ldm.trained import load_autoencoder
-from ldm.training.checkpoint import CheckpointStore, faults_of
+from ldm.training.checkpoint import CheckpointStore
 from ldm.training.clock import TIMINGS
+from ldm.training.committed import faults_of
 from ldm.training.log import read_log
 from tests.conftest import made_cube
 from tests.ranks import shared

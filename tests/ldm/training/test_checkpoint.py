@@ -16,7 +16,8 @@ from safetensors.torch import save as save_bytes
 from data_shards import durable
 from data_shards.errors import InputError, TryAgain, UnsafeResume
 from ldm.comm import Alone
-from ldm.training.checkpoint import COMMIT, SHAPES, Checkpoint, CheckpointStore, Fragment, Reader, read_commit
+from ldm.training.checkpoint import SHAPES, CheckpointStore, Fragment, Reader
+from ldm.training.committed import COMMIT, Checkpoint, read_commit
 from tests.threads import Threads
 
 

@@ -1,0 +1,68 @@
+"""What stands on disk of checkpoints: commits, and whether their parts are what was committed. No torch: `status` reads this in passing."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from data_shards import durable
+
+FORMAT = "retinaforge-checkpoint-3"
+COMMIT = "COMMIT.json"
+PART = re.compile(r"rank-\d{5}\.safetensors")
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A committed checkpoint: `state` is what every rank shares (JSON), `parts` the file and sha256 of each rank."""
+
+    folder: Path
+    samples: int
+    state: dict[str, Any]
+    parts: list[tuple[str, str]]
+
+
+def read_commit(folder: Path) -> Checkpoint | None:
+    """The commit of a checkpoint folder; None when it was never committed, or is not what was committed there."""
+    try:
+        commit = json.loads((folder / COMMIT).read_bytes())
+        told = commit.pop("sha256")
+        if commit["format"] != FORMAT or told != digest_of(commit) or folder.name != folder_name(commit["samples"]):
+            return None
+        parts = [(name, sha256) for name, sha256 in commit["parts"] if PART.fullmatch(name)]
+        return Checkpoint(folder, commit["samples"], commit["state"], parts) if len(parts) == len(commit["parts"]) else None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None
+
+
+def digest_of(commit: dict[str, Any]) -> str:
+    """The digest that a commit carries of itself."""
+    return hashlib.sha256(durable.canonical_json(commit)).hexdigest()
+
+
+def folder_name(samples: int) -> str:
+    """Of the checkpoint at so many samples."""
+    return f"samples-{samples:012d}"
+
+
+def unreadable(folder: Path) -> list[str]:
+    """Commits under a folder of checkpoints that were changed, torn, or written by another version."""
+    return [
+        f"{path}: not a commit of format {FORMAT}" for path in sorted(folder.glob(f"samples-*/{COMMIT}")) if not read_commit(path.parent)
+    ]
+
+
+def faults_of(checkpoint: Checkpoint, parts: list[tuple[str, str]] | None = None) -> list[str]:
+    """What keeps a committed checkpoint, or some parts of it, from being loaded: missing or changed files."""
+    faults = []
+    for name, sha256 in checkpoint.parts if parts is None else parts:
+        path = checkpoint.folder / name
+        if not path.is_file():
+            faults.append(f"{path}: missing")
+        elif durable.sha256_of(path) != sha256:
+            faults.append(f"{path}: sha256 differs from {COMMIT}")
+    return faults
