@@ -15,6 +15,7 @@ import json
 import os
 import secrets
 import shutil
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -230,8 +231,11 @@ def _sole_writer(final: Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def claimed(path: Path, doing: str) -> Iterator[None]:
+def claimed(path: Path, doing: str, *, patience_s: float = 0.0) -> Iterator[None]:
     """Hold the lock file `path` while the block runs. The kernel drops the lock with its process, however that ends.
+
+    Args:
+        patience_s: so long to wait for its holder to end.
 
     Raises:
         TryAgain: a live process holds it. InputError: the place cannot be written.
@@ -240,7 +244,10 @@ def claimed(path: Path, doing: str) -> Iterator[None]:
         make_folder(path.parent)
         file = open(path, "ab")  # noqa: SIM115 - held as long as the block runs
     with file:
-        if not _locked(file):
+        until = time.monotonic() + patience_s
+        while not (locked := _locked(file)) and time.monotonic() < until:
+            time.sleep(0.5)
+        if not locked:
             raise TryAgain(
                 f"another process is {doing}",
                 where=path.parent,

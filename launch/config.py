@@ -19,6 +19,7 @@ from data_shards.errors import InputError, nearest
 from data_shards.phantom.persons import PhantomConfig
 from data_shards.splits import check_fractions
 from data_shards.stream import ReadConfig
+from launch.parse import parse_yaml
 from ldm.diffusion import ObjectiveConfig
 from ldm.ema import EMAConfig
 from ldm.models.codebook import CodebookConfig
@@ -192,15 +193,6 @@ def load(preset: str, overrides: list[str] = ()) -> Config:
                 )
         node[last] = parse_yaml(value, override)
     return from_tree(tree, where=preset)
-
-
-def parse_yaml(text: str, where: object) -> Any:
-    """YAML by the safe loader: data only, never objects."""
-    try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise InputError(f"not YAML: {error}", where=where) from error
-    return {} if value is None else value
 
 
 def from_tree(tree: Mapping[str, Any], *, where: object = None) -> Config:

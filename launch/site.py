@@ -5,6 +5,7 @@
     verbs:
       train: {gpus_per_task: 1, cpus_per_task: 8, time_minutes: 1440}
       sample: {partition: gpu-short}
+    ask_every_seconds: 60       # how often SLURM is asked for states, at most; 30 when left out
 
 `~/.config/retinaforge/site.yaml` is read first, then `site.yaml` of the present folder; the later and the closer word counts, and an
 option of the command line above all.
@@ -19,12 +20,15 @@ from pathlib import Path
 from typing import Any
 
 from data_shards.errors import InputError, nearest
-from launch.config import parse_yaml
+from launch.parse import parse_yaml
 from slurm.jobs import JobSpec
+from slurm.status import ASK_EVERY_S, Queue
 
 NAME = "site.yaml"
-OF_ONE_JOB = {"name", "command", "folder", "array", "dependency"}  # what no two jobs share
+OF_ONE_JOB = {"name", "command", "folder", "array", "dependency", "progress"}  # what no two jobs share
 KEYS = set(JobSpec.__dataclass_fields__) - OF_ONE_JOB
+ASK = "ask_every_seconds"
+"""How often SLURM may be asked; no field of a job."""
 
 
 def site_files() -> list[Path]:
@@ -48,6 +52,7 @@ def site_defaults(verb: str, verbs: set[str]) -> dict[str, Any]:
         except (OSError, UnicodeDecodeError) as error:
             raise InputError(f"cannot be read: {error}", where=path, expected="YAML, in UTF-8") from error
         tree = _mapping(parse_yaml(text, path), path)
+        tree.pop(ASK, None)
         by_verb = _mapping(tree.pop("verbs", {}), f"{path}: verbs")
         for name in by_verb:
             if name not in verbs:
@@ -58,6 +63,21 @@ def site_defaults(verb: str, verbs: set[str]) -> dict[str, Any]:
                     raise InputError(f"unknown key {key!r}", where=where, expected=nearest(key, KEYS))
         found |= tree | by_verb.get(verb, {})
     return {key: tuple(value) if isinstance(value, list) else value for key, value in found.items()}
+
+
+def queue() -> Queue:
+    """The scheduler's queue, asked as often as this site likes.
+
+    Raises:
+        InputError: ask_every_seconds is no number above 0.
+    """
+    every: Any = ASK_EVERY_S
+    for path in site_files():
+        if path.exists():
+            every = _mapping(parse_yaml(path.read_text(), path), path).get(ASK, every)
+            if isinstance(every, bool) or not isinstance(every, (int, float)) or not every > 0:
+                raise InputError(f"{ASK}: {every!r}", where=path, expected="seconds, above 0")
+    return Queue(every)
 
 
 def network_variables(environ: Mapping[str, str]) -> set[str]:

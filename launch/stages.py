@@ -53,8 +53,12 @@ class Run:
         data = self.config.data
         return Dataset(place, cache=Cache(Path(data.cache), int(data.cache_gib * 2**30)) if data.cache else None)
 
-    def freeze(self) -> None:
-        """Write run.yaml and environment.json; refuse to mix two configurations in one folder. On one rank only."""
+    def check(self) -> None:
+        """Refuse to mix two configurations in one folder.
+
+        Raises:
+            InputError: the folder was begun with another one.
+        """
         path = self.folder / "run.yaml"
         if path.exists():
             changed = [
@@ -70,6 +74,11 @@ class Run:
                     expected="the same values (lengths, logging and engine settings may change)",
                     mend="give the new run another folder: run=runs/NAME",
                 )
+
+    def freeze(self) -> None:
+        """Write run.yaml and environment.json, as `check` allows. On one rank only."""
+        self.check()
+        path = self.folder / "run.yaml"
         durable.write_bytes(path, to_yaml(self.config).encode())
         durable.write_json(self.folder / "environment.json", environment())
 
@@ -220,17 +229,16 @@ def held_out_split(real: Dataset) -> str:
     return next((name for name in ("val", "test", *filled) if name in filled and name != "train"), "train")
 
 
-def judge(run: Run, watch: Watch) -> None:
-    """Reconstruction of held-out people, evaluation, audit, and the baseline of decoded Gaussian latents."""
+def evaluate(run: Run, watch: Watch) -> None:
+    """Reconstruction of held-out people, evaluation of the set, and the baseline of decoded Gaussian latents."""
     from data_shards.pack import write_dataset
-    from ldm.audit import AuditConfig, audit
-    from ldm.evaluation import EvaluateConfig, evaluate
+    from ldm.evaluation import EvaluateConfig
+    from ldm.evaluation import evaluate as evaluate_set
     from ldm.reconstruction import decoded_gaussian_latents, reconstruction
     from ldm.trained import load_autoencoder, load_denoiser
 
     autoencoder, denoiser = load_autoencoder(run.vqgan, device()), load_denoiser(run.diffusion, device())
     real, wanted = run.open(run.dataset), run.config.sample
-    held_out = held_out_split(real)
     baseline, source = run.folder / "gaussian-latents", {"baseline": denoiser.digest, "seed": wanted.seed, "quantise": wanted.quantise}
     if (baseline / NAME).exists() and read_manifest(baseline).source != source:
         shutil.rmtree(baseline)  # of an earlier state of the denoiser; it can always be made again
@@ -239,14 +247,12 @@ def judge(run: Run, watch: Watch) -> None:
         cubes = decoded_gaussian_latents(autoencoder, denoiser, count, seed=wanted.seed, batch=wanted.batch, quantise=wanted.quantise)
         write_dataset(baseline, {"synthetic": watch(cubes, total=count, title="baseline", unit="cube")}, source=source)
     rebuilt = reconstruction(real, autoencoder)
-    synthetic = Dataset(run.synthetic)
-    evaluation = evaluate(real, synthetic, EvaluateConfig(against=held_out, device=device()), watch)
+    evaluation = evaluate_set(real, Dataset(run.synthetic), EvaluateConfig(against=held_out_split(real), device=device()), watch)
     frechet = {
         name: frechet_to_train(real, Dataset(path), watch) for name, path in (("samples", run.synthetic), ("gaussian_latents", baseline))
     }
     durable.write_json(run.folder / "reconstruction.json", rebuilt)
     durable.write_json(run.folder / "evaluate.json", evaluation)
-    durable.write_json(run.folder / "audit.json", audit(real, synthetic, AuditConfig(against=held_out, device=device()), watch))
     record(
         run,
         psnr_gain_db=rebuilt["psnr_gain_db"],
@@ -257,13 +263,27 @@ def judge(run: Run, watch: Watch) -> None:
     )
 
 
-def judged(run: Run) -> bool:
-    """Whether the present sets have been judged already."""
-    path = run.folder / "evaluate.json"
-    if not path.exists() or not set(HEADLINE) <= set(figures(run)):
+def audit(run: Run, watch: Watch) -> None:
+    """Search the set for copies of training images."""
+    from ldm.audit import AuditConfig
+    from ldm.audit import audit as audit_set
+
+    real = run.open(run.dataset)
+    config = AuditConfig(against=held_out_split(real), device=device())
+    durable.write_json(run.folder / "audit.json", audit_set(real, Dataset(run.synthetic), config, watch))
+
+
+def judged(run: Run, what: str) -> bool:
+    """Whether 'evaluate' or 'audit' has seen the present sets."""
+    path = run.folder / f"{what}.json"
+    if not path.exists() or (what == "evaluate" and not {*HEADLINE} - {"seconds"} <= set(figures(run))):
         return False
-    seen = json.loads(path.read_text())
-    return (seen["reference"]["digest"], seen["synthetic"]["digest"]) == (run.open(run.dataset).digest, Dataset(run.synthetic).digest)
+    seen, real = json.loads(path.read_text()), run.open(run.dataset)
+    return (seen[SEEN[what]]["digest"], seen["synthetic"]["digest"]) == (real.digest, Dataset(run.synthetic).digest)
+
+
+SEEN = {"evaluate": "reference", "audit": "train"}
+"""Where the result of each names the real set."""
 
 
 def frechet_to_train(real: Dataset, synthetic: Dataset, watch: Watch) -> float:
@@ -298,6 +318,36 @@ def done(run: Run, stage: str) -> bool:
 
     newest = CheckpointStore(getattr(run, stage) / "checkpoints", Alone()).newest(progress_exists=False)
     return newest is not None and newest.samples >= getattr(run.config, stage).loop.samples
+
+
+def finished(run: Run, stage: str) -> bool:
+    """Whether a stage of a run has left what the next ones need, made from what the ones before it left.
+
+    Args:
+        stage: data, vqgan, encode, diffusion, sample, evaluate, audit or report.
+
+    Raises:
+        UnsafeResume: checkpoints, but none that can be loaded.
+    """
+    from ldm.trained import trained_digest
+
+    sets = {"data": run.dataset, "encode": run.latents, "sample": run.synthetic}
+    if stage == "data":
+        return bool(run.config.data.dataset) or (Path(run.dataset) / NAME).exists()
+    if stage in ("vqgan", "diffusion"):
+        return done(run, stage)
+    if stage == "report":
+        report, results = run.folder / "report.html", [run.folder / f"{what}.json" for what in ("evaluate", "audit")]
+        return all(path.exists() and report.exists() and report.stat().st_mtime >= path.stat().st_mtime for path in results)
+    if stage in ("evaluate", "audit"):
+        return judged(run, stage)
+    if not (sets[stage] / NAME).exists():
+        return False
+    source = read_manifest(sets[stage]).source
+    if stage == "encode":
+        return source.get("encode", {}).get("autoencoder") == trained_digest(run.vqgan)
+    asked = source.get("sample", {})
+    return asked.get("denoiser") == trained_digest(run.diffusion) and asked.get("count") == run.config.sample.count
 
 
 def figures(run: Run) -> dict[str, Any]:

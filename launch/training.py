@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     from slurm.rank import Placement
 
 
+CLAIM_PATIENCE_S = 30.0
+
+
 def check_latents(run: Run) -> None:
     """Refuse latents of an earlier state of the run's autoencoder: samples of a denoiser trained on them could not be decoded.
 
@@ -69,7 +72,7 @@ def train(
     """
     from slurm.meeting import check_meeting_point
     from slurm.preempt import stop_on_signals
-    from slurm.rank import placement, torch_environ
+    from slurm.rank import placement, superseded, torch_environ
 
     if (place := placement()).world > 1:
         os.environ.update(torch_environ(place))  # started by srun or mpiexec: said again in the words the engine knows
@@ -88,7 +91,10 @@ def train(
     held = contextlib.ExitStack()
     try:
         started(engine)
-        engine.on_main(lambda: held.enter_context(durable.claimed(folder / ".training", "training in this folder")))
+        taken_over = superseded()  # a job that SLURM started again gives its elder copy, if there is one, time to end
+        patience_s = CLAIM_PATIENCE_S if taken_over else 0.0
+        claim = durable.claimed(folder / ".training", "training in this folder", patience_s=patience_s)
+        engine.on_main(lambda: held.enter_context(claim))
         engine.on_main(run.freeze)
         if stage == "diffusion":
             engine.on_main(lambda: check_latents(run))
@@ -98,7 +104,7 @@ def train(
         store = CheckpointStore(folder / "checkpoints", engine, keep=config.loop.keep)
         log = MetricLog(folder / "metrics.jsonl", writes=engine.is_main)
         trace = folder / "trace.json" if config.loop.profile and engine.is_main else None
-        with stop_on_signals() as stop, traced(trace) as stepped:
+        with stop_on_signals(taken_over) as stop, traced(trace) as stepped:
             samples = fit(
                 trainer,
                 stream,

@@ -2,98 +2,71 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import subprocess
 import sys
 import time
-from dataclasses import asdict, dataclass
+import warnings
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import submitit
 from submitit.core.utils import FailedJobError, FailedSubmissionError
 
 from data_shards import durable
-from data_shards.errors import CorruptData, InputError, TryAgain, nearest
-from slurm.jobs import JobSpec, freeze, sbatch_text
+from data_shards.errors import InputError, RetinaforgeError, TryAgain
+from slurm.arrays import Part, array_indices, max_array_size, parts_of
+from slurm.jobs import JobSpec, check_same, freeze, sbatch_text
 from slurm.meeting import free_port
-from slurm.status import ENDED, UNKNOWN, JobState, states
+from slurm.records import RECORD_NAME, Submitted, current, is_live, read_record
+from slurm.status import ASK_EVERY_S, ENDED, UNKNOWN, Queue
 
-RECORD_NAME = "submitted.json"
 LATER = ("Unable to contact slurm controller", "Socket timed out", "Connection refused", "temporarily", "Slurm controller not responding")
 
 
-@dataclass(frozen=True, kw_only=True)
-class Submitted:
-    """What is known of a job once SLURM has it: `submitted.json` in its folder.
+class _Watcher(submitit.slurm.slurm.SlurmInfoWatcher):
+    """What submitit's handles say of a job, from the queue in place of the books.
 
-    Attributes:
-        job_id: SLURM's number.
-        name: the job's name; SLURM uses numbers again, so a number alone does not tell a job.
-        submitted_unix_s: when, by the clock of the submitting host.
+    submitit asks sacct, which not every site has, and takes NODE_FAIL for an end while SLURM restarts the job.
     """
 
-    job_id: str
-    name: str
-    submitted_unix_s: float
-
-
-def read_records(jobs: Path, names: list[str]) -> list[Submitted]:
-    """The submitted jobs whose folders lie in `jobs`: those of these names, or all, by time of submission.
-
-    Raises:
-        InputError: nothing was submitted under one of the names. CorruptData: a record that cannot be read.
-    """
-    records = []
-    for path in jobs.glob(f"*/{RECORD_NAME}"):
+    def update(self) -> None:
+        queue, numbers = Queue(), {job_id.partition("_")[0] for job_id in self._registered}
+        self._num_calls += 1
+        self._last_status_check = time.time()
         try:
-            records.append(Submitted(**json.loads(path.read_bytes())))
-        except (ValueError, TypeError) as error:
-            raise CorruptData(f"not a submission record: {error}", where=path, mend="submit the job again") from error
-    known = {record.name for record in records}
-    for name in names:
-        if name not in known:
-            raise InputError(f"no job {name!r} was submitted", where=jobs, expected=nearest(name, known) if known else "a submitted job")
-    return sorted((r for r in records if not names or r.name in names), key=lambda r: r.submitted_unix_s)
+            found = queue.states(numbers)
+        except TryAgain as error:
+            warnings.warn(f"SLURM was not asked: {error.what}", stacklevel=2)
+            return
+        for job_id in self._registered:
+            number, _, index = job_id.partition("_")
+            states = [s for s in found[number] if not index or s.job_id == job_id]
+            state = next((s.state for s in states if s.state not in ENDED), states[0].state if states else UNKNOWN)
+            self._info_dict[job_id] = {"JobID": job_id, "State": state}
+            if state in ENDED:
+                self._finished.add(job_id)
+
+    def is_done(self, job_id: str, mode: str = "standard") -> bool:
+        return self.get_state(job_id, mode=mode) in ENDED
 
 
-def job_folder(jobs: Path, name: str) -> Path:
-    """JOBS/NAME, where a '/' of the name is no folder."""
-    return (jobs / name.replace("/", "_")).absolute() if name.strip(". ") else (jobs / "unnamed").absolute()
-
-
-def current(records: list[Submitted]) -> dict[str, list[JobState]]:
-    """States by the jobs' names, from one call to SLURM. A number that SLURM has given to another job since is UNKNOWN here."""
-    found = states([record.job_id for record in records])
-    mine = {record.name: [s for s in found[record.job_id] if s.name.strip() == record.name.strip()] for record in records}
-    return {record.name: mine[record.name] or [JobState(job_id=record.job_id)] for record in records}
-
-
-def cancelled(records: list[Submitted]) -> set[str]:
-    """Cancel those that wait or run, all of an array's indices; the names of those.
-
-    Raises:
-        InputError, TryAgain: as `states`, or SLURM's own refusal.
-    """
-    found = current(records)
-    live = [record for record in records if any(state.state not in (*ENDED, UNKNOWN) for state in found[record.name])]
-    if live:
-        done = subprocess.run(["scancel", *(record.job_id for record in live)], capture_output=True, text=True, timeout=60, check=False)
-        if done.returncode:
-            raise TryAgain(f"scancel failed: {done.stderr.strip()}", expected="an answer of the controller", mend="scontrol ping")
-    return {record.name for record in live}
+class _Job(submitit.SlurmJob):
+    watcher = _Watcher(delay_s=int(ASK_EVERY_S))
 
 
 class _Executor(submitit.SlurmExecutor):
     """submitit's submission and its reading of sbatch's answer, with our script in place of its pickling one."""
 
-    def __init__(self, spec: JobSpec, folder: Path) -> None:
+    job_class = _Job
+
+    def __init__(self, spec: JobSpec, folder: Path, part: Part | None) -> None:
         super().__init__(folder)
-        self._spec = spec
+        self._spec, self._part = spec, part
 
     def _make_submission_file_text(self, command: str, uid: str) -> str:
-        return sbatch_text(self._spec, self.folder)
+        return sbatch_text(self._spec, self.folder, self._part)
 
     def _num_tasks(self) -> int:
         return self._spec.world
@@ -102,25 +75,90 @@ class _Executor(submitit.SlurmExecutor):
         return self._submit_command("")
 
 
-def submit(spec: JobSpec, run_folder: Path) -> submitit.SlurmJob:
-    """Freeze the job into its folder and submit it. The job's `paths.stdout` is the log of rank 0.
+def submit(spec: JobSpec, run_folder: Path, *, free: bool = False) -> Submitted:
+    """Freeze the job into its folder and submit it, an array longer than the cluster takes as several.
+
+    Args:
+        free: the caller has seen that SLURM has no such job (`check_free`).
 
     Raises:
         InputError: no SLURM here, another job in the folder, or sbatch's own refusal (partition, account, limits).
         TryAgain: the controller does not answer.
     """
+    check_slurm()
+    run_folder = run_folder.absolute()
+    sbatch_text(spec, run_folder)  # refuses what it refuses before anything is written
+    parts = parts_of(spec.array, max_array_size()) if spec.array else []
+    if "%" in (spec.array or "") and len(parts) > 1 and "?" in (spec.dependency or ""):
+        raise InputError(
+            f"--array {spec.array} goes as {len(parts)} arrays one after the other, and --dependency {spec.dependency} as one of several",
+            expected="one of both",
+            mend="leave the limit after % out, or join the dependencies by commas",
+        )
+    check_same(spec, run_folder)
+    if not free:
+        check_free(run_folder)
+    freeze(spec, run_folder)
+    ids: list[str] = []
+    for part in parts or [None]:
+        if part and ids and "%" in part.array:  # so many at once, over all parts
+            part = replace(part, after=f"afterany:{ids[-1]}")
+        try:
+            ids.append(_sent(spec, run_folder, part))
+        except RetinaforgeError:
+            if ids:
+                subprocess.run(["scancel", *ids], capture_output=True, timeout=60, check=False)
+            raise
+    whole = {"array": spec.array, "part": len(array_indices(parts[0].array))} if parts else {}
+    record = Submitted(job_ids=tuple(ids), name=spec.name, submitted_unix_s=time.time(), **whole)
+    durable.write_json(run_folder / RECORD_NAME, asdict(record))
+    return record
+
+
+def check_slurm() -> None:
+    """Refuse to submit where there is no SLURM.
+
+    Raises:
+        InputError: as said.
+    """
     if not (shutil.which("sbatch") and shutil.which("srun")):
         raise InputError(
             "no SLURM here: sbatch and srun are not on PATH",
             expected="a login node of a cluster",
-            mend="retinaforge submit --local … runs the same job on this machine; --dry-run shows its script",
+            mend="retinaforge submit --local … runs the same job on this machine; --dry-run shows its script; "
+            "retinaforge slurm-local start makes a cluster of it",
         )
-    run_folder = run_folder.absolute()
-    sbatch_text(spec, run_folder)  # refuses what it refuses before anything is written
-    freeze(spec, run_folder)
-    began = time.time()
+
+
+def check_free(run_folder: Path) -> None:
+    """Refuse to submit a job a second time while SLURM still has it.
+
+    Raises:
+        InputError: as said. TryAgain: SLURM does not answer.
+    """
+    path = run_folder / RECORD_NAME
+    if not path.exists():
+        return
+    record = read_record(path)
+    if is_live(states := current([record], fresh=True)[record.name]):
+        live = next(state for state in states if is_live([state]))
+        raise InputError(
+            f"this name is in use: job {live.job_id} is {live.state}",
+            where=run_folder,
+            expected="a job that has ended, to submit it again",
+            mend=f"retinaforge status {record.name!r}; retinaforge cancel {record.name!r} ends it, another --name goes beside it",
+        )
+
+
+def handles(record: Submitted, run_folder: Path) -> list[submitit.SlurmJob]:
+    """submitit's handles of a submitted job. Their `paths.stdout` is the log of rank 0; what they say of a state is checked with squeue."""
+    indices = [f"_{index}" for index in array_indices(record.array)] if record.array else [""]
+    return [_Job(run_folder, number + index, tasks=[0]) for number in record.job_ids for index in indices]
+
+
+def _sent(spec: JobSpec, run_folder: Path, part: Part | None) -> str:
     try:
-        job = _Executor(spec, run_folder).submit_spec()
+        return _Executor(spec, run_folder, part).submit_spec().job_id.partition("_")[0]
     except (FailedJobError, FailedSubmissionError) as error:
         said = str(error).strip()
         kind = TryAgain if any(words in said for words in LATER) else InputError
@@ -130,9 +168,6 @@ def submit(spec: JobSpec, run_folder: Path) -> submitit.SlurmJob:
     finally:
         for left in run_folder.glob(".submission_file_*.sh"):  # submitit leaves a link, or, after a refusal, the script
             left.unlink(missing_ok=True)
-    record = Submitted(job_id=job.job_id, name=spec.name, submitted_unix_s=began)
-    durable.write_json(run_folder / RECORD_NAME, asdict(record))
-    return job
 
 
 def run_local(spec: JobSpec, run_folder: Path, *, poll_seconds: float = 0.1, grace_seconds: float = 15.0) -> int:
@@ -146,16 +181,6 @@ def run_local(spec: JobSpec, run_folder: Path, *, poll_seconds: float = 0.1, gra
         if code:
             return code
     return 0
-
-
-def array_indices(text: str) -> list[int]:
-    """Indices of a SLURM array: '0-6:2,9%2' is 0, 2, 4, 6, 9."""
-    indices: list[int] = []
-    for part in text.partition("%")[0].split(","):
-        span, _, step = part.partition(":")
-        first, _, last = span.partition("-")
-        indices += range(int(first), int(last or first) + 1, int(step or 1))
-    return indices
 
 
 def _run_once(spec: JobSpec, path: Path, index: int | None, poll_seconds: float, grace_seconds: float) -> int:

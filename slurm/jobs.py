@@ -18,6 +18,7 @@ import pydantic
 
 from data_shards import durable
 from data_shards.errors import InputError, nearest
+from slurm.arrays import FIRST, Part
 
 SPEC_NAME = "job.json"
 ALWAYS_EXPORTED = ("HOME", "LANG", "LC_ALL", "LOGNAME", "PATH", "USER")
@@ -61,7 +62,10 @@ class JobSpec:
         reservation: one that the site has made.
         extra: further lines for sbatch, such as --gres-flags=enforce-binding; none that another field says.
         requeue: after a preemption, a failed node or exit code 75 (try again), at most `max_restarts` times.
+        progress: patterns of files that change as the job gets on, from `folder` on. A job that has some also comes back after its
+            time limit, and is ended when `max_stalls` attempts in a row left them as they were.
         signal_seconds: so long before the time limit every task gets SIGUSR1.
+        secrets: a file of lines NAME=VALUE, which nobody else may read; the job sees these variables, SLURM does not.
         exports: further variables of the submitting shell that the job sees, by name. Secrets belong into files.
     """
 
@@ -86,8 +90,11 @@ class JobSpec:
     extra: tuple[str, ...] = ()
     requeue: bool = True
     max_restarts: int = 100
+    max_stalls: int = 5
+    progress: tuple[str, ...] = ()
     signal_seconds: int = 120
     exports: tuple[str, ...] = ()
+    secrets: str | None = None
 
     def __post_init__(self) -> None:
         _check_text("name", self.name, longest=128)
@@ -97,7 +104,15 @@ class JobSpec:
             )
         for field, path in (("folder", self.folder), ("python", self.python)):
             _check_path(field, path)
-        lowest = {"nodes": 1, "tasks_per_node": 1, "cpus_per_task": 1, "gpus_per_task": 0, "max_restarts": 0, "signal_seconds": 1}
+        lowest = {
+            "nodes": 1,
+            "tasks_per_node": 1,
+            "cpus_per_task": 1,
+            "gpus_per_task": 0,
+            "max_restarts": 0,
+            "max_stalls": 1,
+            "signal_seconds": 1,
+        }
         for field, least in lowest.items():
             if getattr(self, field) < least:
                 raise InputError(f"{field}={getattr(self, field)}", where="job", expected=f"at least {least}")
@@ -114,6 +129,8 @@ class JobSpec:
             value = getattr(self, field)
             if value is not None and not re.fullmatch(pattern, value):
                 raise InputError(f"{field}={value!r}", where="job", expected=expected)
+        if self.secrets is not None:
+            _check_path("secrets", self.secrets)
         for name in self.exports:
             _check_export(name)
         for line in self.extra:
@@ -207,24 +224,42 @@ def read_spec(path: Path) -> JobSpec:
         ) from error
 
 
+def check_same(spec: JobSpec, run_folder: Path) -> None:
+    """Refuse a name that another command has; the same command may come again, also with other resources.
+
+    Raises:
+        InputError: as said.
+    """
+    path = run_folder / SPEC_NAME
+    if path.exists() and ((standing := read_spec(path)).command, standing.folder) != (spec.command, spec.folder):
+        raise InputError(
+            "this name is in use: another job has it",
+            where=path,
+            expected=f"the same command in the same folder: {' '.join(map(masked, standing.command))}",
+            mend="give another --name",
+        )
+
+
 def freeze(spec: JobSpec, run_folder: Path) -> Path:
-    """Write the spec into its folder (mode 0700), once; the same spec may be submitted again.
+    """Write the spec into its folder (mode 0700); the same command may be submitted again, also with other resources.
 
     Raises:
         InputError: the folder holds another job, or cannot be written.
     """
+    check_same(spec, run_folder)
     with durable.explained(run_folder):
         run_folder.mkdir(parents=True, exist_ok=True)
         run_folder.chmod(0o700)
     path = run_folder / SPEC_NAME
-    if path.exists() and read_spec(path) != spec:
-        raise InputError("another job has this name", where=path, expected="the same job, to submit it again", mend="give a new --name")
     durable.write_bytes(path, spec_json(spec))
     return path
 
 
-def sbatch_text(spec: JobSpec, run_folder: Path) -> str:
+def sbatch_text(spec: JobSpec, run_folder: Path, part: Part | None = None) -> str:
     """The whole sbatch script: a pure function of the job and its folder (golden files: tests/golden/slurm).
+
+    Args:
+        part: of the job's array, where it goes as several.
 
     Raises:
         InputError: a run folder whose path SLURM would read otherwise than we do.
@@ -245,8 +280,8 @@ def sbatch_text(spec: JobSpec, run_folder: Path) -> str:
         "account": spec.account,
         "qos": spec.qos,
         "constraint": spec.constraint,
-        "array": spec.array,
-        "dependency": spec.dependency,
+        "array": part.array if part else spec.array,
+        "dependency": ",".join(filter(None, (spec.dependency, part and part.after))) or None,
         "reservation": spec.reservation,
         "requeue" if spec.requeue else "no-requeue": True,
         "open-mode": "append",
@@ -256,16 +291,26 @@ def sbatch_text(spec: JobSpec, run_folder: Path) -> str:
     }
     flags = [f"--{key}" if value is True else f"--{key}={value}" for key, value in options.items() if value is not None]
     flags += spec.extra
+    job_json = str(run_folder / SPEC_NAME)
     srun = ["srun", "--unbuffered", "--kill-on-bad-exit=1", "--export=ALL", f"--cpus-per-task={spec.cpus_per_task}"]
     srun += ["--open-mode=append", f"--output={logs}/{job}_%t_log.out"]
-    task = [spec.python, "-u", "-m", "slurm.task", str(run_folder / SPEC_NAME)]
     return SCRIPT.format(
-        command=json.dumps(spec.command),
+        command=json.dumps([masked(word) for word in spec.command]),
         options="\n".join(f"#SBATCH {shlex.quote(flag)}" for flag in flags),
-        errors=shlex.quote(f"{run_folder}/") + '"$SLURM_JOB_ID"_srun.err',
-        srun=f"{shlex.join(srun)} \\\n  {shlex.join(task)}",
-        again=AGAIN.format(most=spec.max_restarts) if spec.requeue else "",
+        first=f"export {FIRST}={part.first}\n" if part else "",
+        python=shlex.quote(spec.python),
+        job=shlex.quote(job_json),
+        errors=shlex.quote(f"{run_folder}/") + '"${SLURM_JOB_ID}_${SLURM_RESTART_COUNT:-0}_srun.err"',
+        srun=f"{shlex.join(srun)} \\\n  {shlex.join([spec.python, '-u', '-m', 'slurm.task', job_json])}",
     )
+
+
+def masked(word: str) -> str:
+    """A word of a command as others may see it: what looks like a secret is starred."""
+    name, sep, _ = word.partition("=")
+    if sep and SECRET.search(name):
+        return f"{name}=***"
+    return re.sub(r"(://[^/@:\s]*:)[^/@\s]+@", r"\1***@", word)
 
 
 SCRIPT = """\
@@ -275,6 +320,10 @@ SCRIPT = """\
 
 set -u
 umask 077
+told=
+trap 'told=--told' TERM  # SLURM asks the script to end: it waits for its tasks, which commit, and notes why
+{first}attempts() {{ {python} -m slurm.attempts "$1" {job} "${{@:2}}"; }}
+attempts begin || exit
 read -r MASTER_ADDR < <(scontrol show hostnames "$SLURM_JOB_NODELIST")
 # a site may name its nodes otherwise than the network does
 if ! getent hosts "$MASTER_ADDR" >/dev/null; then
@@ -287,16 +336,6 @@ export MASTER_ADDR  # the port is told by rank 0, which sees what is free there
 errors={errors}
 {srun} 2>"$errors"
 status=$?
-cat "$errors" >&2
-# srun's own status is the highest, and a rank that was ended because another failed (143) hides why: take the first that failed
-first=$(sed -n 's/.* task.*: Exited with exit code \\([0-9]*\\)$/\\1/p' "$errors" | head -n 1)
-status=${{first:-$status}}
-{again}exit "$status"
-"""
-
-AGAIN = """\
-# 75: nothing is wrong, and the same command later goes on from its newest checkpoint
-if [ "$status" -eq 75 ] && [ "${{SLURM_RESTART_COUNT:-0}}" -lt {most} ]; then
-  scontrol requeue "$SLURM_JOB_ID"
-fi
+trap '' TERM  # what is noted, and the request for another attempt, take a moment
+attempts end "$status" $told
 """

@@ -11,28 +11,36 @@ NAMES = re.compile(r"(?P<job>\d+)(_(?P<index>\d+))?_(?P<task>\d+|batch)(_log)?\.
 POLL_S = 0.5
 
 
-def log_files(folder: Path) -> dict[str, Path]:
-    """By who speaks: 'batch' for the script, else the rank, with 'INDEX:' before it in an array; ranks in order."""
+def log_files(folder: Path, true_id: Callable[[str], str] = str) -> dict[str, Path]:
+    """By who speaks: 'batch' for the script, else the rank, with 'INDEX:' before it in an array; ranks in order.
+
+    Args:
+        true_id: JOB_INDEX as the whole array counts, where it went to SLURM as several.
+    """
     found = {}
     for path in folder.glob("*.out"):
         if match := NAMES.fullmatch(path.name):
-            index = f"{match['index']}:" if match["index"] else ""
-            order = (int(match["job"]), int(match["index"] or 0), match["task"] != "batch", match["task"].zfill(9))
+            number = true_id(f"{match['job']}_{match['index']}").partition("_")[2] if match["index"] else ""
+            index = f"{number}:" if number else ""
+            order = (int(match["job"]), int(number or 0), match["task"] != "batch", match["task"].zfill(9))
             found[order] = (f"{index}{match['task']}", path)
     return {who: path for _, (who, path) in sorted(found.items())}
 
 
-def lines(folder: Path, *, last: int | None = None, ended: Callable[[], bool] = lambda: True) -> Iterator[tuple[str, str]]:
+def lines(
+    folder: Path, *, last: int | None = None, ended: Callable[[], bool] = lambda: True, true_id: Callable[[str], str] = str
+) -> Iterator[tuple[str, str]]:
     """(who, line) of what stands there, speaker by speaker, then each new line as it is written, until the job has ended and all was read.
 
     Args:
         last: of what stands there already, so many lines of each speaker.
+        true_id: see `log_files`.
         ended: whether nobody writes any more; where nothing is passed, only what stands there is read.
     """
     read: dict[Path, int] = {}
     while True:
         over = ended()  # asked before reading: what was written up to then is read below
-        for who, path in log_files(folder).items():
+        for who, path in log_files(folder, true_id).items():
             with path.open("rb") as file:
                 file.seek(read.get(path, 0))
                 new = file.read()

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import os
+import select
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 STOPS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
 ECHO_S = 3.0
@@ -33,9 +34,16 @@ class StopFlag:
             os._exit(128 + number)  # what a shell reports of a process that the signal ended
 
 
+LOOK_EVERY_S = 5.0
+
+
 @contextlib.contextmanager
-def stop_on_signals() -> Iterator[StopFlag]:
+def stop_on_signals(superseded: Callable[[], bool] | None = None) -> Iterator[StopFlag]:
     """Listen inside the block; the former handlers come back after it. Call it in the main thread.
+
+    Args:
+        superseded: whether another copy of this process has taken its work over. Asked every few seconds; then the process ends at
+            once, with 75, and commits nothing: the other's checkpoints are the run's.
 
     Python runs a handler only between two of its own instructions, which a rank that waits in a collective does not reach. The
     number of the signal is therefore written to a pipe (`set_wakeup_fd`), and a thread reads it.
@@ -44,7 +52,15 @@ def stop_on_signals() -> Iterator[StopFlag]:
     os.set_blocking(into, False)
 
     def listen() -> None:
-        while came := os.read(out, 1):
+        while True:
+            if not select.select([out], [], [], LOOK_EVERY_S if superseded else None)[0]:
+                if superseded():
+                    os.write(2, b"ended: a younger attempt of this job has taken over\n")
+                    os._exit(75)
+                continue
+            came = os.read(out, 1)
+            if not came:
+                return
             if came[0] in STOPS:
                 flag.heard(came[0])
 

@@ -1,31 +1,46 @@
-"""What SLURM says of jobs: one call for all of them."""
+"""What SLURM says of jobs: one call for all of them, and not more often than a site likes."""
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import getpass
+import hashlib
+import json
+import os
 import shutil
+import socket
 import subprocess
-from collections.abc import Iterable
-from dataclasses import dataclass
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from datetime import datetime
+from pathlib import Path
+from typing import Any
 
+from data_shards import durable
 from data_shards.errors import InputError, TryAgain
 
 UNKNOWN = "UNKNOWN"
 ENDED = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "OUT_OF_MEMORY", "DEADLINE", "BOOT_FAIL")
 """States of a job that does not come back; one of NODE_FAIL or PREEMPTED may."""
+ASK_EVERY_S = 30.0  # sites ban who asks more often
+LONGEST_PAUSE_S = 600.0
+CLOCKS_DIFFER_S = 300.0
 
 
 @dataclass(frozen=True, kw_only=True)
 class JobState:
-    """One line of squeue.
+    """One job, or one index of an array, as SLURM has it.
 
     Attributes:
-        job_id: SLURM's number, with _INDEX for one of an array.
+        job_id: SLURM's number, with _INDEX for one of an array, or _FIRST-LAST for indices that wait together.
         name: the job's name.
-        state: SLURM's word (PENDING, RUNNING, COMPLETED, …), or UNKNOWN when squeue no longer has it: not an end.
+        state: SLURM's word (PENDING, RUNNING, COMPLETED, …), or UNKNOWN when SLURM no longer has it: not an end.
         elapsed: running time as [D-]HH:MM:SS.
         restarts: how often it was requeued.
         why: the reason for waiting or ending, or the nodes it runs on.
+        submitted_unix_s: when, by SLURM's clock; of one that was requeued, when that was.
     """
 
     job_id: str
@@ -34,39 +49,99 @@ class JobState:
     elapsed: str = ""
     restarts: int = 0
     why: str = ""
+    submitted_unix_s: float = 0.0
 
 
-def states(job_ids: Iterable[str]) -> dict[str, list[JobState]]:
-    """The states of these jobs, each with one entry, or one for each index of an array; by one squeue whatever their number.
+@dataclass(frozen=True, kw_only=True)
+class Answer:
+    """What squeue said, and when; `failures` in a row since, and the last of them."""
+
+    text: str
+    asked_unix_s: float
+    tried_unix_s: float
+    failures: int = 0
+    said: str = ""
+
+
+class Queue:
+    """squeue's answer, shared by all programs of this user on this machine through one file.
+
+    It is asked for all jobs of the user at once, at most every `ask_every_s`; after failures less and less often.
+
+    Args:
+        ask_every_s: seconds between two calls.
+        cache: the file; by default one in ~/.cache/retinaforge for each cluster that is spoken with.
+    """
+
+    def __init__(self, ask_every_s: float = ASK_EVERY_S, cache: Path | None = None) -> None:
+        self.ask_every_s, self.cache = ask_every_s, cache or _cache()
+
+    def states(self, job_ids: Iterable[str], *, newer_than_unix_s: float = 0.0) -> dict[str, list[JobState]]:
+        """The states of these jobs, each with one entry, or several for an array.
+
+        Args:
+            newer_than_unix_s: an answer of before this time will not do: the job was submitted or cancelled then.
+
+        Raises:
+            InputError: no SLURM here. TryAgain: the controller does not answer, and never did.
+        """
+        wanted = list(job_ids)
+        if not wanted:
+            return {}
+        return read_squeue(self.answer(newer_than_unix_s).text, wanted)
+
+    def answer(self, newer_than_unix_s: float = 0.0) -> Answer:
+        """The present answer. Raises as `states` does, also where the answer that stands is too old for what is asked."""
+        if not shutil.which("squeue"):
+            raise InputError("no SLURM here: squeue is not on PATH", expected="a login node of a cluster")
+        with _locked(self.cache) as kept:
+            last = _read(kept)
+            now = time.time()
+            if last is None or now >= self.next_call(last) or (last.asked_unix_s <= newer_than_unix_s and not last.failures):
+                last = self._ask(last, now)
+                _write(kept, last)
+        if last.failures and last.asked_unix_s <= newer_than_unix_s:
+            pause = self.next_call(last) - time.time()
+            raise TryAgain(
+                last.said, expected="an answer of the controller", mend=f"scontrol ping; it is asked again in {max(pause, 0):.0f} s"
+            )
+        return last
+
+    def next_call(self, last: Answer) -> float:
+        """When squeue may be called again, as seconds since 1970."""
+        return last.tried_unix_s + min(LONGEST_PAUSE_S, self.ask_every_s * 2**last.failures)
+
+    def _ask(self, last: Answer | None, now: float) -> Answer:
+        try:
+            text = squeue()
+        except TryAgain as error:
+            before = last or Answer(text="", asked_unix_s=0.0, tried_unix_s=now)
+            return replace(before, tried_unix_s=now, failures=before.failures + 1, said=error.what)
+        return Answer(text=text, asked_unix_s=now, tried_unix_s=now)
+
+
+# fields of a fixed width, since a name may hold any separator; the name last, since it may be long
+FORMAT = (
+    *(("ArrayJobID", 24), ("ArrayTaskID", 64), ("State", 24), ("TimeUsed", 24), ("RestartCnt", 12), ("SubmitTime", 24)),
+    *(("ReasonList", 96), ("Name", 160)),
+)
+
+
+def squeue() -> str:
+    """All jobs of this user that the controller knows, those that ended lately too.
 
     Raises:
-        InputError: no SLURM here. TryAgain: the controller does not answer.
+        TryAgain: the controller does not answer.
     """
-    wanted = list(job_ids)
-    if not wanted:
-        return {}
-    if not shutil.which("squeue"):
-        raise InputError("no SLURM here: squeue is not on PATH", expected="a login node of a cluster")
     # by user and not by number: one number that SLURM has forgotten makes squeue fail for all of them
-    command = [
-        "squeue",
-        "--noheader",
-        "--array",
-        "--states=all",
-        f"--user={getpass.getuser()}",
-        "--Format=" + ",".join(f"{f}:{w}" for f, w in FORMAT),
-    ]
+    fields = ",".join(f"{field}:{width}" for field, width in FORMAT)
+    command = ["squeue", "--noheader", "--states=all", f"--user={getpass.getuser()}", f"--Format={fields}"]
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
+        return subprocess.run(command, capture_output=True, text=True, timeout=60, check=True).stdout
     except subprocess.CalledProcessError as error:
         raise TryAgain(f"squeue failed: {error.stderr.strip()}", expected="an answer of the controller", mend="scontrol ping") from error
     except subprocess.TimeoutExpired as error:
         raise TryAgain("squeue did not answer within 60 s", mend="scontrol ping") from error
-    return read_squeue(done.stdout, wanted)
-
-
-# fields of a fixed width, since a name may hold any separator; the name last, since it may be long
-FORMAT = (("ArrayJobID", 24), ("ArrayTaskID", 24), ("State", 24), ("TimeUsed", 24), ("RestartCnt", 12), ("ReasonList", 96), ("Name", 160))
 
 
 def read_squeue(text: str, wanted: Iterable[str]) -> dict[str, list[JobState]]:
@@ -77,9 +152,104 @@ def read_squeue(text: str, wanted: Iterable[str]) -> dict[str, list[JobState]]:
         for _, width in FORMAT:
             fields.append(line[start : start + width].strip())
             start += width
-        number, index, state, elapsed, restarts, why, name = fields
+        number, index, state, elapsed, restarts, submitted, why, name = fields
         if number in found:
-            job_id = number if index in ("", "N/A") else f"{number}_{index}"
-            restarted = int(restarts) if restarts.isdecimal() else 0
-            found[number].append(JobState(job_id=job_id, name=name, state=state, elapsed=elapsed, restarts=restarted, why=why))
+            found[number].append(
+                JobState(
+                    job_id=number if index in ("", "N/A") else f"{number}_{index.partition('%')[0]}",
+                    name=name,
+                    state=state,
+                    elapsed=elapsed,
+                    restarts=int(restarts) if restarts.isdecimal() else 0,
+                    why=why,
+                    submitted_unix_s=_seconds(submitted),
+                )
+            )
     return {job_id: entries or [JobState(job_id=job_id)] for job_id, entries in found.items()}
+
+
+def last_words(jobs: Mapping[str, str]) -> dict[str, list[JobState]]:
+    """What the books say of ended jobs that the controller has forgotten; nothing where the site keeps none, or they cannot be read.
+
+    Only an end is taken from them: the controller alone knows what runs, and books that lag behind still call a dead job RUNNING.
+
+    Args:
+        jobs: name by number.
+    """
+    if not jobs or not shutil.which("sacct"):
+        return {}
+    command = ["sacct", "--allocations", "--noheader", "--parsable2", "--format=JobID,State,Elapsed,Submit,ExitCode,JobName"]
+    command += ["--jobs=" + ",".join(sorted(jobs))]
+    try:
+        text = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True).stdout
+    except (OSError, subprocess.SubprocessError):
+        return {}  # no accounting here: the state stays UNKNOWN
+    found: dict[str, list[JobState]] = {}
+    for line in text.splitlines():
+        fields = line.split("|", 5)
+        if len(fields) != 6:
+            continue
+        job_id, state, elapsed, submitted, code, name = fields
+        number, word = job_id.partition("_")[0], state.split()[0] if state.strip() else ""
+        if word in ENDED and name.strip() == jobs.get(number, "").strip():
+            why = "" if code == "0:0" else f"exit code {code.partition(':')[0]}"
+            entry = JobState(job_id=job_id, name=name, state=word, elapsed=elapsed, why=why, submitted_unix_s=_seconds(submitted))
+            found.setdefault(number, []).append(entry)
+    return found
+
+
+def is_same(state: JobState, name: str, submitted_unix_s: float) -> bool:
+    """Whether a line of SLURM's is the job that was submitted under this name at this time: numbers are given again."""
+    if state.name.strip() != name.strip():
+        return False
+    late = state.submitted_unix_s - submitted_unix_s
+    # a restart counts as a new submission
+    return not state.submitted_unix_s or (late >= -CLOCKS_DIFFER_S and (state.restarts > 0 or late <= CLOCKS_DIFFER_S))
+
+
+def _seconds(text: str) -> float:
+    """SLURM's local time as seconds since 1970, 0 for what is none."""
+    try:
+        return datetime.fromisoformat(text).timestamp()
+    except ValueError:
+        return 0.0
+
+
+def _cache() -> Path:
+    """One file for each cluster as this machine sees it; home folders are shared by machines."""
+    seen = [socket.gethostname(), *(os.environ.get(name, "") for name in ("SLURM_CONF", "SLURM_CLUSTERS"))]
+    name = hashlib.sha256("\n".join(seen).encode()).hexdigest()[:16]
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "retinaforge" / f"squeue-{name}.json"
+
+
+@contextlib.contextmanager
+def _locked(path: Path) -> Iterator[Any]:
+    """The open file, for one process at a time; None where there can be no such file, and everybody asks for himself."""
+    try:
+        durable.make_folder(path.parent)
+        file = open(os.open(path, os.O_RDWR | os.O_CREAT, 0o600), "r+b")  # noqa: SIM115 - closed below
+    except OSError:
+        yield None
+        return
+    with file:
+        with contextlib.suppress(OSError):  # a file system without locks
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield file
+
+
+def _read(file: Any) -> Answer | None:
+    try:
+        answer = Answer(**json.loads(file.read())) if file else None
+    except (ValueError, TypeError):
+        return None
+    # a clock that was set back would keep an answer for ever
+    return answer if answer and answer.tried_unix_s <= time.time() else None
+
+
+def _write(file: Any, answer: Answer) -> None:
+    """In place, for the lock is on this very file; what a kill leaves torn is asked for anew."""
+    if file:
+        file.seek(0)
+        file.truncate()
+        file.write(json.dumps(vars(answer)).encode())
+        file.flush()

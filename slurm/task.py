@@ -6,18 +6,25 @@ The launcher's rank and world are checked against the job's and handed on under 
 from __future__ import annotations
 
 import os
+import re
 import signal
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 from data_shards.errors import InputError, RetinaforgeError
+from slurm.arrays import array_task
+from slurm.attempts import holder_path
 from slurm.jobs import JobSpec, read_spec
 from slurm.meeting import agreed_port
-from slurm.rank import Placement, array_task, placement, torch_environ
+from slurm.rank import ATTEMPT, HOLDER, Placement, placement, torch_environ
 
 
-def task_environ(spec: JobSpec, place: Placement) -> dict[str, str]:
+def task_environ(spec: JobSpec, place: Placement, cores: int | None = None) -> dict[str, str]:
     """The variables a task adds to what it inherits.
+
+    Args:
+        cores: that this process may use, where it is known.
 
     Raises:
         InputError: the launcher started another number of processes than the job asks for.
@@ -30,8 +37,48 @@ def task_environ(spec: JobSpec, place: Placement) -> dict[str, str]:
             expected=f"{nodes} node(s) x {spec.tasks_per_node} task(s)",
             mend="submit the job by `retinaforge submit`, which starts its tasks by srun",
         )
-    threads = {} if "OMP_NUM_THREADS" in spec.exports else {"OMP_NUM_THREADS": str(spec.cpus_per_task)}
+    threads = {} if "OMP_NUM_THREADS" in spec.exports else {"OMP_NUM_THREADS": str(min(spec.cpus_per_task, cores or spec.cpus_per_task))}
     return threads | (torch_environ(place) if place.world > 1 else {})
+
+
+def read_secrets(path: Path) -> dict[str, str]:
+    """The variables of a file of lines NAME=VALUE; empty lines and those that begin with # are passed over.
+
+    Raises:
+        InputError: no such file, one that others may read, or a line of another form (it is named by its number alone).
+    """
+    try:
+        about = path.stat()
+        text = path.read_text()
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"cannot be read: {error}", where=path, expected="a file of lines NAME=VALUE") from error
+    if about.st_uid != os.getuid() or about.st_mode & 0o077:
+        raise InputError(
+            f"secrets in a file of mode {about.st_mode & 0o777:o}",
+            where=path,
+            expected="your own file, which nobody else may read or write",
+            mend=f"chmod 600 {path}",
+        )
+    found = {}
+    for number, line in enumerate(text.splitlines(), start=1):
+        name, sep, value = line.partition("=")
+        if line.strip() and not line.startswith("#"):
+            if not (sep and re.fullmatch(r"[A-Za-z_]\w*", name)) or "\0" in value:
+                raise InputError(
+                    "not of the form NAME=VALUE", where=f"{path}:{number}", expected="such as WANDB_API_KEY=…, no blanks around ="
+                )
+            found[name] = value
+    return found
+
+
+def few_cores(spec: JobSpec, cores: int) -> str | None:
+    """What to say where a task may not use the cores that it asked for."""
+    if cores >= spec.cpus_per_task:
+        return None
+    return (
+        f"warning: this task may use {cores} of the {spec.cpus_per_task} cores that the job asked for: the site binds tasks otherwise, "
+        "or the node has fewer; OMP_NUM_THREADS is lowered to that"
+    )
 
 
 def task_words(spec: JobSpec, index: str | None) -> list[str]:
@@ -45,13 +92,26 @@ def task_words(spec: JobSpec, index: str | None) -> list[str]:
     return [word.replace("{array_task}", index or "") for word in spec.command]
 
 
+def held(folder: Path, index: str | None, environ: Mapping[str, str]) -> dict[str, str]:
+    """The variables by which a process sees that a younger attempt of its job has taken over; none outside SLURM."""
+    holder = holder_path(folder, index)
+    if "SLURM_JOB_ID" not in environ or not holder.exists():
+        return {}
+    return {HOLDER: str(holder), ATTEMPT: f"{environ['SLURM_JOB_ID']}.{environ.get('SLURM_RESTART_COUNT') or 0}"}
+
+
 def main(path: str) -> None:
     """Become the command of the job at `path`; does not return."""
     try:
         spec = read_spec(Path(path))
-        words = task_words(spec, array_task())
+        index = array_task(spec.array, os.environ)
+        words = task_words(spec, index)
         place = placement()
-        environ = {**os.environ, **task_environ(spec, place)}
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None
+        if cores and (warning := few_cores(spec, cores)):
+            print(warning, file=sys.stderr)
+        secrets = read_secrets(Path(spec.secrets)) if spec.secrets else {}
+        environ = {**os.environ, **secrets, **task_environ(spec, place, cores), **held(Path(path).parent, index, os.environ)}
         if place.world > 1 and "MASTER_PORT" not in environ:
             environ["MASTER_PORT"] = str(agreed_port(Path(path).parent, place, environ))
         # the console scripts of the interpreter that the job was submitted with come first

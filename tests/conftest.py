@@ -107,8 +107,9 @@ def session_cluster():
 
 
 @pytest.fixture
-def cluster(session_cluster, monkeypatch):
+def cluster(session_cluster, monkeypatch, tmp_path_factory):
     """The running cluster, with this process's SLURM commands pointed to it."""
     for name, value in session_cluster.environ.items():
         monkeypatch.setenv(name, value)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))  # what squeue said is kept there
     return session_cluster

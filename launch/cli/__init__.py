@@ -35,9 +35,11 @@ app.command("audit")(evaluate.audit)
 app.command("report")(run.report)
 app.command("presets")(run.presets)
 app.command("submit")(submit.command)
+app.command("resume")(submit.resume)
 app.command("status")(jobs.status)
 app.command("logs")(jobs.logs)
 app.command("cancel")(jobs.cancel)
+app.command("runs")(jobs.runs)
 app.command("doctor")(doctor.command)
 
 

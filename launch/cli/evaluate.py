@@ -11,11 +11,16 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from data_shards.errors import InputError
 from data_shards.stores import place_of
+from launch.cli.options import Overrides, resolved
 from launch.cli.progress import progress
 
-Real = Annotated[str, typer.Option("--real", help="The packed real dataset.", show_default=False)]
-Synthetic = Annotated[str, typer.Option("--synthetic", help="The packed synthetic set.", show_default=False)]
+OfRun = Annotated[
+    str | None, typer.Argument(metavar="[PRESET]", help="A run, as `retinaforge run` takes it, in place of --real and --synthetic.")
+]
+Real = Annotated[str | None, typer.Option("--real", help="The packed real dataset.", show_default=False)]
+Synthetic = Annotated[str | None, typer.Option("--synthetic", help="The packed synthetic set.", show_default=False)]
 Against = Annotated[str, typer.Option("--against", help="Split of the real dataset, best of people held out of training.")]
 Limit = Annotated[int | None, typer.Option("--limit", help="At most this many images of each set, evenly spaced.", min=2)]
 Device = Annotated[str, typer.Option("--device", help="cpu or cuda.")]
@@ -23,8 +28,10 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON i
 
 
 def evaluate(
-    real: Real,
-    synthetic: Synthetic,
+    preset: OfRun = None,
+    overrides: Overrides = None,
+    real: Real = None,
+    synthetic: Synthetic = None,
     out: Annotated[Path, typer.Option("--out", help="File for the result.")] = Path("evaluate.json"),
     against: Against = "val",
     limit: Limit = None,
@@ -34,7 +41,14 @@ def evaluate(
     device: Device = "cpu",
     as_json: AsJson = False,
 ) -> None:
-    """Compare a synthetic set with real images: Fréchet distance, KID, band histograms, MS-SSIM, each beside its floor."""
+    """Compare a synthetic set with real images: Fréchet distance, KID, band histograms, MS-SSIM, each beside its floor.
+
+    Of a run: also how well its autoencoder rebuilds held-out people, and the baseline of decoded Gaussian latents; into its folder.
+    """
+    if preset:
+        _of_run("evaluate", preset, overrides, real or synthetic)
+        return
+    real, synthetic = _sets(real, synthetic)
     from data_shards.dataset import Dataset
     from data_shards.durable import write_json
     from ldm.evaluation import EvaluateConfig, rows
@@ -56,8 +70,10 @@ def evaluate(
 
 
 def audit(
-    real: Real,
-    synthetic: Synthetic,
+    preset: OfRun = None,
+    overrides: Overrides = None,
+    real: Real = None,
+    synthetic: Synthetic = None,
     out: Annotated[Path, typer.Option("--out", help="File for the result.")] = Path("audit.json"),
     train: Annotated[str, typer.Option("--train", help="Split that the generator was trained on.")] = "train",
     against: Against = "val",
@@ -67,7 +83,14 @@ def audit(
     device: Device = "cpu",
     as_json: AsJson = False,
 ) -> None:
-    """Search a synthetic set for copies of training images, with distances between real people as the yardstick."""
+    """Search a synthetic set for copies of training images, with distances between real people as the yardstick.
+
+    Of a run: its set, into its folder.
+    """
+    if preset:
+        _of_run("audit", preset, overrides, real or synthetic)
+        return
+    real, synthetic = _sets(real, synthetic)
     from data_shards.dataset import Dataset
     from data_shards.durable import write_json
     from ldm.audit import AuditConfig, rows
@@ -97,6 +120,26 @@ def audit(
     typer.echo(f"{result['caveat']}\nresult: {out}")
 
 
+def _of_run(what: str, preset: str, overrides: list[str] | None, sets: str | None) -> None:
+    """What `retinaforge run` does of it, unless it has been done."""
+    from launch import stages
+
+    if sets:
+        raise InputError("a run, and sets beside it", expected=f"retinaforge {what} PRESET, or --real SET --synthetic SET")
+    run = resolved(preset, overrides)
+    stages.alone(what)
+    run.check()
+    if not stages.judged(run, what):
+        getattr(stages, what)(run, progress)
+    typer.echo(f"result: {run.folder / f'{what}.json'}")
+
+
+def _sets(real: str | None, synthetic: str | None) -> tuple[str, str]:
+    if not (real and synthetic):
+        raise InputError("no sets to compare", expected="--real SET --synthetic SET, or a run's PRESET")
+    return real, synthetic
+
+
 def checked_device(device: str) -> str:
     """The device, where this machine has it.
 
@@ -104,8 +147,6 @@ def checked_device(device: str) -> str:
         InputError: unknown, or no such device here.
     """
     import torch
-
-    from data_shards.errors import InputError
 
     if device != "cpu" and not (device == "cuda" and torch.cuda.is_available()):
         raise InputError(

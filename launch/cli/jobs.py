@@ -1,55 +1,179 @@
-"""retinaforge status, logs, cancel: submitted jobs, by their names."""
+"""retinaforge status, logs, cancel, runs: submitted jobs, by their names."""
 
 from __future__ import annotations
 
 import json
 import time
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Annotated
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from launch.cli.options import JOBS, Jobs
 
 if TYPE_CHECKING:
-    from slurm.executor import Submitted
-
-ASK_EVERY_S = 30.0  # sites ban who asks more often
+    from launch.jobs import Progress
+    from slurm.attempts import Attempt
+    from slurm.records import Submitted
+    from slurm.status import JobState, Queue
 
 Name = Annotated[str, typer.Argument(help="Name of the job.")]
+Names = Annotated[list[str] | None, typer.Argument(help="Jobs by name, or RUN for all jobs of a run; left out: all in JOBS.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 
 
 def status(
-    names: Annotated[list[str] | None, typer.Argument(help="Jobs by name; all in JOBS when left out.")] = None,
+    names: Names = None,
+    verify: Annotated[bool, typer.Option("--verify", help="Also hash the newest checkpoint of each, as a resume would.")] = False,
     jobs: Jobs = JOBS,
     as_json: AsJson = False,
 ) -> None:
-    """State of submitted jobs, by one call to SLURM."""
-    from slurm.executor import current, read_records
+    """State of submitted jobs, how far they are, their newest checkpoint, how often they were restarted and why.
+
+    SLURM is asked once for all of them, and not more often than every 30 seconds, whoever asks.
+    """
+    from launch.site import queue
+    from slurm.records import current, read_records
 
     records = read_records(jobs, names or [])
-    found = current(records)
-    if as_json:
-        typer.echo(json.dumps({record.name: [asdict(state) for state in found[record.name]] for record in records}))
-        return
     if not records:
-        typer.echo(f"nothing was submitted from {jobs}; retinaforge submit --help")
+        typer.echo(
+            json.dumps({"as_of_unix_s": None, "jobs": {}}) if as_json else f"nothing was submitted from {jobs}; retinaforge submit --help"
+        )
         return
+    shared = queue()
+    found = current(records, shared)
+    answer = shared.answer()
+    told = {record.name: _told(record, found[record.name], jobs, verify) for record in records}
+    if as_json:
+        typer.echo(json.dumps({"as_of_unix_s": answer.asked_unix_s, "jobs": {name: _as_json(*row) for name, row in told.items()}}))
+        return
+    from rich import box
     from rich.console import Console
     from rich.markup import escape
     from rich.table import Table
 
-    table = Table(title=f"jobs in {jobs}")
-    for column in ("job", "name", "state", "running", "restarts", "nodes or reason"):
-        table.add_column(column)
+    table = Table(
+        title=f"jobs in {jobs}, as of {datetime.fromtimestamp(answer.asked_unix_s):%H:%M:%S}", title_justify="left", box=box.SIMPLE_HEAD
+    )
+    for column in ("name", "job", "state", "progress", "checkpoint", "restarts", "nodes or reason"):
+        table.add_column(column, overflow="fold")
     for record in records:
-        for state in found[record.name]:
-            table.add_row(
-                *(escape(text) for text in (state.job_id, record.name, state.state, state.elapsed, str(state.restarts), state.why))
-            )
-    Console().print(table)
+        states, progress, attempts = told[record.name]
+        runs = any(state.state == "RUNNING" for state in states)
+        cells = (record.name, ", ".join(record.job_ids), summary(states), pace(progress, runs), checkpoint(progress))
+        table.add_row(*map(escape, (*cells, restarts(record, states, attempts), reason(states, attempts))))
+    console = Console()
+    console.print(table)
+    if names:
+        for record in records:
+            for line in history(record, told[record.name][2]):
+                console.print(line, markup=False, highlight=False)
+    if answer.failures:
+        typer.secho(f"warning: SLURM does not answer since then ({answer.said}); the states are those of before", fg="yellow", err=True)
+
+
+Told = tuple[list["JobState"], "Progress", list["Attempt"]]
+
+
+def _told(record: Submitted, states: list[JobState], jobs: Path, verify: bool) -> Told:
+    """What is known of one job beside its states."""
+    from launch.jobs import Progress, progress_of, read_target
+    from slurm.attempts import attempts_path, read_attempts
+    from slurm.records import job_folder
+
+    folder = job_folder(jobs, record.name)
+    target = read_target(folder)
+    return states, progress_of(target, verify=verify) if target else Progress(), read_attempts(attempts_path(folder))
+
+
+def _as_json(states: list[JobState], progress: Progress, attempts: list[Attempt]) -> dict[str, Any]:
+    return {
+        "state": summary(states),
+        "jobs": [asdict(state) for state in states],
+        "progress": {**asdict(progress), "eta_s": progress.eta_s},
+        "attempts": [asdict(attempt) for attempt in attempts],
+    }
+
+
+def summary(states: list[JobState]) -> str:
+    """One word where all are in one state, else how many are in each; indices that wait together count each."""
+    counts: Counter[str] = Counter()
+    for state in states:
+        counts[state.state] += _indices(state.job_id)
+    return next(iter(counts)) if len(counts) == 1 else ", ".join(f"{count} {word}" for word, count in counts.most_common())
+
+
+def _indices(job_id: str) -> int:
+    """'12_3-5,9' stands for 4."""
+    from slurm.arrays import array_indices
+
+    span = job_id.partition("_")[2].strip("[]")
+    return len(array_indices(span)) if span and span[0].isdecimal() and "." not in span else 1
+
+
+def pace(progress: Progress, runs: bool) -> str:
+    """'960 of 4,800, 20 %; 17.1/s, 3 min 44 s left'."""
+    if progress.done is None:
+        return ""
+    share = f" of {progress.goal:,}, {100 * progress.done / progress.goal:.0f} %" if progress.goal else ""
+    left = f"; {progress.per_s:.3g}/s, {duration(progress.eta_s)} left" if runs and progress.per_s and progress.eta_s is not None else ""
+    return f"{progress.done:,}{share}{left}"
+
+
+def checkpoint(progress: Progress) -> str:
+    """The newest one, how old it is, and what a look at its parts showed."""
+    if progress.checkpoint is None:
+        return ""
+    seen = "" if progress.faults is None else ", FAULTY" if progress.faults else ", verified"
+    return f"{progress.checkpoint:,}, {duration(time.time() - (progress.checkpoint_unix_s or 0))} ago{seen}"
+
+
+def restarts(record: Submitted, states: list[JobState], attempts: list[Attempt]) -> str:
+    """How often, and why, in as few words as there are reasons."""
+    before = [attempt for attempt in attempts if attempt.job_id == record.job_id][:-1]
+    if not before:
+        count = sum(state.restarts for state in states)
+        return str(count) if count else "0"
+    why = Counter(short(attempt.why) for attempt in before)
+    return f"{len(before)}: " + ", ".join(f"{text} ({count})" if count > 1 else text for text, count in why.items())
+
+
+def short(why: str, most: int = 40) -> str:
+    """A reason in a table."""
+    return why if len(why) <= most else why[: most - 1].rstrip() + "…"
+
+
+def reason(states: list[JobState], attempts: list[Attempt]) -> str:
+    """Where it runs, why it waits, or how its last attempt ended."""
+    if len(states) == 1 and states[0].state in ("RUNNING", "PENDING", "COMPLETING"):
+        return states[0].why
+    return attempts[-1].why if attempts and attempts[-1].why else "; ".join(dict.fromkeys(state.why for state in states if state.why))
+
+
+def history(record: Submitted, attempts: list[Attempt]) -> list[str]:
+    """A line for each attempt."""
+    lines = [f"{record.name}: {len(attempts)} attempt(s)"] if attempts else []
+    for attempt in attempts:
+        began = datetime.fromtimestamp(attempt.began_unix_s)
+        took = "runs" if attempt.ended_unix_s is None else duration(attempt.ended_unix_s - attempt.began_unix_s)
+        code = "" if attempt.code is None else f" [{attempt.code}]"
+        lines.append(
+            f"  job {attempt.job_id}.{attempt.restart}  {began:%m-%d %H:%M:%S}  {took:>8}  {attempt.nodes:12}  {attempt.why}{code}"
+        )
+    return lines
+
+
+def duration(seconds: float) -> str:
+    """In the two largest units."""
+    minutes, s = divmod(round(max(0.0, seconds)), 60)
+    hours, m = divmod(minutes, 60)
+    days, h = divmod(hours, 24)
+    return f"{days} d {h} h" if days else f"{h} h {m} min" if h else f"{m} min {s} s" if m else f"{s} s"
 
 
 def logs(
@@ -61,45 +185,88 @@ def logs(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object a line.")] = False,
 ) -> None:
     """What the ranks of a job said, across its restarts, with the rank before each line."""
-    from slurm.executor import job_folder, read_records
+    from data_shards.errors import InputError
+    from launch.site import queue
     from slurm.logs import lines
+    from slurm.records import job_folder, read_records
 
-    [record] = read_records(jobs, [name])
-    over = _asked_politely(record) if follow else lambda: True
-    for who, line in lines(job_folder(jobs, name), last=last, ended=over):
+    records = read_records(jobs, [name])
+    record = next((record for record in records if record.name == name), None)
+    if record is None:
+        several = ", ".join(record.name for record in records)
+        raise InputError(f"{name!r} is a run of several jobs", expected=f"one of {several}", mend=f"retinaforge logs {records[-1].name!r}")
+    over = _asked_politely(record, queue()) if follow else lambda: True
+    for who, line in lines(job_folder(jobs, name), last=last, ended=over, true_id=record.true_id):
         if rank in (None, who):
             typer.echo(json.dumps({"rank": who, "line": line}) if as_json else f"[{who}] {line}")
 
 
 def cancel(
-    names: Annotated[list[str], typer.Argument(help="Jobs by name.")],
+    names: Annotated[list[str], typer.Argument(help="Jobs by name, or RUN for all jobs of a run.")],
     jobs: Jobs = JOBS,
     as_json: AsJson = False,
 ) -> None:
-    """Cancel jobs that wait or run. What they have committed stays: submitted again, they go on from it."""
-    from slurm.executor import cancelled, read_records
+    """Cancel jobs that wait or run. What they have committed stays: `resume`, or the same `submit`, goes on from it."""
+    from launch.site import queue
+    from slurm.records import cancelled, read_records
 
     records = read_records(jobs, names)
-    ended = cancelled(records)
+    ended = cancelled(records, queue())
     if as_json:
         typer.echo(json.dumps({record.name: record.name in ended for record in records}))
         return
     for record in records:
-        typer.echo(f"{record.name}: {'cancelled' if record.name in ended else 'had ended already'} (job {record.job_id})")
+        said = "cancelled" if record.name in ended else "had ended already"
+        typer.echo(f"{record.name}: {said} (job {', '.join(record.job_ids)})")
 
 
-def _asked_politely(record: Submitted) -> Callable[[], bool]:
-    """Whether the job has ended: SLURM is asked at most twice a minute."""
-    from slurm.executor import current
-    from slurm.status import ENDED
+def _asked_politely(record: Submitted, shared: Queue) -> Callable[[], bool]:
+    """Whether the job has ended: SLURM is asked as seldom as `shared` allows, and one that does not answer has not said so."""
+    from data_shards.errors import TryAgain
+    from slurm.records import current, is_live
 
-    asked, over = float("-inf"), False
+    looked, over = float("-inf"), False
 
     def ended() -> bool:
-        nonlocal asked, over
-        if not over and time.monotonic() - asked >= ASK_EVERY_S:
-            over = all(state.state in ENDED for state in current([record])[record.name])
-            asked = time.monotonic()
+        nonlocal looked, over
+        if not over and time.monotonic() - looked >= 1.0:
+            looked = time.monotonic()
+            try:
+                over = not is_live(current([record], shared)[record.name]) and not shared.answer().failures
+            except TryAgain:
+                over = False
         return over
 
     return ended
+
+
+def runs(
+    folder: Annotated[Path, typer.Argument(help="Where run folders lie.")] = Path("runs"),
+    jobs: Jobs = JOBS,
+    as_json: AsJson = False,
+) -> None:
+    """Runs and how far each stage of them is, from their folders alone; SLURM is not asked."""
+    from launch.jobs import RUN_STAGES, stage_words
+    from slurm.records import of, read_records
+
+    records = read_records(jobs, []) if jobs.exists() else []
+    found = {}
+    for path in sorted(folder.glob("*/run.yaml")):
+        names = [record.name for record in records if of(path.parent.name, record.name)]
+        found[path.parent.name] = {"folder": str(path.parent), "stages": stage_words(path.parent), "jobs": names}
+    if as_json:
+        typer.echo(json.dumps(found))
+        return
+    if not found:
+        typer.echo(f"no run in {folder}; retinaforge run --help")
+        return
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    table = Table(title=f"runs in {folder}", title_justify="left")
+    for column in ("run", *RUN_STAGES, "jobs"):
+        table.add_column(column)
+    for name, about in found.items():
+        table.add_row(escape(name), *(about["stages"][stage] for stage in RUN_STAGES), str(len(about["jobs"]) or ""))
+    Console().print(table)

@@ -29,8 +29,12 @@ def command(preset: Preset, overrides: Overrides = None, dry_run: DryRun = False
         if stage == "vqgan":
             show_warnings(stages.encode(run, progress))
     stages.sample(run, progress)
-    if not stages.judged(run):
-        stages.judge(run, progress)
+    judged = {what: stages.judged(run, what) for what in ("evaluate", "audit")}
+    if not judged["evaluate"]:
+        stages.evaluate(run, progress)
+    if not judged["audit"]:
+        stages.audit(run, progress)
+    if not all(judged.values()) or "seconds" not in stages.figures(run):
         stages.add_seconds(run, time.time() - began)
     path = stages.write_report(run)
     figures = stages.figures(run)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -29,15 +30,19 @@ def invoke(tmp_path, monkeypatch):
 
 def test_a_dry_run_prints_the_script_and_writes_nothing(invoke, tmp_path):
     text = invoke("submit", "--nodes", "2", "--time-minutes", "60", "--dry-run", "--", "run", "demo", "--dry-run", "data.subjects=3")
-    assert text.startswith("#!/bin/bash") and "#SBATCH --nodes=2" in text and text.endswith('exit "$status"\n')
-    assert '# ["retinaforge", "run", "demo", "--dry-run", "data.subjects=3"]' in text, "what follows -- belongs to the job"
+    assert text.startswith("#!/bin/bash") and "#SBATCH --nodes=2" in text
+    config = tmp_path / "runs" / "jobs" / "demo" / "run" / "config.yaml"
+    assert f'# ["retinaforge", "run", "{config}", "--dry-run"]' in text, "what follows -- belongs to the job"
+    assert f"# {config}:\n#   run: runs/demo\n" in text and "#     subjects: 3\n" in text, "the configuration is frozen with it"
+    assert subprocess.run(["bash", "-n"], input=text, text=True, check=False).returncode == 0
     assert not list(tmp_path.iterdir())
 
 
 def test_json_holds_the_job(invoke, tmp_path):
     said = json.loads(invoke("submit", "--name", "a/b", "--dry-run", "--json", "--", "run", "demo"))
-    assert said["job"]["command"] == ["retinaforge", "run", "demo"] and said["job"]["folder"] == str(tmp_path)
-    assert said["folder"] == str(tmp_path / "runs" / "jobs" / "a_b")
+    folder = tmp_path / "runs" / "jobs" / "a" / "b"
+    assert said["folder"] == str(folder) and said["job"]["folder"] == str(tmp_path)
+    assert said["job"]["command"] == ["retinaforge", "run", str(folder / "config.yaml")] and said["config"]["run"] == "runs/demo"
 
 
 def test_what_a_site_says_holds_unless_an_option_says_otherwise(invoke, tmp_path, monkeypatch):
@@ -107,14 +112,17 @@ def test_bad_options_are_refused(invoke, words):
 def test_local_runs_the_verb_here_and_hands_on_its_exit_code(invoke, capfd):
     invoke("submit", "--local", "--name", "here", "--", "presets")
     assert "demo" in capfd.readouterr().out
-    invoke("submit", "--local", "--name", "wrong", "--", "run", "no-such-preset", code=2)
+    invoke("submit", "--local", "--name", "wrong", "--", "data", "ls", "nowhere", code=2)
+    with pytest.raises(InputError, match="unknown preset"):
+        invoke("submit", "--local", "--name", "worse", "--", "run", "no-such-preset")
+    assert not Path("runs/jobs/worse").exists(), "refused before anything is written"
     assert Path("runs/jobs/here/job.json").exists()
-    with pytest.raises(InputError, match="another job has this name"):
+    with pytest.raises(InputError, match="name is in use"):
         invoke("submit", "--local", "--name", "here", "--", "run", "demo")
 
 
 def test_status_of_nothing_says_so(invoke):
     assert "nothing was submitted" in invoke("status")
-    assert json.loads(invoke("status", "--json")) == {}
+    assert json.loads(invoke("status", "--json")) == {"as_of_unix_s": None, "jobs": {}}
     with pytest.raises(InputError, match="no job 'x'"):
         invoke("status", "x")

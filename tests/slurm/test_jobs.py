@@ -5,12 +5,14 @@ from __future__ import annotations
 import dataclasses
 import shlex
 import subprocess
+from datetime import datetime
 from pathlib import Path
 
 import pytest
 
 from data_shards.errors import InputError
-from slurm.executor import array_indices, run_local, submit
+from slurm.arrays import array_indices
+from slurm.executor import run_local, submit
 from slurm.jobs import JobSpec, freeze, read_spec, sbatch_text, spec_from, spec_json
 from slurm.rank import Placement
 from slurm.status import FORMAT, JobState, read_squeue
@@ -121,7 +123,10 @@ def test_a_run_folder_is_private_and_its_job_frozen(tmp_path):
     path = freeze(PLAIN, folder)
     assert folder.stat().st_mode & 0o777 == 0o700
     assert read_spec(path) == PLAIN and freeze(PLAIN, folder) == path, "the same job may be submitted again"
-    with pytest.raises(InputError, match="another job has this name"):
+    longer = dataclasses.replace(PLAIN, time_minutes=600, nodes=4)
+    freeze(longer, folder)
+    assert read_spec(path) == longer, "also with other resources"
+    with pytest.raises(InputError, match="name is in use"):
         freeze(EVERYTHING, folder)
 
 
@@ -191,13 +196,15 @@ def test_squeue_is_read_by_position_and_absence_is_not_an_end():
 
     text = "\n".join(
         [
-            row("12", "N/A", "RUNNING", "1:02", "3", "n1", "a | b  c"),
-            row("13", "0", "COMPLETED", "0:10", "0", "n2", "s"),
-            row("13", "1", "PENDING", "0:00", "0", "(Resources)", "s"),
-            row("99", "N/A", "RUNNING", "9", "0", "n3", "not ours"),
+            row("12", "N/A", "RUNNING", "1:02", "3", "2026-11-26T12:00:00", "n1", "a | b  c"),
+            row("13", "0", "COMPLETED", "0:10", "0", "N/A", "n2", "s"),
+            row("13", "1-5,9%2", "PENDING", "0:00", "0", "N/A", "(Resources)", "s"),
+            row("99", "N/A", "RUNNING", "9", "0", "N/A", "n3", "not ours"),
         ]
     )
     found = read_squeue(text, ["12", "13", "14"])
-    assert found["12"] == [JobState(job_id="12", name="a | b  c", state="RUNNING", elapsed="1:02", restarts=3, why="n1")]
-    assert [state.job_id for state in found["13"]] == ["13_0", "13_1"]
+    noon = datetime(2026, 11, 26, 12).timestamp()
+    known = {"name": "a | b  c", "state": "RUNNING", "elapsed": "1:02", "restarts": 3, "why": "n1"}
+    assert found["12"] == [JobState(job_id="12", submitted_unix_s=noon, **known)]
+    assert [state.job_id for state in found["13"]] == ["13_0", "13_1-5,9"]
     assert [state.state for state in found["14"]] == ["UNKNOWN"] and "99" not in found

@@ -12,9 +12,10 @@ from typer.testing import CliRunner
 
 from data_shards.errors import InputError
 from launch.cli import app
-from slurm.executor import RECORD_NAME, submit
+from slurm.executor import handles, submit
 from slurm.jobs import JobSpec
-from slurm.status import UNKNOWN, JobState, states
+from slurm.records import RECORD_NAME
+from slurm.status import UNKNOWN, JobState, read_squeue, squeue
 
 pytestmark = pytest.mark.slurm
 ENDED = {"COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL"}
@@ -24,7 +25,7 @@ def wait(job_id: str, until=ENDED, seconds: float = 60) -> list[JobState]:
     """Poll until all indices of the job are in one of the states."""
     deadline = time.monotonic() + seconds
     while True:
-        found = states([job_id])[job_id]
+        found = read_squeue(squeue(), [job_id])[job_id]
         if all(state.state in until for state in found):
             return found
         assert time.monotonic() < deadline, found
@@ -70,7 +71,9 @@ print(rank, world, e["LOCAL_RANK"], e["SLURMD_NODENAME"], e["OMP_NUM_THREADS"], 
     assert state.state == "COMPLETED", everything_said(folder)
     assert state.name == name and state.restarts == 0
     assert log_lines(folder) == [f"0 2 0 n1 2 hello {hostile} False", f"1 2 0 n2 2 - {hostile} False"]
-    assert "0 2 0 n1" in job.paths.stdout.read_text(), "submitit finds the log of rank 0 by its own rule"
+    [handle] = handles(job, folder)
+    assert "0 2 0 n1" in handle.paths.stdout.read_text(), "submitit finds the log of rank 0 by its own rule"
+    assert handle.state == "COMPLETED" and handle.done()
     assert not list(tmp_path.rglob("evil*")), "no word was run by a shell"
     assert folder.stat().st_mode & 0o777 == 0o700
     assert {path.name for path in folder.iterdir()} >= {"job.json", "submitted.json", f"{job.job_id}_submission.sh"}
@@ -126,7 +129,7 @@ def test_what_sbatch_refuses_is_said_in_its_words(cluster, tmp_path):
 
 
 def test_a_number_slurm_never_gave_is_unknown_and_no_error(cluster):
-    assert states(["4000000"]) == {"4000000": [JobState(job_id="4000000")]}
+    assert read_squeue(squeue(), ["4000000"]) == {"4000000": [JobState(job_id="4000000")]}
 
 
 def test_torch_ranks_on_two_nodes_add_up(cluster, tmp_path):
@@ -155,7 +158,8 @@ def test_mpi_by_srun_sees_one_world_and_the_one_slurm_made(cluster):
 def test_logs_are_followed_to_the_end_and_a_job_is_cancelled_by_its_name(cluster, tmp_path, monkeypatch):
     """By the command line, as a person would; another job of the same number is not taken for ours."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("launch.cli.jobs.ASK_EVERY_S", 1.0)
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "none"))
+    (tmp_path / "site.yaml").write_text("ask_every_seconds: 1\n")
     invoke = lambda *words: CliRunner().invoke(app, [str(word) for word in words], catch_exceptions=False).stdout  # noqa: E731
     code = "import os, time\nfor i in range(3): print('line', i, os.environ['RANK'], flush=True); time.sleep(1)"
     submit(JobSpec(name="talks", command=("python", "-c", code), folder=str(tmp_path), nodes=2), tmp_path / "runs" / "jobs" / "talks")
@@ -169,5 +173,5 @@ def test_logs_are_followed_to_the_end_and_a_job_is_cancelled_by_its_name(cluster
     [state] = wait(sleeper.job_id)
     assert state.state == "CANCELLED"
     record = tmp_path / "runs" / "jobs" / "talks" / RECORD_NAME
-    record.write_text(json.dumps({**json.loads(record.read_text()), "job_id": sleeper.job_id}))
-    assert json.loads(invoke("status", "talks", "--json"))["talks"][0]["state"] == UNKNOWN
+    record.write_text(json.dumps({**json.loads(record.read_text()), "job_ids": [sleeper.job_id]}))
+    assert json.loads(invoke("status", "talks", "--json"))["jobs"]["talks"]["state"] == UNKNOWN

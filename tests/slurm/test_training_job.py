@@ -46,7 +46,7 @@ def completed(job: dict, folder: Path) -> dict:
     """The job's state, once it has ended well."""
     deadline = time.monotonic() + 240
     while True:
-        state = json.loads(retinaforge("status", job["name"], "--json", cwd=folder))[job["name"]][0]
+        state = json.loads(retinaforge("status", job["name"], "--json", cwd=folder))["jobs"][job["name"]]["jobs"][0]
         if state["state"] == "COMPLETED":
             return state
         logs = "\n".join(path.read_text()[-2000:] for path in Path(job["folder"]).glob("*.out"))

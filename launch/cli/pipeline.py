@@ -1,0 +1,146 @@
+"""retinaforge submit -- pipeline FILE: a run as a graph of jobs, of which only those go out that are missing."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from data_shards.errors import InputError
+
+if TYPE_CHECKING:
+    from launch.cli.submit import Described
+    from launch.pipeline import Pipeline
+
+PIPELINE_NAME = "pipeline.yaml"
+NEVER = "DependencyNeverSatisfied"
+FINISHED, LIVE, SUBMITTED = "finished", "waits or runs", "submitted"
+
+
+def submit_pipeline(
+    words: list[str], given: dict[str, Any], name: str | None, *, jobs: Path, local: bool, dry_run: bool, as_json: bool
+) -> None:
+    """Submit what is missing of a pipeline, or run it here; see launch/pipeline.py.
+
+    Raises:
+        InputError: what `submit` refuses of any stage; then nothing is submitted. TryAgain: SLURM does not answer.
+    """
+    from launch.cli.submit import described
+    from launch.pipeline import AFTER, Pipeline, missing, read_pipeline, stage_job
+    from launch.stages import Run, finished
+
+    if not words or given:
+        raise InputError(
+            f"options of a job ({', '.join(given)}) for a pipeline" if given else "no pipeline named",
+            expected="submit [--name RUN] -- pipeline FILE [KEY=VALUE]...; nodes, times and the like stand in the file, by stage",
+            mend="site.yaml for what all jobs share",
+        )
+    file, *overrides = words
+    found = read_pipeline(Path(file))
+    found = Pipeline(preset=found.preset, overrides=(*found.overrides, *overrides), jobs=found.jobs)
+    from launch.config import load
+
+    run = Run(load(found.preset, list(found.overrides)))
+    name = name or run.folder.absolute().name
+    to_make = missing({stage: finished(run, stage) for stage in AFTER})
+    described_by = {stage: described(*stage_job(found, stage), f"{name}/{stage}", jobs) for stage in to_make}
+    if dry_run:
+        _show(described_by, as_json)
+        return
+    if local:
+        raise typer.Exit(_here(described_by))
+    said = _submit(described_by, AFTER)
+    _keep(found, described_by, jobs, name)
+    rows = [{"stage": stage, "state": FINISHED, "job_ids": [], "after": [], **said.get(stage, {})} for stage in AFTER]
+    if as_json:
+        typer.echo(json.dumps({"name": name, "stages": rows}))
+        return
+    for row in rows:
+        after = f", after {' and '.join(row['after'])}" if row["after"] else ""
+        typer.echo(f"{row['stage']:10} {row['state']}{': job ' + ', '.join(row['job_ids']) if row['job_ids'] else ''}{after}")
+    typer.echo(f"retinaforge status {name!r} shows how far they are")
+
+
+def _submit(wanted: dict[str, Described], after: dict[str, tuple[str, ...]]) -> dict[str, dict[str, Any]]:
+    """Submit the stages in order, each waiting for the jobs of those before it that are not finished."""
+    from slurm.executor import check_slurm, submit
+    from slurm.offers import offers
+
+    check_slurm()
+    there = offers()
+    for job in wanted.values():  # all of them before the first goes out
+        job.check()
+        job.check_on(there)
+    live = _live(wanted)
+    ids: dict[str, tuple[str, ...]] = {}
+    said: dict[str, dict[str, Any]] = {}
+    for stage, job in wanted.items():
+        before = [one for one in after[stage] if one in ids]
+        if stage in live:
+            ids[stage] = live[stage]
+            said[stage] = {"state": LIVE, "job_ids": list(ids[stage]), "after": before}
+            continue
+        waits = [number for one in before for number in ids[one]]
+        spec = replace(job.spec, dependency=f"afterok:{':'.join(waits)}" if waits else None)
+        job.freeze()
+        ids[stage] = submit(spec, job.folder, free=True).job_ids
+        said[stage] = {"state": SUBMITTED, "job_ids": list(ids[stage]), "after": before}
+    return said
+
+
+def _live(wanted: dict[str, Described]) -> dict[str, tuple[str, ...]]:
+    """Numbers of the jobs that wait or run already. What was held for good by a stage that failed is cancelled, to go out anew."""
+    from slurm.records import RECORD_NAME, cancelled, current, is_live, read_record
+
+    records = {stage: read_record(job.folder / RECORD_NAME) for stage, job in wanted.items() if (job.folder / RECORD_NAME).exists()}
+    states = current(list(records.values()), fresh=True)
+    held = [record for record in records.values() if any(NEVER in state.why for state in states[record.name])]
+    cancelled(held)
+    return {stage: record.job_ids for stage, record in records.items() if record not in held and is_live(states[record.name])}
+
+
+def _keep(pipeline: Pipeline, wanted: dict[str, Described], jobs: Path, name: str) -> None:
+    """The pipeline as `resume NAME` finds it, with the configuration as it is now."""
+    import yaml
+
+    from data_shards import durable
+    from launch.config import to_yaml
+    from launch.jobs import CONFIG_NAME
+    from slurm.records import job_folder
+
+    folder = job_folder(jobs, name)
+    config = next((job.config for job in wanted.values() if job.config), None)
+    if config is None:
+        return  # all is finished
+    durable.write_bytes(folder / CONFIG_NAME, to_yaml(config).encode())
+    tree = {"preset": str(folder / CONFIG_NAME), "jobs": {stage: dict(fields) for stage, fields in pipeline.jobs.items()}}
+    durable.write_bytes(folder / PIPELINE_NAME, yaml.safe_dump(tree, sort_keys=False).encode())
+
+
+def _here(wanted: dict[str, Described]) -> int:
+    """The stages one after the other on this machine; the exit code of the first that fails."""
+    from slurm.executor import run_local
+
+    for stage, job in wanted.items():
+        typer.echo(f"{stage} …", err=True)
+        job.check()
+        job.freeze()
+        if code := run_local(job.spec, job.folder):
+            return code
+    return 0
+
+
+def _show(wanted: dict[str, Described], as_json: bool) -> None:
+    from launch.cli.submit import as_tree, show
+
+    if as_json:
+        typer.echo(json.dumps({"stages": {stage: as_tree(job) for stage, job in wanted.items()}}))
+        return
+    if not wanted:
+        typer.echo("# all stages are finished; nothing would be submitted")
+    for stage, job in wanted.items():
+        typer.echo(f"# ---- {stage}: {job.spec.name}")
+        show(job, as_json=False)

@@ -1,0 +1,73 @@
+"""Arrays of jobs: their indices, and arrays longer than a cluster takes, which go as several."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from data_shards.errors import InputError, TryAgain
+
+FIRST = "RETINAFORGE_ARRAY_FIRST"
+"""The variable by which a part's script says where in the array the part begins."""
+USUAL_SIZE = 1001
+"""SLURM's own default of MaxArraySize."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Part:
+    """A part of an array that goes to SLURM by itself: index i of `array` stands for the array's own (first + i)-th index."""
+
+    array: str
+    first: int
+    after: str | None = None
+
+
+def array_indices(text: str) -> list[int]:
+    """Indices of a SLURM array: '0-6:2,9%2' is 0, 2, 4, 6, 9."""
+    indices: list[int] = []
+    for part in text.partition("%")[0].split(","):
+        span, _, step = part.partition(":")
+        first, _, last = span.partition("-")
+        indices += range(int(first), int(last or first) + 1, int(step or 1))
+    return indices
+
+
+def parts_of(array: str, most: int) -> list[Part]:
+    """The parts of an array where no index may reach `most`; none: it may go as it is.
+
+    Raises:
+        InputError: a cluster without arrays.
+    """
+    indices = array_indices(array)
+    if max(indices) < most:
+        return []
+    if most < 2:
+        raise InputError(f"--array {array}", expected="no array: MaxArraySize of this cluster is " + str(most))
+    limit = array.partition("%")[1] + array.partition("%")[2]
+    starts = range(0, len(indices), most)
+    return [Part(array=f"0-{min(most, len(indices) - start) - 1}{limit}", first=start) for start in starts]
+
+
+def array_task(array: str | None, environ: Mapping[str, str]) -> str | None:
+    """This task's index in its array, None outside one."""
+    index, first = environ.get("SLURM_ARRAY_TASK_ID"), environ.get(FIRST)
+    if index is None or first is None or array is None:
+        return index
+    return str(array_indices(array)[int(first) + int(index)])
+
+
+def max_array_size() -> int:
+    """What no index may reach here, from the live configuration.
+
+    Raises:
+        TryAgain: the controller does not answer.
+    """
+    try:
+        done = subprocess.run(["scontrol", "show", "config"], capture_output=True, text=True, timeout=60, check=True)
+    except (OSError, subprocess.SubprocessError) as error:
+        said = getattr(error, "stderr", None) or error
+        raise TryAgain(f"scontrol show config: {said}", expected="an answer of the controller", mend="scontrol ping") from error
+    match = re.search(r"^MaxArraySize\s*=\s*(\d+)", done.stdout, re.MULTILINE)
+    return int(match[1]) if match else USUAL_SIZE

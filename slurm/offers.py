@@ -1,0 +1,154 @@
+"""What the partitions of this cluster offer, and whether a job fits into one of those it names: said before it is submitted."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from data_shards.errors import InputError, TryAgain, nearest
+from slurm.jobs import JobSpec
+
+# NODES, CPUS and so on of nodes that are alike come in one line; '|' occurs in none of these
+FIELDS = "%P|%a|%D|%c|%m|%l|%G"
+UNLIMITED = 10**9
+
+
+@dataclass(frozen=True, kw_only=True)
+class Offer:
+    """Nodes of one partition that are alike.
+
+    Attributes:
+        partition: its name.
+        default: jobs that name no partition go there.
+        up: it takes jobs.
+        nodes: how many of these there are.
+        cpus, memory_mib, gpus: of each.
+        minutes: the longest time limit.
+    """
+
+    partition: str
+    default: bool
+    up: bool
+    nodes: int
+    cpus: int
+    memory_mib: int
+    gpus: int
+    minutes: int
+
+    def __str__(self) -> str:
+        gpus = f", {self.gpus} GPUs" if self.gpus else ", no GPU"
+        limit = "no time limit" if self.minutes >= UNLIMITED else f"{self.minutes} minutes"
+        down = "" if self.up else ", takes no jobs now"
+        return f"{self.partition}: {self.nodes} node(s) of {self.cpus} cores, {self.memory_mib / 1024:.0f} GiB{gpus}; {limit}{down}"
+
+
+def offers() -> list[Offer]:
+    """What sinfo shows to this user, by one call.
+
+    Raises:
+        TryAgain: the controller does not answer.
+    """
+    try:
+        done = subprocess.run(["sinfo", "--noheader", f"--format={FIELDS}"], capture_output=True, text=True, timeout=60, check=True)
+    except (OSError, subprocess.SubprocessError) as error:
+        said = (getattr(error, "stderr", None) or str(error)).strip()
+        raise TryAgain(f"sinfo failed: {said}", expected="an answer of the controller", mend="scontrol ping") from error
+    return read_offers(done.stdout)
+
+
+def read_offers(text: str) -> list[Offer]:
+    """sinfo's lines of FIELDS."""
+    found = []
+    for line in text.splitlines():
+        fields = [field.strip() for field in line.split("|", 6)]
+        if len(fields) == 7:
+            name, up, nodes, cpus, memory, limit, gres = fields
+            found.append(
+                Offer(
+                    partition=name.rstrip("*"),
+                    default=name.endswith("*"),
+                    up=up == "up",
+                    nodes=_number(nodes),
+                    cpus=_number(cpus),
+                    memory_mib=_number(memory),
+                    gpus=gpus_of(gres),
+                    minutes=minutes_of(limit),
+                )
+            )
+    return found
+
+
+def gpus_of(gres: str) -> int:
+    """'gpu:a100:4(S:0-1),nvme:1' has 4."""
+    return sum(int(match[1] or 1) for match in re.finditer(r"(?:^|,)gpu(?::[^:,()]+)??(?::(\d+))?(?=\(|,|$)", gres))
+
+
+def minutes_of(limit: str) -> int:
+    """SLURM's [D-]HH:MM:SS, or MM:SS, in minutes; 'infinite' is UNLIMITED."""
+    match = re.fullmatch(r"(?:(\d+)-)?(?:(\d+):)?(\d+):(\d+)", limit)
+    if not match:
+        return UNLIMITED
+    days, hours, minutes, _ = (int(part or 0) for part in match.groups())
+    return (days * 24 + hours) * 60 + minutes
+
+
+def memory_mib(text: str) -> int:
+    """'16G' in MiB."""
+    number, unit = (text[:-1], text[-1]) if text[-1].isalpha() else (text, "M")
+    return int(int(number) * {"K": 1 / 1024, "M": 1, "G": 1024, "T": 1024**2}[unit])
+
+
+def check_fit(spec: JobSpec, there: list[Offer]) -> None:
+    """Refuse what no partition that the job names could ever start.
+
+    Raises:
+        InputError: no such partition, or none has the nodes, cores, memory, GPUs or time asked for; what there is, is listed.
+    """
+    if not there:
+        return  # a site that shows nothing: sbatch decides
+    known = {offer.partition for offer in there}
+    wanted = spec.partition.split(",") if spec.partition else sorted({offer.partition for offer in there if offer.default})
+    for name in wanted:
+        if name not in known:
+            raise InputError(f"no partition {name!r} here", expected=nearest(name, known), mend=listed(there))
+    if not wanted:
+        raise InputError("no partition named, and none is the site's default", expected="--partition NAME", mend=listed(there))
+    reasons = [reason for name in wanted for reason in misfits(spec, [offer for offer in there if offer.partition == name])]
+    if len(reasons) >= len(wanted):  # each of them has one
+        raise InputError("no partition could ever start this job: " + "; ".join(reasons), where=spec.name, mend=listed(there))
+
+
+def misfits(spec: JobSpec, offers: list[Offer]) -> Iterator[str]:
+    """The first reason why a partition of these nodes cannot start the job, if there is one."""
+    name, asked = offers[0].partition, {}
+    if not any(offer.up for offer in offers):
+        yield f"{name} takes no jobs now"
+        return
+    if spec.time_minutes and spec.time_minutes > offers[0].minutes:
+        yield f"{name} ends jobs after {offers[0].minutes} minutes, the job asks for {spec.time_minutes}"
+        return
+    asked = {
+        "GPUs": (spec.gpus_per_task * spec.tasks_per_node, "gpus"),
+        "cores": (spec.cpus_per_task * spec.tasks_per_node, "cpus"),
+        "MiB of memory": (memory_mib(spec.memory) if spec.memory else 0, "memory_mib"),
+    }
+    for what, (needed, field) in asked.items():
+        most = max(getattr(offer, field) for offer in offers)
+        if needed > most:
+            yield f"a node of {name} has {most} {what}, the job asks for {needed} a node"
+            return
+    fitting = sum(offer.nodes for offer in offers if all(needed <= getattr(offer, field) for needed, field in asked.values()))
+    if spec.nodes > fitting:
+        yield f"{name} has {fitting} node(s) of that kind, the job asks for {spec.nodes}"
+
+
+def listed(there: list[Offer]) -> str:
+    """What the site offers, a line each."""
+    return "take one of\n" + "\n".join(f"    {offer}" for offer in there)
+
+
+def _number(text: str) -> int:
+    match = re.match(r"\d+", text)  # '64+' where nodes differ
+    return int(match[0]) if match else 0
