@@ -207,7 +207,7 @@ def stage_words(run: Path) -> dict[str, str]:
 
     def training(stage: str) -> str:
         progress = progress_of(Target(run=str(run), stage=stage))
-        return "" if progress.done is None else f"{progress.done:,} samples"
+        return "" if progress.done is None else f"{progress.done:,}"
 
     shards = len(list((run / "synthetic").glob("*.tar")))
     sets = {"data": run / "data" / NAME, "encode": run / "latents" / NAME, "sample": run / "synthetic" / NAME}

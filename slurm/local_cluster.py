@@ -19,7 +19,7 @@ import socket
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -29,6 +29,7 @@ from data_shards.errors import InputError, TryAgain
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "srun", "scontrol")
 ACCOUNTING = ("slurmdbd", "mariadbd", "mariadb-install-db")
 STATE = "daemons.json"
+FIRST_PORT, PORTS = 10000, 10000
 SBIN = os.pathsep.join([os.environ.get("PATH", os.defpath), "/usr/sbin", "/usr/local/sbin"])
 
 CONF = """\
@@ -106,14 +107,23 @@ class LocalCluster:
         nodes: how many slurmd, named n1, n2, …
         cpus: what each claims to have.
         accounting: keep the books in MariaDB by slurmdbd, so that sacct answers.
+        settings: further lines of slurm.conf, which go before those here: {"MaxArraySize": "10"}.
         root: its folder; a temporary one where none is given, removed with the cluster.
         detached: the daemons go on when this process ends; `LocalCluster.at(root)` finds them again.
     """
 
     def __init__(
-        self, nodes: int = 2, cpus: int = 4, *, accounting: bool = False, root: Path | None = None, detached: bool = False
+        self,
+        nodes: int = 2,
+        cpus: int = 4,
+        *,
+        accounting: bool = False,
+        settings: Mapping[str, str] | None = None,
+        root: Path | None = None,
+        detached: bool = False,
     ) -> None:
         self.nodes, self.cpus, self.accounting, self.detached = nodes, cpus, accounting, detached
+        self.settings = dict(settings or {})
         self.root = root or Path(tempfile.mkdtemp(prefix="slurm-", dir="/tmp"))
         self.daemons: dict[str, Process] = {}
 
@@ -190,7 +200,7 @@ class LocalCluster:
         self._wait("slurmctld", lambda: self._succeeds("scontrol", "ping"))
         for i in range(1, self.nodes + 1):
             (self.root / f"spool-n{i}").mkdir()
-            self._spawn("slurmd", "-D", "-N", f"n{i}", name=f"slurmd-n{i}")
+            self._spawn_slurmd(f"n{i}")
         self._wait("slurmd", lambda: self.run("sinfo", "-h", "-N", "-p", "main", "-t", "idle", "-o", "%N").count("\n") == self.nodes)
 
     def _start_accounting(self, dbd_port: int, db_port: int) -> None:
@@ -245,6 +255,31 @@ class LocalCluster:
             os.kill(pid, signal.SIGKILL)
         shutil.rmtree(self.root, ignore_errors=True)
 
+    def kill(self, daemon: str) -> None:
+        """SIGKILL for one daemon: 'slurmctld', or 'slurmd-n2', whose tasks go on."""
+        self.daemons[daemon].end(signal.SIGKILL)
+        while self.daemons[daemon].alive():
+            time.sleep(0.02)
+
+    def revive(self, daemon: str) -> None:
+        """Start a daemon of jobs that was killed once more, and wait until it answers."""
+        if daemon == "slurmctld":
+            self._spawn("slurmctld", "-D")
+            self._wait("slurmctld", lambda: self._succeeds("scontrol", "ping"))
+            return
+        node = daemon.removeprefix("slurmd-")
+        self._spawn_slurmd(node)
+
+        def up() -> bool:
+            self._succeeds("scontrol", "update", f"NodeName={node}", "State=RESUME")  # refused where it is not down
+            state = self.run("sinfo", "-h", "-n", node, "-p", "main", "-o", "%T").strip()
+            return state.isalpha() and state != "down"
+
+        self._wait(daemon, up)
+
+    def _spawn_slurmd(self, node: str) -> None:
+        self._spawn("slurmd", "-D", "-N", node, name=f"slurmd-{node}")
+
     def run(self, *command: str, check: bool = True) -> str:
         """A SLURM command against this cluster; its stdout."""
         done = subprocess.run(command, env={**os.environ, **self.environ}, capture_output=True, text=True, timeout=30, check=False)
@@ -257,7 +292,9 @@ class LocalCluster:
         books = f"AccountingStorageHost=127.0.0.1\nAccountingStoragePort={dbd_port}\nAccountingStoragePass={self.root}/munge/socket\n"
         accounting = f"AccountingStorageType=accounting_storage/{'slurmdbd' if self.accounting else 'none'}\n"
         accounting += books if self.accounting else ""
-        lines = [CONF.format(root=self.root, host=host, ctld_port=ctld_port, user=getpass.getuser(), accounting=accounting)]
+        conf = "".join(line for line in CONF.splitlines(keepends=True) if line.partition("=")[0] not in self.settings)
+        conf = "".join(f"{key}={value}\n" for key, value in self.settings.items()) + conf
+        lines = [conf.format(root=self.root, host=host, ctld_port=ctld_port, user=getpass.getuser(), accounting=accounting)]
         for i, port in enumerate(node_ports, start=1):
             (self.root / f"tmp-n{i}").mkdir()
             lines.append(
@@ -310,9 +347,9 @@ class LocalCluster:
         )
 
     def _wait(self, what: str, ready: Callable[[], bool], seconds: float = 30) -> None:
-        until = time.monotonic() + seconds
+        until, gone = time.monotonic() + seconds, set(self.dead)  # one may be away on purpose
         while not ready():
-            if (dead := self.dead) or time.monotonic() > until:
+            if (dead := [name for name in self.dead if name not in gone]) or time.monotonic() > until:
                 logs = "\n".join(
                     f"--- {path.name}\n{path.read_text(errors='replace')[-2000:]}" for path in sorted(self.root.glob("*.[lo][ou][gt]"))
                 )
@@ -321,14 +358,14 @@ class LocalCluster:
 
 
 def _free_ports(count: int) -> list[int]:
-    probes = [socket.socket() for _ in range(count)]
-    try:
-        for probe in probes:
-            probe.bind(("127.0.0.1", 0))
-        return [probe.getsockname()[1] for probe in probes]
-    finally:
-        for probe in probes:
-            probe.close()
+    """Ports that nobody listens on, below those of outgoing connections: one of these would take the port of a daemon that is away."""
+    found: list[int] = []
+    while len(found) < count:
+        port = FIRST_PORT + secrets.randbelow(PORTS)
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            found += [port] if port not in found else []
+    return found
 
 
 def _host() -> str:

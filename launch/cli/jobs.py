@@ -61,7 +61,7 @@ def status(
         title=f"jobs in {jobs}, as of {datetime.fromtimestamp(answer.asked_unix_s):%H:%M:%S}", title_justify="left", box=box.SIMPLE_HEAD
     )
     for column in ("name", "job", "state", "progress", "checkpoint", "restarts", "nodes or reason"):
-        table.add_column(column, overflow="fold")
+        table.add_column(column, no_wrap=column in ("name", "state"))
     for record in records:
         states, progress, attempts = told[record.name]
         runs = any(state.state == "RUNNING" for state in states)
@@ -260,11 +260,12 @@ def runs(
     if not found:
         typer.echo(f"no run in {folder}; retinaforge run --help")
         return
+    from rich import box
     from rich.console import Console
     from rich.markup import escape
     from rich.table import Table
 
-    table = Table(title=f"runs in {folder}", title_justify="left")
+    table = Table(title=f"runs in {folder}", title_justify="left", box=box.SIMPLE_HEAD)
     for column in ("run", *RUN_STAGES, "jobs"):
         table.add_column(column)
     for name, about in found.items():
