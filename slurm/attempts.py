@@ -36,6 +36,8 @@ PATIENCE_S = (5, 10, 20, 40, 80, 160, 300)
 CAUSES = {"PREEMPTION": "preempted", "JOB REQUEUE": "scontrol requeue", "NODE FAILURE": "node failure", "TIME LIMIT": "time limit"}
 CANCELLED = re.compile(r"\*\*\* JOB \d+ ON \S+ CANCELLED AT \S+(?: DUE TO ([A-Z ]+[A-Z]))?")
 OUR_ERROR = re.compile(r"(TryAgain|InputError|UnsafeResume|CorruptData): (.+)")
+UNHEARD = re.compile(r"contact slurm controller|timed out|not responding|onnection|Zero Bytes|temporar", re.IGNORECASE)
+"""The words of SLURM's programs for a controller that is away."""
 # srun's words for what is no fault of the command
 AWAY = re.compile(
     r"Unable to (contact slurm controller|confirm allocation|create step)|Socket timed out|Node failure on|"
@@ -120,9 +122,9 @@ def stalls(attempts: list[Attempt], job_id: str, now: str) -> int:
 def stalled(spec: JobSpec, attempts: list[Attempt], job_id: str, now: str) -> str | None:
     """Why no further attempt of this job is worth its time, or None."""
     count = stalls(attempts, job_id, now)
-    return (
-        f"{count} attempts in a row got nowhere, the last one: {attempts[-1].why}" if spec.progress and count >= spec.max_stalls else None
-    )
+    if not spec.progress or count < spec.max_stalls:
+        return None
+    return f"{count} attempts in a row got nowhere, the last one: {attempts[-1].why}"
 
 
 def begin(path: Path, environ: Mapping[str, str]) -> None:
@@ -133,9 +135,8 @@ def begin(path: Path, environ: Mapping[str, str]) -> None:
     """
     spec, folder = read_spec(path), path.parent
     index, mine = array_task(spec.array, environ), _begun(environ)
-    durable.write_bytes(
-        holder_path(folder, index), f"{mine.job_id}.{mine.restart}\n".encode()
-    )  # first: an elder copy ends as it reads this
+    # first: an elder copy ends as it reads this
+    durable.write_bytes(holder_path(folder, index), f"{mine.job_id}.{mine.restart}\n".encode())
     record, now = attempts_path(folder, index), progress_of(spec)
     before = read_attempts(record)
     if before and before[-1].ended_unix_s is None:  # it was killed, or its node died
@@ -216,14 +217,16 @@ def requeue(job_id: str, pauses_s: tuple[float, ...] = PATIENCE_S) -> None:
     """Ask SLURM to start this job once more; a controller that is away is asked again, for some ten minutes.
 
     Raises:
-        TryAgain: it never answered, or refused.
+        TryAgain: it refused, or never answered.
     """
     for pause in (*pauses_s, None):
         try:
             done = subprocess.run(["scontrol", "requeue", job_id], capture_output=True, text=True, timeout=60, check=False)
             said = done.stderr.strip()
-            if done.returncode == 0:
+            if done.returncode == 0 or "pending" in said:  # SLURM had restarted it by itself
                 return
+            if not UNHEARD.search(said):
+                break
         except (subprocess.TimeoutExpired, OSError) as error:
             said = str(error)
         if pause is not None:

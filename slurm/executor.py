@@ -110,8 +110,12 @@ def submit(spec: JobSpec, run_folder: Path, *, free: bool = False) -> Submitted:
                 subprocess.run(["scancel", *ids], capture_output=True, timeout=60, check=False)
             raise
     whole = {"array": spec.array, "part": len(array_indices(parts[0].array))} if parts else {}
-    record = Submitted(job_ids=tuple(ids), name=spec.name, submitted_unix_s=time.time(), **whole)
-    durable.write_json(run_folder / RECORD_NAME, asdict(record))
+    path, former = run_folder / RECORD_NAME, ()
+    if path.exists():
+        before = read_record(path)
+        former = (*before.former, replace(before, former=()))
+    record = Submitted(job_ids=tuple(ids), name=spec.name, submitted_unix_s=time.time(), former=former, **whole)
+    durable.write_json(path, asdict(record))
     return record
 
 

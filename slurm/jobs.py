@@ -21,6 +21,7 @@ from data_shards.errors import InputError, nearest
 from slurm.arrays import FIRST, Part
 
 SPEC_NAME = "job.json"
+LONGEST_FOLDER = 255  # bytes; what file systems take
 ALWAYS_EXPORTED = ("HOME", "LANG", "LC_ALL", "LOGNAME", "PATH", "USER")
 SECRET = re.compile(r"TOKEN|SECRET|PASSW|CREDENTIAL|API_?KEY|PRIVATE|ACCESS_KEY", re.IGNORECASE)
 PATTERNS = {  # what SLURM itself reads; anything else in these fields is a mistake
@@ -98,6 +99,8 @@ class JobSpec:
 
     def __post_init__(self) -> None:
         _check_text("name", self.name, longest=128)
+        if any(len(part.encode()) > LONGEST_FOLDER for part in self.name.split("/")):
+            raise InputError(f"name={self.name!r}", where="job", expected=f"parts of at most {LONGEST_FOLDER} bytes: they name folders")
         if not self.command:
             raise InputError(
                 "a job without a command", where="command", expected="a verb and its arguments", mend="retinaforge submit -- VERB …"

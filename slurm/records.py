@@ -8,6 +8,7 @@ import subprocess
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from data_shards.errors import CorruptData, InputError, TryAgain, nearest
 from slurm.arrays import array_indices
@@ -26,6 +27,7 @@ class Submitted:
         submitted_unix_s: when, by the clock of the submitting host.
         array: its indices, of an array that went as several; index i of the k-th number is the (k · part + i)-th of them.
         part: indices that each number but the last has.
+        former: earlier submissions under this name, the oldest first; their logs stand beside those of this one.
     """
 
     job_ids: tuple[str, ...]
@@ -33,6 +35,7 @@ class Submitted:
     submitted_unix_s: float
     array: str | None = None
     part: int = 0
+    former: tuple[Submitted, ...] = ()
 
     @property
     def job_id(self) -> str:
@@ -42,9 +45,10 @@ class Submitted:
     def true_id(self, job_id: str) -> str:
         """'17_3' of a part by its index in the whole array: '17_1003'."""
         number, _, span = job_id.partition("_")
-        if not (self.part and span):
+        mine = next((record for record in (self, *self.former) if number in record.job_ids), None)
+        if mine is None or not (mine.part and span):
             return job_id
-        indices = array_indices(self.array or "")[self.job_ids.index(number) * self.part :]
+        indices = array_indices(mine.array or "")[mine.job_ids.index(number) * mine.part :]
         return f"{number}_" + re.sub(r"\d+", lambda match: str(indices[int(match[0])]), span)
 
 
@@ -73,10 +77,14 @@ def read_record(path: Path) -> Submitted:
         CorruptData: it cannot be read.
     """
     try:
-        fields = json.loads(path.read_bytes())
-        return Submitted(**{**fields, "job_ids": tuple(fields["job_ids"])})
+        return _record(json.loads(path.read_bytes()))
     except (ValueError, TypeError, KeyError) as error:
         raise CorruptData(f"not a submission record: {error}", where=path, mend="submit the job again") from error
+
+
+def _record(fields: dict[str, Any]) -> Submitted:
+    former = tuple(_record(before) for before in fields.get("former", ()))
+    return Submitted(**{**fields, "job_ids": tuple(fields["job_ids"]), "former": former})
 
 
 def of(name: str, job: str) -> bool:
@@ -138,6 +146,8 @@ def cancelled(records: list[Submitted], queue: Queue | None = None) -> set[str]:
     Raises:
         InputError, TryAgain: as `Queue.states`, or SLURM's own refusal.
     """
+    if not records:
+        return set()
     queue = queue or Queue()
     found = current(records, queue, fresh=True)
     live = [record for record in records if is_live(found[record.name])]

@@ -74,32 +74,39 @@ def _submit(wanted: dict[str, Described], after: dict[str, tuple[str, ...]]) -> 
     for job in wanted.values():  # all of them before the first goes out
         job.check()
         job.check_on(there)
-    live = _live(wanted)
+    live = _left_alone(wanted, after)
     ids: dict[str, tuple[str, ...]] = {}
     said: dict[str, dict[str, Any]] = {}
     for stage, job in wanted.items():
         before = [one for one in after[stage] if one in ids]
-        if stage in live:
-            ids[stage] = live[stage]
-            said[stage] = {"state": LIVE, "job_ids": list(ids[stage]), "after": before}
-            continue
-        waits = [number for one in before for number in ids[one]]
-        spec = replace(job.spec, dependency=f"afterok:{':'.join(waits)}" if waits else None)
-        job.freeze()
-        ids[stage] = submit(spec, job.folder, free=True).job_ids
-        said[stage] = {"state": SUBMITTED, "job_ids": list(ids[stage]), "after": before}
+        if stage not in live:
+            waits = [number for one in before for number in ids[one]]
+            spec = replace(job.spec, dependency=f"afterok:{':'.join(waits)}" if waits else None)
+            job.freeze()
+        ids[stage] = live[stage] if stage in live else submit(spec, job.folder, free=True).job_ids
+        said[stage] = {"state": LIVE if stage in live else SUBMITTED, "job_ids": list(ids[stage]), "after": before}
     return said
 
 
-def _live(wanted: dict[str, Described]) -> dict[str, tuple[str, ...]]:
-    """Numbers of the jobs that wait or run already. What was held for good by a stage that failed is cancelled, to go out anew."""
+def _left_alone(wanted: dict[str, Described], after: dict[str, tuple[str, ...]]) -> dict[str, tuple[str, ...]]:
+    """Numbers of the jobs that wait or run already, by stage.
+
+    Those that wait behind a stage that goes out anew, or are held for good by one that failed, are cancelled: they wait for a job that
+    is no more.
+    """
     from slurm.records import RECORD_NAME, cancelled, current, is_live, read_record
 
     records = {stage: read_record(job.folder / RECORD_NAME) for stage, job in wanted.items() if (job.folder / RECORD_NAME).exists()}
     states = current(list(records.values()), fresh=True)
-    held = [record for record in records.values() if any(NEVER in state.why for state in states[record.name])]
-    cancelled(held)
-    return {stage: record.job_ids for stage, record in records.items() if record not in held and is_live(states[record.name])}
+    anew: list[str] = []
+    for stage in wanted:
+        found = states[records[stage].name] if stage in records else []
+        waits = bool(found) and all(state.state == "PENDING" for state in found)
+        behind = any(one in anew for one in after[stage]) or any(NEVER in state.why for state in found)
+        if not is_live(found) or (waits and behind):
+            anew.append(stage)
+    cancelled([records[stage] for stage in anew if stage in records and is_live(states[records[stage].name])])
+    return {stage: record.job_ids for stage, record in records.items() if stage not in anew}
 
 
 def _keep(pipeline: Pipeline, wanted: dict[str, Described], jobs: Path, name: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import subprocess
 from pathlib import Path
@@ -11,6 +12,16 @@ from typer.testing import CliRunner
 
 from data_shards.errors import InputError, RetinaforgeError
 from launch.cli import app
+from launch.cli.jobs import duration, pace, summary
+from launch.config import load
+from launch.jobs import Progress, Target, check_time, progress_of
+from launch.pipeline import AFTER, missing
+from launch.site import queue
+from slurm.executor import run_local
+from slurm.jobs import JobSpec
+from slurm.rank import Placement
+from slurm.status import JobState
+from slurm.task import few_cores, read_secrets, task_environ
 
 
 @pytest.fixture
@@ -126,3 +137,182 @@ def test_status_of_nothing_says_so(invoke):
     assert json.loads(invoke("status", "--json")) == {"as_of_unix_s": None, "jobs": {}}
     with pytest.raises(InputError, match="no job 'x'"):
         invoke("status", "x")
+
+
+def test_a_job_on_a_run_is_named_by_it_and_keeps_its_configuration(invoke, tmp_path, capfd):
+    """What is edited after the submission changes nothing of a requeued job: it reads the configuration in its own folder."""
+    (tmp_path / "mine.yaml").write_text("run: runs/mine\nsample: {count: 8, shard: 4}\n")
+    invoke("submit", "--local", "--", "run", "mine.yaml", "sample.seed=5", "--dry-run")
+    assert "seed: 5" in capfd.readouterr().out, "the task's, which read the frozen configuration"
+    folder = tmp_path / "runs" / "jobs" / "mine" / "run"
+    job = json.loads((folder / "job.json").read_text())
+    assert job["name"] == "mine/run" and job["command"] == ["retinaforge", "run", str(folder / "config.yaml"), "--dry-run"]
+    assert load(str(folder / "config.yaml")).sample.seed == 5
+    assert json.loads((folder / "target.json").read_text()) | {"goal": 0} == {
+        "run": str(tmp_path / "runs" / "mine"),
+        "stage": "run",
+        "goal": 0,
+        "every": 0,
+        "shard": 0,
+    }
+    assert set(json.loads((folder / "environment.json").read_text())) >= {"commit", "diff", "packages"}
+    assert folder.stat().st_mode & 0o777 == 0o700
+    with pytest.raises(InputError, match="name is in use: a job on run of(.|\n)*--name"):
+        invoke("submit", "--local", "--", "run", "mine.yaml", "run=elsewhere/mine", "--dry-run")
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("train", "vqgan", "demo", "vqgan.loop.sampels=3"), "did you mean 'samples'"),
+        (("train", "vqgan", "demo", "--bogus"), "No such option: --bogus"),
+        (("train", "vqgna", "demo"), "no verb 'train vqgna'(.|\n)*'vqgan'"),
+        (("train",), "no verb"),
+        (("encode",), "(?i)missing (parameter|argument)"),
+        (("codebook", "fit", "--codes", "many"), "many"),
+        (("status",), "no verb 'status'"),
+    ],
+)
+def test_what_the_verb_would_refuse_is_refused_before_it_queues(invoke, tmp_path, words, message):
+    with pytest.raises(InputError, match=message):
+        invoke("submit", "--dry-run", "--", *words)
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_cannot_be_written_is_refused_before_it_queues(invoke, tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(InputError, match="cannot write"):
+        invoke("submit", "--local", "--", "train", "vqgan", "demo", "run=file/run")
+    with pytest.raises(InputError, match="cannot write"):
+        invoke("submit", "--local", "--jobs", "file/jobs", "--", "presets")
+
+
+def test_secrets_come_from_a_file_of_one_s_own_and_are_shown_to_nobody(invoke, tmp_path, capfd):
+    path = tmp_path / "secrets"
+    path.write_text("# keys\nWANDB_API_KEY=abc=123\n\nOTHER=x y\n")
+    path.chmod(0o644)
+    words = ("submit", "--secrets", str(path), "--name", "s", "--local", "--", "doctor")
+    with pytest.raises(InputError, match="mode 644(.|\n)*chmod 600"):
+        invoke(*words)
+    path.chmod(0o600)
+    assert read_secrets(path) == {"WANDB_API_KEY": "abc=123", "OTHER": "x y"}
+    text = invoke("submit", "--secrets", str(path), "--dry-run", "--", "run", "demo")
+    assert f"# WANDB_API_KEY=***  from {path}" in text and "abc" not in text
+    said = invoke("submit", "--secrets", str(path), "--dry-run", "--json", "--", "run", "demo")
+    assert json.loads(said)["secrets"] == {"WANDB_API_KEY": "***", "OTHER": "***"} and "abc" not in said
+    text = invoke("submit", "--dry-run", "--name", "t", "--", "data", "ls", "s3://me:hunter2@host/set")
+    assert "hunter2" not in text and "s3://me:***@host/set" in text
+    path.write_text("no value here\n")
+    with pytest.raises(InputError, match="secrets:1") as told:
+        invoke(*words)
+    assert "no value" not in str(told.value)
+    invoke("submit", "--name", "safe", "--local", "--", "presets")
+    assert "abc" not in "".join(file.read_text() for file in (tmp_path / "runs" / "jobs").rglob("*") if file.is_file())
+
+
+def test_a_task_sees_the_secrets(tmp_path, capfd):
+    path = tmp_path / "secrets"
+    path.touch(0o600)
+    path.write_text("TOLD=in confidence\n")
+    spec = JobSpec(name="t", folder=str(tmp_path), command=("python", "-c", "import os; print(os.environ['TOLD'])"), secrets=str(path))
+    assert run_local(spec, tmp_path / "job") == 0
+    assert capfd.readouterr().out == "in confidence\n" and "confidence" not in (tmp_path / "job" / "job.json").read_text()
+
+
+def test_a_task_that_may_use_fewer_cores_than_it_asked_for_says_so():
+    spec = JobSpec(name="t", folder="/", command=("python",), cpus_per_task=8)
+    assert few_cores(spec, 8) is None and "may use 2 of the 8 cores" in few_cores(spec, 2)
+    assert task_environ(spec, Placement(), cores=2)["OMP_NUM_THREADS"] == "2"
+
+
+def test_how_often_slurm_is_asked_is_the_site_s_to_say(invoke, tmp_path):
+    (tmp_path / "site.yaml").write_text("ask_every_seconds: 90\npartition: gpu\n")
+    assert queue().ask_every_s == 90
+    assert "--partition=gpu" in invoke("submit", "--dry-run", "--", "run", "demo"), "no field of a job"
+    (tmp_path / "site.yaml").write_text("ask_every_seconds: often\n")
+    with pytest.raises(InputError, match="ask_every_seconds: 'often'"):
+        queue()
+
+
+def test_a_limit_before_the_first_checkpoint_is_refused_where_the_pace_is_known(tmp_path):
+    target = Target(run=str(tmp_path), stage="vqgan", goal=100_000, every=12_000)
+    spec = JobSpec(name="t", folder="/", command=("python",), time_minutes=10, signal_seconds=120)
+    check_time(spec, target)  # nothing is known yet
+    (tmp_path / "vqgan").mkdir()
+    rows = [json.dumps({"samples": 100 * i, "samples_per_s": 10.0}) for i in range(9)]
+    (tmp_path / "vqgan" / "metrics.jsonl").write_text("\n".join(rows) + '\n{"samples": 900, "sam')
+    progress = progress_of(target)
+    assert (progress.done, progress.per_s, progress.eta_s, progress.checkpoint) == (800, 10.0, 9920.0, None)
+    with pytest.raises(InputError, match="take 20 minutes(.|\n)*above 22 minutes(.|\n)*checkpoint_every=2400"):
+        check_time(spec, target)
+    check_time(dataclasses.replace(spec, time_minutes=30), target)
+
+
+PIPELINE = "preset: demo\noverrides: [run=runs/p]\njobs:\n  vqgan: {nodes: 2, time_minutes: 60}\n  sample: {tasks: 6, at_once: 2}\n"
+
+
+def test_a_pipeline_s_stages_wait_for_each_other(invoke, tmp_path):
+    (tmp_path / "p.yaml").write_text(PIPELINE)
+    stages = json.loads(invoke("submit", "--dry-run", "--json", "--", "pipeline", "p.yaml", "sample.count=12"))["stages"]
+    assert list(stages) == ["data", "vqgan", "encode", "diffusion", "sample", "evaluate", "audit", "report"]
+    assert stages["vqgan"]["job"]["nodes"] == 2 and stages["vqgan"]["job"]["name"] == "p/vqgan"
+    assert stages["sample"]["job"]["array"] == "1-6%2" and stages["sample"]["config"]["sample"]["count"] == 12
+    assert stages["sample"]["job"]["command"][-2:] == ["--task", "{array_task}/6"]
+    text = invoke("submit", "--dry-run", "--name", "q", "--", "pipeline", "p.yaml")
+    assert "# ---- vqgan: q/vqgan\n#!/bin/bash" in text and not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize(
+    ("text", "words", "message"),
+    [
+        ("presets: demo\n", (), "unknown key 'presets'(.|\n)*'preset'"),
+        ("overrides: []\n", (), "preset: None"),
+        ("preset: demo\njobs: {vqgna: {}}\n", (), "unknown stage 'vqgna'(.|\n)*'vqgan'"),
+        ("preset: demo\njobs: {vqgan: {node: 2}}\n", (), "unknown field 'node'(.|\n)*'nodes'"),
+        ("preset: demo\njobs: {vqgan: {tasks: 2}}\n", (), "unknown field 'tasks'"),
+        ("preset: demo\njobs: {sample: {tasks: many}}\n", (), "tasks: 'many'"),
+        ("preset: demo\njobs: {vqgan: {nodes: two}}\n", (), "nodes"),
+        ("preset: dmeo\n", (), "unknown preset"),
+        ("preset: demo\noverrides: run=x\n", (), "overrides: 'run=x'"),
+        ("- a\n", (), "in place of keys"),
+        (PIPELINE, ("--nodes", "2"), "options of a job"),
+    ],
+)
+def test_a_pipeline_that_cannot_be_is_refused_whole(invoke, tmp_path, text, words, message):
+    (tmp_path / "p.yaml").write_text(text)
+    with pytest.raises(InputError, match=message):
+        invoke("submit", *words, "--dry-run", "--", "pipeline", "p.yaml")
+    assert [path.name for path in tmp_path.iterdir()] == ["p.yaml"]
+
+
+def test_behind_a_missing_stage_all_is_missing():
+    assert missing(dict.fromkeys(AFTER, True)) == []
+    assert missing({**dict.fromkeys(AFTER, True), "diffusion": False}) == ["diffusion", "sample", "evaluate", "audit", "report"]
+    assert missing({**dict.fromkeys(AFTER, True), "audit": False}) == ["audit", "report"]
+
+
+def test_resume_of_what_was_never_submitted_says_so(invoke):
+    with pytest.raises(InputError, match="no job 'x'"):
+        invoke("resume", "x")
+
+
+def test_runs_are_listed_with_how_far_they_are(invoke, tmp_path):
+    assert "no run in runs" in invoke("runs")
+    run = tmp_path / "runs" / "eyes"
+    (run / "vqgan").mkdir(parents=True)
+    (run / "run.yaml").write_text("run: runs/eyes\n")
+    (run / "vqgan" / "metrics.jsonl").write_text('{"samples": 4800}\n')
+    (run / "latents").mkdir()
+    (run / "latents" / "dataset.json").touch()
+    found = json.loads(invoke("runs", "--json"))["eyes"]
+    assert (found["stages"]["vqgan"], found["stages"]["encode"], found["stages"]["diffusion"]) == ("4,800", "done", "")
+    assert "eyes" in invoke("runs")
+
+
+def test_what_a_table_says_of_a_job():
+    states = [JobState(job_id="7_0", state="RUNNING"), JobState(job_id="7_1-8,10", state="PENDING")]
+    assert summary(states) == "9 PENDING, 1 RUNNING" and summary(states[:1]) == "RUNNING"
+    assert [duration(s) for s in (3, 75, 3700, 90000)] == ["3 s", "1 min 15 s", "1 h 1 min", "1 d 1 h"]
+    assert pace(Progress(done=960, goal=4800, per_s=17.14), True) == "960 of 4,800, 20 %; 17.1/s, 3 min 44 s left"
+    assert pace(Progress(done=960, goal=4800, per_s=17.14), False) == "960 of 4,800, 20 %"
+    assert pace(Progress(), True) == ""

@@ -1,0 +1,55 @@
+"""Arrays that are longer than a cluster takes."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+
+from data_shards.errors import InputError
+from slurm.arrays import FIRST, array_indices, array_task, parts_of
+from slurm.jobs import sbatch_text
+from slurm.records import Submitted
+from tests.slurm.test_jobs import PLAIN, RUN
+
+
+@pytest.mark.parametrize(
+    ("array", "most", "parts"),
+    [
+        ("0-9", 10, []),
+        ("1-10", 10, ["0-9"]),
+        ("0-24", 10, ["0-9", "0-9", "0-4"]),
+        ("1-25%4", 10, ["0-9%4", "0-9%4", "0-4%4"]),
+        ("5,1000-1002", 10, ["0-3"]),
+    ],
+)
+def test_parts_hold_every_index_once(array, most, parts):
+    found = parts_of(array, most)
+    assert [part.array for part in found] == parts
+    if found:
+        environs = [{"SLURM_ARRAY_TASK_ID": str(index), FIRST: str(part.first)} for part in found for index in array_indices(part.array)]
+        assert [array_task(array, environ) for environ in environs] == [str(index) for index in array_indices(array)]
+        assert all(int(environ["SLURM_ARRAY_TASK_ID"]) < most for environ in environs)
+
+
+def test_a_cluster_without_arrays_is_named():
+    with pytest.raises(InputError, match="MaxArraySize of this cluster is 1"):
+        parts_of("0-9", 1)
+
+
+def test_outside_an_array_there_is_no_index():
+    assert array_task(None, {}) is None and array_task("0-9", {"SLURM_ARRAY_TASK_ID": "3"}) == "3"
+
+
+def test_a_part_s_script_says_where_it_begins_and_waits_for_the_part_before():
+    spec = dataclasses.replace(PLAIN, array="1-25%4", dependency="afterok:3")
+    part = dataclasses.replace(parts_of(spec.array, 10)[1], after="afterany:12")
+    text = sbatch_text(spec, RUN, part)
+    assert "#SBATCH --array=0-9%4\n" in text and "#SBATCH --dependency=afterok:3,afterany:12\n" in text
+    assert f"\nexport {FIRST}=10\n" in text
+
+
+def test_numbers_of_parts_are_told_as_the_whole_array_counts():
+    record = Submitted(job_ids=("70", "81"), name="a", submitted_unix_s=0.0, array="1-15", part=10)
+    assert [record.true_id(text) for text in ("70_0", "81_4", "81_2-4,0", "81")] == ["70_1", "81_15", "81_13-15,11", "81"]
+    assert dataclasses.replace(record, part=0).true_id("70_3") == "70_3", "an array that went as it is"
