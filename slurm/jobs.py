@@ -13,6 +13,7 @@ import shlex
 import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import pydantic
 
@@ -273,9 +274,7 @@ def sbatch_text(spec: JobSpec, run_folder: Path, part: Part | None = None) -> st
     options = {
         "job-name": spec.name,
         "chdir": run_folder,  # not the command's: a folder named slurm or ldm there would be imported in place of ours
-        "nodes": spec.nodes if spec.most_nodes is None else f"{spec.nodes}-{spec.most_nodes}",
-        "ntasks-per-node": spec.tasks_per_node,
-        "cpus-per-task": spec.cpus_per_task,
+        **_size(spec),
         "gpus-per-node": spec.gpus_per_task * spec.tasks_per_node or None,
         "mem": spec.memory,
         "time": spec.time_minutes,
@@ -296,6 +295,7 @@ def sbatch_text(spec: JobSpec, run_folder: Path, part: Part | None = None) -> st
     flags += spec.extra
     job_json = str(run_folder / SPEC_NAME)
     srun = ["srun", "--unbuffered", "--kill-on-bad-exit=1", "--export=ALL", f"--cpus-per-task={spec.cpus_per_task}"]
+    srun += [] if spec.most_nodes is None else [f"--ntasks-per-node={spec.tasks_per_node}"]
     srun += ["--open-mode=append", f"--output={logs}/{job}_%t_log.out"]
     return SCRIPT.format(
         command=json.dumps([masked(word) for word in spec.command]),
@@ -304,8 +304,20 @@ def sbatch_text(spec: JobSpec, run_folder: Path, part: Part | None = None) -> st
         python=shlex.quote(spec.python),
         job=shlex.quote(job_json),
         errors=shlex.quote(f"{run_folder}/") + '"${SLURM_JOB_ID}_${SLURM_RESTART_COUNT:-0}_srun.err"',
-        srun=f"{shlex.join(srun)} \\\n  {shlex.join([spec.python, '-u', '-m', 'slurm.task', job_json])}",
+        tasks="" if spec.most_nodes is None else f' --ntasks="$((SLURM_JOB_NUM_NODES * {spec.tasks_per_node}))"',
+        srun=f"{shlex.join(srun[1:])} \\\n  {shlex.join([spec.python, '-u', '-m', 'slurm.task', job_json])}",
     )
+
+
+def _size(spec: JobSpec) -> dict[str, Any]:
+    """Nodes, tasks and cores, as options of sbatch.
+
+    Told of tasks, SLURM takes no more nodes than the fewest need, whatever is free (seen with 22.05). A job for any number of nodes
+    therefore asks for the cores of a node as for one task's, and tells srun how many tasks that makes.
+    """
+    if spec.most_nodes is None:
+        return {"nodes": spec.nodes, "ntasks-per-node": spec.tasks_per_node, "cpus-per-task": spec.cpus_per_task}
+    return {"nodes": f"{spec.nodes}-{spec.most_nodes}", "cpus-per-task": spec.tasks_per_node * spec.cpus_per_task}
 
 
 def masked(word: str) -> str:
@@ -337,7 +349,7 @@ export MASTER_ADDR  # the port is told by rank 0, which sees what is free there
 # --export=ALL hands on the variables of this script (the list above already limits what came from outside);
 # --cpus-per-task is repeated because srun of SLURM 22.05 and later does not take it from the job
 errors={errors}
-{srun} 2>"$errors"
+srun{tasks} {srun} 2>"$errors"
 status=$?
 trap '' TERM  # what is noted, and the request for another attempt, take a moment
 attempts end "$status" $told

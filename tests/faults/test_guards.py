@@ -18,6 +18,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 ALL = os.environ.get("FAULTS") == "all"
 COPIED = ("data_shards", "ldm", "slurm", "launch", "tests")
+COMMITTED, ATTEMPTS, TRIED = "ldm/training/committed.py", "slurm/attempts.py", "tests/slurm/test_attempts.py"
 CHECKPOINT, LOOP, VQGAN = "ldm/training/checkpoint.py", "ldm/training/loop.py", "ldm/training/vqgan.py"
 STATE, POWER = "tests/ldm/training/test_checkpoint.py", "tests/faults/test_power_loss.py"
 STOP, LOST, ZERO = "tests/faults/test_agreement.py", "tests/faults/test_lost_rank.py", "tests/launch/test_zero.py"
@@ -52,9 +53,15 @@ BY_AUTOGRAD = (
     ),
 )
 GUARDS = [
-    guard("hash of a part", CHECKPOINT, "elif durable.sha256_of(path) != sha256:", "elif False:", STATE),
-    guard("digest of a commit", CHECKPOINT, " or told != _digest(commit)", "", STATE),
-    guard("names of parts", CHECKPOINT, " if PART.fullmatch(name)", "", STATE),
+    guard("hash of a part", COMMITTED, "elif durable.sha256_of(path) != sha256:", "elif False:", STATE),
+    guard("digest of a commit", COMMITTED, " or told != digest_of(commit)", "", STATE),
+    guard("names of parts", COMMITTED, " if PART.fullmatch(name)", "", STATE),
+    guard(
+        "limit of restarts asked for", ATTEMPTS, "refused = stalled(spec, [*attempts, mine], mine.job_id, after)", "refused = None", TRIED
+    ),
+    guard("limit of restarts by SLURM", ATTEMPTS, "if why := stalled(spec, before, mine.job_id, now):", "if why := None:", TRIED),
+    guard("an elder copy asks for nothing", ATTEMPTS, "        and not elder\n", "", TRIED),
+    guard("an elder copy ends itself", "slurm/preempt.py", "                if superseded():", "                if False:", TRIED),
     guard("safetensors only", CHECKPOINT, "except (SafetensorError, OSError) as error:", "except ZeroDivisionError as error:", STATE),
     guard("order within a removal", CHECKPOINT, "        (folder / COMMIT).unlink(missing_ok=True)\n", "", STATE),
     guard("progress without a checkpoint", CHECKPOINT, "if faults or self.comm.broadcast(progress_exists):", "if False:", STATE),

@@ -16,8 +16,9 @@ import yaml
 
 from ldm.training.clock import TIMINGS
 from ldm.training.committed import COMMIT, read_commit
-from slurm.attempts import Attempt, attempts_path, read_attempts
+from slurm.attempts import Attempt, attempts_path, holder_path, read_attempts
 from slurm.local_cluster import LocalCluster, missing
+from slurm.rank import HOLDER
 from slurm.status import JobState, read_squeue, squeue
 from tests.runs import NETWORKS
 
@@ -116,20 +117,21 @@ class Job:
                     words = (folder / "cmdline").read_bytes()
                 except OSError:
                     continue
-                if environ.get(b"SLURM_JOB_ID") == self.id.encode() and b"RANK" in environ and b"vqgan" in words:
+                if environ.get(HOLDER.encode()) == str(holder_path(self.folder)).encode() and b"RANK" in environ and b"vqgan" in words:
                     found[int(environ[b"RANK"])] = int(folder.name)
         return found
 
 
 @pytest.fixture(scope="module")
 def undisturbed(whole_cluster, tmp_path_factory, packed) -> Callable[..., Job]:
-    """The same training in two processes without SLURM, once for each mode and length."""
+    """The same training without SLURM, once for each mode, length and number of tasks a node."""
     done: dict[tuple, Job] = {}
 
-    def run(mode: str = "ddp", **loop: int) -> Job:
-        key = (mode, *sorted(loop.items()))
+    def run(mode: str = "ddp", tasks: int = 1, **loop: int) -> Job:
+        key = (mode, tasks, *sorted(loop.items()))
         if key not in done:
-            done[key] = Job(tmp_path_factory.mktemp("alone"), packed, "alone", "--local", "--nodes", 2, mode=mode, **loop)
+            options = ("--local", "--nodes", 2, "--tasks-per-node", tasks)
+            done[key] = Job(tmp_path_factory.mktemp("alone"), packed, "alone", *options, mode=mode, **loop)
         return done[key]
 
     return run
@@ -183,3 +185,81 @@ def test_two_copies_of_a_job_never_write_one_checkpoint(cluster, tmp_path, packe
     assert [attempt.restart for attempt in job.attempts()] == [0, 1]
     assert job.curve() == undisturbed().curve()
     assert job.newest() == LOOP["samples"]
+
+
+def test_a_rank_dies_while_the_controller_is_away(cluster, tmp_path, packed, undisturbed):
+    """The training does not notice that slurmctld is gone; the job that wants to be restarted asks until it is back."""
+    job = Job(tmp_path, packed, "alone", "--nodes", 2)
+    job.trains_on()
+    cluster.kill("slurmctld")
+    before, until = job.newest(), time.monotonic() + 60
+    while job.newest() == before:
+        assert time.monotonic() < until, "it trains on"
+        time.sleep(0.1)
+    os.kill(job.ranks()[1], signal.SIGKILL)
+    while not job.attempts()[0].ended_unix_s:
+        assert time.monotonic() < until + 60, job.logs()
+        time.sleep(0.1)
+    cluster.revive("slurmctld")
+    job.started_again(1)
+    job.completes()
+    assert job.curve() == undisturbed().curve()
+
+
+@LONG
+@pytest.mark.parametrize("mode", ["ddp", "zero2", "zero3"])
+def test_two_tasks_on_each_of_two_nodes_train_as_without_slurm(cluster, tmp_path, packed, undisturbed, mode):
+    """Requeued in the midst, from its ZeRO checkpoint."""
+    job = Job(tmp_path, packed, "four", "--nodes", 2, "--tasks-per-node", 2, mode=mode, samples=320)
+    job.trains_on()
+    assert sorted(job.ranks()) == [0, 1, 2, 3]
+    cluster.run("scontrol", "requeue", job.id)
+    job.started_again(1)
+    job.completes()
+    assert job.curve() == undisturbed(mode, tasks=2, samples=320).curve()
+
+
+@LONG
+def test_a_time_limit_is_met_by_a_commit_and_another_attempt(cluster, tmp_path, packed, undisturbed):
+    length = {"samples": 4800, "log_every": 80, "checkpoint_every": 160}
+    job = Job(tmp_path, packed, "limited", "--nodes", 2, "--time-minutes", 1, "--signal-seconds", 25, **length)
+    job.completes(400)
+    first = job.attempts()[0]
+    assert first.code == 75 and "stopped by SIGUSR1" in first.why and "the state is committed" in first.why
+    assert job.curve() == undisturbed(**length).curve()
+
+
+@LONG
+def test_a_lost_node_is_replaced(cluster, tmp_path, packed, undisturbed):
+    """slurmd is gone and with it, as when a node loses power, the task; SLURM finds out by itself."""
+    job = Job(tmp_path, packed, "lost", "--nodes", 2)
+    job.trains_on()
+    nodes = cluster.run("scontrol", "show", "hostnames", job.state().why).split()
+    pid = job.ranks()[1]
+    os.kill(pid, signal.SIGSTOP)
+    cluster.kill(f"slurmd-{nodes[1]}")
+    try:
+        job.started_again(1)
+        assert nodes[1] not in job.attempts()[1].nodes
+        job.completes()
+    finally:
+        os.kill(pid, signal.SIGKILL)
+        cluster.revive(f"slurmd-{nodes[1]}")
+    assert job.attempts()[0].why == "node failure" and job.curve() == undisturbed().curve()
+
+
+@LONG
+def test_a_job_for_any_number_of_nodes_takes_what_is_free(cluster, tmp_path, packed):
+    """One node at first, four after a requeue: every sample once, in the same order, and the losses agree but for rounding."""
+    others = cluster.run("sbatch", "--parsable", "--nodes=3", "--exclusive", "--output=/dev/null", "--wrap=sleep 300")
+    job = Job(tmp_path, packed, "elastic", "--nodes", "1-4")
+    job.trains_on()
+    first = job.attempts()[0].nodes
+    cluster.run("scancel", others.strip())
+    job.until("three free nodes", lambda: cluster.run("sinfo", "-h", "-N", "-p", "main", "-t", "idle", "-o", "%N").count("\n") == 3)
+    cluster.run("scontrol", "requeue", job.id)
+    job.started_again(1)
+    job.completes()
+    nodes = [len(cluster.run("scontrol", "show", "hostnames", nodes).split()) for nodes in (first, job.attempts()[1].nodes)]
+    assert nodes == [1, 4]
+    assert [row["samples"] for row in job.curve()] == list(range(8, 641, 8))

@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DeepSpeedPlugin, DistributedType, InitProcessGroupKwargs, TorchDynamoPlugin
+from accelerate.utils import DeepSpeedPlugin, DistributedDataParallelKwargs, DistributedType, InitProcessGroupKwargs, TorchDynamoPlugin
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
@@ -97,13 +97,16 @@ class Engine:
             tree = deepspeed_config(config, self.mode, batch=batch, world=asked, user=None if user == "none" else Path(user))
             zero = DeepSpeedPlugin(hf_ds_config=tree)
         group = InitProcessGroupKwargs(backend="gloo" if on_cpu else "nccl", timeout=timedelta(minutes=config.timeout_minutes))
+        # After its first step DDP would lay gradients out anew, in the order of their arrival. Of more than two ranks' numbers the place in
+        # a bucket decides in which order they are added up, so the first step after a resume would round otherwise than one in between.
+        ddp = DistributedDataParallelKwargs(find_unused_parameters=asked > 2)
         tracked = config.tracker != "none" and run_folder is not None
         accelerator = Accelerator(
             cpu=on_cpu and zero is None,  # with DeepSpeed, accelerate would take it for a request to do without
             mixed_precision="no" if zero is None else {"fp32": "no"}.get(config.precision, config.precision),
             gradient_accumulation_steps=1 if zero is None else config.accumulation,
             deepspeed_plugin=zero,
-            kwargs_handlers=[group] if asked > 1 or zero else [],
+            kwargs_handlers=[group, ddp] if asked > 1 or zero else [],
             dynamo_plugin=TorchDynamoPlugin(),
             log_with=config.tracker if tracked else None,
             project_dir=run_folder if tracked else None,

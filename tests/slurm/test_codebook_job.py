@@ -1,4 +1,4 @@
-"""A training submitted by the command line: on two nodes of a real SLURM it gives what it gives without SLURM."""
+"""A codebook fitted by a job on two nodes of a real SLURM is the one that a single process fits. Trainings: test_faults.py."""
 
 from __future__ import annotations
 
@@ -10,18 +10,9 @@ from pathlib import Path
 
 import pytest
 import torch
-import yaml
 
 from ldm.codebook_fit import FitConfig, FittedCodebook, fit_codebook
 from ldm.comm import Alone
-from ldm.training.clock import TIMINGS
-
-TINY = {
-    "model": {"compression": 4, "channels": 16, "layers": 1, "norm_groups": 4, "latent_channels": 4},
-    "codebook": {"codes": 32, "kmeans_vectors": 1024},
-    "discriminator": {"channels": 8, "layers": 2},
-    "loop": {"samples": 48, "batch": 8, "log_every": 8, "checkpoint_every": 24},
-}
 
 
 def retinaforge(*words: object, cwd: Path, code: int = 0) -> str:
@@ -29,17 +20,6 @@ def retinaforge(*words: object, cwd: Path, code: int = 0) -> str:
     done = subprocess.run([program, *map(str, words)], cwd=cwd, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == code, done.stdout + done.stderr
     return done.stdout
-
-
-def curve(run: Path) -> list[dict]:
-    rows = [json.loads(line) for line in (run / "vqgan" / "metrics.jsonl").read_text().splitlines()]
-    return [{key: value for key, value in row.items() if not key.startswith(TIMINGS)} for row in rows]
-
-
-def config(folder: Path, packed: Path, name: str) -> Path:
-    path = folder / f"{name}.yaml"
-    path.write_text(yaml.safe_dump({"vqgan": TINY, "run": str(folder / name), "data": {"dataset": str(packed)}}))
-    return path
 
 
 def completed(job: dict, folder: Path) -> dict:
@@ -59,6 +39,7 @@ def completed(job: dict, folder: Path) -> dict:
 @pytest.mark.timeout(300)
 def test_a_codebook_is_fitted_on_two_nodes_and_goes_on_after_a_requeue(cluster, tmp_path, latents):
     """Requeued in the midst of its iterations: the codes are those that one process finds without a stop."""
+    (tmp_path / "site.yaml").write_text("ask_every_seconds: 0.5\n")
     out, iterations = tmp_path / "codes.safetensors", 1500
     config = FitConfig(codes=16, vectors=600, iterations=iterations, tolerance=-1.0)
     words = [
@@ -94,16 +75,3 @@ def test_a_codebook_is_fitted_on_two_nodes_and_goes_on_after_a_requeue(cluster, 
 
 def said_by(job: dict) -> list[str]:
     return [line for log in Path(job["folder"]).glob("*") if log.suffix in (".out", ".err") for line in log.read_text().splitlines()]
-
-
-@pytest.mark.slurm
-@pytest.mark.slow
-@pytest.mark.timeout(300)
-def test_two_nodes_of_slurm_train_what_two_local_processes_train(cluster, tmp_path, packed):
-    said = retinaforge("submit", "--nodes", 2, "--json", "--", "train", "vqgan", config(tmp_path, packed, "slurm"), cwd=tmp_path)
-    completed(json.loads(said), tmp_path)
-    retinaforge(
-        "submit", "--local", "--nodes", 2, "--name", "here", "--", "train", "vqgan", config(tmp_path, packed, "local"), cwd=tmp_path
-    )
-    assert curve(tmp_path / "slurm") == curve(tmp_path / "local")
-    assert curve(tmp_path / "slurm")[-1]["samples"] == TINY["loop"]["samples"]
