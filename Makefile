@@ -1,5 +1,6 @@
 # make demo    phantom to report, in minutes       make test    lint and all tests
-# make faults  SIGKILL at every durable step of a checkpoint under every ZeRO stage, all guards, all changes of world; an hour or two
+# make faults  SIGKILL at every durable step of a checkpoint under every ZeRO stage, all guards, all changes of world, all that
+#              happens to jobs on a real SLURM; an hour or two
 # make lint    ruff and the import fence           make format  lay out the code      make clean   remove .venv and caches
 # Each does its own set-up in .venv, once. Needs Python 3.10 or later; PYTHON=/path/to/python3.12 chooses one.
 
@@ -42,7 +43,7 @@ test: lint
 	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/python -m pytest -q
 
 faults: $(READY)
-	FAULTS=all OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/python -m pytest -q -s --timeout=7200 tests/faults tests/launch/test_zero.py tests/launch/test_universal.py tests/launch/test_launchers.py
+	FAULTS=all OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/python -m pytest -q -s --timeout=7200 tests/faults tests/slurm tests/launch/test_zero.py tests/launch/test_universal.py tests/launch/test_launchers.py
 
 lint: $(READY)
 	$(BIN)/ruff check .

@@ -6,6 +6,7 @@ preset or a file that is edited afterwards does not change what a requeued job d
 
 from __future__ import annotations
 
+import glob
 import json
 import time
 from dataclasses import asdict, dataclass
@@ -96,13 +97,14 @@ def target_of(config: Config, verb: str) -> Target:
 
 def progress_patterns(target: Target) -> tuple[str, ...]:
     """Files that change as the job gets on, for JobSpec.progress; none for what begins anew each time."""
-    trainings = [f"{target.run}/{stage}/checkpoints/samples-*/{COMMIT}" for stage in ("vqgan", "diffusion")]
+    run = glob.escape(target.run)
+    trainings = [f"{run}/{stage}/checkpoints/samples-*/{COMMIT}" for stage in ("vqgan", "diffusion")]
     made = {
-        "data": [f"{target.run}/cubes/*", f"{target.run}/.part-*-data/*.tar", f"{target.run}/data/dataset.json"],
+        "data": [f"{run}/cubes/*", f"{run}/.part-*-data/*.tar", f"{run}/data/dataset.json"],
         "vqgan": trainings[:1],
         "diffusion": trainings[1:],
-        "encode": [f"{target.run}/.part-*-latents/*.tar", f"{target.run}/latents/dataset.json"],
-        "sample": [f"{target.run}/synthetic/*.tar"],
+        "encode": [f"{run}/.part-*-latents/*.tar", f"{run}/latents/dataset.json"],
+        "sample": [f"{run}/synthetic/*.tar"],
     }
     made["run"] = [pattern for stage in ("data", "vqgan", "encode", "diffusion", "sample") for pattern in made[stage]]
     return tuple(made.get(target.stage, ()))

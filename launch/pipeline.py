@@ -13,7 +13,7 @@ again, only what is missing goes out: a stage that is finished, or whose job wai
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -101,10 +101,10 @@ def stage_job(pipeline: Pipeline, stage: str) -> tuple[list[str], dict[str, Any]
     return words, fields
 
 
-def missing(finished: Mapping[str, bool]) -> list[str]:
-    """Stages to make, in order: those that are not finished, and all that stand behind one of them."""
+def missing(finished: Callable[[str], bool]) -> list[str]:
+    """Stages to make, in order: those that are not finished, and all that stand behind one of them, which are not looked at."""
     found: list[str] = []
     for stage, before in AFTER.items():
-        if not finished[stage] or any(one in found for one in before):
+        if any(one in found for one in before) or not finished(stage):
             found.append(stage)
     return found

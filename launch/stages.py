@@ -276,7 +276,9 @@ def audit(run: Run, watch: Watch) -> None:
 def judged(run: Run, what: str) -> bool:
     """Whether 'evaluate' or 'audit' has seen the present sets."""
     path = run.folder / f"{what}.json"
-    if not path.exists() or (what == "evaluate" and not {*HEADLINE} - {"seconds"} <= set(figures(run))):
+    if not (path.exists() and (run.synthetic / NAME).exists()):
+        return False
+    if what == "evaluate" and not {*HEADLINE} - {"seconds"} <= set(figures(run)):
         return False
     seen, real = json.loads(path.read_text()), run.open(run.dataset)
     return (seen[SEEN[what]]["digest"], seen["synthetic"]["digest"]) == (real.digest, Dataset(run.synthetic).digest)

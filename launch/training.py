@@ -17,7 +17,8 @@ if TYPE_CHECKING:
     from slurm.rank import Placement
 
 
-CLAIM_PATIENCE_S = 30.0
+CLAIM_PATIENCE_S = 90.0
+"""Network file systems show a change to other nodes after up to a minute."""
 
 
 def check_latents(run: Run) -> None:
@@ -71,8 +72,8 @@ def train(
         InputError: launchers that contradict each other, or a meeting point that cannot be.
     """
     from slurm.meeting import check_meeting_point
-    from slurm.preempt import stop_on_signals
-    from slurm.rank import placement, superseded, torch_environ
+    from slurm.preempt import stop_on_signals, superseded
+    from slurm.rank import placement, torch_environ
 
     if (place := placement()).world > 1:
         os.environ.update(torch_environ(place))  # started by srun or mpiexec: said again in the words the engine knows
@@ -91,7 +92,7 @@ def train(
     held = contextlib.ExitStack()
     try:
         started(engine)
-        taken_over = superseded()  # a job that SLURM started again gives its elder copy, if there is one, time to end
+        taken_over = superseded(os.environ)  # a job that SLURM started again gives its elder copy, if there is one, time to end
         patience_s = CLAIM_PATIENCE_S if taken_over else 0.0
         claim = durable.claimed(folder / ".training", "training in this folder", patience_s=patience_s)
         engine.on_main(lambda: held.enter_context(claim))

@@ -36,6 +36,8 @@ PATIENCE_S = (5, 10, 20, 40, 80, 160, 300)
 CAUSES = {"PREEMPTION": "preempted", "JOB REQUEUE": "scontrol requeue", "NODE FAILURE": "node failure", "TIME LIMIT": "time limit"}
 CANCELLED = re.compile(r"\*\*\* JOB \d+ ON \S+ CANCELLED AT \S+(?: DUE TO ([A-Z ]+[A-Z]))?")
 OUR_ERROR = re.compile(r"(TryAgain|InputError|UnsafeResume|CorruptData): (.+)")
+EXITED = re.compile(r"task.*: Exited with exit code (\d+)$", re.MULTILINE)
+LOST_NODE = re.compile(r"Node failure on")
 UNHEARD = re.compile(r"contact slurm controller|timed out|not responding|onnection|Zero Bytes|temporar", re.IGNORECASE)
 """The words of SLURM's programs for a controller that is away."""
 # srun's words for what is no fault of the command
@@ -94,6 +96,12 @@ def read_attempts(path: Path) -> list[Attempt]:
             continue
         found[attempt.job_id, attempt.restart] = attempt
     return list(found.values())
+
+
+def read_all(folder: Path) -> dict[str, list[Attempt]]:
+    """The attempts of a job by index of its array; of one that is no array under ''."""
+    found = {path.stem.partition("_")[2]: read_attempts(path) for path in folder.glob("attempts*.jsonl")}
+    return {index: found[index] for index in sorted(found, key=lambda index: (len(index), index)) if found[index]}
 
 
 def progress_of(spec: JobSpec) -> str:
@@ -169,6 +177,8 @@ def _begun(environ: Mapping[str, str]) -> Attempt:
 
 
 MARK = "retinaforge: attempt {restart} on {nodes}"
+RANK_MARK = "retinaforge: restart {restart}"
+"""The first line of a restarted rank in its log, which holds those of the attempts before too."""
 
 
 def end(path: Path, status: int, told: bool, environ: Mapping[str, str]) -> int:
@@ -187,7 +197,7 @@ def end(path: Path, status: int, told: bool, environ: Mapping[str, str]) -> int:
     said = errors.read_text(errors="replace") if errors.exists() else ""
     sys.stderr.write(said)
     code, due = first_code(said, status), cause(said + said_in(folder, environ, mine.restart))
-    away = AWAY.search(said)
+    away = AWAY.search(said) if not EXITED.search(said) and (code != 0 or LOST_NODE.search(said)) else None
     if away and (code == 0 or not told):
         code = TRY_AGAIN  # srun may end with 0 when a node is lost
     why = due or (away and away[0]) or failure(said, folder, environ) or ("done" if code == 0 else f"exit code {code}")
@@ -238,7 +248,7 @@ def requeue(job_id: str, pauses_s: tuple[float, ...] = PATIENCE_S) -> None:
 def first_code(errors: str, status: int) -> int:
     """The exit code that says why a step ended. srun's own is the highest, and a rank that was ended because another failed (143)
     hides the reason: the first that failed counts."""
-    match = re.search(r"task.*: Exited with exit code (\d+)$", errors, re.MULTILINE)
+    match = EXITED.search(errors)
     return int(match[1]) if match else status
 
 
@@ -246,7 +256,7 @@ def cause(text: str) -> str | None:
     """SLURM's reason for ending a job, in its last words of that."""
     if found := CANCELLED.findall(text):
         return CAUSES.get(found[-1], found[-1].lower() or "cancelled")
-    return CAUSES["NODE FAILURE"] if "Node failure on" in text else None
+    return CAUSES["NODE FAILURE"] if LOST_NODE.search(text) else None
 
 
 def said_in(folder: Path, environ: Mapping[str, str], restart: int) -> str:
@@ -261,7 +271,7 @@ def said_in(folder: Path, environ: Mapping[str, str], restart: int) -> str:
 
 def failure(errors: str, folder: Path, environ: Mapping[str, str]) -> str | None:
     """What went wrong on the rank that failed first: our own error's first line, or how it was ended."""
-    match = re.search(r"task (\d+).*?: (Exited with exit code \d+|[A-Z][A-Za-z ]+)(?: \(core dumped\))?$", errors, re.MULTILINE)
+    match = re.search(r"tasks? (\d+).*?: (Exited with exit code \d+|[A-Z][A-Za-z ]+)(?: \(core dumped\))?$", errors, re.MULTILINE)
     if match is None:
         return None
     rank, how = match[1], match[2]
@@ -279,7 +289,8 @@ def _errors_in(log: Path, tail_bytes: int = 1 << 14) -> Iterator[str]:
     if log.exists():
         with log.open("rb") as file:
             file.seek(max(0, log.stat().st_size - tail_bytes))
-            for match in OUR_ERROR.finditer(file.read().decode(errors="replace")):
+            own = file.read().decode(errors="replace").rpartition(RANK_MARK.partition("{")[0])[2]
+            for match in OUR_ERROR.finditer(own):
                 yield match[2].strip()
 
 
@@ -291,12 +302,25 @@ def _append(record: Path, attempt: Attempt) -> None:
         os.fsync(file.fileno())
 
 
+def _begun_or_put_off(path: Path, environ: Mapping[str, str]) -> int:
+    """0, or 75 after a request for another attempt, where a full disk or a file system that is away keeps this one from beginning."""
+    try:
+        with durable.explained(path):
+            begin(path, environ)
+        return 0
+    except (TryAgain, OSError) as error:
+        print(f"{type(error).__name__}: {error}", file=sys.stderr)
+        spec = read_spec(path)
+        if spec.requeue and int(environ.get("SLURM_RESTART_COUNT") or 0) < spec.max_restarts:
+            requeue(environ["SLURM_JOB_ID"])
+        return TRY_AGAIN
+
+
 def main(words: list[str]) -> int:
     """`begin PATH` or `end PATH STATUS [--told]`; the exit code of the script."""
     try:
         if words[0] == "begin":
-            begin(Path(words[1]), os.environ)
-            return 0
+            return _begun_or_put_off(Path(words[1]), os.environ)
         return end(Path(words[1]), int(words[2]), "--told" in words[3:], os.environ)
     except RetinaforgeError as error:
         print(f"{type(error).__name__}: {error}", file=sys.stderr)

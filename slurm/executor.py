@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import subprocess
 import sys
 import time
 import warnings
+from collections.abc import Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -15,13 +17,24 @@ import submitit
 from submitit.core.utils import FailedJobError, FailedSubmissionError
 
 from data_shards import durable
-from data_shards.errors import InputError, RetinaforgeError, TryAgain
+from data_shards.errors import InputError, TryAgain
 from slurm.arrays import Part, array_indices, max_array_size, parts_of
 from slurm.jobs import JobSpec, check_same, freeze, sbatch_text
 from slurm.meeting import free_port
-from slurm.records import RECORD_NAME, Submitted, current, is_live, read_record
+from slurm.preempt import ATTEMPT
+from slurm.records import RECORD_NAME, Submitted, current, is_live, read_record, span_of
 from slurm.status import ASK_EVERY_S, ENDED, UNKNOWN, Queue
 
+# fields of a job whose default a user may have in the environment of sbatch, which counts above what stands in a script
+DEFAULTS = {
+    "partition": "PARTITION",
+    "account": "ACCOUNT",
+    "qos": "QOS",
+    "constraint": "CONSTRAINT",
+    "reservation": "RESERVATION",
+    "time_minutes": "TIMELIMIT",
+    "memory": "MEM_PER_NODE",
+}
 LATER = ("Unable to contact slurm controller", "Socket timed out", "Connection refused", "temporarily", "Slurm controller not responding")
 
 
@@ -42,7 +55,7 @@ class _Watcher(submitit.slurm.slurm.SlurmInfoWatcher):
             return
         for job_id in self._registered:
             number, _, index = job_id.partition("_")
-            states = [s for s in found[number] if not index or s.job_id == job_id]
+            states = [s for s in found[number] if not index or index in span_of(s.job_id)]
             state = next((s.state for s in states if s.state not in ENDED), states[0].state if states else UNKNOWN)
             self._info_dict[job_id] = {"JobID": job_id, "State": state}
             if state in ENDED:
@@ -96,26 +109,34 @@ def submit(spec: JobSpec, run_folder: Path, *, free: bool = False) -> Submitted:
             mend="leave the limit after % out, or join the dependencies by commas",
         )
     check_same(spec, run_folder)
-    if not free:
-        check_free(run_folder)
-    freeze(spec, run_folder)
-    ids: list[str] = []
-    for part in parts or [None]:
-        if part and ids and "%" in part.array:  # so many at once, over all parts
-            part = replace(part, after=f"afterany:{ids[-1]}")
+    with durable.claimed(run_folder / ".submit", "submitting this job"):
+        if not free:
+            check_free(run_folder)
+        path = run_folder / RECORD_NAME
+        before = read_record(path) if path.exists() else None
+        freeze(spec, run_folder)
+        ids: list[str] = []
+        began = time.time()
         try:
-            ids.append(_sent(spec, run_folder, part))
-        except RetinaforgeError:
+            for part in parts or [None]:
+                if part and ids and "%" in part.array:  # so many at once, over all parts
+                    part = replace(part, after=f"afterany:{ids[-1]}")
+                ids.append(_sent(spec, run_folder, part))
+            now = time.time()
+            record = Submitted(
+                job_ids=tuple(ids),
+                name=spec.name,
+                submitted_unix_s=now,
+                array=spec.array,
+                part=len(array_indices(parts[0].array)) if parts else 0,
+                took_s=now - began,
+                former=(*before.former, replace(before, former=())) if before else (),
+            )
+            durable.write_json(path, asdict(record))
+        except BaseException:  # a job without a record is nobody's
             if ids:
                 subprocess.run(["scancel", *ids], capture_output=True, timeout=60, check=False)
             raise
-    whole = {"array": spec.array, "part": len(array_indices(parts[0].array))} if parts else {}
-    path, former = run_folder / RECORD_NAME, ()
-    if path.exists():
-        before = read_record(path)
-        former = (*before.former, replace(before, former=()))
-    record = Submitted(job_ids=tuple(ids), name=spec.name, submitted_unix_s=time.time(), former=former, **whole)
-    durable.write_json(path, asdict(record))
     return record
 
 
@@ -156,18 +177,25 @@ def check_free(run_folder: Path) -> None:
 
 def handles(record: Submitted, run_folder: Path) -> list[submitit.SlurmJob]:
     """submitit's handles of a submitted job. Their `paths.stdout` is the log of rank 0; what they say of a state is checked with squeue."""
-    indices = [f"_{index}" for index in array_indices(record.array)] if record.array else [""]
-    return [_Job(run_folder, number + index, tasks=[0]) for number in record.job_ids for index in indices]
+    each = [(number, index) for number in record.job_ids for index in record.indices(number) or [""]]
+    return [_Job(run_folder, f"{number}_{index}" if index else number, tasks=[0]) for number, index in each]
 
 
 def _sent(spec: JobSpec, run_folder: Path, part: Part | None) -> str:
     try:
-        return _Executor(spec, run_folder, part).submit_spec().job_id.partition("_")[0]
+        wanted = {f"SBATCH_{name}" for field, name in DEFAULTS.items() if getattr(spec, field) is None}
+        with _without({name for name in os.environ if name.startswith("SBATCH_")} - wanted):
+            return _Executor(spec, run_folder, part).submit_spec().job_id.partition("_")[0]
     except (FailedJobError, FailedSubmissionError) as error:
         said = str(error).strip()
         kind = TryAgain if any(words in said for words in LATER) else InputError
         raise kind(
-            f"sbatch refused: {said}", where=spec.name, expected="a job this site takes", mend="sinfo shows the partitions"
+            f"sbatch refused: {said}",
+            where=spec.name,
+            expected="a job this site takes",
+            mend="squeue --me shows whether it was taken all the same; then the same command again"
+            if kind is TryAgain
+            else "sinfo shows the partitions",
         ) from error
     finally:
         for left in run_folder.glob(".submission_file_*.sh"):  # submitit leaves a link, or, after a refusal, the script
@@ -195,7 +223,7 @@ def _run_once(spec: JobSpec, path: Path, index: int | None, poll_seconds: float,
     tasks: list[subprocess.Popen] = []
     try:
         for rank in range(spec.world):
-            environ = {**os.environ, **common, "RANK": str(rank), "LOCAL_RANK": str(rank)}
+            environ = {**os.environ, **common, ATTEMPT: "", "RANK": str(rank), "LOCAL_RANK": str(rank)}
             tasks.append(subprocess.Popen([sys.executable, "-u", "-m", "slurm.task", str(path)], env=environ, cwd=path.parent))
         return _first_failure(tasks, poll_seconds)
     finally:  # also upon Ctrl-C: no task outlives this call
@@ -211,6 +239,16 @@ def _first_failure(tasks: list[subprocess.Popen], poll_seconds: float) -> int:
         if None not in codes:
             return 0
         time.sleep(poll_seconds)
+
+
+@contextlib.contextmanager
+def _without(names: set[str]) -> Iterator[None]:
+    """The environment without these variables, for submitit runs sbatch in ours."""
+    kept = {name: os.environ.pop(name) for name in names if name in os.environ}
+    try:
+        yield
+    finally:
+        os.environ.update(kept)
 
 
 def _stop(tasks: list[subprocess.Popen], grace_seconds: float) -> None:

@@ -20,6 +20,7 @@ import pydantic
 from data_shards import durable
 from data_shards.errors import InputError, nearest
 from slurm.arrays import FIRST, Part
+from slurm.preempt import ATTEMPT
 
 SPEC_NAME = "job.json"
 LONGEST_FOLDER = 255  # bytes; what file systems take
@@ -302,6 +303,7 @@ def sbatch_text(spec: JobSpec, run_folder: Path, part: Part | None = None) -> st
         options="\n".join(f"#SBATCH {shlex.quote(flag)}" for flag in flags),
         first=f"export {FIRST}={part.first}\n" if part else "",
         python=shlex.quote(spec.python),
+        attempt=ATTEMPT,
         job=shlex.quote(job_json),
         errors=shlex.quote(f"{run_folder}/") + '"${SLURM_JOB_ID}_${SLURM_RESTART_COUNT:-0}_srun.err"',
         tasks="" if spec.most_nodes is None else f' --ntasks="$((SLURM_JOB_NUM_NODES * {spec.tasks_per_node}))"',
@@ -339,6 +341,7 @@ told=
 trap 'told=--told' TERM  # SLURM asks the script to end: it waits for its tasks, which commit, and notes why
 {first}attempts() {{ {python} -m slurm.attempts "$1" {job} "${{@:2}}"; }}
 attempts begin || exit
+export {attempt}="$SLURM_JOB_ID.${{SLURM_RESTART_COUNT:-0}}"
 read -r MASTER_ADDR < <(scontrol show hostnames "$SLURM_JOB_NODELIST")
 # a site may name its nodes otherwise than the network does
 if ! getent hosts "$MASTER_ADDR" >/dev/null; then

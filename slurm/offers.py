@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from data_shards.errors import InputError, TryAgain, nearest
 from slurm.jobs import JobSpec
 
-# NODES, CPUS and so on of nodes that are alike come in one line; '|' occurs in none of these
+# with --exact, nodes that are alike in this come in one line; '|' occurs in none of these
 FIELDS = "%P|%a|%D|%c|%m|%l|%G"
 UNLIMITED = 10**9
 
@@ -51,7 +51,9 @@ def offers() -> list[Offer]:
         TryAgain: the controller does not answer.
     """
     try:
-        done = subprocess.run(["sinfo", "--noheader", f"--format={FIELDS}"], capture_output=True, text=True, timeout=60, check=True)
+        done = subprocess.run(
+            ["sinfo", "--noheader", "--all", "--exact", f"--format={FIELDS}"], capture_output=True, text=True, timeout=60, check=True
+        )
     except (OSError, subprocess.SubprocessError) as error:
         said = (getattr(error, "stderr", None) or str(error)).strip()
         raise TryAgain(f"sinfo failed: {said}", expected="an answer of the controller", mend="scontrol ping") from error
@@ -101,7 +103,7 @@ def memory_mib(text: str) -> int:
 
 
 def check_fit(spec: JobSpec, there: list[Offer]) -> None:
-    """Refuse what no partition that the job names could ever start.
+    """Refuse what no partition that the job names could ever start; of a job that names none, what no partition of the site could.
 
     Raises:
         InputError: no such partition, or none has the nodes, cores, memory, GPUs or time asked for; what there is, is listed.
@@ -109,12 +111,10 @@ def check_fit(spec: JobSpec, there: list[Offer]) -> None:
     if not there:
         return  # a site that shows nothing: sbatch decides
     known = {offer.partition for offer in there}
-    wanted = spec.partition.split(",") if spec.partition else sorted({offer.partition for offer in there if offer.default})
+    wanted = spec.partition.split(",") if spec.partition else sorted(known)  # where none is named, the site may choose any
     for name in wanted:
         if name not in known:
             raise InputError(f"no partition {name!r} here", expected=nearest(name, known), mend=listed(there))
-    if not wanted:
-        raise InputError("no partition named, and none is the site's default", expected="--partition NAME", mend=listed(there))
     reasons = [reason for name in wanted for reason in misfits(spec, [offer for offer in there if offer.partition == name])]
     if len(reasons) >= len(wanted):  # each of them has one
         raise InputError("no partition could ever start this job: " + "; ".join(reasons), where=spec.name, mend=listed(there))

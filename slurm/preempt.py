@@ -8,7 +8,8 @@ import select
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 
 STOPS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
 ECHO_S = 3.0
@@ -32,6 +33,25 @@ class StopFlag:
             self.signal, self._since = signal.Signals(number).name, now
         elif now - self._since > ECHO_S:
             os._exit(128 + number)  # what a shell reports of a process that the signal ended
+
+
+HOLDER, ATTEMPT = "RETINAFORGE_HOLDER", "RETINAFORGE_ATTEMPT"
+"""A file that names the attempt that holds this job, and the name of our own: set by slurm.task."""
+
+
+def superseded(environ: Mapping[str, str]) -> Callable[[], bool] | None:
+    """Whether a younger attempt of this job has taken over, as when SLURM lost sight of our node; None for what is no job of ours."""
+    if not (environ.get(HOLDER) and environ.get(ATTEMPT)):
+        return None
+
+    def asked() -> bool:
+        try:
+            holder = Path(environ[HOLDER]).read_text().strip()
+        except OSError:
+            return False  # a file system that is away says nothing of who holds the job
+        return holder not in ("", environ[ATTEMPT])
+
+    return asked
 
 
 LOOK_EVERY_S = 5.0

@@ -11,9 +11,8 @@ import os
 import re
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -82,26 +81,6 @@ def torch_environ(place: Placement) -> dict[str, str]:
     """The variables by which torch.distributed and Accelerate know the same placement."""
     values = {"RANK": place.rank, "WORLD_SIZE": place.world, "LOCAL_RANK": place.local_rank, "LOCAL_WORLD_SIZE": place.local_world}
     return {name: str(value) for name, value in values.items()}
-
-
-HOLDER, ATTEMPT = "RETINAFORGE_HOLDER", "RETINAFORGE_ATTEMPT"
-"""A file that names the attempt that holds this job, and the name of our own: set by slurm.task."""
-
-
-def superseded(environ: Mapping[str, str] | None = None) -> Callable[[], bool] | None:
-    """Whether a younger attempt of this job has taken over, as when SLURM lost sight of our node; None for what is no job of ours."""
-    env = os.environ if environ is None else environ
-    if HOLDER not in env or ATTEMPT not in env:
-        return None
-
-    def asked() -> bool:
-        try:
-            holder = Path(env[HOLDER]).read_text().strip()
-        except OSError:
-            return False  # a file system that is away says nothing of who holds the job
-        return holder not in ("", env[ATTEMPT])
-
-    return asked
 
 
 def _check_fit(inner: Placement, outer: Placement, env: Mapping[str, str]) -> None:

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import getpass
 import hashlib
 import json
 import os
+import pwd
 import shutil
 import socket
 import subprocess
 import time
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -54,13 +54,14 @@ class JobState:
 
 @dataclass(frozen=True, kw_only=True)
 class Answer:
-    """What squeue said, and when; `failures` in a row since, and the last of them."""
+    """What squeue or sacct said, and when; `failures` in a row since, and the last of them; the numbers that sacct was asked `about`."""
 
     text: str
     asked_unix_s: float
     tried_unix_s: float
     failures: int = 0
     said: str = ""
+    about: list[str] = field(default_factory=list)
 
 
 class Queue:
@@ -75,6 +76,8 @@ class Queue:
 
     def __init__(self, ask_every_s: float = ASK_EVERY_S, cache: Path | None = None) -> None:
         self.ask_every_s, self.cache = ask_every_s, cache or _cache()
+        self.last: Answer | None = None  # where there can be no file
+        self.last_books: Answer | None = None
 
     def states(self, job_ids: Iterable[str], *, newer_than_unix_s: float = 0.0) -> dict[str, list[JobState]]:
         """The states of these jobs, each with one entry, or several for an array.
@@ -95,21 +98,34 @@ class Queue:
         if not shutil.which("squeue"):
             raise InputError("no SLURM here: squeue is not on PATH", expected="a login node of a cluster")
         with _locked(self.cache) as kept:
-            last = _read(kept)
-            now = time.time()
-            if last is None or now >= self.next_call(last) or (last.asked_unix_s <= newer_than_unix_s and not last.failures):
+            last, now = _read(kept) if kept else self.last, time.time()
+            if last is None or now >= last.tried_unix_s + self._pause_s(last, newer_than_unix_s):
                 last = self._ask(last, now)
                 _write(kept, last)
+            self.last = last
         if last.failures and last.asked_unix_s <= newer_than_unix_s:
-            pause = self.next_call(last) - time.time()
-            raise TryAgain(
-                last.said, expected="an answer of the controller", mend=f"scontrol ping; it is asked again in {max(pause, 0):.0f} s"
-            )
+            seconds = last.tried_unix_s + self._pause_s(last, newer_than_unix_s) - time.time()
+            mend = f"scontrol ping; it is asked again in {max(seconds, 0):.0f} s"
+            raise TryAgain(last.said, expected="an answer of the controller", mend=mend)
         return last
 
-    def next_call(self, last: Answer) -> float:
-        """When squeue may be called again, as seconds since 1970."""
-        return last.tried_unix_s + min(LONGEST_PAUSE_S, self.ask_every_s * 2**last.failures)
+    def _pause_s(self, last: Answer, newer_than_unix_s: float) -> float:
+        """Seconds from the last call to the next: longer and longer after failures, but for a person who needs a fresh answer."""
+        if last.asked_unix_s <= newer_than_unix_s:
+            return self.ask_every_s if last.failures else 0.0
+        return max(self.ask_every_s, min(LONGEST_PAUSE_S, self.ask_every_s * 2**last.failures))
+
+    def books(self, jobs: Mapping[str, str]) -> dict[str, list[JobState]]:
+        """`last_words` of these jobs (name by number), asked for as seldom as squeue, and for new numbers at once."""
+        if not jobs or not shutil.which("sacct"):
+            return {}
+        with _locked(self.cache.with_name(f"sacct-{self.cache.name}")) as kept:
+            last, now = _read(kept) if kept else self.last_books, time.time()
+            if last is None or now >= last.tried_unix_s + self.ask_every_s or not set(jobs) <= set(last.about):
+                last = Answer(text=sacct(jobs), asked_unix_s=now, tried_unix_s=now, about=sorted(jobs))
+                _write(kept, last)
+            self.last_books = last
+        return last_words(last.text, jobs)
 
     def _ask(self, last: Answer | None, now: float) -> Answer:
         try:
@@ -123,7 +139,7 @@ class Queue:
 # fields of a fixed width, since a name may hold any separator; the name last, since it may be long
 FORMAT = (
     *(("ArrayJobID", 24), ("ArrayTaskID", 64), ("State", 24), ("TimeUsed", 24), ("RestartCnt", 12), ("SubmitTime", 24)),
-    *(("ReasonList", 96), ("Name", 160)),
+    *(("ReasonList", 96), ("Name", 512)),
 )
 
 
@@ -134,10 +150,11 @@ def squeue() -> str:
         TryAgain: the controller does not answer.
     """
     # by user and not by number: one number that SLURM has forgotten makes squeue fail for all of them
-    fields = ",".join(f"{field}:{width}" for field, width in FORMAT)
-    command = ["squeue", "--noheader", "--states=all", f"--user={getpass.getuser()}", f"--Format={fields}"]
+    fields, user = ",".join(f"{field}:{width}" for field, width in FORMAT), pwd.getpwuid(os.getuid()).pw_name
+    command = ["squeue", "--noheader", "--all", "--states=all", f"--user={user}", f"--Format={fields}"]
+    plain = {name: value for name, value in os.environ.items() if not name.startswith("SQUEUE_")}  # which would leave jobs out
     try:
-        return subprocess.run(command, capture_output=True, text=True, timeout=60, check=True).stdout
+        return subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=60, check=True, env=plain).stdout
     except subprocess.CalledProcessError as error:
         raise TryAgain(f"squeue failed: {error.stderr.strip()}", expected="an answer of the controller", mend="scontrol ping") from error
     except subprocess.TimeoutExpired as error:
@@ -168,22 +185,22 @@ def read_squeue(text: str, wanted: Iterable[str]) -> dict[str, list[JobState]]:
     return {job_id: entries or [JobState(job_id=job_id)] for job_id, entries in found.items()}
 
 
-def last_words(jobs: Mapping[str, str]) -> dict[str, list[JobState]]:
-    """What the books say of ended jobs that the controller has forgotten; nothing where the site keeps none, or they cannot be read.
-
-    Only an end is taken from them: the controller alone knows what runs, and books that lag behind still call a dead job RUNNING.
-
-    Args:
-        jobs: name by number.
-    """
-    if not jobs or not shutil.which("sacct"):
-        return {}
+def sacct(jobs: Iterable[str]) -> str:
+    """The lines of the books on these numbers; '' where the site keeps none, or they cannot be read: the state is UNKNOWN then."""
     command = ["sacct", "--allocations", "--noheader", "--parsable2", "--format=JobID,State,Elapsed,Submit,ExitCode,JobName"]
     command += ["--jobs=" + ",".join(sorted(jobs))]
+    plain = {name: value for name, value in os.environ.items() if not name.startswith("SACCT_")}
     try:
-        text = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True).stdout
+        return subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=60, check=True, env=plain).stdout
     except (OSError, subprocess.SubprocessError):
-        return {}  # no accounting here: the state stays UNKNOWN
+        return ""
+
+
+def last_words(text: str, jobs: Mapping[str, str]) -> dict[str, list[JobState]]:
+    """The ends of jobs (name by number) that sacct's lines tell.
+
+    Only an end is taken from them: the controller alone knows what runs, and books that lag behind still call a dead job RUNNING.
+    """
     found: dict[str, list[JobState]] = {}
     for line in text.splitlines():
         fields = line.split("|", 5)
@@ -198,13 +215,17 @@ def last_words(jobs: Mapping[str, str]) -> dict[str, list[JobState]]:
     return found
 
 
-def is_same(state: JobState, name: str, submitted_unix_s: float) -> bool:
-    """Whether a line of SLURM's is the job that was submitted under this name at this time: numbers are given again."""
+def is_same(state: JobState, name: str, submitted_unix_s: float, took_s: float = 0.0) -> bool:
+    """Whether a line of SLURM's is the job that was submitted under this name at this time: numbers are given again.
+
+    Args:
+        took_s: how long before that time the submission began.
+    """
     if state.name.strip() != name.strip():
         return False
     late = state.submitted_unix_s - submitted_unix_s
     # a restart counts as a new submission
-    return not state.submitted_unix_s or (late >= -CLOCKS_DIFFER_S and (state.restarts > 0 or late <= CLOCKS_DIFFER_S))
+    return not state.submitted_unix_s or (late >= -CLOCKS_DIFFER_S - took_s and (state.restarts > 0 or late <= CLOCKS_DIFFER_S))
 
 
 def _seconds(text: str) -> float:
@@ -239,7 +260,7 @@ def _locked(path: Path) -> Iterator[Any]:
 
 def _read(file: Any) -> Answer | None:
     try:
-        answer = Answer(**json.loads(file.read())) if file else None
+        answer = Answer(**json.loads(file.read()))
     except (ValueError, TypeError):
         return None
     # a clock that was set back would keep an answer for ever
@@ -248,8 +269,9 @@ def _read(file: Any) -> Answer | None:
 
 def _write(file: Any, answer: Answer) -> None:
     """In place, for the lock is on this very file; what a kill leaves torn is asked for anew."""
-    if file:
-        file.seek(0)
-        file.truncate()
-        file.write(json.dumps(vars(answer)).encode())
-        file.flush()
+    with contextlib.suppress(OSError):  # a full disk: it is asked for again
+        if file:
+            file.seek(0)
+            file.truncate()
+            file.write(json.dumps(vars(answer)).encode())
+            file.flush()

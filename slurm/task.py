@@ -14,10 +14,11 @@ from pathlib import Path
 
 from data_shards.errors import InputError, RetinaforgeError
 from slurm.arrays import array_task
-from slurm.attempts import holder_path
+from slurm.attempts import RANK_MARK, holder_path
 from slurm.jobs import JobSpec, read_spec
 from slurm.meeting import agreed_port
-from slurm.rank import ATTEMPT, HOLDER, Placement, placement, torch_environ
+from slurm.preempt import ATTEMPT, HOLDER
+from slurm.rank import Placement, placement, torch_environ
 
 
 def task_environ(spec: JobSpec, place: Placement, cores: int | None = None) -> dict[str, str]:
@@ -93,11 +94,8 @@ def task_words(spec: JobSpec, index: str | None) -> list[str]:
 
 
 def held(folder: Path, index: str | None, environ: Mapping[str, str]) -> dict[str, str]:
-    """The variables by which a process sees that a younger attempt of its job has taken over; none outside SLURM."""
-    holder = holder_path(folder, index)
-    if "SLURM_JOB_ID" not in environ or not holder.exists():
-        return {}
-    return {HOLDER: str(holder), ATTEMPT: f"{environ['SLURM_JOB_ID']}.{environ.get('SLURM_RESTART_COUNT') or 0}"}
+    """The variable by which a process sees that a younger attempt of its job has taken over; none where no script of ours named its own."""
+    return {HOLDER: str(holder_path(folder, index))} if environ.get(ATTEMPT) else {}
 
 
 def main(path: str) -> None:
@@ -114,6 +112,8 @@ def main(path: str) -> None:
         environ = {**os.environ, **secrets, **task_environ(spec, place, cores), **held(Path(path).parent, index, os.environ)}
         if place.world > 1 and "MASTER_PORT" not in environ:
             environ["MASTER_PORT"] = str(agreed_port(Path(path).parent, place, environ))
+        if restarted := environ.get(ATTEMPT, "").partition(".")[2].lstrip("0"):  # what stands above it in the log is of former attempts
+            print(RANK_MARK.format(restart=restarted), flush=True)
         # the console scripts of the interpreter that the job was submitted with come first
         environ["PATH"] = os.pathsep.join([str(Path(spec.python).parent), environ.get("PATH", os.defpath)])
         os.chdir(spec.folder)
@@ -124,7 +124,7 @@ def main(path: str) -> None:
         print(f"cannot start {words[0]!r} in {spec.folder}: {error.strerror}", file=sys.stderr)
         raise SystemExit(2) from error
     except RetinaforgeError as error:
-        print(error, file=sys.stderr)
+        print(f"{type(error).__name__}: {error}", file=sys.stderr)
         raise SystemExit(error.exit_code) from error
 
 

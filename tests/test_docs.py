@@ -21,7 +21,7 @@ from launch.config import load
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "benchmarks" / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 PROGRAM = typer.main.get_command(app)
-TAKES_PRESET = {"run", "encode", "sample", "report", "train vqgan", "train diffusion"}
+TAKES_PRESET = {"run", "encode", "sample", "report", "train vqgan", "train diffusion", "data prepare", "evaluate", "audit"}
 STARTS = re.compile(r"(?<![\w/.-])retinaforge(?=\s)|-m launch(?=\s)")
 
 
@@ -35,7 +35,8 @@ def commands(page: Path) -> list[list[str]]:
     joined = "\n".join(blocks(page)).replace("\\\n", " ")
     prose = re.sub(r"^```.*?^```", "", page.read_text(), flags=re.DOTALL | re.MULTILINE)
     lines = [*joined.splitlines(), *(" ".join(code.split()) for code in re.findall(r"`([^`]+)`", prose))]
-    return [shlex.split(line[start.end() :], comments=True) for line in lines if (start := STARTS.search(line))]
+    inner = [re.sub(r'.*"\$\((.*)\)".*', r"\1", line) for line in lines]  # eval "$(…)"
+    return [shlex.split(line[start.end() :], comments=True) for line in inner if (start := STARTS.search(line))]
 
 
 def faults(words: list[str]) -> Iterator[str]:
@@ -69,7 +70,7 @@ def faults(words: list[str]) -> Iterator[str]:
             load(given[0], [word for word in given[1:] if "=" in word])
         except ValueError as error:
             yield f"{' '.join([*path, *given])}: {error}"
-    if path == ["submit"] and rest:
+    if path == ["submit"] and rest and rest[0] != "pipeline":  # which is no verb by itself
         yield from faults(rest)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import time
 from collections import Counter
@@ -37,7 +38,7 @@ def status(
     SLURM is asked once for all of them, and not more often than every 30 seconds, whoever asks.
     """
     from launch.site import queue
-    from slurm.records import current, read_records
+    from slurm.records import current, is_live, read_records
 
     records = read_records(jobs, names or [])
     if not records:
@@ -71,49 +72,46 @@ def status(
     console.print(table)
     if names:
         for record in records:
-            for line in history(record, told[record.name][2]):
+            states, _, attempts = told[record.name]
+            for line in history(record.name, attempts, is_live(states)):
                 console.print(line, markup=False, highlight=False)
     if answer.failures:
         typer.secho(f"warning: SLURM does not answer since then ({answer.said}); the states are those of before", fg="yellow", err=True)
 
 
-Told = tuple[list["JobState"], "Progress", list["Attempt"]]
+Attempts = dict[str, list["Attempt"]]
+"""By index of an array; of a job that is none, under ''."""
+Told = tuple[list["JobState"], "Progress", Attempts]
 
 
 def _told(record: Submitted, states: list[JobState], jobs: Path, verify: bool) -> Told:
     """What is known of one job beside its states."""
     from launch.jobs import Progress, progress_of, read_target
-    from slurm.attempts import attempts_path, read_attempts
+    from slurm.attempts import read_all
     from slurm.records import job_folder
 
     folder = job_folder(jobs, record.name)
     target = read_target(folder)
-    return states, progress_of(target, verify=verify) if target else Progress(), read_attempts(attempts_path(folder))
+    return states, progress_of(target, verify=verify) if target else Progress(), read_all(folder)
 
 
-def _as_json(states: list[JobState], progress: Progress, attempts: list[Attempt]) -> dict[str, Any]:
+def _as_json(states: list[JobState], progress: Progress, attempts: Attempts) -> dict[str, Any]:
     return {
         "state": summary(states),
         "jobs": [asdict(state) for state in states],
         "progress": {**asdict(progress), "eta_s": progress.eta_s},
-        "attempts": [asdict(attempt) for attempt in attempts],
+        "attempts": {index: [asdict(attempt) for attempt in each] for index, each in attempts.items()},
     }
 
 
 def summary(states: list[JobState]) -> str:
     """One word where all are in one state, else how many are in each; indices that wait together count each."""
+    from slurm.records import span_of
+
     counts: Counter[str] = Counter()
     for state in states:
-        counts[state.state] += _indices(state.job_id)
+        counts[state.state] += len(span_of(state.job_id)) or 1
     return next(iter(counts)) if len(counts) == 1 else ", ".join(f"{count} {word}" for word, count in counts.most_common())
-
-
-def _indices(job_id: str) -> int:
-    """'12_3-5,9' stands for 4."""
-    from slurm.arrays import array_indices
-
-    span = job_id.partition("_")[2].strip("[]")
-    return len(array_indices(span)) if span and span[0].isdecimal() and "." not in span else 1
 
 
 def pace(progress: Progress, runs: bool) -> str:
@@ -133,14 +131,14 @@ def checkpoint(progress: Progress) -> str:
     return f"{progress.checkpoint:,}, {duration(time.time() - (progress.checkpoint_unix_s or 0))} ago{seen}"
 
 
-def restarts(record: Submitted, states: list[JobState], attempts: list[Attempt]) -> str:
+def restarts(record: Submitted, states: list[JobState], attempts: Attempts) -> str:
     """How often, and why, in as few words as there are reasons."""
-    before = [attempt for attempt in attempts if attempt.job_id == record.job_id][:-1]
-    if not before:
-        count = sum(state.restarts for state in states)
-        return str(count) if count else "0"
-    why = Counter(short(attempt.why) for attempt in before)
-    return f"{len(before)}: " + ", ".join(f"{text} ({count})" if count > 1 else text for text, count in why.items())
+    before = [attempt for each in attempts.values() for attempt, after in itertools.pairwise(each) if attempt.job_id == after.job_id]
+    live = {attempt.job_id for each in attempts.values() for attempt in each[-1:]}  # of this submission, not of those before
+    why = Counter(short(attempt.why) for attempt in before if attempt.job_id in live)
+    if not why:
+        return str(sum(state.restarts for state in states))
+    return f"{why.total()}: " + ", ".join(f"{text} ({count})" if count > 1 else text for text, count in why.most_common())
 
 
 def short(why: str, most: int = 40) -> str:
@@ -148,23 +146,27 @@ def short(why: str, most: int = 40) -> str:
     return why if len(why) <= most else why[: most - 1].rstrip() + "…"
 
 
-def reason(states: list[JobState], attempts: list[Attempt]) -> str:
-    """Where it runs, why it waits, or how its last attempt ended."""
+def reason(states: list[JobState], attempts: Attempts) -> str:
+    """Where it runs, why it waits, or how it ended."""
     if len(states) == 1 and states[0].state in ("RUNNING", "PENDING", "COMPLETING"):
         return states[0].why
-    return attempts[-1].why if attempts and attempts[-1].why else "; ".join(dict.fromkeys(state.why for state in states if state.why))
+    last = Counter(short(each[-1].why) for each in attempts.values() if each[-1].why)
+    if len(last) == 1:
+        return next(iter(last))
+    return ", ".join(f"{count} {why}" for why, count in last.most_common(4)) or "; ".join(dict.fromkeys(s.why for s in states if s.why))
 
 
-def history(record: Submitted, attempts: list[Attempt]) -> list[str]:
-    """A line for each attempt."""
-    lines = [f"{record.name}: {len(attempts)} attempt(s)"] if attempts else []
-    for attempt in attempts:
-        began = datetime.fromtimestamp(attempt.began_unix_s)
-        took = "runs" if attempt.ended_unix_s is None else duration(attempt.ended_unix_s - attempt.began_unix_s)
-        code = "" if attempt.code is None else f" [{attempt.code}]"
-        lines.append(
-            f"  job {attempt.job_id}.{attempt.restart}  {began:%m-%d %H:%M:%S}  {took:>8}  {attempt.nodes:12}  {attempt.why}{code}"
-        )
+def history(name: str, attempts: Attempts, live: bool) -> list[str]:
+    """A line for each attempt; of an array, for those of the indices that did not end well at once."""
+    shown = {index: each for index, each in attempts.items() if not index or len(each) > 1 or each[-1].code != 0}
+    lines = [f"{name}: {sum(map(len, attempts.values()))} attempt(s)"] if attempts else []
+    for index, each in shown.items():
+        for attempt in each:
+            began = datetime.fromtimestamp(attempt.began_unix_s)
+            took = duration(attempt.ended_unix_s - attempt.began_unix_s) if attempt.ended_unix_s else "runs" if live else "?"
+            code = "" if attempt.code is None else f" [{attempt.code}]"
+            which = f"job {attempt.job_id}.{attempt.restart}" + (f" [{index}]" if index else "")
+            lines.append(f"  {which}  {began:%m-%d %H:%M:%S}  {took:>8}  {attempt.nodes:12}  {attempt.why}{code}")
     return lines
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -45,15 +46,14 @@ def submit_pipeline(
 
     run = Run(load(found.preset, list(found.overrides)))
     name = name or run.folder.absolute().name
-    to_make = missing({stage: finished(run, stage) for stage in AFTER})
+    to_make = missing(lambda stage: finished(run, stage))
     described_by = {stage: described(*stage_job(found, stage), f"{name}/{stage}", jobs) for stage in to_make}
     if dry_run:
         _show(described_by, as_json)
         return
     if local:
         raise typer.Exit(_here(described_by))
-    said = _submit(described_by, AFTER)
-    _keep(found, described_by, jobs, name)
+    said = _submit(described_by, AFTER, lambda: _keep(found, described_by, jobs, name))
     rows = [{"stage": stage, "state": FINISHED, "job_ids": [], "after": [], **said.get(stage, {})} for stage in AFTER]
     if as_json:
         typer.echo(json.dumps({"name": name, "stages": rows}))
@@ -64,8 +64,12 @@ def submit_pipeline(
     typer.echo(f"retinaforge status {name!r} shows how far they are")
 
 
-def _submit(wanted: dict[str, Described], after: dict[str, tuple[str, ...]]) -> dict[str, dict[str, Any]]:
-    """Submit the stages in order, each waiting for the jobs of those before it that are not finished."""
+def _submit(wanted: dict[str, Described], after: dict[str, tuple[str, ...]], checked: Callable[[], None]) -> dict[str, dict[str, Any]]:
+    """Submit the stages in order, each waiting for the jobs of those before it that are not finished.
+
+    Args:
+        checked: called before the first goes out.
+    """
     from slurm.executor import check_slurm, submit
     from slurm.offers import offers
 
@@ -74,6 +78,7 @@ def _submit(wanted: dict[str, Described], after: dict[str, tuple[str, ...]]) -> 
     for job in wanted.values():  # all of them before the first goes out
         job.check()
         job.check_on(there)
+    checked()
     live = _left_alone(wanted, after)
     ids: dict[str, tuple[str, ...]] = {}
     said: dict[str, dict[str, Any]] = {}

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import glob
 import json
 import os
 import re
+import shutil
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -74,7 +76,6 @@ def command(
     it left, also with other resources.
     """
     given = {
-        **_nodes(nodes),
         "tasks_per_node": tasks_per_node,
         "cpus_per_task": cpus_per_task,
         "gpus_per_task": gpus_per_task,
@@ -93,7 +94,7 @@ def command(
         "exports": export or None,
         "secrets": str(secrets.absolute()) if secrets else None,
     }
-    given = {field: value for field, value in given.items() if value is not None}
+    given = {**_nodes(nodes), **{field: value for field, value in given.items() if value is not None}}
     if words[0] == "pipeline":
         from launch.cli.pipeline import submit_pipeline
 
@@ -109,6 +110,8 @@ def command(
         executor.check_slurm()
     job.check()
     if local:
+        if shutil.which("squeue"):
+            executor.check_free(job.folder)  # a job of this name that waits would read what is frozen now
         job.freeze()
         raise typer.Exit(executor.run_local(job.spec, job.folder))
     from slurm.offers import offers
@@ -195,6 +198,13 @@ def described(words: list[str], given: dict[str, Any], name: str | None, jobs: P
         name = name or f"{Path(target.run).name}/{target.stage}"
         rest = words[len(verb.split()) :]
         for word in (parsed["preset"], *(parsed["overrides"] or [])):
+            if word not in rest:
+                raise InputError(
+                    "{array_task} within the configuration",
+                    where=" ".join(words),
+                    expected="one configuration for the whole array, for it is frozen with the job; {array_task} among the verb's options",
+                    mend="sample … --task {array_task}/N, or a job of its own for each configuration",
+                )
             rest.remove(word)
         words = [*verb.split(), str(job_folder(jobs, name) / CONFIG_NAME), *rest]
         fields["progress"] = progress_patterns(target)
@@ -243,7 +253,7 @@ def _codebook_files(parsed: dict[str, Any]) -> tuple[str, ...]:
     if parsed["out"] is None and is_url(parsed["latents"]):
         return ()  # refused by the verb itself
     out = Path(parsed["out"] or Path(parsed["latents"]).absolute().parent / "codebook.safetensors").absolute()
-    return (str(out), str(out.with_name(f".{out.name}.unfinished")))
+    return (glob.escape(str(out)), glob.escape(str(out.with_name(f".{out.name}.unfinished"))))
 
 
 def show(job: Described, as_json: bool) -> None:
@@ -257,9 +267,10 @@ def show(job: Described, as_json: bool) -> None:
         typer.echo(f"# {name}={value}  from {job.spec.secrets}")
     if job.config:
         from launch.config import to_yaml
+        from slurm.jobs import masked
 
         typer.echo(f"\n# {job.folder}/config.yaml:")
-        typer.echo("".join(f"#   {line}\n" for line in to_yaml(job.config).splitlines()), nl=False)
+        typer.echo("".join(f"#   {masked(line)}\n" for line in to_yaml(job.config).splitlines()), nl=False)
 
 
 def as_tree(job: Described) -> dict[str, Any]:
@@ -273,8 +284,19 @@ def as_tree(job: Described) -> dict[str, Any]:
     if job.config:
         from launch.config import to_tree
 
-        config = to_tree(job.config)
+        config = _masked(to_tree(job.config))
     return {"folder": str(job.folder), "sbatch": sbatch_text(job.spec, job.folder), "job": spec, "config": config, "secrets": secrets}
+
+
+def _masked(tree: Any) -> Any:
+    """A tree of plain values, passwords in it starred."""
+    from slurm.jobs import masked
+
+    if isinstance(tree, dict):
+        return {key: _masked(value) for key, value in tree.items()}
+    if isinstance(tree, list):
+        return [_masked(value) for value in tree]
+    return masked(tree) if isinstance(tree, str) else tree
 
 
 def resume(
@@ -294,7 +316,7 @@ def resume(
     from slurm.records import job_folder
 
     changes = {"time_minutes": time_minutes, "partition": partition, "array": array}
-    changes = {**_nodes(nodes, most=True), **{field: value for field, value in changes.items() if value is not None}}
+    changes = {**_nodes(nodes), **{field: value for field, value in changes.items() if value is not None}}
     folder = job_folder(jobs, name)
     from launch.cli.pipeline import PIPELINE_NAME, submit_pipeline
 
@@ -329,8 +351,8 @@ def _submitted(spec: JobSpec, folder: Path, as_json: bool) -> None:
     typer.echo(f"job {record.job_id} ({spec.name}){parts}\n  log:    {said['log']}\n  status: retinaforge status {spec.name!r}")
 
 
-def _nodes(text: str | None, *, most: bool = False) -> dict[str, Any]:
-    """'2' or '1-4', as fields of a job; with `most`, also that there is no upper number.
+def _nodes(text: str | None) -> dict[str, Any]:
+    """'2' or '1-4', as fields of a job; what a site's file says of either is void then.
 
     Raises:
         InputError: neither.
@@ -340,5 +362,4 @@ def _nodes(text: str | None, *, most: bool = False) -> dict[str, Any]:
     match = re.fullmatch(r"([0-9]+)(?:-([0-9]+))?", text)
     if not match:
         raise InputError(f"--nodes {text}", expected="a number, or the fewest and the most: 1-4")
-    upper = {"most_nodes": int(match[2]) if match[2] else None}
-    return {"nodes": int(match[1]), **(upper if match[2] or most else {})}
+    return {"nodes": int(match[1]), "most_nodes": int(match[2]) if match[2] else None}

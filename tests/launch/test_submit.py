@@ -171,6 +171,7 @@ def test_a_job_on_a_run_is_named_by_it_and_keeps_its_configuration(invoke, tmp_p
         (("encode",), "(?i)missing (parameter|argument)"),
         (("codebook", "fit", "--codes", "many"), "many"),
         (("status",), "no verb 'status'"),
+        (("train", "vqgan", "demo", "run=runs/a{array_task}"), "within the configuration"),
     ],
 )
 def test_what_the_verb_would_refuse_is_refused_before_it_queues(invoke, tmp_path, words, message):
@@ -202,6 +203,9 @@ def test_secrets_come_from_a_file_of_one_s_own_and_are_shown_to_nobody(invoke, t
     assert json.loads(said)["secrets"] == {"WANDB_API_KEY": "***", "OTHER": "***"} and "abc" not in said
     text = invoke("submit", "--dry-run", "--name", "t", "--", "data", "ls", "s3://me:hunter2@host/set")
     assert "hunter2" not in text and "s3://me:***@host/set" in text
+    for form in ((), ("--json",)):
+        text = invoke("submit", "--dry-run", *form, "--", "encode", "demo", "data.dataset=s3://me:hunter2@host/set")
+        assert "hunter2" not in text and "s3://me:***@host/set" in text
     path.write_text("no value here\n")
     with pytest.raises(InputError, match="secrets:1") as told:
         invoke(*words)
@@ -286,9 +290,12 @@ def test_a_pipeline_that_cannot_be_is_refused_whole(invoke, tmp_path, text, word
 
 
 def test_behind_a_missing_stage_all_is_missing():
-    assert missing(dict.fromkeys(AFTER, True)) == []
-    assert missing({**dict.fromkeys(AFTER, True), "diffusion": False}) == ["diffusion", "sample", "evaluate", "audit", "report"]
-    assert missing({**dict.fromkeys(AFTER, True), "audit": False}) == ["audit", "report"]
+    assert missing(lambda stage: True) == []
+    assert missing(lambda stage: {"diffusion": False}.get(stage, True)) == ["diffusion", "sample", "evaluate", "audit", "report"]
+    assert missing(lambda stage: stage != "audit") == ["audit", "report"]
+    looked: list[str] = []
+    assert missing(lambda stage: looked.append(stage) or stage == "data") == list(AFTER)[1:]
+    assert looked == ["data", "vqgan"], "what stands behind a missing stage may not even be readable"
 
 
 def test_resume_of_what_was_never_submitted_says_so(invoke):

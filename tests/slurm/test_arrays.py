@@ -8,6 +8,7 @@ import pytest
 
 from data_shards.errors import InputError
 from slurm.arrays import FIRST, array_indices, array_task, parts_of
+from slurm.executor import handles
 from slurm.jobs import sbatch_text
 from slurm.records import Submitted
 from tests.slurm.test_jobs import PLAIN, RUN
@@ -49,7 +50,11 @@ def test_a_part_s_script_says_where_it_begins_and_waits_for_the_part_before():
     assert f"\nexport {FIRST}=10\n" in text
 
 
-def test_numbers_of_parts_are_told_as_the_whole_array_counts():
+def test_numbers_of_parts_are_told_as_the_whole_array_counts(tmp_path):
     record = Submitted(job_ids=("70", "81"), name="a", submitted_unix_s=0.0, array="1-15", part=10)
     assert [record.true_id(text) for text in ("70_0", "81_4", "81_2-4,0", "81")] == ["70_1", "81_15", "81_13-15,11", "81"]
     assert dataclasses.replace(record, part=0).true_id("70_3") == "70_3", "an array that went as it is"
+    assert [record.indices(number) for number in record.job_ids] == [[str(i) for i in range(10)], ["0", "1", "2", "3", "4"]]
+    assert [handle.job_id for handle in handles(record, tmp_path)][8:12] == ["70_8", "70_9", "81_0", "81_1"]
+    plain = dataclasses.replace(record, job_ids=("70",), array="3,9", part=0)
+    assert [handle.paths.stdout.name for handle in handles(plain, tmp_path)] == ["70_3_0_log.out", "70_9_0_log.out"]

@@ -13,11 +13,27 @@ from pathlib import Path
 import pytest
 
 from data_shards.errors import InputError, TryAgain
-from slurm.attempts import AWAY, Attempt, attempts_path, begin, cause, end, failure, first_code, holder_path, read_attempts, requeue
+from launch.jobs import Target, progress_patterns
+from slurm.attempts import (
+    AWAY,
+    RANK_MARK,
+    Attempt,
+    attempts_path,
+    begin,
+    cause,
+    end,
+    failure,
+    first_code,
+    holder_path,
+    main,
+    progress_of,
+    read_attempts,
+    requeue,
+)
 from slurm.jobs import JobSpec, freeze
-from slurm.preempt import stop_on_signals
-from slurm.rank import ATTEMPT, HOLDER, superseded
+from slurm.preempt import ATTEMPT, HOLDER, stop_on_signals, superseded
 
+FAILED_0 = "rank 0: exited with exit code 3"
 RANK_1_FAILED = "srun: error: n2: task 1: Exited with exit code 75\nsrun: error: n1: task 0: Terminated\n"
 
 
@@ -76,6 +92,9 @@ def slurm_says(why: str) -> str:
         (143, "", slurm_says(" DUE TO TIME LIMIT"), True, 143, "time limit", True),
         (143, "", slurm_says(""), True, 143, "cancelled", False),
         (0, "srun: error: Node failure on n3\n", "", False, 75, "node failure", True),
+        (3, "srun: error: Socket timed out\nsrun: error: n1: task 0: Exited with exit code 3\n", "", False, 3, FAILED_0, False),
+        (0, "srun: error: Slurm controller not responding, sleeping and retrying.\n", "", False, 0, "done", False),
+        (2, "srun: error: n1: tasks 0-1: Exited with exit code 2\n", "", False, 2, "rank 0: exited with exit code 2", False),
         (1, "srun: error: Unable to confirm allocation for job 7: Socket timed out\n", "", False, 75, "Unable to confirm allocation", True),
     ],
 )
@@ -94,6 +113,32 @@ def test_the_error_of_the_rank_that_failed_first_is_the_reason(script, capsys):
     )
     script.ends(75, errors=RANK_1_FAILED)
     assert script.last.why == "stopped by SIGUSR1 after 24 of 48 samples; the state is committed"
+
+
+def test_the_words_of_an_attempt_before_are_not_the_reason(script, capsys):
+    script.restart = 1
+    script.begins(capsys)
+    (script.folder / "7_1_log.out").write_text("TryAgain: stopped by SIGUSR1\n" + RANK_MARK.format(restart=1) + "\nTraceback …\n")
+    script.ends(1, errors="srun: error: n2: task 1: Exited with exit code 1\n")
+    assert script.last.why == "rank 1: exited with exit code 1"
+
+
+def test_a_file_system_that_is_away_as_an_attempt_begins_puts_it_off(script, monkeypatch, capsys):
+    monkeypatch.setattr("slurm.attempts.progress_of", lambda spec: (_ for _ in ()).throw(OSError(116, "Stale file handle")))
+    for name, value in script.environ.items():
+        monkeypatch.setenv(name, value)
+    assert main(["begin", str(script.path)]) == 75 and script.asked == ["7"]
+    assert "Stale file handle" in capsys.readouterr().err
+
+
+def test_a_run_s_folder_may_hold_what_patterns_are_made_of(tmp_path):
+    target = Target(run=str(tmp_path / "a[1] **"), stage="vqgan")
+    spec = JobSpec(name="j", command=("python",), folder=str(tmp_path), progress=progress_patterns(target))
+    before = progress_of(spec)
+    commit = tmp_path / "a[1] **" / "vqgan" / "checkpoints" / "samples-000000000008" / "COMMIT.json"
+    commit.parent.mkdir(parents=True)
+    commit.touch()
+    assert progress_of(spec) != before
 
 
 def test_an_attempt_that_could_say_nothing_is_explained_by_the_next(script, capsys):

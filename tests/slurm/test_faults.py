@@ -18,7 +18,7 @@ from ldm.training.clock import TIMINGS
 from ldm.training.committed import COMMIT, read_commit
 from slurm.attempts import Attempt, attempts_path, holder_path, read_attempts
 from slurm.local_cluster import LocalCluster, missing
-from slurm.rank import HOLDER
+from slurm.preempt import HOLDER
 from slurm.status import JobState, read_squeue, squeue
 from tests.runs import NETWORKS
 
@@ -250,16 +250,18 @@ def test_a_lost_node_is_replaced(cluster, tmp_path, packed, undisturbed):
 
 @LONG
 def test_a_job_for_any_number_of_nodes_takes_what_is_free(cluster, tmp_path, packed):
-    """One node at first, four after a requeue: every sample once, in the same order, and the losses agree but for rounding."""
+    """One node at first, two after a requeue, with two tasks on each."""
     others = cluster.run("sbatch", "--parsable", "--nodes=3", "--exclusive", "--output=/dev/null", "--wrap=sleep 300")
-    job = Job(tmp_path, packed, "elastic", "--nodes", "1-4")
+    job = Job(tmp_path, packed, "elastic", "--nodes", "1-2", "--tasks-per-node", 2, "--cpus-per-task", 2)
     job.trains_on()
+    assert sorted(job.ranks()) == [0, 1]
     first = job.attempts()[0].nodes
     cluster.run("scancel", others.strip())
     job.until("three free nodes", lambda: cluster.run("sinfo", "-h", "-N", "-p", "main", "-t", "idle", "-o", "%N").count("\n") == 3)
     cluster.run("scontrol", "requeue", job.id)
     job.started_again(1)
+    job.until("four ranks", lambda: sorted(job.ranks()) == [0, 1, 2, 3])
     job.completes()
     nodes = [len(cluster.run("scontrol", "show", "hostnames", nodes).split()) for nodes in (first, job.attempts()[1].nodes)]
-    assert nodes == [1, 4]
+    assert nodes == [1, 2]
     assert [row["samples"] for row in job.curve()] == list(range(8, 641, 8))

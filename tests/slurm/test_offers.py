@@ -12,7 +12,7 @@ from tests.slurm.test_jobs import PLAIN
 
 SITE = """\
 gpu|up|4|64|512000|2-00:00:00|gpu:a100:4(S:0-1)
-gpu|up|2|128+|1024000|2-00:00:00|gpu:h100:8,nvme:1
+gpu|up|2|128|1024000|2-00:00:00|gpu:h100:8,nvme:1
 cpu*|up|100|32|128000|infinite|(null)
 old|down|10|16|64000|1:00:00|(null)
 """
@@ -51,10 +51,11 @@ def test_what_fits_passes(change):
     [
         ({"partition": "gpus"}, "no partition 'gpus'(.|\n)*did you mean 'gpu'(.|\n)*cpu: 100 node"),
         ({"partition": "gpu", "tasks_per_node": 16, "gpus_per_task": 1}, "a node of gpu has 8 GPUs, the job asks for 16"),
-        ({"gpus_per_task": 1}, "a node of cpu has 0 GPUs, the job asks for 1 a node(.|\n)*gpu: 2 node.*8 GPUs"),
-        ({"cpus_per_task": 33}, "32 cores, the job asks for 33"),
-        ({"memory": "200G"}, "128000 MiB of memory, the job asks for 204800"),
-        ({"nodes": 101}, r"cpu has 100 node\(s\) of that kind"),
+        ({"partition": "cpu", "gpus_per_task": 1}, "a node of cpu has 0 GPUs, the job asks for 1 a node(.|\n)*gpu: 2 node.*8 GPUs"),
+        ({"partition": "cpu", "cpus_per_task": 33}, "32 cores, the job asks for 33"),
+        ({"partition": "cpu", "memory": "200G"}, "128000 MiB of memory, the job asks for 204800"),
+        ({"nodes": 101}, r"cpu has 100 node\(s\) of that kind(.|\n)*gpu has 6"),
+        ({"gpus_per_task": 9}, "cpu has 0 GPUs(.|\n)*gpu has 8 GPUs"),
         ({"partition": "gpu", "tasks_per_node": 8, "gpus_per_task": 1, "nodes": 3}, r"gpu has 2 node\(s\) of that kind"),
         ({"partition": "gpu", "time_minutes": 5000}, "ends jobs after 2880 minutes"),
         ({"partition": "old"}, "takes no jobs now"),
@@ -66,9 +67,9 @@ def test_what_no_partition_could_start_is_refused_with_what_there_is(change, wor
         check_fit(dataclasses.replace(PLAIN, **change), read_offers(SITE))
 
 
-def test_without_a_default_a_partition_has_to_be_named():
-    with pytest.raises(InputError, match="none is the site's default"):
-        check_fit(PLAIN, read_offers(SITE.replace("*", "")))
+def test_where_none_is_named_the_site_may_choose_any():
+    check_fit(dataclasses.replace(PLAIN, gpus_per_task=8), read_offers(SITE))
+    check_fit(PLAIN, read_offers(SITE.replace("*", "")))
 
 
 @pytest.mark.slurm

@@ -97,7 +97,7 @@ def test_try_again_is_requeued_and_runs_the_same_command_in_the_same_folder(clus
     job = submit(JobSpec(name="again", command=("python", "-c", code), folder=str(tmp_path)), folder)
     [state] = wait(job.job_id, seconds=120)
     assert (state.state, state.restarts) == ("COMPLETED", 1), everything_said(folder)
-    assert log_lines(folder) == ["again", "first"]
+    assert log_lines(folder) == ["again", "first", "retinaforge: restart 1"]
 
 
 def test_scontrol_requeue_runs_it_again(cluster, tmp_path):

@@ -12,16 +12,17 @@ from pathlib import Path
 import pytest
 
 from data_shards.errors import TryAgain
+from launch.cli.jobs import summary
 from slurm.executor import _Job
-from slurm.records import RECORD_NAME, Submitted, current, is_live, job_folder, read_records
-from slurm.status import FORMAT, UNKNOWN, JobState, Queue, is_same, last_words
+from slurm.records import RECORD_NAME, Submitted, cancelled, current, is_live, job_folder, read_records
+from slurm.status import FORMAT, UNKNOWN, JobState, Queue, is_same
 
 NOW = "2026-11-26T12:00:00"
 AT = time.mktime(time.strptime(NOW, "%Y-%m-%dT%H:%M:%S"))
 
 
-def row(number: int, state: str, *, name: str = "job", restarts: int = 0, submitted: str = NOW, why: str = "n1") -> str:
-    fields = (str(number), "N/A", state, "1:02", str(restarts), submitted, why, name)
+def row(number: int, state: str, *, name: str = "job", index: str = "N/A", restarts: int = 0, submitted: str = NOW, why: str = "n1") -> str:
+    fields = (str(number), index, state, "1:02", str(restarts), submitted, why, name)
     return "".join(field.ljust(width) for field, (_, width) in zip(fields, FORMAT, strict=True))
 
 
@@ -151,7 +152,54 @@ def test_without_books_a_forgotten_job_is_unknown(site):
     site.breaks("sacct")
     assert current([submitted(7)], Queue(0.0))["job"] == [JobState(job_id="7", name="job")]
     (site.folder / "sacct").unlink()
-    assert last_words({"7": "job"}) == {}
+    assert Queue().books({"7": "job"}) == {}
+
+
+def test_the_books_are_not_asked_more_often_either(site):
+    queue = Queue()
+    for _ in range(50):
+        current([submitted(7)], queue)
+    assert site.calls("sacct") == 1
+    current([submitted(7), submitted(8, "other")], queue)
+    assert site.calls("sacct") == 2, "a number that is new to them"
+
+
+def test_indices_of_an_array_are_forgotten_one_by_one(site):
+    """Three of five: one runs, one is in the books, of one nobody knows; none falls out of the count."""
+    record = Submitted(job_ids=("7",), name="job", submitted_unix_s=AT, array="1-5")
+    site.says("squeue", row(7, "RUNNING", index="4"), row(7, "PENDING", index="2,5%2"))
+    site.says("sacct", f"7_3|FAILED|00:01|{NOW}|4:0|job", f"7_4|COMPLETED|00:01|{NOW}|0:0|job")
+    found = {state.job_id: state.state for state in current([record], Queue(0.0))["job"]}
+    assert found == {"7_4": "RUNNING", "7_2,5": "PENDING", "7_3": "FAILED", "7_1": UNKNOWN}
+    assert summary(current([record], Queue(0.0))["job"]) == "2 PENDING, 1 RUNNING, 1 FAILED, 1 UNKNOWN"
+
+
+def test_a_name_that_is_no_text_hides_no_other_job(site):
+    (site.folder / "squeue.said").write_bytes(row(6, "RUNNING", name="x").encode()[:-1] + b"\xe6\xff\n" + row(7, "RUNNING").encode())
+    assert current([submitted(7)], Queue(0.0))["job"][0].state == "RUNNING"
+
+
+def test_only_what_is_live_is_cancelled(site):
+    """A part of an array that SLURM has forgotten, or whose number it gave away, is left alone."""
+    site.says("squeue", row(7, "RUNNING", index="0"), row(8, "RUNNING", name="another"))
+    (site.folder / "scancel").write_text(f"#!/bin/sh\necho $* > {site.folder}/cancelled\n")
+    (site.folder / "scancel").chmod(0o755)
+    record = Submitted(job_ids=("7", "8", "9"), name="job", submitted_unix_s=AT, array="0-2", part=1)
+    assert cancelled([record], Queue(0.0)) == {"job"}
+    assert (site.folder / "cancelled").read_text() == "7\n"
+
+
+@pytest.mark.parametrize("state", ["NODE_FAIL", "PREEMPTED"])
+def test_what_squeue_does_not_start_again_may_be_submitted_again(site, state):
+    site.says("squeue", row(7, state))
+    assert not is_live(current([submitted(7)], Queue(0.0))["job"])
+
+
+def test_a_damaged_record_hides_no_other(tmp_path, caplog):
+    for name, text in (("a", json.dumps({"job_ids": ["1"], "name": "a", "submitted_unix_s": 1.0})), ("b", "{")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / RECORD_NAME).write_text(text)
+    assert [record.name for record in read_records(tmp_path, [])] == ["a"] and "left out" in caplog.text
 
 
 @pytest.mark.parametrize(
