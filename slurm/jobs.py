@@ -342,10 +342,13 @@ trap 'told=--told' TERM  # SLURM asks the script to end: it waits for its tasks,
 {first}attempts() {{ {python} -m slurm.attempts "$1" {job} "${{@:2}}"; }}
 attempts begin || exit
 export {attempt}="$SLURM_JOB_ID.${{SLURM_RESTART_COUNT:-0}}"
-read -r MASTER_ADDR < <(scontrol show hostnames "$SLURM_JOB_NODELIST")
-# a site may name its nodes otherwise than the network does
-if ! getent hosts "$MASTER_ADDR" >/dev/null; then
-  MASTER_ADDR=$(scontrol --oneliner show node "$MASTER_ADDR" | sed -n 's/.* NodeAddr=\\([^ ]*\\).*/\\1/p')
+MASTER_ADDR=127.0.0.1
+if [ "$SLURM_JOB_NUM_NODES" -gt 1 ]; then
+  read -r MASTER_ADDR < <(scontrol show hostnames "$SLURM_JOB_NODELIST")
+  # a site may name its nodes otherwise than the network does
+  if ! getent hosts "$MASTER_ADDR" >/dev/null; then
+    MASTER_ADDR=$(scontrol --oneliner show node "$MASTER_ADDR" | sed -n 's/.* NodeAddr=\\([^ ]*\\).*/\\1/p')
+  fi
 fi
 export MASTER_ADDR  # the port is told by rank 0, which sees what is free there
 

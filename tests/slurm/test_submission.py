@@ -71,7 +71,7 @@ def test_what_the_site_does_not_offer_is_refused_with_what_it_does(invoke, tmp_p
     assert not (tmp_path / "runs" / "jobs" / "refused-by-us" / RECORD_NAME).exists() and "refused-by-us" not in squeue()
 
 
-def test_a_name_in_use_is_refused_until_its_job_has_ended(invoke, cluster, tmp_path):
+def test_a_name_in_use_is_refused_until_its_job_has_ended(invoke, tmp_path):
     folder = tmp_path / "runs" / "jobs" / "held"
     spec = python("import time; time.sleep(120)", tmp_path, name="held")
     job = submit(spec, folder)
@@ -84,7 +84,7 @@ def test_a_name_in_use_is_refused_until_its_job_has_ended(invoke, cluster, tmp_p
     until(lambda: state_of(job.job_id) == "CANCELLED" and read_attempts(attempts_path(folder))[0].why == "cancelled")
     check_free(folder)
     again = json.loads(invoke("resume", "held", "--nodes", "1-2", "--json"))
-    assert again["job_id"] != job.job_id and "NumNodes=1-2" in cluster.run("scontrol", "show", "job", again["job_id"])
+    assert again["job_id"] != job.job_id and json.loads((folder / "job.json").read_text())["most_nodes"] == 2
     until(lambda: len(read_attempts(attempts_path(folder))) == 2)
     told = json.loads(invoke("status", "held", "--json"))["jobs"]["held"]
     assert told["state"] == "RUNNING" and [a["job_id"] for a in told["attempts"][""]] == [job.job_id, again["job_id"]]
