@@ -120,9 +120,21 @@ def freeze_run(folder: Path, config: Config, target: Target) -> None:
     from launch.stages import environment
 
     check_target(folder, target)
+    private(folder)
     durable.write_bytes(folder / CONFIG_NAME, to_yaml(config).encode())
     durable.write_json(folder / ENVIRONMENT_NAME, environment())
     durable.write_json(folder / TARGET_NAME, asdict(target))
+
+
+def private(folder: Path) -> None:
+    """A folder that nobody else may look into: a configuration may hold the password of a store.
+
+    Raises:
+        InputError: it cannot be made.
+    """
+    with durable.explained(folder):
+        durable.make_folder(folder)
+        folder.chmod(0o700)
 
 
 def check_target(folder: Path, target: Target) -> None:

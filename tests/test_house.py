@@ -87,3 +87,11 @@ def test_local_links_in_the_documentation_lead_somewhere():
             if not re.match(r"[a-z][a-z0-9+.-]*:|#", link) and not (page.parent / link.partition("#")[0]).exists():
                 broken.append(f"{page.relative_to(ROOT)}: {link}")
     assert not broken, "\n".join(broken)
+
+
+def test_the_long_fault_tests_have_a_target():
+    """What is skipped with 'make faults runs it' is run by it."""
+    makefile = (ROOT / "Makefile").read_text()
+    [line] = [line for line in makefile.splitlines() if "FAULTS=all" in line]
+    for folder in ("tests/faults", "tests/slurm", "tests/launch/test_zero.py"):
+        assert folder in line

@@ -100,7 +100,7 @@ def _as_json(states: list[JobState], progress: Progress, attempts: Attempts) -> 
         "state": summary(states),
         "jobs": [asdict(state) for state in states],
         "progress": {**asdict(progress), "eta_s": progress.eta_s},
-        "attempts": {index: [asdict(attempt) for attempt in each] for index, each in attempts.items()},
+        "attempts": [{"index": index or None, **asdict(attempt)} for index, each in attempts.items() for attempt in each],
     }
 
 

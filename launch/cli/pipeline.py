@@ -13,7 +13,7 @@ import typer
 from data_shards.errors import InputError
 
 if TYPE_CHECKING:
-    from launch.cli.submit import Described
+    from launch.cli.described import Described
     from launch.pipeline import Pipeline
 
 PIPELINE_NAME = "pipeline.yaml"
@@ -29,7 +29,7 @@ def submit_pipeline(
     Raises:
         InputError: what `submit` refuses of any stage; then nothing is submitted. TryAgain: SLURM does not answer.
     """
-    from launch.cli.submit import described
+    from launch.cli.described import described
     from launch.pipeline import AFTER, Pipeline, missing, read_pipeline, stage_job
     from launch.stages import Run, finished
 
@@ -120,13 +120,14 @@ def _keep(pipeline: Pipeline, wanted: dict[str, Described], jobs: Path, name: st
 
     from data_shards import durable
     from launch.config import to_yaml
-    from launch.jobs import CONFIG_NAME
+    from launch.jobs import CONFIG_NAME, private
     from slurm.records import job_folder
 
     folder = job_folder(jobs, name)
     config = next((job.config for job in wanted.values() if job.config), None)
     if config is None:
         return  # all is finished
+    private(folder)
     durable.write_bytes(folder / CONFIG_NAME, to_yaml(config).encode())
     tree = {"preset": str(folder / CONFIG_NAME), "jobs": {stage: dict(fields) for stage, fields in pipeline.jobs.items()}}
     durable.write_bytes(folder / PIPELINE_NAME, yaml.safe_dump(tree, sort_keys=False).encode())
@@ -146,7 +147,7 @@ def _here(wanted: dict[str, Described]) -> int:
 
 
 def _show(wanted: dict[str, Described], as_json: bool) -> None:
-    from launch.cli.submit import as_tree, show
+    from launch.cli.described import as_tree, show
 
     if as_json:
         typer.echo(json.dumps({"stages": {stage: as_tree(job) for stage, job in wanted.items()}}))

@@ -323,3 +323,15 @@ def test_what_a_table_says_of_a_job():
     assert pace(Progress(done=960, goal=4800, per_s=17.14), True) == "960 of 4,800, 20 %; 17.1/s, 3 min 44 s left"
     assert pace(Progress(done=960, goal=4800, per_s=17.14), False) == "960 of 4,800, 20 %"
     assert pace(Progress(), True) == ""
+
+
+def test_an_option_counts_above_what_a_site_says_and_exports_add_up(invoke, tmp_path):
+    (tmp_path / "site.yaml").write_text("nodes: 1\nmost_nodes: 4\nexports: [HF_HOME]\n")
+    job = json.loads(invoke("submit", "--nodes", "8", "--export", "MY_ROOT", "--dry-run", "--json", "--", "run", "demo"))["job"]
+    assert (job["nodes"], job["most_nodes"]) == (8, None) and {"HF_HOME", "MY_ROOT"} <= set(job["exports"])
+
+
+def test_a_dataset_that_is_not_there_is_refused_before_it_queues(invoke, tmp_path):
+    with pytest.raises(InputError, match="no packed dataset here|no such"):
+        invoke("submit", "--local", "--", "train", "vqgan", "demo", "data.dataset=nowhere")
+    assert not (tmp_path / "runs").exists()

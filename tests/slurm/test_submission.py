@@ -87,7 +87,7 @@ def test_a_name_in_use_is_refused_until_its_job_has_ended(invoke, tmp_path):
     assert again["job_id"] != job.job_id and json.loads((folder / "job.json").read_text())["most_nodes"] == 2
     until(lambda: len(read_attempts(attempts_path(folder))) == 2)
     told = json.loads(invoke("status", "held", "--json"))["jobs"]["held"]
-    assert told["state"] == "RUNNING" and [a["job_id"] for a in told["attempts"][""]] == [job.job_id, again["job_id"]]
+    assert told["state"] == "RUNNING" and [a["job_id"] for a in told["attempts"]] == [job.job_id, again["job_id"]]
     assert "cancelled" in invoke("status", "held")
     invoke("cancel", "held")
 

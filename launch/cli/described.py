@@ -1,0 +1,202 @@
+"""Words and options of `submit` as a job: what SLURM is told, what is frozen with it, and what a dry run shows."""
+
+from __future__ import annotations
+
+import glob
+import json
+import os
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from data_shards.errors import InputError, nearest
+
+if TYPE_CHECKING:
+    from launch.config import Config
+    from launch.jobs import Target
+    from slurm.jobs import JobSpec
+    from slurm.offers import Offer
+
+NOT_SUBMITTED = {"submit", "status", "logs", "cancel", "resume", "runs", "slurm-local"}
+
+
+@dataclass(frozen=True)
+class Described:
+    """A job before it is submitted: what SLURM is told, its folder, and what it makes of which run, if of one."""
+
+    spec: JobSpec
+    folder: Path
+    config: Config | None = None
+    target: Target | None = None
+
+    def check(self) -> None:
+        """Refuse what could not run on this machine either, before anything is written.
+
+        Raises:
+            InputError: the name is another command's, the secrets are no file of one's own, the run was begun with another
+            configuration, there is no such dataset, or a folder cannot be written.
+        """
+        from launch.jobs import check_target, check_writable
+        from slurm.jobs import check_same
+        from slurm.task import read_secrets
+
+        check_same(self.spec, self.folder)
+        if self.spec.secrets:
+            read_secrets(Path(self.spec.secrets))
+        if self.config is not None and self.target is not None:
+            from launch.stages import Run, check_inputs  # it takes seconds
+
+            check_target(self.folder, self.target)
+            run = Run(self.config)
+            run.check()
+            if self.config.data.dataset:
+                check_inputs(run)
+            check_writable(run.folder)
+        check_writable(self.folder)
+
+    def check_on(self, there: list[Offer]) -> None:
+        """Refuse what this cluster could not start, or what would be ended before its first checkpoint.
+
+        Raises:
+            InputError: as said.
+        """
+        from launch.jobs import check_time
+        from slurm.offers import check_fit
+
+        check_fit(self.spec, there)
+        if self.target is not None:
+            check_time(self.spec, self.target)
+
+    def freeze(self) -> None:
+        """Write what the job works with into its folder."""
+        if self.config is not None and self.target is not None:
+            from launch.jobs import freeze_run
+
+            freeze_run(self.folder, self.config, self.target)
+
+
+def described(words: list[str], given: dict[str, Any], name: str | None, jobs: Path) -> Described:
+    """The job that these words and options mean; nothing is written.
+
+    Raises:
+        InputError: no such verb or option, a configuration that is refused, or fields that JobSpec refuses.
+    """
+    from launch.jobs import CONFIG_NAME, STAGES, progress_patterns, target_of
+    from launch.site import network_variables, site_defaults
+    from slurm.jobs import spec_from
+    from slurm.records import job_folder
+
+    verb, parsed = parse(words)
+    site = site_defaults(words[0], verbs())
+    fields = site | given
+    fields["exports"] = sorted({*site.get("exports", ()), *given.get("exports", ()), *network_variables(os.environ)})
+    config = target = None
+    if verb in STAGES and parsed.get("preset"):
+        from launch.config import load
+
+        config = load(parsed["preset"], parsed["overrides"] or [])
+        target = target_of(config, verb)
+        name = name or f"{Path(target.run).name}/{target.stage}"
+        rest = words[len(verb.split()) :]
+        for word in (parsed["preset"], *(parsed["overrides"] or [])):
+            if word not in rest:
+                raise InputError(
+                    "{array_task} within the configuration",
+                    where=" ".join(words),
+                    expected="one configuration for the whole array, for it is frozen with the job; {array_task} among the verb's options",
+                    mend="sample … --task {array_task}/N, or a job of its own for each configuration",
+                )
+            rest.remove(word)
+        words = [*verb.split(), str(job_folder(jobs, name) / CONFIG_NAME), *rest]
+        fields["progress"] = progress_patterns(target)
+    elif verb == "codebook fit":
+        fields["progress"] = _codebook_files(parsed)
+    name = name or "-".join(words).replace("/", "_")[:128]
+    own = {"name": name, "command": ["retinaforge", *words], "folder": str(Path.cwd())}
+    spec = spec_from(json.dumps(fields | own).encode(), where="the job, as site.yaml and the options say")
+    return Described(spec, job_folder(jobs, name), config, target)
+
+
+def parse(words: list[str]) -> tuple[str, dict[str, Any]]:
+    """The verb ('train vqgan') and what its own command line makes of the rest.
+
+    Raises:
+        InputError: no such verb, or what the verb would refuse once it runs.
+    """
+    from launch.cli import app
+
+    node, path, rest = typer.main.get_command(app), [], [word.replace("{array_task}", "1") for word in words]
+    while hasattr(node, "commands"):  # a group of verbs
+        known = set(node.commands) - (set() if path else NOT_SUBMITTED)
+        verb = rest.pop(0) if rest else ""
+        if verb not in known:
+            said = " ".join([*path, verb]).strip()
+            raise InputError(f"no verb {said!r} to submit", expected=nearest(verb, known), mend="retinaforge --help")
+        node, path = node.commands[verb], [*path, verb]
+    try:
+        return " ".join(path), node.make_context(" ".join(path), rest).params
+    except Exception as error:
+        if not hasattr(error, "format_message"):  # click's word for what a person mistyped
+            raise
+        raise InputError(error.format_message(), where=" ".join(words), mend=f"retinaforge {' '.join(path)} --help") from error
+
+
+def verbs() -> set[str]:
+    """What can be submitted, by the first word."""
+    from launch.cli import app
+
+    return {entry.name for entry in (*app.registered_commands, *app.registered_groups)} - NOT_SUBMITTED
+
+
+def _codebook_files(parsed: dict[str, Any]) -> tuple[str, ...]:
+    from data_shards.stores import is_url
+
+    if parsed["out"] is None and is_url(parsed["latents"]):
+        return ()  # refused by the verb itself
+    out = Path(parsed["out"] or Path(parsed["latents"]).absolute().parent / "codebook.safetensors").absolute()
+    return (glob.escape(str(out)), glob.escape(str(out.with_name(f".{out.name}.unfinished"))))
+
+
+def show(job: Described, as_json: bool) -> None:
+    """What would be submitted: the script, and below it, as comments, the configuration and the names of secrets."""
+    tree = as_tree(job)
+    if as_json:
+        typer.echo(json.dumps(tree))
+        return
+    typer.echo(tree["sbatch"], nl=False)
+    for name, value in tree["secrets"].items():
+        typer.echo(f"# {name}={value}  from {job.spec.secrets}")
+    if job.config:
+        from launch.config import to_yaml
+        from slurm.jobs import masked
+
+        typer.echo(f"\n# {job.folder}/config.yaml:")
+        typer.echo("".join(f"#   {masked(line)}\n" for line in to_yaml(job.config).splitlines()), nl=False)
+
+
+def as_tree(job: Described) -> dict[str, Any]:
+    """The same as plain values, with secrets starred."""
+    from slurm.jobs import masked, sbatch_text, spec_json
+    from slurm.task import read_secrets
+
+    secrets = dict.fromkeys(read_secrets(Path(job.spec.secrets)), "***") if job.spec.secrets else {}
+    spec = json.loads(spec_json(replace(job.spec, command=tuple(map(masked, job.spec.command)))))
+    config = None
+    if job.config:
+        from launch.config import to_tree
+
+        config = _masked(to_tree(job.config))
+    return {"folder": str(job.folder), "sbatch": sbatch_text(job.spec, job.folder), "job": spec, "config": config, "secrets": secrets}
+
+
+def _masked(tree: Any) -> Any:
+    """A tree of plain values, passwords in it starred."""
+    from slurm.jobs import masked
+
+    if isinstance(tree, dict):
+        return {key: _masked(value) for key, value in tree.items()}
+    if isinstance(tree, list):
+        return [_masked(value) for value in tree]
+    return masked(tree) if isinstance(tree, str) else tree
