@@ -88,11 +88,11 @@ class _Executor(submitit.SlurmExecutor):
         return self._submit_command("")
 
 
-def submit(spec: JobSpec, run_folder: Path, *, free: bool = False) -> Submitted:
+def submit(spec: JobSpec, run_folder: Path, *, free_at_unix_s: float = 0.0) -> Submitted:
     """Freeze the job into its folder and submit it, an array longer than the cluster takes as several.
 
     Args:
-        free: the caller has seen that SLURM has no such job (`check_free`).
+        free_at_unix_s: when the caller saw that SLURM has no such job (`check_free`); what was submitted since is looked at here.
 
     Raises:
         InputError: no SLURM here, another job in the folder, or sbatch's own refusal (partition, account, limits).
@@ -110,10 +110,10 @@ def submit(spec: JobSpec, run_folder: Path, *, free: bool = False) -> Submitted:
         )
     check_same(spec, run_folder)
     with durable.claimed(run_folder / ".submit", "submitting this job"):
-        if not free:
-            check_free(run_folder)
         path = run_folder / RECORD_NAME
         before = read_record(path) if path.exists() else None
+        if before and before.submitted_unix_s >= free_at_unix_s:
+            check_free(run_folder)
         freeze(spec, run_folder)
         ids: list[str] = []
         began = time.time()
@@ -155,15 +155,15 @@ def check_slurm() -> None:
         )
 
 
-def check_free(run_folder: Path) -> None:
-    """Refuse to submit a job a second time while SLURM still has it.
+def check_free(run_folder: Path) -> float:
+    """Refuse to submit a job a second time while SLURM still has it. Returns when SLURM was asked.
 
     Raises:
         InputError: as said. TryAgain: SLURM does not answer.
     """
-    path = run_folder / RECORD_NAME
+    path, now = run_folder / RECORD_NAME, time.time()
     if not path.exists():
-        return
+        return now
     record = read_record(path)
     if is_live(states := current([record], fresh=True)[record.name]):
         live = next(state for state in states if is_live([state]))
@@ -173,6 +173,7 @@ def check_free(run_folder: Path) -> None:
             expected="a job that has ended, to submit it again",
             mend=f"retinaforge status {record.name!r}; retinaforge cancel {record.name!r} ends it, another --name goes beside it",
         )
+    return now
 
 
 def handles(record: Submitted, run_folder: Path) -> list[submitit.SlurmJob]:

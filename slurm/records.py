@@ -142,10 +142,10 @@ def current(records: list[Submitted], queue: Queue | None = None, *, fresh: bool
     found = queue.states([number for record in records for number in record.job_ids], newer_than_unix_s=newest)
     parts = [(record, number) for record in records for number in record.job_ids]
     mine = {(record.name, number): _own(found[number], record) for record, number in parts}
-    gaps = {number: _missing(record, number, mine[record.name, number]) for record, number in parts}
-    books = queue.books({number: record.name for record, number in parts if gaps[number] != []})
+    gaps = {(record.name, number): _missing(record, number, mine[record.name, number]) for record, number in parts}
+    books = queue.books({number: record.name for record, number in parts if gaps[record.name, number] != []})
     for record, number in parts:
-        if (missing := gaps[number]) != []:
+        if (missing := gaps[record.name, number]) != []:
             known = mine[record.name, number]
             known += [s for s in _own(books.get(number, []), record) if not missing or set(span_of(s.job_id)) <= set(missing)]
             if (missing := _missing(record, number, known)) != []:  # an array's indices are forgotten one by one

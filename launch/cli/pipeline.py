@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -79,6 +80,7 @@ def _submit(wanted: dict[str, Described], after: dict[str, tuple[str, ...]], che
         job.check()
         job.check_on(there)
     checked()
+    asked = time.time()
     live = _left_alone(wanted, after)
     ids: dict[str, tuple[str, ...]] = {}
     said: dict[str, dict[str, Any]] = {}
@@ -88,7 +90,7 @@ def _submit(wanted: dict[str, Described], after: dict[str, tuple[str, ...]], che
             waits = [number for one in before for number in ids[one]]
             spec = replace(job.spec, dependency=f"afterok:{':'.join(waits)}" if waits else None)
             job.freeze()
-        ids[stage] = live[stage] if stage in live else submit(spec, job.folder, free=True).job_ids
+        ids[stage] = live[stage] if stage in live else submit(spec, job.folder, free_at_unix_s=asked).job_ids
         said[stage] = {"state": LIVE if stage in live else SUBMITTED, "job_ids": list(ids[stage]), "after": before}
     return said
 

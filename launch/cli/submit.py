@@ -112,9 +112,9 @@ def command(
     from slurm.offers import offers
 
     job.check_on(offers())
-    executor.check_free(job.folder)
+    free_at = executor.check_free(job.folder)
     job.freeze()
-    _submitted(job.spec, job.folder, as_json)
+    _submitted(job.spec, job.folder, free_at, as_json)
 
 
 def resume(
@@ -154,14 +154,13 @@ def resume(
 
     executor.check_slurm()
     Described(spec, folder, target=read_target(folder)).check_on(offers())
-    executor.check_free(folder)
-    _submitted(spec, folder, as_json)
+    _submitted(spec, folder, executor.check_free(folder), as_json)
 
 
-def _submitted(spec: JobSpec, folder: Path, as_json: bool) -> None:
+def _submitted(spec: JobSpec, folder: Path, free_at_unix_s: float, as_json: bool) -> None:
     from slurm import executor
 
-    record = executor.submit(spec, folder, free=True)
+    record = executor.submit(spec, folder, free_at_unix_s=free_at_unix_s)
     log = executor.handles(record, folder)[0].paths.stdout
     said = {"job_id": record.job_id, "job_ids": record.job_ids, "name": spec.name, "folder": str(folder), "log": str(log)}
     if as_json:

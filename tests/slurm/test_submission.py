@@ -6,6 +6,7 @@ import json
 import sys
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -90,6 +91,23 @@ def test_a_name_in_use_is_refused_until_its_job_has_ended(invoke, tmp_path):
     assert told["state"] == "RUNNING" and [a["job_id"] for a in told["attempts"]] == [job.job_id, again["job_id"]]
     assert "cancelled" in invoke("status", "held")
     invoke("cancel", "held")
+
+
+def test_two_who_submit_at_once_make_one_job(cluster, tmp_path):
+    """Both had seen that the name is free."""
+    spec, seen = python("import time; time.sleep(60)", tmp_path, name="at-once"), time.time()
+
+    def one() -> object:
+        try:
+            return submit(spec, tmp_path / "job", free_at_unix_s=seen)
+        except RetinaforgeError as error:
+            return error
+
+    with ThreadPoolExecutor(4) as pool:
+        said = list(pool.map(lambda _: one(), range(4)))
+    [record] = [one for one in said if not isinstance(one, RetinaforgeError)]
+    assert squeue().count("at-once") == 1
+    cluster.run("scancel", record.job_id)
 
 
 HOSTILE = ["-rf", "--wrap=id", "%j %A", "a;b|c&d", "..", "../../up", "ü 96² 🙂", "'\"`$(id)", "x" * 128]
