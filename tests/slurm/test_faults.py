@@ -187,6 +187,7 @@ def test_two_copies_of_a_job_never_write_one_checkpoint(cluster, tmp_path, packe
     assert job.newest() == LOOP["samples"]
 
 
+@LONG
 def test_a_rank_dies_while_the_controller_is_away(cluster, tmp_path, packed, undisturbed):
     """The training does not notice that slurmctld is gone; the job that wants to be restarted asks until it is back."""
     job = Job(tmp_path, packed, "alone", "--nodes", 2)

@@ -100,19 +100,6 @@ def test_try_again_is_requeued_and_runs_the_same_command_in_the_same_folder(clus
     assert log_lines(folder) == ["again", "first", "retinaforge: restart 1"]
 
 
-def test_scontrol_requeue_runs_it_again(cluster, tmp_path):
-    code = "import os, time; n = len(os.listdir('starts')); open(f'starts/{n}', 'w').close(); time.sleep(0 if n else 120)"
-    (tmp_path / "starts").mkdir()
-    job = submit(JobSpec(name="requeued", command=("python", "-c", code), folder=str(tmp_path)), tmp_path / "job")
-    wait(job.job_id, until={"RUNNING"})
-    while not list((tmp_path / "starts").iterdir()):
-        time.sleep(0.1)
-    cluster.run("scontrol", "requeue", job.job_id)
-    [state] = wait(job.job_id, seconds=120)
-    assert (state.state, state.restarts) == ("COMPLETED", 1)
-    assert len(list((tmp_path / "starts").iterdir())) == 2
-
-
 def test_an_array_gives_each_index_its_share(cluster, tmp_path):
     command = ("python", "-c", "import sys; print(sys.argv[1])", "{array_task}/3")
     job = submit(JobSpec(name="array", command=command, folder=str(tmp_path), array="0-2"), tmp_path / "job")

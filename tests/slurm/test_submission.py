@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -24,6 +25,7 @@ from slurm.status import Queue, read_squeue, squeue
 from tests.runs import NETWORKS
 
 pytestmark = pytest.mark.slurm
+LONG = pytest.mark.skipif(os.environ.get("FAULTS") != "all", reason="make faults runs it: over a minute")
 
 
 @pytest.fixture
@@ -140,7 +142,7 @@ def test_a_limit_of_restarts_ends_in_a_clear_failure(cluster, tmp_path):
     assert "not restarted: 2 attempts in a row got nowhere" in (folder / f"{job.job_id}_batch.out").read_text()
 
 
-@pytest.mark.slow
+@LONG
 @pytest.mark.timeout(600)
 def test_a_pipeline_goes_from_shards_to_the_report_and_only_what_is_missing_goes_out_again(invoke, cluster, tmp_path, packed):
     """The VQ-GAN's job fails at first, for a file stands in its way: what follows is held, and a rerun mends it."""
