@@ -73,10 +73,11 @@ def stop_on_signals(superseded: Callable[[], bool] | None = None) -> Iterator[St
 
     def listen() -> None:
         while True:
-            if not select.select([out], [], [], LOOK_EVERY_S if superseded else None)[0]:
-                if superseded():
-                    os.write(2, b"ended: a younger attempt of this job has taken over\n")
-                    os._exit(75)
+            came = select.select([out], [], [], LOOK_EVERY_S if superseded else None)[0]
+            if superseded and superseded():  # also as a signal comes: it would end in a commit
+                os.write(2, b"ended: a younger attempt of this job has taken over\n")
+                os._exit(75)
+            if not came:
                 continue
             came = os.read(out, 1)
             if not came:
