@@ -253,7 +253,7 @@ def test_a_lost_node_is_replaced(cluster, tmp_path, packed, undisturbed):
 def test_a_job_for_any_number_of_nodes_takes_what_is_free(cluster, tmp_path, packed):
     """One node at first, two after a requeue, with two tasks on each."""
     others = cluster.run("sbatch", "--parsable", "--nodes=3", "--exclusive", "--output=/dev/null", "--wrap=sleep 300")
-    job = Job(tmp_path, packed, "elastic", "--nodes", "1-2", "--tasks-per-node", 2, "--cpus-per-task", 2)
+    job = Job(tmp_path, packed, "elastic", "--nodes", "1-2", "--tasks-per-node", 2)
     job.trains_on()
     assert sorted(job.ranks()) == [0, 1]
     first = job.attempts()[0].nodes
