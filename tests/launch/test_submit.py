@@ -8,10 +8,8 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from typer.testing import CliRunner
 
-from data_shards.errors import InputError, RetinaforgeError
-from launch.cli import app
+from data_shards.errors import InputError
 from launch.cli.jobs import duration, pace, summary
 from launch.config import load
 from launch.jobs import Progress, Target, check_time, progress_of
@@ -22,24 +20,16 @@ from slurm.jobs import JobSpec
 from slurm.rank import Placement
 from slurm.status import JobState
 from slurm.task import few_cores, read_secrets, task_environ
+from tests.commands import invoke
 
 
-@pytest.fixture
-def invoke(tmp_path, monkeypatch):
+@pytest.fixture(autouse=True)
+def in_a_folder_of_its_own(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "no-config"))
 
-    def call(*words: str, code: int = 0) -> str:
-        done = CliRunner().invoke(app, words)
-        if isinstance(done.exception, RetinaforgeError):
-            raise done.exception
-        assert done.exit_code == code, done.output
-        return done.stdout
 
-    return call
-
-
-def test_a_dry_run_prints_the_script_and_writes_nothing(invoke, tmp_path):
+def test_a_dry_run_prints_the_script_and_writes_nothing(tmp_path):
     text = invoke("submit", "--nodes", "2", "--time-minutes", "60", "--dry-run", "--", "run", "demo", "--dry-run", "data.subjects=3")
     assert text.startswith("#!/bin/bash") and "#SBATCH --nodes=2" in text
     config = tmp_path / "runs" / "jobs" / "demo" / "run" / "config.yaml"
@@ -49,14 +39,14 @@ def test_a_dry_run_prints_the_script_and_writes_nothing(invoke, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_json_holds_the_job(invoke, tmp_path):
+def test_json_holds_the_job(tmp_path):
     said = json.loads(invoke("submit", "--name", "a/b", "--dry-run", "--json", "--", "run", "demo"))
     folder = tmp_path / "runs" / "jobs" / "a" / "b"
     assert said["folder"] == str(folder) and said["job"]["folder"] == str(tmp_path)
     assert said["job"]["command"] == ["retinaforge", "run", str(folder / "config.yaml")] and said["config"]["run"] == "runs/demo"
 
 
-def test_what_a_site_says_holds_unless_an_option_says_otherwise(invoke, tmp_path, monkeypatch):
+def test_what_a_site_says_holds_unless_an_option_says_otherwise(tmp_path, monkeypatch):
     """The user's file, then the folder's; in each what is for one verb over what is for all."""
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
     monkeypatch.setenv("NCCL_SOCKET_IFNAME", "ib0")
@@ -91,14 +81,14 @@ def test_what_a_site_says_holds_unless_an_option_says_otherwise(invoke, tmp_path
         ("partition: [", "not YAML"),
     ],
 )
-def test_a_site_file_with_a_mistake_is_named(invoke, tmp_path, monkeypatch, text, message):
+def test_a_site_file_with_a_mistake_is_named(tmp_path, monkeypatch, text, message):
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "none"))
     (tmp_path / "site.yaml").write_text(text)
     with pytest.raises(InputError, match=message):
         invoke("submit", "--dry-run", "--", "run", "demo")
 
 
-def test_a_verb_that_is_not_there_is_refused_before_it_queues(invoke):
+def test_a_verb_that_is_not_there_is_refused_before_it_queues():
     with pytest.raises(InputError, match="no verb 'sampel'(.|\n)*'sample'"):
         invoke("submit", "--dry-run", "--", "sampel", "demo")
 
@@ -115,12 +105,12 @@ def test_a_verb_that_is_not_there_is_refused_before_it_queues(invoke):
         ("--name", "a\nb"),
     ],
 )
-def test_bad_options_are_refused(invoke, words):
+def test_bad_options_are_refused(words):
     with pytest.raises(InputError):
         invoke("submit", *words, "--dry-run", "--", "run", "demo")
 
 
-def test_local_runs_the_verb_here_and_hands_on_its_exit_code(invoke, capfd):
+def test_local_runs_the_verb_here_and_hands_on_its_exit_code(capfd):
     invoke("submit", "--local", "--name", "here", "--", "presets")
     assert "demo" in capfd.readouterr().out
     invoke("submit", "--local", "--name", "wrong", "--", "data", "ls", "nowhere", code=2)
@@ -132,14 +122,14 @@ def test_local_runs_the_verb_here_and_hands_on_its_exit_code(invoke, capfd):
         invoke("submit", "--local", "--name", "here", "--", "run", "demo")
 
 
-def test_status_of_nothing_says_so(invoke):
+def test_status_of_nothing_says_so():
     assert "nothing was submitted" in invoke("status")
     assert json.loads(invoke("status", "--json")) == {"as_of_unix_s": None, "jobs": {}}
     with pytest.raises(InputError, match="no job 'x'"):
         invoke("status", "x")
 
 
-def test_a_job_on_a_run_is_named_by_it_and_keeps_its_configuration(invoke, tmp_path, capfd):
+def test_a_job_on_a_run_is_named_by_it_and_keeps_its_configuration(tmp_path, capfd):
     """What is edited after the submission changes nothing of a requeued job: it reads the configuration in its own folder."""
     (tmp_path / "mine.yaml").write_text("run: runs/mine\nsample: {count: 8, shard: 4}\n")
     invoke("submit", "--local", "--", "run", "mine.yaml", "sample.seed=5", "--dry-run")
@@ -174,13 +164,13 @@ def test_a_job_on_a_run_is_named_by_it_and_keeps_its_configuration(invoke, tmp_p
         (("train", "vqgan", "demo", "run=runs/a{array_task}"), "within the configuration"),
     ],
 )
-def test_what_the_verb_would_refuse_is_refused_before_it_queues(invoke, tmp_path, words, message):
+def test_what_the_verb_would_refuse_is_refused_before_it_queues(tmp_path, words, message):
     with pytest.raises(InputError, match=message):
         invoke("submit", "--dry-run", "--", *words)
     assert not list(tmp_path.iterdir())
 
 
-def test_what_cannot_be_written_is_refused_before_it_queues(invoke, tmp_path):
+def test_what_cannot_be_written_is_refused_before_it_queues(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(InputError, match="cannot write"):
         invoke("submit", "--local", "--", "train", "vqgan", "demo", "run=file/run")
@@ -188,7 +178,7 @@ def test_what_cannot_be_written_is_refused_before_it_queues(invoke, tmp_path):
         invoke("submit", "--local", "--jobs", "file/jobs", "--", "presets")
 
 
-def test_secrets_come_from_a_file_of_one_s_own_and_are_shown_to_nobody(invoke, tmp_path, capfd):
+def test_secrets_come_from_a_file_of_one_s_own_and_are_shown_to_nobody(tmp_path, capfd):
     path = tmp_path / "secrets"
     path.write_text("# keys\nWANDB_API_KEY=abc=123\n\nOTHER=x y\n")
     path.chmod(0o644)
@@ -229,7 +219,7 @@ def test_a_task_that_may_use_fewer_cores_than_it_asked_for_says_so():
     assert task_environ(spec, Placement(), cores=2)["OMP_NUM_THREADS"] == "2"
 
 
-def test_how_often_slurm_is_asked_is_the_site_s_to_say(invoke, tmp_path):
+def test_how_often_slurm_is_asked_is_the_site_s_to_say(tmp_path):
     (tmp_path / "site.yaml").write_text("ask_every_seconds: 90\npartition: gpu\n")
     assert queue().ask_every_s == 90
     assert "--partition=gpu" in invoke("submit", "--dry-run", "--", "run", "demo"), "no field of a job"
@@ -255,7 +245,7 @@ def test_a_limit_before_the_first_checkpoint_is_refused_where_the_pace_is_known(
 PIPELINE = "preset: demo\noverrides: [run=runs/p]\njobs:\n  vqgan: {nodes: 2, time_minutes: 60}\n  sample: {tasks: 6, at_once: 2}\n"
 
 
-def test_a_pipeline_s_stages_wait_for_each_other(invoke, tmp_path):
+def test_a_pipeline_s_stages_wait_for_each_other(tmp_path):
     (tmp_path / "p.yaml").write_text(PIPELINE)
     stages = json.loads(invoke("submit", "--dry-run", "--json", "--", "pipeline", "p.yaml", "sample.count=12"))["stages"]
     assert list(stages) == ["data", "vqgan", "encode", "diffusion", "sample", "evaluate", "audit", "report"]
@@ -282,7 +272,7 @@ def test_a_pipeline_s_stages_wait_for_each_other(invoke, tmp_path):
         (PIPELINE, ("--nodes", "2"), "options of a job"),
     ],
 )
-def test_a_pipeline_that_cannot_be_is_refused_whole(invoke, tmp_path, text, words, message):
+def test_a_pipeline_that_cannot_be_is_refused_whole(tmp_path, text, words, message):
     (tmp_path / "p.yaml").write_text(text)
     with pytest.raises(InputError, match=message):
         invoke("submit", *words, "--dry-run", "--", "pipeline", "p.yaml")
@@ -298,12 +288,12 @@ def test_behind_a_missing_stage_all_is_missing():
     assert looked == ["data", "vqgan"], "what stands behind a missing stage may not even be readable"
 
 
-def test_resume_of_what_was_never_submitted_says_so(invoke):
+def test_resume_of_what_was_never_submitted_says_so():
     with pytest.raises(InputError, match="no job 'x'"):
         invoke("resume", "x")
 
 
-def test_runs_are_listed_with_how_far_they_are(invoke, tmp_path):
+def test_runs_are_listed_with_how_far_they_are(tmp_path):
     assert "no run in runs" in invoke("runs")
     run = tmp_path / "runs" / "eyes"
     (run / "vqgan").mkdir(parents=True)
@@ -325,13 +315,13 @@ def test_what_a_table_says_of_a_job():
     assert pace(Progress(), True) == ""
 
 
-def test_an_option_counts_above_what_a_site_says_and_exports_add_up(invoke, tmp_path):
+def test_an_option_counts_above_what_a_site_says_and_exports_add_up(tmp_path):
     (tmp_path / "site.yaml").write_text("nodes: 1\nmost_nodes: 4\nexports: [HF_HOME]\n")
     job = json.loads(invoke("submit", "--nodes", "8", "--export", "MY_ROOT", "--dry-run", "--json", "--", "run", "demo"))["job"]
     assert (job["nodes"], job["most_nodes"]) == (8, None) and {"HF_HOME", "MY_ROOT"} <= set(job["exports"])
 
 
-def test_a_dataset_that_is_not_there_is_refused_before_it_queues(invoke, tmp_path):
+def test_a_dataset_that_is_not_there_is_refused_before_it_queues(tmp_path):
     with pytest.raises(InputError, match="no packed dataset here|no such"):
         invoke("submit", "--local", "--", "train", "vqgan", "demo", "data.dataset=nowhere")
     assert not (tmp_path / "runs").exists()

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -13,13 +11,7 @@ import torch
 
 from ldm.codebook_fit import FitConfig, FittedCodebook, fit_codebook
 from ldm.comm import Alone
-
-
-def retinaforge(*words: object, cwd: Path, code: int = 0) -> str:
-    program = Path(sys.executable).with_name("retinaforge")
-    done = subprocess.run([program, *map(str, words)], cwd=cwd, capture_output=True, text=True, timeout=300, check=False)
-    assert done.returncode == code, done.stdout + done.stderr
-    return done.stdout
+from tests.commands import retinaforge
 
 
 def completed(job: dict, folder: Path) -> dict:

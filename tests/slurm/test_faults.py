@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -20,6 +18,7 @@ from slurm.attempts import Attempt, attempts_path, holder_path, read_attempts
 from slurm.local_cluster import LocalCluster, missing
 from slurm.preempt import HOLDER
 from slurm.status import JobState, read_squeue, squeue
+from tests.commands import retinaforge
 from tests.runs import NETWORKS
 
 pytestmark = [pytest.mark.slurm, pytest.mark.slow, pytest.mark.timeout(600)]
@@ -44,13 +43,6 @@ def cluster(whole_cluster, monkeypatch, tmp_path) -> LocalCluster:
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
     (tmp_path / "site.yaml").write_text("ask_every_seconds: 0.5\n")
     return whole_cluster
-
-
-def retinaforge(*words: object, cwd: Path, code: int = 0) -> str:
-    program = Path(sys.executable).with_name("retinaforge")
-    done = subprocess.run([program, *map(str, words)], cwd=cwd, capture_output=True, text=True, timeout=300, check=False)
-    assert done.returncode == code, done.stdout + done.stderr
-    return done.stdout
 
 
 class Job:

@@ -8,14 +8,13 @@ import time
 from pathlib import Path
 
 import pytest
-from typer.testing import CliRunner
 
 from data_shards.errors import InputError
-from launch.cli import app
 from slurm.executor import handles, submit
 from slurm.jobs import JobSpec
 from slurm.records import RECORD_NAME
 from slurm.status import UNKNOWN, JobState, read_squeue, squeue
+from tests.commands import invoke
 
 pytestmark = pytest.mark.slurm
 ENDED = {"COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL"}
@@ -147,7 +146,6 @@ def test_logs_are_followed_to_the_end_and_a_job_is_cancelled_by_its_name(cluster
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "none"))
     (tmp_path / "site.yaml").write_text("ask_every_seconds: 1\n")
-    invoke = lambda *words: CliRunner().invoke(app, [str(word) for word in words], catch_exceptions=False).stdout  # noqa: E731
     code = "import os, time\nfor i in range(3): print('line', i, os.environ['RANK'], flush=True); time.sleep(1)"
     submit(JobSpec(name="talks", command=("python", "-c", code), folder=str(tmp_path), nodes=2), tmp_path / "runs" / "jobs" / "talks")
     told = [line for line in invoke("logs", "talks", "-f").splitlines() if "line" in line]

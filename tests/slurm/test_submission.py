@@ -12,36 +12,27 @@ from pathlib import Path
 
 import pytest
 import yaml
-from typer.testing import CliRunner
 
 from data_shards.errors import InputError, RetinaforgeError
-from launch.cli import app
 from slurm.attempts import attempts_path, read_attempts
 from slurm.executor import check_free, submit
 from slurm.jobs import JobSpec
 from slurm.local_cluster import LocalCluster
 from slurm.records import RECORD_NAME, current, has_ended, read_record
 from slurm.status import Queue, read_squeue, squeue
+from tests.commands import invoke
 from tests.runs import NETWORKS
 
 pytestmark = pytest.mark.slurm
 LONG = pytest.mark.skipif(os.environ.get("FAULTS") != "all", reason="make faults runs it: over a minute")
 
 
-@pytest.fixture
-def invoke(cluster, tmp_path, monkeypatch) -> Callable[..., str]:
+@pytest.fixture(autouse=True)
+def in_a_folder_of_its_own(cluster, tmp_path, monkeypatch) -> None:
+    """With this process's commands pointed to the cluster, and SLURM asked as often as a test likes."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "none"))
     (tmp_path / "site.yaml").write_text("ask_every_seconds: 0.3\n")
-
-    def call(*words: object) -> str:
-        done = CliRunner().invoke(app, [str(word) for word in words])
-        if isinstance(done.exception, RetinaforgeError):
-            raise done.exception
-        assert done.exit_code == 0, done.output
-        return done.stdout
-
-    return call
 
 
 def until(true: Callable[[], bool], seconds: float = 90, told: Callable[[], object] = lambda: "") -> None:
@@ -68,13 +59,13 @@ def python(code: str, tmp_path: Path, **fields) -> JobSpec:
         (("--cpus-per-task", "5"), "4 cores, the job asks for 5"),
     ],
 )
-def test_what_the_site_does_not_offer_is_refused_with_what_it_does(invoke, tmp_path, words, message):
+def test_what_the_site_does_not_offer_is_refused_with_what_it_does(tmp_path, words, message):
     with pytest.raises(InputError, match=message):
         invoke("submit", *words, "--name", "refused-by-us", "--", "presets")
     assert not (tmp_path / "runs" / "jobs" / "refused-by-us" / RECORD_NAME).exists() and "refused-by-us" not in squeue()
 
 
-def test_a_name_in_use_is_refused_until_its_job_has_ended(invoke, tmp_path):
+def test_a_name_in_use_is_refused_until_its_job_has_ended(tmp_path):
     folder = tmp_path / "runs" / "jobs" / "held"
     spec = python("import time; time.sleep(120)", tmp_path, name="held")
     job = submit(spec, folder)
@@ -115,7 +106,7 @@ def test_two_who_submit_at_once_make_one_job(cluster, tmp_path):
 HOSTILE = ["-rf", "--wrap=id", "%j %A", "a;b|c&d", "..", "../../up", "ü 96² 🙂", "'\"`$(id)", "x" * 128]
 
 
-def test_a_hostile_name_is_only_a_name(invoke, cluster, tmp_path):
+def test_a_hostile_name_is_only_a_name(cluster, tmp_path):
     jobs = {name: json.loads(invoke("submit", f"--name={name}", "--json", "--", "data", "ls", "nowhere")) for name in HOSTILE}
     until(lambda: all(state_of(job["job_id"]) == "FAILED" for job in jobs.values()), told=squeue)
     told = json.loads(invoke("status", "--json"))["jobs"]
@@ -125,7 +116,7 @@ def test_a_hostile_name_is_only_a_name(invoke, cluster, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["a\nb", "a\\b", "\x1b[31m", " ", "y" * 129, "🙂" * 100])
-def test_what_can_be_no_name_is_refused(invoke, name):
+def test_what_can_be_no_name_is_refused(name):
     with pytest.raises(InputError, match="name="):
         invoke("submit", f"--name={name}", "--", "presets")
 
@@ -144,7 +135,7 @@ def test_a_limit_of_restarts_ends_in_a_clear_failure(cluster, tmp_path):
 
 @LONG
 @pytest.mark.timeout(600)
-def test_a_pipeline_goes_from_shards_to_the_report_and_only_what_is_missing_goes_out_again(invoke, cluster, tmp_path, packed):
+def test_a_pipeline_goes_from_shards_to_the_report_and_only_what_is_missing_goes_out_again(cluster, tmp_path, packed):
     """The VQ-GAN's job fails at first, for a file stands in its way: what follows is held, and a rerun mends it."""
     loop = {"samples": 16, "batch": 8, "log_every": 8, "checkpoint_every": 8, "validate_samples": 0}
     config = {"run": "runs/eyes", "data": {"dataset": str(packed)}, "sample": {"count": 12, "shard": 3, "batch": 3}}
@@ -187,7 +178,7 @@ def narrow() -> Iterator[LocalCluster]:
         yield running
 
 
-def test_an_array_longer_than_the_cluster_takes_goes_as_several(session_cluster, narrow, invoke, tmp_path, monkeypatch):
+def test_an_array_longer_than_the_cluster_takes_goes_as_several(narrow, tmp_path, monkeypatch):
     for name, value in narrow.environ.items():
         monkeypatch.setenv(name, value)
     code = "import sys; open(f'made-{sys.argv[1]}', 'x').close(); sys.exit(4 * (sys.argv[1] == '17'))"
