@@ -16,11 +16,14 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from data_shards.errors import InputError, nearest
 from launch.parse import parse_yaml
 from launch.site import KEYS
+
+if TYPE_CHECKING:
+    from launch.stages import Run
 
 AFTER = {
     "data": (),
@@ -108,3 +111,36 @@ def missing(finished: Callable[[str], bool]) -> list[str]:
         if any(one in found for one in before) or not finished(stage):
             found.append(stage)
     return found
+
+
+def finished(run: Run, stage: str) -> bool:
+    """Whether a stage of a run has left what the next ones need, made from what the ones before it left.
+
+    Args:
+        stage: data, vqgan, encode, diffusion, sample, evaluate, audit or report.
+
+    Raises:
+        UnsafeResume: checkpoints, but none that can be loaded.
+    """
+    from data_shards.manifest import NAME, read_manifest
+    from launch.judging import judged
+    from launch.stages import done
+    from ldm.trained import trained_digest
+
+    sets = {"data": run.dataset, "encode": run.latents, "sample": run.synthetic}
+    if stage == "data":
+        return bool(run.config.data.dataset) or (Path(run.dataset) / NAME).exists()
+    if stage in ("vqgan", "diffusion"):
+        return done(run, stage)
+    if stage == "report":
+        report, results = run.folder / "report.html", [run.folder / f"{what}.json" for what in ("evaluate", "audit")]
+        return all(path.exists() and report.exists() and report.stat().st_mtime >= path.stat().st_mtime for path in results)
+    if stage in ("evaluate", "audit"):
+        return judged(run, stage)
+    if not (sets[stage] / NAME).exists():
+        return False
+    source = read_manifest(sets[stage]).source
+    if stage == "encode":
+        return source.get("encode", {}).get("autoencoder") == trained_digest(run.vqgan)
+    asked = source.get("sample", {})
+    return asked.get("denoiser") == trained_digest(run.diffusion) and asked.get("count") == run.config.sample.count

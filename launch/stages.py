@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import platform
-import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterable
@@ -20,13 +19,12 @@ import yaml
 from data_shards import durable
 from data_shards.dataset import Dataset
 from data_shards.errors import InputError
-from data_shards.manifest import NAME, read_manifest
+from data_shards.manifest import NAME
 from data_shards.stores import Cache, is_url
 from launch.config import Config, to_tree, to_yaml
 
 Watch = Callable[..., Iterable[Any]]
 HEADLINE = ("psnr_gain_db", "codes_used", "frechet_over_gaussian_latents", "seconds")
-BASELINE_IMAGES = 1024
 FREE_TO_CHANGE = {
     *("samples", "checkpoint_every", "log_every", "keep", "validate_samples", "background", "profile", "workers", "max_bad_steps"),
     *("read", "cache", "cache_gib"),
@@ -223,85 +221,6 @@ def sample(run: Run, watch: Watch, task: tuple[int, int] = (1, 1)) -> bool:
     return made is not None
 
 
-def held_out_split(real: Dataset) -> str:
-    """The split to compare with: people that no model was trained on, where there are any."""
-    filled = [name for name, info in real.splits.items() if info.count]
-    return next((name for name in ("val", "test", *filled) if name in filled and name != "train"), "train")
-
-
-def evaluate(run: Run, watch: Watch) -> None:
-    """Reconstruction of held-out people, evaluation of the set, and the baseline of decoded Gaussian latents."""
-    from data_shards.pack import write_dataset
-    from ldm.evaluation import EvaluateConfig
-    from ldm.evaluation import evaluate as evaluate_set
-    from ldm.reconstruction import decoded_gaussian_latents, reconstruction
-    from ldm.trained import load_autoencoder, load_denoiser
-
-    autoencoder, denoiser = load_autoencoder(run.vqgan, device()), load_denoiser(run.diffusion, device())
-    real, wanted = run.open(run.dataset), run.config.sample
-    baseline, source = run.folder / "gaussian-latents", {"baseline": denoiser.digest, "seed": wanted.seed, "quantise": wanted.quantise}
-    if (baseline / NAME).exists() and read_manifest(baseline).source != source:
-        shutil.rmtree(baseline)  # of an earlier state of the denoiser; it can always be made again
-    if not (baseline / NAME).exists():
-        count = min(wanted.count, BASELINE_IMAGES)
-        cubes = decoded_gaussian_latents(autoencoder, denoiser, count, seed=wanted.seed, batch=wanted.batch, quantise=wanted.quantise)
-        write_dataset(baseline, {"synthetic": watch(cubes, total=count, title="baseline", unit="cube")}, source=source)
-    rebuilt = reconstruction(real, autoencoder)
-    evaluation = evaluate_set(real, Dataset(run.synthetic), EvaluateConfig(against=held_out_split(real), device=device()), watch)
-    frechet = {
-        name: frechet_to_train(real, Dataset(path), watch) for name, path in (("samples", run.synthetic), ("gaussian_latents", baseline))
-    }
-    durable.write_json(run.folder / "reconstruction.json", rebuilt)
-    durable.write_json(run.folder / "evaluate.json", evaluation)
-    record(
-        run,
-        psnr_gain_db=rebuilt["psnr_gain_db"],
-        psnr_db=rebuilt["psnr_db"],
-        codes_used=rebuilt["codes_used"],
-        frechet_over_gaussian_latents=frechet["samples"] / frechet["gaussian_latents"],
-        frechet=frechet,
-    )
-
-
-def audit(run: Run, watch: Watch) -> None:
-    """Search the set for copies of training images."""
-    from ldm.audit import AuditConfig
-    from ldm.audit import audit as audit_set
-
-    real = run.open(run.dataset)
-    config = AuditConfig(against=held_out_split(real), device=device())
-    durable.write_json(run.folder / "audit.json", audit_set(real, Dataset(run.synthetic), config, watch))
-
-
-def judged(run: Run, what: str) -> bool:
-    """Whether 'evaluate' or 'audit' has seen the present sets."""
-    path = run.folder / f"{what}.json"
-    if not (path.exists() and (run.synthetic / NAME).exists()):
-        return False
-    if what == "evaluate" and not {*HEADLINE} - {"seconds"} <= set(figures(run)):
-        return False
-    seen, real = json.loads(path.read_text()), run.open(run.dataset)
-    return (seen[SEEN[what]]["digest"], seen["synthetic"]["digest"]) == (real.digest, Dataset(run.synthetic).digest)
-
-
-SEEN = {"evaluate": "reference", "audit": "train"}
-"""Where the result of each names the real set."""
-
-
-def frechet_to_train(real: Dataset, synthetic: Dataset, watch: Watch) -> float:
-    """Fréchet distance of a set to the training split: the largest real set, so the least biased yardstick for a ratio."""
-    import numpy as np
-
-    from ldm.evaluation import features_of
-    from ldm.metrics.features import get_extractor
-    from ldm.metrics.frechet import frechet_distance
-    from ldm.metrics.sets import Part
-
-    extractor = get_extractor("seeded-conv-v1", real.stats)
-    parts = [Part(dataset=d, split=s, sample_N=np.arange(d.count(s))) for d, s in ((real, "train"), (synthetic, "synthetic"))]
-    return frechet_distance(*(features_of(part, extractor, watch=watch) for part in parts))
-
-
 def write_report(run: Run) -> Path:
     """report.html from what stands in the run folder."""
     from launch.report.build import build_report
@@ -320,36 +239,6 @@ def done(run: Run, stage: str) -> bool:
 
     newest = CheckpointStore(getattr(run, stage) / "checkpoints", Alone()).newest(progress_exists=False)
     return newest is not None and newest.samples >= getattr(run.config, stage).loop.samples
-
-
-def finished(run: Run, stage: str) -> bool:
-    """Whether a stage of a run has left what the next ones need, made from what the ones before it left.
-
-    Args:
-        stage: data, vqgan, encode, diffusion, sample, evaluate, audit or report.
-
-    Raises:
-        UnsafeResume: checkpoints, but none that can be loaded.
-    """
-    from ldm.trained import trained_digest
-
-    sets = {"data": run.dataset, "encode": run.latents, "sample": run.synthetic}
-    if stage == "data":
-        return bool(run.config.data.dataset) or (Path(run.dataset) / NAME).exists()
-    if stage in ("vqgan", "diffusion"):
-        return done(run, stage)
-    if stage == "report":
-        report, results = run.folder / "report.html", [run.folder / f"{what}.json" for what in ("evaluate", "audit")]
-        return all(path.exists() and report.exists() and report.stat().st_mtime >= path.stat().st_mtime for path in results)
-    if stage in ("evaluate", "audit"):
-        return judged(run, stage)
-    if not (sets[stage] / NAME).exists():
-        return False
-    source = read_manifest(sets[stage]).source
-    if stage == "encode":
-        return source.get("encode", {}).get("autoencoder") == trained_digest(run.vqgan)
-    asked = source.get("sample", {})
-    return asked.get("denoiser") == trained_digest(run.diffusion) and asked.get("count") == run.config.sample.count
 
 
 def figures(run: Run) -> dict[str, Any]:

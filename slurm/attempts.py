@@ -21,30 +21,21 @@ import re
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from data_shards import durable
 from data_shards.errors import InputError, RetinaforgeError, TryAgain
 from slurm.arrays import array_task
+from slurm.causes import AWAY, CAUSES, EXITED, LOST_NODE, MARK, cause, failure, first_code, said_in
 from slurm.jobs import JobSpec, read_spec
 
 TRY_AGAIN = TryAgain.exit_code
 PATIENCE_S = (5, 10, 20, 40, 80, 160, 300)
 """Pauses between requests to a controller that does not answer."""
-CAUSES = {"PREEMPTION": "preempted", "JOB REQUEUE": "scontrol requeue", "NODE FAILURE": "node failure", "TIME LIMIT": "time limit"}
-CANCELLED = re.compile(r"\*\*\* JOB \d+ ON \S+ CANCELLED AT \S+(?: DUE TO ([A-Z ]+[A-Z]))?")
-OUR_ERROR = re.compile(r"(TryAgain|InputError|UnsafeResume|CorruptData): (.+)")
-EXITED = re.compile(r"task.*: Exited with exit code (\d+)$", re.MULTILINE)
-LOST_NODE = re.compile(r"Node failure on")
 UNHEARD = re.compile(r"contact slurm controller|timed out|not responding|onnection|Zero Bytes|temporar", re.IGNORECASE)
 """The words of SLURM's programs for a controller that is away."""
-# srun's words for what is no fault of the command
-AWAY = re.compile(
-    r"Unable to (contact slurm controller|confirm allocation|create step)|Socket timed out|Node failure on|"
-    r"Slurm controller not responding|Communication connection failure|Zero Bytes were transmitted"
-)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -176,11 +167,6 @@ def _begun(environ: Mapping[str, str]) -> Attempt:
     )
 
 
-MARK = "retinaforge: attempt {restart} on {nodes}"
-RANK_MARK = "retinaforge: restart {restart}"
-"""The first line of a restarted rank in its log, which holds those of the attempts before too."""
-
-
 def end(path: Path, status: int, told: bool, environ: Mapping[str, str]) -> int:
     """Note how the attempt ended, and ask for another where that helps; the exit code for the script.
 
@@ -243,55 +229,6 @@ def requeue(job_id: str, pauses_s: tuple[float, ...] = PATIENCE_S) -> None:
             print(f"retinaforge: scontrol requeue: {said}; asked again in {pause} s", file=sys.stderr, flush=True)
             time.sleep(pause)
     raise TryAgain(f"SLURM did not requeue the job: {said}", where=job_id, mend="retinaforge resume NAME")
-
-
-def first_code(errors: str, status: int) -> int:
-    """The exit code that says why a step ended. srun's own is the highest, and a rank that was ended because another failed (143)
-    hides the reason: the first that failed counts."""
-    match = EXITED.search(errors)
-    return int(match[1]) if match else status
-
-
-def cause(text: str) -> str | None:
-    """SLURM's reason for ending a job, in its last words of that."""
-    if found := CANCELLED.findall(text):
-        return CAUSES.get(found[-1], found[-1].lower() or "cancelled")
-    return CAUSES["NODE FAILURE"] if LOST_NODE.search(text) else None
-
-
-def said_in(folder: Path, environ: Mapping[str, str], restart: int) -> str:
-    """What the script's own log holds of the attempt of that number."""
-    try:
-        text = (folder / f"{_log_name(environ)}_batch.out").read_text(errors="replace")
-    except FileNotFoundError:
-        return ""
-    own = text.rpartition(MARK.partition("{")[0] + f"{restart} on ")[2]
-    return own.partition(MARK.partition("{")[0])[0]
-
-
-def failure(errors: str, folder: Path, environ: Mapping[str, str]) -> str | None:
-    """What went wrong on the rank that failed first: our own error's first line, or how it was ended."""
-    match = re.search(r"tasks? (\d+).*?: (Exited with exit code \d+|[A-Z][A-Za-z ]+)(?: \(core dumped\))?$", errors, re.MULTILINE)
-    if match is None:
-        return None
-    rank, how = match[1], match[2]
-    found = list(_errors_in(folder / f"{_log_name(environ)}_{rank}_log.out")) if how.startswith("Exited") else []
-    return found[-1] if found else f"rank {rank}: {how.lower()}"
-
-
-def _log_name(environ: Mapping[str, str]) -> str:
-    """How the names of this job's logs begin: %j, or %A_%a."""
-    array, index = environ.get("SLURM_ARRAY_JOB_ID"), environ.get("SLURM_ARRAY_TASK_ID")
-    return f"{array}_{index}" if index else environ["SLURM_JOB_ID"]
-
-
-def _errors_in(log: Path, tail_bytes: int = 1 << 14) -> Iterator[str]:
-    if log.exists():
-        with log.open("rb") as file:
-            file.seek(max(0, log.stat().st_size - tail_bytes))
-            own = file.read().decode(errors="replace").rpartition(RANK_MARK.partition("{")[0])[2]
-            for match in OUR_ERROR.finditer(own):
-                yield match[2].strip()
 
 
 def _append(record: Path, attempt: Attempt) -> None:

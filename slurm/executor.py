@@ -19,10 +19,11 @@ from submitit.core.utils import FailedJobError, FailedSubmissionError
 from data_shards import durable
 from data_shards.errors import InputError, TryAgain
 from slurm.arrays import Part, array_indices, max_array_size, parts_of
-from slurm.jobs import JobSpec, check_same, freeze, sbatch_text
+from slurm.jobs import JobSpec, check_same, freeze
 from slurm.meeting import free_port
 from slurm.preempt import ATTEMPT
 from slurm.records import RECORD_NAME, Submitted, current, is_live, read_record, span_of
+from slurm.script import sbatch_text
 from slurm.status import ASK_EVERY_S, ENDED, UNKNOWN, Queue
 
 # fields of a job whose default a user may have in the environment of sbatch, which counts above what stands in a script

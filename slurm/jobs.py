@@ -1,7 +1,7 @@
-"""A job as data: what to run, on what, and the sbatch script that says so.
+"""A job as data: what to run, and on what.
 
-The script names the job's JSON file and nothing of the command itself, so no word of a user is ever parsed by a shell on
-the cluster; `slurm.task` reads the JSON and becomes the command. A requeued job runs the very same script again, and the
+The sbatch script (slurm/script.py) names the job's JSON file and nothing of the command itself, so no word of a user is ever parsed by a
+shell on the cluster; `slurm.task` reads the JSON and becomes the command. A requeued job runs the very same script again, and the
 command resumes from its own newest checkpoint.
 """
 
@@ -9,22 +9,17 @@ from __future__ import annotations
 
 import json
 import re
-import shlex
 import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import pydantic
 
 from data_shards import durable
 from data_shards.errors import InputError, nearest
-from slurm.arrays import FIRST, Part
-from slurm.preempt import ATTEMPT
 
 SPEC_NAME = "job.json"
 LONGEST_FOLDER = 255  # bytes; what file systems take
-ALWAYS_EXPORTED = ("HOME", "LANG", "LC_ALL", "LOGNAME", "PATH", "USER")
 SECRET = re.compile(r"TOKEN|SECRET|PASSW|CREDENTIAL|API_?KEY|PRIVATE|ACCESS_KEY", re.IGNORECASE)
 PATTERNS = {  # what SLURM itself reads; anything else in these fields is a mistake
     "memory": (r"[1-9]\d*[KMGT]?", "a number of MiB, or with K, M, G or T: 16G"),
@@ -108,7 +103,7 @@ class JobSpec:
                 "a job without a command", where="command", expected="a verb and its arguments", mend="retinaforge submit -- VERB …"
             )
         for field, path in (("folder", self.folder), ("python", self.python)):
-            _check_path(field, path)
+            check_path(field, path)
         lowest = {
             "nodes": 1,
             "tasks_per_node": 1,
@@ -135,7 +130,7 @@ class JobSpec:
             if value is not None and not re.fullmatch(pattern, value):
                 raise InputError(f"{field}={value!r}", where="job", expected=expected)
         if self.secrets is not None:
-            _check_path("secrets", self.secrets)
+            check_path("secrets", self.secrets)
         for name in self.exports:
             _check_export(name)
         for line in self.extra:
@@ -157,7 +152,8 @@ def _check_text(field: str, text: str, longest: int) -> None:
         raise InputError(f"{field}={text!r}", where="job", expected=f"1 to {longest} printable characters, no line break, no backslash")
 
 
-def _check_path(field: str, path: str) -> None:
+def check_path(field: str, path: str) -> None:
+    """Refuse a path that is not absolute, or that a script could not hold."""
     _check_text(field, path, longest=4096)
     if not Path(path).is_absolute():
         raise InputError(f"{field}={path!r}", where="job", expected="an absolute path: the job starts elsewhere")
@@ -260,103 +256,9 @@ def freeze(spec: JobSpec, run_folder: Path) -> Path:
     return path
 
 
-def sbatch_text(spec: JobSpec, run_folder: Path, part: Part | None = None) -> str:
-    """The whole sbatch script: a pure function of the job and its folder (golden files: tests/golden/slurm).
-
-    Args:
-        part: of the job's array, where it goes as several.
-
-    Raises:
-        InputError: a run folder whose path SLURM would read otherwise than we do.
-    """
-    _check_path("run_folder", str(run_folder))
-    job = "%A_%a" if spec.array else "%j"
-    logs = str(run_folder).replace("%", "%%")  # % begins a pattern in log names
-    options = {
-        "job-name": spec.name,
-        "chdir": run_folder,  # not the command's: a folder named slurm or ldm there would be imported in place of ours
-        **_size(spec),
-        "gpus-per-node": spec.gpus_per_task * spec.tasks_per_node or None,
-        "mem": spec.memory,
-        "time": spec.time_minutes,
-        "partition": spec.partition,
-        "account": spec.account,
-        "qos": spec.qos,
-        "constraint": spec.constraint,
-        "array": part.array if part else spec.array,
-        "dependency": ",".join(filter(None, (spec.dependency, part and part.after))) or None,
-        "reservation": spec.reservation,
-        "requeue" if spec.requeue else "no-requeue": True,
-        "open-mode": "append",
-        "output": f"{logs}/{job}_batch.out",
-        "signal": f"USR1@{spec.signal_seconds}",
-        "export": ",".join(sorted({*ALWAYS_EXPORTED, *spec.exports})),
-    }
-    flags = [f"--{key}" if value is True else f"--{key}={value}" for key, value in options.items() if value is not None]
-    flags += spec.extra
-    job_json = str(run_folder / SPEC_NAME)
-    srun = ["srun", "--unbuffered", "--kill-on-bad-exit=1", "--export=ALL", f"--cpus-per-task={spec.cpus_per_task}"]
-    srun += [] if spec.most_nodes is None else [f"--ntasks-per-node={spec.tasks_per_node}"]
-    srun += ["--open-mode=append", f"--output={logs}/{job}_%t_log.out"]
-    return SCRIPT.format(
-        command=json.dumps([masked(word) for word in spec.command]),
-        options="\n".join(f"#SBATCH {shlex.quote(flag)}" for flag in flags),
-        first=f"export {FIRST}={part.first}\n" if part else "",
-        python=shlex.quote(spec.python),
-        attempt=ATTEMPT,
-        job=shlex.quote(job_json),
-        errors=shlex.quote(f"{run_folder}/") + '"${SLURM_JOB_ID}_${SLURM_RESTART_COUNT:-0}_srun.err"',
-        tasks="" if spec.most_nodes is None else f' --ntasks="$((SLURM_JOB_NUM_NODES * {spec.tasks_per_node}))"',
-        srun=f"{shlex.join(srun[1:])} \\\n  {shlex.join([spec.python, '-u', '-m', 'slurm.task', job_json])}",
-    )
-
-
-def _size(spec: JobSpec) -> dict[str, Any]:
-    """Nodes, tasks and cores, as options of sbatch.
-
-    Told of tasks, SLURM takes no more nodes than the fewest need, whatever is free (seen with 22.05). A job for any number of nodes
-    therefore asks for the cores of a node as for one task's, and tells srun how many tasks that makes.
-    """
-    if spec.most_nodes is None:
-        return {"nodes": spec.nodes, "ntasks-per-node": spec.tasks_per_node, "cpus-per-task": spec.cpus_per_task}
-    return {"nodes": f"{spec.nodes}-{spec.most_nodes}", "cpus-per-task": spec.tasks_per_node * spec.cpus_per_task}
-
-
 def masked(word: str) -> str:
     """A word of a command as others may see it: what looks like a secret is starred."""
     name, sep, _ = word.partition("=")
     if sep and SECRET.search(name):
         return f"{name}=***"
     return re.sub(r"(://[^/@:\s]*:)[^/@\s]+@", r"\1***@", word)
-
-
-SCRIPT = """\
-#!/bin/bash
-# {command}
-{options}
-
-set -u
-umask 077
-told=
-trap 'told=--told' TERM  # SLURM asks the script to end: it waits for its tasks, which commit, and notes why
-{first}attempts() {{ {python} -m slurm.attempts "$1" {job} "${{@:2}}"; }}
-attempts begin || exit
-export {attempt}="$SLURM_JOB_ID.${{SLURM_RESTART_COUNT:-0}}"
-MASTER_ADDR=127.0.0.1
-if [ "$SLURM_JOB_NUM_NODES" -gt 1 ]; then
-  read -r MASTER_ADDR < <(scontrol show hostnames "$SLURM_JOB_NODELIST")
-  # a site may name its nodes otherwise than the network does
-  if ! getent hosts "$MASTER_ADDR" >/dev/null; then
-    MASTER_ADDR=$(scontrol --oneliner show node "$MASTER_ADDR" | sed -n 's/.* NodeAddr=\\([^ ]*\\).*/\\1/p')
-  fi
-fi
-export MASTER_ADDR  # the port is told by rank 0, which sees what is free there
-
-# --export=ALL hands on the variables of this script (the list above already limits what came from outside);
-# --cpus-per-task is repeated because srun of SLURM 22.05 and later does not take it from the job
-errors={errors}
-srun{tasks} {srun} 2>"$errors"
-status=$?
-trap '' TERM  # what is noted, and the request for another attempt, take a moment
-attempts end "$status" $told
-"""

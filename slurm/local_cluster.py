@@ -25,68 +25,13 @@ from pathlib import Path
 
 from data_shards import durable
 from data_shards.errors import InputError, TryAgain
+from slurm.local_conf import DBD_CONF, slurm_conf
 
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "srun", "scontrol")
 ACCOUNTING = ("slurmdbd", "mariadbd", "mariadb-install-db")
 STATE = "daemons.json"
 FIRST_PORT, PORTS = 10000, 10000
 SBIN = os.pathsep.join([os.environ.get("PATH", os.defpath), "/usr/sbin", "/usr/local/sbin"])
-
-CONF = """\
-ClusterName=local
-SlurmctldHost={host}(127.0.0.1)
-SlurmctldPort={ctld_port}
-SlurmUser={user}
-SlurmdUser={user}
-AuthType=auth/munge
-AuthInfo=socket={root}/munge/socket
-CredType=cred/munge
-CommunicationParameters=NoCtldInAddrAny,NoInAddrAny
-StateSaveLocation={root}/state
-SlurmdSpoolDir={root}/spool-%n
-SlurmctldPidFile={root}/slurmctld.pid
-SlurmdPidFile={root}/slurmd-%n.pid
-SlurmctldLogFile={root}/slurmctld.log
-SlurmdLogFile={root}/slurmd-%n.log
-SlurmdParameters=config_overrides
-ProctrackType=proctrack/linuxproc
-TaskPlugin=task/none
-JobAcctGatherType=jobacct_gather/none
-{accounting}SelectType=select/cons_tres
-SelectTypeParameters=CR_CPU
-SchedulerType=sched/backfill
-SchedulerParameters=batch_sched_delay=0,sched_interval=5,sched_min_interval=0,bf_interval=5
-MpiDefault=none
-PreemptType=preempt/partition_prio
-PreemptMode=REQUEUE
-JobRequeue=1
-ReturnToService=1
-KillWait=5
-SlurmctldTimeout=10
-SlurmdTimeout=10
-MinJobAge=3600
-PropagateResourceLimits=NONE
-"""
-# A requeued job waits until its old self is surely gone: twice the credential's life (cred_expire); a test has no 4 minutes.
-CONF = CONF.replace("/munge/socket\n", "/munge/socket,cred_expire=5\n")
-
-
-DBD_CONF = """\
-AuthType=auth/munge
-AuthInfo=socket={root}/munge/socket,cred_expire=5
-DbdHost={host}
-DbdAddr=127.0.0.1
-DbdPort={dbd_port}
-SlurmUser={user}
-LogFile={root}/slurmdbd.log
-PidFile={root}/slurmdbd.pid
-StorageType=accounting_storage/mysql
-StorageHost=127.0.0.1
-StoragePort={db_port}
-StorageLoc=slurm_acct
-StorageUser=slurm
-StoragePass={password}
-"""
 
 
 def missing(*, accounting: bool = False) -> str | None:
@@ -190,7 +135,19 @@ class LocalCluster:
         key.touch(0o600)
         key.write_bytes(secrets.token_bytes(1024))
         ctld_port, dbd_port, db_port, *node_ports = _free_ports(self.nodes + 3)
-        self._write_conf(ctld_port, dbd_port, node_ports)
+        for i in range(1, self.nodes + 1):
+            (self.root / f"tmp-n{i}").mkdir()
+        conf = slurm_conf(
+            self.root,
+            host=_host(),
+            user=getpass.getuser(),
+            ctld_port=ctld_port,
+            dbd_port=dbd_port if self.accounting else None,
+            node_ports=node_ports,
+            cpus=self.cpus,
+            settings=self.settings,
+        )
+        (self.root / "slurm.conf").write_text(conf)
         munge = [f"--{name}-file={self.root}/munge/{name}" for name in ("key", "pid", "log", "seed")]
         self._spawn("munged", "--foreground", f"--socket={self.root}/munge/socket", *munge)
         self._wait("munged", lambda: self._succeeds("munge", "-S", f"{self.root}/munge/socket", "--no-input"))
@@ -286,24 +243,6 @@ class LocalCluster:
         if check and done.returncode:
             raise RuntimeError(f"{' '.join(command)}: {done.stderr.strip()}")
         return done.stdout
-
-    def _write_conf(self, ctld_port: int, dbd_port: int, node_ports: list[int]) -> None:
-        host = _host()
-        books = f"AccountingStorageHost=127.0.0.1\nAccountingStoragePort={dbd_port}\nAccountingStoragePass={self.root}/munge/socket\n"
-        accounting = f"AccountingStorageType=accounting_storage/{'slurmdbd' if self.accounting else 'none'}\n"
-        accounting += books if self.accounting else ""
-        conf = "".join(line for line in CONF.splitlines(keepends=True) if line.partition("=")[0] not in self.settings)
-        conf = "".join(f"{key}={value}\n" for key, value in self.settings.items()) + conf
-        lines = [conf.format(root=self.root, host=host, ctld_port=ctld_port, user=getpass.getuser(), accounting=accounting)]
-        for i, port in enumerate(node_ports, start=1):
-            (self.root / f"tmp-n{i}").mkdir()
-            lines.append(
-                f"NodeName=n{i} NodeHostname={host} NodeAddr=127.0.0.1 Port={port} CPUs={self.cpus} RealMemory=4000 State=UNKNOWN\n"
-            )
-        all_nodes = f"n[1-{self.nodes}]"
-        lines.append(f"PartitionName=main Nodes={all_nodes} Default=YES PriorityTier=10 PreemptMode=OFF State=UP\n")
-        lines.append(f"PartitionName=scavenge Nodes={all_nodes} PriorityTier=1 PreemptMode=REQUEUE State=UP\n")
-        (self.root / "slurm.conf").write_text("".join(lines))
 
     def _spawn(self, program: str, *words: str, name: str | None = None) -> None:
         dying_with_us = ["setpriv", "--pdeathsig", "TERM"] if shutil.which("setpriv") and not self.detached else []

@@ -14,7 +14,8 @@ from pathlib import Path
 
 from data_shards.errors import InputError, RetinaforgeError
 from slurm.arrays import array_task
-from slurm.attempts import RANK_MARK, holder_path
+from slurm.attempts import holder_path
+from slurm.causes import RANK_MARK
 from slurm.jobs import JobSpec, read_spec
 from slurm.meeting import agreed_port
 from slurm.preempt import ATTEMPT, HOLDER

@@ -178,7 +178,8 @@ def show(job: Described, as_json: bool) -> None:
 
 def as_tree(job: Described) -> dict[str, Any]:
     """The same as plain values, with secrets starred."""
-    from slurm.jobs import masked, sbatch_text, spec_json
+    from slurm.jobs import masked, spec_json
+    from slurm.script import sbatch_text
     from slurm.task import read_secrets
 
     secrets = dict.fromkeys(read_secrets(Path(job.spec.secrets)), "***") if job.spec.secrets else {}

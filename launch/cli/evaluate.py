@@ -122,15 +122,15 @@ def audit(
 
 def _of_run(what: str, preset: str, overrides: list[str] | None, sets: str | None) -> None:
     """What `retinaforge run` does of it, unless it has been done."""
-    from launch import stages
+    from launch import judging, stages
 
     if sets:
         raise InputError("a run, and sets beside it", expected=f"retinaforge {what} PRESET, or --real SET --synthetic SET")
     run = resolved(preset, overrides)
     stages.alone(what)
     run.check()
-    if not stages.judged(run, what):
-        getattr(stages, what)(run, progress)
+    if not judging.judged(run, what):
+        getattr(judging, what)(run, progress)
     typer.echo(f"result: {run.folder / f'{what}.json'}")
 
 

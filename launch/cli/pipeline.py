@@ -31,8 +31,8 @@ def submit_pipeline(
         InputError: what `submit` refuses of any stage; then nothing is submitted. TryAgain: SLURM does not answer.
     """
     from launch.cli.described import described
-    from launch.pipeline import AFTER, Pipeline, missing, read_pipeline, stage_job
-    from launch.stages import Run, finished
+    from launch.pipeline import AFTER, Pipeline, finished, missing, read_pipeline, stage_job
+    from launch.stages import Run
 
     if not words or given:
         raise InputError(

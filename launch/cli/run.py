@@ -15,7 +15,7 @@ from launch.cli.train import train_stage
 def command(preset: Preset, overrides: Overrides = None, dry_run: DryRun = False) -> None:
     """From cubes to a report: data, vqgan, encode, diffusion, sample, evaluate, audit, report. Run again, it goes on."""
     run = resolved(preset, overrides, dry_run)
-    from launch import stages
+    from launch import judging, stages
 
     began = time.time()
     stages.alone("run")
@@ -29,11 +29,11 @@ def command(preset: Preset, overrides: Overrides = None, dry_run: DryRun = False
         if stage == "vqgan":
             show_warnings(stages.encode(run, progress))
     stages.sample(run, progress)
-    judged = {what: stages.judged(run, what) for what in ("evaluate", "audit")}
+    judged = {what: judging.judged(run, what) for what in ("evaluate", "audit")}
     if not judged["evaluate"]:
-        stages.evaluate(run, progress)
+        judging.evaluate(run, progress)
     if not judged["audit"]:
-        stages.audit(run, progress)
+        judging.audit(run, progress)
     if not all(judged.values()) or "seconds" not in stages.figures(run):
         stages.add_seconds(run, time.time() - began)
     path = stages.write_report(run)

@@ -20,6 +20,7 @@ from data_shards.dataset import Dataset
 from data_shards.manifest import NAME
 from launch import stages
 from launch.config import to_yaml
+from launch.judging import held_out_split
 from launch.report import figures as fig
 from ldm.training.log import read_log
 
@@ -30,7 +31,7 @@ PAIRS = 4  # closest pairs
 def build_report(run: stages.Run) -> Path:
     """Write runs/NAME/report.html: one file, no links outside it."""
     real = run.open(run.dataset)
-    held_out = stages.held_out_split(real)
+    held_out = held_out_split(real)
     reflect = Reflectance(real)
     images = reflect(real, held_out, spread(real.count(held_out), SHOWN))
     display = fig.Display(images)

@@ -26,7 +26,8 @@ from data_shards.folder import write_cube
 from data_shards.pack import pack
 from launch.build import check_fit
 from launch.config import from_tree
-from launch.stages import Run, done, held_out_split
+from launch.judging import held_out_split
+from launch.stages import Run, done
 from ldm.trained import load_autoencoder
 from ldm.training.checkpoint import CheckpointStore
 from ldm.training.clock import TIMINGS

@@ -9,8 +9,8 @@ import pytest
 from data_shards.errors import InputError
 from slurm.arrays import FIRST, array_indices, array_task, parts_of
 from slurm.executor import handles
-from slurm.jobs import sbatch_text
 from slurm.records import Submitted
+from slurm.script import sbatch_text
 from tests.slurm.test_jobs import PLAIN, RUN
 
 

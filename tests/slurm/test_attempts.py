@@ -14,22 +14,8 @@ import pytest
 
 from data_shards.errors import InputError, TryAgain
 from launch.jobs import Target, progress_patterns
-from slurm.attempts import (
-    AWAY,
-    RANK_MARK,
-    Attempt,
-    attempts_path,
-    begin,
-    cause,
-    end,
-    failure,
-    first_code,
-    holder_path,
-    main,
-    progress_of,
-    read_attempts,
-    requeue,
-)
+from slurm.attempts import Attempt, attempts_path, begin, end, holder_path, main, progress_of, read_attempts, requeue
+from slurm.causes import AWAY, RANK_MARK, cause, failure, first_code
 from slurm.jobs import JobSpec, freeze
 from slurm.preempt import ATTEMPT, HOLDER, stop_on_signals, superseded
 

@@ -13,8 +13,9 @@ import pytest
 from data_shards.errors import InputError
 from slurm.arrays import array_indices
 from slurm.executor import run_local, submit
-from slurm.jobs import JobSpec, freeze, read_spec, sbatch_text, spec_from, spec_json
+from slurm.jobs import JobSpec, freeze, read_spec, spec_from, spec_json
 from slurm.rank import Placement
+from slurm.script import sbatch_text
 from slurm.status import FORMAT, JobState, read_squeue
 from slurm.task import task_environ, task_words
 

@@ -1,0 +1,108 @@
+"""The sbatch script of a job."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from pathlib import Path
+from typing import Any
+
+from slurm.arrays import FIRST, Part
+from slurm.jobs import SPEC_NAME, JobSpec, check_path, masked
+from slurm.preempt import ATTEMPT
+
+ALWAYS_EXPORTED = ("HOME", "LANG", "LC_ALL", "LOGNAME", "PATH", "USER")
+
+
+def sbatch_text(spec: JobSpec, run_folder: Path, part: Part | None = None) -> str:
+    """The whole sbatch script: a pure function of the job and its folder (golden files: tests/golden/slurm).
+
+    Args:
+        part: of the job's array, where it goes as several.
+
+    Raises:
+        InputError: a run folder whose path SLURM would read otherwise than we do.
+    """
+    check_path("run_folder", str(run_folder))
+    job = "%A_%a" if spec.array else "%j"
+    logs = str(run_folder).replace("%", "%%")  # % begins a pattern in log names
+    options = {
+        "job-name": spec.name,
+        "chdir": run_folder,  # not the command's: a folder named slurm or ldm there would be imported in place of ours
+        **_size(spec),
+        "gpus-per-node": spec.gpus_per_task * spec.tasks_per_node or None,
+        "mem": spec.memory,
+        "time": spec.time_minutes,
+        "partition": spec.partition,
+        "account": spec.account,
+        "qos": spec.qos,
+        "constraint": spec.constraint,
+        "array": part.array if part else spec.array,
+        "dependency": ",".join(filter(None, (spec.dependency, part and part.after))) or None,
+        "reservation": spec.reservation,
+        "requeue" if spec.requeue else "no-requeue": True,
+        "open-mode": "append",
+        "output": f"{logs}/{job}_batch.out",
+        "signal": f"USR1@{spec.signal_seconds}",
+        "export": ",".join(sorted({*ALWAYS_EXPORTED, *spec.exports})),
+    }
+    flags = [f"--{key}" if value is True else f"--{key}={value}" for key, value in options.items() if value is not None]
+    flags += spec.extra
+    job_json = str(run_folder / SPEC_NAME)
+    srun = ["srun", "--unbuffered", "--kill-on-bad-exit=1", "--export=ALL", f"--cpus-per-task={spec.cpus_per_task}"]
+    srun += [] if spec.most_nodes is None else [f"--ntasks-per-node={spec.tasks_per_node}"]
+    srun += ["--open-mode=append", f"--output={logs}/{job}_%t_log.out"]
+    return SCRIPT.format(
+        command=json.dumps([masked(word) for word in spec.command]),
+        options="\n".join(f"#SBATCH {shlex.quote(flag)}" for flag in flags),
+        first=f"export {FIRST}={part.first}\n" if part else "",
+        python=shlex.quote(spec.python),
+        attempt=ATTEMPT,
+        job=shlex.quote(job_json),
+        errors=shlex.quote(f"{run_folder}/") + '"${SLURM_JOB_ID}_${SLURM_RESTART_COUNT:-0}_srun.err"',
+        tasks="" if spec.most_nodes is None else f' --ntasks="$((SLURM_JOB_NUM_NODES * {spec.tasks_per_node}))"',
+        srun=f"{shlex.join(srun[1:])} \\\n  {shlex.join([spec.python, '-u', '-m', 'slurm.task', job_json])}",
+    )
+
+
+def _size(spec: JobSpec) -> dict[str, Any]:
+    """Nodes, tasks and cores, as options of sbatch.
+
+    Told of tasks, SLURM takes no more nodes than the fewest need, whatever is free (seen with 22.05). A job for any number of nodes
+    therefore asks for the cores of a node as for one task's, and tells srun how many tasks that makes.
+    """
+    if spec.most_nodes is None:
+        return {"nodes": spec.nodes, "ntasks-per-node": spec.tasks_per_node, "cpus-per-task": spec.cpus_per_task}
+    return {"nodes": f"{spec.nodes}-{spec.most_nodes}", "cpus-per-task": spec.tasks_per_node * spec.cpus_per_task}
+
+
+SCRIPT = """\
+#!/bin/bash
+# {command}
+{options}
+
+set -u
+umask 077
+told=
+trap 'told=--told' TERM  # SLURM asks the script to end: it waits for its tasks, which commit, and notes why
+{first}attempts() {{ {python} -m slurm.attempts "$1" {job} "${{@:2}}"; }}
+attempts begin || exit
+export {attempt}="$SLURM_JOB_ID.${{SLURM_RESTART_COUNT:-0}}"
+MASTER_ADDR=127.0.0.1
+if [ "$SLURM_JOB_NUM_NODES" -gt 1 ]; then
+  read -r MASTER_ADDR < <(scontrol show hostnames "$SLURM_JOB_NODELIST")
+  # a site may name its nodes otherwise than the network does
+  if ! getent hosts "$MASTER_ADDR" >/dev/null; then
+    MASTER_ADDR=$(scontrol --oneliner show node "$MASTER_ADDR" | sed -n 's/.* NodeAddr=\\([^ ]*\\).*/\\1/p')
+  fi
+fi
+export MASTER_ADDR  # the port is told by rank 0, which sees what is free there
+
+# --export=ALL hands on the variables of this script (the list above already limits what came from outside);
+# --cpus-per-task is repeated because srun of SLURM 22.05 and later does not take it from the job
+errors={errors}
+srun{tasks} {srun} 2>"$errors"
+status=$?
+trap '' TERM  # what is noted, and the request for another attempt, take a moment
+attempts end "$status" $told
+"""
