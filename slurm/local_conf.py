@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
+# cred_expire: a requeued job waits until its old self is surely gone, twice the credential's life; a test has no 4 minutes.
 CONF = """\
 ClusterName=local
 SlurmctldHost={host}(127.0.0.1)
@@ -12,7 +13,7 @@ SlurmctldPort={ctld_port}
 SlurmUser={user}
 SlurmdUser={user}
 AuthType=auth/munge
-AuthInfo=socket={root}/munge/socket
+AuthInfo=socket={root}/munge/socket,cred_expire=5
 CredType=cred/munge
 CommunicationParameters=NoCtldInAddrAny,NoInAddrAny
 StateSaveLocation={root}/state
@@ -40,10 +41,6 @@ SlurmdTimeout=10
 MinJobAge=3600
 PropagateResourceLimits=NONE
 """
-# A requeued job waits until its old self is surely gone: twice the credential's life (cred_expire); a test has no 4 minutes.
-CONF = CONF.replace("/munge/socket\n", "/munge/socket,cred_expire=5\n")
-
-
 DBD_CONF = """\
 AuthType=auth/munge
 AuthInfo=socket={root}/munge/socket,cred_expire=5

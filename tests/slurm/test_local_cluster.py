@@ -60,9 +60,8 @@ def test_it_listens_on_loopback_only_and_ends_with_its_jobs(module):
     assert processes_of(root) == []
 
 
-def test_a_cluster_that_cannot_start_says_why_and_leaves_nothing(module, monkeypatch):
-    monkeypatch.setattr(module, "CONF", module.CONF + "NoSuchOption=1\n")
-    cluster = module.LocalCluster(nodes=1)
+def test_a_cluster_that_cannot_start_says_why_and_leaves_nothing(module):
+    cluster = module.LocalCluster(nodes=1, settings={"NoSuchOption": "1"})
     with pytest.raises(TryAgain, match="slurmctld did not come up, slurmctld ended(.|\n)*NoSuchOption"), cluster:
         pass
     assert not cluster.root.exists() and processes_of(cluster.root) == []
