@@ -1,6 +1,8 @@
 """What jobs cost the scheduler, how long `status` takes, how soon a training trains again after a fault; on a real SLURM of this machine.
 
-    array_task_vs_plain_srun    controller time a task of an array, against the same array whose script is one srun
+    array_task_vs_plain_srun    controller time a task of an array, against the same array whose script is one srun; by sdiag, which also
+                                counts how long a request waited for a core
+    array_task_cpu_vs_plain_srun    the same in slurmctld's processor time, the followers' squeue calls among it
     calls_a_minute_vs_two       squeue calls while eight followers wait for that array, against the two a minute that are allowed
     status_of_200_vs_a_second   `retinaforge status` of 200 trainings, one squeue among them, against a second
     again_after_*               from the fault to the first step that is logged anew, against the part of it until SLURM started the job
@@ -45,14 +47,22 @@ def controller(cluster: LocalCluster) -> dict[str, tuple[int, int]]:
     return {kind: (int(count), int(microseconds)) for kind, count, microseconds in found}
 
 
+def cpu_ms(cluster: LocalCluster) -> float:
+    """Processor time of slurmctld so far."""
+    fields = Path(f"/proc/{cluster.daemons['slurmctld'].pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) * 1000 / os.sysconf("SC_CLK_TCK")
+
+
 def array(cluster: LocalCluster, folder: Path, tasks: int) -> list[dict[str, Any]]:
     """Ours and a plain one, one after the other; eight programs wait for ours, as `logs -f` does."""
     cluster.run("sdiag", "--reset")
+    ticks = [cpu_ms(cluster)]
     plain = f"#!/bin/sh\n#SBATCH --array=0-{tasks - 1} --output=/dev/null\nsrun true\n"
     (folder / "plain.sh").write_text(plain)
     cluster.run("sbatch", str(folder / "plain.sh"))
     until(lambda: not cluster.run("squeue", "--noheader", "--states=PENDING,RUNNING,COMPLETING"), every_s=5.0)
     others = controller(cluster)
+    ticks.append(cpu_ms(cluster))
     cluster.run("sdiag", "--reset")
     began, queue = time.monotonic(), Queue()
     record = submit(JobSpec(name="short", command=("true",), folder=str(folder), array=f"0-{tasks - 1}"), folder / "short")
@@ -69,10 +79,12 @@ def array(cluster: LocalCluster, folder: Path, tasks: int) -> list[dict[str, Any
     calls = ours.get("REQUEST_JOB_INFO", (0, 0))[0] - 1  # the first stands at the beginning of the first half minute
     done = [state.state for state in current([record], queue, fresh=True)["short"]].count("COMPLETED")
     spent = [sum(us for kind, (_, us) in found.items() if kind != "REQUEST_JOB_INFO") / tasks / 1000 for found in (ours, others)]
+    cpu = [(after - before) / tasks for before, after in zip(ticks, [*ticks[1:], cpu_ms(cluster)], strict=True)]
     plainly = f"(plain srun: {spent[1]:.2f})"
     print(f"{tasks} tasks in {minutes:.1f} min, {calls + 1} squeue calls, {spent[0]:.2f} ms of slurmctld a task {plainly}")
     return [
         row("array_task_vs_plain_srun", spent[0], spent[1], "ms", done == tasks),
+        row("array_task_cpu_vs_plain_srun", cpu[1], cpu[0], "ms", done == tasks),
         row("calls_a_minute_vs_two", calls / minutes, 2.0, "calls/min", done == tasks),
     ]
 

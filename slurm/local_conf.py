@@ -41,6 +41,7 @@ SlurmdTimeout=10
 MinJobAge=3600
 PropagateResourceLimits=NONE
 """
+
 DBD_CONF = """\
 AuthType=auth/munge
 AuthInfo=socket={root}/munge/socket,cred_expire=5

@@ -122,7 +122,7 @@ def check_fit(spec: JobSpec, there: list[Offer]) -> None:
 
 def misfits(spec: JobSpec, offers: list[Offer]) -> Iterator[str]:
     """The first reason why a partition of these nodes cannot start the job, if there is one."""
-    name, asked = offers[0].partition, {}
+    name = offers[0].partition
     if not any(offer.up for offer in offers):
         yield f"{name} takes no jobs now"
         return

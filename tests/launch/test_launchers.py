@@ -124,12 +124,11 @@ def trained(packed: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
 @pytest.mark.parametrize(
     ("launcher", "mode"),
     marked(
-        ("accelerate", "ddp"),
         ("deepspeed", "ddp"),
         ("mpiexec", "ddp"),
         ("srun", "ddp"),
         ("accelerate", "zero2"),
-        *([("deepspeed", "zero2")] if os.environ.get("FAULTS") == "all" else []),
+        *([("accelerate", "ddp"), ("deepspeed", "zero2")] if os.environ.get("FAULTS") == "all" else []),
     ),
     indirect=["launcher"],
 )
