@@ -15,8 +15,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-import numpy as np
-
 from data_shards.errors import InputError
 
 NOT_A_TASK = 0xFFFFFFF0  # slurm.h: step ids from here on are no srun steps (batch script 0xfffffffb, interactive 0xfffffffa, …)
@@ -216,6 +214,8 @@ class MpiCommunicator:
 
     def all_reduce_sum_(self, array: Any) -> Any:
         """Sum `array` over all ranks, in place: numpy's or a tensor of a processor, contiguous, of the same shape and dtype everywhere."""
+        import numpy as np  # here: every task of every job would load it, with its threads
+
         self._comm.Allreduce(self._mpi.IN_PLACE, np.asarray(array), op=self._mpi.SUM)
         return array
 
