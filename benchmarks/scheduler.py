@@ -56,13 +56,13 @@ def cpu_ms(cluster: LocalCluster) -> float:
 def array(cluster: LocalCluster, folder: Path, tasks: int) -> list[dict[str, Any]]:
     """Ours and a plain one, one after the other; eight programs wait for ours, as `logs -f` does."""
     cluster.run("sdiag", "--reset")
-    ticks = [cpu_ms(cluster)]
+    began_ms = cpu_ms(cluster)
     plain = f"#!/bin/sh\n#SBATCH --array=0-{tasks - 1} --output=/dev/null\nsrun true\n"
     (folder / "plain.sh").write_text(plain)
     cluster.run("sbatch", str(folder / "plain.sh"))
     until(lambda: not cluster.run("squeue", "--noheader", "--states=PENDING,RUNNING,COMPLETING"), every_s=5.0)
     others = controller(cluster)
-    ticks.append(cpu_ms(cluster))
+    plain_ms = cpu_ms(cluster) - began_ms
     cluster.run("sdiag", "--reset")
     began, queue = time.monotonic(), Queue()
     record = submit(JobSpec(name="short", command=("true",), folder=str(folder), array=f"0-{tasks - 1}"), folder / "short")
@@ -79,12 +79,12 @@ def array(cluster: LocalCluster, folder: Path, tasks: int) -> list[dict[str, Any
     calls = ours.get("REQUEST_JOB_INFO", (0, 0))[0] - 1  # the first stands at the beginning of the first half minute
     done = [state.state for state in current([record], queue, fresh=True)["short"]].count("COMPLETED")
     spent = [sum(us for kind, (_, us) in found.items() if kind != "REQUEST_JOB_INFO") / tasks / 1000 for found in (ours, others)]
-    cpu = [(after - before) / tasks for before, after in zip(ticks, [*ticks[1:], cpu_ms(cluster)], strict=True)]
+    ours_ms = cpu_ms(cluster) - began_ms - plain_ms
     plainly = f"(plain srun: {spent[1]:.2f})"
     print(f"{tasks} tasks in {minutes:.1f} min, {calls + 1} squeue calls, {spent[0]:.2f} ms of slurmctld a task {plainly}")
     return [
         row("array_task_vs_plain_srun", spent[0], spent[1], "ms", done == tasks),
-        row("array_task_cpu_vs_plain_srun", cpu[1], cpu[0], "ms", done == tasks),
+        row("array_task_cpu_vs_plain_srun", ours_ms / tasks, plain_ms / tasks, "ms", done == tasks),
         row("calls_a_minute_vs_two", calls / minutes, 2.0, "calls/min", done == tasks),
     ]
 
