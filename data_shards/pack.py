@@ -26,10 +26,12 @@ from data_shards.errors import InputError
 from data_shards.index import FORMAT as INDEX_FORMAT
 from data_shards.index import ShardIndex, index_path
 from data_shards.manifest import FORMAT as DATASET_FORMAT
-from data_shards.manifest import NAME, BandStats, Manifest, ShardEntry, read_manifest, write_manifest
+from data_shards.manifest import BandStats, Manifest, ShardEntry, write_manifest
 from data_shards.shard import write_shard
 from data_shards.sources import Read, source_of
 from data_shards.splits import SPLITS, check_split_names, split_subjects, stated_splits
+from data_shards.standing import stamps_digest, standing, write_stamps
+from data_shards.stores import place_of
 
 Watch = Callable[[Iterable[Any]], Iterable[Any]]  # wraps what is iterated over, to show progress
 
@@ -88,11 +90,11 @@ def pack(
     Raises:
         InputError: mixed shapes, bands or dtypes; a subject in two splits; an empty split; `out` holds something else.
     """
-    encoding = Encoding(codec, max_error, tile)
+    encoding, source, out = Encoding(codec, max_error, tile), place_of(str(source)), Path(out)
     rows, read, samples = source_of(source)
     asked = {**asdict(encoding), "seed": seed, "shard_mib": shard_mib, "splits": splits}
     request = {"pack": asked, "samples": samples}
-    if done := _standing(out, encoding, request):
+    if done := standing(out, encoding, request, read, _command(source, asked, workers)):
         return done
     split_of = _splits_for(rows, splits, seed)
     parts: dict[str, list[str]] = {name: [] for name in (splits or dict.fromkeys([*SPLITS, *split_of.values()]))}
@@ -109,34 +111,31 @@ def recode(
     source: Path | str, out: Path, *, codec: str, max_error: int = 0, tile: int = 0, workers: int = 1, watch: Watch = iter
 ) -> Manifest:
     """The dataset `source` in another encoding: the same samples in the same splits and shards. As `pack` otherwise."""
-    encoding = Encoding(codec, max_error, tile)
+    encoding, source, out = Encoding(codec, max_error, tile), place_of(str(source)), Path(out)
     dataset = Dataset(source)
     _, read, samples = source_of(source)
     request = {"recode": asdict(encoding), "samples": samples}
-    if done := _standing(out, encoding, request):
+    options = _options({"max_error": max_error, "tile": tile}, workers)
+    if done := standing(out, encoding, request, read, ["retinaforge", "data", "recode", str(source), "{}", codec, *options]):
         return done
     shards = {split: [list(shard.index.keys) for shard in dataset.shards(split)] for split, info in dataset.splits.items() if info.count}
     first = dataset.cube(next(iter(shards)), 0)
     return _write_shards(out, shards, read, first, encoding, source=request, workers=workers, watch=watch)
 
 
-def _standing(out: Path, encoding: Encoding, request: dict[str, Any]) -> Manifest | None:
-    """The dataset at `out` where it is the one asked for; None where nothing stands there.
+DEFAULTS = {"codec": "raw", "max_error": 0, "tile": 0, "seed": 0, "shard_mib": 1024, "splits": None}
 
-    Raises:
-        InputError: something else does, or the codec cannot be used.
-    """
-    _ = encoding.coder
-    if (out / NAME).exists() and (done := read_manifest(out)).source == request:
-        return done
-    if out.exists():
-        raise InputError(
-            "the place is taken",
-            where=out,
-            expected="a path that does not exist yet, or this very dataset",
-            mend=f"choose another, or rm -r {out}",
-        )
-    return None
+
+def _command(source: Path | str, asked: dict[str, Any], workers: int) -> list[str]:
+    """The words that ask for this packing on the command line, with '{}' for its place."""
+    return ["retinaforge", "data", "pack", str(source), "{}", *_options(asked, workers)]
+
+
+def _options(asked: dict[str, Any], workers: int) -> list[str]:
+    words = {name: value for name, value in asked.items() if value != DEFAULTS[name]} | ({"workers": workers} if workers != 1 else {})
+    if splits := words.get("splits"):
+        words["splits"] = ",".join(f"{name}={share}" for name, share in splits.items())
+    return [word for name, value in words.items() for word in (f"--{name.replace('_', '-')}", str(value))]
 
 
 def _samples_a_shard(first: Cube, shard_mib: int) -> int:
@@ -159,26 +158,28 @@ def _splits_for(rows: list[tuple[str, str, str]], fractions: dict[str, float] | 
 
 @dataclass(frozen=True, kw_only=True)
 class _Written:
-    """A finished shard, and what the manifest needs of it."""
+    """A finished shard, and what the manifest needs of it; `stamps` of the files that it was made of."""
 
     entry: ShardEntry
     subjects: list[str]
     bands: BandAccumulator
+    stamps: str = ""
 
-    def save(self, staging: Path, source: Any) -> None:
-        fields = {"entry": asdict(self.entry), "subjects": self.subjects, "bands": self.bands.fields(), "source": source}
+    def save(self, staging: Path) -> None:
+        fields = {"entry": asdict(self.entry), "subjects": self.subjects, "bands": self.bands.fields(), "stamps": self.stamps}
         durable.write_bytes(staging / f"{self.entry.name}{WRITTEN}", durable.canonical_json(fields))
 
     @classmethod
-    def load(cls, staging: Path, name: str, source: Any) -> _Written | None:
+    def load(cls, staging: Path, name: str, stamps: str) -> _Written | None:
         """The shard as a killed packing left it; None where it is not whole, or was made of other files."""
         record = staging / f"{name}{WRITTEN}"
-        if not record.exists() or (fields := json.loads(record.read_bytes()))["source"] != source:
+        if not record.exists() or (fields := json.loads(record.read_bytes()))["stamps"] != stamps:
             return None
-        return cls(entry=ShardEntry(**fields["entry"]), subjects=fields["subjects"], bands=BandAccumulator(**fields["bands"]))
+        return cls(**{**fields, "entry": ShardEntry(**fields["entry"]), "bands": BandAccumulator(**fields["bands"])})
 
 
 WRITTEN = ".written"  # beside a shard of an unfinished dataset
+WRITTEN_FORMAT = 2
 
 
 def _write_one(staging: Path, split: str, number: int, cubes: Iterable[Cube], first: Cube, encoding: Encoding) -> _Written:
@@ -215,20 +216,20 @@ def _write_shards(
 
     def write(staging: Path, split: str, number: int, keys: list[str]) -> _Written:
         try:
-            stamps = [read.stamp(key) for key in keys]
+            stamps = stamps_digest(read, keys)
             written = _Written.load(staging, f"{split}-{number:06d}.tar", stamps)
             if written:
                 for _ in keys:
                     told.put(None)
             else:
-                written = _write_one(staging, split, number, cubes(keys), first, encoding)
-                written.save(staging, stamps)
+                written = replace(_write_one(staging, split, number, cubes(keys), first, encoding), stamps=stamps)
+                written.save(staging)
             return written
         except BaseException as error:
             told.put(error)
             raise
 
-    request = durable.canonical_json({**source, "shards": shards, "formats": [DATASET_FORMAT, INDEX_FORMAT]}).decode()
+    request = durable.canonical_json({**source, "shards": shards, "formats": [DATASET_FORMAT, INDEX_FORMAT, WRITTEN_FORMAT]}).decode()
     with durable.writing_folder(out, request=request) as staging, ThreadPoolExecutor(workers) as pool:
         try:
             jobs = [pool.submit(write, staging, split, n, keys) for split, parts in shards.items() for n, keys in enumerate(parts)]
@@ -256,7 +257,7 @@ def write_dataset(
     Raises:
         InputError: cubes of mixed shape, dtype, band list or affine map; `out` cannot be written. TryAgain: disk full.
     """
-    encoding = Encoding(codec, max_error, tile)
+    encoding, out = Encoding(codec, max_error, tile), Path(out)
     _ = encoding.coder
     check_split_names(parts)
     with durable.writing_folder(out) as staging:
@@ -284,6 +285,7 @@ def _describe_written(
             bands.merge(shard.bands)
         (staging / f"{shard.entry.name}{WRITTEN}").unlink(missing_ok=True)
     stats = bands.stats(stats_split, first.meta.scale, first.meta.offset)
+    write_stamps(staging, {shard.entry.name: shard.stamps for shard in written})
     manifest = describe(first, shards=[shard.entry for shard in written], splits=sizes, stats=stats, source=source, max_error=max_error)
     write_manifest(staging, manifest)
     return manifest

@@ -45,9 +45,9 @@ class _FromFolder:
         for name in (f"{key}.npy", f"{key}.labels.png", f"{key}.fov.png"):
             try:
                 seen = (self.folder / name).stat()
-                stamps += [seen.st_size, seen.st_mtime_ns]
+                stamps += [seen.st_size, seen.st_mtime_ns, seen.st_ctime_ns]  # a copy may keep the time of its content, not this one
             except FileNotFoundError:
-                stamps += [-1, -1]  # maps are optional
+                stamps += [-1, -1, -1]  # maps are optional
         return stamps
 
 
