@@ -69,14 +69,18 @@ def check_shard(shard: Path, entry: ShardEntry) -> tuple[list[str], ShardIndex |
     """Faults of one shard, and its index where that could be read."""
     if not shard.exists():
         return [f"shard is missing ({entry.count} samples)"], None
-    if not index_path(shard).exists():
-        return [f"index {index_path(shard).name} is missing"], None
     faults = []
+    try:
+        changed = durable.sha256_of(shard) != entry.sha256
+    except OSError as error:  # a bad sector: which samples it hits is found below
+        changed, faults = True, [f"cannot be read to its end: {error.strerror or error}"]
+    whole = "" if changed else "; the shard itself is whole: retinaforge data index FOLDER makes the index anew"
+    if not index_path(shard).exists():
+        return [f"index {index_path(shard).name} is missing{whole}"], None
     try:
         index = open_index(index_path(shard), sha256=entry.index_sha256)
     except RetinaforgeError as error:
-        return [f"index {index_path(shard).name}: {error.what}"], None  # nothing that it says can be believed
-    changed = durable.sha256_of(shard) != entry.sha256
+        return [f"index {index_path(shard).name}: {error.what}{whole}"], None  # nothing that it says can be believed
     if changed and (gone := _members_gone(shard, index)):
         return gone, index
     if len(index) != entry.count:
@@ -102,8 +106,12 @@ def check_sample(shard: Path, index: ShardIndex, i: int) -> list[str]:
             size = int(index.size_NM[i, m])
             if not size:
                 continue
-            file.seek(int(index.offset_NM[i, m]))
-            content = file.read(size)
+            try:
+                file.seek(int(index.offset_NM[i, m]))
+                content = file.read(size)
+            except OSError as error:
+                faults.append(f"sample {index.keys[i]}: member {member} cannot be read: {error.strerror or error}")
+                continue
             codec = payload.codec_of(member)
             if len(content) != size or crc32c(content) != index.crc_NM[i, m]:
                 faults.append(f"sample {index.keys[i]}: member {member} {'is cut off' if len(content) != size else 'has changed (crc32c)'}")

@@ -165,11 +165,18 @@ def _told(manifest: Manifest) -> str:
 @app.command()
 def index(
     folder: Annotated[Path, typer.Argument(help="A folder of SPLIT-NUMBER.tar shards, ours or written by stock webdataset.")],
+    changed: Annotated[
+        bool,
+        typer.Option("--changed", help="Take shards that are not those of dataset.json: they were written, added or removed on purpose."),
+    ] = False,
 ) -> None:
-    """Write the index of each shard, band statistics and dataset.json for shards that lie there without."""
+    """Write the index of each shard, band statistics and dataset.json for shards that lie there without.
+
+    Where they stand already, the shards have to be those that were indexed: one with a flipped bit is refused (exit code 4).
+    """
     from data_shards.existing import index_folder
 
-    manifest = index_folder(folder)
+    manifest = index_folder(folder, changed=changed)
     typer.echo(f"{folder}: {sum(s.count for s in manifest.shards)} cubes in {len(manifest.shards)} shards; digest {manifest.digest[:12]}")
 
 
