@@ -125,6 +125,8 @@ def read_manifest(folder: Path | str) -> Manifest:
             expected=NAME,
             mend="retinaforge data pack FOLDER DATASET (a run on phantoms makes its own: retinaforge run PRESET)",
         ) from error
+    except OSError as error:
+        raise CorruptData(f"cannot be read: {error.strerror or error}", where=path, mend=MEND) from error
     try:
         fields = json.loads(content)
         if fields["format"] != FORMAT:

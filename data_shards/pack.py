@@ -6,6 +6,7 @@ Legend: C band, H W pixels.
 from __future__ import annotations
 
 import json
+import logging
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -22,9 +23,10 @@ from data_shards.band_statistics import BandAccumulator
 from data_shards.codecs import Encoding
 from data_shards.cube import Cube
 from data_shards.dataset import Dataset
+from data_shards.doubles import Doubles, few
 from data_shards.errors import InputError
 from data_shards.index import FORMAT as INDEX_FORMAT
-from data_shards.index import ShardIndex, index_path
+from data_shards.index import ShardIndex, index_path, open_index
 from data_shards.manifest import FORMAT as DATASET_FORMAT
 from data_shards.manifest import BandStats, Manifest, ShardEntry, write_manifest
 from data_shards.shard import write_shard
@@ -33,6 +35,7 @@ from data_shards.splits import SPLITS, check_split_names, split_subjects, stated
 from data_shards.standing import stamps_digest, standing, write_stamps
 from data_shards.stores import place_of
 
+LOGGER = logging.getLogger("retinaforge")
 Watch = Callable[[Iterable[Any]], Iterable[Any]]  # wraps what is iterated over, to show progress
 
 
@@ -67,6 +70,7 @@ def pack(
     out: Path,
     *,
     splits: dict[str, float] | None = None,
+    splits_from: Path | str | None = None,
     seed: int = 0,
     codec: str = "raw",
     max_error: int = 0,
@@ -82,6 +86,7 @@ def pack(
 
     Args:
         splits: fractions by subject; None takes the splits that the samples state, else SPLITS.
+        splits_from: a packed set; who stands in it keeps that split, and the fractions (None: that set's) divide the others.
         codec, max_error, tile: as Encoding.
         shard_mib: a shard is closed before it would grow over this, as raw counts.
         workers: threads, each on a shard of its own.
@@ -93,11 +98,19 @@ def pack(
     encoding, source, out = Encoding(codec, max_error, tile), place_of(str(source)), Path(out)
     rows, read, samples = source_of(source)
     asked = {**asdict(encoding), "seed": seed, "shard_mib": shard_mib, "splits": splits}
+    again = _command(source, asked, workers)
+    fixed: dict[str, str] = {}
+    if splits_from is not None:
+        before = Dataset(place_of(str(splits_from)))
+        asked["splits_from"], again = before.digest, [*again, "--splits-from", str(splits_from)]
+        fixed = stated_splits((s, name) for name, info in before.splits.items() if info.count for s in before.subjects(name))
+        splits = splits or before.manifest.source.get("pack", {}).get("splits") or SPLITS
+    by_hash = splits is not None or not all(split for *_, split in rows)
     request = {"pack": asked, "samples": samples}
-    if done := standing(out, encoding, request, read, _command(source, asked, workers)):
+    if done := standing(out, encoding, request, read, again, grown=["--splits-from", str(out)] if by_hash and not fixed else []):
         return done
-    split_of = _splits_for(rows, splits, seed)
-    parts: dict[str, list[str]] = {name: [] for name in (splits or dict.fromkeys([*SPLITS, *split_of.values()]))}
+    split_of = _splits_for(rows, splits, seed, fixed)
+    parts: dict[str, list[str]] = {name: [] for name in dict.fromkeys([*(splits or SPLITS), *split_of.values()])}
     check_split_names(parts)
     for key, subject, _ in rows:
         parts[split_of[subject]].append(key)
@@ -142,7 +155,7 @@ def _samples_a_shard(first: Cube, shard_mib: int) -> int:
     return max(1, (shard_mib << 20) // first.data_CHW.nbytes)
 
 
-def _splits_for(rows: list[tuple[str, str, str]], fractions: dict[str, float] | None, seed: int) -> dict[str, str]:
+def _splits_for(rows: list[tuple[str, str, str]], fractions: dict[str, float] | None, seed: int, fixed: dict[str, str]) -> dict[str, str]:
     unstated = [key for key, _, split in rows if not split]
     if fractions is None and not unstated:
         return stated_splits((subject, split) for _, subject, split in rows)
@@ -153,7 +166,7 @@ def _splits_for(rows: list[tuple[str, str, str]], fractions: dict[str, float] | 
             expected="a split for all of them, or for none",
             mend="fill the column 'split' and import again, or divide all anew: --splits train=0.8,val=0.1,test=0.1",
         )
-    return split_subjects((subject for _, subject, _ in rows), fractions or SPLITS, seed)
+    return split_subjects((subject for _, subject, _ in rows), fractions or SPLITS, seed, fixed=fixed)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -236,10 +249,26 @@ def _write_shards(
             for _ in watch([key for parts in shards.values() for keys in parts for key in keys]):
                 if error := told.get():
                     raise error
-            return _describe_written(staging, [job.result() for job in jobs], list(shards), first, encoding.max_error, source)
+            written = [job.result() for job in jobs]
+            _warn_of_doubles(staging, out, [shard.entry for shard in written])
+            return _describe_written(staging, written, list(shards), first, encoding.max_error, source)
         finally:
             ended.set()
             pool.shutdown(cancel_futures=True)
+
+
+def _warn_of_doubles(staging: Path, out: Path, entries: list[ShardEntry]) -> None:
+    doubles = Doubles(staging)
+    found = [double for entry in entries for double in doubles.add(entry, open_index(index_path(staging / entry.name)))]
+    across = [double for double in found if double.across]
+    if across:
+        LOGGER.error(
+            "%s: %s. What is held out is trained on, and `data verify` refuses this set: remove one of each pair from the source, or "
+            "give both one subject_id (and one split), and pack again",
+            *(out, few(across)),
+        )
+    if within := [double for double in found if not double.across]:
+        LOGGER.warning("%s: %s", out, few(within))
 
 
 def write_dataset(

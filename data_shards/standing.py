@@ -10,7 +10,7 @@ import contextlib
 import hashlib
 import json
 import shlex
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -28,11 +28,14 @@ from data_shards.sources import Read
 STAMPS = "packed-from.json"
 
 
-def standing(out: Path, encoding: Encoding, request: dict[str, Any], read: Read, again: list[str]) -> Manifest | None:
+def standing(
+    out: Path, encoding: Encoding, request: dict[str, Any], read: Read, again: list[str], grown: Sequence[str] = ()
+) -> Manifest | None:
     """The dataset at `out` where it is the one asked for; None where nothing stands there.
 
     Args:
         again: the words of the command, with '{}' for the place.
+        grown: what it says besides where other cubes are packed than before, so that people keep their splits.
 
     Raises:
         InputError: something else does, its source changed since, or the codec cannot be used.
@@ -40,10 +43,11 @@ def standing(out: Path, encoding: Encoding, request: dict[str, Any], read: Read,
     _ = encoding.coder
     if not out.exists():
         return None
-    mend = _elsewhere(out, again)
     done = read_manifest(out) if (out / NAME).exists() else None
+    options = _other_options(done, request)
+    mend = _elsewhere(out, [*again, *(() if options else grown)])
     if done is None or done.source != request:
-        said = f"the place is taken{f': {_difference(done.source, request)}' if done else ', and no packed dataset is there'}"
+        said = f"the place is taken: {options or 'other cubes, or other metadata of theirs, than were packed'}"
         raise InputError(said, where=out, expected="a path that does not exist yet, or this very dataset", mend=mend)
     if changed := _changed(Dataset(out, done), encoding, read):
         raise InputError(
@@ -61,15 +65,12 @@ def _elsewhere(out: Path, again: list[str]) -> str:
     return shlex.join(word.format(free) if word == "{}" else word for word in again)
 
 
-def _difference(theirs: dict[str, Any], request: dict[str, Any]) -> str:
+def _other_options(done: Manifest | None, request: dict[str, Any]) -> str:
     """In what the set that stands was asked for otherwise."""
-    (verb, asked), *_ = request.items()
-    if not isinstance(theirs.get(verb), dict):
+    verb, asked = next(iter(request.items()))
+    if done is None or not isinstance(old := done.source.get(verb), dict):
         return f"no `data {verb}` made what is there"
-    old = theirs[verb]
-    if options := [f"{name} {old.get(name)}, now {asked.get(name)}" for name in {**old, **asked} if old.get(name) != asked.get(name)]:
-        return "; ".join(options)
-    return "other cubes, or other metadata of theirs, than were packed"
+    return "; ".join(f"{name} {old.get(name)}, now {asked.get(name)}" for name in {**old, **asked} if old.get(name) != asked.get(name))
 
 
 def stamps_digest(read: Read, keys: Iterable[str]) -> str:

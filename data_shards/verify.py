@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,16 +13,20 @@ import numpy as np
 from crc32c import crc32c
 
 from data_shards import durable, payload, stores
+from data_shards.doubles import Doubles, few
 from data_shards.durable import PART
 from data_shards.errors import CorruptData, RetinaforgeError
 from data_shards.index import ShardIndex, index_path, open_index
 from data_shards.manifest import NAME, ShardEntry, read_manifest
 from data_shards.shard import tar_members
 
+LOGGER = logging.getLogger("retinaforge")
+
 
 def verify(folder: Path | str) -> Iterator[tuple[str, list[str]]]:
     """Yield (shard, faults) for each shard of the manifest, then for the dataset as a whole; no fault, an empty list.
 
+    A subject or a picture in two splits is a fault of the dataset; a picture twice in one split is warned of.
     Of a set at a URL one shard at a time is copied to a temporary folder.
 
     Raises:
@@ -31,6 +36,7 @@ def verify(folder: Path | str) -> Iterator[tuple[str, list[str]]]:
     keys: dict[str, str] = {}
     split_of: dict[str, str] = {}
     whole: list[str] = []
+    doubles, within = Doubles(folder), []
     for entry in manifest.shards:
         with _at_hand(folder, store, entry) as shard:
             faults, index = check_shard(shard, entry)
@@ -40,6 +46,8 @@ def verify(folder: Path | str) -> Iterator[tuple[str, list[str]]]:
             keys[key] = entry.name
             if split_of.setdefault(subject, entry.split) != entry.split:
                 whole.append(f"subject {subject}: in splits {split_of[subject]} and {entry.split}")
+        for double in doubles.add(entry, index) if index and not faults else ():
+            whole.append(str(double)) if double.across else within.append(double)
         yield entry.name, faults
     known = {entry.name for entry in manifest.shards}
     strays = sorted(name for name in store.sizes() or () if name.endswith(".tar") and name not in known and PART not in name)
@@ -48,6 +56,8 @@ def verify(folder: Path | str) -> Iterator[tuple[str, list[str]]]:
         count = sum(entry.count for entry in manifest.shards if entry.split == split)
         if count != sizes["count"]:
             whole.append(f"split {split}: {count} samples in its shards, {sizes['count']} in the manifest")
+    if within:
+        LOGGER.warning("%s: %s", folder, few(within))
     yield "dataset.json", whole
 
 

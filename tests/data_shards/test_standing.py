@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from data_shards import sources
+from data_shards.cube import reflectance
 from data_shards.dataset import Dataset
 from data_shards.errors import InputError
 from data_shards.folder import png_bytes, write_cube
@@ -108,7 +109,8 @@ def test_the_command_that_is_advised_packs_anew_and_leaves_the_old_set(folder: P
     invoke(*advised[1:])
     fresh = Dataset(tmp_path / "a set-2")
     assert content_of(place) == before
-    assert fresh.manifest.source["pack"] == Dataset(place).manifest.source["pack"], "the same options"
+    old = Dataset(place)
+    assert fresh.manifest.source["pack"] == {**old.manifest.source["pack"], "splits_from": old.digest}, "the same options"
     (split,) = (name for name in fresh.splits if "c0003" in fresh.keys(name))
     assert np.array_equal(fresh.cube(split, fresh.keys(split).index("c0003")).data_CHW, np.load(folder / "c0003.npy"))
     assert "a set-3" in mend_of(words), "a place that is free"
@@ -143,3 +145,24 @@ def test_a_set_copied_elsewhere_is_read_without_its_source(folder: Path, tmp_pat
 def test_texts_in_place_of_paths_are_taken(folder: Path, tmp_path: Path) -> None:
     manifest = pack(str(folder), str(tmp_path / "set"), splits={"train": 1.0})
     assert recode(str(tmp_path / "set"), str(tmp_path / "small"), codec="pcodec").splits == manifest.splits
+
+
+def test_floats_in_a_loose_folder_are_no_latents(tmp_path: Path) -> None:
+    """Reflectance as float32 would pass for what an autoencoder made; the advice keeps it."""
+    folder = tmp_path / "in"
+    folder.mkdir()
+    values = np.random.default_rng(0).random((12, 4, 8, 8), np.float32)
+    meta = {"wavelengths_nm": [465, 555, 640, 730], "scale": 1.0}
+    for i, value in enumerate(values):
+        np.save(folder / f"e{i}.npy", value)
+        (folder / f"e{i}.json").write_text(json.dumps({"key": f"e{i}", "subject_id": f"p{i}", **meta}))
+    with pytest.raises(InputError, match="an array of float32") as caught:
+        pack(folder, tmp_path / "set")
+    assert "np.rint((reflectance - offset) / scale) as uint16" in caught.value.mend
+    assert [p.name for p in tmp_path.iterdir()] == ["in"]
+    for i, value in enumerate(values):
+        np.save(folder / f"e{i}.npy", np.rint(value * 65535).astype(np.uint16))
+        (folder / f"e{i}.json").write_text(json.dumps({"key": f"e{i}", "subject_id": f"p{i}", **meta, "scale": 1 / 65535}))
+    pack(folder, tmp_path / "set", splits={"train": 1.0})
+    cube = Dataset(tmp_path / "set").cube("train", 0)
+    np.testing.assert_allclose(reflectance(cube.data_CHW, cube.meta), values[0], atol=0.5 / 65535 + 1e-7)
