@@ -38,7 +38,7 @@ class DiffusionTrainer:
         )
         self.module, self.normaliser = denoiser, normaliser.to(engine.device)
         self.ema = EMA(engine.parts["denoiser"].masters())
-        self.scheduler = schedule()
+        self.scheduler = schedule(objective.target)
 
     def losses(self, batch: Batch, samples: int) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Mean squared error of the objective's target."""
