@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import logging
+import math
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -18,8 +20,10 @@ from ldm.training.checkpoint import CheckpointStore, Reader, State
 from ldm.training.clock import Clock, Work
 from ldm.training.commits import Commits
 from ldm.training.engine import Engine
-from ldm.training.log import MetricLog
+from ldm.training.log import MetricLog, read_log
 from ldm.training.validation import Best, better, validated
+
+LOGGER = logging.getLogger("retinaforge")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -248,8 +252,26 @@ def _resume(
     engine.load(read)
     trainer.load(read)
     log.cut(checkpoint.samples)
+    if engine.is_main:
+        _say_other_rates(trainer, log, kept, checkpoint.state, batch)
     engine.track(checkpoint.samples, checkpoint.state.get("tracker"))
     best = checkpoint.state.get("best")
     if best and not trainer.may_be_best(best["samples"] - batch):  # the run is longer now, and comes to more than it did
         best = None
     return checkpoint.samples, checkpoint.state["epoch"], best
+
+
+def _say_other_rates(trainer: Trainer, log: MetricLog, kept: dict[str, Any], state: dict[str, Any], batch: int) -> None:
+    """A decay over a run that is longer now has other rates than those that were trained with: say both."""
+    last = (read_log(log.path) or [{"samples": batch}])[-1]
+    now = trainer.learning_rates(last["samples"] - batch)
+    then = {name: last.get(f"lr/{name}") for name in now}
+    changed = [name for name in now if then[name] and not math.isclose(now[name], then[name], rel_tol=1e-6)]
+    if not changed:
+        return
+    stage = kept["identity"].get("stage", "")
+    begun = state["record"].get("config", {}).get(stage)
+    former = begun["optimizer"].get("decay_samples") or begun["loop"]["samples"] if begun else 0
+    told = ", ".join(f"{name} {then[name]:.3g} → {now[name]:.3g}" for name in changed)
+    keep = f"; {stage}.optimizer.decay_samples={former} keeps the decay as it was, and its last rate from there on" if former else ""
+    LOGGER.warning("at %d samples the learning rate was another, as its decay ends elsewhere now: %s%s", last["samples"], told, keep)

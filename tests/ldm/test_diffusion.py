@@ -144,3 +144,9 @@ def test_learning_rate_is_a_function_of_samples() -> None:
     assert learning_rate(49, 1000, config) == pytest.approx(0.5, rel=0.02)
     assert learning_rate(1000, 1000, config) == pytest.approx(0.01)
     assert learning_rate(5, 1000, OptimizerConfig(lr=0.3)) == 0.3
+
+
+def test_a_decay_of_its_own_length_does_not_depend_on_the_length_of_the_run() -> None:
+    config = OptimizerConfig(lr=1.0, decay="cosine", decay_samples=500)
+    assert [learning_rate(s, 1000, config) for s in (0, 250, 499)] == [learning_rate(s, 4000, config) for s in (0, 250, 499)]
+    assert learning_rate(500, 1000, config) == learning_rate(900, 1000, config) == pytest.approx(0.01)
