@@ -21,13 +21,13 @@ from data_shards.dataset import Dataset
 from data_shards.errors import InputError
 from data_shards.manifest import NAME
 from data_shards.stores import Cache, is_url
-from launch.config import Config, to_tree, to_yaml
+from launch.config import Config, completed, to_tree, to_yaml
 
 Watch = Callable[..., Iterable[Any]]
 HEADLINE = ("psnr_gain_db", "codes_used", "frechet_over_gaussian_latents", "seconds")
 FREE_TO_CHANGE = {
     *("samples", "checkpoint_every", "log_every", "keep", "validate_samples", "background", "profile", "workers", "max_bad_steps"),
-    *("read", "cache", "cache_gib"),
+    *("read", "cache", "cache_gib", "decay_samples"),
 }
 # what a section of the configuration decides first; until it stands, the section may still be corrected
 FIRST_OUTPUT = {"data": "data", "vqgan": "vqgan/checkpoints", "diffusion": "diffusion/checkpoints", "sample": "synthetic"}
@@ -61,7 +61,7 @@ class Run:
         if path.exists():
             changed = [
                 key
-                for key in _changed(yaml.safe_load(path.read_text()), to_tree(self.config))
+                for key in _changed(completed(yaml.safe_load(path.read_text())), to_tree(self.config))
                 # the folder itself may have been moved, or be called by another path
                 if key != "run" and not (FREE_TO_CHANGE & set(key.split("."))) and ".engine." not in key and self._begun(key.split(".")[0])
             ]
