@@ -29,11 +29,12 @@ def evaluate(run: Run, watch: Watch) -> None:
 
     autoencoder, denoiser = load_autoencoder(run.vqgan, device()), load_denoiser(run.diffusion, device())
     real, wanted = run.open(run.dataset), run.config.sample
-    baseline, source = run.folder / "gaussian-latents", {"baseline": denoiser.digest, "seed": wanted.seed, "quantise": wanted.quantise}
+    count = min(wanted.count, BASELINE_IMAGES)
+    baseline = run.folder / "gaussian-latents"
+    source = {"baseline": denoiser.digest, "seed": wanted.seed, "quantise": wanted.quantise, "count": count}
     if (baseline / NAME).exists() and read_manifest(baseline).source != source:
-        shutil.rmtree(baseline)  # of an earlier state of the denoiser; it can always be made again
+        shutil.rmtree(baseline)  # of an earlier state of the denoiser, or of another number; it can always be made again
     if not (baseline / NAME).exists():
-        count = min(wanted.count, BASELINE_IMAGES)
         cubes = decoded_gaussian_latents(autoencoder, denoiser, count, seed=wanted.seed, batch=wanted.batch, quantise=wanted.quantise)
         write_dataset(baseline, {"synthetic": watch(cubes, total=count, title="baseline", unit="cube")}, source=source)
     rebuilt = reconstruction(real, autoencoder)
