@@ -369,3 +369,18 @@ def test_a_run_says_where_its_parts_are(packed: Path, tmp_path: Path) -> None:
     assert (built.dataset, built.vqgan) == (packed, tmp_path / "r" / "vqgan")
     built.freeze()
     assert json.loads((tmp_path / "r" / "environment.json").read_text())["packages"]["torch"]
+
+
+def test_a_run_may_ask_for_more_images_and_another_batch_but_not_for_fewer_than_stand(packed: Path, tmp_path: Path) -> None:
+    tree = {"run": str(tmp_path / "r"), "data": {"dataset": str(packed)}}
+    Run(from_tree({**tree, "sample": {"count": 6, "shard": 4}})).freeze()
+    for i in range(6):
+        cube = made_cube(i, subject="synthetic")
+        write_cube(tmp_path / "loose", cube)
+    pack(tmp_path / "loose", tmp_path / "r" / "synthetic", splits={"synthetic": 1.0})
+    Run(from_tree({**tree, "sample": {"count": 8, "shard": 4, "batch": 2}})).check()
+    frozen = (tmp_path / "r" / "run.yaml").read_bytes()
+    for sample, message in (({"count": 4, "shard": 4}, "a set of 6 images stands"), ({"count": 6, "shard": 3}, r"sample\.shard")):
+        with pytest.raises(InputError, match=message):
+            Run(from_tree({**tree, "sample": sample})).freeze()
+    assert (tmp_path / "r" / "run.yaml").read_bytes() == frozen
