@@ -43,7 +43,7 @@ class DataConfig:
     codec, max_error, tile: how the shards packed from phantoms are encoded (data_shards/codecs: Encoding).
     workers: of making and packing phantoms.
     read: how shards are read.
-    cache: a folder on a local disk for pieces of a dataset at a URL, shared by the ranks of a node; empty: none.
+    cache: a folder on a local disk for pieces of a dataset at a URL, shared by the ranks of a node; empty: none. Other files there stay.
     cache_gib: what it may hold.
     """
 
