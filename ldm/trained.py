@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -74,7 +74,7 @@ def describe_data(manifest: Manifest) -> dict[str, Any]:
     """What a checkpoint keeps of its dataset, so that it can be used without it."""
     assert manifest.stats is not None
     kept = ("shape", "dtype", "wavelengths_nm", "scale", "offset")
-    return {**{k: getattr(manifest, k) for k in kept}, "stats": asdict(manifest.stats), "digest": manifest.digest}
+    return {**{k: getattr(manifest, k) for k in kept}, "stats": manifest.stats.fields(), "digest": manifest.digest}
 
 
 def normaliser_from(data: dict[str, Any]) -> BandNormaliser:
