@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -148,11 +149,14 @@ def _keep(pipeline: Pipeline, wanted: dict[str, Described], jobs: Path, name: st
 
 def _here(wanted: dict[str, Described]) -> int:
     """The stages one after the other on this machine; the exit code of the first that fails."""
-    from slurm.executor import run_local
+    from slurm.executor import check_free, run_local
 
+    for job in wanted.values():
+        job.check()
+        if shutil.which("squeue"):
+            check_free(job.folder)  # a job of this name that waits would read what is frozen now
     for stage, job in wanted.items():
         typer.echo(f"{stage} …", err=True)
-        job.check()
         job.freeze()
         if code := run_local(job.spec, job.folder):
             return code

@@ -42,6 +42,8 @@ TRACKED_RUN: dict[str, tuple[str, dict[str, str], Callable[[Any], str]]] = {
     "mlflow": ("run_id", {}, lambda tracker: tracker.active_run.info.run_id),
 }
 """Trackers that know a run by a name of their own: the option that takes it, what goes with it, and how to ask for it."""
+WORLD = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
+"""What launchers call a process's place among the others."""
 AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -102,6 +104,9 @@ class Engine:
             user = config.ds_config or os.environ.get("ACCELERATE_DEEPSPEED_CONFIG_FILE", "none")
             tree = deepspeed_config(config, self.mode, batch=batch, world=asked, user=None if user == "none" else Path(user))
             zero = DeepSpeedPlugin(hf_ds_config=tree)
+        elif asked == 1:
+            for name in WORLD:  # of a launched world of one, accelerate would make a process group, and DDP
+                os.environ.pop(name, None)
         group = InitProcessGroupKwargs(backend="gloo" if on_cpu else "nccl", timeout=timedelta(minutes=config.timeout_minutes))
         # After its first step DDP would lay gradients out anew, in the order of their arrival. Of more than two ranks' numbers the place in
         # a bucket decides in which order they are added up, so the first step after a resume would round otherwise than one in between.
@@ -185,8 +190,10 @@ class Engine:
                 expected=f"what DeepSpeed can on this device ({here.device_name()})",
                 mend="engine.precision=bf16, or fp32",
             )
-        if "WORLD_SIZE" not in os.environ:  # DeepSpeed has no world of one without a process group
-            os.environ.update(RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(free_port("127.0.0.1")))
+        if int(os.environ.get("WORLD_SIZE", "1")) == 1:  # DeepSpeed has no world of one without a process group
+            meets = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port("127.0.0.1"))}
+            for name, value in {**dict(zip(WORLD, "0101", strict=True)), **meets}.items():
+                os.environ.setdefault(name, value)  # what a launcher says counts: torchrun's agent listens at the port that it names
 
     def _check(self, asked: int) -> None:
         """Accelerate falls back to one process, or to DDP, in silence; a run that trains copies of itself is worse than none."""

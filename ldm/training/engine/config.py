@@ -94,7 +94,9 @@ def mode_of(config: EngineConfig, environ: Mapping[str, str]) -> str:
             expected="the same of both",
             mend=f"engine.mode={launched}, or another --config_file",
         )
-    if (mode == "single" and world > 1) or (mode == "ddp" and world == 1):
+    if mode == "ddp" and world == 1:
+        mode = "single"  # there is nobody to exchange gradients with: a job for any number of nodes may start on one
+    if mode == "single" and world > 1:
         raise InputError(f"{world} process(es): not {mode!r}", where="engine.mode", expected="auto", mend="engine.mode=auto")
     if mode[:4] != "zero" and config.offload != "none":
         raise InputError(f"offload {config.offload!r} in mode {mode!r}", where="engine.offload", expected="ZeRO", mend="engine.mode=zero2")
