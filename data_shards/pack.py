@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from data_shards import durable
+from data_shards.band_statistics import FORMAT as STATISTICS
 from data_shards.band_statistics import BandAccumulator
 from data_shards.codecs import Encoding
 from data_shards.cube import Cube
@@ -242,7 +243,9 @@ def _write_shards(
             told.put(error)
             raise
 
-    request = durable.canonical_json({**source, "shards": shards, "formats": [DATASET_FORMAT, INDEX_FORMAT, WRITTEN_FORMAT]}).decode()
+    request = durable.canonical_json(
+        {**source, "shards": shards, "formats": [DATASET_FORMAT, INDEX_FORMAT, STATISTICS, WRITTEN_FORMAT]}
+    ).decode()
     with durable.writing_folder(out, request=request) as staging, ThreadPoolExecutor(workers) as pool:
         try:
             jobs = [pool.submit(write, staging, split, n, keys) for split, parts in shards.items() for n, keys in enumerate(parts)]
