@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from itertools import islice
+from itertools import combinations, islice
 from pathlib import Path
 
 import numpy as np
@@ -95,3 +95,13 @@ def test_weights_that_leave_a_dataset_out_are_refused(three, weights) -> None:
 def test_the_same_dataset_twice_is_refused(three) -> None:
     with pytest.raises(InputError, match="twice"):
         Mixture([three[0], three[0]], [1, 1])
+
+
+def test_the_seed_decides_which_dataset_comes_when_and_in_which_order_each_is_read(three) -> None:
+    mixture, edges = Mixture(three, [1, 1, 1]), np.array([5, 13])
+    drawn = [mixture.place("train", np.arange(200), seed)[0] for seed in range(4)]
+    for a, b in combinations(drawn, 2):
+        of_a, of_b = (np.searchsorted(edges, sample_B, side="right") for sample_B in (a, b))
+        assert (of_a != of_b).mean() > 0.3, "which dataset"
+        for part, count in ((0, 5), (1, 8)):
+            assert a[of_a == part][: 3 * count].tolist() != b[of_b == part][: 3 * count].tolist(), "its own order"
