@@ -22,6 +22,7 @@ from data_shards.errors import InputError
 from data_shards.manifest import NAME, read_manifest
 from data_shards.stores import Cache, is_url
 from launch.config import Config, completed, to_tree, to_yaml
+from launch.worked import working_seconds
 
 Watch = Callable[..., Iterable[Any]]
 HEADLINE = ("psnr_gain_db", "codes_used", "frechet_over_gaussian_latents", "seconds")
@@ -256,9 +257,10 @@ def figures(run: Run) -> dict[str, Any]:
     return json.loads(path.read_text()) if path.exists() else {}
 
 
-def add_seconds(run: Run, seconds: float) -> None:
-    """Add to the run's working time: a run that was interrupted took as long as all its pieces."""
-    record(run, seconds=figures(run).get("seconds", 0.0) + seconds)
+def record_seconds(run: Run) -> None:
+    """The working time of all processes so far, into metrics.json."""
+    if seconds := working_seconds(run.folder):
+        record(run, seconds=seconds)
 
 
 def record(run: Run, **new: Any) -> None:
