@@ -11,7 +11,8 @@ import numpy as np
 from data_shards import durable
 from data_shards.dataset import Dataset
 from data_shards.manifest import NAME, read_manifest
-from launch.stages import HEADLINE, Run, Watch, device, figures, record
+from launch.headline import HEADLINE
+from launch.stages import Run, Watch, device, figures, record
 
 BASELINE_IMAGES = 1024
 LEAST_PEOPLE = 2  # held out: fewer have no spread
@@ -27,7 +28,7 @@ def held_out_split(real: Dataset) -> str:
 def evaluate(run: Run, watch: Watch) -> None:
     """Reconstruction of held-out people, evaluation of the set, and the baseline of decoded Gaussian latents."""
     from data_shards.pack import write_dataset
-    from ldm.evaluation import EvaluateConfig
+    from ldm.evaluation import FEW_PEOPLE, EvaluateConfig
     from ldm.evaluation import evaluate as evaluate_set
     from ldm.reconstruction import decoded_gaussian_latents, reconstruction
     from ldm.trained import load_autoencoder, load_denoiser
@@ -53,7 +54,10 @@ def evaluate(run: Run, watch: Watch) -> None:
     figures_of["frechet_over_gaussian_latents"] = frechet["ratio"]
     if frechet["reason"]:
         left_out["frechet_over_gaussian_latents"] = frechet["reason"]
-    record(run, **figures_of, psnr_db=rebuilt["psnr_db"], frechet=frechet, left_out=left_out)
+    cautions = {}
+    if frechet["ratio"] is not None and frechet["people"] < FEW_PEOPLE:
+        cautions["frechet_over_gaussian_latents"] = f"only {frechet['people']} people held out: who they are decides it"
+    record(run, **figures_of, psnr_db=rebuilt["psnr_db"], frechet=frechet, left_out=left_out, cautions=cautions)
 
 
 def audit(run: Run, watch: Watch) -> None:
@@ -67,13 +71,17 @@ def audit(run: Run, watch: Watch) -> None:
 
 
 def judged(run: Run, what: str) -> bool:
-    """Whether 'evaluate' or 'audit' has seen the present sets."""
+    """Whether 'evaluate' or 'audit' has seen the present sets, and as this version judges."""
+    from ldm import audit, evaluation
+
     path = run.folder / f"{what}.json"
     if not (path.exists() and (run.synthetic / NAME).exists()):
         return False
-    if what == "evaluate" and not {*HEADLINE} - {"seconds"} <= set(figures(run)):
+    if what == "evaluate" and not {figure.key for figure in HEADLINE} - {"seconds"} <= set(figures(run)):
         return False
     seen, real = json.loads(path.read_text()), run.open(run.dataset)
+    if seen["format"] != {"evaluate": evaluation.FORMAT, "audit": audit.FORMAT}[what]:
+        return False
     return (seen[SEEN[what]]["digest"], seen["synthetic"]["digest"]) == (real.digest, Dataset(run.synthetic).digest)
 
 

@@ -24,7 +24,6 @@ from data_shards.stores import Cache, is_url
 from launch.config import Config, to_tree, to_yaml
 
 Watch = Callable[..., Iterable[Any]]
-HEADLINE = ("psnr_gain_db", "codes_used", "frechet_over_gaussian_latents", "seconds")
 FREE_TO_CHANGE = {
     *("samples", "checkpoint_every", "log_every", "keep", "validate_samples", "background", "profile", "workers", "max_bad_steps"),
     *("read", "cache", "cache_gib"),

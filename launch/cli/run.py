@@ -15,7 +15,7 @@ from launch.cli.train import train_stage
 def command(preset: Preset, overrides: Overrides = None, dry_run: DryRun = False) -> None:
     """From cubes to a report: data, vqgan, encode, diffusion, sample, evaluate, audit, report. Run again, it goes on."""
     run = resolved(preset, overrides, dry_run)
-    from launch import judging, stages
+    from launch import headline, judging, stages
 
     began = time.time()
     stages.alone("run")
@@ -37,8 +37,7 @@ def command(preset: Preset, overrides: Overrides = None, dry_run: DryRun = False
     if not all(judged.values()) or "seconds" not in stages.figures(run):
         stages.add_seconds(run, time.time() - began)
     path = stages.write_report(run)
-    figures = stages.figures(run)
-    typer.echo("\n".join(f"{name:28} {figures[name]:.4g}" for name in stages.HEADLINE if name in figures))
+    typer.echo("\n".join(headline.lines(stages.figures(run))))
     typer.echo(f"report: {path}")
 
 
