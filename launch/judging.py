@@ -20,9 +20,10 @@ MORE_PEOPLE = "retinaforge data pack FOLDER DATASET --splits train=0.7,val=0.2,t
 
 
 def held_out_split(real: Dataset) -> str:
-    """The split to compare with: people that no model was trained on, where there are any."""
+    """The split to compare with: people that no model was trained on, where there are any; one with a single person comes last."""
     filled = [name for name, info in real.splits.items() if info.count]
-    return next((name for name in ("val", "test", *filled) if name in filled and name != "train"), "train")
+    held_out = [name for name in dict.fromkeys(("val", "test", *filled)) if name in filled and name != "train"]
+    return next((name for name in held_out if real.splits[name].subjects >= LEAST_PEOPLE), next(iter(held_out), "train"))
 
 
 def evaluate(run: Run, watch: Watch) -> None:
@@ -55,8 +56,9 @@ def evaluate(run: Run, watch: Watch) -> None:
     if frechet["reason"]:
         left_out["frechet_over_gaussian_latents"] = frechet["reason"]
     cautions = {}
-    if frechet["ratio"] is not None and frechet["people"] < FEW_PEOPLE:
-        cautions["frechet_over_gaussian_latents"] = f"only {frechet['people']} people held out: who they are decides it"
+    if frechet["ratio"] is not None:
+        few = f"; only {frechet['people']} people held out: who they are decides it" if frechet["people"] < FEW_PEOPLE else ""
+        cautions["frechet_over_gaussian_latents"] = f"training images: {frechet['ratio_floor']:.2f}{few}"
     record(run, **figures_of, psnr_db=rebuilt["psnr_db"], frechet=frechet, left_out=left_out, cautions=cautions)
 
 
@@ -94,8 +96,8 @@ def frechet_to_held_out(real: Dataset, sets: dict[str, Dataset], watch: Watch) -
 
     To the training split they would be a yardstick that a set of copies wins.
 
-    Keys: a distance by set; `floor`, that of as many training images; `ratio`, of the first set over the second; `images`, `people`: held
-    out; `n`: images of each set; `effective_rank_whitened`; `reason`, why there are no figures.
+    Keys: a distance by set; `floor`, that of as many training images; `ratio`, of the first set over the second, and `ratio_floor`, of the
+    training images; `images`, `people`: held out; `n`: images of each set; `effective_rank_whitened`; `reason`, why there are no figures.
     """
     from ldm.evaluation import features_of, whitening_of
     from ldm.metrics.features import get_extractor
@@ -112,7 +114,7 @@ def frechet_to_held_out(real: Dataset, sets: dict[str, Dataset], watch: Watch) -
     people = len({subject for name in held_out for subject in real.subjects(name)})
     n = min(dataset.count("synthetic") for dataset in sets.values())
     found: dict[str, Any] = {
-        **dict.fromkeys((*sets, "floor", "ratio", "effective_rank_whitened")),
+        **dict.fromkeys((*sets, "floor", "ratio", "ratio_floor", "effective_rank_whitened")),
         "images": sum(real.count(name) for name in held_out),
         "people": people,
         "n": n,
@@ -127,8 +129,8 @@ def frechet_to_held_out(real: Dataset, sets: dict[str, Dataset], watch: Watch) -
     parts = {name: (dataset, "synthetic") for name, dataset in sets.items()} | {"floor": (real, "train")}
     for name, (dataset, split) in parts.items():
         x_ND = white(features(dataset, split, n))
-        found[name] = frechet_distance(held_out_ND, x_ND) if len(x_ND) > 1 else None
+        found[name] = frechet_distance(held_out_ND, x_ND)
     above, below = (found[name] for name in sets)
     if below <= 0:
         return found | {"reason": "decoded Gaussian latents are at distance 0"}
-    return found | {"ratio": above / below, "effective_rank_whitened": white.effective_rank_whitened}
+    return found | {"ratio": above / below, "ratio_floor": found["floor"] / below, "effective_rank_whitened": white.effective_rank_whitened}

@@ -316,11 +316,13 @@ def rows(result: dict[str, Any]) -> list[dict[str, Any]]:
             "reason": m["reason"],
         }
         row["note"] = f"pairs, window {m['window']}"
-        if value == "synthetic":  # the interval of a difference is signed and would not fit beside its size
+        if value == "synthetic":
             row |= {"interval": m["synthetic_interval"], "floor_interval": m["real_interval"]}
+        elif m["difference_interval"] and m["difference_interval"][0] <= 0 <= m["difference_interval"][1]:
+            row["verdict"] = NOT_TOLD_APART  # the interval of a difference is signed and would not fit beside its size
         table.append(row)
     whole = [{"interval": None, "floor_interval": None, "reason": None, **row} for row in table]
-    return [{**row, "verdict": verdict(row)} for row in whole]
+    return [{"verdict": verdict(row), **row} for row in whole]
 
 
 def verdict(row: dict[str, Any]) -> str:
@@ -330,7 +332,9 @@ def verdict(row: dict[str, Any]) -> str:
         return ""
     if floor is None:
         return "no floor to compare with"
-    (low, high), (floor_low, floor_high) = row["interval"] or (value, value), row["floor_interval"] or (floor, floor)
+    if not (row["interval"] and row["floor_interval"]):
+        return "above the floor" if value > floor else NOT_TOLD_APART
+    (low, high), (floor_low, floor_high) = row["interval"], row["floor_interval"]
     if row["metric"] == "MS-SSIM of pairs":
         return "less varied than real" if low > floor_high else "more varied than real" if high < floor_low else NOT_TOLD_APART
     return "worse than real" if low > floor_high else NOT_TOLD_APART
