@@ -25,7 +25,6 @@ from launch.config import Config, completed, to_tree, to_yaml
 from launch.worked import working_seconds
 
 Watch = Callable[..., Iterable[Any]]
-HEADLINE = ("psnr_gain_db", "codes_used", "frechet_over_gaussian_latents", "seconds")
 FREE_TO_CHANGE = {
     *("samples", "checkpoint_every", "log_every", "keep", "validate_samples", "background", "profile", "workers", "max_bad_steps"),
     *("read", "cache", "cache_gib", "decay_samples"),

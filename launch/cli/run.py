@@ -27,7 +27,7 @@ def command(preset: Preset, overrides: Overrides = None, dry_run: DryRun = False
 
 def complete(run: Run, worked: Worked) -> None:
     """All stages that are not done, and the report."""
-    from launch import judging, stages
+    from launch import headline, judging, stages
 
     trained = False
     stages.alone("run")
@@ -52,8 +52,7 @@ def complete(run: Run, worked: Worked) -> None:
     worked.note()
     stages.record_seconds(run)
     path = stages.write_report(run)
-    figures = stages.figures(run)
-    typer.echo("\n".join(f"{name:28} {figures[name]:.4g}" for name in stages.HEADLINE if name in figures))
+    typer.echo("\n".join(headline.lines(stages.figures(run))))
     typer.echo(f"report: {path}")
 
 

@@ -285,10 +285,12 @@ def test_a_start_that_was_refused_can_be_corrected_in_the_same_folder(tmp_path: 
         ({"train": 9, "val": 0, "test": 2}, "test"),
         ({"train": 9, "clinic-b": 4}, "clinic-b"),
         ({"train": 9, "val": 0}, "train"),
+        ({"train": 9, "val": 1, "test": 2}, "test"),  # one person has no spread
+        ({"train": 9, "val": 1, "test": 1}, "val"),
     ],
 )
 def test_held_out_people_are_compared_with_where_there_are_any(counts: dict[str, int], chosen: str) -> None:
-    assert held_out_split(SimpleNamespace(splits={name: SplitInfo(count, 1) for name, count in counts.items()})) == chosen
+    assert held_out_split(SimpleNamespace(splits={name: SplitInfo(count, count) for name, count in counts.items()})) == chosen
 
 
 def test_a_run_folder_may_be_moved(tmp_path: Path) -> None:
