@@ -11,9 +11,11 @@ from pathlib import Path
 import numpy as np
 import tifffile
 
-from data_shards.errors import InputError, RetinaforgeError
+from data_shards.errors import InputError
+from data_shards.formats import tiff_tags
+from data_shards.formats.faults import READ_FAULTS, unreadable
 from data_shards.formats.photographs import RGB_NM, image_array, opened
-from data_shards.formats.raw import READ_FAULTS, Raw, ReadOptions, bands_first, check_numeric, check_size, unreadable
+from data_shards.formats.raw import Raw, ReadOptions, bands_first, check_numeric, check_size
 
 LOST_PAGES = re.compile(r"TiffPages @|failed to reshape")  # tifffile only logs it when the chain of pages breaks off
 PHOTOMETRIC = ("MINISBLACK", "RGB")  # what may be read value by value; palettes and YCbCr go through Pillow
@@ -28,6 +30,8 @@ def read_tiff(path: Path, options: ReadOptions) -> Raw:
     """
     try:
         with _complaints() as said, tifffile.TiffFile(path) as tiff:
+            if not len(tiff.pages):
+                raise unreadable(path, ValueError("no page where the header points to the first"), "a whole TIFF")
             series, page = tiff.series, tiff.pages.first
             if len(series) != 1:
                 raise InputError(
@@ -44,20 +48,21 @@ def read_tiff(path: Path, options: ReadOptions) -> Raw:
             check_numeric(series[0].dtype, path)
             colour = page.photometric.name if hasattr(page.photometric, "name") else str(page.photometric)
             array, axes = _values(tiff, colour, path, options)
+            tags = tiff_tags.gathered(tiff)
             alpha = colour == "RGB" and page.samplesperpixel == 4
             if lost := [text for text in said if LOST_PAGES.search(text)]:
                 raise unreadable(path, ValueError(f"pages are missing ({lost[0]})"), "a whole TIFF")
-    except RetinaforgeError:
-        raise
     except READ_FAULTS as error:
         raise unreadable(path, error, "a whole TIFF") from error
+    said, centres_nm = tiff_tags.said_in(tags, path, options)
     data_CHW = _bands_first(array, axes, options, path)
     if alpha and len(data_CHW) == 4:
         if (data_CHW[3] != np.iinfo(data_CHW.dtype).max).any():
             raise InputError("an image with transparent pixels", where=path, expected="opaque pixels", mend="flatten the image")
         data_CHW = data_CHW[:3]
     is_rgb = colour in ("RGB", "YCBCR", "PALETTE") and len(data_CHW) == 3
-    return Raw(data_CHW=data_CHW, wavelengths_nm=RGB_NM if is_rgb else None, nominal=is_rgb)
+    nominal = is_rgb and not centres_nm
+    return Raw(data_CHW=data_CHW, wavelengths_nm=RGB_NM if nominal else centres_nm, nominal=nominal, said=said)
 
 
 @contextlib.contextmanager
