@@ -9,6 +9,7 @@ from __future__ import annotations
 import gzip
 import math
 import re
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -45,32 +46,63 @@ def read_envi(path: Path, options: ReadOptions) -> Raw:
         InputError: no such header, one that lacks what is needed, a spectral library, classes, a complex dtype, wavelengths in
             an unknown unit, a missing data file. CorruptData: a data file shorter than the header says.
     """
+    header = _header(path)
+    check_size(header.shape_CHW, options, path)
+    array = (_inflated if header.packed else _mapped)(header, path)
+    axes = AXES[header.interleave]
+    data_CHW = np.array(array.transpose([axes.index(axis) for axis in "CHW"]), dtype=header.dtype.newbyteorder("="))
+    facts = {"interleave": header.interleave, "data_file": header.data_file.name}
+    if "byte order" not in header.fields:
+        facts["byte_order"] = "not stated, taken as 0"
+    centres = _wavelengths_nm(header.fields, path) if options.own_wavelengths else None
+    return Raw(data_CHW=data_CHW, wavelengths_nm=centres, said=_statements(header.fields), facts=facts)
+
+
+def envi_files(path: Path) -> list[Path]:
+    """The header and its data file."""
+    return [path, _header(path).data_file]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Header:
+    """Where the values lie: `offset` bytes into `data_file`, axes as the interleave has them; packed: through gzip."""
+
+    fields: dict[str, str]
+    shape_CHW: tuple[int, ...]
+    dtype: np.dtype
+    interleave: str
+    offset: int
+    packed: bool
+    data_file: Path
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape in the order of the file."""
+        return tuple(self.shape_CHW["CHW".index(axis)] for axis in AXES[self.interleave])
+
+    @property
+    def bytes(self) -> int:
+        """What the data file must hold."""
+        return self.offset + math.prod(self.shape_CHW) * self.dtype.itemsize
+
+
+def _header(path: Path) -> _Header:
     fields = header_fields(path)
     kind = fields.get("file type", "").lower()
     if any(word in kind for word in ("library", "classification", "meta", "mosaic", "tiff", "jpeg", "hdf", "nitf")):
         raise InputError(f"file type = {fields['file type']}", where=path, expected="ENVI Standard", mend="give the image itself")
     shape_CHW = tuple(_whole(fields, name, path) for name in ("bands", "lines", "samples"))
     dtype = _dtype(fields, path)
-    check_size(shape_CHW, options, path)
     check_numeric(dtype, path)
     interleave = _interleave(fields, shape_CHW, path)
     if any(number for name in ("major frame offsets", "minor frame offsets") for number in _numbers(fields, name, path)):
         raise InputError("frame offsets", where=path, expected="pixels without gaps", mend="save the image anew without them")
-    shape = [shape_CHW["CHW".index(axis)] for axis in AXES[interleave]]
-    offset, packed = _whole(fields, "header offset", path, default=0), _whole(fields, "file compression", path, default=0)
-    data_file = _data_file(path, offset + math.prod(shape) * dtype.itemsize)
-    array = (_inflated if packed else _mapped)(data_file, dtype, shape, offset, path)
-    data_CHW = np.array(array.transpose([AXES[interleave].index(axis) for axis in "CHW"]), dtype=dtype.newbyteorder("="))
-    facts = {"interleave": interleave, "data_file": data_file.name}
-    if "byte order" not in fields:
-        facts["byte_order"] = "not stated, taken as 0"
-    centres = _wavelengths_nm(fields, path) if options.own_wavelengths else None
-    return Raw(data_CHW=data_CHW, wavelengths_nm=centres, said=_statements(fields), facts=facts)
-
-
-def envi_files(path: Path) -> list[Path]:
-    """The header and its data file."""
-    return [path, _data_file(path, None)]
+    offset = _whole(fields, "header offset", path, default=0)
+    data_file = _data_file(path, offset + math.prod(shape_CHW) * dtype.itemsize)
+    packed = bool(_whole(fields, "file compression", path, default=0))
+    return _Header(
+        fields=fields, shape_CHW=shape_CHW, dtype=dtype, interleave=interleave, offset=offset, packed=packed, data_file=data_file
+    )
 
 
 def header_fields(path: Path) -> dict[str, str]:
@@ -154,7 +186,7 @@ def _interleave(fields: dict[str, str], shape_CHW: tuple[int, ...], path: Path) 
     return interleave
 
 
-def _data_file(path: Path, needed: int | None) -> Path:
+def _data_file(path: Path, needed: int) -> Path:
     """The data beside the header: of its name with a usual suffix; of several, the only one of the size that the header states."""
     stem = path.name[: -len(path.suffix)].lower()
     wanted = {stem + suffix: rank for rank, suffix in enumerate(DATA_SUFFIXES)}
@@ -168,30 +200,30 @@ def _data_file(path: Path, needed: int | None) -> Path:
             expected=f"{path.stem}, {path.stem}.img, .dat, .raw or .bsq beside it",
             mend="put the data file beside its header",
         )
-    if needed is not None and len(same) > 1:
+    if len(same) > 1:
         of_size = [file for file in same if file.stat().st_size == needed]
         return of_size[0] if of_size else same[0]
     return same[0]
 
 
-def _mapped(file: Path, dtype: np.dtype, shape: list[int], offset: int, path: Path) -> np.ndarray:
-    needed = offset + math.prod(shape) * dtype.itemsize
-    if (there := file.stat().st_size) < needed:
+def _mapped(header: _Header, path: Path) -> np.ndarray:
+    file = header.data_file
+    if (there := file.stat().st_size) < header.bytes:
         raise CorruptData(
             f"{there} bytes",
             where=file,
-            expected=f"{needed} bytes by {path.name}",
+            expected=f"{header.bytes} bytes by {path.name}",
             mend="copy the file again from its source; or correct lines, samples, bands or data type in the header",
         )
     try:
-        return np.memmap(file, dtype, "r", offset, tuple(shape))
+        return np.memmap(file, header.dtype, "r", header.offset, header.shape)
     except READ_FAULTS as error:
-        raise unreadable(file, error, f"{needed} bytes") from error
+        raise unreadable(file, error, f"{header.bytes} bytes") from error
 
 
-def _inflated(file: Path, dtype: np.dtype, shape: list[int], offset: int, path: Path) -> np.ndarray:
+def _inflated(header: _Header, path: Path) -> np.ndarray:
     """`file compression = 1`: the whole data file went through gzip. No more is inflated than the header states."""
-    needed = offset + math.prod(shape) * dtype.itemsize
+    file = header.data_file
     with open(file, "rb") as raw:
         if raw.read(2) != b"\x1f\x8b":
             raise InputError(
@@ -202,14 +234,16 @@ def _inflated(file: Path, dtype: np.dtype, shape: list[int], offset: int, path: 
             )
     try:
         with gzip.open(file) as packed:
-            content = packed.read(needed)
+            content = packed.read(header.bytes)
     except READ_FAULTS as error:
         raise CorruptData(
             f"the gzip data end in an error: {error}", where=file, expected="a whole file", mend="copy the file again from its source"
         ) from error
-    if len(content) < needed:
-        raise CorruptData(f"{len(content)} bytes inside", where=file, expected=f"{needed} bytes by {path.name}", mend="copy the file again")
-    return np.frombuffer(content, dtype, offset=offset).reshape(shape)
+    if len(content) < header.bytes:
+        raise CorruptData(
+            f"{len(content)} bytes inside", where=file, expected=f"{header.bytes} bytes by {path.name}", mend="copy the file again"
+        )
+    return np.frombuffer(content, header.dtype, offset=header.offset).reshape(header.shape)
 
 
 def _statements(fields: dict[str, str]) -> tuple[Statement, ...]:

@@ -32,7 +32,7 @@ READ_FAULTS = (  # what the libraries raise, found by flipping and cutting bytes
 )
 UNSURE = (TypeError, AttributeError, AssertionError, SyntaxError, tokenize.TokenError)  # a library that lost its way
 NOT_SUPPORTED = re.compile(
-    r"not (yet )?(supported|implemented|available)|unsupported|imagecodecs|pickle|object arrays|no appropriate", re.I
+    r"not (yet )?(supported|implemented|available)|unsupported|imagecodecs|pickle|object arrays|python objects|no appropriate", re.I
 )
 BUSY = re.compile(r"unable to lock file|resource temporarily unavailable|already open for write", re.I)
 RETRY = (errno.EAGAIN, errno.ESTALE, errno.ETIMEDOUT, errno.EBUSY, errno.EINTR)

@@ -142,49 +142,57 @@ def _affine(
     said: Sequence[Statement], stated: Stated, bands: int, where: object
 ) -> tuple[tuple[float, ...] | None, tuple[float, ...] | None]:
     """Scale and offset of every band of the file; None where nothing is said."""
-    unclear = [] if stated.full_scale is not None else [s for s in _of(said, declared.UNCLEAR_SCALE) if not _says_nothing(s)]
-    if unclear:
-        raise InputError(
-            f"{unclear[0].name} = {unclear[0].shown}, and how it turns values into reflectance is not clear",
-            where=where,
-            expected="a statement that has one meaning",
-            mend=STATE_SCALE,
-        )
-    own = {kind: _by_band(_of(said, kind), bands, where) for kind in (declared.SCALE, declared.FULL_SCALE, declared.OFFSET)}
-    divided = None if own[declared.FULL_SCALE] is None else tuple(1 / v if v else np.inf for v in own[declared.FULL_SCALE])
-    scale_C, offset_C = own[declared.SCALE], own[declared.OFFSET]
-    if scale_C and set(scale_C) == {1.0} and (divided or not (offset_C and any(offset_C))):
-        scale_C = None  # what programs write that have nothing to say
+    offset_C = None if stated.offset is not None else _by_band(_of(said, declared.OFFSET), bands, where)
     if offset_C and not any(offset_C):
         offset_C = None
     if stated.full_scale is not None:
-        if offset_C and stated.offset is None:
+        return _stated_affine(stated, offset_C, bands, where)
+    for statement in _of(said, declared.UNCLEAR_SCALE):
+        if not _says_nothing(statement):
             raise InputError(
-                f"--full-scale stated, and the file's own offset {_span(offset_C)} left open",
+                f"{statement.name} = {statement.shown}, and how it turns values into reflectance is not clear",
                 where=where,
-                expected="both or neither",
+                expected="a statement that has one meaning",
                 mend=STATE_SCALE,
             )
-        return (1 / stated.full_scale,) * bands, (stated.offset or 0.0,) * bands
-    if scale_C and divided and scale_C != divided:
+    scale_C, ones_C = (_by_band(_of(said, kind), bands, where) for kind in (declared.SCALE, declared.FULL_SCALE))
+    divided_C = None if ones_C is None else tuple(1 / one if one else np.inf for one in ones_C)
+    if scale_C and set(scale_C) == {1.0} and (divided_C or not offset_C):
+        scale_C = None  # what programs write that have nothing to say
+    if scale_C and divided_C and scale_C != divided_C:
         raise InputError(
-            f"scale {_span(scale_C)}, and another statement that makes it {_span(divided)}",
+            f"scale {_span(scale_C)}, and another statement that makes it {_span(divided_C)}",
             where=where,
             expected="one scale",
             mend=STATE_SCALE,
         )
-    if offset_C and stated.offset is None and (divided or not scale_C):
+    if offset_C and (divided_C or not scale_C):
         raise InputError(
-            f"offset {_span(offset_C)} " + ("and a value that means reflectance 1: which comes first?" if divided else "without a scale"),
+            f"offset {_span(offset_C)} " + ("and a value that means reflectance 1: which comes first?" if divided_C else "without a scale"),
             where=where,
             expected="scale and offset: reflectance = scale * value + offset",
             mend=STATE_SCALE,
         )
     factor = _unit_factor(said, where)
-    scale_C = scale_C or divided or ((1.0,) * bands if factor != 1 else None)
+    scale_C = scale_C or divided_C or ((1.0,) * bands if factor != 1 else None)
+    scale_C = scale_C and tuple(scale * factor for scale in scale_C)
     if stated.offset is not None:
-        return scale_C and tuple(scale * factor for scale in scale_C), (stated.offset,) * bands
-    return scale_C and tuple(scale * factor for scale in scale_C), offset_C and tuple(offset * factor for offset in offset_C)
+        return scale_C, (stated.offset,) * bands
+    return scale_C, offset_C and tuple(offset * factor for offset in offset_C)
+
+
+def _stated_affine(
+    stated: Stated, offset_C: tuple[float, ...] | None, bands: int, where: object
+) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """--full-scale replaces whatever the file says of scale and unit; an offset of the file is not dropped with them."""
+    if offset_C:
+        raise InputError(
+            f"--full-scale stated, and the file's own offset {_span(offset_C)} left open",
+            where=where,
+            expected="both or neither",
+            mend=STATE_SCALE,
+        )
+    return (1 / stated.full_scale,) * bands, (stated.offset or 0.0,) * bands
 
 
 def _says_nothing(statement: Statement) -> bool:
