@@ -77,13 +77,13 @@ def _from_hdf5(path: Path, options: ReadOptions, *, matlab: bool) -> Raw:
             _check_inside(dataset, name, path)
             check_size(dataset.shape, options, path)
             _check_filters(dataset, path)
-            array, said = hdf5_said.array_and_statements(dataset)
+            array, said, unused = hdf5_said.array_and_statements(dataset)
             beside = hdf5_said.neighbours(file, datasets, name)
     except READ_FAULTS as error:
         raise unreadable(path, error, "a whole HDF5 file") from error
     if matlab:
-        return _raw(array.T, options, path, "HWC", {"variable": name, "matlab": "v7.3"}, beside, said)
-    return _raw(array, options, path, "CHW", {"variable": name}, beside, said)
+        return _raw(array.T, options, path, "HWC", {"variable": name, "matlab": "v7.3", **unused}, beside, said)
+    return _raw(array, options, path, "CHW", {"variable": name, **unused}, beside, said)
 
 
 def _check_inside(dataset: h5py.Dataset, name: str, path: Path) -> None:

@@ -6,7 +6,7 @@ A statement that no reader understands is listed as unclear: the import stops un
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,6 +27,7 @@ SCALE, FULL_SCALE, OFFSET, NO_DATA, VALID_MIN, VALID_MAX, BAD_BANDS, UNIT, UNCLE
     "unclear no-data",
 )
 
+MOST_NAMES = 100
 NOT_NUMBERS = ("nan", "1.#qnan", "1.#ind", "1.#snan")  # as C runtimes and GDAL spell it
 
 # attributes of HDF5 and netCDF, and variables beside an image, by their letters and digits alone
@@ -123,7 +124,7 @@ def from_attribute(name: str, value: Any, label: str) -> list[Statement]:
         return [Statement(kind=_scale_kind(name, value), name=label, value=value)]
     if kind := ATTRIBUTES.get(letters):
         return [Statement(kind=kind, name=label, value=value)]
-    if HARMLESS.search(letters) or not _is_numeric(value):
+    if HARMLESS.search(letters) or not is_numeric(value):
         return []
     if MAYBE_NO_DATA.search(letters):
         return [Statement(kind=UNCLEAR_NO_DATA, name=label, value=value)]
@@ -131,16 +132,23 @@ def from_attribute(name: str, value: Any, label: str) -> list[Statement]:
 
 
 def _scale_kind(name: str, value: Any) -> str:
-    if not _is_numeric(value) or max(numbers_in(value)) <= 1:
+    if not is_numeric(value) or max(numbers_in(value)) <= 1:
         return SCALE
     return UNCLEAR_SCALE if name == "scale_factor" else FULL_SCALE
 
 
-def _is_numeric(value: Any) -> bool:
+def is_numeric(value: Any) -> bool:
+    """Whether a value is a number, numbers, or text of such."""
     try:
         return bool(numbers_in(value))
     except ValueError:
         return False
+
+
+def not_used(found: Mapping[str, Any]) -> dict[str, Any]:
+    """For the notes: names of attributes or fields that say nothing of the values by their names, as far as we know."""
+    names = sorted(name for name, value in found.items() if not from_attribute(name, value, name))
+    return {"not_used": names[:MOST_NAMES]} if names else {}
 
 
 def unclear(statement: Statement) -> Statement:

@@ -36,6 +36,8 @@ STATEMENTS = {  # fields that speak of the values
     "bbl": declared.BAD_BANDS,
     "data units": declared.UNIT,
 }
+USED = ("samples", "lines", "bands", "header offset", "file type", "data type", "interleave", "byte order", "file compression")
+USED += ("wavelength", "wavelength units", "major frame offsets", "minor frame offsets")
 ANALYZE = (b"\x5c\x01\x00\x00", b"\x00\x00\x01\x5c")  # 348, the length of an Analyze or NIfTI header
 
 
@@ -54,6 +56,7 @@ def read_envi(path: Path, options: ReadOptions) -> Raw:
     facts = {"interleave": header.interleave, "data_file": header.data_file.name}
     if "byte order" not in header.fields:
         facts["byte_order"] = "not stated, taken as 0"
+    facts |= declared.not_used({name: value for name, value in header.fields.items() if name not in USED and name not in STATEMENTS})
     centres = _wavelengths_nm(header.fields, path) if options.own_wavelengths else None
     return Raw(data_CHW=data_CHW, wavelengths_nm=centres, said=_statements(header.fields), facts=facts)
 

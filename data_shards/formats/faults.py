@@ -48,6 +48,7 @@ KINDS = (  # first bytes, what they are, suffixes of it, how to go on
     (b"\x93NUMPY", "a numpy array", (".npy",), "name it .npy"),
     (b"\x89PNG", "a PNG", (".png",), "name it .png"),
     (b"\xff\xd8\xff", "a JPEG", JPEG, "name it .jpg"),
+    (b"RIFF", "a WebP or another RIFF file", (), CONVERT),
     (b"GIF8", "a GIF", (".gif",), "name it .gif"),
     (b"II*\0", "a TIFF", TIFF, "name it .tif"),
     (b"MM\0*", "a TIFF", TIFF, "name it .tif"),

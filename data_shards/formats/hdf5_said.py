@@ -14,8 +14,8 @@ from data_shards.formats.neighbours import Neighbour
 HOUSEKEEPING = ("DIMENSION_LIST", "REFERENCE_LIST", "CLASS", "NAME", "MATLAB_class", "_Netcdf4Dimid", "_Netcdf4Coordinates")
 
 
-def array_and_statements(dataset: h5py.Dataset) -> tuple[np.ndarray, list[Statement]]:
-    """The values, unsigned where netCDF's `_Unsigned` says so, and the statements about them."""
+def array_and_statements(dataset: h5py.Dataset) -> tuple[np.ndarray, list[Statement], dict[str, Any]]:
+    """The values, unsigned where netCDF's `_Unsigned` says so, the statements about them, and what is not used, for the notes."""
     attributes = _attributes(dataset)
     array, unsigned = dataset[()], str(attributes.get("_Unsigned", "")).lower() == "true" and dataset.dtype.kind == "i"
     said = [s for name, value in attributes.items() for s in declared.from_attribute(name, value, f"attribute {name}")]
@@ -23,12 +23,14 @@ def array_and_statements(dataset: h5py.Dataset) -> tuple[np.ndarray, list[Statem
     for group in _groups_above(dataset):
         for name, value in _attributes(group).items():
             label = f"attribute {name} of group {group.name}"
-            said += [declared.unclear(s) for s in declared.from_attribute(name, value, label) if s.kind != declared.UNIT]
+            if declared.is_numeric(value):
+                said += [declared.unclear(s) for s in declared.from_attribute(name, value, label)]
     said = [_as_stored(s, attributes, dataset.dtype) for s in said]
+    unused = declared.not_used({name: value for name, value in attributes.items() if name != "_Unsigned"})
     if not unsigned:
-        return array, said
+        return array, said, unused
     bits = dataset.dtype.itemsize * 8
-    return array.view(array.dtype.str.replace("i", "u")), [_wrapped(s, bits) for s in said]
+    return array.view(array.dtype.str.replace("i", "u")), [_wrapped(s, bits) for s in said], unused
 
 
 def neighbours(file: h5py.File, datasets: dict[str, h5py.Dataset], image: str) -> list[Neighbour]:

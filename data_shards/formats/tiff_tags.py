@@ -33,28 +33,29 @@ class Tags:
 
     Attributes:
         pages: (metadata, no-data) of each page, None where it has no such tag.
-        bands: pages, or samples of the only page.
         imagej: ImageJ's settings.
     """
 
     pages: list[tuple[str | None, str | None]]
-    bands: int
     imagej: dict[str, Any]
 
 
 def gathered(tiff: tifffile.TiffFile) -> Tags:
     """The tags of all pages."""
-    first = tiff.pages.first
-    pages = list(tiff.pages) if len(tiff.pages) > 1 else [first]
     content = []
-    for page in pages:
+    for page in tiff.pages:
         values = [page.tags.valueof(tag) for tag in (GDAL_METADATA, GDAL_NODATA)] if isinstance(page, tifffile.TiffPage) else [None, None]
         content.append(tuple(None if value is None else str(value).strip("\0 \n") for value in values))
-    return Tags(pages=content, bands=len(pages) if len(pages) > 1 else first.samplesperpixel, imagej=tiff.imagej_metadata or {})
+    return Tags(pages=content, imagej=tiff.imagej_metadata or {})
 
 
-def said_in(tags: Tags, path: Path, options: ReadOptions) -> tuple[tuple[Statement, ...], tuple[float, ...] | None]:
-    """Statements of the image, and its band centres in nm where its items give them.
+def said_in(
+    tags: Tags, bands: int, path: Path, options: ReadOptions
+) -> tuple[tuple[Statement, ...], tuple[float, ...] | None, dict[str, Any]]:
+    """Statements of the image, its band centres in nm where its items give them, and the items that are not used, for the notes.
+
+    Args:
+        bands: of the image, be they pages or samples of a pixel.
 
     Raises:
         InputError: items that are not XML, pages that contradict each other, centres in an unknown unit.
@@ -64,9 +65,11 @@ def said_in(tags: Tags, path: Path, options: ReadOptions) -> tuple[tuple[Stateme
     if len(tagged) > 1:
         said += declared.of_bands([_of_page(*page, 1, path)[0] for page in tags.pages], path)
     elif tagged:
-        said, items = _of_page(*tagged[0], tags.bands, path)
+        said, items = _of_page(*tagged[0], bands, path)
     said = [*said, *_imagej(tags.imagej)]
-    return tuple(said), _centres(items, path) if options.own_wavelengths else None
+    used = {*ROLES, *(declared.letters_of(name) for name in CENTRES)}
+    unused = declared.not_used({item["name"]: item["text"] for item in items if declared.letters_of(item["name"]) not in used})
+    return tuple(said), _centres(items, path) if options.own_wavelengths else None, unused
 
 
 def _of_page(metadata: str | None, nodata: str | None, bands: int, path: Path) -> tuple[list[Statement], list[dict[str, str]]]:

@@ -322,7 +322,7 @@ def summarise(config: ImportConfig, items: list[Item], folder: Path, *, written:
 def _values_in_words(metas: dict[str, CubeMeta]) -> list[str]:
     """How values are stored, the pixels that count as no-data, and the bands that were left out, over all samples."""
     first = next(iter(metas.values()))
-    words = [f"reflectance = {first.scale:.6g} * stored + {first.offset:.6g}"]
+    words = [f"reflectance = {first.scale:.6g} * stored {'-' if first.offset < 0 else '+'} {abs(first.offset):.6g}"]
     without = [note["pixels"] for meta in metas.values() if (note := meta.notes.get("no_data")) and note["pixels"]]
     if without:
         words.append(f"{sum(without)} pixels of {len(without)} images hold no-data and leave the field of view")

@@ -481,3 +481,37 @@ def test_an_import_of_an_elder_way_of_reading_is_not_taken_for_this_one(tmp_path
     (tmp_path / "out" / importer.RECORD).write_text(json.dumps(record))
     with pytest.raises(UnsafeResume, match="choose another OUT"):
         importer.import_cubes(config, tmp_path / "out")
+
+
+def test_attributes_and_fields_that_are_not_used_stand_in_the_notes(tmp_path: Path) -> None:
+    cube = imported(hdf5(tmp_path / "a.h5", counts(), Scale_Factor=10000.0, Data_Ignore_Value=-9999, Interleave="BSQ", Lamp=np.float32(3)))
+    assert cube.meta.notes["reader"]["not_used"] == ["Interleave", "Lamp"]
+    extra = "data ignore value = -9999\nreflectance scale factor = 10000\nsensor type = X\n"
+    assert imported(envi(tmp_path / "b.hdr", counts(), extra)).meta.notes["reader"]["not_used"] == ["sensor type"]
+
+
+def test_unsigned_netcdf_values_in_a_signed_type(tmp_path: Path) -> None:
+    data_CHW = counts("uint16", 65535)
+    path = hdf5(tmp_path / "a.nc", data_CHW.view(np.int16), _Unsigned="true", _FillValue=np.int16(-1), scale_factor=1e-5)
+    is_right(imported(path), 1e-5)
+
+
+def test_a_compression_that_nobody_here_can_undo_is_no_damage(tmp_path: Path) -> None:
+    path = tmp_path / "a.tif"
+    tifffile.imwrite(path, counts(), photometric="minisblack", metadata=None, compression="zlib")
+    content = bytearray(path.read_bytes())
+    with tifffile.TiffFile(path) as file:
+        places = [page.tags[259].valueoffset for page in file.pages]
+    for place in places:
+        content[place : place + 2] = (34887).to_bytes(2, "little")  # LERC
+    path.write_bytes(content)
+    assert "compression LERC" in (said := refused(path)) and "pip install imagecodecs" in said
+
+
+def test_a_colour_tiff_without_its_opaque_alpha_keeps_its_scales(tmp_path: Path) -> None:
+    data_HWS = np.full((H, W, 4), 500, np.uint16)
+    data_HWS[..., 3] = 65535
+    xml = "".join(f'<Item name="SCALE" sample="{i}" role="scale">{1e-4 if i < 3 else 1}</Item>' for i in range(4))
+    tags = [(42112, 2, 0, f"<GDALMetadata>{xml}</GDALMetadata>", True)]
+    tifffile.imwrite(tmp_path / "a.tif", data_HWS, photometric="rgb", extrasamples=["unassalpha"], metadata=None, extratags=tags)
+    assert imported(tmp_path / "a.tif", wavelengths_nm=None).meta.scale == 1e-4
