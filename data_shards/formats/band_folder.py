@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from data_shards.errors import InputError
+from data_shards.formats import declared
 from data_shards.formats.photographs import read_photograph
 from data_shards.formats.raw import Raw, ReadOptions, check_size
 from data_shards.formats.tiff import read_tiff
@@ -41,9 +42,11 @@ def read_band_folder(folder: Path, options: ReadOptions) -> Raw:
     files = band_files(folder)
     if not files:
         raise InputError("no single-band images here", where=folder, expected="TIFF or PNG, one for each wavelength")
-    first, bands = None, []
+    first, bands, said = None, [], []
     for _, path in files:
-        band_1HW = BAND_READERS[path.suffix.lower()](path, options).data_CHW
+        raw = BAND_READERS[path.suffix.lower()](path, options)
+        band_1HW = raw.data_CHW
+        said.append(raw.said)
         first = band_1HW if first is None else first
         if band_1HW.shape != (1, *first.shape[1:]) or band_1HW.dtype != first.dtype:
             raise InputError(
@@ -54,7 +57,10 @@ def read_band_folder(folder: Path, options: ReadOptions) -> Raw:
         check_size((len(files), *first.shape[1:]), options, folder)
         bands.append(band_1HW)
     return Raw(
-        data_CHW=np.concatenate(bands), wavelengths_nm=tuple(nm for nm, _ in files), facts={"band_files": [path.name for _, path in files]}
+        data_CHW=np.concatenate(bands),
+        wavelengths_nm=tuple(nm for nm, _ in files),
+        said=declared.of_bands(said, folder),
+        facts={"band_files": [path.name for _, path in files]},
     )
 
 
