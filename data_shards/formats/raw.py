@@ -17,7 +17,7 @@ import numpy as np
 from data_shards.errors import CorruptData, InputError
 
 MAX_VALUES = 2**30  # 2 GiB as uint16: far above 672 x 672 x 16 (7.2 M), far below what a forged header can claim
-
+LITTER = ("__macosx", "thumbs.db", "desktop.ini")
 
 READ_FAULTS = (  # what the libraries raise on damaged bytes, found by flipping and cutting bytes of every format
     OSError,
@@ -64,6 +64,7 @@ class Raw:
         wavelengths_nm: band centres where the format gives them, else None.
         nominal: the centres are a convention and not a measurement.
         full_scale: the stored value that means reflectance 1 where the format says so, else None.
+        orientation: the tag of the file by which the reader turned the pixels upright; 1 where it turned nothing.
         facts: what the reader decided or found, kept in the sample's notes.
     """
 
@@ -71,7 +72,13 @@ class Raw:
     wavelengths_nm: tuple[float, ...] | None = None
     nominal: bool = False
     full_scale: float | None = None
+    orientation: int = 1
     facts: dict[str, Any] = field(default_factory=dict)
+
+
+def is_litter(path: Path, below: Path) -> bool:
+    """What systems leave beside images below a folder: hidden files, '._NAME' (what a Mac notes of NAME), caches of previews."""
+    return any(part.startswith(".") or part.lower() in LITTER for part in path.relative_to(below).parts)
 
 
 def check_size(shape: tuple[int, ...], options: ReadOptions, path: Path) -> None:
