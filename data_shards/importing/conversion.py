@@ -39,7 +39,7 @@ class ImportConfig:
         onh_values, fov_values: the values inside these masks, see `masks.parse_inside`; '' lets two values speak.
         map_orientation: where a tag turns an image: 'shown' or 'stored', what its maps were drawn on; '' lets the sizes tell.
         onh_circles, onh_columns: CSV of optic discs, and its columns for x, y and diameter in pixels of the source image.
-        resize_labels: bring maps of another size to the size of their image, by nearest pixel.
+        resize_labels: bring maps of another size to the size of their image, see `geometry.resize_map`.
         match, allow_missing: see `partners.pair`.
         subjects, subject_pattern: see `partners.people`.
         geometry: crop, padding, resizing.

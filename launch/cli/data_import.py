@@ -125,7 +125,7 @@ def command(
         ),
     ] = None,
     resize_labels: Annotated[
-        bool, typer.Option("--resize-labels", help="Bring maps of another size to their image's, by nearest pixel.", rich_help_panel=MAPS)
+        bool, typer.Option("--resize-labels", help="Bring maps of another size to their image's, thin vessels whole.", rich_help_panel=MAPS)
     ] = False,
     match: Annotated[
         str,
@@ -163,7 +163,7 @@ def command(
     resize: Annotated[
         str,
         typer.Option(
-            metavar="HxW|H", help="Then resize: area mean (bilinear when enlarging); maps by nearest pixel.", rich_help_panel=SHAPE
+            metavar="HxW|H", help="Then resize: area mean (bilinear when enlarging); maps keep thin vessels whole.", rich_help_panel=SHAPE
         ),
     ] = "",
     max_values: Annotated[int, typer.Option(help="Refuse files that hold more values than this.", min=1, rich_help_panel=SAFETY)] = 2**30,

@@ -578,7 +578,7 @@ def test_padding_without_a_mask_makes_one() -> None:
 def test_resize_by_height_keeps_proportion() -> None:
     planes, done = geometry.apply(Geometry(resize="12"), Planes(data_CHW=np.ones((1, 24, 36), np.uint16)), "x")
     assert planes.data_CHW.shape == (1, 12, 18)
-    assert done == ["resize 24x36 to 12x18: image by area mean, maps by nearest pixel"]
+    assert done == ["resize 24x36 to 12x18: image by area mean, maps by larger share, vessels whole"]
 
 
 @pytest.mark.parametrize(

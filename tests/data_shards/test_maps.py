@@ -8,14 +8,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import scipy.ndimage
 import tifffile
 from PIL import Image, ImageOps
 
 from data_shards import folder
 from data_shards.errors import InputError, RetinaforgeError
 from data_shards.formats import ReadOptions
-from data_shards.importing import importer, labels, map_files, masks
+from data_shards.importing import geometry, importer, labels, map_files, masks
 from data_shards.importing.conversion import ImportConfig
+from data_shards.phantom import painted
+from data_shards.phantom.persons import PhantomConfig
 
 H, W = 96, 112
 
@@ -339,3 +342,48 @@ def test_errors_of_maps_are_ours(tmp_path: Path) -> None:
             (tmp_path / f"m{suffix}").write_bytes(content)
             with pytest.raises(RetinaforgeError, match=f"m{suffix}"):
                 map_files.read_map(tmp_path / f"m{suffix}", ReadOptions())
+
+
+# Vessels on a coarser raster
+
+
+def tree(seed: int, size: int = 400) -> np.ndarray:
+    """Labels of thin, winding vessels, each of one piece: arteries and veins from 1 to 6 pixels wide, with a disc under them."""
+    rng = np.random.default_rng(seed)
+    yy, xx = np.mgrid[:size, :size]
+    labels_HW = np.where((xx - 200) ** 2 + (yy - 200) ** 2 <= 900, 3, 0).astype(np.uint8)
+    at = np.arange(20, size - 20)
+    for number, centre in enumerate((50, 110, 170, 240, 300, 350)):
+        path = centre + 12 * np.sin(at / rng.uniform(16, 30)) + 8 * np.sin(at / rng.uniform(20, 60))
+        for column, row in zip(at, path, strict=True):
+            labels_HW[int(row) : int(row) + 1 + number, column] = 1 + number % 2
+    return labels_HW
+
+
+def pieces(mask_HW: np.ndarray) -> int:
+    return scipy.ndimage.label(mask_HW, np.ones((3, 3)))[1]
+
+
+@pytest.mark.parametrize("size_HW", [(224, 224), (100, 100), (61, 61), (100, 224), (100, 500)])
+@pytest.mark.parametrize("seed", range(3))
+def test_a_vessel_that_is_shrunk_stays_one_piece(size_HW: tuple[int, int], seed: int) -> None:
+    labels_HW = tree(seed)
+    shrunk_HW = geometry.resize_map(labels_HW, size_HW)
+    for number, vessel in ((1, 3), (2, 3)):
+        assert pieces(labels_HW == number) == pieces(shrunk_HW == number) == vessel
+    assert set(np.unique(shrunk_HW)) == {0, 1, 2, 3}
+    disc = (labels_HW == 3).mean(), (shrunk_HW == 3).mean()
+    assert abs(disc[0] - disc[1]) < 0.02
+
+
+def test_a_field_of_view_is_shrunk_by_the_half_of_a_pixel() -> None:
+    fov_HW = np.zeros((6, 6), bool)
+    fov_HW[1:6, 1:5] = True
+    assert np.array_equal(geometry.resize_map(fov_HW, (2, 2)), [[False, False], [True, True]])
+
+
+def test_painted_vessels_are_whole_on_a_coarser_raster() -> None:
+    labels_HW = tree(1)
+    cube = painted.paint_labels(PhantomConfig(size=96, wavelengths_nm=(555,)), labels_HW, number=0, key="a", subject_id="a")
+    for number in (1, 2):
+        assert pieces(cube.labels_HW == number) == 3
