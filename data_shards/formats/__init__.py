@@ -30,6 +30,8 @@ READERS = {
     ".h5": read_hdf5,
     ".hdf5": read_hdf5,
     ".he5": read_hdf5,
+    ".nc": read_hdf5,
+    ".nc4": read_hdf5,
     ".mat": read_mat,
     ".npy": read_npy,
 }
@@ -38,8 +40,17 @@ READERS = {
 TAKES = {  # which options mean something to which reader; the others are refused rather than left unheard
     read_tiff: ("axes",),
     read_npy: ("axes", "reshape_HW", "pixel_order"),
-    read_hdf5: ("axes", "reshape_HW", "pixel_order", "variable"),
-    read_mat: ("axes", "reshape_HW", "pixel_order", "variable"),
+    read_hdf5: ("axes", "reshape_HW", "pixel_order", "variable", "centres"),
+    read_mat: ("axes", "reshape_HW", "pixel_order", "variable", "centres"),
+}
+
+
+OPTIONS = {
+    "variable": "--variable",
+    "axes": "--axes",
+    "reshape_HW": "--reshape",
+    "pixel_order": "--pixel-order",
+    "centres": "--wavelengths hdf5:NAME",
 }
 
 
@@ -56,7 +67,7 @@ def read(path: Path, options: ReadOptions | None = None) -> Raw:
             f"no reader for {path.suffix or 'a file without suffix'!r}", where=path, expected=nearest(path.suffix.lower(), READERS)
         )
     reader, options = READERS[path.suffix.lower()], options or ReadOptions()
-    for name, option in (("variable", "--variable"), ("axes", "--axes"), ("reshape_HW", "--reshape"), ("pixel_order", "--pixel-order")):
+    for name, option in OPTIONS.items():
         if getattr(options, name) and name not in TAKES.get(reader, ()):
             raise InputError(
                 f"{option} means nothing for a {path.suffix} file", where=path, expected="no such option", mend=f"leave {option} out"

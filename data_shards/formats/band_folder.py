@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from data_shards.errors import InputError
+from data_shards.formats import declared
 from data_shards.formats.photographs import read_photograph
 from data_shards.formats.raw import Raw, ReadOptions, check_size, is_litter
 from data_shards.formats.tiff import read_tiff
@@ -45,10 +46,11 @@ def read_band_folder(folder: Path, options: ReadOptions) -> Raw:
     files = band_files(folder)
     if not files:
         raise InputError("no single-band images here", where=folder, expected="TIFF or PNG, one for each wavelength")
-    first, bands, tags = None, [], {}
+    first, bands, said, tags = None, [], [], {}
     for _, path in files:
         raw = BAND_READERS[path.suffix.lower()](path, options)
         band_1HW = raw.data_CHW
+        said.append(raw.said)
         first = band_1HW if first is None else first
         tags.setdefault(raw.orientation, path.name)
         if band_1HW.shape != (1, *first.shape[1:]) or band_1HW.dtype != first.dtype:
@@ -70,6 +72,7 @@ def read_band_folder(folder: Path, options: ReadOptions) -> Raw:
         data_CHW=np.concatenate(bands),
         wavelengths_nm=tuple(nm for nm, _ in files),
         orientation=next(iter(tags)),
+        said=declared.of_bands(said, folder),
         facts={"band_files": [path.name for _, path in files]},
     )
 

@@ -13,8 +13,10 @@ from pathlib import Path
 import numpy as np
 
 from data_shards.errors import InputError
+from data_shards.formats.declared import FULL_SCALE, Statement
+from data_shards.formats.faults import READ_FAULTS, unreadable
 from data_shards.formats.photographs import RGB_NM
-from data_shards.formats.raw import READ_FAULTS, Raw, ReadOptions, check_size, unreadable
+from data_shards.formats.raw import Raw, ReadOptions, check_size
 
 SUFFIXES = (".ppm", ".pgm", ".pnm", ".pbm")
 CHANNELS = {b"P1": 1, b"P2": 1, b"P3": 3, b"P4": 1, b"P5": 1, b"P6": 3}
@@ -36,7 +38,12 @@ def read_pnm(path: Path, options: ReadOptions) -> Raw:
             "a bitmap of black and white", where=path, expected="grey or colour", mend="give it as a map: --labels, --onh, --fov"
         )
     colour = values_HWC.shape[2] == 3
-    return Raw(data_CHW=values_HWC.transpose(2, 0, 1), wavelengths_nm=RGB_NM if colour else None, nominal=colour, full_scale=float(top))
+    return Raw(
+        data_CHW=values_HWC.transpose(2, 0, 1),
+        wavelengths_nm=RGB_NM if colour else None,
+        nominal=colour,
+        said=(Statement(kind=FULL_SCALE, name="maximum", value=top),),
+    )
 
 
 def pnm_values(path: Path, options: ReadOptions) -> tuple[np.ndarray, int]:
@@ -67,8 +74,6 @@ def pnm_values(path: Path, options: ReadOptions) -> tuple[np.ndarray, int]:
             raise ValueError(f"{values.size} values up to {values.max(initial=0)} for {height}x{width} pixels with the maximum {top}")
         values = 1 - values if kind in (b"P1", b"P4") else values  # in these 1 is ink
         return values.astype(np.uint16 if top > 255 else np.uint8).reshape(shape), top
-    except InputError:
-        raise
     except READ_FAULTS as error:
         raise unreadable(path, error, "a whole portable bitmap, grey map or pixmap (P1 to P6)") from error
 

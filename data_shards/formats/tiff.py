@@ -11,12 +11,14 @@ from pathlib import Path
 import numpy as np
 import tifffile
 
-from data_shards.errors import InputError, RetinaforgeError
-from data_shards.formats import orientation
+from data_shards.errors import InputError
+from data_shards.formats import orientation, tiff_tags
+from data_shards.formats.faults import READ_FAULTS, unreadable
 from data_shards.formats.photographs import RGB_NM, image_array, opened
-from data_shards.formats.raw import READ_FAULTS, Raw, ReadOptions, bands_first, check_numeric, check_size, unreadable
+from data_shards.formats.raw import Raw, ReadOptions, bands_first, check_numeric, check_size
 
 LOST_PAGES = re.compile(r"TiffPages @|failed to reshape")  # tifffile only logs it when the chain of pages breaks off
+PILLOW_CODECS = ("LZW", "JPEG", "OJPEG", "PACKBITS", "DEFLATE", "ADOBE_DEFLATE", "CCITTRLE", "CCITTFAX3", "CCITTFAX4")
 PHOTOMETRIC = ("MINISBLACK", "RGB")  # what may be read value by value; palettes and YCbCr go through Pillow
 
 
@@ -29,6 +31,8 @@ def read_tiff(path: Path, options: ReadOptions) -> Raw:
     """
     try:
         with _complaints() as said, tifffile.TiffFile(path) as tiff:
+            if not len(tiff.pages):
+                raise unreadable(path, ValueError("no page where the header points to the first"), "a whole TIFF")
             series, page = tiff.series, tiff.pages.first
             if len(series) != 1:
                 raise InputError(
@@ -42,11 +46,10 @@ def read_tiff(path: Path, options: ReadOptions) -> Raw:
             check_numeric(series[0].dtype, path)
             colour = page.photometric.name if hasattr(page.photometric, "name") else str(page.photometric)
             array, axes, is_upright = _values(tiff, colour, path, options)
+            tags = tiff_tags.gathered(tiff)
             alpha = colour == "RGB" and page.samplesperpixel == 4
             if lost := [text for text in said if LOST_PAGES.search(text)]:
                 raise unreadable(path, ValueError(f"pages are missing ({lost[0]})"), "a whole TIFF")
-    except RetinaforgeError:
-        raise
     except READ_FAULTS as error:
         raise unreadable(path, error, "a whole TIFF") from error
     if options.axes and tag != orientation.UPRIGHT:
@@ -63,9 +66,18 @@ def read_tiff(path: Path, options: ReadOptions) -> Raw:
         if (data_CHW[3] != np.iinfo(data_CHW.dtype).max).any():
             raise InputError("an image with transparent pixels", where=path, expected="opaque pixels", mend="flatten the image")
         data_CHW = data_CHW[:3]
+    said, centres_nm, unused = tiff_tags.said_in(tags, len(data_CHW), path, options)
     is_rgb = colour in ("RGB", "YCBCR", "PALETTE") and len(data_CHW) == 3
+    nominal = is_rgb and not centres_nm
     facts = {"exif": "turned upright"} if tag != orientation.UPRIGHT else {}
-    return Raw(data_CHW=data_CHW, wavelengths_nm=RGB_NM if is_rgb else None, nominal=is_rgb, orientation=tag, facts=facts)
+    return Raw(
+        data_CHW=data_CHW,
+        wavelengths_nm=RGB_NM if nominal else centres_nm,
+        nominal=nominal,
+        orientation=tag,
+        said=said,
+        facts={**facts, **unused},
+    )
 
 
 def _orientation(tiff: tifffile.TiffFile, path: Path) -> int:
@@ -106,12 +118,13 @@ def _values(tiff: tifffile.TiffFile, colour: str, path: Path, options: ReadOptio
     if colour in PHOTOMETRIC:
         try:
             return series.asarray(), series.axes, False
-        except ValueError as error:
-            if "imagecodecs" not in str(error):
+        except (ValueError, ImportError) as error:
+            if isinstance(error, ValueError) and "imagecodecs" not in str(error):
                 raise
-            if tiff.pages.first.bitspersample > 8 and tiff.pages.first.samplesperpixel > 1:
+            page = tiff.pages.first
+            if page.compression.name not in PILLOW_CODECS or (page.bitspersample > 8 and page.samplesperpixel > 1):
                 raise InputError(
-                    f"compression {tiff.pages.first.compression.name} of {tiff.pages.first.bitspersample}-bit colour cannot be undone here",
+                    f"compression {page.compression.name} of {page.samplesperpixel} x {page.bitspersample} bits cannot be undone here",
                     where=path,
                     expected="no compression, or deflate",
                     mend="pip install imagecodecs",

@@ -27,9 +27,9 @@ from data_shards.importing import labels, map_files, masks, partners
 from data_shards.importing.conversion import ImportConfig, Item, make_cube
 from data_shards.phantom import eyes as phantoms
 
+READING = 2  # how files are read: what an elder way of reading has made of the same files is another import
 RECORD = "import.config.json"  # with a dot before .json no sample key can have this name
 SELECTING = ("source", "pattern", "labels", "onh", "fov", "onh_circles", "subjects", "match", "allow_missing")
-LATER = ("onh_values", "fov_values", "map_orientation")  # left out while unused, so that imports from before them stay the same
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,6 +38,7 @@ class ImportSummary:
 
     Attributes:
         cubes, written: samples in OUT, and how many of them this run wrote.
+        values: what was made of the files' values, in words: how they are stored, what is no-data, which bands are left out.
         sizes: (H, W) to count. label_share: class to share of all labelled pixels. with_maps: map to count of cubes that have it.
     """
 
@@ -51,6 +52,7 @@ class ImportSummary:
     with_maps: dict[str, int]
     pairs: dict[str, str]
     ignored: list[str]
+    values: list[str]
 
 
 def find_images(config: ImportConfig) -> tuple[list[Path], list[str]]:
@@ -183,7 +185,7 @@ def options_of(config: ImportConfig) -> dict[str, Any]:
     """The options that decide what a cube holds: neither the places of the files nor what only selects or permits."""
     options = json.loads(json.dumps(asdict(config), default=str))
     options["read"].pop("max_values")
-    return {name: value for name, value in options.items() if name not in SELECTING and not (name in LATER and not value)}
+    return {"reading": READING, **{name: value for name, value in options.items() if name not in SELECTING}}
 
 
 def import_cubes(config: ImportConfig, out: Path, track: Callable[[list[Item]], Iterable[Item]] = iter) -> ImportSummary:
@@ -322,4 +324,17 @@ def summarise(config: ImportConfig, items: list[Item], folder: Path, *, written:
         with_maps=dict(Counter(role for of_key in roles.values() for role in sorted(of_key))),
         pairs=pairs,
         ignored=find_images(config)[1],
+        values=_values_in_words(metas),
     )
+
+
+def _values_in_words(metas: dict[str, CubeMeta]) -> list[str]:
+    """How values are stored, the pixels that count as no-data, and the bands that were left out, over all samples."""
+    first = next(iter(metas.values()))
+    words = [f"reflectance = {first.scale:.6g} * stored {'-' if first.offset < 0 else '+'} {abs(first.offset):.6g}"]
+    without = [note["pixels"] for meta in metas.values() if (note := meta.notes.get("no_data")) and note["pixels"]]
+    if without:
+        words.append(f"{sum(without)} pixels of {len(without)} images hold no-data and leave the field of view")
+    if left_out := first.notes.get("bands_left_out"):
+        words.append(f"bands {', '.join(map(str, left_out['bands_from_1']))} left out by {left_out['by']}")
+    return words

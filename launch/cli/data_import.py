@@ -67,19 +67,55 @@ def command(
     wavelengths: Annotated[
         str,
         typer.Option(
-            metavar="LIST|FILE",
-            help="Band centres in nm: '610,545,465', 'linspace:380:2500:198', with '/1-3,7' to leave out channels (from 1), or a file. "
+            metavar="LIST|FILE|hdf5:NAME",
+            help="Band centres in nm: '610,545,465' (or '0.61,0.545um'), 'linspace:380:2500:198', with '/1-3,7' to leave out channels "
+            "(from 1), a file, or hdf5:NAME, a data set or variable of the HDF5 or MATLAB file itself. "
             "Default: the file's own; colour photographs 610, 545, 465, noted as nominal.",
             rich_help_panel=PIXELS,
         ),
     ] = "",
     full_scale: Annotated[
         float | None,
-        typer.Option(help="Value that means reflectance 1, e.g. 4095. Default: the dtype's largest; floats: 1.", rich_help_panel=PIXELS),
+        typer.Option(
+            help="Value that means reflectance 1, e.g. 4095. Default: as the file says; else the dtype's largest; floats: 1.",
+            rich_help_panel=PIXELS,
+        ),
+    ] = None,
+    offset: Annotated[
+        float | None,
+        typer.Option(
+            help="Reflectance of the value 0: reflectance = value / N + X. Default: as the file says; else 0.", rich_help_panel=PIXELS
+        ),
+    ] = None,
+    nodata: Annotated[
+        str | None,
+        typer.Option(
+            metavar="VALUE|none",
+            help="Value of pixels that were not measured ('-9999', 'nan', several with commas); they leave the field of view. "
+            "none: every value was measured. Default: as the file says.",
+            rich_help_panel=PIXELS,
+        ),
+    ] = None,
+    nodata_any: Annotated[
+        bool,
+        typer.Option(
+            "--nodata-any",
+            help="A pixel that lacks one band lies outside the field of view. Default: refused where bands differ.",
+            rich_help_panel=PIXELS,
+        ),
+    ] = False,
+    bad_bands: Annotated[
+        str | None,
+        typer.Option(metavar="LIST|none", help="Bands to leave out, from 1: '1-3,7'. Default: as the file says.", rich_help_panel=PIXELS),
     ] = None,
     float_range: Annotated[
-        str, typer.Option(metavar="LO:HI", help="Reflectances that the stored 0 and 65535 mean, for float files.", rich_help_panel=PIXELS)
-    ] = "0:1",
+        str,
+        typer.Option(
+            metavar="LO:HI",
+            help="Reflectances that the stored 0 and 65535 mean, for float files (default 0:1), and for bands of different scales.",
+            rich_help_panel=PIXELS,
+        ),
+    ] = "",
     nan_as: Annotated[
         float | None, typer.Option(help="Reflectance in place of NaN and infinity. Default: refuse them.", rich_help_panel=PIXELS)
     ] = None,
@@ -195,6 +231,7 @@ def command(
     from data_shards.importing.importer import import_cubes, plan
     from data_shards.importing.wavelengths import parse_wavelengths
 
+    inside = wavelengths.partition(":")[2] if wavelengths.startswith(("hdf5:", "mat:")) else ""
     config = ImportConfig(
         source=source,
         pattern=pattern,
@@ -205,10 +242,15 @@ def command(
             reshape_HW=parse_size(reshape, "--reshape") if reshape else None,
             pixel_order=pixel_order.value if pixel_order else "",
             max_values=max_values,
+            centres=inside,
         ),
-        wavelengths_nm=parse_wavelengths(wavelengths) if wavelengths else None,
+        wavelengths_nm=parse_wavelengths(wavelengths) if wavelengths and not inside else None,
         full_scale=full_scale,
-        float_range=_float_range(float_range),
+        offset=offset,
+        nodata=nodata,
+        nodata_any=nodata_any,
+        bad_bands=bad_bands,
+        float_range=_float_range(float_range) if float_range else None,
         nan_as=nan_as,
         labels=labels,
         label_map=label_map,
@@ -268,6 +310,7 @@ def show(summary: ImportSummary, out: Path) -> None:
     rows = {
         "cubes": f"{summary.cubes} ({summary.written} written now)",
         "bands": f"{len(nm)}: " + (", ".join(f"{w:g}" for w in nm) if len(nm) <= 16 else f"{nm[0]:g} … {nm[-1]:g}") + " nm",
+        "values": "; ".join(summary.values),
         "height x width": ", ".join(
             f"{h}x{w}" + (f" ({n})" if len(summary.sizes) > 1 else "") for (h, w), n in sorted(summary.sizes.items())
         ),

@@ -171,7 +171,7 @@ def test_netpbm_values_are_those_of_the_file(tmp_path: Path, channels: int, top:
     raw = formats.read(write_pnm(tmp_path / ("a.ppm" if channels == 3 else "a.pgm"), values_HWS, top, plain=plain))
     assert np.array_equal(raw.data_CHW, values_HWS.transpose(2, 0, 1))
     assert raw.data_CHW.dtype == (np.uint16 if top > 255 else np.uint8)
-    assert raw.full_scale == top
+    assert [(statement.kind, statement.value) for statement in raw.said] == [("full scale", top)]
     assert (raw.wavelengths_nm is None) == (channels == 1)
 
 
@@ -295,8 +295,7 @@ def test_envi_micrometres_scale_factor_and_bad_bands(tmp_path: Path) -> None:
     extra = "Wavelength Units = Micrometers\nwavelength = {0.4, .5, .6, .7, .8}\nreflectance scale factor = 10000\nbbl = {1, 0, 1, 1, 0}\n"
     raw = formats.read(write_envi(tmp_path, cube(), "bip", extra=extra))
     assert raw.wavelengths_nm == pytest.approx((400, 500, 600, 700, 800))
-    assert raw.full_scale == 10000
-    assert raw.facts["bad_bands_by_header"] == [2, 5]
+    assert {s.kind: s.numbers(tmp_path, "") for s in raw.said} == {"full scale": (10000,), "bad bands": (1, 0, 1, 1, 0)}
 
 
 def test_envi_faults_are_named(tmp_path: Path) -> None:
@@ -312,7 +311,7 @@ def test_envi_faults_are_named(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="complex64"):
         formats.read(write_envi(tmp_path, cube().astype(np.complex64), "bsq", name="complex"))
     (tmp_path / "text.hdr").write_text("hello")
-    with pytest.raises(CorruptData, match="ENVI header"):
+    with pytest.raises(InputError, match=r"begins with 'hello'[\s\S]*first line 'ENVI'"):
         formats.read(tmp_path / "text.hdr")
 
 
@@ -338,7 +337,7 @@ class Trap:
 def test_nothing_is_ever_unpickled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     np.save(tmp_path / "a.npy", np.array([Trap()], dtype=object), allow_pickle=True)
-    with pytest.raises(CorruptData, match=r"a.npy[\s\S]*allow_pickle=False"):
+    with pytest.raises(InputError, match=r"a.npy[\s\S]*allow_pickle=False"):
         formats.read(tmp_path / "a.npy")
     assert not (tmp_path / "trapped").exists()
 
@@ -347,12 +346,13 @@ def test_nothing_is_ever_unpickled(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 def test_hdf5_by_name_by_axes_and_alone(tmp_path: Path, compression: str | None) -> None:
     with h5py.File(tmp_path / "a.h5", "w") as file:
         file.create_dataset("scan/cube", data=cube().transpose(1, 2, 0), compression=compression)
-        file["scan/wavelengths"] = np.arange(C)
+        file["scan/wavelengths"] = 400.0 + 50 * np.arange(C)
         file["scan/name"] = "left eye"
     for variable in ("", "scan/cube", "/scan/cube"):
         raw = formats.read(tmp_path / "a.h5", ReadOptions(variable=variable, axes="HWC"))
         assert np.array_equal(raw.data_CHW, cube())
-    assert raw.facts == {"variable": "scan/cube", "axes": "HWC"}
+    assert raw.facts == {"variable": "scan/cube", "axes": "HWC", "band_centres": "scan/wavelengths"}
+    assert raw.wavelengths_nm == (400, 450, 500, 550, 600)
     with pytest.raises(InputError, match=r"no numeric array 'cube'[\s\S]*scan/cube 6x7x5"):
         formats.read(tmp_path / "a.h5", ReadOptions(variable="cube"))
 
@@ -493,7 +493,7 @@ def test_missing_unknown_and_forbidden_files(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"no reader for '.jp2'"):
         formats.read(tmp_path / "a.jp2")
     (tmp_path / "a.png").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n")  # Pillow would start Ghostscript
-    with pytest.raises(CorruptData, match="cannot be read"):
+    with pytest.raises(InputError, match="a text file, named .png"):
         formats.read(tmp_path / "a.png")
 
 

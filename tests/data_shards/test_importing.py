@@ -23,6 +23,7 @@ from data_shards.formats import ReadOptions
 from data_shards.importing import geometry, importer, labels, map_files, masks, partners
 from data_shards.importing.conversion import ImportConfig, to_uint16
 from data_shards.importing.geometry import Geometry, Planes
+from data_shards.importing.values import Values
 from data_shards.importing.wavelengths import parse_wavelengths
 
 REAL = Path(os.environ.get("RETINAFORGE_REAL_DATA", Path(__file__).resolve().parents[3] / "shared" / "data"))
@@ -225,13 +226,17 @@ def test_an_unwritable_place_is_named(drive_like: Path, tmp_path: Path) -> None:
 # Values
 
 
+def full(value: float | None) -> Values:
+    return Values(scale_C=(1 / value,), offset_C=(0.0,)) if value else Values()
+
+
 @pytest.mark.parametrize("dtype", ["uint8", "uint16", "int16"])
 @pytest.mark.parametrize("full_scale", [None, 4095.0])
 def test_integers_come_back_bit_for_bit(dtype: str, full_scale: float | None) -> None:
     limits = np.iinfo(dtype)
     data_CHW = np.linspace(limits.min, limits.max, 3 * 8 * 8).astype(dtype).reshape(3, 8, 8)
     data_CHW[0, 0, :2] = limits.min, limits.max
-    stored_CHW, scale, offset, note = to_uint16(data_CHW, ImportConfig(source=Path()), full_scale, "x")
+    stored_CHW, scale, offset, note = to_uint16(data_CHW, ImportConfig(source=Path()), full(full_scale), "x")
     assert stored_CHW.dtype == np.uint16
     back_CHW = np.rint((scale * stored_CHW.astype(np.float64) + offset) * (full_scale or limits.max))
     assert np.array_equal(back_CHW.astype(dtype), data_CHW)
@@ -241,14 +246,14 @@ def test_integers_come_back_bit_for_bit(dtype: str, full_scale: float | None) ->
 @pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
 def test_floats_are_within_half_a_step(dtype: str) -> None:
     data_CHW = np.random.default_rng(1).uniform(-0.1, 1.3, (2, 30, 30)).astype(dtype)
-    stored_CHW, scale, offset, note = to_uint16(data_CHW, ImportConfig(source=Path(), float_range=(-0.2, 1.4)), None, "x")
+    stored_CHW, scale, offset, note = to_uint16(data_CHW, ImportConfig(source=Path(), float_range=(-0.2, 1.4)), Values(), "x")
     assert np.abs(scale * stored_CHW.astype(np.float64) + offset - data_CHW.astype(np.float64)).max() <= scale / 2 * (1 + 1e-9)
     assert f"error at most {scale / 2:.3g}" in note
 
 
 def refused(data_CHW: np.ndarray, **more) -> str:
     with pytest.raises(InputError) as caught:
-        to_uint16(data_CHW, ImportConfig(source=Path(), **more), more.get("full_scale"), "FILE")
+        to_uint16(data_CHW, ImportConfig(source=Path(), **more), full(more.get("full_scale")), "FILE")
     assert caught.value.exit_code == 2
     return str(caught.value)
 
@@ -266,7 +271,7 @@ def test_values_that_cannot_be_stored_are_counted() -> None:
 def test_nan_as_is_counted_in_the_notes() -> None:
     data_CHW = np.full((2, 4, 4), 0.5, np.float32)
     data_CHW[1, 2, 3] = np.nan
-    stored_CHW, scale, _, note = to_uint16(data_CHW, ImportConfig(source=Path(), nan_as=0.25), None, "x")
+    stored_CHW, scale, _, note = to_uint16(data_CHW, ImportConfig(source=Path(), nan_as=0.25), Values(), "x")
     assert stored_CHW[1, 2, 3] * scale == pytest.approx(0.25, abs=scale)
     assert "1 values that were not finite set to 0.25" in note
     for wrong in (2.0, np.nan, np.inf):

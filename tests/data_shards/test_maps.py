@@ -331,11 +331,6 @@ def test_circles_of_a_turned_image_need_the_statement_and_follow_it(images: Path
     assert np.array_equal(folder.read_cube(images / "shown", "001").labels_HW == 3, (xx - 70) ** 2 + (yy - 46) ** 2 <= 144)
 
 
-def test_an_import_from_before_the_newer_options_stays_the_same_import(images: Path) -> None:
-    assert not {"onh_values", "fov_values", "map_orientation"} & set(importer.options_of(import_of(images)))
-    assert importer.options_of(import_of(images, onh_values="1"))["onh_values"] == "1"
-
-
 def test_errors_of_maps_are_ours(tmp_path: Path) -> None:
     for content in (b"", b"P5 2 2 255\nx", b"\x89PNG\r\n\x1a\n"):
         for suffix in map_files.SUFFIXES:
