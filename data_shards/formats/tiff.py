@@ -124,7 +124,7 @@ def _values(tiff: tifffile.TiffFile, colour: str, path: Path, options: ReadOptio
             page = tiff.pages.first
             if page.compression.name not in PILLOW_CODECS or (page.bitspersample > 8 and page.samplesperpixel > 1):
                 raise InputError(
-                    f"compression {page.compression.name} of {page.samplesperpixel} x {page.bitspersample} bits cannot be undone here",
+                    f"compression {page.compression.name} ({page.bitspersample} bits, {page.samplesperpixel} a pixel) cannot be undone",
                     where=path,
                     expected="no compression, or deflate",
                     mend="pip install imagecodecs",
