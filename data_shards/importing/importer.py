@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 from collections import Counter
 from collections.abc import Callable, Iterable
@@ -22,7 +23,7 @@ from data_shards import durable, formats
 from data_shards.cube import CubeMeta
 from data_shards.errors import InputError, UnsafeResume
 from data_shards.folder import meta_from, write_cube
-from data_shards.importing import labels, partners
+from data_shards.importing import labels, map_files, masks, partners
 from data_shards.importing.conversion import ImportConfig, Item, make_cube
 from data_shards.phantom import eyes as phantoms
 
@@ -116,8 +117,15 @@ def plan(config: ImportConfig) -> list[Item]:
         labels.parse_label_map(config.label_map)
         if not config.labels:
             raise InputError("a label map without label files", where="--label-map", expected="both or neither", mend="--labels DIR")
+    for role in ("onh", "fov"):
+        if values := getattr(config, f"{role}_values"):
+            masks.parse_inside(values, f"--{role}-values")
+            if not getattr(config, role):
+                raise InputError(
+                    "values of a mask without a mask", where=f"--{role}-values", expected="both or neither", mend=f"--{role} DIR"
+                )
     maps: dict[Path, dict[str, Path]] = {image: {} for image in images}
-    for role, suffixes in (("labels", labels.MAP_SUFFIXES), ("onh", labels.MASK_SUFFIXES), ("fov", labels.MASK_SUFFIXES)):
+    for role, suffixes in (("labels", map_files.EXACT_SUFFIXES), ("onh", map_files.SUFFIXES), ("fov", map_files.SUFFIXES)):
         if where := getattr(config, role):
             files = partners.listed(where, suffixes, f"--{role}")
             found = partners.pair(images, files, option=f"--{role}", match=config.match, allow_missing=config.allow_missing)
@@ -140,9 +148,18 @@ def _circles(config: ImportConfig, images: list[Path]) -> dict[Path, tuple[float
     if not config.allow_missing and (without := [image.name for image in images if image not in found]):
         raise InputError(f"no optic disc for {without[0]}", where=table, expected="a row for each image", mend="add it, or --allow-missing")
     try:
-        return {image: tuple(float(row[name]) for name in config.onh_columns) for image, row in found.items()}
+        circles = {image: tuple(float(row[name]) for name in config.onh_columns) for image, row in found.items()}
     except ValueError as error:
         raise InputError(f"not a number: {error}", where=table, expected=f"numbers in {', '.join(config.onh_columns)}") from error
+    for image, circle in circles.items():
+        if not all(map(math.isfinite, circle)) or circle[2] <= 0:
+            raise InputError(
+                f"{', '.join(f'{name} {value:g}' for name, value in zip(config.onh_columns, circle, strict=True))} for {image.name}",
+                where=table,
+                expected="finite numbers of pixels, the diameter above 0",
+                mend="correct the row, or remove it and give --allow-missing",
+            )
+    return circles
 
 
 def identity(item: Item, config: ImportConfig) -> tuple[str, dict[str, str]]:
