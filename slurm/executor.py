@@ -6,6 +6,7 @@ import contextlib
 import os
 import re
 import secrets
+import shlex
 import shutil
 import subprocess
 import sys
@@ -26,7 +27,7 @@ from slurm.meeting import free_port
 from slurm.preempt import ATTEMPT
 from slurm.records import RECORD_NAME, Submitted, current, is_live, is_unknown, read_record, record_tree, span_of
 from slurm.script import sbatch_text
-from slurm.status import ASK_EVERY_S, ENDED, UNKNOWN, Queue
+from slurm.status import ASK_EVERY_S, ENDED, UNKNOWN, Queue, numbers_of
 
 # fields of a job whose default a user may have in the environment of sbatch, which counts above what stands in a script
 DEFAULTS = {
@@ -131,7 +132,7 @@ def submit(spec: JobSpec, run_folder: Path, *, only: str | None = None, over: st
             for part in parts or [None]:
                 if part and ids and "%" in part.array:  # so many at once, over all parts
                     part = replace(part, after=f"afterany:{ids[-1]}")
-                ids.append(_sent(sent, run_folder, part, token))
+                ids.append(_sent(sent, run_folder, part, token, set(ids)))
             record = Submitted(
                 job_ids=tuple(ids),
                 name=spec.name,
@@ -230,21 +231,27 @@ def handles(record: Submitted, run_folder: Path) -> list[submitit.SlurmJob]:
     return [_Job(run_folder, f"{number}_{index}" if index else number, tasks=[0]) for number, index in each]
 
 
-def _sent(spec: JobSpec, run_folder: Path, part: Part | None, token: str) -> str:
+def _sent(spec: JobSpec, run_folder: Path, part: Part | None, token: str, before: set[str]) -> str:
+    """The number of a job that was submitted; `before` are those of this submission that were given already."""
     try:
         wanted = {f"SBATCH_{name}" for field, name in DEFAULTS.items() if getattr(spec, field) is None}
         with _without({name for name in os.environ if name.startswith("SBATCH_")} - wanted):
             return _Executor(spec, run_folder, part, token).submit_spec().job_id.partition("_")[0]
     except (FailedJobError, FailedSubmissionError) as error:
         said = str(error).strip()
-        kind = TryAgain if any(words in said for words in LATER) else InputError
-        raise kind(
-            f"sbatch refused: {said}",
+        if not any(words in said for words in LATER):
+            raise InputError(
+                f"sbatch refused: {said}", where=spec.name, expected="a job this site takes", mend="sinfo shows the partitions"
+            ) from error
+        with contextlib.suppress(TryAgain):  # the answer may have been lost, and not the job
+            if taken := sorted(numbers_of(Queue().answer(time.time()).text, token) - before):
+                return taken[0]
+        raise TryAgain(
+            f"sbatch: {said}",
             where=spec.name,
-            expected="a job this site takes",
-            mend="squeue --me shows whether it was taken all the same; then the same command again"
-            if kind is TryAgain
-            else "sinfo shows the partitions",
+            expected="an answer of the controller",
+            mend=f"squeue --me --name={shlex.quote(spec.name)} shows whether the job was taken all the same: scancel it; "
+            "then the same command again",
         ) from error
     finally:
         for left in run_folder.glob(".submission_file_*.sh"):  # submitit leaves a link, or, after a refusal, the script

@@ -126,6 +126,8 @@ def main(path: str) -> None:
         # the console scripts of the interpreter that the job was submitted with come first
         environ["PATH"] = os.pathsep.join([str(Path(spec.python).parent), environ.get("PATH", os.defpath)])
         os.chdir(spec.folder)
+        if spec.umask:
+            os.umask(int(spec.umask, 8))  # srun hands on that of sbatch, whatever the script's is
         # the warning before the time limit ends who does not listen to it; trainers set their own handler
         signal.signal(signal.SIGUSR1, signal.SIG_IGN)
         os.execvpe(words[0], words, environ)
