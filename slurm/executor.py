@@ -25,7 +25,7 @@ from slurm.arrays import Part, array_indices, parts_of, site_here
 from slurm.jobs import JobSpec, check_same, freeze
 from slurm.meeting import free_port
 from slurm.preempt import ATTEMPT
-from slurm.records import RECORD_NAME, Submitted, current, is_live, is_unknown, read_record, record_tree, span_of
+from slurm.records import RECORD_NAME, Submitted, current, is_away, is_live, is_unknown, read_record, record_tree, span_of, whereabouts
 from slurm.script import sbatch_text
 from slurm.status import ASK_EVERY_S, ENDED, UNKNOWN, Queue, numbers_of
 
@@ -209,19 +209,19 @@ def check_free(run_folder: Path, *, force: bool = False) -> str:
             mend=f"retinaforge status {record.name!r}; retinaforge cancel {record.name!r} ends it, another --name goes beside it",
         )
     if is_unknown(states) and not force:
-        raise not_known(record, run_folder, next(state for state in states if is_unknown([state])).job_id)
+        raise not_known(record, run_folder)
     return record.key
 
 
-def not_known(record: Submitted, run_folder: Path, job_id: str) -> InputError:
-    """The refusal to act on a job of which SLURM cannot say whether it lives."""
-    where = f" on cluster {record.cluster}" if record.cluster else ""
+def not_known(record: Submitted, run_folder: Path) -> InputError:
+    """The refusal to submit a job again of which SLURM cannot say whether it lives."""
+    away = is_away(record)
+    look = f"the same command on a machine of cluster {record.cluster}" if away else "squeue --me --all lists the jobs that live"
     return InputError(
-        f"this name may be in use: job {job_id} was submitted{where}, and SLURM here does not know it",
+        f"this name may be in use: {whereabouts(record, away)}",
         where=run_folder,
         expected="a job that is known to have ended, to submit it again",
-        mend=f"squeue --me{f' --clusters={record.cluster}' if record.cluster else ''}, or sacct -j {job_id.partition('_')[0]} "
-        "where it was submitted, tells whether it lives; if it does not, the same command with --force",
+        mend=f"{look}; once you know that it has ended, the same command with --force",
     )
 
 

@@ -303,7 +303,11 @@ def test_a_number_that_was_given_again_is_not_ours(site):
 def test_what_is_unknown_is_not_submitted_a_second_time_but_by_force(site, tmp_path):
     record = submitted(7, cluster="west", folder=str(tmp_path))
     (tmp_path / RECORD_NAME).write_text(json.dumps(record_tree(record)))
-    with pytest.raises(InputError, match="job 7 was submitted on cluster west, and SLURM here does not know it(.|\n)*--force"):
+    site.says("scontrol", "ClusterName             = west", "MaxArraySize            = 1001")
+    with pytest.raises(InputError, match="job 7 is not known to SLURM here(.|\n)*squeue --me --all(.|\n)*--force"):
+        check_free(tmp_path)
+    site.says("scontrol", "ClusterName             = east")
+    with pytest.raises(InputError, match="job 7 was submitted on cluster west(.|\n)*on a machine of cluster west(.|\n)*--force"):
         check_free(tmp_path)
     assert check_free(tmp_path, force=True) == TOKEN
     site.says("squeue", row(7, "PENDING"))
