@@ -154,9 +154,12 @@ def submit(spec: JobSpec, run_folder: Path, *, only: str | None = None, over: st
 
 
 def umask_here() -> str:
-    """The umask of this process, which is not to be asked for without setting it but here."""
-    match = re.search(r"^Umask:\s*([0-7]+)$", Path("/proc/self/status").read_text(), re.MULTILINE)
-    return match[1] if match else "0022"
+    """The umask of this process. To ask for it by os.umask is to set it, for all threads."""
+    with contextlib.suppress(OSError):
+        if match := re.search(r"^Umask:\s*([0-7]+)$", Path("/proc/self/status").read_text(), re.MULTILINE):
+            return match[1]
+    os.umask(mask := os.umask(0o077))
+    return f"{mask:04o}"
 
 
 def check_part(spec: JobSpec, only: str) -> None:

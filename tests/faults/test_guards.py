@@ -67,7 +67,7 @@ GUARDS = [
     guard("an elder copy asks for nothing", ATTEMPTS, "spec.requeue and not elder and", "spec.requeue and", TRIED, "taken_over_asks"),
     guard(
         "an index of an array by its own number",
-        ATTEMPTS,
+        "slurm/restart.py",
         'return f"{array}_{index}" if array and index else environ["SLURM_JOB_ID"]',
         'return environ["SLURM_JOB_ID"]',
         TRIED,

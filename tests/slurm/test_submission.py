@@ -214,9 +214,7 @@ def test_a_job_on_another_cluster_is_neither_doubled_nor_denied(cluster, narrow,
             there.setenv(name, value)
         with pytest.raises(InputError, match=f"job {job.job_id} was submitted on cluster local(.|\n)*--force"):
             submit(spec, folder)
-        with pytest.raises(
-            InputError, match=f"job {job.job_id} was submitted on cluster local(.|\n)*on a machine of cluster local"
-        ):
+        with pytest.raises(InputError, match=f"job {job.job_id} was submitted on cluster local(.|\n)*on a machine of cluster local"):
             invoke("cancel", "far")
         assert json.loads(invoke("status", "far", "--json"))["jobs"]["far"]["state"] == UNKNOWN
     cluster.run("scontrol", "update", f"JobId={job.job_id}", "Comment=project 7")
