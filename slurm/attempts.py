@@ -33,10 +33,10 @@ from pathlib import Path
 from data_shards import durable
 from data_shards.errors import InputError, RetinaforgeError, TryAgain
 from slurm.arrays import array_task
-from slurm.causes import CAUSES, MARK, OVER, STEP_CANCELLED, cause, said_in, verdict
+from slurm.causes import CAUSES, MARK, OVER, cause, said_in, verdict
 from slurm.jobs import JobSpec, read_spec
 from slurm.preempt import ATTEMPT
-from slurm.restart import is_preempted, own_number, requeue, tell
+from slurm.restart import is_preempted, may_pass, own_number, requeue, tell
 
 TRY_AGAIN = TryAgain.exit_code
 ERRORS = "RETINAFORGE_ERRORS"
@@ -218,7 +218,7 @@ def end(path: Path, status: int, told: bool, environ: Mapping[str, str]) -> int:
         attempts, mine = _former(record, mine)
         after = progress_of(spec, index)
     code, why, due = verdict(said, folder, environ, mine.restart, status=status, told=told)
-    if code != 0 and due is None and STEP_CANCELLED.search(said) and is_preempted(own_number(environ)):
+    if code != 0 and due is None and is_preempted(own_number(environ)):
         due = why = CAUSES["PREEMPTION"]  # in its time of grace: the tasks alone were told to end
     elder = _holder(folder, index) not in ("", mine.name)
     comes_back = (
@@ -298,8 +298,7 @@ def _begun_or_put_off(path: Path, environ: Mapping[str, str]) -> int:
             begin(path, environ)
         return 0
     except (RetinaforgeError, OSError) as error:
-        cause = error if isinstance(error, OSError) else error.__cause__
-        if not isinstance(cause, OSError) or isinstance(cause, FileNotFoundError):  # no fault of a file system
+        if not may_pass(error):
             raise
         tell(f"{type(error).__name__}: {error}")
     spec = _spec_or_defaults(path)

@@ -13,7 +13,6 @@ CAUSES = {"PREEMPTION": "preempted", "JOB REQUEUE": "scontrol requeue", "NODE FA
 OVER = (CAUSES["TIME LIMIT"], "cancelled")
 """Reasons after which SLURM itself starts no job again."""
 CANCELLED = re.compile(r"\*\*\* JOB \d+ ON \S+ CANCELLED AT \S+(?: DUE TO ([A-Z ]+[A-Z]))?")
-STEP_CANCELLED = re.compile(r"\*\*\* STEP \S+ ON \S+ CANCELLED AT")
 OUR_ERROR = re.compile(r"(TryAgain|InputError|UnsafeResume|CorruptData): (.+)")
 EXITED = re.compile(r"task.*: Exited with exit code (\d+)$", re.MULTILINE)
 LOST_NODE = re.compile(r"Node failure on")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import re
 import subprocess
 import sys
@@ -21,6 +22,15 @@ def tell(text: str) -> None:
     """To the script's log, if it can be written."""
     with contextlib.suppress(OSError):
         print(text, file=sys.stderr, flush=True)
+
+
+def may_pass(error: BaseException) -> bool:
+    """Whether a disk that is full, or a file system that is away, is at fault, and not what was asked for."""
+    cause = error if isinstance(error, OSError) else error.__cause__
+    return isinstance(cause, OSError) and not isinstance(cause, (FileNotFoundError, NotADirectoryError)) and cause.errno not in NOT_PASSING
+
+
+NOT_PASSING = (errno.EACCES, errno.EPERM, errno.ENOEXEC, errno.E2BIG)
 
 
 def own_number(environ: Mapping[str, str]) -> str:
