@@ -3,7 +3,23 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable
+
+STARS = "***"
+ADDRESSED = "abfss?|wasbs?|adl|s?ftp|ssh|hdfs|webhdfs|smb"
+"""Kinds of URL whose `NAME@host` is an account or a container; elsewhere a name without a password may be a token."""
+CREDENTIAL = "token|sig|secret|passw|pwd|credential|key|auth|code|session|jwt|sas"
+
+
+def without_credentials(text: str) -> str:
+    """The text with passwords, tokens and signatures of URLs starred: for messages, and for every file that others may read."""
+    text = re.sub(r"(://[^/?#\s:@]*:)[^/\s]*@", rf"\1{STARS}@", text)
+    text = re.sub(r"(://[^/?#\s:@]*:)(?!\d+[/?#])[^\s@]*@", rf"\1{STARS}@", text)  # a password with / in it; a number is a port
+    text = re.sub(rf"(\b(?!(?:{ADDRESSED})://)[a-z][a-z0-9+.-]*://)[^/?#\s:@]+@", rf"\1{STARS}@", text, flags=re.IGNORECASE)
+    if "://" not in text:
+        return text
+    return re.sub(rf"([?&;#][^=&;#\s]*(?:{CREDENTIAL})[^=&;\s]*=)[^&;#\s'\"]+", rf"\1{STARS}", text, flags=re.IGNORECASE)
 
 
 class RetinaforgeError(ValueError):
@@ -19,7 +35,7 @@ class RetinaforgeError(ValueError):
     exit_code = 2
 
     def __init__(self, what: str, *, where: object = None, expected: str | None = None, mend: str | None = None) -> None:
-        self.what, self.where, self.expected, self.mend = what, where, expected, mend
+        self.what, self.where, self.expected, self.mend = without_credentials(what), where, expected, mend
         lines = [what]
         if where is not None:
             lines.append(f"  where:    {where}")
@@ -27,7 +43,7 @@ class RetinaforgeError(ValueError):
             lines.append(f"  expected: {expected}")
         if mend is not None:
             lines.append(f"  mend:     {mend}")
-        super().__init__("\n".join(lines))
+        super().__init__(without_credentials("\n".join(lines)))
 
 
 class InputError(RetinaforgeError):
