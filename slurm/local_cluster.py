@@ -293,7 +293,8 @@ class LocalCluster:
         )
 
     def _wait(self, what: str, ready: Callable[[], bool], seconds: float = 30) -> None:
-        until, gone = time.monotonic() + seconds, set(self.dead)  # one may be away on purpose
+        until = time.monotonic() + seconds
+        gone = {name for name in self.dead if not name.startswith(what)}  # others may be away on purpose
         while not ready():
             if (dead := [name for name in self.dead if name not in gone]) or time.monotonic() > until:
                 logs = "\n".join(
