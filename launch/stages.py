@@ -15,17 +15,18 @@ import yaml
 from data_shards import durable
 from data_shards.dataset import Dataset
 from data_shards.errors import InputError
-from data_shards.manifest import NAME
+from data_shards.manifest import NAME, read_manifest
 from data_shards.stores import Cache, is_url
-from launch.config import CREDENTIALS, Config, concealed, to_public_yaml, to_tree
+from launch.config import CREDENTIALS, Config, completed, concealed, to_public_yaml, to_tree
 from launch.provenance import environment
 
 Watch = Callable[..., Iterable[Any]]
 HEADLINE = ("psnr_gain_db", "codes_used", "frechet_over_gaussian_latents", "seconds")
 FREE_TO_CHANGE = {
     *("samples", "checkpoint_every", "log_every", "keep", "validate_samples", "background", "profile", "workers", "max_bad_steps"),
-    *("read", "cache", "cache_gib"),
+    *("read", "cache", "cache_gib", "decay_samples"),
 }
+FREE_OF_A_SET = {"sample.count", "sample.batch"}  # a set may grow; each shard states its batch
 # what a section of the configuration decides first; until it stands, the section may still be corrected
 FIRST_OUTPUT = {"data": "data", "vqgan": "vqgan/checkpoints", "diffusion": "diffusion/checkpoints", "sample": "synthetic"}
 
@@ -52,21 +53,29 @@ class Run:
         """Refuse to mix two configurations in one folder.
 
         Raises:
-            InputError: the folder was begun with another one.
+            InputError: the folder was begun with another one, or holds a larger synthetic set.
         """
         path = self.folder / "run.yaml"
         if path.exists():
+            differing = _changed(concealed(completed(yaml.safe_load(path.read_text()))), concealed(to_tree(self.config)))
+            if "sample.count" in differing and (self.synthetic / NAME).exists():
+                from ldm.generate import check_count
+
+                check_count(self.synthetic, self.config.sample.count, read_manifest(self.synthetic))
             changed = [
                 key
-                for key in _changed(concealed(yaml.safe_load(path.read_text())), concealed(to_tree(self.config)))
+                for key in differing
                 # the folder itself may have been moved, or be called by another path
-                if key != "run" and not (FREE_TO_CHANGE & set(key.split("."))) and ".engine." not in key and self._begun(key.split(".")[0])
+                if key not in {"run", *FREE_OF_A_SET}
+                and not (FREE_TO_CHANGE & set(key.split(".")))
+                and ".engine." not in key
+                and self._begun(key.split(".")[0])
             ]
             if changed:
                 raise InputError(
                     f"this run folder was begun with another configuration: {', '.join(changed)}",
                     where=path,
-                    expected="the same values (lengths, logging and engine settings may change)",
+                    expected="the same values (lengths, the count of a set, logging and engine settings may change)",
                     mend="give the new run another folder: run=runs/NAME",
                 )
 

@@ -30,9 +30,11 @@ def sample(
     task: Annotated[str, typer.Option(metavar="K/N", help="Make the K-th of N tasks' share of the shards, K from 1.")] = "1/1",
     dry_run: DryRun = False,
 ) -> None:
-    """Generate the synthetic set into shards; image i depends on (seed, i) alone. The same command again goes on."""
+    """Generate the synthetic set into shards; image i depends on (seed, i) alone. The same command again goes on; a larger count adds."""
     run = resolved(preset, overrides, dry_run)
+    from data_shards.index import index_path
     from launch import stages
+    from ldm.generate import superseded
 
     k, slash, n = task.partition("/")
     if not (slash and k.isdigit() and n.isdigit()):
@@ -41,6 +43,9 @@ def sample(
     run.freeze()
     if stages.sample(run, progress, (int(k), int(n))):
         typer.echo(f"{run.config.sample.count} images in {run.synthetic}")
+        for name in superseded(run.synthetic):
+            index = index_path(run.synthetic / name)
+            typer.echo(f"{name} was the end of a smaller set; when nobody reads that any more: rm {run.synthetic / name} {index}")
     else:
         typer.echo(f"share {task} is made; the set in {run.synthetic} is whole when all {n} tasks are")
 

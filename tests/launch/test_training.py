@@ -319,6 +319,21 @@ def test_another_configuration_in_the_same_run_folder_is_refused(packed: Path, t
     assert "vqgan.optimizer.lr" in done and "run=runs/NAME" in done
 
 
+def test_a_longer_run_says_both_learning_rates_and_the_way_back_it_names_works(packed: Path, tmp_path: Path) -> None:
+    config = configured(tmp_path, packed, "longer")
+    words = ("train", "vqgan", config, "vqgan.optimizer.decay=cosine", "vqgan.loop.checkpoint_every=48")
+    run(*words, "vqgan.loop.samples=48")
+    shutil.copytree(tmp_path / "longer", tmp_path / "kept")
+    said = run(*words, "vqgan.loop.samples=96")
+    rates = {row["samples"]: row["lr/vqgan"] for row in curve(tmp_path / "longer" / "vqgan")}
+    assert rates[56] > 5 * rates[48]
+    assert f"vqgan {rates[48]:.3g} → " in said and "vqgan.optimizer.decay_samples=48" in said
+    said = run(*words, "vqgan.loop.samples=96", "vqgan.optimizer.decay_samples=48", f"run={tmp_path / 'kept'}")
+    assert "learning rate" not in said
+    rates = {row["samples"]: row["lr/vqgan"] for row in curve(tmp_path / "kept" / "vqgan")}
+    assert rates[56] <= rates[48] and rates[96] == pytest.approx(1e-7)
+
+
 def test_bands_of_another_dataset_are_refused(packed: Path, tmp_path: Path) -> None:
     done = run("train", "vqgan", configured(tmp_path, packed, "bands"), "vqgan.model.bands=16", expect=2)
     assert "vqgan.model.bands = 16" in done and "4" in done
@@ -354,3 +369,18 @@ def test_a_run_says_where_its_parts_are(packed: Path, tmp_path: Path) -> None:
     assert (built.dataset, built.vqgan) == (packed, tmp_path / "r" / "vqgan")
     built.freeze()
     assert json.loads((tmp_path / "r" / "environment.json").read_text())["packages"]["torch"]
+
+
+def test_a_run_may_ask_for_more_images_and_another_batch_but_not_for_fewer_than_stand(packed: Path, tmp_path: Path) -> None:
+    tree = {"run": str(tmp_path / "r"), "data": {"dataset": str(packed)}}
+    Run(from_tree({**tree, "sample": {"count": 6, "shard": 4}})).freeze()
+    for i in range(6):
+        cube = made_cube(i, subject="synthetic")
+        write_cube(tmp_path / "loose", cube)
+    pack(tmp_path / "loose", tmp_path / "r" / "synthetic", splits={"synthetic": 1.0})
+    Run(from_tree({**tree, "sample": {"count": 8, "shard": 4, "batch": 2}})).check()
+    frozen = (tmp_path / "r" / "run.yaml").read_bytes()
+    for sample, message in (({"count": 4, "shard": 4}, "a set of 6 images stands"), ({"count": 6, "shard": 3}, r"sample\.shard")):
+        with pytest.raises(InputError, match=message):
+            Run(from_tree({**tree, "sample": sample})).freeze()
+    assert (tmp_path / "r" / "run.yaml").read_bytes() == frozen

@@ -30,7 +30,7 @@ from data_shards.errors import InputError, RetinaforgeError, TryAgain
 from ldm.training.checkpoint import Reader, State
 from ldm.training.engine.config import MODES, TRACKERS, EngineConfig, deepspeed_config, mode_of
 from ldm.training.engine.plain import PlainPart
-from ldm.training.engine.watchdog import Watchdog, joined, served
+from ldm.training.engine.watchdog import Pace, Watchdog, joined, served
 from ldm.training.engine.zero import HeldAdamW, ZeroPart
 
 __all__ = ["MODES", "TRACKERS", "Engine", "EngineConfig", "deepspeed_config", "load_strictly", "mode_of"]
@@ -83,12 +83,18 @@ class Engine:
             store = served(host, self.world)
         port = self.broadcast(store.port if store else None)
         store = store or joined(host, port, self.world)
-        return Watchdog(self.rank, self.world, store, hang_s=self.config.hang_seconds, patience_s=60 * self.config.timeout_minutes)
+        pace = Pace(hang_s=self.config.hang_seconds, patience_s=60 * self.config.timeout_minutes)
+        return Watchdog(self.rank, self.world, store, pace)
 
     def entered(self, phase: str) -> None:
         """The training goes on with this phase: who stays in one is known by its name."""
         if self.watchdog:
-            self.watchdog.entered(phase)
+            self.watchdog.pace.entered(phase)
+
+    def changed(self) -> None:
+        """Other networks take part from here on: the next steps may take long, as the first do."""
+        if self.watchdog:
+            self.watchdog.pace.changed()
 
     def _accelerator(self, asked: int, batch: int, run_folder: Path | None) -> Accelerator:
         config, on_cpu = self.config, not torch.cuda.is_available()
