@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 from data_shards import durable
 from data_shards.dataset import Dataset
 from data_shards.errors import InputError, TryAgain
-from launch.config import to_tree
-from launch.stages import Run, environment
+from launch.config import concealed, to_tree
+from launch.provenance import versions
+from launch.stages import Run
 
 if TYPE_CHECKING:
     from slurm.rank import Placement
@@ -114,7 +115,7 @@ def train(
                 log,
                 config.loop,
                 identity=identity,
-                record={"config": to_tree(run.config), "versions": environment()["packages"]},
+                record={"config": concealed(to_tree(run.config)), "versions": versions()},
                 validation=build.validation(dataset, config.loop, engine, read, crop=getattr(config, "crop", 0)),
                 stop=stop,
                 report=report,
