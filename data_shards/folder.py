@@ -18,6 +18,7 @@ from PIL import Image, UnidentifiedImageError
 from data_shards import durable
 from data_shards.cube import Cube, CubeMeta
 from data_shards.errors import CorruptData, InputError
+from data_shards.formats.band_centres import in_nm
 
 
 def png_bytes(map_HW: np.ndarray) -> bytes:
@@ -178,6 +179,8 @@ def read_cube(folder: Path, key: str) -> Cube:
         raise CorruptData(
             f"not a plain .npy array: {error}", where=folder / f"{key}.npy", expected="np.save(..., allow_pickle=False)"
         ) from error
+    if data_CHW.dtype == np.uint16:  # latents have no wavelengths
+        in_nm(meta.wavelengths_nm, "nm", folder / f"{key}.json", mend='"wavelengths_nm": [{list}]')
     labels, fov = folder / f"{key}.labels.png", folder / f"{key}.fov.png"
     return Cube(
         data_CHW=data_CHW,

@@ -229,9 +229,8 @@ def _write_shards(
             told.put(error)
             raise
 
-    request = durable.canonical_json(
-        {**source, "shards": shards, "formats": [DATASET_FORMAT, INDEX_FORMAT, STATISTICS, WRITTEN_FORMAT]}
-    ).decode()
+    formats = [DATASET_FORMAT, INDEX_FORMAT, WRITTEN_FORMAT, STATISTICS]
+    request = durable.canonical_json({**source, "shards": shards, "formats": formats}).decode()
     with durable.writing_folder(out, request=request) as staging, ThreadPoolExecutor(workers) as pool:
         try:
             jobs = [pool.submit(write, staging, split, n, keys) for split, parts in shards.items() for n, keys in enumerate(parts)]

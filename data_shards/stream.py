@@ -23,7 +23,7 @@ import torch
 from data_shards import folder as loose
 from data_shards.batch import Batch, stacked
 from data_shards.dataset import Dataset
-from data_shards.errors import CorruptData, InputError, RetinaforgeError
+from data_shards.errors import CorruptData, InputError, RetinaforgeError, without_credentials
 from data_shards.layout import Region
 from data_shards.mixture import Mixture
 from data_shards.order import hash64, rank_positions
@@ -263,7 +263,7 @@ class CubeStream:
 
     def _note_bad(self, i: int, error: CorruptData) -> None:
         if i not in self.bad:
-            self.bad[i] = f"{error.where}: {error.what}"
+            self.bad[i] = without_credentials(f"{error.where}: {error.what}")
             if self.config.bad_share:
                 LOGGER.warning("sample left out, another takes its place: %s", self.bad[i])
         allowed = int(self.config.bad_share * self.count)

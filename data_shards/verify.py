@@ -21,9 +21,9 @@ from data_shards.index import ShardIndex, index_path, open_index
 from data_shards.manifest import NAME, ShardEntry, read_manifest
 from data_shards.shard import tar_members
 
-LOGGER = logging.getLogger("retinaforge")
 GROWING = re.compile(r"synthetic-\d{6}(\.first\d+)?\.tar")
 """Of a generated set: shards of the larger one that it is growing to, and the ends of smaller ones that it was."""
+LOGGER = logging.getLogger("retinaforge")
 
 
 def verify(folder: Path | str) -> Iterator[tuple[str, list[str]]]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import re
-from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -248,18 +247,20 @@ EYE_WORD = re.compile(r"(?<![A-Za-z0-9])(od|os|r|l|right|left)(?![A-Za-z0-9])", 
 BY_EYE = r"^(?P<subject>.+?)[^A-Za-z0-9]+(?P<eye>OD|OS|od|os|R|L|r|l|right|left|Right|Left|RIGHT|LEFT)(?![A-Za-z0-9])"
 
 
-def assumed(images: Sequence[Path], persons: dict[Path, Person], *, table: Path | None, pattern: str) -> str:
+def assumed(images: Sequence[Path], *, table: Path | None, pattern: str) -> str:
     """What was taken for a person where nobody said, and the option that says it; '' where somebody did."""
     if table is not None or pattern or len(images) < 2:
         return ""
-    said = f"each image is a person of its own ({len(images)} people), for neither --subjects nor --subject-pattern says who is who"
-    without_eye = Counter(EYE_WORD.sub("", stem_of(image)) for image in images)
-    if max(without_eye.values()) < 2:
+    said = f"each image is taken for a person of its own ({len(images)} people): neither --subjects nor --subject-pattern says who is who"
+    by_rest: dict[str, list[str]] = {}
+    for image in images:
+        by_rest.setdefault(EYE_WORD.sub("", stem_of(image)), []).append(image.name)
+    pair = next((names for names in by_rest.values() if len(names) > 1), None)
+    if pair is None:
         return said
-    one, other = [i.name for i in images if without_eye[EYE_WORD.sub("", stem_of(i))] > 1][:2]
     fits = all(re.search(BY_EYE, image.name) for image in images)
     mend = f"--subject-pattern '{BY_EYE}'" if fits else "--subjects CSV with the columns file and subject_id"
-    return f"{said}. {one} and {other} look like two eyes of one, who may then stand in two splits: {mend}"
+    return f"{said}. {pair[0]} and {pair[1]} look like two eyes of one person, who may then stand in two splits: {mend}"
 
 
 def _from_row(row: dict[str, str], column: str, table: Path) -> Person:

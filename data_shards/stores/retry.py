@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 from typing import TypeVar
 
-from data_shards.errors import TryAgain
+from data_shards.errors import TryAgain, without_credentials
 
 LOGGER = logging.getLogger("retinaforge")
 PAUSES_S = (0.1, 0.5, 2.0, 8.0)
@@ -46,6 +46,6 @@ def retrying(action: Callable[[], T], where: object, pauses_s: tuple[float, ...]
                     expected="a store that answers",
                     mend="look after the store and run the same command again",
                 ) from error
-            LOGGER.warning("%s: %s; trying again in %g s", where, error, pause_s)
+            LOGGER.warning("%s", without_credentials(f"{where}: {error}; trying again in {pause_s:g} s"))
             time.sleep(pause_s)
     raise AssertionError("unreachable")
