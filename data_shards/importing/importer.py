@@ -53,7 +53,7 @@ class ImportSummary:
     with_maps: dict[str, int]
     pairs: dict[str, str]
     ignored: list[str]
-    assumed: str = ""
+    assumed: str
     values: list[str]
 
 
@@ -326,6 +326,7 @@ def summarise(config: ImportConfig, items: list[Item], folder: Path, *, written:
         with_maps=dict(Counter(role for of_key in roles.values() for role in sorted(of_key))),
         pairs=pairs,
         ignored=find_images(config)[1],
+        assumed=partners.assumed([item.image for item in items], table=config.subjects, pattern=config.subject_pattern),
         values=_values_in_words(metas),
     )
 

@@ -172,8 +172,8 @@ def test_floats_in_a_loose_folder_are_no_latents(tmp_path: Path) -> None:
 # --- metadata of others ---------------------------------------------------------------------------------------------
 
 
-def with_meta(folder: Path, key: str, **changed: object) -> None:
-    path = folder / f"{key}.json"
+def with_meta(folder: Path, stem: str, changed: dict) -> None:
+    path = folder / f"{stem}.json"
     path.write_text(json.dumps({**json.loads(path.read_bytes()), **changed}))
 
 
@@ -193,7 +193,7 @@ def with_meta(folder: Path, key: str, **changed: object) -> None:
 def test_metadata_that_no_shard_can_hold_are_named_before_anything_is_written(
     folder: Path, tmp_path: Path, changed: dict, said: str
 ) -> None:
-    with_meta(folder, "c0007", **changed)
+    with_meta(folder, "c0007", changed)
     with pytest.raises(InputError, match=re.escape(said)) as caught:
         pack(folder, tmp_path / "out" / "set")
     assert "c0007" in str(caught.value) and not (tmp_path / "out").exists()
@@ -201,6 +201,6 @@ def test_metadata_that_no_shard_can_hold_are_named_before_anything_is_written(
 
 def test_a_subject_of_64_bytes_is_kept(folder: Path, tmp_path: Path) -> None:
     for i in range(12):
-        with_meta(folder, f"c{i:04d}", subject_id="ä" * 32)
+        with_meta(folder, f"c{i:04d}", {"subject_id": "ä" * 32})
     pack(folder, tmp_path / "set", splits={"train": 1.0})
     assert set(Dataset(tmp_path / "set").subjects("train")) == {"ä" * 32}
