@@ -9,6 +9,7 @@ from data_shards.formats.arrays import read_hdf5, read_mat, read_npy
 from data_shards.formats.band_folder import band_files, read_band_folder
 from data_shards.formats.envi import envi_files, read_envi
 from data_shards.formats.photographs import read_photograph
+from data_shards.formats.pnm import read_pnm
 from data_shards.formats.raw import MAX_VALUES, Raw, ReadOptions
 from data_shards.formats.tiff import read_tiff
 
@@ -22,6 +23,9 @@ READERS = {
     ".jpeg": read_photograph,
     ".bmp": read_photograph,
     ".gif": read_photograph,
+    ".ppm": read_pnm,
+    ".pgm": read_pnm,
+    ".pnm": read_pnm,
     ".hdr": read_envi,
     ".h5": read_hdf5,
     ".hdf5": read_hdf5,

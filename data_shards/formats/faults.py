@@ -37,7 +37,7 @@ NOT_SUPPORTED = re.compile(
 BUSY = re.compile(r"unable to lock file|resource temporarily unavailable|already open for write", re.I)
 RETRY = (errno.EAGAIN, errno.ESTALE, errno.ETIMEDOUT, errno.EBUSY, errno.EINTR)
 CONVERT = "convert it with a program that reads it: uncompressed TIFF, ENVI, HDF5 with gzip, or a plain .npy"
-TIFF, JPEG = (".tif", ".tiff"), (".jpg", ".jpeg")
+TIFF, JPEG, PNM = (".tif", ".tiff"), (".jpg", ".jpeg"), (".ppm", ".pgm", ".pnm", ".pbm")
 KINDS = (  # first bytes, what they are, suffixes of it, how to go on
     (b"CDF\x01", "a netCDF classic file", (), "nccopy -k nc4 IN OUT.nc"),
     (b"CDF\x02", "a netCDF classic file", (), "nccopy -k nc4 IN OUT.nc"),
@@ -56,6 +56,11 @@ KINDS = (  # first bytes, what they are, suffixes of it, how to go on
     (b"PK\x03\x04", "a zip archive", (), "unzip it"),
     (b"\0\0\0\x0cjP  ", "a JPEG 2000", (), CONVERT),
     (b"SIMPLE  =", "a FITS file", (), CONVERT),
+    *(
+        (b"P%d%b" % (kind, blank), "a portable bitmap, grey map or pixmap", PNM, "name it .pnm")
+        for kind in range(1, 7)
+        for blank in (b"\n", b" ")
+    ),
     (b"version https://git-lfs", "a Git LFS pointer in place of the file", (), "git lfs pull"),
 )
 

@@ -27,6 +27,7 @@ __all__ = [
     "unreadable",
 ]
 MAX_VALUES = 2**30  # 2 GiB as uint16: far above 672 x 672 x 16 (7.2 M), far below what a forged header can claim
+LITTER = ("__macosx", "thumbs.db", "desktop.ini")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,6 +61,7 @@ class Raw:
         data_CHW: values and dtype of the file.
         wavelengths_nm: band centres where the format gives them, else None.
         nominal: the centres are a convention and not a measurement.
+        orientation: the tag of the file by which the reader turned the pixels upright; 1 where it turned nothing.
         said: what the file says of its own values, not yet applied.
         hint: where the file may give its band centres, for the message that they are missing.
         facts: what the reader decided or found, kept in the sample's notes.
@@ -68,9 +70,15 @@ class Raw:
     data_CHW: np.ndarray
     wavelengths_nm: tuple[float, ...] | None = None
     nominal: bool = False
+    orientation: int = 1
     said: tuple[Statement, ...] = ()
     hint: str = ""
     facts: dict[str, Any] = field(default_factory=dict)
+
+
+def is_litter(path: Path, below: Path) -> bool:
+    """What systems leave beside images below a folder: hidden files, '._NAME' (what a Mac notes of NAME), caches of previews."""
+    return any(part.startswith(".") or part.lower() in LITTER for part in path.relative_to(below).parts)
 
 
 def check_size(shape: tuple[int, ...], options: ReadOptions, path: Path) -> None:

@@ -14,7 +14,8 @@ import numpy as np
 from data_shards import formats
 from data_shards.cube import Cube, CubeMeta
 from data_shards.errors import InputError
-from data_shards.importing import geometry, labels, partners
+from data_shards.formats import orientation
+from data_shards.importing import geometry, labels, map_files, masks, partners
 from data_shards.importing.values import STATE_SCALE, Stated, Values, measured, no_data_note, understood
 
 COUNTS = {"uint8": (255, 0), "uint16": (65535, 0), "int16": (32767, 32768)}  # dtype: value of reflectance 1, count added to store it
@@ -37,8 +38,10 @@ class ImportConfig:
         nan_as: reflectance that takes the place of NaN and infinity; None refuses them.
         labels, onh, fov: folder or glob of label maps, optic-disc masks, field-of-view masks; '' for none.
         label_map: text, see `labels.parse_label_map`.
+        onh_values, fov_values: the values inside these masks, see `masks.parse_inside`; '' lets two values speak.
+        map_orientation: where a tag turns an image: 'shown' or 'stored', what its maps were drawn on; '' lets the sizes tell.
         onh_circles, onh_columns: CSV of optic discs, and its columns for x, y and diameter in pixels of the source image.
-        resize_labels: bring maps of another size to the size of their image, by nearest pixel.
+        resize_labels: bring maps of another size to the size of their image, see `geometry.resize_map`.
         match, allow_missing: see `partners.pair`.
         subjects, subject_pattern: see `partners.people`.
         geometry: crop, padding, resizing.
@@ -59,6 +62,9 @@ class ImportConfig:
     labels: str = ""
     label_map: str = ""
     onh: str = ""
+    onh_values: str = ""
+    fov_values: str = ""
+    map_orientation: str = ""
     onh_circles: Path | None = None
     onh_columns: tuple[str, str, str] = ("x", "y", "diameter")
     fov: str = ""
@@ -205,13 +211,12 @@ def make_cube(item: Item, config: ImportConfig, hashes: dict[str, str], digest: 
     """
     read = replace(config.read, own_wavelengths=config.wavelengths_nm is None)
     raw = formats.read(item.image, read)
-    size_HW = raw.data_CHW.shape[1:]
     values = understood(raw.said, config.stated, len(raw.data_CHW), item.image)
     wavelengths_nm = _wavelengths_nm(raw, config, values, item.image)
     data_CHW = raw.data_CHW if len(values.kept) == len(raw.data_CHW) else raw.data_CHW[list(values.kept)]
     source_HW = measured(data_CHW, values, config.stated, item.image)
-    fov_HW = _seen(_fov(item, config, size_HW), source_HW, item.image)
-    planes = geometry.Planes(data_CHW=_blanked(data_CHW, source_HW), labels_HW=_labels(item, config, size_HW), fov_HW=fov_HW)
+    fov_HW = _seen(_fov(item, config, raw), source_HW, item.image)
+    planes = geometry.Planes(data_CHW=_blanked(data_CHW, source_HW), labels_HW=_labels(item, config, raw), fov_HW=fov_HW)
     planes, operations, measured_HW = _shaped(config, planes, source_HW, item.image)
     stored_CHW, scale, offset, how = to_uint16(planes.data_CHW, config, values, item.image, measured_HW)
     if planes.data_CHW.dtype.kind != "f" and any(step.startswith("resize") for step in operations):
@@ -319,41 +324,94 @@ def _shaped(
     return replace(shaped, fov_HW=_seen(shaped.fov_HW, measured_HW, where)), operations, measured_HW
 
 
-def _labels(item: Item, config: ImportConfig, size_HW: tuple[int, int]) -> np.ndarray | None:
+def _labels(item: Item, config: ImportConfig, raw: formats.Raw) -> np.ndarray | None:
     """The label map with the optic nerve head under the vessels, or None where nothing is known of this image."""
+    size_HW = raw.data_CHW.shape[1:]
     labels_HW = None
     if "labels" in item.maps:
-        labels_HW = labels.read_labels(item.maps["labels"], labels.parse_label_map(config.label_map), config.read)
-        labels_HW = _sized(labels_HW, size_HW, item.maps["labels"], config)
+        file = map_files.read_map(item.maps["labels"], config.read)
+        labels_HW = _over_image(labels.classes_of(file, labels.parse_label_map(config.label_map)), file, raw, config)
     elif not config.labels and (item.circle or "onh" in item.maps):
         labels_HW = np.zeros(size_HW, np.uint8)
     if labels_HW is None:
         return None
     if "onh" in item.maps:
-        labels_HW = labels.over_disc(labels_HW, _sized(labels.read_mask(item.maps["onh"], config.read), size_HW, item.maps["onh"], config))
+        labels_HW = labels.over_disc(labels_HW, _mask(item, "onh", config.onh_values, config, raw))
     if item.circle:
-        labels_HW = labels.over_disc(labels_HW, labels.circle_mask(size_HW, *item.circle))
+        labels_HW = labels.over_disc(labels_HW, _disc(item, config, raw))
     return labels_HW
 
 
-def _fov(item: Item, config: ImportConfig, size_HW: tuple[int, int]) -> np.ndarray | None:
+def _fov(item: Item, config: ImportConfig, raw: formats.Raw) -> np.ndarray | None:
     """The field of view, never empty."""
     if "fov" not in item.maps:
         return None
-    fov_HW = _sized(labels.read_mask(item.maps["fov"], config.read), size_HW, item.maps["fov"], config)
+    fov_HW = _mask(item, "fov", config.fov_values, config, raw)
     if not fov_HW.any():
-        raise InputError("an empty field of view", where=item.maps["fov"], expected="a mask with pixels above half of its largest value")
+        raise InputError(
+            "an empty field of view", where=item.maps["fov"], expected="some pixels inside", mend="check the file, or leave --fov out"
+        )
     return fov_HW
 
 
-def _sized(map_HW: np.ndarray, size_HW: tuple[int, int], path: Path, config: ImportConfig) -> np.ndarray:
-    """A map of its image's size."""
+def _mask(item: Item, role: str, values: str, config: ImportConfig, raw: formats.Raw) -> np.ndarray:
+    """The pixels inside one of the image's masks."""
+    file = map_files.read_map(item.maps[role], config.read)
+    inside = masks.parse_inside(values, f"--{role}-values") if values else None
+    return _over_image(masks.mask_of(file, role, inside, labels_free=not config.labels), file, raw, config)
+
+
+def _disc(item: Item, config: ImportConfig, raw: formats.Raw) -> np.ndarray:
+    """The disc of a row of --onh-circles, which must lie in its image and leave most of it free."""
+    drawn_on_HW = raw.data_CHW.shape[1:]
+    stored = raw.orientation != orientation.UPRIGHT and _drawn_on(config, item.image, raw, None) == "stored"
+    if stored and orientation.STEPS[raw.orientation][2]:
+        drawn_on_HW = drawn_on_HW[::-1]
+    disc_HW = labels.circle_mask(drawn_on_HW, *item.circle)
+    if not 0 < disc_HW.mean() <= masks.LARGEST_DISC:
+        height, width = drawn_on_HW
+        raise InputError(
+            f"an optic disc of x, y, diameter {', '.join(f'{v:g}' for v in item.circle)}: {disc_HW.mean():.0%} of {height}x{width} pixels",
+            where=config.onh_circles,
+            expected=f"above 0 and at most {masks.LARGEST_DISC:.0%}, in pixels of {item.image.name}",
+            mend="--onh-columns X,Y,DIAMETER (the names of the columns), or masks: --onh DIR",
+        )
+    return orientation.upright(disc_HW, raw.orientation) if stored else disc_HW
+
+
+def _drawn_on(config: ImportConfig, where: Path, raw: formats.Raw, map_HW: np.ndarray | None) -> str:
+    """Whether a map without a tag of its own lies over the image as it is 'shown' or as it is 'stored', where a tag turns it.
+
+    Raises:
+        InputError: neither the sizes nor --map-orientation tell.
+    """
+    if config.map_orientation:
+        return config.map_orientation
+    shown_HW = raw.data_CHW.shape[1:]
+    sizes_differ = orientation.STEPS[raw.orientation][2] and shown_HW[0] != shown_HW[1]
+    if sizes_differ and map_HW is not None and map_HW.shape in (shown_HW, shown_HW[::-1]):
+        return "shown" if map_HW.shape == shown_HW else "stored"
+    raise InputError(
+        f"the image is turned by its orientation tag {raw.orientation}, and nothing says whether this was drawn on it before or after",
+        where=where,
+        expected="a map whose size tells, or whose own tag turns it; or a statement",
+        mend="--map-orientation shown (drawn as viewers show the image) or --map-orientation stored (as the file holds it)",
+    )
+
+
+def _over_image(map_HW: np.ndarray, file: map_files.MapFile, raw: formats.Raw, config: ImportConfig) -> np.ndarray:
+    """A map turned as its image is, and of its size."""
+    size_HW = raw.data_CHW.shape[1:]
+    turned_HW = np.ascontiguousarray(orientation.upright(map_HW, raw.orientation))
+    has_own_tag = file.orientation != orientation.UPRIGHT
+    if not has_own_tag and not np.array_equal(turned_HW, map_HW) and _drawn_on(config, file.path, raw, map_HW) == "stored":
+        map_HW = turned_HW
     if map_HW.shape == size_HW:
         return map_HW
     if not config.resize_labels:
         raise InputError(
             f"a map of {map_HW.shape[0]}x{map_HW.shape[1]} pixels",
-            where=path,
+            where=file.path,
             expected=f"the size of its image, {size_HW[0]}x{size_HW[1]}",
             mend="--resize-labels, if it shows the same field; otherwise check the pairs",
         )

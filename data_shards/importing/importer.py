@@ -11,8 +11,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
-import shutil
 from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
@@ -23,7 +23,7 @@ from data_shards import durable, formats
 from data_shards.cube import CubeMeta
 from data_shards.errors import InputError, UnsafeResume
 from data_shards.folder import meta_from, write_cube
-from data_shards.importing import labels, partners
+from data_shards.importing import labels, map_files, masks, partners
 from data_shards.importing.conversion import ImportConfig, Item, make_cube
 from data_shards.phantom import eyes as phantoms
 
@@ -117,8 +117,15 @@ def plan(config: ImportConfig) -> list[Item]:
         labels.parse_label_map(config.label_map)
         if not config.labels:
             raise InputError("a label map without label files", where="--label-map", expected="both or neither", mend="--labels DIR")
+    for role in ("onh", "fov"):
+        if values := getattr(config, f"{role}_values"):
+            masks.parse_inside(values, f"--{role}-values")
+            if not getattr(config, role):
+                raise InputError(
+                    "values of a mask without a mask", where=f"--{role}-values", expected="both or neither", mend=f"--{role} DIR"
+                )
     maps: dict[Path, dict[str, Path]] = {image: {} for image in images}
-    for role, suffixes in (("labels", labels.MAP_SUFFIXES), ("onh", labels.MASK_SUFFIXES), ("fov", labels.MASK_SUFFIXES)):
+    for role, suffixes in (("labels", map_files.EXACT_SUFFIXES), ("onh", map_files.SUFFIXES), ("fov", map_files.SUFFIXES)):
         if where := getattr(config, role):
             files = partners.listed(where, suffixes, f"--{role}")
             found = partners.pair(images, files, option=f"--{role}", match=config.match, allow_missing=config.allow_missing)
@@ -141,9 +148,18 @@ def _circles(config: ImportConfig, images: list[Path]) -> dict[Path, tuple[float
     if not config.allow_missing and (without := [image.name for image in images if image not in found]):
         raise InputError(f"no optic disc for {without[0]}", where=table, expected="a row for each image", mend="add it, or --allow-missing")
     try:
-        return {image: tuple(float(row[name]) for name in config.onh_columns) for image, row in found.items()}
+        circles = {image: tuple(float(row[name]) for name in config.onh_columns) for image, row in found.items()}
     except ValueError as error:
         raise InputError(f"not a number: {error}", where=table, expected=f"numbers in {', '.join(config.onh_columns)}") from error
+    for image, circle in circles.items():
+        if not all(map(math.isfinite, circle)) or circle[2] <= 0:
+            raise InputError(
+                f"{', '.join(f'{name} {value:g}' for name, value in zip(config.onh_columns, circle, strict=True))} for {image.name}",
+                where=table,
+                expected="finite numbers of pixels, the diameter above 0",
+                mend="correct the row, or remove it and give --allow-missing",
+            )
+    return circles
 
 
 def identity(item: Item, config: ImportConfig) -> tuple[str, dict[str, str]]:
@@ -180,7 +196,7 @@ def import_cubes(config: ImportConfig, out: Path, track: Callable[[list[Item]], 
 
     Raises:
         InputError, CorruptData: the first image that cannot be imported; nothing is left behind.
-        UnsafeResume: `out` already holds something else. TryAgain: the disk is full.
+        UnsafeResume: `out` already holds something else. TryAgain: the disk is full, or another import is writing `out`.
     """
     items = plan(config)
     out = Path(os.path.abspath(out))  # '.' has no name to put the stage beside
@@ -191,12 +207,10 @@ def import_cubes(config: ImportConfig, out: Path, track: Callable[[list[Item]], 
             samples[item.key], _ = identity(item, config)
         _check_samples(out, standing, samples)
         return summarise(config, items, out, written=0)
-    stage = out.with_name(f"{durable.PART}import-{out.name}")
-    with durable.explained(out):
-        stage.mkdir(parents=True, exist_ok=True)
-        _tidy(stage, {item.key for item in items})
     written = 0
-    try:
+    # one request for every import: each sample says itself of what it was made
+    with durable.writing_folder(out, request="import") as stage:
+        _tidy(stage, {item.key for item in items})
         for item in track(items):
             samples[item.key], hashes = identity(item, config)
             if not _stands(stage, item.key, samples[item.key]):
@@ -205,18 +219,13 @@ def import_cubes(config: ImportConfig, out: Path, track: Callable[[list[Item]], 
         _check_alike(stage, items)
         durable.write_json(stage / RECORD, {"options": options, "samples": samples})
         summary = summarise(config, items, stage, written=written)
-        durable.publish_folder(stage, out)
-    except Exception:
-        shutil.rmtree(stage, ignore_errors=True)  # a kill leaves it for the next run; a fault that somebody has to mend does not
-        raise
     return summary
 
 
 def _tidy(stage: Path, keys: set[str]) -> None:
     """Remove from the stage of a killed run whatever is half written or belongs to no image of this one."""
-    durable.sweep(stage)
     for path in stage.iterdir():
-        if (key := path.name.split(".")[0]) not in keys or not (stage / f"{key}.json").exists():
+        if path.name != durable.REQUEST and ((key := path.name.split(".")[0]) not in keys or not (stage / f"{key}.json").exists()):
             path.unlink()
 
 

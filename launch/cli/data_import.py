@@ -26,9 +26,16 @@ class PixelOrder(str, enum.Enum):
     columns = "columns"
 
 
+class MapOrientation(str, enum.Enum):
+    """What the maps of a turned image were drawn on."""
+
+    shown = "shown"
+    stored = "stored"
+
+
 def command(
     source: Annotated[
-        Path, typer.Argument(metavar="SRC", help="A file, or a folder of TIFF, PNG, JPEG, ENVI .hdr, HDF5, MATLAB .mat or .npy files.")
+        Path, typer.Argument(metavar="SRC", help="A file, or a folder of TIFF, PNG, JPEG, PPM, ENVI .hdr, HDF5, MATLAB .mat or .npy files.")
     ],
     out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder of cubes to write; it appears when all of it is whole.")],
     pattern: Annotated[str, typer.Option(help="Which files of SRC ('**/*.tif' also looks into its folders).", rich_help_panel=FILES)] = "*",
@@ -113,7 +120,7 @@ def command(
         float | None, typer.Option(help="Reflectance in place of NaN and infinity. Default: refuse them.", rich_help_panel=PIXELS)
     ] = None,
     labels: Annotated[
-        str, typer.Option(metavar="DIR|GLOB", help="Label maps (PNG, GIF, TIFF, BMP), matched by name.", rich_help_panel=MAPS)
+        str, typer.Option(metavar="DIR|GLOB", help="Label maps (PNG, GIF, TIFF, BMP, PGM, PPM), matched by name.", rich_help_panel=MAPS)
     ] = "",
     label_map: Annotated[
         str,
@@ -126,6 +133,14 @@ def command(
     onh: Annotated[
         str, typer.Option(metavar="DIR|GLOB", help="Masks of the optic disc; vessels stay on top of it.", rich_help_panel=MAPS)
     ] = "",
+    onh_values: Annotated[
+        str,
+        typer.Option(
+            metavar="VALUES",
+            help="Values inside the --onh masks: 1,2 or 128-255 or #ff0000. Default: the brighter of two, refused where there are more.",
+            rich_help_panel=MAPS,
+        ),
+    ] = "",
     onh_circles: Annotated[
         Path | None,
         typer.Option(metavar="CSV", help="Optic discs as circles: column file, key or image_id, and --onh-columns.", rich_help_panel=MAPS),
@@ -134,8 +149,19 @@ def command(
         str, typer.Option(metavar="X,Y,DIAMETER", help="Columns of --onh-circles, in pixels of the source image.", rich_help_panel=MAPS)
     ] = "x,y,diameter",
     fov: Annotated[str, typer.Option(metavar="DIR|GLOB", help="Masks of the field of view.", rich_help_panel=MAPS)] = "",
+    fov_values: Annotated[
+        str, typer.Option(metavar="VALUES", help="Values inside the --fov masks, as --onh-values.", rich_help_panel=MAPS)
+    ] = "",
+    map_orientation: Annotated[
+        MapOrientation | None,
+        typer.Option(
+            help="Where an orientation tag turns an image: its maps were drawn on it as viewers show it, or as the file stores it. "
+            "Default: as their sizes tell.",
+            rich_help_panel=MAPS,
+        ),
+    ] = None,
     resize_labels: Annotated[
-        bool, typer.Option("--resize-labels", help="Bring maps of another size to their image's, by nearest pixel.", rich_help_panel=MAPS)
+        bool, typer.Option("--resize-labels", help="Bring maps of another size to their image's, thin vessels whole.", rich_help_panel=MAPS)
     ] = False,
     match: Annotated[
         str,
@@ -173,7 +199,7 @@ def command(
     resize: Annotated[
         str,
         typer.Option(
-            metavar="HxW|H", help="Then resize: area mean (bilinear when enlarging); maps by nearest pixel.", rich_help_panel=SHAPE
+            metavar="HxW|H", help="Then resize: area mean (bilinear when enlarging); maps keep thin vessels whole.", rich_help_panel=SHAPE
         ),
     ] = "",
     max_values: Annotated[int, typer.Option(help="Refuse files that hold more values than this.", min=1, rich_help_panel=SAFETY)] = 2**30,
@@ -229,6 +255,9 @@ def command(
         labels=labels,
         label_map=label_map,
         onh=onh,
+        onh_values=onh_values,
+        fov_values=fov_values,
+        map_orientation=map_orientation.value if map_orientation else "",
         onh_circles=onh_circles,
         onh_columns=_columns(onh_columns),
         fov=fov,

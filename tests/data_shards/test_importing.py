@@ -20,7 +20,7 @@ from data_shards import folder
 from data_shards.cube import LABELS, reflectance
 from data_shards.errors import CorruptData, InputError, RetinaforgeError, TryAgain, UnsafeResume
 from data_shards.formats import ReadOptions
-from data_shards.importing import geometry, importer, labels, partners
+from data_shards.importing import geometry, importer, labels, map_files, masks, partners
 from data_shards.importing.conversion import ImportConfig, to_uint16
 from data_shards.importing.geometry import Geometry, Planes
 from data_shards.importing.values import Values
@@ -143,6 +143,35 @@ importer.import_cubes(ImportConfig(source=Path({str(drive_like / "images")!r})),
     assert not (tmp_path / "out").exists()
     assert importer.import_cubes(ImportConfig(source=drive_like / "images"), tmp_path / "out").written == 1
     assert sorted(path.name for path in tmp_path.iterdir()) == ["drive", "out"]
+
+
+def test_of_two_imports_into_one_place_the_second_is_told_and_no_cube_is_lost(drive_like: Path, tmp_path: Path) -> None:
+    def while_another_starts(items):
+        for n, item in enumerate(items):
+            if n == 2:
+                with pytest.raises(TryAgain, match="another process is writing this place"):
+                    importer.import_cubes(config(drive_like), tmp_path / "out")
+            yield item
+
+    assert importer.import_cubes(config(drive_like), tmp_path / "out", track=while_another_starts).written == 4
+    assert importer.import_cubes(config(drive_like), tmp_path / "out").written == 0
+    assert len(folder.keys_in(tmp_path / "out")) == 4 and sorted(p.name for p in tmp_path.iterdir()) == ["drive", "out"]
+
+
+def test_an_import_that_ends_while_another_waits_to_begin_is_not_written_over(
+    drive_like: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = importer.durable.sole_writer
+
+    def outrun(final: Path):
+        monkeypatch.undo()
+        importer.import_cubes(config(drive_like), tmp_path / "out")
+        return real(final)
+
+    monkeypatch.setattr(importer.durable, "sole_writer", outrun)
+    with pytest.raises(TryAgain, match="has just written this place"):
+        importer.import_cubes(config(drive_like), tmp_path / "out")
+    assert importer.import_cubes(config(drive_like), tmp_path / "out").written == 0
 
 
 def test_a_stage_of_other_options_is_not_taken_over(drive_like: Path, tmp_path: Path) -> None:
@@ -297,6 +326,10 @@ def test_images_that_cannot_be_one_dataset_are_refused(tmp_path: Path) -> None:
 # Labels
 
 
+def classes_of(path: Path, label_map: labels.LabelMap) -> np.ndarray:
+    return labels.classes_of(map_files.read_map(path, ReadOptions()), label_map)
+
+
 def test_label_maps_of_colours_and_of_palettes(tmp_path: Path) -> None:
     values_HW = classes(1)
     colours = np.array([[0, 0, 0], [255, 0, 0], [0, 0, 255], [0, 255, 0]], np.uint8)
@@ -306,12 +339,12 @@ def test_label_maps_of_colours_and_of_palettes(tmp_path: Path) -> None:
     palette.putpalette([9, 9, 9, 255, 255, 255, 0, 0, 0, 7, 7, 7])
     palette.save(tmp_path / "palette.png")
     expected_HW = np.where(values_HW == 3, 0, values_HW)
-    assert np.array_equal(labels.read_labels(tmp_path / "rgb.png", by_colour, ReadOptions()), expected_HW)
-    assert np.array_equal(labels.read_labels(tmp_path / "palette.png", labels.parse_label_map(MAP), ReadOptions()), expected_HW)
+    assert np.array_equal(classes_of(tmp_path / "rgb.png", by_colour), expected_HW)
+    assert np.array_equal(classes_of(tmp_path / "palette.png", labels.parse_label_map(MAP)), expected_HW)
     Image.fromarray(np.dstack([values_HW] * 3)).save(tmp_path / "grey.png")
-    assert np.array_equal(labels.read_labels(tmp_path / "grey.png", labels.parse_label_map(MAP), ReadOptions()), expected_HW)
+    assert np.array_equal(classes_of(tmp_path / "grey.png", labels.parse_label_map(MAP)), expected_HW)
     with pytest.raises(InputError, match=r"colour label file, mapped by value[\s\S]*#ff0000=CLASS"):
-        labels.read_labels(tmp_path / "rgb.png", labels.parse_label_map(MAP), ReadOptions())
+        classes_of(tmp_path / "rgb.png", labels.parse_label_map(MAP))
 
 
 def test_values_without_a_class_are_counted(tmp_path: Path) -> None:
@@ -319,7 +352,7 @@ def test_values_without_a_class_are_counted(tmp_path: Path) -> None:
     values_HW[0, :3], values_HW[1, 0] = 7, 9
     Image.fromarray(values_HW).save(tmp_path / "a.png")
     with pytest.raises(InputError, match=r"7 \(3 pixels\), 9 \(1 pixels\)[\s\S]*a.png[\s\S]*7=background"):
-        labels.read_labels(tmp_path / "a.png", labels.parse_label_map("0=background"), ReadOptions())
+        classes_of(tmp_path / "a.png", labels.parse_label_map("0=background"))
 
 
 @pytest.mark.parametrize("text", ["", "1", "1=artery,1=vein", "1=arteries", "1=artery,#ff0000=vein", "x=artery", "1=artery;2=vein"])
@@ -332,7 +365,7 @@ def test_wrong_label_maps_are_refused(text: str) -> None:
 def test_masks_of_many_kinds(tmp_path: Path, mode: str, high: int) -> None:
     image = Image.fromarray(view().astype(np.uint8) * high) if mode != "1" else Image.fromarray(view())
     image.convert(mode).save(tmp_path / "m.png")
-    assert np.array_equal(labels.read_mask(tmp_path / "m.png", ReadOptions()), view())
+    assert np.array_equal(masks.mask_of(map_files.read_map(tmp_path / "m.png", ReadOptions()), "fov", None), view())
 
 
 def test_labels_of_another_size(drive_like: Path, tmp_path: Path) -> None:
@@ -579,7 +612,7 @@ def test_padding_without_a_mask_makes_one() -> None:
 def test_resize_by_height_keeps_proportion() -> None:
     planes, done = geometry.apply(Geometry(resize="12"), Planes(data_CHW=np.ones((1, 24, 36), np.uint16)), "x")
     assert planes.data_CHW.shape == (1, 12, 18)
-    assert done == ["resize 24x36 to 12x18: image by area mean, maps by nearest pixel"]
+    assert done == ["resize 24x36 to 12x18: image by area mean, maps by larger share, vessels whole"]
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 import time
 from pathlib import Path
@@ -10,10 +11,11 @@ from pathlib import Path
 import pytest
 
 from data_shards.errors import InputError
+from slurm.attempts import attempts_path, read_attempts
 from slurm.executor import handles, submit
 from slurm.jobs import JobSpec
-from slurm.records import RECORD_NAME
-from slurm.status import UNKNOWN, JobState, read_squeue, squeue
+from slurm.records import RECORD_NAME, current, has_ended
+from slurm.status import JobState, Queue, read_squeue, squeue
 from tests.commands import invoke
 
 pytestmark = pytest.mark.slurm
@@ -79,6 +81,23 @@ print(rank, world, e["LOCAL_RANK"], e["SLURMD_NODENAME"], e["OMP_NUM_THREADS"], 
     assert not list(folder.glob(".submission*"))
 
 
+def test_nothing_of_the_job_that_a_shell_is_in_reaches_the_jobs_submitted_there(cluster, tmp_path, monkeypatch):
+    """From a requeued array task, and with options of sbatch and srun in the environment."""
+    strange = {"SLURM_RESTART_COUNT": "5", "SLURM_ARRAY_TASK_ID": "3", "SLURM_CPU_BIND": "quiet,mask_cpu:0x1", "SLURM_GPUS_PER_TASK": "2"}
+    strange |= {"SLURM_JOB_ID": "77", "SLURM_PROCID": "1", "SLURM_STRANGE": "1", "SRUN_CPUS_PER_TASK": "64", "SBATCH_ARRAY_INX": "4-9"}
+    for name, value in strange.items():
+        monkeypatch.setenv(name, value)
+    inherited = set(strange) - {"SLURM_JOB_ID", "SLURM_PROCID", "SLURM_CPU_BIND"}  # which SLURM sets itself
+    code = f"import os; print(sorted(name for name in os.environ if name in {inherited}), os.environ['SLURM_JOB_ID'])"
+    spec = JobSpec(name="inside", command=("python", "-c", code), folder=str(tmp_path))
+    job = submit(spec, tmp_path / "job")
+    [state] = wait(job.job_id)
+    assert (state.state, state.restarts) == ("COMPLETED", 0), everything_said(tmp_path / "job")
+    assert log_lines(tmp_path / "job") == [f"[] {job.job_id}"]
+    assert (tmp_path / "job" / "attempts.jsonl").exists() and "may use" not in everything_said(tmp_path / "job")
+    assert os.environ["SLURM_STRANGE"] == "1", "the shell's own stay as they were"
+
+
 def test_a_failing_rank_fails_the_job_and_ends_the_other(cluster, tmp_path):
     code = "import os, sys, time; sys.exit(4) if os.environ['RANK'] == '1' else time.sleep(120)"
     job = submit(JobSpec(name="fails", command=("python", "-c", code), folder=str(tmp_path), nodes=2), tmp_path / "job")
@@ -105,6 +124,71 @@ def test_an_array_gives_each_index_its_share(cluster, tmp_path):
     found = wait(job.job_id)
     assert [state.job_id for state in sorted(found, key=lambda s: s.job_id)] == [f"{job.job_id}_{i}" for i in range(3)]
     assert log_lines(tmp_path / "job") == ["0/3", "1/3", "2/3"]
+
+
+def test_of_an_array_only_the_index_that_asks_is_restarted_also_the_last(cluster, tmp_path):
+    """The last one has the number of the whole array. Index 0 has ended and 1 runs as it asks; files are as the submitter's umask says."""
+    code = """
+import pathlib, sys, time
+index = int(sys.argv[1])
+starts = pathlib.Path(f"starts-{index}")
+again = starts.exists()
+starts.open("a").write("x")
+if index == 1:
+    until = time.monotonic() + 60
+    while time.monotonic() < until and not (pathlib.Path("starts-2").exists() and pathlib.Path("starts-2").read_text() == "xx"):
+        time.sleep(0.2)
+if index == 2 and not again:
+    while not (pathlib.Path("starts-0").exists() and pathlib.Path("starts-1").exists()):
+        time.sleep(0.2)
+    sys.exit(75)
+"""
+    before = os.umask(0o002)
+    try:
+        command = ("python", "-c", code, "{array_task}")
+        job = submit(JobSpec(name="last", command=command, folder=str(tmp_path), array="0-2"), tmp_path / "job")
+    finally:
+        os.umask(before)
+    until = time.monotonic() + 90
+    while not (states := current([job], Queue(0.5))["last"]) or not has_ended(states):
+        assert time.monotonic() < until, everything_said(tmp_path / "job")
+        time.sleep(0.5)
+    assert [(tmp_path / f"starts-{index}").read_text() for index in range(3)] == ["x", "x", "xx"], everything_said(tmp_path / "job")
+    assert [state.state for state in states] == ["COMPLETED"] * 3
+    assert (tmp_path / "starts-0").stat().st_mode & 0o777 == 0o664 and (tmp_path / "job").stat().st_mode & 0o777 == 0o700
+
+
+def test_a_job_that_slurm_cancels_to_preempt_it_commits_and_comes_back(cluster, tmp_path):
+    """PreemptMode=CANCEL: `--requeue` does nothing there. Two of it never write at once."""
+    code = """
+import os, signal, sys, time
+os.open("writing", os.O_CREAT | os.O_EXCL)
+again = os.path.exists("committed")
+def stop(*_):
+    time.sleep(0.5)
+    open("committed", "x").close()
+    os.remove("writing")
+    sys.exit(75)
+signal.signal(signal.SIGTERM, stop)
+print("again" if again else "first", flush=True)
+while not again:
+    time.sleep(0.1)
+os.remove("writing")
+"""
+    cluster.run("scontrol", "update", "PartitionName=scavenge", "PreemptMode=CANCEL")
+    try:
+        spec = JobSpec(name="gives-way", command=("python", "-c", code), folder=str(tmp_path), partition="scavenge", cpus_per_task=4)
+        job = submit(spec, folder := tmp_path / "job")
+        log, until = folder / f"{job.job_id}_0_log.out", time.monotonic() + 60
+        while not (log.exists() and "first" in log.read_text()):
+            assert time.monotonic() < until, everything_said(folder)
+            time.sleep(0.1)
+        cluster.run("sbatch", "--partition=main", "--nodes=2", "--exclusive", "--output=/dev/null", "--wrap=sleep 1")
+        [state] = wait(job.job_id, seconds=90)
+    finally:
+        cluster.run("scontrol", "update", "PartitionName=scavenge", "PreemptMode=REQUEUE")
+    assert (state.state, state.restarts) == ("COMPLETED", 1), everything_said(folder)
+    assert [(attempt.why, attempt.code) for attempt in read_attempts(attempts_path(folder))] == [("preempted", 75), ("done", 0)]
 
 
 def test_what_sbatch_refuses_is_said_in_its_words(cluster, tmp_path):
@@ -159,4 +243,4 @@ def test_logs_are_followed_to_the_end_and_a_job_is_cancelled_by_its_name(cluster
     assert state.state == "CANCELLED"
     record = tmp_path / "runs" / "jobs" / "talks" / RECORD_NAME
     record.write_text(json.dumps({**json.loads(record.read_text()), "job_ids": [sleeper.job_id]}))
-    assert json.loads(invoke("status", "talks", "--json"))["jobs"]["talks"]["state"] == UNKNOWN
+    assert json.loads(invoke("status", "talks", "--json"))["jobs"]["talks"]["state"] == "COMPLETED", "by its own note"
