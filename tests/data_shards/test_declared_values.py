@@ -415,6 +415,19 @@ def test_single_band_files_named_below_100_nm_are_refused(tmp_path: Path) -> Non
         importer.import_cubes(ImportConfig(source=tmp_path, per_band=True), tmp_path / "out")
 
 
+def test_text_of_matlab_and_neighbours_in_an_unknown_packing_are_left_alone(tmp_path: Path) -> None:
+    path = hdf5(tmp_path / "a.h5", counts(), scale_factor=1e-4, _FillValue=np.int16(-9999))
+    plan = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+    plan.set_chunk((C,))
+    plan.set_filter(32999, h5py.h5z.FLAG_OPTIONAL)
+    with h5py.File(path, "a") as file:
+        file["scan/scale_kind"] = np.frombuffer(b"sqrt", np.uint8).astype(np.uint16)
+        file["scan/scale_kind"].attrs["MATLAB_class"] = np.bytes_("char")
+        space = h5py.h5s.create_simple((C,))
+        h5py.h5d.create(file["scan"].id, b"lamp", h5py.h5t.NATIVE_UINT16, space, plan).write_direct_chunk((0,), bytes(2 * C), 0)
+    is_right(imported(path, wavelengths_nm=None))
+
+
 def test_centres_that_fit_another_axis_name_the_axes(tmp_path: Path) -> None:
     path = hdf5(tmp_path / "a.h5", counts().transpose(1, 2, 0), Scale_Factor=10000.0, Data_Ignore_Value=-9999)
     assert "4 band centres in scan/wavelength" in (said := refused(path, wavelengths_nm=None)) and "--axes HWC" in said
