@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import gzip
 import os
 import re
 import signal
@@ -63,7 +64,8 @@ def drive_like(tmp_path: Path) -> Path:
         Image.fromarray(view().astype(np.uint8) * 255).save(root / "fov" / f"{i}_training_mask.gif")
         rgba_HWS = np.dstack([disc().astype(np.uint8) * 255] * 3 + [np.full((H, W), 255, np.uint8)])
         Image.fromarray(rgba_HWS).save(root / "disc" / f"{i}_training_gt.tif", compression="tiff_lzw")
-    (root / "images" / "Thumbs.db").write_bytes(b"x")
+    for name in ("Thumbs.db", "readme.txt", "._21_training.tif"):
+        (root / "images" / name).write_bytes(b"x")
     return root
 
 
@@ -92,7 +94,7 @@ def test_photographs_labels_discs_and_masks(drive_like: Path, tmp_path: Path) ->
         assert cube.meta.notes["wavelengths"] == "nominal"
         assert len(cube.meta.notes["sha256"]) == 4
     assert (summary.cubes, summary.written, summary.subjects, summary.sizes) == (4, 4, 4, {(H, W): 4})
-    assert summary.ignored == ["Thumbs.db"]
+    assert summary.ignored == ["readme.txt"]
     assert sum(summary.label_share.values()) == pytest.approx(1)
     assert not list(tmp_path.glob(".part-*"))
 
@@ -372,7 +374,7 @@ def test_labels_of_another_size(drive_like: Path, tmp_path: Path) -> None:
     Image.fromarray(np.kron(classes(23), np.ones((2, 2), np.uint8))).save(drive_like / "av" / "23_training.png")
     with pytest.raises(InputError, match=r"48x40 pixels[\s\S]*23_training.png[\s\S]*24x20[\s\S]*--resize-labels"):
         importer.import_cubes(config(drive_like), tmp_path / "out")
-    assert [path.name for path in tmp_path.iterdir()] == ["drive"]
+    assert not (tmp_path / "out").exists()
     importer.import_cubes(config(drive_like, onh="", resize_labels=True), tmp_path / "out")
     assert np.array_equal(folder.read_cube(tmp_path / "out", "23_training").labels_HW, np.where(classes(23) == 3, 0, classes(23)))
 
@@ -634,14 +636,56 @@ def test_wrong_geometry_is_refused(wrong: dict[str, str]) -> None:
         geometry.apply(Geometry(**wrong), Planes(data_CHW=np.ones((1, H, W), np.uint16)), "x")
 
 
-def test_every_fault_midway_leaves_the_place_clean(drive_like: Path, tmp_path: Path) -> None:
+def test_a_bad_last_image_leaves_the_others_converted_and_no_out(drive_like: Path, tmp_path: Path) -> None:
     good = (drive_like / "images" / "24_training.tif").read_bytes()
     (drive_like / "images" / "24_training.tif").write_bytes(good[: len(good) // 2])
-    with pytest.raises(CorruptData, match="24_training.tif") as caught:
+    with pytest.raises(CorruptData, match=r"24_training.tif[\s\S]*3 of 4 cubes made before it are kept[\s\S]*rm -r") as caught:
         importer.import_cubes(config(drive_like), tmp_path / "out")
-    assert isinstance(caught.value, RetinaforgeError)
     assert caught.value.exit_code == 4
+    assert not (tmp_path / "out").exists()
+    (drive_like / "images" / "24_training.tif").write_bytes(good)
+    assert importer.import_cubes(config(drive_like), tmp_path / "out").written == 1
+    importer.import_cubes(config(drive_like), tmp_path / "straight")
+    assert bytes_below(tmp_path / "out") == bytes_below(tmp_path / "straight")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["drive", "out", "straight"]
+
+
+def test_a_bad_first_image_leaves_nothing(drive_like: Path, tmp_path: Path) -> None:
+    (drive_like / "images" / "21_training.tif").write_bytes(b"II*\0 cut")
+    with pytest.raises(RetinaforgeError, match="21_training.tif") as caught:
+        importer.import_cubes(config(drive_like), tmp_path / "out")
+    assert "kept" not in str(caught.value)
     assert [path.name for path in tmp_path.iterdir()] == ["drive"]
+
+
+def test_a_folder_of_other_kinds_says_which_and_how_to_convert(tmp_path: Path) -> None:
+    for name in ("a.ppm.gz", "b.ppm.gz", "c.txt", "._d.tif", "Thumbs.db"):
+        (tmp_path / name).write_bytes(gzip.compress(b"P6 1 1 255\n\0\0\0"))
+    (tmp_path / "__MACOSX").mkdir()
+    (tmp_path / "__MACOSX" / "e.tif").write_bytes(b"x")
+    with pytest.raises(InputError, match=r"no images that match '\*', but 2 .ppm.gz, 1 .txt") as caught:
+        importer.plan(ImportConfig(source=tmp_path))
+    command = caught.value.mend.removeprefix("unpack them first: ")
+    subprocess.run(["/bin/sh", "-c", command], check=True)
+    assert importer.import_cubes(ImportConfig(source=tmp_path), tmp_path / "out").cubes == 2
+    with pytest.raises(InputError, match=r"no files for --labels, but 2 .ppm.gz, 1 .txt"):
+        partners.listed(str(tmp_path / "*.[gt][zx]*"), (".png",), "--labels")
+    with pytest.raises(InputError, match="no images"):
+        importer.plan(ImportConfig(source=tmp_path, pattern="**/e.tif"))
+
+
+@pytest.mark.parametrize(("name", "said"), [("a.nii.gz", "nibabel"), ("a.dcm", "pydicom"), ("a.npz", "numpy.load"), ("a.svs", "TIFF")])
+def test_what_is_not_read_comes_with_its_conversion(tmp_path: Path, name: str, said: str) -> None:
+    (tmp_path / name).write_bytes(b"x")
+    for source in (tmp_path, tmp_path / name):
+        with pytest.raises(InputError, match=said):
+            importer.import_cubes(ImportConfig(source=source), tmp_path / "out")
+
+
+def test_maps_that_are_all_jpeg_are_to_be_exported_anew(tmp_path: Path) -> None:
+    (tmp_path / "a.jpg").write_bytes(b"x")
+    with pytest.raises(InputError, match=r"but 1 .jpg[\s\S]*anew as PNG"):
+        partners.listed(str(tmp_path), map_files.EXACT_SUFFIXES, "--labels")
 
 
 # Real data
