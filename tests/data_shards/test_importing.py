@@ -11,6 +11,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import h5py
 import numpy as np
 import pytest
 import scipy.io
@@ -310,10 +311,122 @@ def test_wavelengths_from_a_file(tmp_path: Path) -> None:
 
 def test_a_wrong_band_count_names_file_and_mend(tmp_path: Path) -> None:
     tifffile.imwrite(tmp_path / "s.tif", np.zeros((5, 6, 7), np.uint16), photometric="minisblack")
-    with pytest.raises(InputError, match=r"5 bands \(5x6x7[\s\S]*4 wavelengths[\s\S]*s.tif[\s\S]*--axes HWC"):
-        importer.import_cubes(ImportConfig(source=tmp_path / "s.tif", wavelengths_nm=(1.0, 2.0, 3.0, 4.0)), tmp_path / "out")
-    with pytest.raises(InputError, match=r"5 bands of unknown wavelength[\s\S]*--wavelengths"):
+    with pytest.raises(InputError, match=r"5 bands \(5x6x7[\s\S]*4 wavelengths[\s\S]*s.tif[\s\S]*--wavelengths with 5 centres"):
+        importer.import_cubes(ImportConfig(source=tmp_path / "s.tif", wavelengths_nm=(401.0, 402.0, 403.0, 404.0)), tmp_path / "out")
+    with pytest.raises(InputError, match=r"5 bands of unknown wavelength[\s\S]*--wavelengths with 5 centres"):
         importer.import_cubes(ImportConfig(source=tmp_path / "s.tif"), tmp_path / "out")
+
+
+NM4 = (450.0, 500.0, 550.0, 600.0)
+
+
+def array_file(path: Path, array: np.ndarray) -> Path:
+    if path.suffix == ".npy":
+        np.save(path, array)
+    elif path.suffix == ".mat":
+        scipy.io.savemat(path, {"Y": array})
+    elif path.suffix == ".tif":
+        tifffile.imwrite(path, array, photometric="minisblack")  # one page for each of the first axis
+    else:
+        with h5py.File(path, "w") as file:
+            file["cube"] = array
+    return path
+
+
+@pytest.mark.parametrize("order", ["CHW", "HCW", "HWC"])
+@pytest.mark.parametrize("suffix", [".npy", ".h5", ".mat", ".tif"])
+def test_rows_that_were_taken_for_bands_are_noticed_and_the_advised_axes_read_them(tmp_path: Path, suffix: str, order: str) -> None:
+    data_CHW = np.random.default_rng(3).integers(0, 4096, (4, 9, 7), np.uint16)
+    path = array_file(tmp_path / f"a{suffix}", data_CHW.transpose(["CHW".index(axis) for axis in order]))
+    custom = "HWC" if suffix == ".mat" else "CHW"
+    axes = ""
+    if order != custom:
+        with pytest.raises(InputError, match=rf"4 wavelengths[\s\S]*--axes {order}") as caught:
+            importer.import_cubes(ImportConfig(source=path, wavelengths_nm=NM4), tmp_path / "out")
+        axes = re.search(r"--axes (\w+)", caught.value.mend)[1]
+        with pytest.raises(
+            InputError, match=rf"unknown wavelength[\s\S]*if it has 4 bands: --axes {order}; and --wavelengths with 4 centres"
+        ):
+            importer.import_cubes(ImportConfig(source=path), tmp_path / "out")
+    importer.import_cubes(ImportConfig(source=path, wavelengths_nm=NM4, read=ReadOptions(axes=axes)), tmp_path / "out")
+    assert np.array_equal(folder.read_cube(tmp_path / "out", "a").data_CHW, data_CHW)
+
+
+@pytest.mark.parametrize("suffix", [".npy", ".h5", ".mat"])
+def test_two_axes_as_long_as_the_list_of_bands_need_the_statement(tmp_path: Path, suffix: str) -> None:
+    array = np.random.default_rng(3).integers(0, 4096, (4, 9, 4), np.uint16)
+    path = array_file(tmp_path / f"a{suffix}", array)
+    with pytest.raises(InputError, match=r"2 axes of 4[\s\S]*--axes (CHW or --axes HWC|HWC or --axes CHW)"):
+        importer.import_cubes(ImportConfig(source=path, wavelengths_nm=NM4), tmp_path / "out")
+    importer.import_cubes(ImportConfig(source=path, wavelengths_nm=NM4, read=ReadOptions(axes="HWC")), tmp_path / "out")
+    assert np.array_equal(folder.read_cube(tmp_path / "out", "a").data_CHW, array.transpose(2, 0, 1))
+
+
+@pytest.mark.parametrize("said", ["labels", "scales", "interleave"])
+def test_hdf5_that_names_its_axes_is_read_by_them(tmp_path: Path, said: str) -> None:
+    data_CHW = np.random.default_rng(3).integers(0, 4096, (4, 9, 4), np.uint16)
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        cube = file.create_dataset("cube", data=data_CHW.transpose(1, 2, 0))
+        for i, name in enumerate(("y", "x", "wavelength")):
+            if said == "labels":
+                cube.dims[i].label = name
+            elif said == "scales":
+                file[name] = np.arange(cube.shape[i], dtype=np.float32) + 450.0
+                file[name].make_scale(name)
+                cube.dims[i].attach_scale(file[name])
+        if said == "interleave":
+            cube.attrs["interleave"] = "BIP"
+    read = ReadOptions(variable="cube")
+    importer.import_cubes(ImportConfig(source=tmp_path / "a.h5", wavelengths_nm=NM4, read=read), tmp_path / "out")
+    assert np.array_equal(folder.read_cube(tmp_path / "out", "a").data_CHW, data_CHW)
+
+
+@pytest.mark.parametrize(
+    ("least", "most"),
+    [
+        (-0.5, 1.25),
+        (0, 5000),
+        (-1e-6, 2e-5),
+        (1.0000012, 1.0000043),
+        (-3e9, 7.7e9),
+        (0.999, 123.4),
+        (1e-30, 2e-30),
+        (-0.1, 1.0),
+        (1.5, 1.5),
+    ],
+)
+def test_the_advised_range_holds_the_values_and_is_no_coarser_than_they_are(least: float, most: float) -> None:
+    data_CHW = np.linspace(least, most, 2 * 8 * 8).reshape(2, 8, 8)
+    with pytest.raises(InputError, match="--float-range") as caught:
+        to_uint16(data_CHW, ImportConfig(source=Path()), Values(kept=(0, 1)), "x")
+    low, high = map(float, re.search(r"--float-range (\S+?):([^,\s]+)", caught.value.mend).groups())
+    stored_CHW, scale, offset, _ = to_uint16(data_CHW, ImportConfig(source=Path(), float_range=(low, high)), Values(kept=(0, 1)), "x")
+    assert np.abs(scale * stored_CHW.astype(np.float64) + offset - data_CHW).max() <= scale * 0.51
+    assert most == least or (most - least) / scale > 20000
+
+
+def test_the_ranges_advised_for_one_image_after_the_other_end(tmp_path: Path) -> None:
+    for name, least, most in (("a", 0.0, 1.3), ("b", -0.2, 1.1), ("c", 0.1, 1.7)):
+        np.save(tmp_path / f"{name}.npy", np.linspace(least, most, 4 * 9 * 7, dtype=np.float32).reshape(4, 9, 7))
+    stated = None
+    for _ in range(3):
+        with pytest.raises(InputError, match="values outside") as caught:
+            importer.import_cubes(ImportConfig(source=tmp_path, pattern="*.npy", wavelengths_nm=NM4, float_range=stated), tmp_path / "out")
+        stated = tuple(map(float, re.search(r"--float-range (\S+?):([^,\s]+)", caught.value.mend).groups()))
+    assert (
+        importer.import_cubes(
+            ImportConfig(source=tmp_path, pattern="*.npy", wavelengths_nm=NM4, float_range=stated), tmp_path / "out"
+        ).cubes
+        == 3
+    )
+
+
+def test_floats_that_a_wide_range_would_flatten_are_refused() -> None:
+    """Radiances of 1e-6 over 0 … 1 all became 0 without a word."""
+    data_CHW = np.linspace(0, 1e-6, 2 * 8 * 8).reshape(2, 8, 8).astype(np.float32)
+    with pytest.raises(InputError, match=r"of the 65535 steps from 0 to 1[\s\S]*--float-range 0:1e-0?6"):
+        to_uint16(data_CHW, ImportConfig(source=Path()), Values(kept=(0, 1)), "x")
+    to_uint16(np.full((2, 8, 8), 0.5, np.float32), ImportConfig(source=Path()), Values(kept=(0, 1)), "x")
 
 
 def test_images_that_cannot_be_one_dataset_are_refused(tmp_path: Path) -> None:
