@@ -8,6 +8,20 @@ from collections.abc import Iterable
 
 LONGEST_WORD = 500  # a name has at most 255 bytes; a forged file may claim one of megabytes
 LONGEST_TEXT = 2000
+STARS = "***"
+ADDRESSED = "abfss?|wasbs?|adl|s?ftp|ssh|hdfs|webhdfs|smb"
+"""Kinds of URL whose `NAME@host` is an account or a container; elsewhere a name without a password may be a token."""
+CREDENTIAL = "token|sig|secret|passw|pwd|credential|key|auth|code|session|jwt|sas"
+
+
+def without_credentials(text: str) -> str:
+    """The text with passwords, tokens and signatures of URLs starred: for messages, and for every file that others may read."""
+    text = re.sub(r"(://[^/?#\s:@]*:)[^/\s]*@", rf"\1{STARS}@", text)
+    text = re.sub(r"(://[^/?#\s:@]*:)(?!\d+[/?#])[^\s@]*@", rf"\1{STARS}@", text)  # a password with / in it; a number is a port
+    text = re.sub(rf"(\b(?!(?:{ADDRESSED})://)[a-z][a-z0-9+.-]*://)[^/?#\s:@]+@", rf"\1{STARS}@", text, flags=re.IGNORECASE)
+    if "://" not in text:
+        return text
+    return re.sub(rf"([?&;#][^=&;#\s]*(?:{CREDENTIAL})[^=&;\s]*=)[^&;#\s'\"]+", rf"\1{STARS}", text, flags=re.IGNORECASE)
 
 
 class RetinaforgeError(ValueError):
@@ -23,11 +37,13 @@ class RetinaforgeError(ValueError):
     exit_code = 2
 
     def __init__(self, what: str, *, where: object = None, expected: str | None = None, mend: str | None = None) -> None:
-        self.what, self.where = shortened(str(what)), where
-        self.expected, self.mend = (None if text is None else shortened(str(text)) for text in (expected, mend))
+        self.where = where
+        self.what, self.expected, self.mend = (
+            None if text is None else shortened(without_credentials(str(text))) for text in (what, expected, mend)
+        )
         lines = [self.what]
         if where is not None:
-            lines.append(f"  where:    {shortened(str(where))}")
+            lines.append(f"  where:    {shortened(without_credentials(str(where)))}")
         if expected is not None:
             lines.append(f"  expected: {self.expected}")
         if mend is not None:

@@ -19,11 +19,11 @@ from data_shards import durable
 from data_shards.cube import LABELS, Cube
 from data_shards.dataset import cubes_of
 from data_shards.errors import InputError
-from data_shards.folder import keys_in, write_cube
+from data_shards.folder import write_cube
 from data_shards.importing.geometry import centre_lines, with_lines
 from data_shards.phantom.camera import FIELD_SHARE, render
 from data_shards.phantom.drawing import REFLEX_SHARE, VEIN_REFLEX, chord_px
-from data_shards.phantom.eyes import FINE_RASTER, claim, label_map, meta_of, run_jobs
+from data_shards.phantom.eyes import FINE_RASTER, claimed, is_whole, label_map, meta_of, run_jobs
 from data_shards.phantom.eyes import mean_over as mean
 from data_shards.phantom.fundus import layers, make_fundus
 from data_shards.phantom.persons import TEXTURE, PhantomConfig, person, stream, view
@@ -239,11 +239,11 @@ def write_painted(
         digest.update(
             durable.canonical_json([cube.meta.key, paint]) + labels_HW.tobytes() + (b"" if cube.fov_HW is None else cube.fov_HW.tobytes())
         )
-    claim(out, {"phantom": config.record(), "anatomy": digest.hexdigest()})
-    there = set(keys_in(out)) if any(out.glob("*.npy")) else set()
-    jobs = [(*job[:-1], {key: visit for key, visit in job[-1].items() if key not in there}) for job in jobs]
-    jobs = [job for job in jobs if job[-1]]
-    return sum(1 for _ in watch(run_jobs(jobs, workers), total=sum(len(job[-1]) for job in jobs), title=f"paint {out.name}", unit="cube"))
+    with claimed(out, {"phantom": config.record(), "anatomy": digest.hexdigest()}, cubes=len(jobs) * visits):
+        jobs = [(*job[:-1], {key: visit for key, visit in job[-1].items() if not is_whole(out, key)}) for job in jobs]
+        jobs = [job for job in jobs if job[-1]]
+        total = sum(len(job[-1]) for job in jobs)
+        return sum(1 for _ in watch(run_jobs(jobs, workers), total=total, title=f"paint {out.name}", unit="cube"))
 
 
 def painted_key(key: str, visit: int) -> str:

@@ -164,14 +164,14 @@ def test_of_two_imports_into_one_place_the_second_is_told_and_no_cube_is_lost(dr
 def test_an_import_that_ends_while_another_waits_to_begin_is_not_written_over(
     drive_like: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = importer.durable._sole_writer
+    real = importer.durable.sole_writer
 
     def outrun(final: Path):
         monkeypatch.undo()
         importer.import_cubes(config(drive_like), tmp_path / "out")
         return real(final)
 
-    monkeypatch.setattr(importer.durable, "_sole_writer", outrun)
+    monkeypatch.setattr(importer.durable, "sole_writer", outrun)
     with pytest.raises(TryAgain, match="has just written this place"):
         importer.import_cubes(config(drive_like), tmp_path / "out")
     assert importer.import_cubes(config(drive_like), tmp_path / "out").written == 0
