@@ -43,6 +43,7 @@ class ImportSummary:
         cubes, written: samples in OUT, and how many of them this run wrote.
         values: what was made of the files' values, in words: how they are stored, what is no-data, which bands are left out.
         sizes: (H, W) to count. label_share: class to share of all labelled pixels. with_maps: map to count of cubes that have it.
+        joined: subjects with images in several folders of the source.
     """
 
     cubes: int
@@ -55,6 +56,7 @@ class ImportSummary:
     with_maps: dict[str, int]
     pairs: dict[str, str]
     ignored: list[str]
+    joined: list[str]
     values: list[str]
 
 
@@ -343,7 +345,18 @@ def summarise(config: ImportConfig, items: list[Item], folder: Path, *, written:
         pairs=pairs,
         ignored=find_images(config)[1],
         values=_values_in_words(metas),
+        joined=_joined(config, items),
     )
+
+
+def _joined(config: ImportConfig, items: list[Item]) -> list[str]:
+    """Subjects with images in several folders, where names told who they are: two people may bear one number."""
+    if config.subjects:
+        return []
+    folders: dict[str, set[Path]] = {}
+    for item in items:
+        folders.setdefault(item.person.subject_id, set()).add(item.image.parent)
+    return sorted(subject for subject, where in folders.items() if len(where) > 1)
 
 
 def _values_in_words(metas: dict[str, CubeMeta]) -> list[str]:
