@@ -161,7 +161,7 @@ def publish_folder(part: Path, final: Path) -> None:
 
 
 @contextlib.contextmanager
-def writing_folder(final: Path, *, request: str = "") -> Iterator[Path]:
+def writing_folder(final: Path, *, request: str = "", mendable: tuple[type[Exception], ...] = ()) -> Iterator[Path]:
     """A fresh folder beside `final`, which appears there, whole, when the block ends, and not at all when it raises.
 
     What killed writers of the same place left is removed. A lock, which the kernel drops with its process, tells them from a live one.
@@ -170,6 +170,7 @@ def writing_folder(final: Path, *, request: str = "") -> Iterator[Path]:
         request: what is asked for, in one line. A folder that a killed or interrupted writer of the very same request left is given
             again, with what it holds; the caller knows which of its files are whole (those written through this module are).
             A signal and a store that is away leave it too.
+        mendable: faults of one input that somebody mends, behind which finished work is as good as before; they leave it too.
 
     Raises:
         TryAgain: another process is writing the same place, or the disk is full. InputError: the place cannot be written.
@@ -199,7 +200,7 @@ def writing_folder(final: Path, *, request: str = "") -> Iterator[Path]:
         except BaseException as error:
             # finished work outlives a signal, and a store that is away; a full disk gets its space back
             passing = isinstance(error, TryAgain) and not isinstance(error.__cause__, OSError)
-            keep = request and (passing or isinstance(error, (KeyboardInterrupt, SystemExit))) and part.is_dir()
+            keep = request and (passing or isinstance(error, (KeyboardInterrupt, SystemExit, *mendable))) and part.is_dir()
             if keep:
                 sweep(part)
             if not keep or os.listdir(part) == [REQUEST]:  # nothing was finished

@@ -79,11 +79,12 @@ def _from_hdf5(path: Path, options: ReadOptions, *, matlab: bool) -> Raw:
             _check_filters(dataset, path)
             array, said, unused = hdf5_said.array_and_statements(dataset)
             beside = hdf5_said.neighbours(file, datasets, name)
+            axes = "" if matlab else hdf5_said.axes_of(dataset)
     except READ_FAULTS as error:
         raise unreadable(path, error, "a whole HDF5 file") from error
     if matlab:
         return _raw(array.T, options, path, "HWC", {"variable": name, "matlab": "v7.3", **unused}, beside, said)
-    return _raw(array, options, path, "CHW", {"variable": name, **unused}, beside, said)
+    return _raw(array, options, path, "CHW", {"variable": name, **unused}, beside, said, axes_said=axes)
 
 
 def _check_inside(dataset: h5py.Dataset, name: str, path: Path) -> None:
@@ -120,14 +121,25 @@ def _datasets(file: h5py.File) -> dict[str, h5py.Dataset]:
 
 
 def _raw(
-    array: np.ndarray, options: ReadOptions, path: Path, default_axes: str, facts: dict, beside: list[Neighbour], said: list | None = None
+    array: np.ndarray,
+    options: ReadOptions,
+    path: Path,
+    custom: str,
+    facts: dict,
+    beside: list[Neighbour],
+    said: list | None = None,
+    *,
+    axes_said: str = "",
 ) -> Raw:
-    data_CHW = bands_first(array, options, path, default_axes=default_axes)
-    axes = options.axes.upper() or ("matrix" if options.reshape_HW else default_axes)
-    centres_nm, hint, used = centres_of(beside, data_CHW.shape, options, path)
+    """The array, bands first: by --axes, else as its file says, else by the custom of the format."""
+    assumed = "" if options.axes or options.reshape_HW or axes_said or array.ndim != 3 else custom
+    data_CHW = bands_first(array, options, path, default_axes=axes_said or custom)
+    axes = options.axes.upper() or ("matrix" if options.reshape_HW else axes_said or custom)
+    centres_nm, hint, used = centres_of(beside, data_CHW.shape, options, path, assumed)
     return Raw(
         data_CHW=np.ascontiguousarray(data_CHW, dtype=array.dtype.newbyteorder("=")),
         wavelengths_nm=centres_nm,
+        axes_assumed=assumed,
         said=(*(said or ()), *unclear_said(beside, len(data_CHW))),
         hint=hint,
         facts={**facts, "axes": axes, **({"band_centres": used} if used else {})},

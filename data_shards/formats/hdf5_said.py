@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import h5py
@@ -12,6 +13,12 @@ from data_shards.formats.declared import Statement, numbers_in
 from data_shards.formats.neighbours import Neighbour
 
 HOUSEKEEPING = ("DIMENSION_LIST", "REFERENCE_LIST", "CLASS", "NAME", "MATLAB_class", "_Netcdf4Dimid", "_Netcdf4Coordinates")
+INTERLEAVES = {"bsq": "CHW", "bil": "HCW", "bip": "HWC"}
+AXIS_NAMES = {
+    "C": re.compile(r"band|wave|lambda|wvl|spectr|channel|^[cl]$", re.IGNORECASE),
+    "H": re.compile(r"row|line|lat|north|height|along|^[yh]$", re.IGNORECASE),
+    "W": re.compile(r"col|sample|pixel|lon|east|width|across|cross|^[xw]$", re.IGNORECASE),
+}
 
 
 def array_and_statements(dataset: h5py.Dataset) -> tuple[np.ndarray, list[Statement], dict[str, Any]]:
@@ -128,3 +135,15 @@ def _wrapped(statement: Statement, bits: int) -> Statement:
         return statement
     values = [value + 2**bits if value < 0 else value for value in numbers_in(statement.value)]
     return Statement(kind=statement.kind, name=statement.name, value=values)
+
+
+def axes_of(dataset: h5py.Dataset) -> str:
+    """The order of three axes, such as 'HWC', where labels, dimension scales or an interleave name them; else ''."""
+    interleave = dataset.attrs.get("interleave", dataset.attrs.get("Interleave"))
+    if isinstance(interleave, str | bytes) and (axes := INTERLEAVES.get(declared.words_in(interleave)[0].lower())):
+        return axes
+    letters = ""
+    for dimension in dataset.dims:
+        names = [dimension.label, *(scale.name.rpartition("/")[2] for scale in dimension.values())]
+        letters += next((axis for name in names for axis, pattern in AXIS_NAMES.items() if name and pattern.search(name)), "?")
+    return letters if sorted(letters) == ["C", "H", "W"] else ""

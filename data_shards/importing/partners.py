@@ -10,6 +10,8 @@ from pathlib import Path
 
 from data_shards.cube import KEY
 from data_shards.errors import InputError, nearest
+from data_shards.formats.other_kinds import conversion_of, kinds_of
+from data_shards.formats.raw import is_litter
 
 EYES = {"": "", "OD": "OD", "R": "OD", "RIGHT": "OD", "OS": "OS", "L": "OS", "LEFT": "OS"}
 SUBJECT_COLUMNS = ("subject_id", "eye", "acquired", "split")
@@ -75,12 +77,23 @@ def keys_of(images: Sequence[Path]) -> dict[Path, str]:
 def listed(where: str, suffixes: Iterable[str], option: str) -> list[Path]:
     """Files of a folder or of a quoted glob, with one of the suffixes, sorted."""
     folder, pattern = (Path(where), "*") if Path(where).is_dir() else (Path(where).parent, Path(where).name)
-    files = (
-        sorted(f for f in folder.glob(pattern) if f.suffix.lower() in suffixes and not f.name.startswith(".")) if folder.is_dir() else []
-    )
+    there = sorted(f for f in folder.glob(pattern) if f.is_file() and not is_litter(f, folder)) if folder.is_dir() else []
+    files = [file for file in there if file.suffix.lower() in suffixes]
     if not files:
-        raise InputError(f"no files for {option}", where=where, expected=f"a folder or a quoted glob with files {' '.join(suffixes)}")
+        raise InputError(
+            f"no files for {option}" + (f", but {kinds_of(there)}" if there else ""),
+            where=where,
+            expected=f"a folder or a quoted glob with files {' '.join(suffixes)}",
+            mend=_map_conversion(there, option) if there else f"check the folder, or quote the glob: {option} 'DIR/*.png'",
+        )
     return files
+
+
+def _map_conversion(files: Sequence[Path], option: str) -> str:
+    """As `conversion_of`; a JPEG has lost what a label map holds, so no conversion is advised."""
+    if all(file.suffix.lower() in (".jpg", ".jpeg") for file in files):
+        return f"export the maps of {option} anew as PNG: JPEG changes values, and converting keeps the change"
+    return conversion_of(files)
 
 
 def pair(images: Sequence[Path], files: Sequence[Path], *, option: str, match: str = "", allow_missing: bool = False) -> dict[Path, Path]:
