@@ -9,10 +9,10 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
-import glob
 import hashlib
 import json
 import os
+import re
 import secrets
 import shutil
 import time
@@ -20,7 +20,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from data_shards.errors import InputError, TryAgain
+from data_shards.errors import InputError, RetinaforgeError, TryAgain
 
 LOCK = ".writer"  # `.writer-NAME` is held, by flock, by the process that writes the folder NAME
 REQUEST = ".request"  # what the writer of an unfinished folder was asked for
@@ -101,18 +101,19 @@ def explained(path: Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def writing(final: Path, *, keep_first: bool = False) -> Iterator[BinaryIO]:
+def writing(final: Path, *, keep_first: bool = False, private: bool = False) -> Iterator[BinaryIO]:
     """Open `final` for binary writing; it appears, whole, when the block ends, and not at all when it raises.
 
     Args:
         final: the file to publish; its folder is made when absent.
         keep_first: where two writers may be alive, the first to publish wins and the other's bytes are dropped.
+        private: nobody else may read it, from its first byte on.
     """
     with explained(final):
         make_folder(final.parent)
         part = part_name(final)
         try:
-            with open(part, "wb") as file:
+            with open(part, "wb", opener=_private if private else None) as file:
                 yield file
                 file.flush()
                 os.fsync(file.fileno())
@@ -128,9 +129,13 @@ def writing(final: Path, *, keep_first: bool = False) -> Iterator[BinaryIO]:
             raise
 
 
-def write_bytes(final: Path, content: bytes, *, keep_first: bool = False) -> None:
+def _private(path: str, flags: int) -> int:
+    return os.open(path, flags, 0o600)
+
+
+def write_bytes(final: Path, content: bytes, *, keep_first: bool = False, private: bool = False) -> None:
     """Publish `content` at `final`."""
-    with writing(final, keep_first=keep_first) as file:
+    with writing(final, keep_first=keep_first, private=private) as file:
         file.write(content)
 
 
@@ -139,9 +144,9 @@ def readable_json(value: Any) -> bytes:
     return (json.dumps(value, indent=2, allow_nan=False) + "\n").encode()
 
 
-def write_json(final: Path, value: Any) -> None:
+def write_json(final: Path, value: Any, *, private: bool = False) -> None:
     """Publish a JSON value, readable by people, keys in the order given."""
-    write_bytes(final, readable_json(value))
+    write_bytes(final, readable_json(value), private=private)
 
 
 def publish_folder(part: Path, final: Path) -> None:
@@ -169,12 +174,14 @@ def writing_folder(final: Path, *, request: str = "") -> Iterator[Path]:
     Raises:
         TryAgain: another process is writing the same place, or the disk is full. InputError: the place cannot be written.
     """
+    _free(final, InputError, "the place is taken", mend=f"choose another, or rm -r {final}")
     with explained(final):
         make_folder(final.parent)
-    with _sole_writer(final):
+    with sole_writer(final):
+        _free(final, TryAgain, "another process has just written this place", mend="run the same command again: it finds what stands there")
         part = None
         with explained(final):
-            for left in sorted(final.parent.glob(f"{PART}????????-{glob.escape(final.name)}")):
+            for left in _left_by_writers(final):
                 if request and part is None and (left / REQUEST).is_file() and (left / REQUEST).read_text() == request:
                     part = left
                     sweep(part)
@@ -200,8 +207,21 @@ def writing_folder(final: Path, *, request: str = "") -> Iterator[Path]:
             raise
 
 
+def _free(final: Path, kind: type[RetinaforgeError], what: str, *, mend: str) -> None:
+    """Raises: `kind`: a folder that holds something stands at `final`; told before hours of work, not by the rename behind them."""
+    with explained(final), contextlib.suppress(FileNotFoundError), os.scandir(final) as entries:
+        if any(entries):
+            raise kind(what, where=final, expected="a path that does not exist yet", mend=mend)
+
+
+def _left_by_writers(final: Path) -> list[Path]:
+    """Unfinished folders of this very place, sorted; `.part-import-a-set` is of `a-set` (or of anybody), not of `set`."""
+    name = re.compile(rf"{re.escape(PART)}[0-9a-f]{{8}}-{re.escape(final.name)}")
+    return sorted(path for path in final.parent.iterdir() if name.fullmatch(path.name) and path.is_dir() and not path.is_symlink())
+
+
 @contextlib.contextmanager
-def _sole_writer(final: Path) -> Iterator[None]:
+def sole_writer(final: Path) -> Iterator[None]:
     """Hold a lock beside `final` while the block runs; the kernel drops it with its process, however that ends.
 
     Raises:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
 import typing
 from collections.abc import Mapping
@@ -15,7 +16,7 @@ import yaml
 from pydantic import TypeAdapter, ValidationError
 
 from data_shards.codecs import Encoding
-from data_shards.errors import InputError, nearest
+from data_shards.errors import STARS, InputError, nearest, without_credentials
 from data_shards.phantom.persons import PhantomConfig
 from data_shards.splits import check_fractions
 from data_shards.stream import ReadConfig
@@ -42,7 +43,7 @@ class DataConfig:
     codec, max_error, tile: how the shards packed from phantoms are encoded (data_shards/codecs: Encoding).
     workers: of making and packing phantoms.
     read: how shards are read.
-    cache: a folder on a local disk for pieces of a dataset at a URL, shared by the ranks of a node; empty: none.
+    cache: a folder on a local disk for pieces of a dataset at a URL, shared by the ranks of a node; empty: none. Other files there stay.
     cache_gib: what it may hold.
     """
 
@@ -192,7 +193,38 @@ def load(preset: str, overrides: list[str] = ()) -> Config:
                     f"{key!r}: {part!r} is a value, not a section", expected="a key of the tree", mend="retinaforge run demo --dry-run"
                 )
         node[last] = parse_yaml(value, override)
-    return from_tree(tree, where=preset)
+    _keep_as_begun(tree)
+    return from_tree(revealed(tree, path), where=preset)
+
+
+FORMER: dict[str, Any] = {"diffusion.model.attention_head_dim": 8}
+"""What held before a setting existed, where that is not its default: a run that was begun then goes on with it."""
+
+
+def _keep_as_begun(tree: dict[str, Any]) -> None:
+    """Fill in what holds of FORMER for the run folder that `tree` names, unless `tree` states it."""
+    folder = Path(str(tree.get("run", Config.run)))
+    if not (folder / "run.yaml").is_file():
+        return
+    begun = parse_yaml((folder / "run.yaml").read_text(), folder / "run.yaml")
+    for key, former in FORMER.items():
+        stage, section, name = key.split(".")
+        there = begun.get(stage, {}).get(section, {})
+        if there and name not in there and (folder / stage / "checkpoints").is_dir():
+            tree.setdefault(stage, {}).setdefault(section, {}).setdefault(name, former)
+
+
+def completed(tree: Mapping[str, Any], default: Any = None, prefix: str = "") -> dict[str, Any]:
+    """A run.yaml of this or an earlier version, with what it leaves out as it was meant."""
+    default = Config() if default is None else default
+    whole = dict(tree)
+    for field_ in dataclasses.fields(default):
+        key, value = field_.name, getattr(default, field_.name)
+        if dataclasses.is_dataclass(value):
+            whole[key] = completed(tree.get(key, {}), value, f"{prefix}{key}.")
+        elif key not in tree:
+            whole[key] = json.loads(json.dumps(FORMER.get(prefix + key, value)))
+    return whole
 
 
 def from_tree(tree: Mapping[str, Any], *, where: object = None) -> Config:
@@ -217,8 +249,62 @@ def to_tree(config: Any) -> dict[str, Any]:
 
 
 def to_yaml(config: Config) -> str:
-    """The resolved tree, as `--dry-run` prints it and run.yaml keeps it."""
-    return yaml.safe_dump(to_tree(config), sort_keys=False, default_flow_style=None, width=120)
+    """The whole resolved tree, with the passwords that stand in URLs: for private files only."""
+    return _as_yaml(to_tree(config))
+
+
+def to_public_yaml(config: Config) -> str:
+    """The resolved tree, as `--dry-run` prints it and run.yaml keeps it: what only its user may know is starred."""
+    return _as_yaml(concealed(to_tree(config)))
+
+
+def _as_yaml(tree: dict[str, Any]) -> str:
+    return yaml.safe_dump(tree, sort_keys=False, default_flow_style=None, width=120)
+
+
+CREDENTIALS = "credentials.json"
+"""Beside a run.yaml, of mode 0600: what the starred places of datasets stand for. Absent where none is starred."""
+
+
+def concealed(tree: Any, hidden: dict[str, str] | None = None) -> Any:
+    """A tree of plain values, credentials in its keys and values starred.
+
+    Args:
+        hidden: is told what each starred text was.
+    """
+    if isinstance(tree, dict):
+        return {concealed(key, hidden): concealed(value, hidden) for key, value in tree.items()}
+    if isinstance(tree, list):
+        return [concealed(value, hidden) for value in tree]
+    if not isinstance(tree, str) or (starred := without_credentials(tree)) == tree:
+        return tree
+    if hidden is not None:
+        hidden[starred] = tree
+    return starred
+
+
+def revealed(tree: Any, path: Path) -> Any:
+    """The inverse, by the credentials beside the file that the tree was read from.
+
+    Raises:
+        InputError: a text is starred, and what it stands for is not there or not ours to read.
+    """
+    if isinstance(tree, dict):
+        return {revealed(key, path): revealed(value, path) for key, value in tree.items()}
+    if isinstance(tree, list):
+        return [revealed(value, path) for value in tree]
+    if not isinstance(tree, str) or "://" not in tree or STARS not in tree:
+        return tree
+    beside = path.with_name(CREDENTIALS)
+    try:
+        return json.loads(beside.read_bytes())[tree]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(
+            f"{tree}: what the stars stand for is not known",
+            where=beside,
+            expected="the private file that was written with the configuration, readable by you",
+            mend="give the URL anew: data.dataset=URL, or vqgan.mix={URL: WEIGHT}",
+        ) from error
 
 
 def _check_keys(tree: Any, cls: type, prefix: str, where: object) -> None:

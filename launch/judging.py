@@ -4,53 +4,62 @@ from __future__ import annotations
 
 import json
 import shutil
+from typing import Any
+
+import numpy as np
 
 from data_shards import durable
 from data_shards.dataset import Dataset
 from data_shards.manifest import NAME, read_manifest
-from launch.stages import HEADLINE, Run, Watch, device, figures, record
+from launch.headline import HEADLINE
+from launch.stages import Run, Watch, device, figures, record
 
 BASELINE_IMAGES = 1024
+LEAST_PEOPLE = 2  # held out: fewer have no spread
+MORE_PEOPLE = "retinaforge data pack FOLDER DATASET --splits train=0.7,val=0.2,test=0.1, into another folder"
 
 
 def held_out_split(real: Dataset) -> str:
-    """The split to compare with: people that no model was trained on, where there are any."""
+    """The split to compare with: people that no model was trained on, where there are any; one with a single person comes last."""
     filled = [name for name, info in real.splits.items() if info.count]
-    return next((name for name in ("val", "test", *filled) if name in filled and name != "train"), "train")
+    held_out = [name for name in dict.fromkeys(("val", "test", *filled)) if name in filled and name != "train"]
+    return next((name for name in held_out if real.splits[name].subjects >= LEAST_PEOPLE), next(iter(held_out), "train"))
 
 
 def evaluate(run: Run, watch: Watch) -> None:
     """Reconstruction of held-out people, evaluation of the set, and the baseline of decoded Gaussian latents."""
     from data_shards.pack import write_dataset
-    from ldm.evaluation import EvaluateConfig
+    from ldm.evaluation import FEW_PEOPLE, EvaluateConfig
     from ldm.evaluation import evaluate as evaluate_set
     from ldm.reconstruction import decoded_gaussian_latents, reconstruction
     from ldm.trained import load_autoencoder, load_denoiser
 
     autoencoder, denoiser = load_autoencoder(run.vqgan, device()), load_denoiser(run.diffusion, device())
     real, wanted = run.open(run.dataset), run.config.sample
-    baseline, source = run.folder / "gaussian-latents", {"baseline": denoiser.digest, "seed": wanted.seed, "quantise": wanted.quantise}
+    count = min(wanted.count, BASELINE_IMAGES)
+    baseline = run.folder / "gaussian-latents"
+    source = {"baseline": denoiser.digest, "seed": wanted.seed, "quantise": wanted.quantise, "count": count}
     if (baseline / NAME).exists() and read_manifest(baseline).source != source:
-        shutil.rmtree(baseline)  # of an earlier state of the denoiser; it can always be made again
+        shutil.rmtree(baseline)  # of an earlier state of the denoiser, or of another number; it can always be made again
     if not (baseline / NAME).exists():
-        count = min(wanted.count, BASELINE_IMAGES)
         cubes = decoded_gaussian_latents(autoencoder, denoiser, count, seed=wanted.seed, batch=wanted.batch, quantise=wanted.quantise)
         write_dataset(baseline, {"synthetic": watch(cubes, total=count, title="baseline", unit="cube")}, source=source)
     rebuilt = reconstruction(real, autoencoder)
     evaluation = evaluate_set(real, Dataset(run.synthetic), EvaluateConfig(against=held_out_split(real), device=device()), watch)
-    frechet = {
-        name: frechet_to_train(real, Dataset(path), watch) for name, path in (("samples", run.synthetic), ("gaussian_latents", baseline))
-    }
+    frechet = frechet_to_held_out(real, {"samples": Dataset(run.synthetic), "gaussian_latents": Dataset(baseline)}, watch)
     durable.write_json(run.folder / "reconstruction.json", rebuilt)
     durable.write_json(run.folder / "evaluate.json", evaluation)
-    record(
-        run,
-        psnr_gain_db=rebuilt["psnr_gain_db"],
-        psnr_db=rebuilt["psnr_db"],
-        codes_used=rebuilt["codes_used"],
-        frechet_over_gaussian_latents=frechet["samples"] / frechet["gaussian_latents"],
-        frechet=frechet,
-    )
+    figures_of, left_out = {"codes_used": rebuilt["codes_used"], "psnr_gain_db": rebuilt["psnr_gain_db"]}, {}
+    if rebuilt["splits"] == ["train"]:
+        figures_of["psnr_gain_db"], left_out["psnr_gain_db"] = None, "no people held out of training"
+    figures_of["frechet_over_gaussian_latents"] = frechet["ratio"]
+    if frechet["reason"]:
+        left_out["frechet_over_gaussian_latents"] = frechet["reason"]
+    cautions = {}
+    if frechet["ratio"] is not None:
+        few = f"; only {frechet['people']} people held out: who they are decides it" if frechet["people"] < FEW_PEOPLE else ""
+        cautions["frechet_over_gaussian_latents"] = f"training images: {frechet['ratio_floor']:.2f}{few}"
+    record(run, **figures_of, psnr_db=rebuilt["psnr_db"], frechet=frechet, left_out=left_out, cautions=cautions)
 
 
 def audit(run: Run, watch: Watch) -> None:
@@ -64,13 +73,17 @@ def audit(run: Run, watch: Watch) -> None:
 
 
 def judged(run: Run, what: str) -> bool:
-    """Whether 'evaluate' or 'audit' has seen the present sets."""
+    """Whether 'evaluate' or 'audit' has seen the present sets, and as this version judges."""
+    from ldm import audit, evaluation
+
     path = run.folder / f"{what}.json"
     if not (path.exists() and (run.synthetic / NAME).exists()):
         return False
-    if what == "evaluate" and not {*HEADLINE} - {"seconds"} <= set(figures(run)):
+    if what == "evaluate" and not {figure.key for figure in HEADLINE} - {"seconds"} <= set(figures(run)):
         return False
     seen, real = json.loads(path.read_text()), run.open(run.dataset)
+    if seen["format"] != {"evaluate": evaluation.FORMAT, "audit": audit.FORMAT}[what]:
+        return False
     return (seen[SEEN[what]]["digest"], seen["synthetic"]["digest"]) == (real.digest, Dataset(run.synthetic).digest)
 
 
@@ -78,15 +91,46 @@ SEEN = {"evaluate": "reference", "audit": "train"}
 """Where the result of each names the real set."""
 
 
-def frechet_to_train(real: Dataset, synthetic: Dataset, watch: Watch) -> float:
-    """Fréchet distance of a set to the training split: the largest real set, so the least biased yardstick for a ratio."""
-    import numpy as np
+def frechet_to_held_out(real: Dataset, sets: dict[str, Dataset], watch: Watch) -> dict[str, Any]:
+    """Fréchet distances of both sets to all people held out of training, at one number of images, on whitened features.
 
-    from ldm.evaluation import features_of
+    To the training split they would be a yardstick that a set of copies wins.
+
+    Keys: a distance by set; `floor`, that of as many training images; `ratio`, of the first set over the second, and `ratio_floor`, of the
+    training images; `images`, `people`: held out; `n`: images of each set; `effective_rank_whitened`; `reason`, why there are no figures.
+    """
+    from ldm.evaluation import features_of, whitening_of
     from ldm.metrics.features import get_extractor
     from ldm.metrics.frechet import frechet_distance
-    from ldm.metrics.sets import Part
+    from ldm.metrics.sets import Part, evenly
 
     extractor = get_extractor("seeded-conv-v1", real.stats)
-    parts = [Part(dataset=d, split=s, sample_N=np.arange(d.count(s))) for d, s in ((real, "train"), (synthetic, "synthetic"))]
-    return frechet_distance(*(features_of(part, extractor, watch=watch) for part in parts))
+
+    def features(dataset: Dataset, split: str, most: int | None = None) -> np.ndarray:
+        part = Part(dataset=dataset, split=split, sample_N=evenly(dataset.count(split), most))
+        return features_of(part, extractor, device=device(), watch=watch)
+
+    held_out = [name for name, info in real.splits.items() if info.count and name != "train"]
+    people = len({subject for name in held_out for subject in real.subjects(name)})
+    n = min(dataset.count("synthetic") for dataset in sets.values())
+    found: dict[str, Any] = {
+        **dict.fromkeys((*sets, "floor", "ratio", "ratio_floor", "effective_rank_whitened")),
+        "images": sum(real.count(name) for name in held_out),
+        "people": people,
+        "n": n,
+        "reason": None,
+    }
+    white = whitening_of(real, extractor, device=device(), watch=watch) if people >= LEAST_PEOPLE and n > 1 else None
+    if people < LEAST_PEOPLE:
+        return found | {"reason": f"{people} people held out of training, at least {LEAST_PEOPLE} wanted: {MORE_PEOPLE}"}
+    if white is None:
+        return found | {"reason": "one synthetic image" if n < 2 else "the training images do not differ in their features"}
+    held_out_ND = white(np.concatenate([features(real, name) for name in held_out]))
+    parts = {name: (dataset, "synthetic") for name, dataset in sets.items()} | {"floor": (real, "train")}
+    for name, (dataset, split) in parts.items():
+        x_ND = white(features(dataset, split, n))
+        found[name] = frechet_distance(held_out_ND, x_ND)
+    above, below = (found[name] for name in sets)
+    if below <= 0:
+        return found | {"reason": "decoded Gaussian latents are at distance 0"}
+    return found | {"ratio": above / below, "ratio_floor": found["floor"] / below, "effective_rank_whitened": white.effective_rank_whitened}

@@ -6,11 +6,7 @@ Each finds what the former left in the run folder and leaves its own; a stage th
 from __future__ import annotations
 
 import json
-import platform
-import subprocess
-import sys
 from collections.abc import Callable, Iterable
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -19,16 +15,18 @@ import yaml
 from data_shards import durable
 from data_shards.dataset import Dataset
 from data_shards.errors import InputError
-from data_shards.manifest import NAME
+from data_shards.manifest import NAME, read_manifest
 from data_shards.stores import Cache, is_url
-from launch.config import Config, to_tree, to_yaml
+from launch.config import CREDENTIALS, Config, completed, concealed, to_public_yaml, to_tree
+from launch.provenance import environment
+from launch.worked import working_seconds
 
 Watch = Callable[..., Iterable[Any]]
-HEADLINE = ("psnr_gain_db", "codes_used", "frechet_over_gaussian_latents", "seconds")
 FREE_TO_CHANGE = {
     *("samples", "checkpoint_every", "log_every", "keep", "validate_samples", "background", "profile", "workers", "max_bad_steps"),
-    *("read", "cache", "cache_gib"),
+    *("read", "cache", "cache_gib", "decay_samples"),
 }
+FREE_OF_A_SET = {"sample.count", "sample.batch"}  # a set may grow; each shard states its batch
 # what a section of the configuration decides first; until it stands, the section may still be corrected
 FIRST_OUTPUT = {"data": "data", "vqgan": "vqgan/checkpoints", "diffusion": "diffusion/checkpoints", "sample": "synthetic"}
 
@@ -55,30 +53,43 @@ class Run:
         """Refuse to mix two configurations in one folder.
 
         Raises:
-            InputError: the folder was begun with another one.
+            InputError: the folder was begun with another one, or holds a larger synthetic set.
         """
         path = self.folder / "run.yaml"
         if path.exists():
+            differing = _changed(concealed(completed(yaml.safe_load(path.read_text()))), concealed(to_tree(self.config)))
+            if "sample.count" in differing and (self.synthetic / NAME).exists():
+                from ldm.generate import check_count
+
+                check_count(self.synthetic, self.config.sample.count, read_manifest(self.synthetic))
             changed = [
                 key
-                for key in _changed(yaml.safe_load(path.read_text()), to_tree(self.config))
+                for key in differing
                 # the folder itself may have been moved, or be called by another path
-                if key != "run" and not (FREE_TO_CHANGE & set(key.split("."))) and ".engine." not in key and self._begun(key.split(".")[0])
+                if key not in {"run", *FREE_OF_A_SET}
+                and not (FREE_TO_CHANGE & set(key.split(".")))
+                and ".engine." not in key
+                and self._begun(key.split(".")[0])
             ]
             if changed:
                 raise InputError(
                     f"this run folder was begun with another configuration: {', '.join(changed)}",
                     where=path,
-                    expected="the same values (lengths, logging and engine settings may change)",
+                    expected="the same values (lengths, the count of a set, logging and engine settings may change)",
                     mend="give the new run another folder: run=runs/NAME",
                 )
 
     def freeze(self) -> None:
         """Write run.yaml and environment.json, as `check` allows. On one rank only."""
         self.check()
-        path = self.folder / "run.yaml"
-        durable.write_bytes(path, to_yaml(self.config).encode())
-        durable.write_json(self.folder / "environment.json", environment())
+        hidden: dict[str, str] = {}
+        concealed(to_tree(self.config), hidden)
+        if hidden:
+            durable.write_json(self.folder / CREDENTIALS, hidden, private=True)
+        else:
+            (self.folder / CREDENTIALS).unlink(missing_ok=True)
+        durable.write_bytes(self.folder / "run.yaml", to_public_yaml(self.config).encode())
+        durable.write_json(self.folder / "environment.json", environment(), private=True)
 
     def _begun(self, section: str) -> bool:
         return (self.folder / FIRST_OUTPUT[section]).exists()
@@ -89,26 +100,6 @@ def _changed(old: Any, new: Any, prefix: str = "") -> list[str]:
     if isinstance(old, dict) and isinstance(new, dict):
         return [k for key in sorted({*old, *new}) for k in _changed(old.get(key), new.get(key), f"{prefix}.{key}" if prefix else key)]
     return [] if old == new else [prefix]
-
-
-def environment() -> dict[str, Any]:
-    """Versions and commit, for the record."""
-
-    def git(*words: str) -> str:
-        try:
-            return subprocess.run(["git", *words], cwd=Path(__file__).parent, capture_output=True, text=True, timeout=10, check=True).stdout
-        except (OSError, subprocess.SubprocessError):
-            return ""  # installed without git, or not from a checkout
-
-    names = ("retinaforge", "torch", "diffusers", "accelerate", "numpy", "safetensors", "webdataset")
-    installed = {dist.metadata["Name"]: dist.version for dist in metadata.distributions()}
-    return {
-        "python": sys.version.split()[0],
-        "machine": platform.platform(),
-        "packages": {name: installed.get(name, "") for name in names},
-        "commit": git("rev-parse", "HEAD").strip(),
-        "diff": git("diff", "HEAD"),
-    }
 
 
 def device() -> str:
@@ -247,9 +238,10 @@ def figures(run: Run) -> dict[str, Any]:
     return json.loads(path.read_text()) if path.exists() else {}
 
 
-def add_seconds(run: Run, seconds: float) -> None:
-    """Add to the run's working time: a run that was interrupted took as long as all its pieces."""
-    record(run, seconds=figures(run).get("seconds", 0.0) + seconds)
+def record_seconds(run: Run) -> None:
+    """The working time of all processes so far, into metrics.json."""
+    if seconds := working_seconds(run.folder):
+        record(run, seconds=seconds)
 
 
 def record(run: Run, **new: Any) -> None:

@@ -1,8 +1,8 @@
 """Search a synthetic set for copies of its training images, with the distances between real people as the yardstick.
 
-What it can show: that an image, or its mirror image, is nearer to one training image than real images of other people
-ever are. What it cannot show: that a set is safe. Sets that pass distance tests still leak membership (Yao et al. 2025,
-arXiv:2505.01524), so the result says 'no copy found', by patient, and never more.
+What it can show: that an image, or its mirror image, is a training image, and that more images lie nearer to training images than any
+held-out person does than chance puts there (ldm/metrics/chance.py). Nobody is named without one of the two. What it cannot show: that a
+set is safe. Sets that pass distance tests still leak membership (Yao et al. 2025, arXiv:2505.01524).
 
 Legend: N query, M reference, K neighbour, D dimension, B batch, C band, H W pixels.
 """
@@ -17,15 +17,20 @@ import numpy as np
 
 from data_shards.dataset import Dataset
 from data_shards.errors import InputError, nearest
+from ldm.metrics.chance import Chance, chance
 from ldm.metrics.features import standardise
 from ldm.metrics.neighbours import DESCRIPTORS, nearest_neighbours
 from ldm.metrics.sets import Part, Watch, check_comparable, evenly, silent
 
-FORMAT = "retinaforge-audit-1"
+FORMAT = "retinaforge-audit-2"
 CAVEAT = (
     "A distance test finds copies that are near under its descriptors (also mirrored ones; 'contrast' also brightened ones). It cannot see "
-    "rotated, cropped or partly copied images, and finding none does not show that no patient can be recognised."
+    "rotated, cropped or partly copied images, and finding none does not show that no patient can be recognised. Blurred images are "
+    "nearer to everything: look at the pairs."
 )
+LEVEL = 0.05  # of the whole audit: how often an honest set may be accused; the descriptors share it
+EXACT_SHARE = 1e-3  # of the median distance between real people: nearer, an image is the training image but for rounding
+DOUBLE_SHARE = 1e-2  # of the same: two real images that are nearer are one picture under two names, saved again perhaps
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,42 +118,135 @@ def quantiles(distance_N: np.ndarray) -> dict[str, float] | None:
     return dict(zip(("min", "p1", "p5", "median", "max"), map(float, np.quantile(finite_N, (0, 0.01, 0.05, 0.5, 1))), strict=True))
 
 
-def duplicates(synthetic: Described, keys: list[str], threshold: float | None, most: int, backend: str) -> dict[str, Any]:
-    """Synthetic images nearer to another synthetic image than the floor's least distance: a generator that repeats itself."""
-    if len(keys) < 2:
-        return {"share": None, "images": 0, "closest": [], "distances": None}
-    own_N = np.arange(len(keys))
-    found = nearest_of(synthetic, synthetic.plain_ND, backend, not_in=(own_N, own_N))
-    images = None if threshold is None else int((found.distance_N < threshold).sum())
+@dataclass(frozen=True, kw_only=True)
+class Judged:
+    """What the distances of one descriptor say, and of whom.
+
+    Attributes:
+        real_N: nearest distances of the floor's images, doubles left out.
+        double_N: which of the floor's images are doubles of a training image.
+        people: whose distances the floor's are, as independent draws.
+        scale: median distance between training images of different people.
+        exact_N: synthetic images that are a training image, but for rounding.
+        below_N: synthetic images nearer to a training image than any of real_N.
+        chance: what is to be thought of their number; None without a floor.
+        flagged_N: exact_N, and the nearest of the others: as many as chance does not explain.
+    """
+
+    real_N: np.ndarray
+    double_N: np.ndarray
+    people: int
+    scale: float
+    exact_N: np.ndarray
+    below_N: np.ndarray
+    chance: Chance | None
+    flagged_N: np.ndarray
+
+
+def judged(synthetic_N: np.ndarray, floor_N: np.ndarray, person_N: np.ndarray, radius_M: np.ndarray, *, own: bool, level: float) -> Judged:
+    """Judge nearest distances to the training set.
+
+    Args:
+        synthetic_N, floor_N: of synthetic images, and of the floor's real ones, whose people are person_N.
+        radius_M: of the training images to those of other people.
+        own: the floor is the training set itself. Its distances then come in pairs, two people who are each other's nearest: as many
+            independent draws as half of its people, less one, would give.
+        level: how often an honest set may be flagged.
+    """
+    between = radius_M[np.isfinite(radius_M) & (radius_M > 0)]
+    scale = float(np.median(between)) if len(between) else 0.0
+    double_N = floor_N <= DOUBLE_SHARE * scale
+    counted_N = np.isfinite(floor_N) & ~double_N
+    real_N, people = floor_N[counted_N], len(set(person_N[counted_N]))
+    if own:
+        people = (people - 1) // 2
+    exact_N = synthetic_N <= EXACT_SHARE * scale
+    below_N = synthetic_N < real_N.min() if len(real_N) else np.zeros(len(synthetic_N), bool)
+    found, flagged_N = None, exact_N.copy()
+    if len(real_N):
+        found = chance(int(below_N.sum()), images=len(synthetic_N), people=people, level=level)
+        rest_N = np.flatnonzero(~exact_N)
+        rest = chance(int(below_N[rest_N].sum()), images=len(rest_N), people=people, level=level)
+        flagged_N[rest_N[np.argsort(synthetic_N[rest_N], kind="stable")[: rest.at_least]]] = True
+    return Judged(
+        real_N=real_N,
+        double_N=double_N,
+        people=people,
+        scale=scale,
+        exact_N=exact_N,
+        below_N=below_N,
+        chance=found,
+        flagged_N=flagged_N,
+    )
+
+
+def verdict(found: Judged, images: int, level: float) -> str:
+    """The judgement in words; it accuses only where `flagged_N` does, and never acquits."""
+    exact, c = int(found.exact_N.sum()), found.chance
+    words = [f"{exact} of {images} synthetic images are training images, but for rounding"] if exact else []
+    if c is None:
+        return "; ".join([*words, "no other people to measure by: only copies that are the same could be found"])
+    words.append(
+        f"{int(found.below_N.sum())} images lie nearer to a training image than any real person does ({found.people} people), "
+        f"chance puts {c.expected:.3g} there (p = {c.p_value:.2g}, level {level:g})"
+    )
+    if found.flagged_N.sum() > exact:
+        words.append(f"at least {c.at_least} of them are no chance")
+    elif not exact:
+        words.append(f"fewer than {c.telling} could not be told from chance" if c.telling else "with so few people no number would tell")
+    return "; ".join(words)
+
+
+def duplicates(synthetic: Described, keys: list[str], found: Judged, pairs_real: int, most: int, backend: str) -> dict[str, Any]:
+    """Synthetic images nearer to another synthetic image than the floor's least distance: a generator that repeats itself.
+
+    Args:
+        pairs_real: pairs of people among which the floor's least distance is the least. An honest set of n images has
+            n (n - 1) / 2 pairs, each as likely to lie below it: `expected`, about.
+    """
+    n = len(keys)
+    if n < 2:
+        return {"share": None, "images": 0, "exact": 0, "expected": None, "closest": [], "distances": None}
+    own_N = np.arange(n)
+    near = nearest_of(synthetic, synthetic.plain_ND, backend, not_in=(own_N, own_N))
+    images = int((near.distance_N < found.real_N.min()).sum()) if len(found.real_N) else None
     seen, pairs = set(), []
-    for n in np.argsort(found.distance_N, kind="stable"):
-        pair = tuple(sorted((int(n), int(found.index_N[n]))))
+    for i in np.argsort(near.distance_N, kind="stable"):
+        pair = tuple(sorted((int(i), int(near.index_N[i]))))
         if pair not in seen and len(pairs) < most:
             seen.add(pair)
-            pairs.append({"keys": [keys[i] for i in pair], "distance": float(found.distance_N[n]), "mirrored": bool(found.mirrored_N[n])})
-    share = None if images is None else images / len(keys)
-    return {"share": share, "images": images, "closest": pairs, "distances": quantiles(found.distance_N)}
+            pairs.append({"keys": [keys[k] for k in pair], "distance": float(near.distance_N[i]), "mirrored": bool(near.mirrored_N[i])})
+    return {
+        "share": None if images is None else images / n,
+        "images": images,
+        "exact": int((near.distance_N <= EXACT_SHARE * found.scale).sum()),
+        "expected": None if images is None else min(float(n), n * (n - 1) / (pairs_real + 1)),
+        "closest": pairs,
+        "distances": quantiles(near.distance_N),
+    }
 
 
-def by_patient(found: Nearest, flagged_N: np.ndarray, subjects: np.ndarray, most: int) -> dict[str, Any]:
-    """Training patients by the synthetic images that are flagged as too near to one of theirs, worst first."""
+def by_patient(near: Nearest, found: Judged, subjects: np.ndarray, most: int) -> dict[str, Any]:
+    """Training patients by the synthetic images that are flagged as copies of theirs, worst first; nobody else is named."""
     nearest_to: dict[str, list[int]] = defaultdict(list)
-    for n, i in enumerate(found.index_N):
+    for n, i in enumerate(near.index_N):
         nearest_to[str(subjects[i])].append(n)
     listed = [
         {
             "subject": subject,
-            "flagged": int(flagged_N[rows].sum()),
+            "flagged": int(found.flagged_N[rows].sum()),
+            "exact": int(found.exact_N[rows].sum()),
             "nearest_to": len(rows),
-            "least_distance": float(found.distance_N[rows].min()),
+            "least_distance": float(near.distance_N[rows].min()),
         }
         for subject, rows in nearest_to.items()
+        if found.flagged_N[rows].any()
     ]
     listed.sort(key=lambda row: (-row["flagged"], row["least_distance"]))
     return {
         "patients": len(set(subjects)),
-        "patients_flagged": sum(row["flagged"] > 0 for row in listed),
-        "largest_share_of_one_patient": max(row["nearest_to"] for row in listed) / len(found.index_N),
+        "patients_flagged": len(listed),
+        "largest_share_of_one_patient": max(map(len, nearest_to.values())) / len(near.index_N),
         "worst": listed[:most],
     }
 
@@ -197,56 +295,82 @@ def descriptor_figures(sets: dict[str, Described], parts: dict[str, Part], confi
     Keys:
         dimension; synthetic_to_train, floor_to_train: quantiles of nearest distances; the floor's queries are real
             images, and a person's own training images do not count. None where there is one person alone.
-        flagged: images nearer than any floor image: `below_min`; and `share_below_p1`, the share within the nearest 1 % of
-            the floor's distances, beside `floor_share_below_p1`, which differs from 0.01 where the floor is small.
+        floor_doubles: the floor's images that are pictures of the training set under another name, left out of the floor:
+            `images`, and `pairs` of their keys.
+        flagged: images nearer than any floor image: `below_min`, beside the `expected` number in an honest set of this size, the
+            `p_value` of so many, the least number that would be `telling` at the `level`, and that of `people` who are the floor;
+            `exact`: images that are training images; `at_least` so many are no chance; `images`: flagged in all. `share_below_p1`,
+            the share within the nearest 1 % of the floor's distances, beside `floor_share_below_p1`, which differs from 0.01 where
+            the floor is small.
+        verdict: the same in words.
         share_nearer_than_real: synthetic images nearer to their training image than that one is to any training image of
             another person (after AuthPct, Alaa et al. 2022, §3.3, with people in place of images).
         floor_share_nearer_than_real: the same share among the floor's images.
-        duplicates, by_patient; closest: the closest pairs, for people to look at.
+        duplicates, by_patient; closest: the closest pairs, for people to look at. The training image's key and person stand in it
+            only where the pair is flagged; `train_index` finds the image.
     """
     train, generated = parts["train"], parts["synthetic"]
     train_keys, subjects = np.array(train.dataset.keys(train.split)), np.array(train.units())
-    reference_MD = sets["train"].plain_ND
-    found = nearest_of(sets["synthetic"], reference_MD, config.backend)
-    below = (
-        nearest_of(sets["floor"], reference_MD, config.backend, not_in=(np.array(parts["floor"].units()), subjects))
-        if parts["floor"]
-        else None
-    )
+    floor_people, reference_MD = np.array(parts["floor"].units()), sets["train"].plain_ND
+    near = nearest_of(sets["synthetic"], reference_MD, config.backend)
+    real = nearest_of(sets["floor"], reference_MD, config.backend, not_in=(floor_people, subjects))
     _, person_M = np.unique(subjects, return_inverse=True)
     radius_M = nearest_of(sets["train"], reference_MD, config.backend, not_in=(person_M, person_M)).distance_N
-    floor = quantiles(below.distance_N)
-    p1, least = (floor["p1"], floor["min"]) if floor else (None, None)
-    flagged_N = found.distance_N < least if floor else np.zeros(len(found.distance_N), bool)
+    level = LEVEL / len(DESCRIPTORS)
+    found = judged(near.distance_N, real.distance_N, floor_people, radius_M, own=config.against == config.train, level=level)
+    counted_N = np.isfinite(real.distance_N) & ~found.double_N
+    floor = quantiles(found.real_N)
+    p1 = floor["p1"] if floor else None
     keys = generated.units()
-    order_N = np.argsort(found.distance_N, kind="stable")[: config.closest]
     return {
         "dimension": reference_MD.shape[1],
-        "synthetic_to_train": quantiles(found.distance_N),
+        "synthetic_to_train": quantiles(near.distance_N),
         "floor_to_train": floor,
+        "floor_doubles": doubles(real, found, parts["floor"], train_keys, config.closest),
         "flagged": {
-            "below_min": int(flagged_N.sum()) if floor else None,
-            "share_below_p1": float((found.distance_N <= p1).mean()) if floor else None,
-            "floor_share_below_p1": float((below.distance_N <= p1).mean()) if floor else None,
+            "below_min": int(found.below_N.sum()) if floor else None,
+            **(asdict(found.chance) if found.chance else dict.fromkeys(("expected", "p_value", "telling", "at_least"))),
+            "level": level,
+            "people": found.people,
+            "exact": int(found.exact_N.sum()),
+            "images": int(found.flagged_N.sum()),
+            "share_below_p1": float((near.distance_N <= p1).mean()) if floor else None,
+            "floor_share_below_p1": float((found.real_N <= p1).mean()) if floor else None,
         },
-        "share_nearer_than_real": float((found.distance_N < radius_M[found.index_N]).mean()),
-        "floor_share_nearer_than_real": float((below.distance_N < radius_M[below.index_N]).mean()) if floor else None,
-        "duplicates": duplicates(sets["synthetic"], keys, least, config.closest, config.backend),
-        "by_patient": by_patient(found, flagged_N, subjects, config.closest),
+        "verdict": verdict(found, len(keys), level),
+        "share_nearer_than_real": float((near.distance_N < radius_M[near.index_N]).mean()),
+        "floor_share_nearer_than_real": float((real.distance_N < radius_M[real.index_N])[counted_N].mean()) if floor else None,
+        "duplicates": duplicates(sets["synthetic"], keys, found, found.people * len(set(subjects)), config.closest, config.backend),
+        "by_patient": by_patient(near, found, subjects, config.closest),
         "closest": [
             {
                 "synthetic_key": keys[n],
                 "synthetic_index": int(generated.sample_N[n]),
-                "train_key": str(train_keys[found.index_N[n]]),
-                "train_index": int(found.index_N[n]),
-                "subject": str(subjects[found.index_N[n]]),
-                "distance": float(found.distance_N[n]),
-                "of_floor_median": float(found.distance_N[n]) / floor["median"] if floor and floor["median"] else None,
-                "mirrored": bool(found.mirrored_N[n]),
-                "flagged": bool(flagged_N[n]),
+                "train_key": str(train_keys[near.index_N[n]]) if found.flagged_N[n] else None,
+                "train_index": int(near.index_N[n]),
+                "subject": str(subjects[near.index_N[n]]) if found.flagged_N[n] else None,
+                "distance": float(near.distance_N[n]),
+                "of_floor_median": float(near.distance_N[n]) / floor["median"] if floor else None,
+                "mirrored": bool(near.mirrored_N[n]),
+                "exact": bool(found.exact_N[n]),
+                "flagged": bool(found.flagged_N[n]),
             }
-            for n in order_N
+            for n in np.argsort(near.distance_N, kind="stable")[: config.closest]
         ],
+    }
+
+
+def doubles(real: Nearest, found: Judged, floor: Part, train_keys: np.ndarray, most: int) -> dict[str, Any]:
+    """Which real images stand in the floor's split and, under another name and person, in the training set."""
+    floor_keys = floor.dataset.keys(floor.split)
+    pairs = {
+        tuple(sorted((floor_keys[floor.sample_N[n]], str(train_keys[real.index_N[n]])))): float(real.distance_N[n])
+        for n in np.flatnonzero(found.double_N)
+    }
+    nearest_first = sorted(pairs, key=lambda pair: (pairs[pair], pair))
+    return {
+        "images": int(found.double_N.sum()),
+        "pairs": [{"keys": list(pair), "distance": pairs[pair]} for pair in nearest_first[:most]],
     }
 
 
@@ -276,15 +400,21 @@ def rows(result: dict[str, Any]) -> list[dict[str, Any]]:
             {
                 "metric": f"{name}: nearer than the floor's least",
                 "value": flagged["below_min"],
-                "floor": 0 if floor else None,
-                "note": "images",
+                "floor": flagged["expected"],
+                "note": "images" if flagged["p_value"] is None else f"images; floor: by chance; p = {flagged['p_value']:.2g}",
             },
+            {"metric": f"{name}: training images, but for rounding", "value": flagged["exact"], "floor": 0, "note": "images"},
             {
-                "metric": f"{name}: people with such images",
+                "metric": f"{name}: people with flagged images",
                 "value": d["by_patient"]["patients_flagged"],
-                "floor": 0 if floor else None,
+                "floor": None,
                 "note": f"of {d['by_patient']['patients']}",
             },
-            {"metric": f"{name}: repeats in the synthetic set", "value": d["duplicates"]["images"], "floor": None, "note": "images"},
+            {
+                "metric": f"{name}: repeats in the synthetic set",
+                "value": d["duplicates"]["images"],
+                "floor": d["duplicates"]["expected"],
+                "note": "images; floor: about so many by chance",
+            },
         ]
-    return [{"interval": None, "floor_interval": None, "n": n, "reason": None, **row} for row in table]
+    return [{"interval": None, "floor_interval": None, "n": n, "reason": None, "verdict": "", **row} for row in table]

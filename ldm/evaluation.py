@@ -16,8 +16,18 @@ from data_shards.stream import CubeStream
 from ldm.metrics import frechet, ms_ssim, spectral
 from ldm.metrics.features import Extractor, get_extractor
 from ldm.metrics.sets import Part, Watch, check_comparable, common_fov, evenly, real_parts, silent
+from ldm.metrics.whitening import Whitening, whitening
 
-FORMAT = "retinaforge-evaluation-1"
+FRECHET_KEYS = (
+    *("value", "value_at_floor_n", "floor", "infinity", "infinity_standard_error", "infinity_floor", "infinity_floor_standard_error"),
+    *("kid", "kid_interval", "kid_subset", "kid_floor", "kid_floor_interval", "kid_floor_subset"),
+)
+FLOORS = tuple(f"floor_{name}" for name in ("kl_C", "js_C", "kl_mean", "kl_interval", "js_mean", "js_interval"))
+NOT_TOLD_APART = "not told apart here"
+COPIES_WIN = "no people held out: a set of copies would come nearest to the training images"
+WHITENED_BY = 4096  # training images at most, evenly spaced
+FEW_PEOPLE = 10  # held out: with fewer, who they happen to be decides the figure, and that is said beside it
+FORMAT = "retinaforge-evaluation-2"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,17 +81,52 @@ def features_of(part: Part, extractor: Extractor, *, batch_size: int = 8, device
     return np.concatenate([extractor(part.reflectance(b.cubes_BCHW, device)).numpy() for b in part.batches(batch_size, watch, "features")])
 
 
+def whitening_of(
+    real: Dataset, extractor: Extractor, *, batch_size: int = 8, device: str = "cpu", watch: Watch = silent
+) -> Whitening | None:
+    """The whitening by the features of the training split, of which the real set's statistics are."""
+    split = real.stats.split
+    train = Part(dataset=real, split=split, sample_N=evenly(real.count(split), WHITENED_BY))
+    return whitening(features_of(train, extractor, batch_size=batch_size, device=device, watch=watch))
+
+
+def unfit_reference(part: Part) -> str | None:
+    """Why no distance to these real images is a mark of quality; None where it is one."""
+    if part.split == "train":
+        return COPIES_WIN
+    people = len(set(part.units()))
+    if people < 2:
+        return f"images of one person alone in split {part.split!r}: a spread needs at least 2 people"
+    return None
+
+
 def frechet_figures(
-    reference_ND: np.ndarray, synthetic_ND: np.ndarray, floor_ND: np.ndarray | None, extractor: Extractor, seed: int
+    reference: Part, features: dict[str, np.ndarray], white: Whitening | None, extractor: Extractor, seed: int
 ) -> dict[str, Any]:
-    """The `frechet` part of the result; see `evaluate`."""
+    """The `frechet` part of the result; see `evaluate`.
+
+    Args:
+        features: of 'real', 'synthetic' and, where there is one, 'floor', as the extractor gives them.
+    """
     result: dict[str, Any] = {
         "extractor": extractor.name,
         "d": extractor.dimension,
-        "n_real": len(reference_ND),
-        "n_synthetic": len(synthetic_ND),
-        "value": frechet.frechet_distance(reference_ND, synthetic_ND),
+        "effective_rank": white and white.effective_rank,
+        "effective_rank_whitened": white and white.effective_rank_whitened,
+        "n_real": len(features["real"]),
+        "people_real": len(set(reference.units())),
+        "n_synthetic": len(features["synthetic"]),
+        "reason": unfit_reference(reference) or (None if white else "the training images do not differ in their features"),
     }
+    if result["reason"] is None and len(features["synthetic"]) < 2:
+        result["reason"] = "a synthetic set of one image has no spread"
+    if result["reason"]:
+        return result | dict.fromkeys(FRECHET_KEYS) | {"n_floor": 0}
+    white_ND = {name: white(x_ND) for name, x_ND in features.items()}
+    reference_ND, synthetic_ND, floor_ND = white_ND["real"], white_ND["synthetic"], white_ND.get("floor")
+    if floor_ND is not None and len(floor_ND) < 2:
+        floor_ND = None
+    result["value"] = frechet.frechet_distance(reference_ND, synthetic_ND)
     for name, other_ND in (("", synthetic_ND), ("_floor", floor_ND)):
         infinity = None if other_ND is None else frechet.frechet_infinity(reference_ND, other_ND, seed=seed)
         result[f"infinity{name}"] = None if infinity is None else infinity.value
@@ -97,8 +142,15 @@ def frechet_figures(
     return result
 
 
-def spectral_figures(reference: Measured, synthetic: Measured, floor: Measured | None, seed: int) -> dict[str, Any]:
-    """The `spectral` part of the result; see `evaluate`."""
+def spectral_figures(reference: Measured, synthetic: Measured, floor: Measured | None, seed: int, *, reason: str | None) -> dict[str, Any]:
+    """The `spectral` part of the result; see `evaluate`.
+
+    Args:
+        reason: why nothing shall be compared, if so.
+    """
+    if reason:
+        left_out = {**asdict(spectral.SpectralDistance(reason=reason)), **dict.fromkeys(FLOORS)}
+        return dict.fromkeys(spectral.REGIONS, left_out)
     result = {}
     for region in spectral.REGIONS:
         real_UCK = reference.histograms.counts_UCK(region)
@@ -106,9 +158,7 @@ def spectral_figures(reference: Measured, synthetic: Measured, floor: Measured |
         if region != "fov" and not synthetic.histograms.labelled:
             figures["reason"] = "the synthetic set has no labels" if reference.histograms.labelled else "neither set has labels"
         below = None if floor is None else spectral.spectral_distance(real_UCK, floor.histograms.counts_UCK(region), seed=seed)
-        figures |= {
-            f"floor_{name}": below and getattr(below, name) for name in ("kl_C", "js_C", "kl_mean", "kl_interval", "js_mean", "js_interval")
-        }
+        figures |= {name: below and getattr(below, name.removeprefix("floor_")) for name in FLOORS}
         result[region] = figures
     return result
 
@@ -161,9 +211,11 @@ def evaluate(real: Dataset, synthetic: Dataset, config: EvaluateConfig, watch: W
     Keys:
         format, reference, synthetic, floor_from: what was compared (path, digest, split, n, subjects).
         config: EvaluateConfig.
-        frechet: `value` (synthetic to reference), `floor` (n_floor other real images to reference), `value_at_floor_n`
-            (what compares with the floor when n_floor < n_synthetic), `infinity` (FID∞; None below 40 images), `kid`,
-            `kid_interval`, `kid_subset`, the same with `_floor`; `n_real`, `n_synthetic`, `n_floor`, `d`, `extractor`.
+        frechet: on features whitened by the training split's (ldm/metrics/whitening.py): `value` (synthetic to reference), `floor`
+            (n_floor other real images to reference), `value_at_floor_n` (what compares with the floor when n_floor < n_synthetic),
+            `infinity` (FID∞; None below 40 images), `kid`, `kid_interval`, `kid_subset`, the same with `_floor`; `n_real`,
+            `people_real`, `n_synthetic`, `n_floor`, `d`, `extractor`, `effective_rank` of the training features as they are and
+            `effective_rank_whitened`; `reason`.
         spectral: {fov | artery | vein | onh: `kl_C`, `js_C` (nats, each band), `kl_mean`, `kl_interval`, `js_mean`,
             `js_interval`, the same with `floor_`, `pixels_*`, `units_*`, `reason`}, and `wavelengths_nm`, `bins`, `fov_pixels`.
         ms_ssim: `real`, `synthetic`, `floor` (mean of pairs), `difference`, `difference_floor`, each with `_interval`
@@ -185,6 +237,7 @@ def evaluate(real: Dataset, synthetic: Dataset, config: EvaluateConfig, watch: W
         if part is not None
     }
     features = {name: measured.features_ND for name, measured in seen.items()}
+    white = whitening_of(real, extractor, batch_size=config.batch_size, device=config.device, watch=watch)
     bands = {"wavelengths_nm": list(real.wavelengths_nm), "bins": edges_CE.shape[1] + 1, "fov_pixels": int(fov_HW.sum())}
     return {
         "format": FORMAT,
@@ -192,27 +245,33 @@ def evaluate(real: Dataset, synthetic: Dataset, config: EvaluateConfig, watch: W
         "synthetic": generated.described(),
         "floor_from": floor and floor.described(),
         "config": asdict(config),
-        "frechet": frechet_figures(features["real"], features["synthetic"], features.get("floor"), extractor, config.seed),
-        "spectral": bands | spectral_figures(seen["real"], seen["synthetic"], seen.get("floor"), config.seed),
+        "frechet": frechet_figures(reference, features, white, extractor, config.seed),
+        "spectral": bands
+        | spectral_figures(
+            seen["real"], seen["synthetic"], seen.get("floor"), config.seed, reason=COPIES_WIN if reference.split == "train" else None
+        ),
         "ms_ssim": ms_ssim_figures(reference, generated, floor, config, watch),
     }
 
 
 def rows(result: dict[str, Any]) -> list[dict[str, Any]]:
-    """The result as a table for people: metric, value, interval, floor, floor_interval, n (real / synthetic), note, reason.
+    """The result as a table for people: metric, value, interval, floor, floor_interval, n (real / synthetic), note, reason, verdict.
 
     `reason` says why a value is None; a region that could not be measured has one row.
     """
     f, m = result["frechet"], result["ms_ssim"]
     images = f"{f['n_real']} / {f['n_synthetic']}"
     matched = f"{f['n_real']} / {f['n_floor'] or f['n_synthetic']}"
+    few = f"; people: only {f['people_real']}" if f["people_real"] < FEW_PEOPLE else ""
+    rank = "" if f["effective_rank"] is None else f"d={f['d']}, {f['effective_rank_whitened']:.0f} effective"
     table = [
         {
             "metric": "Fréchet distance",
             "value": f["value_at_floor_n"] if f["n_floor"] else f["value"],
             "floor": f["floor"],
             "n": matched,
-            "note": f"d={f['d']}",
+            "note": rank + few,
+            "reason": f["reason"],
         },
         {
             "metric": "Fréchet distance, N → ∞",
@@ -220,7 +279,7 @@ def rows(result: dict[str, Any]) -> list[dict[str, Any]]:
             "floor": f["infinity_floor"],
             "n": images,
             "note": "" if f["infinity"] is None else f"± {f['infinity_standard_error']:.2g}",
-            "reason": "fewer than 40 images in a set" if f["infinity"] is None else None,
+            "reason": f["reason"] or ("fewer than 40 images in a set" if f["infinity"] is None else None),
         },
         {
             "metric": "KID",
@@ -229,7 +288,8 @@ def rows(result: dict[str, Any]) -> list[dict[str, Any]]:
             "floor": f["kid_floor"],
             "floor_interval": f["kid_floor_interval"],
             "n": images,
-            "note": f"subsets of {f['kid_subset']}",
+            "note": f"subsets of {f['kid_subset']}" + few if f["kid_subset"] else "",
+            "reason": f["reason"],
         },
     ]
     for region in spectral.REGIONS:
@@ -243,7 +303,7 @@ def rows(result: dict[str, Any]) -> list[dict[str, Any]]:
                     "floor": s[f"floor_{name}_mean"],
                     "floor_interval": s[f"floor_{name}_interval"],
                     "n": images,
-                    "note": "band histograms, nats",
+                    "note": "band histograms, nats" + few,
                     "reason": s["reason"],
                 }
             )
@@ -256,7 +316,25 @@ def rows(result: dict[str, Any]) -> list[dict[str, Any]]:
             "reason": m["reason"],
         }
         row["note"] = f"pairs, window {m['window']}"
-        if value == "synthetic":  # the interval of a difference is signed and would not fit beside its size
+        if value == "synthetic":
             row |= {"interval": m["synthetic_interval"], "floor_interval": m["real_interval"]}
+        elif m["difference_interval"] and m["difference_interval"][0] <= 0 <= m["difference_interval"][1]:
+            row["verdict"] = NOT_TOLD_APART  # the interval of a difference is signed and would not fit beside its size
         table.append(row)
-    return [{"interval": None, "floor_interval": None, "reason": None, **row} for row in table]
+    whole = [{"interval": None, "floor_interval": None, "reason": None, **row} for row in table]
+    return [{"verdict": verdict(row), **row} for row in whole]
+
+
+def verdict(row: dict[str, Any]) -> str:
+    """What a row says beside its floor. It blames or it abstains: no single metric can praise, for blurred images pass some of them."""
+    value, floor = row["value"], row["floor"]
+    if row["reason"] or value is None:
+        return ""
+    if floor is None:
+        return "no floor to compare with"
+    if not (row["interval"] and row["floor_interval"]):
+        return "above the floor" if value > floor else NOT_TOLD_APART
+    (low, high), (floor_low, floor_high) = row["interval"], row["floor_interval"]
+    if row["metric"] == "MS-SSIM of pairs":
+        return "less varied than real" if low > floor_high else "more varied than real" if high < floor_low else NOT_TOLD_APART
+    return "worse than real" if low > floor_high else NOT_TOLD_APART

@@ -1,6 +1,8 @@
 """Bulk generation into shards. Shard k holds images [k·n, (k+1)·n), whoever writes it; image i is a function of (seed, i).
 
-A shard is published first-writer-wins, so any number of tasks, restarted at any time, make the same set once.
+A shard is published first-writer-wins, so any number of tasks, restarted at any time, make the same set once. A set may grow: a larger
+count makes the missing shards. The last shard of a set that fills none has a name of its own, synthetic-000001.first2.tar, so that the
+whole one, made later, takes nothing from those who read the smaller set.
 Legend: B batch, C band, H W pixels, D latent channel.
 """
 
@@ -53,7 +55,7 @@ def images(
                 scale=data["scale"],
                 offset=data["offset"],
                 subject_id="synthetic",
-                notes={"image": int(i), "seed": seed},
+                notes={"image": int(i), "seed": seed, "batch": batch},  # how a convolution rounds depends on the batch
             )
             yield Cube(data_CHW=stored_CHW, meta=meta, fov_HW=autoencoder.fov_HW.cpu().numpy())
 
@@ -82,7 +84,7 @@ def generate_set(
 
     Raises:
         InputError: counts or task out of range; a sampler that does not solve the denoiser's objective; a denoiser trained on
-        another autoencoder's latents; `out` holds a set of another request.
+        another autoencoder's latents; `out` holds a set of another request, or a larger one.
     """
     k, n = task
     if min(count, shard, batch) < 1 or not 1 <= k <= n:
@@ -98,51 +100,110 @@ def generate_set(
         )
     scheduler_for(sampler, denoiser.objective.target)  # refuses before anything is written
     models = {"dataset": autoencoder.data["digest"], "autoencoder": autoencoder.digest, "denoiser": denoiser.digest}
-    # the batch is part of the request: how a convolution rounds depends on it
-    plan = {
-        "count": count,
-        "shard": shard,
-        "seed": seed,
-        "sampler": sampler.name,
-        "steps": sampler.steps,
-        "batch": batch,
-        "quantise": quantise,
-    }
-    _claim(out, {**plan, **models})
-    if (out / NAME).exists():
-        return read_manifest(out)
-    numbers = range(-(-count // shard))
-    for number in watch(numbers[k - 1 :: n]):
-        path = out / f"{SPLIT}-{number:06d}.tar"
+    plan = {"shard": shard, "seed": seed, "sampler": sampler.name, "steps": sampler.steps, "quantise": quantise}
+    batch_before = _claim(out, {**plan, **models})
+    if done := _standing(out, count):
+        return done
+    paths = [out / shard_name(number, shard, count) for number in range(-(-count // shard))]
+    for number in watch(range(len(paths))[k - 1 :: n]):
+        path, ids = paths[number], np.arange(number * shard, min((number + 1) * shard, count))
         if not path.exists():
-            ids = np.arange(number * shard, min((number + 1) * shard, count))
             made = images(autoencoder, denoiser, ids, seed=seed, sampler=sampler, batch=batch, quantise=quantise)
             write_shard(path, made, keep_first=True)
         elif not index_path(path).exists():  # killed between the two
             durable.write_bytes(index_path(path), index_bytes(scan_shard(path)))
-    paths = [out / f"{SPLIT}-{number:06d}.tar" for number in numbers]
-    return _finish(out, paths, {**plan, **models}) if all(index_path(p).exists() for p in paths) else None
+    if not all(index_path(path).exists() for path in paths):
+        return None
+    for number, path in enumerate(paths):
+        _check_whole(path, min(shard, count - number * shard))
+    return _finish(out, paths, {"count": count, **plan, **models}, batch_before)
 
 
-def _claim(out: Path, request: dict[str, Any]) -> None:
-    """The first task writes the request; all others must ask for the same set."""
+def shard_name(number: int, shard: int, count: int) -> str:
+    """Name of a shard of a set: `.first3` where it holds only the first three of its images, for the set ends there."""
+    images_here = min(shard, count - number * shard)
+    return f"{SPLIT}-{number:06d}{'' if images_here == shard else f'.first{images_here}'}.tar"
+
+
+def superseded(out: Path) -> list[str]:
+    """Ends of smaller sets in the folder of a whole one, which its manifest names no more."""
+    named = {entry.name for entry in read_manifest(out).shards}
+    return sorted(path.name for path in out.glob(f"{SPLIT}-*.first*.tar") if path.name not in named)
+
+
+def _claim(out: Path, request: dict[str, Any]) -> int | None:
+    """The first task writes the request; all others must ask for images of the same kind. How many is no part of it, nor the batch.
+
+    Returns:
+        The batch of shards that do not state theirs: of a set that was begun when it was part of the request.
+    """
     durable.write_bytes(out / REQUEST, durable.canonical_json(request), keep_first=True)
     standing = json.loads((out / REQUEST).read_text())
+    batch, _ = standing.pop("batch", None), standing.pop("count", None)
     if standing != request:
         differing = ", ".join(f"{key} {standing.get(key)}" for key in request if standing.get(key) != request[key])
         raise InputError(
             f"a set of another request stands here ({differing})",
             where=out,
-            expected="the same request",
+            expected="the same request; its count may grow, its batch may change",
             mend=f"another run folder: run=runs/NAME, or rm -r {out}",
+        )
+    return batch
+
+
+def _standing(out: Path, count: int) -> Manifest | None:
+    """The finished set, where it has this many images; None where there is none, or a smaller one.
+
+    Raises:
+        InputError: it has more.
+    """
+    done = read_manifest(out) if (out / NAME).exists() else None
+    check_count(out, count, done)
+    return done if done and done.splits[SPLIT]["count"] == count else None
+
+
+def check_count(out: Path, count: int, done: Manifest | None) -> None:
+    """Refuse to make a finished set smaller.
+
+    Raises:
+        InputError: as said.
+    """
+    if done and done.splits[SPLIT]["count"] > count:
+        stands = done.splits[SPLIT]["count"]
+        raise InputError(
+            f"sample.count={count}, and a set of {stands} images stands",
+            where=out,
+            expected=f"{stands} or more: a set may grow, not shrink",
+            mend=f"sample.count={stands}, or another run folder: run=runs/NAME",
         )
 
 
-def _finish(out: Path, paths: list[Path], request: dict[str, Any]) -> Manifest:
+def _check_whole(path: Path, images_here: int) -> None:
+    """Raises: InputError: a shard that holds another number of images than its name says, as an earlier version left them."""
+    if (found := len(open_index(index_path(path)))) != images_here:
+        raise InputError(
+            f"{found} images in a shard that shall hold {images_here}",
+            where=path,
+            expected="a whole shard: the set was begun by a version whose sets could not grow",
+            mend="another run folder: run=runs/NAME",
+        )
+
+
+def _finish(out: Path, paths: list[Path], request: dict[str, Any], batch_before: int | None) -> Manifest:
+    """Write dataset.json over finished shards.
+
+    Raises:
+        InputError: a task that was asked for more images has finished a larger set meanwhile.
+    """
     entries = [entry_of(path, open_index(index_path(path)), SPLIT) for path in paths]
+    notes = (json.loads(Shard(out, entry).named(0, "json")).get("notes", {}) for entry in entries)
+    batches = sorted({note.get("batch", batch_before) for note in notes})
+    source = {"sample": {**request, "batch": batches[0] if len(batches) == 1 else batches}}
     first = Shard(out, entries[0]).cube(0)
     sizes = {SPLIT: {"count": sum(e.count for e in entries), "subjects": 1}}
-    draft = describe(first, shards=entries, splits=sizes, stats=None, source={"sample": request})
-    manifest = describe(first, shards=entries, splits=sizes, stats=band_stats(Dataset(out, draft)), source={"sample": request})
+    draft = describe(first, shards=entries, splits=sizes, stats=None, source=source)
+    manifest = describe(first, shards=entries, splits=sizes, stats=band_stats(Dataset(out, draft)), source=source)
+    if done := _standing(out, request["count"]):
+        return done
     write_manifest(out, manifest)
     return manifest

@@ -12,7 +12,7 @@ import subprocess
 import sys
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -39,6 +39,8 @@ DEFAULTS = {
     "time_minutes": "TIMELIMIT",
     "memory": "MEM_PER_NODE",
 }
+WHERE = {"SLURM_CONF", "SLURM_CLUSTERS"}
+"""Variables that say which SLURM is meant."""
 LATER = ("Unable to contact slurm controller", "Socket timed out", "Connection refused", "temporarily", "Slurm controller not responding")
 
 
@@ -238,7 +240,7 @@ def _sent(spec: JobSpec, run_folder: Path, part: Part | None, token: str, before
     """The number of a job that was submitted; `before` are those of this submission that were given already."""
     try:
         wanted = {f"SBATCH_{name}" for field, name in DEFAULTS.items() if getattr(spec, field) is None}
-        with _without({name for name in os.environ if name.startswith("SBATCH_")} - wanted):
+        with _without(_of_another_job(os.environ) - wanted):
             return _Executor(spec, run_folder, part, token).submit_spec().job_id.partition("_")[0]
     except (FailedJobError, FailedSubmissionError) as error:
         said = str(error).strip()
@@ -261,6 +263,14 @@ def _sent(spec: JobSpec, run_folder: Path, part: Part | None, token: str, before
             left.unlink(missing_ok=True)
 
 
+def _of_another_job(environ: Mapping[str, str]) -> set[str]:
+    """Names of variables that SLURM's programs take for options, and those of a job that this shell is in.
+
+    Whatever `--export` says, sbatch hands every SLURM_* on to the new job, where srun and we ourselves would read it.
+    """
+    return {name for name in environ if re.match("(SLURM|SLURMD|SBATCH|SRUN)_", name)} - WHERE
+
+
 def run_local(spec: JobSpec, run_folder: Path, *, poll_seconds: float = 0.1, grace_seconds: float = 15.0) -> int:
     """Run the job's tasks on this machine, in the foreground; an array's indices one after the other.
 
@@ -276,13 +286,14 @@ def run_local(spec: JobSpec, run_folder: Path, *, poll_seconds: float = 0.1, gra
 
 def _run_once(spec: JobSpec, path: Path, index: int | None, poll_seconds: float, grace_seconds: float) -> int:
     world, port = str(spec.world), str(free_port())
-    common = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": world, "LOCAL_WORLD_SIZE": world}
+    common = {name: value for name, value in os.environ.items() if name not in _of_another_job(os.environ)}
+    common |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": world, "LOCAL_WORLD_SIZE": world}
     if index is not None:
         common["SLURM_ARRAY_TASK_ID"] = str(index)
     tasks: list[subprocess.Popen] = []
     try:
         for rank in range(spec.world):
-            environ = {**os.environ, **common, ATTEMPT: "", "RANK": str(rank), "LOCAL_RANK": str(rank)}
+            environ = {**common, ATTEMPT: "", "RANK": str(rank), "LOCAL_RANK": str(rank)}
             tasks.append(subprocess.Popen([sys.executable, "-u", "-m", "slurm.task", str(path)], env=environ, cwd=path.parent))
         return _first_failure(tasks, poll_seconds)
     finally:  # also upon Ctrl-C: no task outlives this call

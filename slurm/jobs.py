@@ -16,7 +16,7 @@ from pathlib import Path
 import pydantic
 
 from data_shards import durable
-from data_shards.errors import InputError, nearest
+from data_shards.errors import InputError, nearest, without_credentials
 
 SPEC_NAME = "job.json"
 LONGEST_FOLDER = 255  # bytes; what file systems take
@@ -259,7 +259,7 @@ def freeze(spec: JobSpec, run_folder: Path) -> Path:
         run_folder.mkdir(parents=True, exist_ok=True)
         run_folder.chmod(0o700)
     path = run_folder / SPEC_NAME
-    durable.write_bytes(path, spec_json(spec))
+    durable.write_bytes(path, spec_json(spec), private=True)
     return path
 
 
@@ -268,4 +268,4 @@ def masked(word: str) -> str:
     name, sep, _ = word.partition("=")
     if sep and SECRET.search(name):
         return f"{name}=***"
-    return re.sub(r"(://[^/@:\s]*:)[^/@\s]+@", r"\1***@", word)
+    return without_credentials(word)

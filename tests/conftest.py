@@ -42,6 +42,26 @@ def made_cube(i: int, *, bands: int = 4, size: int = 32, subject: str | None = N
     )
 
 
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Of two processes (`make test`), one runs all that waits for a SLURM, the other what trains on ranks; then each takes file by file.
+
+    So there is one cluster and one process that forks ranks, and what waits is beside what computes.
+    """
+    if not config.pluginmanager.hasplugin("xdist"):
+        return
+    for item in items:
+        item.add_marker(pytest.mark.xdist_group(_together(item)))
+    first = ["slurm", "ranks"]
+    items.sort(key=lambda item: first.index(name) if (name := _together(item)) in first else len(first))
+
+
+def _together(item: pytest.Item) -> str:
+    wants = getattr(item, "fixturenames", ())
+    if item.path.parent.name == "slurm" or "cluster" in wants:
+        return "slurm"
+    return "ranks" if "place" in wants or item.path.parent.name == "faults" else item.path.stem
+
+
 @pytest.fixture(scope="session")
 def cube_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """40 loose cubes of 20 subjects, 4 bands, 32×32."""

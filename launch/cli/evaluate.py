@@ -112,11 +112,18 @@ def audit(
     for column in ("synthetic", "training", "person", "distance", "of floor median", ""):
         table.add_column(column, justify="right" if column in ("distance", "of floor median") else "left")
     for pair in result["descriptors"]["pooled"]["closest"]:
-        marks = ", ".join(name for name in ("mirrored", "flagged") if pair[name])
-        table.add_row(
-            pair["synthetic_key"], pair["train_key"], pair["subject"], number(pair["distance"]), number(pair["of_floor_median"]), marks
-        )
+        marks = ", ".join(name for name in ("mirrored", "exact", "flagged") if pair[name])
+        train_key = pair["train_key"] or f"image {pair['train_index']}"
+        distances = number(pair["distance"]), number(pair["of_floor_median"])
+        table.add_row(pair["synthetic_key"], train_key, pair["subject"] or "–", *distances, marks)
     Console().print(table)
+    for name, d in result["descriptors"].items():
+        if d["floor_doubles"]["images"]:
+            pairs = "; ".join(" and ".join(pair["keys"]) for pair in d["floor_doubles"]["pairs"])
+            typer.echo(
+                f"{name}: {d['floor_doubles']['images']} real images left out of the floor, the same picture under two names: {pairs}"
+            )
+        typer.echo(f"{name}: {d['verdict']}")
     typer.echo(f"{result['caveat']}\nresult: {out}")
 
 

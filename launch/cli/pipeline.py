@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -47,7 +48,7 @@ def submit_pipeline(
     run = Run(load(found.preset, list(found.overrides)))
     name = name or run.folder.absolute().name
     to_make = missing(lambda stage: finished(run, stage))
-    described_by = {stage: described(*stage_job(found, stage), f"{name}/{stage}", jobs) for stage in to_make}
+    described_by = {stage: described(*stage_job(found, stage), f"{name}/{stage}", jobs, file) for stage in to_make}
     if dry_run:
         _show(described_by, as_json)
         return
@@ -141,18 +142,21 @@ def _keep(pipeline: Pipeline, wanted: dict[str, Described], jobs: Path, name: st
     if config is None:
         return  # all is finished
     private(folder)
-    durable.write_bytes(folder / CONFIG_NAME, to_yaml(config).encode())
+    durable.write_bytes(folder / CONFIG_NAME, to_yaml(config).encode(), private=True)
     tree = {"preset": str(folder / CONFIG_NAME), "jobs": {stage: dict(fields) for stage, fields in pipeline.jobs.items()}}
     durable.write_bytes(folder / PIPELINE_NAME, yaml.safe_dump(tree, sort_keys=False).encode())
 
 
 def _here(wanted: dict[str, Described]) -> int:
     """The stages one after the other on this machine; the exit code of the first that fails."""
-    from slurm.executor import run_local
+    from slurm.executor import check_free, run_local
 
+    for job in wanted.values():
+        job.check()
+        if shutil.which("squeue"):
+            check_free(job.folder)  # a job of this name that waits would read what is frozen now
     for stage, job in wanted.items():
         typer.echo(f"{stage} …", err=True)
-        job.check()
         job.freeze()
         if code := run_local(job.spec, job.folder):
             return code

@@ -14,7 +14,7 @@ import torch
 
 from data_shards.batch import Batch
 from data_shards.dataset import Dataset
-from data_shards.errors import InputError, nearest
+from data_shards.errors import InputError, nearest, without_credentials
 from data_shards.folder import png_map
 from data_shards.stream import CubeStream
 
@@ -58,7 +58,8 @@ class Part:
     def described(self) -> dict[str, Any]:
         """For the result: path, digest, split, numbers of images and of people."""
         people = {} if self.independent else {"subjects": len(set(self.units()))}
-        return {"path": str(self.dataset.path), "digest": self.dataset.digest, "split": self.split, "n": len(self.sample_N), **people}
+        place = without_credentials(str(self.dataset.path))
+        return {"path": place, "digest": self.dataset.digest, "split": self.split, "n": len(self.sample_N), **people}
 
 
 def evenly(count: int, limit: int | None) -> np.ndarray:

@@ -28,6 +28,7 @@ from launch.build import check_fit
 from launch.config import from_tree
 from launch.judging import held_out_split
 from launch.stages import Run, done
+from launch.worked import working_seconds
 from ldm.trained import load_autoencoder
 from ldm.training.checkpoint import CheckpointStore
 from ldm.training.clock import TIMINGS
@@ -224,7 +225,9 @@ def test_a_signal_commits_and_asks_to_be_run_again(uninterrupted: Path, packed: 
     committed = CheckpointStore(folder / "checkpoints", comm=None).committed()
     assert committed and committed[0].samples == read_log(folder / "metrics.jsonl")[-1]["samples"]
     assert not faults_of(committed[0])
+    stopped_s = working_seconds(tmp_path / "asked")
     run("train", "vqgan", config)
+    assert 0 < stopped_s < working_seconds(tmp_path / "asked"), "both attempts count"
     assert curve(folder) == curve(uninterrupted / "vqgan")
 
 
@@ -282,10 +285,12 @@ def test_a_start_that_was_refused_can_be_corrected_in_the_same_folder(tmp_path: 
         ({"train": 9, "val": 0, "test": 2}, "test"),
         ({"train": 9, "clinic-b": 4}, "clinic-b"),
         ({"train": 9, "val": 0}, "train"),
+        ({"train": 9, "val": 1, "test": 2}, "test"),  # one person has no spread
+        ({"train": 9, "val": 1, "test": 1}, "val"),
     ],
 )
 def test_held_out_people_are_compared_with_where_there_are_any(counts: dict[str, int], chosen: str) -> None:
-    assert held_out_split(SimpleNamespace(splits={name: SplitInfo(count, 1) for name, count in counts.items()})) == chosen
+    assert held_out_split(SimpleNamespace(splits={name: SplitInfo(count, count) for name, count in counts.items()})) == chosen
 
 
 def test_a_run_folder_may_be_moved(tmp_path: Path) -> None:
@@ -317,6 +322,21 @@ def test_another_configuration_in_the_same_run_folder_is_refused(packed: Path, t
     run("train", "vqgan", config, "vqgan.loop.samples=24")
     done = run("train", "vqgan", config, "vqgan.loop.samples=24", "vqgan.optimizer.lr=0.5", expect=2)
     assert "vqgan.optimizer.lr" in done and "run=runs/NAME" in done
+
+
+def test_a_longer_run_says_both_learning_rates_and_the_way_back_it_names_works(packed: Path, tmp_path: Path) -> None:
+    config = configured(tmp_path, packed, "longer")
+    words = ("train", "vqgan", config, "vqgan.optimizer.decay=cosine", "vqgan.loop.checkpoint_every=48")
+    run(*words, "vqgan.loop.samples=48")
+    shutil.copytree(tmp_path / "longer", tmp_path / "kept")
+    said = run(*words, "vqgan.loop.samples=96")
+    rates = {row["samples"]: row["lr/vqgan"] for row in curve(tmp_path / "longer" / "vqgan")}
+    assert rates[56] > 5 * rates[48]
+    assert f"vqgan {rates[48]:.3g} → " in said and "vqgan.optimizer.decay_samples=48" in said
+    said = run(*words, "vqgan.loop.samples=96", "vqgan.optimizer.decay_samples=48", f"run={tmp_path / 'kept'}")
+    assert "learning rate" not in said
+    rates = {row["samples"]: row["lr/vqgan"] for row in curve(tmp_path / "kept" / "vqgan")}
+    assert rates[56] <= rates[48] and rates[96] == pytest.approx(1e-7)
 
 
 def test_bands_of_another_dataset_are_refused(packed: Path, tmp_path: Path) -> None:
@@ -354,3 +374,18 @@ def test_a_run_says_where_its_parts_are(packed: Path, tmp_path: Path) -> None:
     assert (built.dataset, built.vqgan) == (packed, tmp_path / "r" / "vqgan")
     built.freeze()
     assert json.loads((tmp_path / "r" / "environment.json").read_text())["packages"]["torch"]
+
+
+def test_a_run_may_ask_for_more_images_and_another_batch_but_not_for_fewer_than_stand(packed: Path, tmp_path: Path) -> None:
+    tree = {"run": str(tmp_path / "r"), "data": {"dataset": str(packed)}}
+    Run(from_tree({**tree, "sample": {"count": 6, "shard": 4}})).freeze()
+    for i in range(6):
+        cube = made_cube(i, subject="synthetic")
+        write_cube(tmp_path / "loose", cube)
+    pack(tmp_path / "loose", tmp_path / "r" / "synthetic", splits={"synthetic": 1.0})
+    Run(from_tree({**tree, "sample": {"count": 8, "shard": 4, "batch": 2}})).check()
+    frozen = (tmp_path / "r" / "run.yaml").read_bytes()
+    for sample, message in (({"count": 4, "shard": 4}, "a set of 6 images stands"), ({"count": 6, "shard": 3}, r"sample\.shard")):
+        with pytest.raises(InputError, match=message):
+            Run(from_tree({**tree, "sample": sample})).freeze()
+    assert (tmp_path / "r" / "run.yaml").read_bytes() == frozen

@@ -17,17 +17,29 @@ from ldm import audit as audit_module
 from ldm.audit import AuditConfig, Described, audit, nearest_of, rows
 from tests.conftest import made_cube
 
-COPIES = {"noisy": 3, "mirrored": 10, "brighter": 21, "rolled": 30}
+COPIES = {"noisy": 3, "mirrored": 10, "brighter": 21, "rolled": 30, **{f"noisy{i}": i for i in (4, 5, 6, 7, 8, 9)}}
 """Planted copy → the training image it is of."""
 
 
 @pytest.fixture(scope="module")
+def packed(tmp_path_factory):
+    """32 training images of 16 people, one image of each of 40 people held out: fewer could not tell copies from chance."""
+    folder = tmp_path_factory.mktemp("real")
+    for i in range(32):
+        write_cube(folder / "loose", made_cube(i, split="train"))
+    for i in range(40):
+        write_cube(folder / "loose", made_cube(i + 100, subject=f"v{i:02d}", split="val"))
+    pack(folder / "loose", folder / "set", shard_mib=1)
+    return folder / "set"
+
+
+@pytest.fixture(scope="module")
 def planted(packed, tmp_path_factory):
-    """20 images of people that the real set does not have, and four changed copies of training images."""
+    """20 images of people that the real set does not have, and changed copies of training images."""
     folder, real = tmp_path_factory.mktemp("planted"), Dataset(packed)
     rng = np.random.default_rng(0)
-    change = {
-        "noisy": lambda x: x + rng.normal(0, 5, x.shape),
+    noisy = {name: lambda x: x + rng.normal(0, 5, x.shape) for name in COPIES if name.startswith("noisy")}
+    change = noisy | {
         "mirrored": lambda x: x[..., ::-1],
         "brighter": lambda x: 1.25 * x,
         "rolled": lambda x: np.roll(x, x.shape[-1] // 2, -1),
@@ -56,15 +68,17 @@ def closest(result, descriptor):
 )
 def test_planted_copies_are_found(result, packed, copy, descriptor):
     real, pair = Dataset(packed), closest(result, descriptor)[copy]
-    assert pair["train_index"] == COPIES[copy] and pair["flagged"]
-    assert (pair["train_key"], pair["subject"]) == (real.keys("train")[COPIES[copy]], real.subjects("train")[COPIES[copy]])
+    assert pair["train_index"] == COPIES[copy]
+    if pair["flagged"]:  # as many as chance does not explain: 5 and more of 8
+        assert (pair["train_key"], pair["subject"]) == (real.keys("train")[COPIES[copy]], real.subjects("train")[COPIES[copy]])
     assert pair["mirrored"] == (copy == "mirrored")
-    assert pair["of_floor_median"] < 0.1
+    assert pair["of_floor_median"] < 0.2
 
 
 def test_they_lead_the_list(result):
-    assert list(closest(result, "pooled"))[:2] == ["mirrored", "noisy"]
-    assert {"noisy", "mirrored", "brighter"} == set(list(closest(result, "contrast"))[:3])
+    assert next(iter(closest(result, "pooled"))) == "mirrored" and closest(result, "pooled")["mirrored"]["exact"]
+    seen = {name for name in COPIES if name != "rolled"}
+    assert set(list(closest(result, "pooled"))[:8]) == seen - {"brighter"} and set(list(closest(result, "contrast"))[:9]) == seen
 
 
 def test_what_it_cannot_see(result):
@@ -78,9 +92,12 @@ def test_what_it_cannot_see(result):
 def test_patients_of_copies_are_named(result, packed):
     subjects = Dataset(packed).subjects("train")
     by_patient = result["descriptors"]["contrast"]["by_patient"]
-    flagged = {row["subject"] for row in by_patient["worst"] if row["flagged"]}
-    assert {subjects[COPIES[c]] for c in ("noisy", "mirrored", "brighter")} <= flagged
-    assert by_patient["patients_flagged"] == len(flagged) and by_patient["patients"] == 16
+    named = {row["subject"] for row in by_patient["worst"]}
+    assert len(named) >= 3 and named <= {subjects[i] for name, i in COPIES.items() if name != "rolled"}  # and nobody else
+    assert subjects[COPIES["mirrored"]] in named
+    assert by_patient["patients_flagged"] == len(named) and by_patient["patients"] == 16
+    flagged = result["descriptors"]["contrast"]["flagged"]
+    assert flagged["images"] >= 5 and flagged["p_value"] < flagged["level"]
 
 
 def test_distances_equal_numpy(result, packed, planted):
@@ -100,7 +117,7 @@ def test_distances_equal_numpy(result, packed, planted):
 
 
 def test_floor_is_of_other_people(result, packed):
-    assert result["floor_from"]["split"] == "val" and result["floor_from"]["n"] == 4
+    assert result["floor_from"]["split"] == "val" and result["floor_from"]["n"] == 40
     assert result["descriptors"]["pooled"]["floor_to_train"]["min"] > 0
 
 
@@ -109,7 +126,9 @@ def test_an_honest_set_has_no_copies(packed, tmp_path):
         cube = made_cube(i + 900)
         write_cube(tmp_path / "loose", replace(cube, meta=replace(cube.meta, subject_id="synthetic"), fov_HW=None))
     pack(tmp_path / "loose", tmp_path / "set", splits={"synthetic": 1.0})
-    figures = audit(Dataset(packed), Dataset(tmp_path / "set"), AuditConfig(against="test"))["descriptors"]["pooled"]
+    figures = audit(Dataset(packed), Dataset(tmp_path / "set"), AuditConfig())["descriptors"]["pooled"]
+    assert figures["flagged"]["images"] == 0 and figures["by_patient"]["worst"] == []
+    assert all(pair["subject"] is None and pair["train_key"] is None for pair in figures["closest"])  # nobody is named
     assert all(pair["of_floor_median"] > 0.15 for pair in figures["closest"])  # planted ones stay below 0.1
     assert figures["duplicates"]["images"] == 0 and figures["duplicates"]["distances"]["min"] > 0
 
@@ -142,7 +161,7 @@ def test_own_group_does_not_count():
 def test_without_held_out_people_the_training_set_is_its_own_yardstick(packed, planted):
     result = audit(Dataset(packed), planted, AuditConfig(against="train"))
     assert result["floor_from"]["n"] == 32 and result["descriptors"]["pooled"]["floor_to_train"]["min"] > 0  # own images do not count
-    assert closest(result, "pooled")["noisy"]["flagged"]
+    assert closest(result, "pooled")["mirrored"]["flagged"] and result["descriptors"]["pooled"]["flagged"]["people"] == 7
 
 
 def test_one_person_alone_is_no_yardstick_but_gets_an_answer(planted, tmp_path):
@@ -152,8 +171,50 @@ def test_one_person_alone_is_no_yardstick_but_gets_an_answer(planted, tmp_path):
     result = audit(Dataset(tmp_path / "set"), planted, AuditConfig(against="train"))
     figures = result["descriptors"]["pooled"]
     assert figures["floor_to_train"] is None and figures["flagged"]["below_min"] is None and len(figures["closest"]) == 12
-    assert all(row["floor"] is None for row in rows(result))
+    assert all(row["floor"] is None for row in rows(result) if "for rounding" not in row["metric"])
     json.dumps(result, allow_nan=False)
+
+
+def copied_set(folder, cubes):
+    """Stored cubes as a synthetic set."""
+    for i, cube in enumerate(cubes):
+        meta = replace(cube.meta, key=f"k{i:02d}", subject_id="synthetic", notes={})
+        write_cube(folder / "loose", replace(cube, meta=meta, labels_HW=None, fov_HW=None))
+    pack(folder / "loose", folder / "set", splits={"synthetic": 1.0})
+    return Dataset(folder / "set")
+
+
+@pytest.mark.parametrize("saved_again", [False, True], ids=["the same", "saved again"])
+def test_a_real_double_is_left_out_of_the_floor_named_and_hides_no_copy(tmp_path, saved_again):
+    """One picture in train and val under two names: five exact copies stay five, and the floor is that of the others."""
+    for i in range(12):
+        write_cube(tmp_path / "loose", made_cube(i, subject=f"t{i}", split="train"))
+    noise = np.random.default_rng(0).integers(-2, 3, made_cube(3).data_CHW.shape) if saved_again else 0
+    for i in range(5):
+        write_cube(tmp_path / "loose", made_cube(i + 50, subject=f"v{i}", split="val"))
+    double = made_cube(3)
+    data = (double.data_CHW.astype(int) + noise).clip(0, 4095).astype(np.uint16)
+    double = replace(double, data_CHW=data, meta=replace(double.meta, key="again", subject_id="v9", notes={"split": "val"}))
+    write_cube(tmp_path / "loose", double)
+    pack(tmp_path / "loose", tmp_path / "real")
+    real = Dataset(tmp_path / "real")
+    made = copied_set(tmp_path / "made", [*(made_cube(i) for i in range(4, 9)), *(made_cube(i + 900) for i in range(5))])
+    figures = audit(real, made, AuditConfig())["descriptors"]["pooled"]
+    assert figures["floor_doubles"]["images"] == 1 and figures["floor_doubles"]["pairs"][0]["keys"] == ["again", "c0003"]
+    assert figures["floor_to_train"]["min"] > 0.1 and figures["flagged"]["people"] == 5
+    assert figures["flagged"]["below_min"] == figures["flagged"]["exact"] == figures["flagged"]["images"] == 5
+    assert {row["subject"] for row in figures["by_patient"]["worst"]} == {f"t{i}" for i in range(4, 9)}
+
+
+def test_exact_copies_are_flagged_without_any_yardstick(tmp_path):
+    """One person alone: nothing to measure by, but what is the same is the same."""
+    for i in range(4):
+        write_cube(tmp_path / "loose", made_cube(i, subject="anna"))
+    pack(tmp_path / "loose", tmp_path / "set", splits={"train": 1.0})
+    made = copied_set(tmp_path / "made", [made_cube(2), made_cube(900)])
+    figures = audit(Dataset(tmp_path / "set"), made, AuditConfig(against="train"))["descriptors"]["pooled"]
+    assert figures["flagged"]["exact"] == figures["flagged"]["images"] == 1 and figures["closest"][0]["subject"] == "anna"
+    assert figures["closest"][1]["subject"] is None and "training images, but for rounding" in figures["verdict"]
 
 
 def test_refusals(packed, planted, tmp_path):
@@ -181,5 +242,5 @@ def test_command(packed, planted, tmp_path):
     assert done.exit_code == 0, done.output
     assert "mirrored" in done.output and "flagged" in done.output and "does not show" in done.output
     assert "private" not in done.output.lower()
-    assert json.loads((tmp_path / "a.json").read_text())["format"] == "retinaforge-audit-1"
+    assert json.loads((tmp_path / "a.json").read_text())["format"] == "retinaforge-audit-2"
     assert json.loads(CliRunner().invoke(app, [*words, "--json"]).stdout)["descriptors"].keys() == {"pooled", "contrast"}

@@ -13,7 +13,7 @@ from data_shards.errors import InputError
 from data_shards.folder import write_cube
 from data_shards.pack import pack
 from launch.cli import app
-from ldm.evaluation import EvaluateConfig, evaluate, features_of, rows
+from ldm.evaluation import EvaluateConfig, evaluate, features_of, rows, whitening_of
 from ldm.metrics.features import get_extractor
 from ldm.metrics.frechet import frechet_distance
 from ldm.metrics.sets import Part, check_comparable, evenly
@@ -81,7 +81,7 @@ def test_the_same_call_gives_the_same_result(real, good, of_good):
 
 
 def test_the_result_is_json_without_nan_and_names_its_data(real, good, of_good):
-    assert json.loads(json.dumps(of_good, allow_nan=False))["format"] == "retinaforge-evaluation-1"
+    assert json.loads(json.dumps(of_good, allow_nan=False))["format"] == "retinaforge-evaluation-2"
     assert of_good["reference"] == {"path": str(real.path), "digest": real.digest, "split": "val", "n": 40, "subjects": 20}
     assert of_good["synthetic"]["digest"] == good.digest and of_good["floor_from"]["split"] == "train"
     assert of_good["frechet"]["extractor"].startswith("seeded-conv-v1")
@@ -117,8 +117,61 @@ def test_features_alone_for_a_distance_alone(real, good, of_good):
     extractor = get_extractor("seeded-conv-v1", real.stats)
     reference = Part(dataset=real, split="val", sample_N=evenly(40, None))
     generated = Part(dataset=good, split=check_comparable(real, good), sample_N=evenly(24, None), independent=True)
-    distance = frechet_distance(*(features_of(part, extractor) for part in (reference, generated)))
+    white = whitening_of(real, extractor)
+    distance = frechet_distance(*(white(features_of(part, extractor)) for part in (reference, generated)))
     assert distance == pytest.approx(of_good["frechet"]["value"], rel=1e-6)
+
+
+def folder_of(folder, people, *, images=2):
+    """A real set with so many people in each split."""
+    for split, (first, count) in people.items():
+        for i in range(first * images, (first + count) * images):
+            write_cube(folder / "loose", made_cube(i, size=SIZE, subject=f"s{i // images}", split=split))
+    pack(folder / "loose", folder / "set")
+    return Dataset(folder / "set")
+
+
+def test_one_person_held_out_leaves_out_that_figure_with_its_reason_and_the_rest_goes_on(good, tmp_path):
+    for images in (1, 2):  # one image cannot have a spread; two of one person pretend to have one
+        real = folder_of(tmp_path / str(images), {"train": (0, 8), "val": (8, 1)}, images=images)
+        result = evaluate(real, good, EvaluateConfig(pairs=4))
+        assert result["frechet"]["value"] is None and "one person alone in split 'val'" in result["frechet"]["reason"]
+        assert result["spectral"]["fov"]["kl_mean"] > 0
+        shown = {row["metric"]: row for row in rows(result)}
+        assert shown["Fréchet distance"]["reason"] == shown["KID"]["reason"] == result["frechet"]["reason"]
+        assert "people: only 1" in shown["KL, field of view"]["note"]
+        json.dumps(result, allow_nan=False)
+
+
+def test_few_people_are_said_beside_the_figure(good, of_good, tmp_path):
+    few = evaluate(folder_of(tmp_path, {"train": (0, 8), "val": (8, 3)}), good, EvaluateConfig(pairs=4))
+    assert "people: only 3" in rows(few)[0]["note"] and few["frechet"]["value"] > 0
+    assert "people" not in rows(of_good)[0]["note"]
+
+
+def test_no_distance_to_the_training_split_is_a_mark_of_quality(real, good, tmp_path):
+    result = evaluate(real, good, EvaluateConfig(against="train", pairs=4))
+    assert result["frechet"]["value"] is result["frechet"]["kid"] is result["spectral"]["fov"]["kl_mean"] is None
+    assert "copies would come nearest" in result["frechet"]["reason"] and result["ms_ssim"]["synthetic"] is not None
+
+
+def test_a_distance_rests_on_more_directions_than_the_features_vary_in_as_they_are(of_good):
+    f = of_good["frechet"]
+    assert f["effective_rank"] < 4 < 10 < f["effective_rank_whitened"] < f["d"]
+
+
+def test_a_slight_blur_that_features_as_they_are_hardly_see_is_seen(real, good, tmp_path):
+    blurred = synthetic_set(tmp_path, lambda x: scipy.ndimage.gaussian_filter(x, (0, 0.7, 0.7)))
+    extractor = get_extractor("seeded-conv-v1", real.stats)
+    of = {
+        name: features_of(Part(dataset=d, split=s, sample_N=evenly(24, None)), extractor)
+        for name, d, s in (("val", real, "val"), ("train", real, "train"), ("blurred", blurred, "synthetic"))
+    }
+    white = whitening_of(real, extractor)
+    plain, whitened = (
+        frechet_distance(by(of["val"]), by(of["blurred"])) / frechet_distance(by(of["val"]), by(of["train"])) for by in (lambda x: x, white)
+    )
+    assert whitened > 1.5 and whitened > 1.2 * plain
 
 
 def test_command(real, good, tmp_path):

@@ -166,6 +166,15 @@ def test_a_local_run_starts_every_task_with_its_rank(tmp_path, capfd):
     assert sorted(capfd.readouterr().out.splitlines()) == ["0 2 2 ['a b', '$HOME']", "1 2 2 ['a b', '$HOME']"]
 
 
+def test_a_local_run_within_an_array_task_is_no_array(tmp_path, capfd, monkeypatch):
+    for name, value in {"SLURM_ARRAY_TASK_ID": "3", "SLURM_RESTART_COUNT": "2", "SLURM_CONF": "/etc/slurm.conf"}.items():
+        monkeypatch.setenv(name, value)
+    spec, folder = local(tmp_path, command=("python", "-c", "import os; print(sorted(n for n in os.environ if n.startswith('SLURM_')))"))
+    assert run_local(spec, folder) == 0 and "['SLURM_CONF']" in capfd.readouterr().out
+    spec, _ = local(tmp_path, command=("python", "-c", "0", "{array_task}"))
+    assert run_local(spec, tmp_path / "asks for an index") == 2
+
+
 def test_a_failed_rank_ends_the_others_and_its_code_is_the_job_s(tmp_path):
     code = "import os, sys, time; sys.exit(3) if os.environ['RANK'] == '1' else time.sleep(60)"
     spec, folder = local(tmp_path, command=("python", "-c", code), tasks_per_node=2)
