@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -120,6 +121,29 @@ def test_local_runs_the_verb_here_and_hands_on_its_exit_code(capfd):
     assert Path("runs/jobs/here/job.json").exists()
     with pytest.raises(InputError, match="name is in use"):
         invoke("submit", "--local", "--name", "here", "--", "run", "demo")
+
+
+def test_a_user_without_a_name_or_a_home_goes_on(tmp_path):
+    """As in containers of some sites: no entry in /etc/passwd, no HOME."""
+    unnamed = ["env", "-u", "HOME", "-u", "USER", "-u", "LOGNAME", "-u", "XDG_CONFIG_HOME", "unshare", "--user", "--map-user=54321"]
+    if subprocess.run([*unnamed, "true"], capture_output=True, check=False).returncode:
+        pytest.skip("no user namespaces here")
+    program = str(Path(sys.executable).with_name("retinaforge"))
+    for words in (("submit", "--dry-run", "--", "presets"), ("submit", "--local", "--", "presets"), ("status",), ("runs",)):
+        done = subprocess.run([*unnamed, program, *words], cwd=tmp_path, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+    done = subprocess.run(
+        [*unnamed, program, "slurm-local", "start", "--root", tmp_path / "c"], capture_output=True, text=True, check=False
+    )
+    assert (done.returncode == 2 and "has no name" in done.stderr + done.stdout) or "cannot be started" in done.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["runs"]
+
+
+def test_an_export_whose_value_holds_a_password_is_refused(monkeypatch):
+    monkeypatch.setenv("HTTPS_PROXY", "http://ann:hunter2@proxy:3128")
+    with pytest.raises(InputError, match="holds a password(.|\n)*--secrets FILE") as caught:
+        invoke("submit", "--export", "HTTPS_PROXY", "--dry-run", "--", "presets")
+    assert "hunter2" not in str(caught.value)
 
 
 def test_status_of_nothing_says_so():
