@@ -49,13 +49,15 @@ class Described:
         if self.spec.secrets:
             read_secrets(Path(self.spec.secrets))
         if self.config is not None and self.target is not None:
-            from launch.stages import Run, check_inputs  # it takes seconds
+            from launch.stages import Run, check_inputs, check_outdated  # it takes seconds
 
             check_target(self.folder, self.target)
             run = Run(self.config)
             run.check()
             if self.config.data.dataset:
                 check_inputs(run)
+            if self.target.stage == "run":
+                check_outdated(run)
             check_writable(run.folder)
         check_writable(self.folder)
 

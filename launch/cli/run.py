@@ -20,6 +20,8 @@ def command(preset: Preset, overrides: Overrides = None, dry_run: DryRun = False
     began = time.time()
     stages.alone("run")
     stages.check_inputs(run)
+    run.check()
+    stages.check_outdated(run)
     run.freeze()
     stages.prepare_data(run, progress)
     stages.check_latent_size(run)
