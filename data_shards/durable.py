@@ -177,7 +177,7 @@ def writing_folder(final: Path, *, request: str = "") -> Iterator[Path]:
     _free(final, InputError, "the place is taken", mend=f"choose another, or rm -r {final}")
     with explained(final):
         make_folder(final.parent)
-    with _sole_writer(final):
+    with sole_writer(final):
         _free(final, TryAgain, "another process has just written this place", mend="run the same command again: it finds what stands there")
         part = None
         with explained(final):
@@ -221,7 +221,7 @@ def _left_by_writers(final: Path) -> list[Path]:
 
 
 @contextlib.contextmanager
-def _sole_writer(final: Path) -> Iterator[None]:
+def sole_writer(final: Path) -> Iterator[None]:
     """Hold a lock beside `final` while the block runs; the kernel drops it with its process, however that ends.
 
     Raises:

@@ -18,6 +18,7 @@ from PIL import Image, UnidentifiedImageError
 from data_shards import durable
 from data_shards.cube import Cube, CubeMeta
 from data_shards.errors import CorruptData, InputError
+from data_shards.formats.band_centres import in_nm
 
 
 def png_bytes(map_HW: np.ndarray) -> bytes:
@@ -90,6 +91,45 @@ def keys_in(folder: Path) -> list[str]:
     return keys
 
 
+WANTED = "cubes.wanted.json"  # how many cubes the folder will hold; by those who fill it one by one. No sample key has a dot
+
+
+def note_wanted(folder: Path, cubes: int) -> None:
+    """Say how many cubes a folder will hold, before they are there; the largest number that was said stands."""
+    if cubes > wanted_in(folder):
+        durable.write_json(folder / WANTED, {"cubes": cubes})
+
+
+def wanted_in(folder: Path) -> int:
+    """How many cubes whoever fills the folder was asked for; 0 where nobody said."""
+    path = folder / WANTED
+    try:
+        return int(json.loads(path.read_bytes())["cubes"])
+    except FileNotFoundError:
+        return 0
+    except (OSError, ValueError, LookupError, TypeError) as error:
+        raise CorruptData(
+            f"unreadable: {error}", where=path, expected='{"cubes": N}', mend="the command that makes these cubes, once more"
+        ) from error
+
+
+def all_keys_in(folder: Path) -> list[str]:
+    """The keys of a folder that is filled: as `keys_in`.
+
+    Raises:
+        InputError: whoever fills it was ended before, or has not ended yet.
+    """
+    keys = keys_in(folder)
+    if len(keys) < (wanted := wanted_in(folder)):
+        raise InputError(
+            f"{len(keys)} cubes, where {wanted} were asked for",
+            where=folder,
+            expected="a folder whose making has ended",
+            mend=f"the command that makes these cubes, once more: it makes what is missing. To be content with these: rm {folder / WANTED}",
+        )
+    return keys
+
+
 def _content(path: Path) -> bytes:
     """A file of a sample; who is writing elsewhere is not to blame for it."""
     try:
@@ -113,6 +153,8 @@ def read_cube(folder: Path, key: str) -> Cube:
         raise CorruptData(
             f"not a plain .npy array: {error}", where=folder / f"{key}.npy", expected="np.save(..., allow_pickle=False)"
         ) from error
+    if data_CHW.dtype == np.uint16:  # latents have no wavelengths
+        in_nm(meta.wavelengths_nm, "nm", folder / f"{key}.json", mend='"wavelengths_nm": [{list}]')
     labels, fov = folder / f"{key}.labels.png", folder / f"{key}.fov.png"
     return Cube(
         data_CHW=data_CHW,
@@ -124,5 +166,5 @@ def read_cube(folder: Path, key: str) -> Cube:
 
 def read_folder(folder: Path) -> Iterator[Cube]:
     """All samples of a folder, in the order of their keys."""
-    for key in keys_in(folder):
+    for key in all_keys_in(folder):
         yield read_cube(folder, key)

@@ -61,6 +61,8 @@ def read_shard(shard: Path | str) -> Iterator[Cube]:
         raise InputError("no such shard", where=shard) from error
     except (tarfile.TarError, EOFError, IsADirectoryError) as error:
         raise CorruptData(f"not a whole tar: {error}", where=shard, expected="a plain, uncompressed tar", mend=MEND) from error
+    except OSError as error:
+        raise CorruptData(f"cannot be read: {error.strerror or error}", where=shard, mend=MEND) from error
     except ValueError as error:
         if isinstance(error, RetinaforgeError):
             raise

@@ -11,7 +11,8 @@ import numpy as np
 from data_shards import durable
 from data_shards.dataset import Dataset
 from data_shards.manifest import NAME, read_manifest
-from launch.stages import HEADLINE, Run, Watch, device, figures, record
+from launch.headline import HEADLINE
+from launch.stages import Run, Watch, device, figures, record
 
 BASELINE_IMAGES = 1024
 LEAST_PEOPLE = 2  # held out: fewer have no spread
@@ -19,15 +20,16 @@ MORE_PEOPLE = "retinaforge data pack FOLDER DATASET --splits train=0.7,val=0.2,t
 
 
 def held_out_split(real: Dataset) -> str:
-    """The split to compare with: people that no model was trained on, where there are any."""
+    """The split to compare with: people that no model was trained on, where there are any; one with a single person comes last."""
     filled = [name for name, info in real.splits.items() if info.count]
-    return next((name for name in ("val", "test", *filled) if name in filled and name != "train"), "train")
+    held_out = [name for name in dict.fromkeys(("val", "test", *filled)) if name in filled and name != "train"]
+    return next((name for name in held_out if real.splits[name].subjects >= LEAST_PEOPLE), next(iter(held_out), "train"))
 
 
 def evaluate(run: Run, watch: Watch) -> None:
     """Reconstruction of held-out people, evaluation of the set, and the baseline of decoded Gaussian latents."""
     from data_shards.pack import write_dataset
-    from ldm.evaluation import EvaluateConfig
+    from ldm.evaluation import FEW_PEOPLE, EvaluateConfig
     from ldm.evaluation import evaluate as evaluate_set
     from ldm.reconstruction import decoded_gaussian_latents, reconstruction
     from ldm.trained import load_autoencoder, load_denoiser
@@ -53,7 +55,11 @@ def evaluate(run: Run, watch: Watch) -> None:
     figures_of["frechet_over_gaussian_latents"] = frechet["ratio"]
     if frechet["reason"]:
         left_out["frechet_over_gaussian_latents"] = frechet["reason"]
-    record(run, **figures_of, psnr_db=rebuilt["psnr_db"], frechet=frechet, left_out=left_out)
+    cautions = {}
+    if frechet["ratio"] is not None:
+        few = f"; only {frechet['people']} people held out: who they are decides it" if frechet["people"] < FEW_PEOPLE else ""
+        cautions["frechet_over_gaussian_latents"] = f"training images: {frechet['ratio_floor']:.2f}{few}"
+    record(run, **figures_of, psnr_db=rebuilt["psnr_db"], frechet=frechet, left_out=left_out, cautions=cautions)
 
 
 def audit(run: Run, watch: Watch) -> None:
@@ -67,13 +73,17 @@ def audit(run: Run, watch: Watch) -> None:
 
 
 def judged(run: Run, what: str) -> bool:
-    """Whether 'evaluate' or 'audit' has seen the present sets."""
+    """Whether 'evaluate' or 'audit' has seen the present sets, and as this version judges."""
+    from ldm import audit, evaluation
+
     path = run.folder / f"{what}.json"
     if not (path.exists() and (run.synthetic / NAME).exists()):
         return False
-    if what == "evaluate" and not {*HEADLINE} - {"seconds"} <= set(figures(run)):
+    if what == "evaluate" and not {figure.key for figure in HEADLINE} - {"seconds"} <= set(figures(run)):
         return False
     seen, real = json.loads(path.read_text()), run.open(run.dataset)
+    if seen["format"] != {"evaluate": evaluation.FORMAT, "audit": audit.FORMAT}[what]:
+        return False
     return (seen[SEEN[what]]["digest"], seen["synthetic"]["digest"]) == (real.digest, Dataset(run.synthetic).digest)
 
 
@@ -86,8 +96,8 @@ def frechet_to_held_out(real: Dataset, sets: dict[str, Dataset], watch: Watch) -
 
     To the training split they would be a yardstick that a set of copies wins.
 
-    Keys: a distance by set; `floor`, that of as many training images; `ratio`, of the first set over the second; `images`, `people`: held
-    out; `n`: images of each set; `effective_rank_whitened`; `reason`, why there are no figures.
+    Keys: a distance by set; `floor`, that of as many training images; `ratio`, of the first set over the second, and `ratio_floor`, of the
+    training images; `images`, `people`: held out; `n`: images of each set; `effective_rank_whitened`; `reason`, why there are no figures.
     """
     from ldm.evaluation import features_of, whitening_of
     from ldm.metrics.features import get_extractor
@@ -104,7 +114,7 @@ def frechet_to_held_out(real: Dataset, sets: dict[str, Dataset], watch: Watch) -
     people = len({subject for name in held_out for subject in real.subjects(name)})
     n = min(dataset.count("synthetic") for dataset in sets.values())
     found: dict[str, Any] = {
-        **dict.fromkeys((*sets, "floor", "ratio", "effective_rank_whitened")),
+        **dict.fromkeys((*sets, "floor", "ratio", "ratio_floor", "effective_rank_whitened")),
         "images": sum(real.count(name) for name in held_out),
         "people": people,
         "n": n,
@@ -119,8 +129,8 @@ def frechet_to_held_out(real: Dataset, sets: dict[str, Dataset], watch: Watch) -
     parts = {name: (dataset, "synthetic") for name, dataset in sets.items()} | {"floor": (real, "train")}
     for name, (dataset, split) in parts.items():
         x_ND = white(features(dataset, split, n))
-        found[name] = frechet_distance(held_out_ND, x_ND) if len(x_ND) > 1 else None
+        found[name] = frechet_distance(held_out_ND, x_ND)
     above, below = (found[name] for name in sets)
     if below <= 0:
         return found | {"reason": "decoded Gaussian latents are at distance 0"}
-    return found | {"ratio": above / below, "effective_rank_whitened": white.effective_rank_whitened}
+    return found | {"ratio": above / below, "ratio_floor": found["floor"] / below, "effective_rank_whitened": white.effective_rank_whitened}

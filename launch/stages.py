@@ -21,9 +21,9 @@ from data_shards.manifest import NAME, read_manifest
 from data_shards.stores import Cache, is_url
 from launch.config import CREDENTIALS, Config, completed, concealed, to_public_yaml, to_tree
 from launch.provenance import environment
+from launch.worked import working_seconds
 
 Watch = Callable[..., Iterable[Any]]
-HEADLINE = ("psnr_gain_db", "codes_used", "frechet_over_gaussian_latents", "seconds")
 FREE_TO_CHANGE = {
     *("samples", "checkpoint_every", "log_every", "keep", "validate_samples", "background", "profile", "workers", "max_bad_steps"),
     *("read", "cache", "cache_gib", "decay_samples"),
@@ -286,9 +286,10 @@ def figures(run: Run) -> dict[str, Any]:
     return json.loads(path.read_text()) if path.exists() else {}
 
 
-def add_seconds(run: Run, seconds: float) -> None:
-    """Add to the run's working time: a run that was interrupted took as long as all its pieces."""
-    record(run, seconds=figures(run).get("seconds", 0.0) + seconds)
+def record_seconds(run: Run) -> None:
+    """The working time of all processes so far, into metrics.json."""
+    if seconds := working_seconds(run.folder):
+        record(run, seconds=seconds)
 
 
 def record(run: Run, **new: Any) -> None:

@@ -103,7 +103,7 @@ def train(
         builder, data = {"vqgan": (build.vqgan_trainer, run.dataset), "diffusion": (build.diffusion_trainer, run.latents)}[stage]
         dataset, read = run.open(data), run.config.data.read
         trainer, stream, identity = builder(config, dataset, engine, read)
-        store = CheckpointStore(folder / "checkpoints", engine, keep=config.loop.keep)
+        store = CheckpointStore(folder / "checkpoints", engine, keep=config.loop.keep, used=trainer.USED)
         log = MetricLog(folder / "metrics.jsonl", writes=engine.is_main)
         trace = folder / "trace.json" if config.loop.profile and engine.is_main else None
         with stop_on_signals(taken_over) as stop, traced(trace) as stepped:

@@ -22,7 +22,7 @@ from ldm.metrics.features import standardise
 from ldm.metrics.neighbours import DESCRIPTORS, nearest_neighbours
 from ldm.metrics.sets import Part, Watch, check_comparable, evenly, silent
 
-FORMAT = "retinaforge-audit-1"
+FORMAT = "retinaforge-audit-2"
 CAVEAT = (
     "A distance test finds copies that are near under its descriptors (also mirrored ones; 'contrast' also brightened ones). It cannot see "
     "rotated, cropped or partly copied images, and finding none does not show that no patient can be recognised. Blurred images are "
@@ -182,21 +182,18 @@ def judged(synthetic_N: np.ndarray, floor_N: np.ndarray, person_N: np.ndarray, r
 
 def verdict(found: Judged, images: int, level: float) -> str:
     """The judgement in words; it accuses only where `flagged_N` does, and never acquits."""
-    exact, below, c = int(found.exact_N.sum()), int(found.below_N.sum()), found.chance
+    exact, c = int(found.exact_N.sum()), found.chance
     words = [f"{exact} of {images} synthetic images are training images, but for rounding"] if exact else []
     if c is None:
-        words.append("no other people to measure by: only copies that are the same could be found")
-    elif found.flagged_N.sum() > exact:
-        words.append(
-            f"{below} images lie nearer to a training image than any of {found.people} other people does, {c.expected:.3g} would by chance "
-            f"(p = {c.p_value:.2g}): at least {c.at_least} of them are no chance"
-        )
-    else:
-        told = f"fewer than {c.telling} could not be told from chance" if c.telling else "no number could be told from chance"
-        words.append(
-            f"{below} images lie nearer to a training image than any of {found.people} other people does, {c.expected:.3g} would by chance "
-            f"(p = {c.p_value:.2g}, level {level:g}); {told}"
-        )
+        return "; ".join([*words, "no other people to measure by: only copies that are the same could be found"])
+    words.append(
+        f"{int(found.below_N.sum())} images lie nearer to a training image than any real person does ({found.people} people), "
+        f"chance puts {c.expected:.3g} there (p = {c.p_value:.2g}, level {level:g})"
+    )
+    if found.flagged_N.sum() > exact:
+        words.append(f"at least {c.at_least} of them are no chance")
+    elif not exact:
+        words.append(f"fewer than {c.telling} could not be told from chance" if c.telling else "with so few people no number would tell")
     return "; ".join(words)
 
 
@@ -420,4 +417,4 @@ def rows(result: dict[str, Any]) -> list[dict[str, Any]]:
                 "note": "images; floor: about so many by chance",
             },
         ]
-    return [{"interval": None, "floor_interval": None, "n": n, "reason": None, **row} for row in table]
+    return [{"interval": None, "floor_interval": None, "n": n, "reason": None, "verdict": "", **row} for row in table]

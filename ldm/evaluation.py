@@ -23,10 +23,11 @@ FRECHET_KEYS = (
     *("kid", "kid_interval", "kid_subset", "kid_floor", "kid_floor_interval", "kid_floor_subset"),
 )
 FLOORS = tuple(f"floor_{name}" for name in ("kl_C", "js_C", "kl_mean", "kl_interval", "js_mean", "js_interval"))
+NOT_TOLD_APART = "not told apart here"
 COPIES_WIN = "no people held out: a set of copies would come nearest to the training images"
 WHITENED_BY = 4096  # training images at most, evenly spaced
 FEW_PEOPLE = 10  # held out: with fewer, who they happen to be decides the figure, and that is said beside it
-FORMAT = "retinaforge-evaluation-1"
+FORMAT = "retinaforge-evaluation-2"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,7 +96,7 @@ def unfit_reference(part: Part) -> str | None:
         return COPIES_WIN
     people = len(set(part.units()))
     if people < 2:
-        return f"{len(part.sample_N)} images of {people} person in split {part.split!r}: a spread needs at least 2 people"
+        return f"images of one person alone in split {part.split!r}: a spread needs at least 2 people"
     return None
 
 
@@ -254,14 +255,14 @@ def evaluate(real: Dataset, synthetic: Dataset, config: EvaluateConfig, watch: W
 
 
 def rows(result: dict[str, Any]) -> list[dict[str, Any]]:
-    """The result as a table for people: metric, value, interval, floor, floor_interval, n (real / synthetic), note, reason.
+    """The result as a table for people: metric, value, interval, floor, floor_interval, n (real / synthetic), note, reason, verdict.
 
     `reason` says why a value is None; a region that could not be measured has one row.
     """
     f, m = result["frechet"], result["ms_ssim"]
     images = f"{f['n_real']} / {f['n_synthetic']}"
     matched = f"{f['n_real']} / {f['n_floor'] or f['n_synthetic']}"
-    few = f"; only {f['people_real']} people" if f["people_real"] < FEW_PEOPLE else ""
+    few = f"; people: only {f['people_real']}" if f["people_real"] < FEW_PEOPLE else ""
     rank = "" if f["effective_rank"] is None else f"d={f['d']}, {f['effective_rank_whitened']:.0f} effective"
     table = [
         {
@@ -315,7 +316,25 @@ def rows(result: dict[str, Any]) -> list[dict[str, Any]]:
             "reason": m["reason"],
         }
         row["note"] = f"pairs, window {m['window']}"
-        if value == "synthetic":  # the interval of a difference is signed and would not fit beside its size
+        if value == "synthetic":
             row |= {"interval": m["synthetic_interval"], "floor_interval": m["real_interval"]}
+        elif m["difference_interval"] and m["difference_interval"][0] <= 0 <= m["difference_interval"][1]:
+            row["verdict"] = NOT_TOLD_APART  # the interval of a difference is signed and would not fit beside its size
         table.append(row)
-    return [{"interval": None, "floor_interval": None, "reason": None, **row} for row in table]
+    whole = [{"interval": None, "floor_interval": None, "reason": None, **row} for row in table]
+    return [{"verdict": verdict(row), **row} for row in whole]
+
+
+def verdict(row: dict[str, Any]) -> str:
+    """What a row says beside its floor. It blames or it abstains: no single metric can praise, for blurred images pass some of them."""
+    value, floor = row["value"], row["floor"]
+    if row["reason"] or value is None:
+        return ""
+    if floor is None:
+        return "no floor to compare with"
+    if not (row["interval"] and row["floor_interval"]):
+        return "above the floor" if value > floor else NOT_TOLD_APART
+    (low, high), (floor_low, floor_high) = row["interval"], row["floor_interval"]
+    if row["metric"] == "MS-SSIM of pairs":
+        return "less varied than real" if low > floor_high else "more varied than real" if high < floor_low else NOT_TOLD_APART
+    return "worse than real" if low > floor_high else NOT_TOLD_APART

@@ -179,25 +179,35 @@ def squeue() -> str:
 def read_squeue(text: str, wanted: Iterable[str]) -> dict[str, list[JobState]]:
     """Read squeue's lines of FORMAT; what it does not list is UNKNOWN."""
     found: dict[str, list[JobState]] = {job_id: [] for job_id in wanted}
+    for state in _states(text):
+        number = state.job_id.partition("_")[0]
+        if number in found:
+            found[number].append(state)
+    return {job_id: entries or [JobState(job_id=job_id)] for job_id, entries in found.items()}
+
+
+def numbers_of(text: str, token: str) -> set[str]:
+    """The numbers that SLURM gave to a submission, by squeue's lines."""
+    return {state.job_id.partition("_")[0] for state in _states(text) if state.token == token}
+
+
+def _states(text: str) -> Iterator[JobState]:
     for line in text.split("\n"):
         left, fields = line.encode(errors="surrogateescape"), []
         for _, width in FORMAT:  # widths are bytes
             fields.append((left[:width] if width else left).decode(errors="replace").strip())
             left = left[width:]
         number, state, elapsed, restarts, comment, why, name, index = fields
-        if number in found:
-            found[number].append(
-                JobState(
-                    job_id=number if index in ("", "N/A") else f"{number}_{index.partition('%')[0]}",
-                    name=name,
-                    state=state,
-                    elapsed=elapsed,
-                    restarts=int(restarts) if restarts.isdecimal() else 0,
-                    why=why,
-                    comment="" if comment == "(null)" else comment,
-                )
+        if number:
+            yield JobState(
+                job_id=number if index in ("", "N/A") else f"{number}_{index.partition('%')[0]}",
+                name=name,
+                state=state,
+                elapsed=elapsed,
+                restarts=int(restarts) if restarts.isdecimal() else 0,
+                why=why,
+                comment="" if comment == "(null)" else comment,
             )
-    return {job_id: entries or [JobState(job_id=job_id)] for job_id, entries in found.items()}
 
 
 def starts_in(number: str) -> str | None:

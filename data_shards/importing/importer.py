@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 from collections import Counter
 from collections.abc import Callable, Iterable
@@ -22,10 +23,11 @@ from data_shards import durable, formats
 from data_shards.cube import CubeMeta
 from data_shards.errors import InputError, UnsafeResume
 from data_shards.folder import meta_from, write_cube
-from data_shards.importing import labels, partners
+from data_shards.importing import labels, map_files, masks, partners
 from data_shards.importing.conversion import ImportConfig, Item, make_cube
 from data_shards.phantom import eyes as phantoms
 
+READING = 2  # how files are read: what an elder way of reading has made of the same files is another import
 RECORD = "import.config.json"  # with a dot before .json no sample key can have this name
 SELECTING = ("source", "pattern", "labels", "onh", "fov", "onh_circles", "subjects", "match", "allow_missing")
 
@@ -36,6 +38,7 @@ class ImportSummary:
 
     Attributes:
         cubes, written: samples in OUT, and how many of them this run wrote.
+        values: what was made of the files' values, in words: how they are stored, what is no-data, which bands are left out.
         sizes: (H, W) to count. label_share: class to share of all labelled pixels. with_maps: map to count of cubes that have it.
     """
 
@@ -49,6 +52,7 @@ class ImportSummary:
     with_maps: dict[str, int]
     pairs: dict[str, str]
     ignored: list[str]
+    values: list[str]
 
 
 def find_images(config: ImportConfig) -> tuple[list[Path], list[str]]:
@@ -113,8 +117,15 @@ def plan(config: ImportConfig) -> list[Item]:
         labels.parse_label_map(config.label_map)
         if not config.labels:
             raise InputError("a label map without label files", where="--label-map", expected="both or neither", mend="--labels DIR")
+    for role in ("onh", "fov"):
+        if values := getattr(config, f"{role}_values"):
+            masks.parse_inside(values, f"--{role}-values")
+            if not getattr(config, role):
+                raise InputError(
+                    "values of a mask without a mask", where=f"--{role}-values", expected="both or neither", mend=f"--{role} DIR"
+                )
     maps: dict[Path, dict[str, Path]] = {image: {} for image in images}
-    for role, suffixes in (("labels", labels.MAP_SUFFIXES), ("onh", labels.MASK_SUFFIXES), ("fov", labels.MASK_SUFFIXES)):
+    for role, suffixes in (("labels", map_files.EXACT_SUFFIXES), ("onh", map_files.SUFFIXES), ("fov", map_files.SUFFIXES)):
         if where := getattr(config, role):
             files = partners.listed(where, suffixes, f"--{role}")
             found = partners.pair(images, files, option=f"--{role}", match=config.match, allow_missing=config.allow_missing)
@@ -137,9 +148,18 @@ def _circles(config: ImportConfig, images: list[Path]) -> dict[Path, tuple[float
     if not config.allow_missing and (without := [image.name for image in images if image not in found]):
         raise InputError(f"no optic disc for {without[0]}", where=table, expected="a row for each image", mend="add it, or --allow-missing")
     try:
-        return {image: tuple(float(row[name]) for name in config.onh_columns) for image, row in found.items()}
+        circles = {image: tuple(float(row[name]) for name in config.onh_columns) for image, row in found.items()}
     except ValueError as error:
         raise InputError(f"not a number: {error}", where=table, expected=f"numbers in {', '.join(config.onh_columns)}") from error
+    for image, circle in circles.items():
+        if not all(map(math.isfinite, circle)) or circle[2] <= 0:
+            raise InputError(
+                f"{', '.join(f'{name} {value:g}' for name, value in zip(config.onh_columns, circle, strict=True))} for {image.name}",
+                where=table,
+                expected="finite numbers of pixels, the diameter above 0",
+                mend="correct the row, or remove it and give --allow-missing",
+            )
+    return circles
 
 
 def identity(item: Item, config: ImportConfig) -> tuple[str, dict[str, str]]:
@@ -165,7 +185,7 @@ def options_of(config: ImportConfig) -> dict[str, Any]:
     """The options that decide what a cube holds: neither the places of the files nor what only selects or permits."""
     options = json.loads(json.dumps(asdict(config), default=str))
     options["read"].pop("max_values")
-    return {name: value for name, value in options.items() if name not in SELECTING}
+    return {"reading": READING, **{name: value for name, value in options.items() if name not in SELECTING}}
 
 
 def import_cubes(config: ImportConfig, out: Path, track: Callable[[list[Item]], Iterable[Item]] = iter) -> ImportSummary:
@@ -304,4 +324,17 @@ def summarise(config: ImportConfig, items: list[Item], folder: Path, *, written:
         with_maps=dict(Counter(role for of_key in roles.values() for role in sorted(of_key))),
         pairs=pairs,
         ignored=find_images(config)[1],
+        values=_values_in_words(metas),
     )
+
+
+def _values_in_words(metas: dict[str, CubeMeta]) -> list[str]:
+    """How values are stored, the pixels that count as no-data, and the bands that were left out, over all samples."""
+    first = next(iter(metas.values()))
+    words = [f"reflectance = {first.scale:.6g} * stored {'-' if first.offset < 0 else '+'} {abs(first.offset):.6g}"]
+    without = [note["pixels"] for meta in metas.values() if (note := meta.notes.get("no_data")) and note["pixels"]]
+    if without:
+        words.append(f"{sum(without)} pixels of {len(without)} images hold no-data and leave the field of view")
+    if left_out := first.notes.get("bands_left_out"):
+        words.append(f"bands {', '.join(map(str, left_out['bands_from_1']))} left out by {left_out['by']}")
+    return words

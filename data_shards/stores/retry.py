@@ -15,19 +15,30 @@ T = TypeVar("T")
 
 
 class Transient(Exception):
-    """What an action raises when it may succeed later."""
+    """What an action raises when it may succeed later.
+
+    Args:
+        said: the trouble, for people.
+        lasting: raised in the end in place of TryAgain, where trouble that stays has a meaning of its own.
+    """
+
+    def __init__(self, said: str, lasting: OSError | None = None) -> None:
+        super().__init__(said)
+        self.lasting = lasting
 
 
 def retrying(action: Callable[[], T], where: object, pauses_s: tuple[float, ...] = PAUSES_S) -> T:
     """The result of `action`, called again after each pause while it raises Transient.
 
     Raises:
-        TryAgain: it failed each time.
+        TryAgain: it failed each time. OSError: as the last Transient says.
     """
     for attempt, pause_s in enumerate((*pauses_s, None)):
         try:
             return action()
         except Transient as error:
+            if pause_s is None and error.lasting:
+                raise error.lasting from error
             if pause_s is None:
                 raise TryAgain(
                     f"reading failed {attempt + 1} times: {error}",

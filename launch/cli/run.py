@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import time
+from typing import TYPE_CHECKING
 
 import typer
 
@@ -11,13 +11,25 @@ from launch.cli.options import DryRun, Overrides, Preset, resolved
 from launch.cli.progress import progress
 from launch.cli.train import train_stage
 
+if TYPE_CHECKING:
+    from launch.stages import Run
+    from launch.worked import Worked
+
 
 def command(preset: Preset, overrides: Overrides = None, dry_run: DryRun = False) -> None:
     """From cubes to a report: data, vqgan, encode, diffusion, sample, evaluate, audit, report. Run again, it goes on."""
     run = resolved(preset, overrides, dry_run)
-    from launch import judging, stages
+    from launch.worked import counted
 
-    began = time.time()
+    with counted(run.folder, "run") as worked:
+        complete(run, worked)
+
+
+def complete(run: Run, worked: Worked) -> None:
+    """All stages that are not done, and the report."""
+    from launch import headline, judging, stages
+
+    trained = False
     stages.alone("run")
     stages.check_inputs(run)
     run.check()
@@ -28,6 +40,7 @@ def command(preset: Preset, overrides: Overrides = None, dry_run: DryRun = False
     for stage in ("vqgan", "diffusion"):
         if not stages.done(run, stage):
             train_stage(run, stage)
+            trained = True
         if stage == "vqgan":
             show_warnings(stages.encode(run, progress))
     stages.sample(run, progress)
@@ -36,11 +49,12 @@ def command(preset: Preset, overrides: Overrides = None, dry_run: DryRun = False
         judging.evaluate(run, progress)
     if not judged["audit"]:
         judging.audit(run, progress)
-    if not all(judged.values()) or "seconds" not in stages.figures(run):
-        stages.add_seconds(run, time.time() - began)
+    if all(judged.values()) and not trained:
+        worked.forget()  # to look whether all is done is no work on it
+    worked.note()
+    stages.record_seconds(run)
     path = stages.write_report(run)
-    figures = stages.figures(run)
-    typer.echo("\n".join(f"{name:28} {figures[name]:.4g}" for name in stages.HEADLINE if name in figures))
+    typer.echo("\n".join(headline.lines(stages.figures(run))))
     typer.echo(f"report: {path}")
 
 
@@ -48,7 +62,10 @@ def report(preset: Preset, overrides: Overrides = None) -> None:
     """Write the HTML report of a run anew from what stands in its folder."""
     from launch import stages
 
-    typer.echo(f"report: {stages.write_report(resolved(preset, overrides))}")
+    run = resolved(preset, overrides)
+    if stages.figures(run):
+        stages.record_seconds(run)
+    typer.echo(f"report: {stages.write_report(run)}")
 
 
 def presets() -> None:

@@ -35,7 +35,11 @@ def _train(preset: str, overrides: list[str] | None, dry_run: bool, hostfile: Pa
         if hosts:
             check_started(hosts, placement())
             check_names(hosts)
-        train_stage(resolved(preset, overrides), stage)
+        run = resolved(preset, overrides)
+        from launch.worked import counted
+
+        with counted(run.folder, f"train {stage}", counts=placement().rank == 0):
+            train_stage(run, stage)
         return
     environ = planned_environ(hosts, os.environ) if hosts else os.environ
     from launch.config import load, to_public_yaml

@@ -6,6 +6,8 @@ Legend: B image, C band, H W pixels.
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
+from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -21,6 +23,7 @@ from data_shards.errors import without_credentials
 from data_shards.manifest import NAME
 from launch import stages
 from launch.config import to_public_yaml
+from launch.headline import HEADLINE, caution
 from launch.judging import held_out_split
 from launch.report import figures as fig
 from ldm.training.log import read_log
@@ -36,7 +39,7 @@ def build_report(run: stages.Run) -> Path:
     reflect = Reflectance(real)
     images = reflect(real, held_out, spread(real.count(held_out), SHOWN))
     display = fig.Display(images)
-    parts: dict[str, Any] = {"reached": []}
+    parts: dict[str, Any] = {"reached": [], "outdated": []}
     parts |= data_part(real, held_out, images, display)
     for name, needs, make in (
         ("samples", run.synthetic / NAME, lambda: sample_part(run, real, held_out, display)),
@@ -45,9 +48,11 @@ def build_report(run: stages.Run) -> Path:
         ("metrics", run.folder / "evaluate.json", lambda: metric_part(run)),
         ("audit", run.folder / "audit.json", lambda: audit_part(run, real, display)),
     ):
-        if needs.exists():
+        if needs.exists() and of_this_version(needs):
             parts |= make()
             parts["reached"].append(name)
+        elif needs.exists():
+            parts["outdated"].append(needs.name)
     template = jinja2.Template(
         resources.files("launch.report").joinpath("report.html").read_text(), autoescape=True, undefined=jinja2.StrictUndefined
     )
@@ -56,12 +61,20 @@ def build_report(run: stages.Run) -> Path:
         run=run.folder.name,
         config=without_credentials(frozen.read_text()) if frozen.exists() else to_public_yaml(run.config),
         version=launch.__version__,
-        headline=headline(run),
+        cards=cards(stages.figures(run)),
         **parts,
     )
     path = run.folder / "report.html"
     durable.write_bytes(path, html.encode())
     return path
+
+
+def of_this_version(path: Path) -> bool:
+    """Whether a result is in the form that is shown here; files that state no form are."""
+    from ldm import audit, evaluation
+
+    wanted = {"evaluate.json": evaluation.FORMAT, "audit.json": audit.FORMAT}.get(path.name)
+    return wanted is None or json.loads(path.read_text())["format"] == wanted
 
 
 class Reflectance:
@@ -84,20 +97,29 @@ def enlarge(height: int) -> int:
     return max(1, round(190 / height))
 
 
-def headline(run: stages.Run) -> list[tuple[str, str, str]]:
-    """(name, value, meaning) of the figures that stand first."""
-    meaning = {
-        "psnr_gain_db": ("reconstruction above the training mean image", "{:.1f} dB", "PSNR of held-out people, within the field of view"),
-        "codes_used": ("codes in use", "{:.0%}", "share of the codebook used over the training split"),
-        "frechet_over_gaussian_latents": (
-            "Fréchet distance ratio",
-            "{:.3f}",
-            "samples over decoded Gaussian latents of the same moments; lower is better",
-        ),
-        "seconds": ("working time", "{:.0f} s", "of the whole run on this machine"),
-    }
-    found = stages.figures(run)
-    return [(title, form.format(found[key]), words) for key, (title, form, words) in meaning.items() if key in found]
+@dataclass(frozen=True, kw_only=True)
+class Card:
+    """A figure that stands first: its value in words (None: left out), what is said beneath, and how it is shown."""
+
+    title: str
+    value: str | None
+    words: str
+    verdict: str
+    style: str
+
+
+def cards(figures: Mapping[str, Any]) -> list[Card]:
+    """The figures that stand first; only one that is better than wanted has the colour of good ones."""
+    found = []
+    for figure in HEADLINE:
+        value, said = figures.get(figure.key), caution(figures, figure.key)
+        if value is not None:
+            style = {True: "reached", False: "missed", None: "plain"}[figure.reached(value)]
+            verdict = "; ".join(part for part in (figure.verdict(value), said) if part)
+            found.append(Card(title=figure.title, value=figure.form.format(value), words=figure.meaning, verdict=verdict, style=style))
+        elif said:
+            found.append(Card(title=figure.title, value=None, words=figure.meaning, verdict=f"left out: {said}", style="missed"))
+    return found
 
 
 def data_part(real: Dataset, held_out: str, images: np.ndarray, display: fig.Display) -> dict[str, Any]:

@@ -20,9 +20,10 @@ from data_shards import folder
 from data_shards.cube import LABELS, reflectance
 from data_shards.errors import CorruptData, InputError, RetinaforgeError, TryAgain, UnsafeResume
 from data_shards.formats import ReadOptions
-from data_shards.importing import geometry, importer, labels, partners
+from data_shards.importing import geometry, importer, labels, map_files, masks, partners
 from data_shards.importing.conversion import ImportConfig, to_uint16
 from data_shards.importing.geometry import Geometry, Planes
+from data_shards.importing.values import Values
 from data_shards.importing.wavelengths import parse_wavelengths
 
 REAL = Path(os.environ.get("RETINAFORGE_REAL_DATA", Path(__file__).resolve().parents[3] / "shared" / "data"))
@@ -160,14 +161,14 @@ def test_of_two_imports_into_one_place_the_second_is_told_and_no_cube_is_lost(dr
 def test_an_import_that_ends_while_another_waits_to_begin_is_not_written_over(
     drive_like: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = importer.durable._sole_writer
+    real = importer.durable.sole_writer
 
     def outrun(final: Path):
         monkeypatch.undo()
         importer.import_cubes(config(drive_like), tmp_path / "out")
         return real(final)
 
-    monkeypatch.setattr(importer.durable, "_sole_writer", outrun)
+    monkeypatch.setattr(importer.durable, "sole_writer", outrun)
     with pytest.raises(TryAgain, match="has just written this place"):
         importer.import_cubes(config(drive_like), tmp_path / "out")
     assert importer.import_cubes(config(drive_like), tmp_path / "out").written == 0
@@ -225,13 +226,17 @@ def test_an_unwritable_place_is_named(drive_like: Path, tmp_path: Path) -> None:
 # Values
 
 
+def full(value: float | None) -> Values:
+    return Values(scale_C=(1 / value,), offset_C=(0.0,)) if value else Values()
+
+
 @pytest.mark.parametrize("dtype", ["uint8", "uint16", "int16"])
 @pytest.mark.parametrize("full_scale", [None, 4095.0])
 def test_integers_come_back_bit_for_bit(dtype: str, full_scale: float | None) -> None:
     limits = np.iinfo(dtype)
     data_CHW = np.linspace(limits.min, limits.max, 3 * 8 * 8).astype(dtype).reshape(3, 8, 8)
     data_CHW[0, 0, :2] = limits.min, limits.max
-    stored_CHW, scale, offset, note = to_uint16(data_CHW, ImportConfig(source=Path()), full_scale, "x")
+    stored_CHW, scale, offset, note = to_uint16(data_CHW, ImportConfig(source=Path()), full(full_scale), "x")
     assert stored_CHW.dtype == np.uint16
     back_CHW = np.rint((scale * stored_CHW.astype(np.float64) + offset) * (full_scale or limits.max))
     assert np.array_equal(back_CHW.astype(dtype), data_CHW)
@@ -241,14 +246,14 @@ def test_integers_come_back_bit_for_bit(dtype: str, full_scale: float | None) ->
 @pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
 def test_floats_are_within_half_a_step(dtype: str) -> None:
     data_CHW = np.random.default_rng(1).uniform(-0.1, 1.3, (2, 30, 30)).astype(dtype)
-    stored_CHW, scale, offset, note = to_uint16(data_CHW, ImportConfig(source=Path(), float_range=(-0.2, 1.4)), None, "x")
+    stored_CHW, scale, offset, note = to_uint16(data_CHW, ImportConfig(source=Path(), float_range=(-0.2, 1.4)), Values(), "x")
     assert np.abs(scale * stored_CHW.astype(np.float64) + offset - data_CHW.astype(np.float64)).max() <= scale / 2 * (1 + 1e-9)
     assert f"error at most {scale / 2:.3g}" in note
 
 
 def refused(data_CHW: np.ndarray, **more) -> str:
     with pytest.raises(InputError) as caught:
-        to_uint16(data_CHW, ImportConfig(source=Path(), **more), more.get("full_scale"), "FILE")
+        to_uint16(data_CHW, ImportConfig(source=Path(), **more), full(more.get("full_scale")), "FILE")
     assert caught.value.exit_code == 2
     return str(caught.value)
 
@@ -266,7 +271,7 @@ def test_values_that_cannot_be_stored_are_counted() -> None:
 def test_nan_as_is_counted_in_the_notes() -> None:
     data_CHW = np.full((2, 4, 4), 0.5, np.float32)
     data_CHW[1, 2, 3] = np.nan
-    stored_CHW, scale, _, note = to_uint16(data_CHW, ImportConfig(source=Path(), nan_as=0.25), None, "x")
+    stored_CHW, scale, _, note = to_uint16(data_CHW, ImportConfig(source=Path(), nan_as=0.25), Values(), "x")
     assert stored_CHW[1, 2, 3] * scale == pytest.approx(0.25, abs=scale)
     assert "1 values that were not finite set to 0.25" in note
     for wrong in (2.0, np.nan, np.inf):
@@ -321,6 +326,10 @@ def test_images_that_cannot_be_one_dataset_are_refused(tmp_path: Path) -> None:
 # Labels
 
 
+def classes_of(path: Path, label_map: labels.LabelMap) -> np.ndarray:
+    return labels.classes_of(map_files.read_map(path, ReadOptions()), label_map)
+
+
 def test_label_maps_of_colours_and_of_palettes(tmp_path: Path) -> None:
     values_HW = classes(1)
     colours = np.array([[0, 0, 0], [255, 0, 0], [0, 0, 255], [0, 255, 0]], np.uint8)
@@ -330,12 +339,12 @@ def test_label_maps_of_colours_and_of_palettes(tmp_path: Path) -> None:
     palette.putpalette([9, 9, 9, 255, 255, 255, 0, 0, 0, 7, 7, 7])
     palette.save(tmp_path / "palette.png")
     expected_HW = np.where(values_HW == 3, 0, values_HW)
-    assert np.array_equal(labels.read_labels(tmp_path / "rgb.png", by_colour, ReadOptions()), expected_HW)
-    assert np.array_equal(labels.read_labels(tmp_path / "palette.png", labels.parse_label_map(MAP), ReadOptions()), expected_HW)
+    assert np.array_equal(classes_of(tmp_path / "rgb.png", by_colour), expected_HW)
+    assert np.array_equal(classes_of(tmp_path / "palette.png", labels.parse_label_map(MAP)), expected_HW)
     Image.fromarray(np.dstack([values_HW] * 3)).save(tmp_path / "grey.png")
-    assert np.array_equal(labels.read_labels(tmp_path / "grey.png", labels.parse_label_map(MAP), ReadOptions()), expected_HW)
+    assert np.array_equal(classes_of(tmp_path / "grey.png", labels.parse_label_map(MAP)), expected_HW)
     with pytest.raises(InputError, match=r"colour label file, mapped by value[\s\S]*#ff0000=CLASS"):
-        labels.read_labels(tmp_path / "rgb.png", labels.parse_label_map(MAP), ReadOptions())
+        classes_of(tmp_path / "rgb.png", labels.parse_label_map(MAP))
 
 
 def test_values_without_a_class_are_counted(tmp_path: Path) -> None:
@@ -343,7 +352,7 @@ def test_values_without_a_class_are_counted(tmp_path: Path) -> None:
     values_HW[0, :3], values_HW[1, 0] = 7, 9
     Image.fromarray(values_HW).save(tmp_path / "a.png")
     with pytest.raises(InputError, match=r"7 \(3 pixels\), 9 \(1 pixels\)[\s\S]*a.png[\s\S]*7=background"):
-        labels.read_labels(tmp_path / "a.png", labels.parse_label_map("0=background"), ReadOptions())
+        classes_of(tmp_path / "a.png", labels.parse_label_map("0=background"))
 
 
 @pytest.mark.parametrize("text", ["", "1", "1=artery,1=vein", "1=arteries", "1=artery,#ff0000=vein", "x=artery", "1=artery;2=vein"])
@@ -356,7 +365,7 @@ def test_wrong_label_maps_are_refused(text: str) -> None:
 def test_masks_of_many_kinds(tmp_path: Path, mode: str, high: int) -> None:
     image = Image.fromarray(view().astype(np.uint8) * high) if mode != "1" else Image.fromarray(view())
     image.convert(mode).save(tmp_path / "m.png")
-    assert np.array_equal(labels.read_mask(tmp_path / "m.png", ReadOptions()), view())
+    assert np.array_equal(masks.mask_of(map_files.read_map(tmp_path / "m.png", ReadOptions()), "fov", None), view())
 
 
 def test_labels_of_another_size(drive_like: Path, tmp_path: Path) -> None:
@@ -603,7 +612,7 @@ def test_padding_without_a_mask_makes_one() -> None:
 def test_resize_by_height_keeps_proportion() -> None:
     planes, done = geometry.apply(Geometry(resize="12"), Planes(data_CHW=np.ones((1, 24, 36), np.uint16)), "x")
     assert planes.data_CHW.shape == (1, 12, 18)
-    assert done == ["resize 24x36 to 12x18: image by area mean, maps by nearest pixel"]
+    assert done == ["resize 24x36 to 12x18: image by area mean, maps by larger share, vessels whole"]
 
 
 @pytest.mark.parametrize(

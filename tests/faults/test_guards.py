@@ -19,6 +19,7 @@ ROOT = Path(__file__).parents[2]
 ALL = os.environ.get("FAULTS") == "all"
 COPIED = ("data_shards", "ldm", "slurm", "launch", "tests")
 COMMITTED, ATTEMPTS, TRIED = "ldm/training/committed.py", "slurm/attempts.py", "tests/slurm/test_attempts.py"
+STATES = "tests/slurm/test_status.py"
 CHECKPOINT, LOOP, VQGAN = "ldm/training/checkpoint.py", "ldm/training/loop.py", "ldm/training/vqgan.py"
 STATE, POWER = "tests/ldm/training/test_checkpoint.py", "tests/faults/test_power_loss.py"
 STOP, LOST, ZERO = "tests/faults/test_agreement.py", "tests/faults/test_lost_rank.py", "tests/launch/test_zero.py"
@@ -63,7 +64,24 @@ GUARDS = [
         "without_progress",
     ),
     guard("limit of restarts by SLURM", ATTEMPTS, "if why := stalled(spec,", "if why := None and stalled(spec,", TRIED, "without_progress"),
-    guard("an elder copy asks for nothing", ATTEMPTS, "        and not elder\n", "", TRIED, "taken_over_asks"),
+    guard("an elder copy asks for nothing", ATTEMPTS, "spec.requeue and not elder and", "spec.requeue and", TRIED, "taken_over_asks"),
+    guard(
+        "an index of an array by its own number",
+        "slurm/restart.py",
+        'return f"{array}_{index}" if array and index else environ["SLURM_JOB_ID"]',
+        'return environ["SLURM_JOB_ID"]',
+        TRIED,
+        "only_the_index",
+    ),
+    guard(
+        "the token of a job",
+        "slurm/records.py",
+        "if state.token and state.token == self.record.token",
+        "if state.token",
+        STATES,
+        "given_again",
+    ),
+    guard("what is unknown is not doubled", "slurm/executor.py", "if is_unknown(states) and not force:", "if False:", STATES, "by_force"),
     guard(
         "an elder copy ends itself",
         "slurm/preempt.py",

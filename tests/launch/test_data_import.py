@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import h5py
 import numpy as np
 import pytest
 from PIL import Image
 
 from data_shards import folder
+from data_shards.cube import reflectance
 from launch import cli
 
 
@@ -66,6 +68,22 @@ def test_every_option_of_a_matrix_arrives(scans: Path, monkeypatch: pytest.Monke
     assert json.loads((scans / "out" / "import.config.json").read_text())["options"]["read"]["pixel_order"] == "columns"
 
 
+def test_every_option_of_values_arrives(scans: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    data_CHW = np.full((4, 8, 8), 2000, np.int16)
+    data_CHW[:, 0], data_CHW[0, 1] = -9999, -9999
+    with h5py.File(scans / "a.h5", "w") as file:
+        file["cube"], file["centres"] = data_CHW, [400.0, 500.0, 600.0, 700.0]
+    words = [scans / "a.h5", scans / "out", "--variable", "cube", "--full-scale", 10000, "--offset", "-0.1", "--nodata", "-9999"]
+    words += ["--nodata-any", "--bad-bands", "3", "--wavelengths", "hdf5:centres"]
+    assert run(monkeypatch, *words) == 0
+    cube = folder.read_cube(scans / "out", "a")
+    assert cube.meta.wavelengths_nm == (400, 500, 700)
+    np.testing.assert_allclose(reflectance(cube.data_CHW, cube.meta)[:, 2:], 0.1, atol=1e-6)
+    assert cube.fov_HW.sum() == 6 * 8
+    said = " ".join(capsys.readouterr().out.replace("│", " ").split())
+    assert "16 pixels of 1 images hold no-data" in said and "bands 3 left out by --bad-bands" in said
+
+
 def test_dry_run_shows_the_pairs_and_writes_nothing(
     scans: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -85,6 +103,11 @@ def test_dry_run_shows_the_pairs_and_writes_nothing(
         (["images", "--float-range", "1:0"], 2, "--float-range 0:1"),
         (["images", "--float-range", "x"], 2, "--float-range 0:1"),
         (["images", "--full-scale", "0"], 2, "--full-scale 4095"),
+        (["images", "--offset", "nan"], 2, "--offset -0.1"),
+        (["images", "--nodata", "x"], 2, "--nodata none"),
+        (["images", "--bad-bands", "0"], 2, "--bad-bands none"),
+        (["images", "--wavelengths", "0.61,0.545,0.465"], 2, "--wavelengths 610,545,465"),
+        (["images", "--wavelengths", "hdf5:x"], 2, "means nothing for a .png file"),
         (["images", "--onh-columns", "x,y"], 2, "X,Y,DIAMETER"),
         (["matrix.npy", "--reshape", "2by3"], 2, "--reshape 512x512"),
         (["matrix.npy", "--wavelengths", "500"], 2, "values outside 0 … 1: from 0 to 5000"),

@@ -380,5 +380,5 @@ def test_an_array_s_indices_are_known_by_their_own_share_of_what_is_made(tmp_pat
     assert (job["share"], job["progress"]) == ("{array_task}/9", [f"{tmp_path}/runs/demo/synthetic/*.tar"])
     assert json.loads(invoke(*words, "sample", "demo", "--task={array_task}/9"))["job"]["share"] == "{array_task}/9"
     assert json.loads(invoke("submit", "--dry-run", "--json", "--", "sample", "demo"))["job"]["share"] is None
-    fit = ("codebook", "fit", "latents", "--out", "codes-{array_task}.safetensors", "--seed", "{array_task}")
+    fit = ("codebook", "fit", "--latents", "latents", "--out", "codes-{array_task}.safetensors", "--seed", "{array_task}")
     assert json.loads(invoke(*words, *fit))["job"]["progress"][0] == f"{tmp_path}/codes-{{array_task}}.safetensors"

@@ -28,6 +28,7 @@ from launch.build import check_fit
 from launch.config import from_tree
 from launch.judging import held_out_split
 from launch.stages import Run, done
+from launch.worked import working_seconds
 from ldm.trained import load_autoencoder
 from ldm.training.checkpoint import CheckpointStore
 from ldm.training.clock import TIMINGS
@@ -224,7 +225,9 @@ def test_a_signal_commits_and_asks_to_be_run_again(uninterrupted: Path, packed: 
     committed = CheckpointStore(folder / "checkpoints", comm=None).committed()
     assert committed and committed[0].samples == read_log(folder / "metrics.jsonl")[-1]["samples"]
     assert not faults_of(committed[0])
+    stopped_s = working_seconds(tmp_path / "asked")
     run("train", "vqgan", config)
+    assert 0 < stopped_s < working_seconds(tmp_path / "asked"), "both attempts count"
     assert curve(folder) == curve(uninterrupted / "vqgan")
 
 
@@ -282,10 +285,12 @@ def test_a_start_that_was_refused_can_be_corrected_in_the_same_folder(tmp_path: 
         ({"train": 9, "val": 0, "test": 2}, "test"),
         ({"train": 9, "clinic-b": 4}, "clinic-b"),
         ({"train": 9, "val": 0}, "train"),
+        ({"train": 9, "val": 1, "test": 2}, "test"),  # one person has no spread
+        ({"train": 9, "val": 1, "test": 1}, "val"),
     ],
 )
 def test_held_out_people_are_compared_with_where_there_are_any(counts: dict[str, int], chosen: str) -> None:
-    assert held_out_split(SimpleNamespace(splits={name: SplitInfo(count, 1) for name, count in counts.items()})) == chosen
+    assert held_out_split(SimpleNamespace(splits={name: SplitInfo(count, count) for name, count in counts.items()})) == chosen
 
 
 def test_a_run_folder_may_be_moved(tmp_path: Path) -> None:

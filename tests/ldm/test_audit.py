@@ -242,5 +242,5 @@ def test_command(packed, planted, tmp_path):
     assert done.exit_code == 0, done.output
     assert "mirrored" in done.output and "flagged" in done.output and "does not show" in done.output
     assert "private" not in done.output.lower()
-    assert json.loads((tmp_path / "a.json").read_text())["format"] == "retinaforge-audit-1"
+    assert json.loads((tmp_path / "a.json").read_text())["format"] == "retinaforge-audit-2"
     assert json.loads(CliRunner().invoke(app, [*words, "--json"]).stdout)["descriptors"].keys() == {"pooled", "contrast"}

@@ -81,7 +81,7 @@ def test_the_same_call_gives_the_same_result(real, good, of_good):
 
 
 def test_the_result_is_json_without_nan_and_names_its_data(real, good, of_good):
-    assert json.loads(json.dumps(of_good, allow_nan=False))["format"] == "retinaforge-evaluation-1"
+    assert json.loads(json.dumps(of_good, allow_nan=False))["format"] == "retinaforge-evaluation-2"
     assert of_good["reference"] == {"path": str(real.path), "digest": real.digest, "split": "val", "n": 40, "subjects": 20}
     assert of_good["synthetic"]["digest"] == good.digest and of_good["floor_from"]["split"] == "train"
     assert of_good["frechet"]["extractor"].startswith("seeded-conv-v1")
@@ -135,17 +135,17 @@ def test_one_person_held_out_leaves_out_that_figure_with_its_reason_and_the_rest
     for images in (1, 2):  # one image cannot have a spread; two of one person pretend to have one
         real = folder_of(tmp_path / str(images), {"train": (0, 8), "val": (8, 1)}, images=images)
         result = evaluate(real, good, EvaluateConfig(pairs=4))
-        assert result["frechet"]["value"] is None and "1 person in split 'val'" in result["frechet"]["reason"]
+        assert result["frechet"]["value"] is None and "one person alone in split 'val'" in result["frechet"]["reason"]
         assert result["spectral"]["fov"]["kl_mean"] > 0
         shown = {row["metric"]: row for row in rows(result)}
         assert shown["Fréchet distance"]["reason"] == shown["KID"]["reason"] == result["frechet"]["reason"]
-        assert "only 1 people" in shown["KL, field of view"]["note"]
+        assert "people: only 1" in shown["KL, field of view"]["note"]
         json.dumps(result, allow_nan=False)
 
 
 def test_few_people_are_said_beside_the_figure(good, of_good, tmp_path):
     few = evaluate(folder_of(tmp_path, {"train": (0, 8), "val": (8, 3)}), good, EvaluateConfig(pairs=4))
-    assert "only 3 people" in rows(few)[0]["note"] and few["frechet"]["value"] > 0
+    assert "people: only 3" in rows(few)[0]["note"] and few["frechet"]["value"] > 0
     assert "people" not in rows(of_good)[0]["note"]
 
 

@@ -222,6 +222,12 @@ def test_a_local_array_runs_each_index(tmp_path, capfd):
     assert array_indices("0-6:2,9%2") == [0, 2, 4, 6, 9]
 
 
+def test_what_a_job_writes_is_as_its_umask_says(tmp_path):
+    spec, folder = local(tmp_path, command=("python", "-c", "open('made', 'x')"), umask="0027")
+    assert run_local(spec, folder) == 0
+    assert (tmp_path / "made").stat().st_mode & 0o777 == 0o640 and folder.stat().st_mode & 0o777 == 0o700
+
+
 def test_a_command_that_is_not_there_is_named(tmp_path, capfd):
     spec, folder = local(tmp_path, command=("no-such-program",))
     assert run_local(spec, folder) == 2

@@ -1,0 +1,77 @@
+"""The figures of a run that stand first, and what is wanted of each: in the report, at the end of `run`, in the README."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True, kw_only=True)
+class Figure:
+    """Attributes:
+    key: its name in metrics.json.
+    title, meaning: for people.
+    form: how its value is written.
+    wanted: what it should reach; None: nothing is wanted of it.
+    at_most: whether lower is better.
+    """
+
+    key: str
+    title: str
+    meaning: str
+    form: str
+    wanted: float | None = None
+    at_most: bool = False
+
+    def reached(self, value: float) -> bool | None:
+        """Whether a value is as wanted; None where nothing is."""
+        if self.wanted is None:
+            return None
+        return value <= self.wanted if self.at_most else value >= self.wanted
+
+    def verdict(self, value: float) -> str:
+        """The target, and whether it is reached, in words."""
+        if self.wanted is None:
+            return ""
+        target = f"wanted: {'at most' if self.at_most else 'at least'} {self.form.format(self.wanted)}"
+        return f"{target}, {'reached' if self.reached(value) else 'NOT reached'}"
+
+
+HEADLINE = (
+    Figure(
+        key="psnr_gain_db",
+        title="reconstruction above the training mean image",
+        meaning="PSNR of held-out people, within the field of view",
+        form="{:.1f} dB",
+        wanted=6.0,
+    ),
+    Figure(key="codes_used", title="codes in use", meaning="share of the codebook used over the training split", form="{:.0%}", wanted=0.5),
+    Figure(
+        key="frechet_over_gaussian_latents",
+        title="Fréchet distance ratio",
+        meaning="samples over decoded Gaussian latents of the same moments, to held-out people, on whitened features",
+        form="{:.2f}",
+        wanted=0.33,
+        at_most=True,
+    ),
+    Figure(key="seconds", title="working time", meaning="of the whole run on this machine", form="{:.0f} s"),
+)
+
+
+def caution(figures: Mapping[str, Any], key: str) -> str:
+    """What a reader has to know of a figure of metrics.json, or why it was left out; empty where there is nothing to say."""
+    return figures.get("left_out", {}).get(key) or figures.get("cautions", {}).get(key, "")
+
+
+def lines(figures: Mapping[str, Any]) -> list[str]:
+    """Each figure of metrics.json on a line: value, target, or why it was left out."""
+    found = []
+    for figure in HEADLINE:
+        value, said = figures.get(figure.key), caution(figures, figure.key)
+        if value is not None:
+            words = "; ".join(part for part in (figure.verdict(value), said) if part)
+            found.append(f"{figure.key:30} {value:<10.4g} {words}".rstrip())
+        elif said:
+            found.append(f"{figure.key:30} left out: {said}")
+    return found
