@@ -108,7 +108,7 @@ def plain_diffusion(stage: DiffusionStage, data: shards.Dataset, steps: int) -> 
         net, torch.optim.AdamW(net.parameters(), lr=stage.optimizer.lr, betas=(0.9, 0.99), weight_decay=0.0)
     )
     average = {name: value.detach().clone() for name, value in net.state_dict().items()}
-    position, scheduler = 0, schedule()
+    position, scheduler = 0, schedule(stage.objective.target)
 
     def train() -> float:
         nonlocal position

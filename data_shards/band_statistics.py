@@ -13,7 +13,9 @@ import numpy as np
 
 from data_shards.cube import Cube
 from data_shards.errors import InputError
-from data_shards.manifest import LOG_KNEE, BandStats
+from data_shards.manifest import BandStats, signed_log
+
+FORMAT = "band-statistics-2"  # of the sums: a packing that was killed with others begins anew
 
 
 @dataclass
@@ -26,6 +28,7 @@ class BandAccumulator:
     max_C: list[float] = field(default_factory=list)
     logs_C: np.ndarray | float = 0.0
     log_squares_C: np.ndarray | float = 0.0
+    log_zero: float = 0.0
     values: int = 0
 
     def add(self, cube: Cube) -> None:
@@ -35,7 +38,8 @@ class BandAccumulator:
         exact = flat_CN.dtype.kind == "u"
         wide_CN = flat_CN.astype(np.uint64 if exact else np.float64)
         to = int if exact else float
-        logs_CN = np.log1p(flat_CN / LOG_KNEE) if exact else np.zeros((len(flat_CN), 1))
+        log_zero = 0.0 - cube.meta.offset / cube.meta.scale if exact else 0.0  # the stored value of reflectance 0 (never -0.0)
+        logs_CN = signed_log(flat_CN - log_zero) if exact else np.zeros((len(flat_CN), 1))
         self.merge(
             BandAccumulator(
                 sums_C=[to(v) for v in wide_CN.sum(1)],
@@ -44,6 +48,7 @@ class BandAccumulator:
                 max_C=flat_CN.max(1).tolist(),
                 logs_C=logs_CN.sum(1),
                 log_squares_C=(logs_CN * logs_CN).sum(1),
+                log_zero=log_zero,
                 values=flat_CN.shape[1],
             )
         )
@@ -53,6 +58,7 @@ class BandAccumulator:
         if not self.values:
             self.__dict__.update(other.__dict__)
         elif other.values:
+            assert other.log_zero == self.log_zero, "cubes of one affine map"
             self.sums_C = [a + b for a, b in zip(self.sums_C, other.sums_C, strict=True)]
             self.squares_C = [a + b for a, b in zip(self.squares_C, other.squares_C, strict=True)]
             self.min_C = [min(a, b) for a, b in zip(self.min_C, other.min_C, strict=True)]
@@ -73,15 +79,17 @@ class BandAccumulator:
         means = [s / n for s in self.sums_C]
         # var = (n Σx² − (Σx)²)/n², in integers where the values are integers: no cancellation
         stds = [math.sqrt(max((n * q - s * s) / (n * n), 0.0)) for s, q in zip(self.sums_C, self.squares_C, strict=True)]
+        counts = isinstance(self.sums_C[0], int)  # latents have no logarithm
         log_mean_C = np.asarray(self.logs_C) / n
         log_std_C = np.sqrt(np.maximum(np.asarray(self.log_squares_C) / n - log_mean_C**2, 0))
         return BandStats(
             split=split,
-            log_mean_C=tuple(np.atleast_1d(log_mean_C).tolist()) if np.any(log_mean_C) else (),
-            log_std_C=tuple(np.atleast_1d(log_std_C).tolist()) if np.any(log_mean_C) else (),
+            log_mean_C=tuple(log_mean_C.tolist()) if counts else (),
+            log_std_C=tuple(log_std_C.tolist()) if counts else (),
             mean_C=tuple(scale * m + offset for m in means),
             std_C=tuple(scale * s for s in stds),
             min_C=tuple(scale * v + offset for v in self.min_C),
             max_C=tuple(scale * v + offset for v in self.max_C),
+            log_zero=self.log_zero,
             values=n,
         )

@@ -40,7 +40,7 @@ class Dataset:
     Args:
         path: a folder, or a URL (stores/).
         manifest: where it was read already.
-        cache: of remote files, on a local disk.
+        cache: of remote files, on a local disk; a folder's files are never cached.
 
     Raises (on opening):
         InputError: no dataset there. CorruptData: damaged manifest; while reading: index and shards disagree with it.
@@ -50,6 +50,8 @@ class Dataset:
         self.path: Path | str = str(path) if stores.is_url(path) else Path(path)
         self.manifest = manifest or read_manifest(self.path)
         self._store, self._cache = stores.open_store(self.path), cache
+        if cache and stores.is_url(self.path):
+            cache.prepare()
         self._open: OrderedDict[str, Shard] = OrderedDict()
         self._lock = threading.Lock()
 

@@ -9,10 +9,10 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
-import glob
 import hashlib
 import json
 import os
+import re
 import secrets
 import shutil
 import time
@@ -20,7 +20,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from data_shards.errors import InputError, TryAgain
+from data_shards.errors import InputError, RetinaforgeError, TryAgain
 
 LOCK = ".writer"  # `.writer-NAME` is held, by flock, by the process that writes the folder NAME
 REQUEST = ".request"  # what the writer of an unfinished folder was asked for
@@ -169,12 +169,14 @@ def writing_folder(final: Path, *, request: str = "") -> Iterator[Path]:
     Raises:
         TryAgain: another process is writing the same place, or the disk is full. InputError: the place cannot be written.
     """
+    _free(final, InputError, "the place is taken", mend=f"choose another, or rm -r {final}")
     with explained(final):
         make_folder(final.parent)
     with _sole_writer(final):
+        _free(final, TryAgain, "another process has just written this place", mend="run the same command again: it finds what stands there")
         part = None
         with explained(final):
-            for left in sorted(final.parent.glob(f"{PART}????????-{glob.escape(final.name)}")):
+            for left in _left_by_writers(final):
                 if request and part is None and (left / REQUEST).is_file() and (left / REQUEST).read_text() == request:
                     part = left
                     sweep(part)
@@ -198,6 +200,19 @@ def writing_folder(final: Path, *, request: str = "") -> Iterator[Path]:
             if not keep or os.listdir(part) == [REQUEST]:  # nothing was finished
                 shutil.rmtree(part, ignore_errors=True)
             raise
+
+
+def _free(final: Path, kind: type[RetinaforgeError], what: str, *, mend: str) -> None:
+    """Raises: `kind`: a folder that holds something stands at `final`; told before hours of work, not by the rename behind them."""
+    with explained(final), contextlib.suppress(FileNotFoundError), os.scandir(final) as entries:
+        if any(entries):
+            raise kind(what, where=final, expected="a path that does not exist yet", mend=mend)
+
+
+def _left_by_writers(final: Path) -> list[Path]:
+    """Unfinished folders of this very place, sorted; `.part-import-a-set` is of `a-set` (or of anybody), not of `set`."""
+    name = re.compile(rf"{re.escape(PART)}[0-9a-f]{{8}}-{re.escape(final.name)}")
+    return sorted(path for path in final.parent.iterdir() if name.fullmatch(path.name) and path.is_dir() and not path.is_symlink())
 
 
 @contextlib.contextmanager

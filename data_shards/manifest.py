@@ -10,6 +10,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from data_shards import durable, stores
 from data_shards.cube import KEY
 from data_shards.errors import CorruptData, InputError
@@ -37,9 +39,11 @@ class ShardEntry:
 class BandStats:
     """Per-band statistics in reflectance units (latents: latent units), over the field of view where there is one.
 
-    `values` counts the pixels of a band that entered. `log_mean_C` and `log_std_C` are those of ln(1 + stored / LOG_KNEE),
-    empty for latents: on that scale a vessel weighs as much in a dim band as in a bright one. Taken from `split` alone:
-    the training split, so that nothing of the held-out subjects reaches a model.
+    `values` counts the pixels of a band that entered. `log_mean_C` and `log_std_C` are those of sign(n) ln(1 + |n| / LOG_KNEE)
+    with n = stored - log_zero, the counts above reflectance 0; empty for latents. On that scale a vessel weighs as much in a
+    dim band as in a bright one. `log_zero` is 0 where reflectance 0 is stored as 0, and in sets of before it was kept: they
+    took the logarithm of the stored counts themselves, and what was trained on them still does. Taken from `split` alone: the
+    training split, so that nothing of the held-out subjects reaches a model.
     """
 
     split: str
@@ -50,6 +54,11 @@ class BandStats:
     values: int
     log_mean_C: tuple[float, ...] = ()
     log_std_C: tuple[float, ...] = ()
+    log_zero: float = 0.0
+
+    def fields(self) -> dict[str, Any]:
+        """As JSON: a `log_zero` of 0 is left out, so that the statistics of older sets, and checkpoints of them, stay equal."""
+        return {name: value for name, value in asdict(self).items() if name != "log_zero" or value}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,9 +107,15 @@ class Manifest:
         return hashlib.sha256(durable.canonical_json({**{k: getattr(self, k) for k in named}, "shards": shards})).hexdigest()
 
 
+def signed_log(counts: np.ndarray) -> np.ndarray:
+    """sign(n) ln(1 + |n| / LOG_KNEE) of counts above reflectance 0: a logarithm that noise below 0 passes, too."""
+    return np.copysign(np.log1p(np.abs(counts) / LOG_KNEE), counts)
+
+
 def write_manifest(folder: Path, manifest: Manifest) -> None:
     """Publish dataset.json: the mark that the dataset is whole."""
-    durable.write_json(folder / NAME, _checked({"format": FORMAT, "digest": manifest.digest, **asdict(manifest)}))
+    stats = manifest.stats and manifest.stats.fields()
+    durable.write_json(folder / NAME, _checked({"format": FORMAT, "digest": manifest.digest, **asdict(manifest), "stats": stats}))
 
 
 def _checked(fields: dict[str, Any]) -> dict[str, Any]:

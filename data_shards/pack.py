@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from data_shards import durable
+from data_shards.band_statistics import FORMAT as STATISTICS
 from data_shards.band_statistics import BandAccumulator
 from data_shards.codecs import Encoding
 from data_shards.cube import Cube
@@ -228,7 +229,7 @@ def _write_shards(
             told.put(error)
             raise
 
-    request = durable.canonical_json({**source, "shards": shards, "formats": [DATASET_FORMAT, INDEX_FORMAT]}).decode()
+    request = durable.canonical_json({**source, "shards": shards, "formats": [DATASET_FORMAT, INDEX_FORMAT, STATISTICS]}).decode()
     with durable.writing_folder(out, request=request) as staging, ThreadPoolExecutor(workers) as pool:
         try:
             jobs = [pool.submit(write, staging, split, n, keys) for split, parts in shards.items() for n, keys in enumerate(parts)]

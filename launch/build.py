@@ -15,9 +15,10 @@ from data_shards.mixture import Mixture
 from data_shards.stores import place_of
 from data_shards.stream import CubeStream, ReadConfig
 from launch.config import DiffusionStage, VQGANStage, to_tree
+from ldm.diffusion import SCHEDULES
 from ldm.metrics.sets import common_fov
 from ldm.models.codebook import Codebook
-from ldm.models.denoiser import DENOISERS
+from ldm.models.denoiser import DENOISERS, described
 from ldm.models.discriminator import PatchGAN
 from ldm.models.other_codebooks import codebook_from
 from ldm.models.vqgan import VQGAN, initialised
@@ -149,7 +150,8 @@ def vqgan_trainer(
         seed=stage.loop.seed,
         flip=stage.flip,
     )
-    identity = {"stage": "vqgan", "model": to_tree(vqgan.config), "codebook": to_tree(stage.codebook), "seed": stage.loop.seed}
+    model = {"kind": "vqgan", **to_tree(vqgan.config)}
+    identity = {"stage": "vqgan", "model": model, "codebook": to_tree(stage.codebook), "seed": stage.loop.seed}
     if isinstance(mixed, Mixture):
         identity["mix"] = [[other.digest, weight] for other, weight in zip(mixed.datasets[1:], mixed.weights[1:], strict=True)]
     return (
@@ -193,7 +195,8 @@ def diffusion_trainer(
         total=stage.loop.samples,
         seed=stage.loop.seed,
     )
-    identity = {"stage": "diffusion", "model": to_tree(denoiser.config), "objective": to_tree(stage.objective), "seed": stage.loop.seed}
+    identity = {"stage": "diffusion", "model": described(denoiser.config), "objective": to_tree(stage.objective), "seed": stage.loop.seed}
+    identity["schedule"] = SCHEDULES.get(stage.objective.target)
     origin = latents.manifest.source.get("encode", {}).get("autoencoder", "")
     return (
         trainer,

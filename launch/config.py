@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
 import typing
 from collections.abc import Mapping
@@ -42,7 +43,7 @@ class DataConfig:
     codec, max_error, tile: how the shards packed from phantoms are encoded (data_shards/codecs: Encoding).
     workers: of making and packing phantoms.
     read: how shards are read.
-    cache: a folder on a local disk for pieces of a dataset at a URL, shared by the ranks of a node; empty: none.
+    cache: a folder on a local disk for pieces of a dataset at a URL, shared by the ranks of a node; empty: none. Other files there stay.
     cache_gib: what it may hold.
     """
 
@@ -192,7 +193,38 @@ def load(preset: str, overrides: list[str] = ()) -> Config:
                     f"{key!r}: {part!r} is a value, not a section", expected="a key of the tree", mend="retinaforge run demo --dry-run"
                 )
         node[last] = parse_yaml(value, override)
+    _keep_as_begun(tree)
     return from_tree(tree, where=preset)
+
+
+FORMER: dict[str, Any] = {"diffusion.model.attention_head_dim": 8}
+"""What held before a setting existed, where that is not its default: a run that was begun then goes on with it."""
+
+
+def _keep_as_begun(tree: dict[str, Any]) -> None:
+    """Fill in what holds of FORMER for the run folder that `tree` names, unless `tree` states it."""
+    folder = Path(str(tree.get("run", Config.run)))
+    if not (folder / "run.yaml").is_file():
+        return
+    begun = parse_yaml((folder / "run.yaml").read_text(), folder / "run.yaml")
+    for key, former in FORMER.items():
+        stage, section, name = key.split(".")
+        there = begun.get(stage, {}).get(section, {})
+        if there and name not in there and (folder / stage / "checkpoints").is_dir():
+            tree.setdefault(stage, {}).setdefault(section, {}).setdefault(name, former)
+
+
+def completed(tree: Mapping[str, Any], default: Any = None, prefix: str = "") -> dict[str, Any]:
+    """A run.yaml of this or an earlier version, with what it leaves out as it was meant."""
+    default = Config() if default is None else default
+    whole = dict(tree)
+    for field_ in dataclasses.fields(default):
+        key, value = field_.name, getattr(default, field_.name)
+        if dataclasses.is_dataclass(value):
+            whole[key] = completed(tree.get(key, {}), value, f"{prefix}{key}.")
+        elif key not in tree:
+            whole[key] = json.loads(json.dumps(FORMER.get(prefix + key, value)))
+    return whole
 
 
 def from_tree(tree: Mapping[str, Any], *, where: object = None) -> Config:

@@ -25,7 +25,7 @@ from slurm.jobs import JobSpec
 from slurm.status import ASK_EVERY_S, Queue
 
 NAME = "site.yaml"
-OF_ONE_JOB = {"name", "command", "folder", "array", "dependency", "progress"}  # what no two jobs share
+OF_ONE_JOB = {"name", "command", "folder", "array", "dependency", "progress", "share"}  # what no two jobs share
 KEYS = set(JobSpec.__dataclass_fields__) - OF_ONE_JOB
 ASK = "ask_every_seconds"
 """How often SLURM may be asked; no field of a job."""

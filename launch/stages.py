@@ -21,12 +21,12 @@ from data_shards.dataset import Dataset
 from data_shards.errors import InputError
 from data_shards.manifest import NAME, read_manifest
 from data_shards.stores import Cache, is_url
-from launch.config import Config, to_tree, to_yaml
+from launch.config import Config, completed, to_tree, to_yaml
 
 Watch = Callable[..., Iterable[Any]]
 FREE_TO_CHANGE = {
     *("samples", "checkpoint_every", "log_every", "keep", "validate_samples", "background", "profile", "workers", "max_bad_steps"),
-    *("read", "cache", "cache_gib"),
+    *("read", "cache", "cache_gib", "decay_samples"),
 }
 FREE_OF_A_SET = {"sample.count", "sample.batch"}  # a set may grow; each shard states its batch
 # what a section of the configuration decides first; until it stands, the section may still be corrected
@@ -59,7 +59,7 @@ class Run:
         """
         path = self.folder / "run.yaml"
         if path.exists():
-            differing = _changed(yaml.safe_load(path.read_text()), to_tree(self.config))
+            differing = _changed(completed(yaml.safe_load(path.read_text())), to_tree(self.config))
             if "sample.count" in differing and (self.synthetic / NAME).exists():
                 from ldm.generate import check_count
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 import torch
@@ -51,6 +53,23 @@ class EMA:
     def update(self, decay: float) -> None:
         weights = [_values(value).float() for value in self.weights.values()]
         torch._foreach_lerp_([_values(average) for average in self.average.values()], weights, 1 - decay)
+
+    @contextlib.contextmanager
+    def exchanged(self) -> Iterator[None]:
+        """Weights and averages in each other's place while the block runs."""
+        self._exchange()
+        try:
+            yield
+        finally:
+            self._exchange()
+
+    @torch.no_grad()
+    def _exchange(self) -> None:
+        for name, average in self.average.items():
+            mine, theirs = _values(average), _values(self.weights[name])
+            held = theirs.clone()
+            theirs.copy_(mine)
+            mine.copy_(held)
 
     def state(self, prefix: str) -> State:
         return {f"{prefix}.{k}": v for k, v in self.average.items()}

@@ -19,7 +19,7 @@ from ldm.sampler import SamplerConfig, scheduler_for
 from ldm.trained import Autoencoder, Denoiser
 
 HOW_TO = {
-    "cubes": "x = (ln(1 + counts / 16) - log_mean_C) / log_std_C, 0 outside the field of view",
+    "cubes": "n = counts - log_zero (0 where absent); x = (sign(n) ln(1 + |n| / 16) - log_mean_C) / log_std_C, 0 outside the field of view",
     "latents": "z = VQModel.encode(x).latents; the denoiser sees (z - mean_D) / std_D",
 }
 

@@ -14,6 +14,11 @@ from data_shards.errors import InputError
 from data_shards.manifest import LOG_KNEE, BandStats
 
 
+def _signed_log(counts: Tensor) -> Tensor:
+    """`data_shards.manifest.signed_log` on tensors."""
+    return torch.copysign(torch.log1p(counts.abs() / LOG_KNEE), counts)
+
+
 class BandNormaliser(nn.Module):
     """Buffers, so that it moves with a model.
 
@@ -35,12 +40,13 @@ class BandNormaliser(nn.Module):
         self.register_buffer("mean_C11", torch.tensor(mean_C, dtype=torch.float32).view(-1, 1, 1))
         self.register_buffer("std_C11", torch.tensor(std_C, dtype=torch.float32).clamp(min=1e-6).view(-1, 1, 1))
         self.scale, self.offset = scale, offset
+        self.log_zero = stats.log_zero
         self.stored_max = (max(stats.max_C) - offset) / scale
 
     def forward(self, stored_BCHW: Tensor, fov_BHW: Tensor | None = None) -> Tensor:
         """Stored values → normalised float32; outside the field of view 0, so that no capacity goes into the camera's rim."""
         value = stored_BCHW.float()
-        value = torch.log1p(value / LOG_KNEE) if self.logarithmic else value * self.scale + self.offset
+        value = _signed_log(value - self.log_zero) if self.logarithmic else value * self.scale + self.offset
         x_BCHW = (value - self.mean_C11) / self.std_C11
         return x_BCHW if fov_BHW is None else x_BCHW * fov_BHW[:, None].to(x_BCHW)
 
@@ -49,8 +55,11 @@ class BandNormaliser(nn.Module):
         value = x_BCHW * self.std_C11 + self.mean_C11
         if not self.logarithmic:
             return value
-        most = torch.log1p(torch.tensor(self.stored_max / LOG_KNEE)).item()  # the sensor saturates there, and exp must not overflow
-        return LOG_KNEE * torch.expm1(value.clamp(0, most)) * self.scale + self.offset
+        # nothing is stored below 0, the sensor saturates at the largest value, and exp must not overflow
+        least, most = _signed_log(torch.tensor([0.0, self.stored_max], dtype=torch.float64) - self.log_zero).tolist()
+        value = value.clamp(least, most)
+        counts = torch.copysign(LOG_KNEE * torch.expm1(value.abs()), value)
+        return (counts + self.log_zero) * self.scale + self.offset
 
     def stored(self, x_BCHW: Tensor) -> Tensor:
         """Normalised → stored uint16."""

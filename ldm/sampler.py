@@ -20,14 +20,14 @@ from diffusers import (
 from torch import Tensor
 
 from data_shards.errors import InputError, nearest
-from ldm.diffusion import BETA_SCHEDULE, STEPS
+from ldm.diffusion import SCHEDULES, STEPS
 
 PREDICTION = {"epsilon": "epsilon", "v": "v_prediction"}
 
 
 def _variance(cls: type, **extra: Any) -> Callable[[str], Any]:
-    common = {"num_train_timesteps": STEPS, "beta_schedule": BETA_SCHEDULE, "timestep_spacing": "trailing"}
-    return lambda target: cls(prediction_type=PREDICTION[target], **common, **extra)
+    common = {"num_train_timesteps": STEPS, "timestep_spacing": "trailing"}
+    return lambda target: cls(prediction_type=PREDICTION[target], **common, **SCHEDULES[target], **extra)
 
 
 SAMPLERS: dict[str, tuple[tuple[str, ...], Callable[[str], Any]]] = {

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from data_shards.errors import InputError
 from data_shards.manifest import BandStats, Manifest
 from ldm.comm import Alone
-from ldm.diffusion import ObjectiveConfig
+from ldm.diffusion import SCHEDULES, ObjectiveConfig
 from ldm.models.codebook import Codebook, CodebookConfig
 from ldm.models.denoiser import denoiser_from
 from ldm.models.other_codebooks import codebook_from
@@ -74,7 +74,7 @@ def describe_data(manifest: Manifest) -> dict[str, Any]:
     """What a checkpoint keeps of its dataset, so that it can be used without it."""
     assert manifest.stats is not None
     kept = ("shape", "dtype", "wavelengths_nm", "scale", "offset")
-    return {**{k: getattr(manifest, k) for k in kept}, "stats": asdict(manifest.stats), "digest": manifest.digest}
+    return {**{k: getattr(manifest, k) for k in kept}, "stats": manifest.stats.fields(), "digest": manifest.digest}
 
 
 def normaliser_from(data: dict[str, Any]) -> BandNormaliser:
@@ -108,7 +108,7 @@ def load_autoencoder(folder: Path, device: torch.device | str = "cpu", *, best: 
         InputError: nothing trained there. UnsafeResume: checkpoints, but none that verifies.
     """
     identity, read, digest = _chosen(folder, "vqgan", best)
-    vqgan = VQGAN(VQGANConfig(**identity["model"]))
+    vqgan = VQGAN(VQGANConfig(**{k: v for k, v in identity["model"].items() if k != "kind"}))
     load_strictly(vqgan, read.under("vqgan.model."), folder)
     codebook = codebook_from(CodebookConfig(**identity["codebook"]), channels=vqgan.config.latent_channels, seed=0)
     load_strictly(codebook, read.under("codebook."), folder)
@@ -120,16 +120,24 @@ def load_denoiser(folder: Path, device: torch.device | str = "cpu", *, best: boo
     """The averaged denoiser of a training folder, in evaluation mode: the newest, or that of the best validation loss.
 
     Raises:
-        InputError: nothing trained there. UnsafeResume: checkpoints, but none that verifies.
+        InputError: nothing trained there, or on a noise schedule that is not sampled. UnsafeResume: checkpoints, but none that verifies.
     """
     identity, read, digest = _chosen(folder, "diffusion", best)
+    objective = ObjectiveConfig(**identity["objective"])
+    if identity["schedule"] != (now := SCHEDULES.get(objective.target)):
+        raise InputError(
+            f"a denoiser of {objective.target!r} on the noise schedule {identity['schedule']}",
+            where=folder,
+            expected=f"{now}: on the other one samples come out hundreds of times too wide",
+            mend="train it anew: retinaforge train diffusion PRESET run=runs/NAME, with a fresh run folder",
+        )
     net = denoiser_from(identity["model"])
     own = read.under("denoiser.model.")
     load_strictly(net, {**own, **{k: v.to(own[k].dtype) for k, v in read.under("ema.").items()}}, folder)
     return Denoiser(
         net.eval().to(device),
         normaliser_from(identity["data"]).to(device),
-        ObjectiveConfig(**identity["objective"]),
+        objective,
         tuple(identity["data"]["shape"]),
         identity["autoencoder"],
         digest,

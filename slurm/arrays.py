@@ -2,25 +2,29 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from data_shards.errors import InputError, TryAgain
 
 FIRST = "RETINAFORGE_ARRAY_FIRST"
 """The variable by which a part's script says where in the array the part begins."""
+ARRAY = "RETINAFORGE_ARRAY"
+"""The variable by which it names that array: a job that is submitted again may be so with some of its indices."""
 USUAL_SIZE = 1001
 """SLURM's own default of MaxArraySize."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Part:
-    """A part of an array that goes to SLURM by itself: index i of `array` stands for the array's own (first + i)-th index."""
+    """A part of an array that goes to SLURM by itself: index i of `array` stands for the (first + i)-th index of `whole`."""
 
     array: str
     first: int
+    whole: str
     after: str | None = None
 
 
@@ -47,19 +51,36 @@ def parts_of(array: str, most: int) -> list[Part]:
         raise InputError(f"--array {array}", expected="no array: MaxArraySize of this cluster is " + str(most))
     limit = array.partition("%")[1] + array.partition("%")[2]
     starts = range(0, len(indices), most)
-    return [Part(array=f"0-{min(most, len(indices) - start) - 1}{limit}", first=start) for start in starts]
+    return [Part(array=f"0-{min(most, len(indices) - start) - 1}{limit}", first=start, whole=array) for start in starts]
 
 
 def array_task(array: str | None, environ: Mapping[str, str]) -> str | None:
     """This task's index in its array, None outside one."""
-    index, first = environ.get("SLURM_ARRAY_TASK_ID"), environ.get(FIRST)
-    if index is None or first is None or array is None:
+    index, first, whole = environ.get("SLURM_ARRAY_TASK_ID"), environ.get(FIRST), environ.get(ARRAY) or array
+    if index is None or first is None or whole is None:
         return index
-    return str(array_indices(array)[int(first) + int(index)])
+    return str(array_indices(whole)[int(first) + int(index)])
 
 
-def max_array_size() -> int:
-    """What no index may reach here, from the live configuration.
+def spelled(indices: Iterable[int]) -> str:
+    """The shortest words for these indices: '0-2,7'. The inverse of `array_indices`."""
+    words: list[str] = []
+    for _, run in itertools.groupby(enumerate(sorted(indices)), lambda pair: pair[1] - pair[0]):
+        each = [index for _, index in run]
+        words.append(str(each[0]) if len(each) == 1 else f"{each[0]}-{each[-1]}")
+    return ",".join(words)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Site:
+    """What the live configuration of a cluster says of it: its name, and what no index of an array may reach."""
+
+    cluster: str = ""
+    max_array_size: int = USUAL_SIZE
+
+
+def site_here() -> Site:
+    """The cluster that SLURM's programs speak with.
 
     Raises:
         TryAgain: the controller does not answer.
@@ -69,5 +90,5 @@ def max_array_size() -> int:
     except (OSError, subprocess.SubprocessError) as error:
         said = getattr(error, "stderr", None) or error
         raise TryAgain(f"scontrol show config: {said}", expected="an answer of the controller", mend="scontrol ping") from error
-    match = re.search(r"^MaxArraySize\s*=\s*(\d+)", done.stdout, re.MULTILINE)
-    return int(match[1]) if match else USUAL_SIZE
+    said = dict(re.findall(r"^(\w+)\s*=\s*(.*?)\s*$", done.stdout, re.MULTILINE))
+    return Site(cluster=said.get("ClusterName", ""), max_array_size=int(said.get("MaxArraySize", USUAL_SIZE)))

@@ -4,8 +4,11 @@
     python -m slurm.attempts end job.json STATUS    at its foot, with srun's exit status, and --told when SLURM asked the script to end
 
 SLURM itself restarts a job after a preemption, a lost node or `scontrol requeue`; the foot of the script restarts one whose command
-ended with 75 (try again), or met its time limit although it can go on. A job that was restarted `max_stalls` times in a row without
-getting on is ended instead, whoever restarted it.
+ended with 75 (try again), one that met its time limit although it can go on, and one that was preempted where the site lets SLURM
+cancel such jobs (PreemptMode=CANCEL). A job that was restarted `max_stalls` times in a row without getting on is ended instead,
+whoever restarted it.
+
+What cannot be noted (a full disk, a file system that is away) keeps no job from its next attempt.
 
 Of two copies of one job (a node that SLURM lost sight of may go on with its task) the younger one holds the job: `slurm.task` tells
 each which file to look at, and the elder ends itself (slurm/preempt.py).
@@ -13,6 +16,9 @@ each which file to look at, and the elder ends itself (slurm/preempt.py).
 
 from __future__ import annotations
 
+import contextlib
+import errno
+import glob
 import hashlib
 import itertools
 import json
@@ -21,21 +27,24 @@ import re
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from data_shards import durable
 from data_shards.errors import InputError, RetinaforgeError, TryAgain
 from slurm.arrays import array_task
-from slurm.causes import AWAY, CAUSES, EXITED, LOST_NODE, MARK, cause, failure, first_code, said_in
+from slurm.causes import CAUSES, MARK, OVER, cause, said_in, verdict
 from slurm.jobs import JobSpec, read_spec
+from slurm.preempt import ATTEMPT
 
 TRY_AGAIN = TryAgain.exit_code
 PATIENCE_S = (5, 10, 20, 40, 80, 160, 300)
 """Pauses between requests to a controller that does not answer."""
 UNHEARD = re.compile(r"contact slurm controller|timed out|not responding|onnection|Zero Bytes|temporar", re.IGNORECASE)
 """The words of SLURM's programs for a controller that is away."""
+ERRORS = "RETINAFORGE_ERRORS"
+"""The variable by which the script names the file of what srun said."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,6 +52,7 @@ class Attempt:
     """One start of a job's script.
 
     Attributes:
+        token: that of its submission, for SLURM gives numbers again; '' of a job that an older version submitted.
         job_id: SLURM's number.
         restart: how often SLURM had started it before.
         nodes: SLURM's list of them.
@@ -50,6 +60,7 @@ class Attempt:
         before, after: the state of what the job makes (`progress_of`), at either end.
         code: exit code; None when the script was ended before it could tell.
         why: in a few words.
+        last: the job, or this index of an array, has ended with it: nobody starts another.
     """
 
     job_id: str
@@ -61,6 +72,23 @@ class Attempt:
     after: str = ""
     code: int | None = None
     why: str = ""
+    token: str = ""
+    last: bool = False
+
+    @property
+    def key(self) -> tuple[str, str, int]:
+        """What tells it from all others."""
+        return self.token, self.job_id, self.restart
+
+    @property
+    def submission(self) -> tuple[str, str]:
+        """What it shares with its restarts alone."""
+        return self.token, self.job_id
+
+    @property
+    def name(self) -> str:
+        """TOKEN.NUMBER.RESTART, as the script and `holder` have it."""
+        return ".".join(filter(None, (self.token, self.job_id, str(self.restart))))
 
 
 def attempts_path(folder: Path, index: str | None = None) -> Path:
@@ -75,7 +103,7 @@ def holder_path(folder: Path, index: str | None = None) -> Path:
 
 def read_attempts(path: Path) -> list[Attempt]:
     """All attempts, the oldest first; a line that a kill left torn is passed over."""
-    found: dict[tuple[str, int], Attempt] = {}
+    found: dict[tuple[str, str, int], Attempt] = {}
     try:
         lines = path.read_text().splitlines()
     except FileNotFoundError:
@@ -85,7 +113,7 @@ def read_attempts(path: Path) -> list[Attempt]:
             attempt = Attempt(**json.loads(line))
         except (ValueError, TypeError):
             continue
-        found[attempt.job_id, attempt.restart] = attempt
+        found[attempt.key] = attempt
     return list(found.values())
 
 
@@ -95,32 +123,39 @@ def read_all(folder: Path) -> dict[str, list[Attempt]]:
     return {index: found[index] for index in sorted(found, key=lambda index: (len(index), index)) if found[index]}
 
 
-def progress_of(spec: JobSpec) -> str:
-    """A digest of the files that a job makes as it gets on; it changes when one of them comes, goes or is written anew."""
+def progress_of(spec: JobSpec, index: str | None = None) -> str:
+    """A digest of the files that a job, or this index of an array, makes as it gets on: of which there are, and when each was written."""
     folder, seen = Path(spec.folder), []
     for pattern in spec.progress:
+        pattern = pattern.replace("{array_task}", glob.escape(index or ""))
         root, rest = (Path("/"), pattern.lstrip("/")) if pattern.startswith("/") else (folder, pattern)
         for path in root.glob(rest):
-            try:
-                seen.append((str(path), path.stat().st_mtime_ns))
-            except FileNotFoundError:
-                continue  # pruned meanwhile
+            if _is_of(path, (spec.share or "1/1").replace("{array_task}", index or "1")):
+                with contextlib.suppress(FileNotFoundError):  # pruned meanwhile
+                    seen.append((str(path), path.stat().st_mtime_ns))
     return hashlib.sha256(durable.canonical_json(sorted(seen))).hexdigest()[:16]
 
 
-def stalls(attempts: list[Attempt], job_id: str, now: str) -> int:
-    """How many attempts in a row, the last ones of this job, left what the job makes as it is now."""
+def _is_of(path: Path, share: str) -> bool:
+    """Whether a numbered file is of share K/N: those of numbers K - 1, K - 1 + N, …"""
+    k, _, n = share.partition("/")
+    number = re.search(r"(\d+)\.\w+$", path.name)
+    return number is None or int(number[1]) % int(n) == (int(k) - 1) % int(n)
+
+
+def stalls(attempts: list[Attempt], submission: tuple[str, str], now: str) -> int:
+    """How many attempts in a row, the last ones of this submission, left what the job makes as it is now."""
     count = 0
     for attempt in reversed(attempts):
-        if attempt.job_id != job_id or attempt.before != now:
+        if attempt.submission != submission or attempt.before != now:
             break
         count += 1
     return count
 
 
-def stalled(spec: JobSpec, attempts: list[Attempt], job_id: str, now: str) -> str | None:
-    """Why no further attempt of this job is worth its time, or None."""
-    count = stalls(attempts, job_id, now)
+def stalled(spec: JobSpec, attempts: list[Attempt], submission: tuple[str, str], now: str) -> str | None:
+    """Why no further attempt of this submission is worth its time, or None."""
+    count = stalls(attempts, submission, now)
     if not spec.progress or count < spec.max_stalls:
         return None
     return f"{count} attempts in a row got nowhere, the last one: {attempts[-1].why}"
@@ -135,8 +170,8 @@ def begin(path: Path, environ: Mapping[str, str]) -> None:
     spec, folder = read_spec(path), path.parent
     index, mine = array_task(spec.array, environ), _begun(environ)
     # first: an elder copy ends as it reads this
-    durable.write_bytes(holder_path(folder, index), f"{mine.job_id}.{mine.restart}\n".encode())
-    record, now = attempts_path(folder, index), progress_of(spec)
+    durable.write_bytes(holder_path(folder, index), f"{mine.name}\n".encode())
+    record, now = attempts_path(folder, index), progress_of(spec, index)
     before = read_attempts(record)
     if before and before[-1].ended_unix_s is None:  # it was killed, or its node died
         last = before[-1]
@@ -146,8 +181,8 @@ def begin(path: Path, environ: Mapping[str, str]) -> None:
     mine = replace(mine, before=now)
     _append(record, mine)
     print(MARK.format(restart=mine.restart, nodes=mine.nodes), flush=True)
-    if why := stalled(spec, before, mine.job_id, now):
-        _append(record, replace(mine, ended_unix_s=time.time(), after=now, code=InputError.exit_code, why=why))
+    if why := stalled(spec, before, mine.submission, now):
+        _append(record, replace(mine, ended_unix_s=time.time(), after=now, code=InputError.exit_code, why=why, last=True))
         raise InputError(
             why,
             where=", ".join(spec.progress),
@@ -157,8 +192,10 @@ def begin(path: Path, environ: Mapping[str, str]) -> None:
 
 
 def _begun(environ: Mapping[str, str]) -> Attempt:
-    """This attempt, as SLURM tells it to the script."""
+    """This attempt, as SLURM and the script tell it."""
+    words = environ.get(ATTEMPT, "").split(".")
     return Attempt(
+        token=words[0] if len(words) == 3 else "",
         job_id=environ["SLURM_JOB_ID"],
         restart=int(environ.get("SLURM_RESTART_COUNT") or 0),
         nodes=environ.get("SLURM_JOB_NODELIST", ""),
@@ -172,41 +209,90 @@ def end(path: Path, status: int, told: bool, environ: Mapping[str, str]) -> int:
 
     Args:
         status: srun's.
-        told: SLURM asked the script to end, so what follows is SLURM's to decide, but for a time limit.
+        told: SLURM asked the script to end, so what follows is SLURM's to decide, but for a time limit and a preemption.
     """
-    spec, folder = read_spec(path), path.parent
+    folder, spec = path.parent, _spec_or_defaults(path)
     index, mine = array_task(spec.array, environ), _begun(environ)
-    record, after = attempts_path(folder, index), progress_of(spec)
-    attempts = list(itertools.takewhile(lambda a: (a.job_id, a.restart) != (mine.job_id, mine.restart), known := read_attempts(record)))
-    mine = known[len(attempts)] if len(attempts) < len(known) else mine  # a younger copy may have noted itself behind it
-    errors = folder / f"{mine.job_id}_{mine.restart}_srun.err"
-    said = errors.read_text(errors="replace") if errors.exists() else ""
-    sys.stderr.write(said)
-    code, due = first_code(said, status), cause(said + said_in(folder, environ, mine.restart))
-    away = AWAY.search(said) if not EXITED.search(said) and (code != 0 or LOST_NODE.search(said)) else None
-    if away and (code == 0 or not told):
-        code = TRY_AGAIN  # srun may end with 0 when a node is lost
-    why = due or (away and away[0]) or failure(said, folder, environ) or ("done" if code == 0 else f"exit code {code}")
-    elder = holder_path(folder, index).read_text().strip() != f"{mine.job_id}.{mine.restart}"
-    again = (
-        spec.requeue
-        and not elder
-        and ((code == TRY_AGAIN and not told) or (code != 0 and due == CAUSES["TIME LIMIT"] and bool(spec.progress)))
+    record, errors = attempts_path(folder, index), Path(environ.get(ERRORS) or folder / f"{mine.job_id}_{mine.restart}_srun.err")
+    attempts, after, said = [], "not read", ""
+    with _told_if_it_fails():
+        said = errors.read_text(errors="replace") if errors.is_file() else ""
+        sys.stderr.write(said)
+    with _told_if_it_fails():
+        attempts, mine = _former(record, mine)
+        after = progress_of(spec, index)
+    code, why, due = verdict(said, folder, environ, mine.restart, status=status, told=told)
+    elder = _holder(folder, index) not in ("", mine.name)
+    comes_back = (
+        (code == TRY_AGAIN and not told)
+        # SLURM restarts it by itself, and the request changes nothing, or it cancels what it preempts
+        or (code != 0 and due == CAUSES["PREEMPTION"])
+        or (code != 0 and due == CAUSES["TIME LIMIT"] and bool(spec.progress))
     )
+    again = spec.requeue and not elder and comes_back
     refused = None
     if again:
-        mine = replace(mine, why=why)
-        refused = stalled(spec, [*attempts, mine], mine.job_id, after)
+        refused = stalled(spec, [*attempts, replace(mine, why=why)], mine.submission, after)
         if mine.restart >= spec.max_restarts:
             refused = f"{why}; it was restarted {mine.restart} times, the most it may"
     if refused or elder:
         why = refused or f"another attempt had taken over ({why})"
-        print(f"retinaforge: not restarted: {why}", file=sys.stderr)
-    _append(record, replace(mine, ended_unix_s=time.time(), after=after, code=code, why=why))
-    errors.unlink(missing_ok=True)
-    if again and not refused:
-        requeue(mine.job_id)
+        _tell(f"retinaforge: not restarted: {why}")
+    again = again and not refused
+    last = not (again or elder) and (not told or due in OVER)
+    with _told_if_it_fails():
+        _append(record, replace(mine, ended_unix_s=time.time(), after=after, code=code, why=why, last=last))
+    if errors.is_file():
+        with _told_if_it_fails():
+            errors.unlink()
+    if again:
+        requeue(own_number(environ))
     return code
+
+
+def _spec_or_defaults(path: Path) -> JobSpec:
+    """The job; where its file cannot be read, one that may come back: SLURM itself refuses to restart a job that may not."""
+    try:
+        return read_spec(path)
+    except InputError as error:
+        _tell(f"retinaforge: {error}")
+        return JobSpec(name="unread", command=("unread",), folder="/")
+
+
+def _former(record: Path, mine: Attempt) -> tuple[list[Attempt], Attempt]:
+    """The attempts before this one, and this one as it was noted when it began; a younger copy may have noted itself behind it."""
+    known = read_attempts(record)
+    before = list(itertools.takewhile(lambda attempt: attempt.key != mine.key, known))
+    return before, known[len(before)] if len(before) < len(known) else mine
+
+
+def _holder(folder: Path, index: str | None) -> str:
+    """The name of the attempt that holds the job; '' where nobody can say it."""
+    try:
+        return holder_path(folder, index).read_text().strip()
+    except OSError:
+        return ""
+
+
+@contextlib.contextmanager
+def _told_if_it_fails() -> Iterator[None]:
+    """What cannot be read or noted is told, and what follows is done all the same."""
+    try:
+        yield
+    except (OSError, RetinaforgeError) as error:
+        _tell(f"retinaforge: how this attempt ended was not noted: {error}")
+
+
+def _tell(text: str) -> None:
+    """To the script's log, if it can be written."""
+    with contextlib.suppress(OSError):
+        print(text, file=sys.stderr, flush=True)
+
+
+def own_number(environ: Mapping[str, str]) -> str:
+    """What SLURM calls this job alone: the number of an array's last index is that of the whole array too."""
+    array, index = environ.get("SLURM_ARRAY_JOB_ID"), environ.get("SLURM_ARRAY_TASK_ID")
+    return f"{array}_{index}" if array and index else environ["SLURM_JOB_ID"]
 
 
 def requeue(job_id: str, pauses_s: tuple[float, ...] = PATIENCE_S) -> None:
@@ -226,7 +312,7 @@ def requeue(job_id: str, pauses_s: tuple[float, ...] = PATIENCE_S) -> None:
         except (subprocess.TimeoutExpired, OSError) as error:
             said = str(error)
         if pause is not None:
-            print(f"retinaforge: scontrol requeue: {said}; asked again in {pause} s", file=sys.stderr, flush=True)
+            _tell(f"retinaforge: scontrol requeue: {said}; asked again in {pause} s")
             time.sleep(pause)
     raise TryAgain(f"SLURM did not requeue the job: {said}", where=job_id, mend="retinaforge resume NAME")
 
@@ -235,7 +321,9 @@ def _append(record: Path, attempt: Attempt) -> None:
     with durable.explained(record), open(record, "a+b", buffering=0) as file:
         file.seek(max(0, file.seek(0, os.SEEK_END) - 1))
         torn = b"" if file.read(1) in (b"", b"\n") else b"\n"
-        file.write(torn + (json.dumps(asdict(attempt)) + "\n").encode())
+        line = torn + (json.dumps(asdict(attempt)) + "\n").encode()
+        if file.write(line) != len(line):  # a disk that fills up takes a part, and raises nothing
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         os.fsync(file.fileno())
 
 
@@ -245,12 +333,15 @@ def _begun_or_put_off(path: Path, environ: Mapping[str, str]) -> int:
         with durable.explained(path):
             begin(path, environ)
         return 0
-    except (TryAgain, OSError) as error:
-        print(f"{type(error).__name__}: {error}", file=sys.stderr)
-        spec = read_spec(path)
-        if spec.requeue and int(environ.get("SLURM_RESTART_COUNT") or 0) < spec.max_restarts:
-            requeue(environ["SLURM_JOB_ID"])
-        return TRY_AGAIN
+    except (RetinaforgeError, OSError) as error:
+        cause = error if isinstance(error, OSError) else error.__cause__
+        if not isinstance(cause, OSError) or isinstance(cause, FileNotFoundError):  # no fault of a file system
+            raise
+        _tell(f"{type(error).__name__}: {error}")
+    spec = _spec_or_defaults(path)
+    if spec.requeue and int(environ.get("SLURM_RESTART_COUNT") or 0) < spec.max_restarts:
+        requeue(own_number(environ))
+    return TRY_AGAIN
 
 
 def main(words: list[str]) -> int:
@@ -260,7 +351,7 @@ def main(words: list[str]) -> int:
             return _begun_or_put_off(Path(words[1]), os.environ)
         return end(Path(words[1]), int(words[2]), "--told" in words[3:], os.environ)
     except RetinaforgeError as error:
-        print(f"{type(error).__name__}: {error}", file=sys.stderr)
+        _tell(f"{type(error).__name__}: {error}")
         return error.exit_code
 
 

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+from data_shards.errors import TryAgain
+
 CAUSES = {"PREEMPTION": "preempted", "JOB REQUEUE": "scontrol requeue", "NODE FAILURE": "node failure", "TIME LIMIT": "time limit"}
+OVER = (CAUSES["TIME LIMIT"], "cancelled")
+"""Reasons after which SLURM itself starts no job again."""
 CANCELLED = re.compile(r"\*\*\* JOB \d+ ON \S+ CANCELLED AT \S+(?: DUE TO ([A-Z ]+[A-Z]))?")
 OUR_ERROR = re.compile(r"(TryAgain|InputError|UnsafeResume|CorruptData): (.+)")
 EXITED = re.compile(r"task.*: Exited with exit code (\d+)$", re.MULTILINE)
@@ -19,6 +24,20 @@ AWAY = re.compile(
 MARK = "retinaforge: attempt {restart} on {nodes}"
 RANK_MARK = "retinaforge: restart {restart}"
 """The first line of a restarted rank in its log, which holds those of the attempts before too."""
+
+
+def verdict(said: str, folder: Path, environ: Mapping[str, str], restart: int, *, status: int, told: bool) -> tuple[int, str, str | None]:
+    """How an attempt ended: its exit code, why, and SLURM's own reason where it ended the attempt.
+
+    Args:
+        said: by srun. status: srun's. told: SLURM asked the script to end.
+    """
+    code, due = first_code(said, status), cause(said + said_in(folder, environ, restart))
+    away = AWAY.search(said) if not EXITED.search(said) and (code != 0 or LOST_NODE.search(said)) else None
+    if away and (code == 0 or not told):
+        code = TryAgain.exit_code  # srun may end with 0 when a node is lost
+    why = due or (away and away[0]) or failure(said, folder, environ) or ("done" if code == 0 else f"exit code {code}")
+    return code, why, due
 
 
 def first_code(errors: str, status: int) -> int:
@@ -39,7 +58,7 @@ def said_in(folder: Path, environ: Mapping[str, str], restart: int) -> str:
     """What the script's own log holds of the attempt of that number."""
     try:
         text = (folder / f"{log_name(environ)}_batch.out").read_text(errors="replace")
-    except FileNotFoundError:
+    except OSError:  # absent, or a file system that is away
         return ""
     own = text.rpartition(MARK.partition("{")[0] + f"{restart} on ")[2]
     return own.partition(MARK.partition("{")[0])[0]
@@ -62,9 +81,8 @@ def log_name(environ: Mapping[str, str]) -> str:
 
 
 def _errors_in(log: Path, tail_bytes: int = 1 << 14) -> Iterator[str]:
-    if log.exists():
-        with log.open("rb") as file:
-            file.seek(max(0, log.stat().st_size - tail_bytes))
-            own = file.read().decode(errors="replace").rpartition(RANK_MARK.partition("{")[0])[2]
-            for match in OUR_ERROR.finditer(own):
-                yield match[2].strip()
+    with contextlib.suppress(OSError), log.open("rb") as file:
+        file.seek(max(0, log.stat().st_size - tail_bytes))
+        own = file.read().decode(errors="replace").rpartition(RANK_MARK.partition("{")[0])[2]
+        for match in OUR_ERROR.finditer(own):
+            yield match[2].strip()

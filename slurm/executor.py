@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
+import secrets
 import shutil
 import subprocess
 import sys
 import time
 import warnings
-from collections.abc import Iterator
-from dataclasses import asdict, replace
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import submitit
@@ -18,11 +20,11 @@ from submitit.core.utils import FailedJobError, FailedSubmissionError
 
 from data_shards import durable
 from data_shards.errors import InputError, TryAgain
-from slurm.arrays import Part, array_indices, max_array_size, parts_of
+from slurm.arrays import Part, array_indices, parts_of, site_here
 from slurm.jobs import JobSpec, check_same, freeze
 from slurm.meeting import free_port
 from slurm.preempt import ATTEMPT
-from slurm.records import RECORD_NAME, Submitted, current, is_live, read_record, span_of
+from slurm.records import RECORD_NAME, Submitted, current, is_live, is_unknown, read_record, record_tree, span_of
 from slurm.script import sbatch_text
 from slurm.status import ASK_EVERY_S, ENDED, UNKNOWN, Queue
 
@@ -36,6 +38,8 @@ DEFAULTS = {
     "time_minutes": "TIMELIMIT",
     "memory": "MEM_PER_NODE",
 }
+WHERE = {"SLURM_CONF", "SLURM_CLUSTERS"}
+"""Variables that say which SLURM is meant."""
 LATER = ("Unable to contact slurm controller", "Socket timed out", "Connection refused", "temporarily", "Slurm controller not responding")
 
 
@@ -75,12 +79,12 @@ class _Executor(submitit.SlurmExecutor):
 
     job_class = _Job
 
-    def __init__(self, spec: JobSpec, folder: Path, part: Part | None) -> None:
+    def __init__(self, spec: JobSpec, folder: Path, part: Part | None, token: str) -> None:
         super().__init__(folder)
-        self._spec, self._part = spec, part
+        self._spec, self._part, self._token = spec, part, token
 
     def _make_submission_file_text(self, command: str, uid: str) -> str:
-        return sbatch_text(self._spec, self.folder, self._part)
+        return sbatch_text(self._spec, self.folder, self._part, self._token)
 
     def _num_tasks(self) -> int:
         return self._spec.world
@@ -89,11 +93,13 @@ class _Executor(submitit.SlurmExecutor):
         return self._submit_command("")
 
 
-def submit(spec: JobSpec, run_folder: Path, *, free_at_unix_s: float = 0.0) -> Submitted:
+def submit(spec: JobSpec, run_folder: Path, *, only: str | None = None, over: str | None = None, force: bool = False) -> Submitted:
     """Freeze the job into its folder and submit it, an array longer than the cluster takes as several.
 
     Args:
-        free_at_unix_s: when the caller saw that SLURM has no such job (`check_free`); what was submitted since is looked at here.
+        only: of the job's array, submit these indices; it stays the array that it is.
+        over: the submission that the caller saw to be over (`check_free`); another one is looked at here.
+        force: submit it also where nobody knows whether the job still lives.
 
     Raises:
         InputError: no SLURM here, another job in the folder, or sbatch's own refusal (partition, account, limits).
@@ -101,11 +107,16 @@ def submit(spec: JobSpec, run_folder: Path, *, free_at_unix_s: float = 0.0) -> S
     """
     check_slurm()
     run_folder = run_folder.absolute()
-    sbatch_text(spec, run_folder)  # refuses what it refuses before anything is written
-    parts = parts_of(spec.array, max_array_size()) if spec.array else []
-    if "%" in (spec.array or "") and len(parts) > 1 and "?" in (spec.dependency or ""):
+    spec = replace(spec, umask=spec.umask or umask_here())
+    sent = replace(spec, array=only or spec.array)
+    sbatch_text(sent, run_folder)  # refuses what it refuses before anything is written
+    if only:
+        check_part(spec, only)
+    site = site_here()
+    parts = parts_of(sent.array, site.max_array_size) if sent.array else []
+    if "%" in (sent.array or "") and len(parts) > 1 and "?" in (spec.dependency or ""):
         raise InputError(
-            f"--array {spec.array} goes as {len(parts)} arrays one after the other, and --dependency {spec.dependency} as one of several",
+            f"--array {sent.array} goes as {len(parts)} arrays one after the other, and --dependency {spec.dependency} as one of several",
             expected="one of both",
             mend="leave the limit after % out, or join the dependencies by commas",
         )
@@ -113,32 +124,52 @@ def submit(spec: JobSpec, run_folder: Path, *, free_at_unix_s: float = 0.0) -> S
     with durable.claimed(run_folder / ".submit", "submitting this job"):
         path = run_folder / RECORD_NAME
         before = read_record(path) if path.exists() else None
-        if before and before.submitted_unix_s >= free_at_unix_s:
-            check_free(run_folder)
+        if before and before.key != over:
+            check_free(run_folder, force=force)
         freeze(spec, run_folder)
         ids: list[str] = []
-        began = time.time()
+        token = secrets.token_hex(16)
         try:
             for part in parts or [None]:
                 if part and ids and "%" in part.array:  # so many at once, over all parts
                     part = replace(part, after=f"afterany:{ids[-1]}")
-                ids.append(_sent(spec, run_folder, part))
-            now = time.time()
+                ids.append(_sent(sent, run_folder, part, token))
             record = Submitted(
                 job_ids=tuple(ids),
                 name=spec.name,
-                submitted_unix_s=now,
-                array=spec.array,
+                submitted_unix_s=time.time(),
+                token=token,
+                cluster=site.cluster,
+                array=sent.array,
+                whole=spec.array if only else None,
                 part=len(array_indices(parts[0].array)) if parts else 0,
-                took_s=now - began,
                 former=(*before.former, replace(before, former=())) if before else (),
+                folder=str(run_folder),
             )
-            durable.write_json(path, asdict(record))
+            durable.write_json(path, record_tree(record))
         except BaseException:  # a job without a record is nobody's
             if ids:
                 subprocess.run(["scancel", *ids], capture_output=True, timeout=60, check=False)
             raise
     return record
+
+
+def umask_here() -> str:
+    """The umask of this process, which is not to be asked for without setting it but here."""
+    match = re.search(r"^Umask:\s*([0-7]+)$", Path("/proc/self/status").read_text(), re.MULTILINE)
+    return match[1] if match else "0022"
+
+
+def check_part(spec: JobSpec, only: str) -> None:
+    """Refuse indices that the job's array does not have.
+
+    Raises:
+        InputError: as said.
+    """
+    if spec.array is None:
+        raise InputError(f"--array {only} for a job that is no array", where=spec.name, mend=f"retinaforge resume {spec.name!r}")
+    if foreign := sorted(set(array_indices(only)) - set(array_indices(spec.array))):
+        raise InputError(f"--array {only}: no index {foreign[0]}", where=spec.name, expected=f"of {spec.array}")
 
 
 def check_slurm() -> None:
@@ -156,17 +187,21 @@ def check_slurm() -> None:
         )
 
 
-def check_free(run_folder: Path) -> float:
-    """Refuse to submit a job a second time while SLURM still has it. Returns when SLURM was asked.
+def check_free(run_folder: Path, *, force: bool = False) -> str:
+    """Refuse to submit a job a second time while SLURM still has it, or nobody knows. Returns which submission is over; '' for none.
+
+    Args:
+        force: what nobody knows is taken for over.
 
     Raises:
         InputError: as said. TryAgain: SLURM does not answer.
     """
-    path, now = run_folder / RECORD_NAME, time.time()
+    path = run_folder / RECORD_NAME
     if not path.exists():
-        return now
+        return ""
     record = read_record(path)
-    if is_live(states := current([record], fresh=True)[record.name]):
+    states = current([record], fresh=True)[record.name]
+    if is_live(states):
         live = next(state for state in states if is_live([state]))
         raise InputError(
             f"this name is in use: job {live.job_id} is {live.state}",
@@ -174,7 +209,21 @@ def check_free(run_folder: Path) -> float:
             expected="a job that has ended, to submit it again",
             mend=f"retinaforge status {record.name!r}; retinaforge cancel {record.name!r} ends it, another --name goes beside it",
         )
-    return now
+    if is_unknown(states) and not force:
+        raise not_known(record, run_folder, next(state for state in states if is_unknown([state])).job_id)
+    return record.key
+
+
+def not_known(record: Submitted, run_folder: Path, job_id: str) -> InputError:
+    """The refusal to act on a job of which SLURM cannot say whether it lives."""
+    where = f" on cluster {record.cluster}" if record.cluster else ""
+    return InputError(
+        f"this name may be in use: job {job_id} was submitted{where}, and SLURM here does not know it",
+        where=run_folder,
+        expected="a job that is known to have ended, to submit it again",
+        mend=f"squeue --me{f' --clusters={record.cluster}' if record.cluster else ''}, or sacct -j {job_id.partition('_')[0]} "
+        "where it was submitted, tells whether it lives; if it does not, the same command with --force",
+    )
 
 
 def handles(record: Submitted, run_folder: Path) -> list[submitit.SlurmJob]:
@@ -183,11 +232,11 @@ def handles(record: Submitted, run_folder: Path) -> list[submitit.SlurmJob]:
     return [_Job(run_folder, f"{number}_{index}" if index else number, tasks=[0]) for number, index in each]
 
 
-def _sent(spec: JobSpec, run_folder: Path, part: Part | None) -> str:
+def _sent(spec: JobSpec, run_folder: Path, part: Part | None, token: str) -> str:
     try:
         wanted = {f"SBATCH_{name}" for field, name in DEFAULTS.items() if getattr(spec, field) is None}
-        with _without({name for name in os.environ if name.startswith("SBATCH_")} - wanted):
-            return _Executor(spec, run_folder, part).submit_spec().job_id.partition("_")[0]
+        with _without(_of_another_job(os.environ) - wanted):
+            return _Executor(spec, run_folder, part, token).submit_spec().job_id.partition("_")[0]
     except (FailedJobError, FailedSubmissionError) as error:
         said = str(error).strip()
         kind = TryAgain if any(words in said for words in LATER) else InputError
@@ -202,6 +251,14 @@ def _sent(spec: JobSpec, run_folder: Path, part: Part | None) -> str:
     finally:
         for left in run_folder.glob(".submission_file_*.sh"):  # submitit leaves a link, or, after a refusal, the script
             left.unlink(missing_ok=True)
+
+
+def _of_another_job(environ: Mapping[str, str]) -> set[str]:
+    """Names of variables that SLURM's programs take for options, and those of a job that this shell is in.
+
+    Whatever `--export` says, sbatch hands every SLURM_* on to the new job, where srun and we ourselves would read it.
+    """
+    return {name for name in environ if re.match("(SLURM|SLURMD|SBATCH|SRUN)_", name)} - WHERE
 
 
 def run_local(spec: JobSpec, run_folder: Path, *, poll_seconds: float = 0.1, grace_seconds: float = 15.0) -> int:
@@ -219,13 +276,14 @@ def run_local(spec: JobSpec, run_folder: Path, *, poll_seconds: float = 0.1, gra
 
 def _run_once(spec: JobSpec, path: Path, index: int | None, poll_seconds: float, grace_seconds: float) -> int:
     world, port = str(spec.world), str(free_port())
-    common = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": world, "LOCAL_WORLD_SIZE": world}
+    common = {name: value for name, value in os.environ.items() if name not in _of_another_job(os.environ)}
+    common |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": world, "LOCAL_WORLD_SIZE": world}
     if index is not None:
         common["SLURM_ARRAY_TASK_ID"] = str(index)
     tasks: list[subprocess.Popen] = []
     try:
         for rank in range(spec.world):
-            environ = {**os.environ, **common, ATTEMPT: "", "RANK": str(rank), "LOCAL_RANK": str(rank)}
+            environ = {**common, ATTEMPT: "", "RANK": str(rank), "LOCAL_RANK": str(rank)}
             tasks.append(subprocess.Popen([sys.executable, "-u", "-m", "slurm.task", str(path)], env=environ, cwd=path.parent))
         return _first_failure(tasks, poll_seconds)
     finally:  # also upon Ctrl-C: no task outlives this call

@@ -28,6 +28,8 @@ PATTERNS = {  # what SLURM itself reads; anything else in these fields is a mist
     "qos": (r"[\w.-]+", "letters, digits, . _ -"),
     "constraint": (r"[\w.,&|*()\[\]-]+", "features joined by & or |"),
     "array": (r"\d+(-\d+(:\d+)?)?(,\d+(-\d+(:\d+)?)?)*(%[1-9]\d*)?", "such as 0-9, 1,3,5 or 0-99%8"),
+    "share": (r"(\d+|\{array_task\})/[1-9]\d*", "K/N, such as 3/16"),
+    "umask": (r"0?[0-7]{1,3}", 'three octal digits, in quotes: "0022"'),
     "reservation": (r"[\w.,-]+", "letters, digits, . _ - and commas between several"),
     "dependency": (r"(after|afterany|afterok|afternotok|aftercorr|singleton)(:\d+(_\d+)?)*([,?]\w+(:\d+(_\d+)?)*)*", "such as afterok:123"),
 }
@@ -61,10 +63,13 @@ class JobSpec:
         extra: further lines for sbatch, such as --gres-flags=enforce-binding; none that another field says.
         requeue: after a preemption, a failed node or exit code 75 (try again), at most `max_restarts` times.
         progress: patterns of files that change as the job gets on, from `folder` on. A job that has some also comes back after its
-            time limit, and is ended when `max_stalls` attempts in a row left them as they were.
+            time limit, and is ended when `max_stalls` attempts in a row left them as they were. '{array_task}' becomes the index.
+        share: 'K/N', where several share those files by their numbers: of them, K - 1, K - 1 + N, … are this job's own; K may be
+            '{array_task}'.
         signal_seconds: so long before the time limit every task gets SIGUSR1.
         secrets: a file of lines NAME=VALUE, which nobody else may read; the job sees these variables, SLURM does not.
         exports: further variables of the submitting shell that the job sees, by name. Secrets belong into files.
+        umask: of the files that the job makes, such as 0022; None: the submitting shell's, which is noted here as it is submitted.
     """
 
     name: str
@@ -90,9 +95,11 @@ class JobSpec:
     max_restarts: int = 100
     max_stalls: int = 5
     progress: tuple[str, ...] = ()
+    share: str | None = None
     signal_seconds: int = 120
     exports: tuple[str, ...] = ()
     secrets: str | None = None
+    umask: str | None = None
 
     def __post_init__(self) -> None:
         _check_text("name", self.name, longest=128)

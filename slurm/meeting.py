@@ -15,6 +15,7 @@ from pathlib import Path
 from data_shards import durable
 from data_shards.errors import InputError, TryAgain
 from slurm.nodelist import expand
+from slurm.preempt import ATTEMPT
 from slurm.rank import Communicator, MpiCommunicator, Placement, has_own_mpiexec, slurm_step
 
 # below the ports that systems give to outgoing connections (Linux: from 32768): between choice and use none of those takes it
@@ -104,7 +105,9 @@ def agreed_port(folder: Path, place: Placement, environ: Mapping[str, str], *, p
     Raises:
         TryAgain: nothing was written in time: a folder that not all nodes see, or a rank 0 that did not start.
     """
-    told = folder / ".".join(["port", *(environ.get(f"SLURM_{name}", "0") for name in ("JOB_ID", "RESTART_COUNT", "STEP_ID"))])
+    job, restart, step = (environ.get(f"SLURM_{name}", "0") for name in ("JOB_ID", "RESTART_COUNT", "STEP_ID"))
+    # an attempt's own name tells it from one of the same number, which SLURM gave away again
+    told = folder / f"port.{environ.get(ATTEMPT) or f'{job}.{restart}'}.{step}"
     if place.rank == 0:
         port = free_port()
         durable.write_bytes(told, f"{port}\n".encode())

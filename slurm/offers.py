@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 from collections.abc import Iterator
@@ -50,10 +51,10 @@ def offers() -> list[Offer]:
     Raises:
         TryAgain: the controller does not answer.
     """
+    words = ["sinfo", "--noheader", "--all", "--exact", f"--format={FIELDS}"]
+    environ = {name: value for name, value in os.environ.items() if not name.startswith("SINFO_")}  # options of its user's
     try:
-        done = subprocess.run(
-            ["sinfo", "--noheader", "--all", "--exact", f"--format={FIELDS}"], capture_output=True, text=True, timeout=60, check=True
-        )
+        done = subprocess.run(words, env=environ, capture_output=True, text=True, timeout=60, check=True)
     except (OSError, subprocess.SubprocessError) as error:
         said = (getattr(error, "stderr", None) or str(error)).strip()
         raise TryAgain(f"sinfo failed: {said}", expected="an answer of the controller", mend="scontrol ping") from error

@@ -9,16 +9,19 @@ import re
 import subprocess
 import time
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from data_shards.errors import CorruptData, InputError, TryAgain, nearest
+from data_shards import durable
+from data_shards.errors import CorruptData, InputError, RetinaforgeError, TryAgain, nearest
 from slurm.arrays import array_indices
-from slurm.status import ENDED, UNKNOWN, JobState, Queue, is_same
+from slurm.attempts import attempts_path, read_attempts
+from slurm.causes import CAUSES
+from slurm.status import ENDED, UNKNOWN, JobState, Queue, starts_in
 
 LOGGER = logging.getLogger("retinaforge")
-RECORD_NAME = "submitted.json"
+RECORD_NAME, CANCELLED_NAME = "submitted.json", "cancelled"
 LOST = ("NODE_FAIL", "PREEMPTED")
 """What squeue calls a job that it does not start again; of others' words (sacct, submitit) it may yet be."""
 
@@ -29,22 +32,34 @@ class Submitted:
 
     Attributes:
         job_ids: SLURM's number; several where the array was longer than the cluster takes.
-        name: the job's name; SLURM uses numbers again, so a number alone does not tell a job.
-        submitted_unix_s: when, by the clock of the submitting host.
+        name: the job's name.
+        submitted_unix_s: when, by the clock of the submitting host: for people, for clocks differ.
+        token: a random word that SLURM was given with the job, for it uses numbers again, and another cluster has the same ones; '' in
+            a record of an older version.
+        cluster: its name, by SLURM's own word.
         array: its indices, of an array.
+        whole: the indices of the whole array, where only some of them were submitted again.
         part: how many of them each number but the last has, where it went as several: index i of the k-th number is the
             (k · part + i)-th of `array`; else 0.
-        took_s: how long the submission took; SLURM's time of the first number lies so much before.
         former: earlier submissions under this name, the oldest first; their logs stand beside those of this one.
+        folder: the job's, where this was read.
     """
 
     job_ids: tuple[str, ...]
     name: str
     submitted_unix_s: float
+    token: str = ""
+    cluster: str = ""
     array: str | None = None
+    whole: str | None = None
     part: int = 0
-    took_s: float = 0.0
     former: tuple[Submitted, ...] = ()
+    folder: str = ""
+
+    @property
+    def key(self) -> str:
+        """What tells this submission from others of the name."""
+        return self.token or ",".join(self.job_ids)
 
     @property
     def job_id(self) -> str:
@@ -100,7 +115,7 @@ def read_record(path: Path) -> Submitted:
         CorruptData: it cannot be read.
     """
     try:
-        return _record(json.loads(path.read_bytes()))
+        return _record(json.loads(path.read_bytes()), str(path.parent))
     except (ValueError, TypeError, KeyError) as error:
         raise CorruptData(f"not a submission record: {error}", where=path, mend="submit the job again") from error
 
@@ -111,9 +126,16 @@ def span_of(job_id: str) -> list[str]:
     return [str(index) for index in array_indices(span)] if re.fullmatch(r"[0-9,:-]+", span) else []
 
 
-def _record(fields: dict[str, Any]) -> Submitted:
-    former = tuple(_record(before) for before in fields.get("former", ()))
-    return Submitted(**{**fields, "job_ids": tuple(fields["job_ids"]), "former": former})
+def record_tree(record: Submitted) -> dict[str, Any]:
+    """The plain values of `submitted.json`; where it lies is not among them, for a folder may be moved."""
+    tree = {field: value for field, value in asdict(record).items() if field != "folder"}
+    return {**tree, "former": [record_tree(before) for before in record.former]}
+
+
+def _record(fields: dict[str, Any], folder: str) -> Submitted:
+    former = tuple(_record(before, folder) for before in fields.get("former", ()))
+    known = {field: value for field, value in fields.items() if field != "took_s"}  # written by an older version
+    return Submitted(**{**known, "job_ids": tuple(fields["job_ids"]), "former": former, "folder": folder})
 
 
 def of(name: str, job: str) -> bool:
@@ -126,10 +148,59 @@ def job_folder(jobs: Path, name: str) -> Path:
     return Path(jobs, *(part if part.strip(". ") else f"_{len(part)}" for part in name.split("/"))).absolute()
 
 
-def current(records: list[Submitted], queue: Queue | None = None, *, fresh: bool = False) -> dict[str, list[JobState]]:
-    """States by the jobs' names, from one call to SLURM, and one to its books for what it has forgotten.
+@dataclass(frozen=True, kw_only=True)
+class _Piece:
+    """What one of SLURM's numbers stands for.
 
-    A number that SLURM has given to another job since is UNKNOWN here, and so is what neither knows.
+    Attributes:
+        record: the submission that it is of.
+        indices: those of the whole array, by what SLURM calls them under this number; {"": ""} outside an array.
+    """
+
+    record: Submitted
+    number: str
+    indices: dict[str, str]
+
+    def own(self, states: Iterable[JobState], *, fresh: bool = True) -> dict[str, JobState]:
+        """Those of SLURM's lines that are this job, and no other that has the same number, by the index that SLURM calls them by.
+
+        A site may write something of its own over the comment, and older versions left none. Then the folder that the job starts in
+        tells it, which is asked for where it matters.
+        """
+        mine = [state for state in states if state.token and state.token == self.record.token]
+        doubtful = [state for state in states if not state.token and state.name.strip() == self.record.name.strip()]
+        if doubtful and fresh:
+            asked = None if all(state.folder for state in doubtful) else starts_in(self.number)
+            doubtful = [state for state in doubtful if self._is_here(state.folder or asked)]
+        found: dict[str, JobState] = {}
+        for state in (*mine, *doubtful):
+            found |= {index: state for index in span_of(state.job_id) or [""] if index in self.indices and state.state != UNKNOWN}
+        return found
+
+    def _is_here(self, folder: str | None) -> bool:
+        return bool(folder and self.record.folder) and Path(folder).resolve() == Path(self.record.folder).resolve()
+
+
+def _pieces(record: Submitted) -> list[_Piece]:
+    """The numbers under which a job is to be found: those of its last submission, and of those before for indices that it left out."""
+    found, left = [], set(map(str, array_indices(record.whole))) if record.whole else None
+    for each in (record, *reversed(record.former)) if left is not None else (record,):
+        for number in each.job_ids:
+            slurms = each.indices(number) or [""]
+            own = {index: each.true_id(f"{number}_{index}").partition("_")[2] if index else "" for index in slurms}
+            wanted = own if left is None else {index: true for index, true in own.items() if true in left}
+            if wanted:
+                found.append(_Piece(record=each, number=number, indices=wanted))
+            if left is not None:
+                left -= set(wanted.values())
+    return found
+
+
+def current(records: list[Submitted], queue: Queue | None = None, *, fresh: bool = False) -> dict[str, list[JobState]]:
+    """States by the jobs' names, one for each index of an array.
+
+    From one call to SLURM; of what it has forgotten, from one to its books, and from what the job itself noted as it ended. A number
+    that SLURM has given to another job since is UNKNOWN here, and so is what nobody knows.
 
     Args:
         fresh: as they are now, for what depends on it; else they may be as old as `queue` allows.
@@ -137,40 +208,46 @@ def current(records: list[Submitted], queue: Queue | None = None, *, fresh: bool
     Raises:
         InputError, TryAgain: as `Queue.states`.
     """
-    queue = queue or Queue()
-    newest = time.time() if fresh else max((record.submitted_unix_s for record in records), default=0.0)
-    found = queue.states([number for record in records for number in record.job_ids], newer_than_unix_s=newest)
-    parts = [(record, number) for record in records for number in record.job_ids]
-    mine = {(record.name, number): _own(found[number], record) for record, number in parts}
-    gaps = {(record.name, number): _missing(record, number, mine[record.name, number]) for record, number in parts}
-    books = queue.books({number: record.name for record, number in parts if gaps[record.name, number] != []})
-    for record, number in parts:
-        if (missing := gaps[record.name, number]) != []:
-            known = mine[record.name, number]
-            known += [s for s in _own(books.get(number, []), record) if not missing or set(span_of(s.job_id)) <= set(missing)]
-            if (missing := _missing(record, number, known)) != []:  # an array's indices are forgotten one by one
-                known.append(JobState(job_id=f"{number}_{','.join(missing)}" if missing else number, name=record.name))
-    return {
-        record.name: [
-            replace(state, job_id=record.true_id(state.job_id)) for number in record.job_ids for state in mine[record.name, number]
-        ]
-        for record in records
-    }
+    queue, now = queue or Queue(), time.time()
+    # another host's clock may be ahead: what was submitted in our future is not asked for again and again
+    newest = now if fresh else max((r.submitted_unix_s for r in records if r.submitted_unix_s <= now), default=0.0)
+    pieces = [(record.name, piece) for record in records for piece in _pieces(record)]
+    listed = queue.states([piece.number for _, piece in pieces], newer_than_unix_s=newest)
+    known = [piece.own(listed[piece.number], fresh=fresh) for _, piece in pieces]
+    books = queue.books(piece.number for (_, piece), states in zip(pieces, known, strict=True) if states.keys() != piece.indices.keys())
+    found: dict[str, list[JobState]] = {record.name: [] for record in records}
+    for (name, piece), states in zip(pieces, known, strict=True):
+        written = piece.own(books.get(piece.number, []))
+        for index, true in piece.indices.items():
+            state = states.get(index) or written.get(index) or _noted(piece, true)
+            found[name].append(replace(state, job_id=f"{piece.number}_{true}" if true else piece.number))
+    return found
 
 
-def _own(states: Iterable[JobState], record: Submitted) -> list[JobState]:
-    """Those that are this job's: numbers are given again."""
-    return [state for state in states if is_same(state, record.name, record.submitted_unix_s, record.took_s)]
+BY_WHY = {"cancelled": "CANCELLED", CAUSES["TIME LIMIT"]: "TIMEOUT"}
+"""SLURM's words for what a job noted of its end."""
 
 
-def _missing(record: Submitted, number: str, states: list[JobState]) -> list[str] | None:
-    """Indices, as SLURM counts them, of which none of these states tells; [] for none, None where nothing at all is told."""
-    if not states:
-        return None if record.array is None else record.indices(number)
-    if record.array is None:
-        return []
-    told = {index for state in states for index in span_of(state.job_id)}
-    return [index for index in record.indices(number) if index not in told]
+def _noted(piece: _Piece, index: str) -> JobState:
+    """How a job ended by its own word; UNKNOWN where it left none, which is no end."""
+    record = piece.record
+    attempts = read_attempts(attempts_path(Path(record.folder), index or None)) if record.folder and record.token else []
+    last = next((attempt for attempt in reversed(attempts) if attempt.token == record.token), None)
+    if (last is None or not last.last) and _cancelled(record):
+        return JobState(job_id=piece.number, name=record.name, state="CANCELLED", why="cancelled")
+    if last is None or not last.last:
+        where = f"SLURM here does not know it; it was submitted on cluster {record.cluster}" if record.cluster else ""
+        return JobState(job_id=piece.number, name=record.name, why=where)
+    state = "COMPLETED" if last.code == 0 else BY_WHY.get(last.why, "FAILED")
+    return JobState(job_id=piece.number, name=record.name, state=state, restarts=last.restart, why=last.why)
+
+
+def _cancelled(record: Submitted) -> bool:
+    """Whether it was, by `cancelled`."""
+    try:
+        return bool(record.token) and (Path(record.folder) / CANCELLED_NAME).read_text() == record.token
+    except OSError:
+        return False
 
 
 def is_live(states: list[JobState]) -> bool:
@@ -178,28 +255,38 @@ def is_live(states: list[JobState]) -> bool:
     return any(state.state not in (*ENDED, *LOST, UNKNOWN) for state in states)
 
 
+def is_unknown(states: list[JobState]) -> bool:
+    """Whether nobody knows of any of it whether it waits, runs or has ended."""
+    return any(state.state == UNKNOWN for state in states)
+
+
 def has_ended(states: list[JobState]) -> bool:
     """Whether SLURM says of all of it that it is over and does not come back."""
     return all(state.state in ENDED for state in states)
 
 
-def cancelled(records: list[Submitted], queue: Queue | None = None) -> set[str]:
-    """Cancel those that wait or run, all of an array's indices; the names of those.
+CANCELLED, OVER = "cancelled", "had ended already"
+
+
+def cancelled(records: list[Submitted], queue: Queue | None = None) -> dict[str, str]:
+    """Cancel those that wait or run, all of an array's indices. By name: CANCELLED, OVER, or UNKNOWN where none of it is known to live.
 
     Raises:
         InputError, TryAgain: as `Queue.states`, or SLURM's own refusal.
     """
     if not records:
-        return set()
+        return {}
     queue = queue or Queue()
     found = current(records, queue, fresh=True)
-    live = [record for record in records if is_live(found[record.name])]
+    live = {state.job_id.partition("_")[0] for states in found.values() for state in states if is_live([state])}
     if live:
-        states = queue.states([number for record in live for number in record.job_ids])
-        ids = [number for record in live for number in record.job_ids if is_live(_own(states[number], record))]
-        done = subprocess.run(["scancel", *ids], capture_output=True, text=True, timeout=60, check=False)
+        done = subprocess.run(["scancel", *sorted(live)], capture_output=True, text=True, timeout=60, check=False)
         if done.returncode:
             raise TryAgain(f"scancel failed: {done.stderr.strip()}", expected="an answer of the controller", mend="scontrol ping")
+        for record in records:
+            if is_live(found[record.name]) and record.token and Path(record.folder).is_dir():
+                with contextlib.suppress(OSError, RetinaforgeError):  # a note for when SLURM has forgotten it
+                    durable.write_bytes(Path(record.folder) / CANCELLED_NAME, record.token.encode())
         with contextlib.suppress(TryAgain):
             queue.answer(time.time())  # an answer of before would still call them live
-    return {record.name for record in live}
+    return {name: CANCELLED if is_live(states) else UNKNOWN if is_unknown(states) else OVER for name, states in found.items()}

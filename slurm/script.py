@@ -7,18 +7,21 @@ import shlex
 from pathlib import Path
 from typing import Any
 
-from slurm.arrays import FIRST, Part
+from slurm.arrays import ARRAY, FIRST, Part
+from slurm.attempts import ERRORS
 from slurm.jobs import SPEC_NAME, JobSpec, check_path, masked
 from slurm.preempt import ATTEMPT
+from slurm.status import TOKEN_MARK
 
 ALWAYS_EXPORTED = ("HOME", "LANG", "LC_ALL", "LOGNAME", "PATH", "USER")
 
 
-def sbatch_text(spec: JobSpec, run_folder: Path, part: Part | None = None) -> str:
+def sbatch_text(spec: JobSpec, run_folder: Path, part: Part | None = None, token: str = "") -> str:
     """The whole sbatch script: a pure function of the job and its folder (golden files: tests/golden/slurm).
 
     Args:
         part: of the job's array, where it goes as several.
+        token: of this submission; SLURM is told it as the job's comment, behind what the site wants there.
 
     Raises:
         InputError: a run folder whose path SLURM would read otherwise than we do.
@@ -46,8 +49,10 @@ def sbatch_text(spec: JobSpec, run_folder: Path, part: Part | None = None) -> st
         "signal": f"USR1@{spec.signal_seconds}",
         "export": ",".join(sorted({*ALWAYS_EXPORTED, *spec.exports})),
     }
+    comments = [line.removeprefix("--comment=") for line in spec.extra if line.startswith("--comment=")]
+    options["comment"] = " ".join([*comments[-1:], *([TOKEN_MARK + token] if token else [])]) or None
     flags = [f"--{key}" if value is True else f"--{key}={value}" for key, value in options.items() if value is not None]
-    flags += spec.extra
+    flags += [line for line in spec.extra if not line.startswith("--comment=")]
     job_json = str(run_folder / SPEC_NAME)
     srun = ["srun", "--unbuffered", "--kill-on-bad-exit=1", "--export=ALL", f"--cpus-per-task={spec.cpus_per_task}"]
     srun += [] if spec.most_nodes is None else [f"--ntasks-per-node={spec.tasks_per_node}"]
@@ -55,11 +60,12 @@ def sbatch_text(spec: JobSpec, run_folder: Path, part: Part | None = None) -> st
     return SCRIPT.format(
         command=json.dumps([masked(word) for word in spec.command]),
         options="\n".join(f"#SBATCH {shlex.quote(flag)}" for flag in flags),
-        first=f"export {FIRST}={part.first}\n" if part else "",
+        umask=f"umask {spec.umask}\n" if spec.umask else "",
+        first=f"export {FIRST}={part.first} {ARRAY}={shlex.quote(part.whole)}\n" if part else "",
         python=shlex.quote(spec.python),
-        attempt=ATTEMPT,
+        attempt=f"{ATTEMPT}={f'{token}.' if token else ''}",
+        note=ERRORS,
         job=shlex.quote(job_json),
-        errors=shlex.quote(f"{run_folder}/") + '"${SLURM_JOB_ID}_${SLURM_RESTART_COUNT:-0}_srun.err"',
         tasks="" if spec.most_nodes is None else f' --ntasks="$((SLURM_JOB_NUM_NODES * {spec.tasks_per_node}))"',
         srun=f"{shlex.join(srun[1:])} \\\n  {shlex.join([spec.python, '-u', '-m', 'slurm.task', job_json])}",
     )
@@ -82,12 +88,11 @@ SCRIPT = """\
 {options}
 
 set -u
-umask 077
-told=
+{umask}told=
 trap 'told=--told' TERM  # SLURM asks the script to end: it waits for its tasks, which commit, and notes why
 {first}attempts() {{ {python} -m slurm.attempts "$1" {job} "${{@:2}}"; }}
+export {attempt}"$SLURM_JOB_ID.${{SLURM_RESTART_COUNT:-0}}"
 attempts begin || exit
-export {attempt}="$SLURM_JOB_ID.${{SLURM_RESTART_COUNT:-0}}"
 MASTER_ADDR=127.0.0.1
 if [ "$SLURM_JOB_NUM_NODES" -gt 1 ]; then
   read -r MASTER_ADDR < <(scontrol show hostnames "$SLURM_JOB_NODELIST")
@@ -100,9 +105,9 @@ export MASTER_ADDR  # the port is told by rank 0, which sees what is free there
 
 # --export=ALL hands on the variables of this script (the list above already limits what came from outside);
 # --cpus-per-task is repeated because srun of SLURM 22.05 and later does not take it from the job
-errors={errors}
+errors=$(mktemp) || errors=/dev/null  # of this node: the job's folder may be on a full disk
 srun{tasks} {srun} 2>"$errors"
 status=$?
 trap '' TERM  # what is noted, and the request for another attempt, take a moment
-attempts end "$status" $told
+{note}="$errors" attempts end "$status" $told
 """

@@ -8,13 +8,13 @@ import hashlib
 import json
 import os
 import pwd
+import re
 import shutil
 import socket
 import subprocess
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,8 @@ ENDED = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "OUT_OF_MEMORY", "DEADLI
 """States of a job that does not come back; one of NODE_FAIL or PREEMPTED may."""
 ASK_EVERY_S = 30.0  # sites ban who asks more often
 LONGEST_PAUSE_S = 600.0
-CLOCKS_DIFFER_S = 300.0
+TOKEN_MARK = "retinaforge:"
+"""Before the token of a submission, in the comment that SLURM keeps of the job."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,7 +41,8 @@ class JobState:
         elapsed: running time as [D-]HH:MM:SS.
         restarts: how often it was requeued.
         why: the reason for waiting or ending, or the nodes it runs on.
-        submitted_unix_s: when, by SLURM's clock; of one that was requeued, when that was.
+        comment: as SLURM has it; in one of ours stands the token of its submission.
+        folder: that it was started in, where the books told it.
     """
 
     job_id: str
@@ -49,7 +51,14 @@ class JobState:
     elapsed: str = ""
     restarts: int = 0
     why: str = ""
-    submitted_unix_s: float = 0.0
+    comment: str = ""
+    folder: str = ""
+
+    @property
+    def token(self) -> str:
+        """The token of the submission; '' where the comment holds none."""
+        match = re.search(rf"{TOKEN_MARK}([0-9a-f]+)", self.comment)
+        return match[1] if match else ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,17 +124,18 @@ class Queue:
             return self.ask_every_s if last.failures else 0.0
         return max(self.ask_every_s, min(LONGEST_PAUSE_S, self.ask_every_s * 2**last.failures))
 
-    def books(self, jobs: Mapping[str, str]) -> dict[str, list[JobState]]:
-        """`last_words` of these jobs (name by number), asked for as seldom as squeue, and for new numbers at once."""
+    def books(self, numbers: Iterable[str]) -> dict[str, list[JobState]]:
+        """`last_words` of these jobs, asked for as seldom as squeue, and for new numbers at once."""
+        jobs = set(numbers)
         if not jobs or not shutil.which("sacct"):
             return {}
         with _locked(self.cache.with_name(f"sacct-{self.cache.name}")) as kept:
             last, now = _read(kept) if kept else self.last_books, time.time()
-            if last is None or now >= last.tried_unix_s + self.ask_every_s or not set(jobs) <= set(last.about):
+            if last is None or now >= last.tried_unix_s + self.ask_every_s or not jobs <= set(last.about):
                 last = Answer(text=sacct(jobs), asked_unix_s=now, tried_unix_s=now, about=sorted(jobs))
                 _write(kept, last)
             self.last_books = last
-        return last_words(last.text, jobs)
+        return last_words(last.text)
 
     def _ask(self, last: Answer | None, now: float) -> Answer:
         try:
@@ -136,11 +146,17 @@ class Queue:
         return Answer(text=text, asked_unix_s=now, tried_unix_s=now)
 
 
-# fields of a fixed width, since a name may hold any separator; the name last, since it may be long
+# fields of a fixed width, since a name may hold any separator; the index of an array last and whole, for it may be a long list
 FORMAT = (
-    *(("ArrayJobID", 24), ("ArrayTaskID", 64), ("State", 24), ("TimeUsed", 24), ("RestartCnt", 12), ("SubmitTime", 24)),
-    *(("ReasonList", 96), ("Name", 512)),
+    *(("ArrayJobID", 24), ("State", 24), ("TimeUsed", 24), ("RestartCnt", 12), ("Comment", 192), ("ReasonList", 96)),
+    *(("Name", 512), ("ArrayTaskID", 0)),
 )
+
+
+def plain_environ() -> dict[str, str]:
+    """The environment without what would leave jobs out of SLURM's answers, or change how they are written."""
+    plain = {name: value for name, value in os.environ.items() if not name.startswith(("SQUEUE_", "SACCT_"))}
+    return {**plain, "TZ": "UTC", "SLURM_TIME_FORMAT": "standard", "SLURM_BITSTR_LEN": "0"}  # 0: lists of indices are not cut
 
 
 def squeue() -> str:
@@ -152,9 +168,9 @@ def squeue() -> str:
     # by user and not by number: one number that SLURM has forgotten makes squeue fail for all of them
     fields, user = ",".join(f"{field}:{width}" for field, width in FORMAT), pwd.getpwuid(os.getuid()).pw_name
     command = ["squeue", "--noheader", "--all", "--states=all", f"--user={user}", f"--Format={fields}"]
-    plain = {name: value for name, value in os.environ.items() if not name.startswith("SQUEUE_")}  # which would leave jobs out
+    asked = {"capture_output": True, "text": True, "errors": "surrogateescape", "timeout": 60, "check": True, "env": plain_environ()}
     try:
-        return subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=60, check=True, env=plain).stdout
+        return "\n".join(map(str.rstrip, subprocess.run(command, **asked).stdout.split("\n")))
     except subprocess.CalledProcessError as error:
         raise TryAgain(f"squeue failed: {error.stderr.strip()}", expected="an answer of the controller", mend="scontrol ping") from error
     except subprocess.TimeoutExpired as error:
@@ -164,12 +180,12 @@ def squeue() -> str:
 def read_squeue(text: str, wanted: Iterable[str]) -> dict[str, list[JobState]]:
     """Read squeue's lines of FORMAT; what it does not list is UNKNOWN."""
     found: dict[str, list[JobState]] = {job_id: [] for job_id in wanted}
-    for line in text.splitlines():
-        fields, start = [], 0
-        for _, width in FORMAT:
-            fields.append(line[start : start + width].strip())
-            start += width
-        number, index, state, elapsed, restarts, submitted, why, name = fields
+    for line in text.split("\n"):
+        left, fields = line.encode(errors="surrogateescape"), []
+        for _, width in FORMAT:  # widths are bytes
+            fields.append((left[:width] if width else left).decode(errors="replace").strip())
+            left = left[width:]
+        number, state, elapsed, restarts, comment, why, name, index = fields
         if number in found:
             found[number].append(
                 JobState(
@@ -179,66 +195,60 @@ def read_squeue(text: str, wanted: Iterable[str]) -> dict[str, list[JobState]]:
                     elapsed=elapsed,
                     restarts=int(restarts) if restarts.isdecimal() else 0,
                     why=why,
-                    submitted_unix_s=_seconds(submitted),
+                    comment="" if comment == "(null)" else comment,
                 )
             )
     return {job_id: entries or [JobState(job_id=job_id)] for job_id, entries in found.items()}
 
 
-def sacct(jobs: Iterable[str]) -> str:
-    """The lines of the books on these numbers; '' where the site keeps none, or they cannot be read: the state is UNKNOWN then."""
-    command = ["sacct", "--allocations", "--noheader", "--parsable2", "--format=JobID,State,Elapsed,Submit,ExitCode,JobName"]
-    command += ["--jobs=" + ",".join(sorted(jobs))]
-    plain = {name: value for name, value in os.environ.items() if not name.startswith("SACCT_")}
+def starts_in(number: str) -> str | None:
+    """The folder that SLURM starts this job in; None where it does not say."""
+    command = ["scontrol", "show", "job", number]
     try:
-        return subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=60, check=True, env=plain).stdout
+        said = subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=60, check=True, env=plain_environ()).stdout
+    except (OSError, subprocess.SubprocessError):
+        return None
+    folders = set(re.findall(r"^\s*WorkDir=(.*)$", said, re.MULTILINE))  # a line for each index of an array
+    return folders.pop() if len(folders) == 1 else None
+
+
+BOOKS = ("JobID", "State", "Elapsed", "ExitCode", "Comment", "WorkDir", "JobName")
+BETWEEN = "\x1f"
+
+
+def sacct(numbers: Iterable[str]) -> str:
+    """The lines of the books on these numbers; '' where the site keeps none, or they cannot be read: the state is UNKNOWN then."""
+    command = ["sacct", "--allocations", "--noheader", "--parsable2", f"--delimiter={BETWEEN}", f"--format={','.join(BOOKS)}"]
+    command += ["--jobs=" + ",".join(sorted(numbers))]
+    try:
+        asked = {"capture_output": True, "text": True, "errors": "replace", "timeout": 60, "check": True, "env": plain_environ()}
+        return subprocess.run(command, **asked).stdout
     except (OSError, subprocess.SubprocessError):
         return ""
 
 
-def last_words(text: str, jobs: Mapping[str, str]) -> dict[str, list[JobState]]:
-    """The ends of jobs (name by number) that sacct's lines tell.
+def last_words(text: str) -> dict[str, list[JobState]]:
+    """The ends of jobs that sacct's lines tell, by number.
 
     Only an end is taken from them: the controller alone knows what runs, and books that lag behind still call a dead job RUNNING.
     """
     found: dict[str, list[JobState]] = {}
-    for line in text.splitlines():
-        fields = line.split("|", 5)
-        if len(fields) != 6:
+    for line in text.split("\n"):
+        fields = line.split(BETWEEN)
+        if len(fields) != len(BOOKS):
             continue
-        job_id, state, elapsed, submitted, code, name = fields
+        job_id, state, elapsed, code, comment, folder, name = fields
         number, word = job_id.partition("_")[0], state.split()[0] if state.strip() else ""
-        if word in ENDED and name.strip() == jobs.get(number, "").strip():
+        if word in ENDED:
             why = "" if code == "0:0" else f"exit code {code.partition(':')[0]}"
-            entry = JobState(job_id=job_id, name=name, state=word, elapsed=elapsed, why=why, submitted_unix_s=_seconds(submitted))
+            entry = JobState(job_id=job_id, name=name, state=word, elapsed=elapsed, why=why, comment=comment, folder=folder)
             found.setdefault(number, []).append(entry)
     return found
 
 
-def is_same(state: JobState, name: str, submitted_unix_s: float, took_s: float = 0.0) -> bool:
-    """Whether a line of SLURM's is the job that was submitted under this name at this time: numbers are given again.
-
-    Args:
-        took_s: how long before that time the submission began.
-    """
-    if state.name.strip() != name.strip():
-        return False
-    late = state.submitted_unix_s - submitted_unix_s
-    # a restart counts as a new submission
-    return not state.submitted_unix_s or (late >= -CLOCKS_DIFFER_S - took_s and (state.restarts > 0 or late <= CLOCKS_DIFFER_S))
-
-
-def _seconds(text: str) -> float:
-    """SLURM's local time as seconds since 1970, 0 for what is none."""
-    try:
-        return datetime.fromisoformat(text).timestamp()
-    except ValueError:
-        return 0.0
-
-
 def _cache() -> Path:
     """One file for each cluster as this machine sees it; home folders are shared by machines."""
-    seen = [socket.gethostname(), *(os.environ.get(name, "") for name in ("SLURM_CONF", "SLURM_CLUSTERS"))]
+    seen = [repr(FORMAT), socket.gethostname(), *(os.environ.get(name, "") for name in ("SLURM_CONF", "SLURM_CLUSTERS"))]
     name = hashlib.sha256("\n".join(seen).encode()).hexdigest()[:16]
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "retinaforge" / f"squeue-{name}.json"
 

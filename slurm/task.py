@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import re
 import signal
+import stat
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -99,6 +100,12 @@ def held(folder: Path, index: str | None, environ: Mapping[str, str]) -> dict[st
     return {HOLDER: str(holder_path(folder, index))} if environ.get(ATTEMPT) else {}
 
 
+def _logged() -> bool:
+    """Whether this task's output goes on in a file that holds something already."""
+    about = os.fstat(1)
+    return stat.S_ISREG(about.st_mode) and about.st_size > 0
+
+
 def main(path: str) -> None:
     """Become the command of the job at `path`; does not return."""
     try:
@@ -113,8 +120,9 @@ def main(path: str) -> None:
         environ = {**os.environ, **secrets, **task_environ(spec, place, cores), **held(Path(path).parent, index, os.environ)}
         if place.world > 1 and "MASTER_PORT" not in environ:
             environ["MASTER_PORT"] = str(agreed_port(Path(path).parent, place, environ))
-        if restarted := environ.get(ATTEMPT, "").partition(".")[2].lstrip("0"):  # what stands above it in the log is of former attempts
-            print(RANK_MARK.format(restart=restarted), flush=True)
+        restart = environ.get(ATTEMPT, "").rpartition(".")[2]
+        if restart and (restart != "0" or _logged()):  # what stands above it in the log is of former attempts, or of a number given again
+            print(RANK_MARK.format(restart=restart), flush=True)
         # the console scripts of the interpreter that the job was submitted with come first
         environ["PATH"] = os.pathsep.join([str(Path(spec.python).parent), environ.get("PATH", os.defpath)])
         os.chdir(spec.folder)

@@ -12,7 +12,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import shutil
 from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
@@ -177,7 +176,7 @@ def import_cubes(config: ImportConfig, out: Path, track: Callable[[list[Item]], 
 
     Raises:
         InputError, CorruptData: the first image that cannot be imported; nothing is left behind.
-        UnsafeResume: `out` already holds something else. TryAgain: the disk is full.
+        UnsafeResume: `out` already holds something else. TryAgain: the disk is full, or another import is writing `out`.
     """
     items = plan(config)
     out = Path(os.path.abspath(out))  # '.' has no name to put the stage beside
@@ -188,12 +187,10 @@ def import_cubes(config: ImportConfig, out: Path, track: Callable[[list[Item]], 
             samples[item.key], _ = identity(item, config)
         _check_samples(out, standing, samples)
         return summarise(config, items, out, written=0)
-    stage = out.with_name(f"{durable.PART}import-{out.name}")
-    with durable.explained(out):
-        stage.mkdir(parents=True, exist_ok=True)
-        _tidy(stage, {item.key for item in items})
     written = 0
-    try:
+    # one request for every import: each sample says itself of what it was made
+    with durable.writing_folder(out, request="import") as stage:
+        _tidy(stage, {item.key for item in items})
         for item in track(items):
             samples[item.key], hashes = identity(item, config)
             if not _stands(stage, item.key, samples[item.key]):
@@ -202,18 +199,13 @@ def import_cubes(config: ImportConfig, out: Path, track: Callable[[list[Item]], 
         _check_alike(stage, items)
         durable.write_json(stage / RECORD, {"options": options, "samples": samples})
         summary = summarise(config, items, stage, written=written)
-        durable.publish_folder(stage, out)
-    except Exception:
-        shutil.rmtree(stage, ignore_errors=True)  # a kill leaves it for the next run; a fault that somebody has to mend does not
-        raise
     return summary
 
 
 def _tidy(stage: Path, keys: set[str]) -> None:
     """Remove from the stage of a killed run whatever is half written or belongs to no image of this one."""
-    durable.sweep(stage)
     for path in stage.iterdir():
-        if (key := path.name.split(".")[0]) not in keys or not (stage / f"{key}.json").exists():
+        if path.name != durable.REQUEST and ((key := path.name.split(".")[0]) not in keys or not (stage / f"{key}.json").exists()):
             path.unlink()
 
 

@@ -2,18 +2,22 @@
 
 A piece is named by the sha256 of the file that it comes from, so a file that was replaced is never mixed with the old one. It
 appears by a rename, whoever comes first; nothing is flushed to the device: a piece lost or damaged by a power cut fails its
-checksum and is read from the store again. The pieces used longest ago go first.
+checksum and is read from the store again. The pieces used longest ago go first. The folder that a person names may hold
+anything else, so pieces lie in a folder of their own in it, and nothing that is not named as a piece is ever touched.
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import logging
 import os
+import re
 import secrets
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Protocol
 
@@ -21,7 +25,10 @@ from data_shards.errors import InputError
 
 LOGGER = logging.getLogger("retinaforge")
 PIECE_BYTES = 4 << 20
+PIECES = "retinaforge-pieces"
 PART = ".part-"
+SHELF = re.compile(r"[0-9a-f]{2}")
+PIECE = re.compile(rf"({PART}[0-9a-f]{{8}}-)?([0-9a-f]{{64}})-[0-9]+")
 STALE_S = 3600.0  # an unfinished piece this old was left by a process that died
 
 
@@ -32,29 +39,39 @@ class _File(Protocol):
 
 
 class Cache:
-    """A folder of pieces.
+    """Pieces in a folder of their own below `folder`.
 
     Args:
-        folder: on a local disk.
+        folder: on a local disk; what others keep there stays.
         limit_bytes: what all pieces together may hold; each process may overshoot by a 32nd before it looks again.
 
     Raises:
-        InputError: the folder cannot be made, or the limit is below one piece.
+        InputError: the limit is below one piece.
     """
 
     def __init__(self, folder: Path, limit_bytes: int) -> None:
-        self.folder, self.limit_bytes = folder, limit_bytes
+        self.folder, self.limit_bytes = folder / PIECES, limit_bytes
         self.hits = self.misses = self._added = 0
         self._lock, self.broken = threading.Lock(), ""
         if limit_bytes < PIECE_BYTES:
             raise InputError(f"a cache of {limit_bytes} bytes", where=folder, expected=f"at least {PIECE_BYTES}, one piece")
+
+    def prepare(self) -> None:
+        """Make the folder and bring what it holds within the limit: before the first file that is read through it.
+
+        Raises:
+            InputError: the folder cannot be made or written.
+        """
         try:
-            folder.mkdir(parents=True, exist_ok=True)
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self._evict()
         except OSError as error:
+            if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EIO):
+                self._give_up(error)
+                return
             raise InputError(
-                f"cannot make the cache: {error.strerror}", where=folder, mend="choose another folder: data.cache=…"
+                f"cannot make the cache: {error.strerror}", where=self.folder, mend="choose another folder: data.cache=…"
             ) from error
-        self._evict()
 
     def read_into(self, name: str, size: int, buffer: memoryview, offset: int) -> bool:
         """Fill `buffer` from a piece of that size, or say that it is not there."""
@@ -67,7 +84,7 @@ class Cache:
             return False
         try:
             found = os.fstat(fd).st_size == size and os.preadv(fd, [buffer], offset) == len(buffer)
-            if found:
+            with contextlib.suppress(OSError):  # another user's piece serves as well
                 os.utime(fd)
         except OSError:
             found = False
@@ -83,7 +100,7 @@ class Cache:
         path = self.folder / name[:2] / name
         part = path.with_name(f"{PART}{secrets.token_hex(4)}-{name}")
         try:
-            path.parent.mkdir(exist_ok=True)
+            path.parent.mkdir(parents=True, exist_ok=True)
             part.write_bytes(content)
             os.replace(part, path)
             with self._lock:
@@ -92,8 +109,7 @@ class Cache:
             if due:
                 self._evict()
         except OSError as error:
-            self.broken = error.strerror or str(error)
-            LOGGER.warning("%s: %s; going on without this cache", self.folder, self.broken)
+            self._give_up(error)
             with contextlib.suppress(OSError):
                 part.unlink(missing_ok=True)
 
@@ -104,6 +120,10 @@ class Cache:
         except OSError as error:
             self.broken = error.strerror or str(error)
 
+    def _give_up(self, error: OSError) -> None:
+        self.broken = error.strerror or str(error)
+        LOGGER.warning("%s: %s; going on without this cache", self.folder, self.broken)
+
     def _evict(self) -> None:
         """Remove the pieces used longest ago until nine tenths of the limit are left. One process of the node at a time."""
         with self._lock:
@@ -113,21 +133,38 @@ class Cache:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 return
+            except OSError as error:  # a file system without locks: two that evict at once remove more than they had to, no more
+                LOGGER.debug("%s: %s", self.folder, error)
             found = []
-            for entry in (entry for shelf in os.scandir(self.folder) if shelf.is_dir() for entry in os.scandir(shelf)):
-                with contextlib.suppress(FileNotFoundError):
-                    seen = entry.stat()
-                    if not entry.name.startswith(PART):
-                        found.append((seen.st_mtime, seen.st_size, entry.path))
-                    elif seen.st_mtime < time.time() - STALE_S:
-                        os.unlink(entry.path)
+            for entry, seen in self._own():
+                if not entry.name.startswith(PART):
+                    found.append((seen.st_mtime, seen.st_size, entry.path))
+                elif seen.st_mtime < time.time() - STALE_S:
+                    _remove(entry.path)
             held = sum(size for _, size, _ in found)
             for _, size, path in sorted(found) if held > self.limit_bytes else ():
                 if held <= self.limit_bytes * 9 // 10:
                     break
-                with contextlib.suppress(FileNotFoundError):
-                    os.unlink(path)
+                _remove(path)
                 held -= size
+
+    def _own(self) -> Iterator[tuple[os.DirEntry[str], os.stat_result]]:
+        """Files that are named as this cache names pieces, where it puts them. Others may remove them meanwhile."""
+        for shelf in os.scandir(self.folder):
+            if not SHELF.fullmatch(shelf.name) or not shelf.is_dir(follow_symlinks=False):
+                continue
+            with contextlib.suppress(OSError):  # a folder that went, or that this user may not list
+                for entry in os.scandir(shelf):
+                    named = PIECE.fullmatch(entry.name)
+                    if named and named[2].startswith(shelf.name) and entry.is_file(follow_symlinks=False):
+                        with contextlib.suppress(FileNotFoundError):
+                            yield entry, entry.stat(follow_symlinks=False)
+
+
+def _remove(path: str) -> None:
+    """Another process, or another user whose piece it is, may have the last word."""
+    with contextlib.suppress(FileNotFoundError, PermissionError):
+        os.unlink(path)
 
 
 class CachedFile:

@@ -89,6 +89,7 @@ def described(words: list[str], given: dict[str, Any], name: str | None, jobs: P
     from slurm.records import job_folder
 
     verb, parsed = parse(words)
+    as_written = parse(words, index=None)[1]
     site = site_defaults(words[0], verbs())
     fields = site | given
     fields["exports"] = sorted({*site.get("exports", ()), *given.get("exports", ()), *network_variables(os.environ)})
@@ -111,23 +112,28 @@ def described(words: list[str], given: dict[str, Any], name: str | None, jobs: P
             rest.remove(word)
         words = [*verb.split(), str(job_folder(jobs, name) / CONFIG_NAME), *rest]
         fields["progress"] = progress_patterns(target)
+        if target.stage == "sample" and parsed["task"] != "1/1":
+            fields["share"] = as_written["task"]
     elif verb == "codebook fit":
-        fields["progress"] = _codebook_files(parsed)
+        fields["progress"] = _codebook_files(as_written)
     name = name or "-".join(words).replace("/", "_")[:128]
     own = {"name": name, "command": ["retinaforge", *words], "folder": str(Path.cwd())}
     spec = spec_from(json.dumps(fields | own).encode(), where="the job, as site.yaml and the options say")
     return Described(spec, job_folder(jobs, name), config, target)
 
 
-def parse(words: list[str]) -> tuple[str, dict[str, Any]]:
+def parse(words: list[str], index: str | None = "1") -> tuple[str, dict[str, Any]]:
     """The verb ('train vqgan') and what its own command line makes of the rest.
+
+    Args:
+        index: of an array, in place of {array_task}; None leaves that as it is written, and refuses nothing that then makes no sense.
 
     Raises:
         InputError: no such verb, or what the verb would refuse once it runs.
     """
     from launch.cli import app
 
-    node, path, rest = typer.main.get_command(app), [], [word.replace("{array_task}", "1") for word in words]
+    node, path, rest = typer.main.get_command(app), [], [word.replace("{array_task}", index or "{array_task}") for word in words]
     while hasattr(node, "commands"):  # a group of verbs
         known = set(node.commands) - (set() if path else NOT_SUBMITTED)
         verb = rest.pop(0) if rest else ""
@@ -136,7 +142,7 @@ def parse(words: list[str]) -> tuple[str, dict[str, Any]]:
             raise InputError(f"no verb {said!r} to submit", expected=nearest(verb, known), mend="retinaforge --help")
         node, path = node.commands[verb], [*path, verb]
     try:
-        return " ".join(path), node.make_context(" ".join(path), rest).params
+        return " ".join(path), node.make_context(" ".join(path), rest, resilient_parsing=index is None).params
     except Exception as error:
         if not hasattr(error, "format_message"):  # click's word for what a person mistyped
             raise

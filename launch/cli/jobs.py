@@ -133,9 +133,11 @@ def checkpoint(progress: Progress) -> str:
 
 def restarts(record: Submitted, states: list[JobState], attempts: Attempts) -> str:
     """How often, and why, in as few words as there are reasons."""
-    before = [attempt for each in attempts.values() for attempt, after in itertools.pairwise(each) if attempt.job_id == after.job_id]
-    live = {attempt.job_id for each in attempts.values() for attempt in each[-1:]}  # of this submission, not of those before
-    why = Counter(short(attempt.why) for attempt in before if attempt.job_id in live)
+    before = [
+        attempt for each in attempts.values() for attempt, after in itertools.pairwise(each) if attempt.submission == after.submission
+    ]
+    live = {attempt.submission for each in attempts.values() for attempt in each[-1:]}  # of this submission, not of those before
+    why = Counter(short(attempt.why) for attempt in before if attempt.submission in live)
     if not why:
         return str(sum(state.restarts for state in states))
     return f"{why.total()}: " + ", ".join(f"{text} ({count})" if count > 1 else text for text, count in why.most_common())
@@ -209,17 +211,29 @@ def cancel(
     as_json: AsJson = False,
 ) -> None:
     """Cancel jobs that wait or run. What they have committed stays: `resume`, or the same `submit`, goes on from it."""
+    from data_shards.errors import InputError
     from launch.site import queue
-    from slurm.records import cancelled, read_records
+    from slurm.records import CANCELLED, cancelled, read_records
+    from slurm.status import UNKNOWN
 
     records = read_records(jobs, names)
-    ended = cancelled(records, queue())
-    if as_json:
-        typer.echo(json.dumps({record.name: record.name in ended for record in records}))
-        return
-    for record in records:
-        said = "cancelled" if record.name in ended else "had ended already"
-        typer.echo(f"{record.name}: {said} (job {', '.join(record.job_ids)})")
+    came_of = cancelled(records, queue())
+    unknown = [record for record in records if came_of[record.name] == UNKNOWN]
+    if as_json:  # null: nobody knows
+        typer.echo(json.dumps({name: None if said == UNKNOWN else said == CANCELLED for name, said in came_of.items()}))
+    else:
+        for record in records:
+            if record not in unknown:
+                typer.echo(f"{record.name}: {came_of[record.name]} (job {', '.join(record.job_ids)})")
+    if unknown:
+        first = unknown[0]
+        where = f"--clusters={first.cluster} " if first.cluster else ""
+        raise InputError(
+            "; ".join(f"{r.name}: SLURM here does not know job {', '.join(r.job_ids)}, so that it may live" for r in unknown),
+            where=f"submitted on cluster {first.cluster}" if first.cluster else jobs,
+            expected="jobs of the cluster that is spoken with",
+            mend=f"scancel {where}{' '.join(first.job_ids)}, once squeue {where}shows that it is yours; or the same command there",
+        )
 
 
 def _asked_politely(record: Submitted, shared: Queue) -> Callable[[], bool]:

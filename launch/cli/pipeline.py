@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import time
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -23,7 +23,7 @@ FINISHED, LIVE, SUBMITTED = "finished", "waits or runs", "submitted"
 
 
 def submit_pipeline(
-    words: list[str], given: dict[str, Any], name: str | None, *, jobs: Path, local: bool, dry_run: bool, as_json: bool
+    words: list[str], given: dict[str, Any], name: str | None, *, jobs: Path, local: bool, dry_run: bool, as_json: bool, force: bool
 ) -> None:
     """Submit what is missing of a pipeline, or run it here; see launch/pipeline.py.
 
@@ -54,7 +54,7 @@ def submit_pipeline(
         return
     if local:
         raise typer.Exit(_here(described_by))
-    said = _submit(described_by, AFTER, lambda: _keep(found, described_by, jobs, name))
+    said = _submit(described_by, AFTER, lambda: _keep(found, described_by, jobs, name), force)
     rows = [{"stage": stage, "state": FINISHED, "job_ids": [], "after": [], **said.get(stage, {})} for stage in AFTER]
     if as_json:
         typer.echo(json.dumps({"name": name, "stages": rows}))
@@ -65,11 +65,14 @@ def submit_pipeline(
     typer.echo(f"retinaforge status {name!r} shows how far they are")
 
 
-def _submit(wanted: dict[str, Described], after: dict[str, tuple[str, ...]], checked: Callable[[], None]) -> dict[str, dict[str, Any]]:
+def _submit(
+    wanted: dict[str, Described], after: dict[str, tuple[str, ...]], checked: Callable[[], None], force: bool
+) -> dict[str, dict[str, Any]]:
     """Submit the stages in order, each waiting for the jobs of those before it that are not finished.
 
     Args:
         checked: called before the first goes out.
+        force: stages of which nobody knows whether their jobs live go out too.
     """
     from slurm.executor import check_slurm, submit
     from slurm.offers import offers
@@ -79,9 +82,8 @@ def _submit(wanted: dict[str, Described], after: dict[str, tuple[str, ...]], che
     for job in wanted.values():  # all of them before the first goes out
         job.check()
         job.check_on(there)
+    live, over = _left_alone(wanted, after, force)
     checked()
-    asked = time.time()
-    live = _left_alone(wanted, after)
     ids: dict[str, tuple[str, ...]] = {}
     said: dict[str, dict[str, Any]] = {}
     for stage, job in wanted.items():
@@ -90,21 +92,30 @@ def _submit(wanted: dict[str, Described], after: dict[str, tuple[str, ...]], che
             waits = [number for one in before for number in ids[one]]
             spec = replace(job.spec, dependency=f"afterok:{':'.join(waits)}" if waits else None)
             job.freeze()
-        ids[stage] = live[stage] if stage in live else submit(spec, job.folder, free_at_unix_s=asked).job_ids
+        ids[stage] = live[stage] if stage in live else submit(spec, job.folder, over=over.get(stage), force=force).job_ids
         said[stage] = {"state": LIVE if stage in live else SUBMITTED, "job_ids": list(ids[stage]), "after": before}
     return said
 
 
-def _left_alone(wanted: dict[str, Described], after: dict[str, tuple[str, ...]]) -> dict[str, tuple[str, ...]]:
-    """Numbers of the jobs that wait or run already, by stage.
+def _left_alone(
+    wanted: dict[str, Described], after: dict[str, tuple[str, ...]], force: bool
+) -> tuple[dict[str, tuple[str, ...]], dict[str, str]]:
+    """Numbers of the jobs that wait or run already, by stage; and, of the others, which submissions are over.
 
     Those that wait behind a stage that goes out anew, or are held for good by one that failed, are cancelled: they wait for a job that
     is no more.
+
+    Raises:
+        InputError: nobody knows whether the job of a stage still lives.
     """
-    from slurm.records import RECORD_NAME, cancelled, current, is_live, read_record
+    from slurm.executor import not_known
+    from slurm.records import RECORD_NAME, cancelled, current, is_live, is_unknown, read_record
 
     records = {stage: read_record(job.folder / RECORD_NAME) for stage, job in wanted.items() if (job.folder / RECORD_NAME).exists()}
     states = current(list(records.values()), fresh=True)
+    for stage, record in records.items():
+        if is_unknown(found := states[record.name]) and not is_live(found) and not force:
+            raise not_known(record, wanted[stage].folder, next(state for state in found if is_unknown([state])).job_id)
     anew: list[str] = []
     for stage in wanted:
         found = states[records[stage].name] if stage in records else []
@@ -113,7 +124,8 @@ def _left_alone(wanted: dict[str, Described], after: dict[str, tuple[str, ...]])
         if not is_live(found) or (waits and behind):
             anew.append(stage)
     cancelled([records[stage] for stage in anew if stage in records and is_live(states[records[stage].name])])
-    return {stage: record.job_ids for stage, record in records.items() if stage not in anew}
+    live = {stage: record.job_ids for stage, record in records.items() if stage not in anew}
+    return live, {stage: record.key for stage, record in records.items() if stage in anew}
 
 
 def _keep(pipeline: Pipeline, wanted: dict[str, Described], jobs: Path, name: str) -> None:
@@ -137,11 +149,14 @@ def _keep(pipeline: Pipeline, wanted: dict[str, Described], jobs: Path, name: st
 
 def _here(wanted: dict[str, Described]) -> int:
     """The stages one after the other on this machine; the exit code of the first that fails."""
-    from slurm.executor import run_local
+    from slurm.executor import check_free, run_local
 
+    for job in wanted.values():
+        job.check()
+        if shutil.which("squeue"):
+            check_free(job.folder)  # a job of this name that waits would read what is frozen now
     for stage, job in wanted.items():
         typer.echo(f"{stage} …", err=True)
-        job.check()
         job.freeze()
         if code := run_local(job.spec, job.folder):
             return code

@@ -59,6 +59,9 @@ def command(
     secrets: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Lines NAME=VALUE that the job sees as variables; of mode 0600.")
     ] = None,
+    force: Annotated[
+        bool, typer.Option("--force", help="Also where SLURM does not know whether the job of this name still lives.")
+    ] = False,
     local: Annotated[bool, typer.Option("--local", help="Run the same job here, now, without SLURM.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the sbatch script and the configuration, and submit nothing.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
@@ -91,7 +94,7 @@ def command(
     if words[0] == "pipeline":
         from launch.cli.pipeline import submit_pipeline
 
-        submit_pipeline(words[1:], given, name, jobs=jobs, local=local, dry_run=dry_run, as_json=as_json)
+        submit_pipeline(words[1:], given, name, jobs=jobs, local=local, dry_run=dry_run, as_json=as_json, force=force)
         return
     from launch.cli.described import described, show
 
@@ -106,15 +109,15 @@ def command(
     job.check()
     if local:
         if shutil.which("squeue"):
-            executor.check_free(job.folder)  # a job of this name that waits would read what is frozen now
+            executor.check_free(job.folder, force=force)  # a job of this name that waits would read what is frozen now
         job.freeze()
         raise typer.Exit(executor.run_local(job.spec, job.folder))
     from slurm.offers import offers
 
     job.check_on(offers())
-    free_at = executor.check_free(job.folder)
+    over = executor.check_free(job.folder, force=force)
     job.freeze()
-    _submitted(job.spec, job.folder, free_at, as_json)
+    _submitted(job.spec, job.folder, over, as_json, force=force)
 
 
 def resume(
@@ -122,7 +125,9 @@ def resume(
     nodes: Annotated[str | None, typer.Option(help="Other nodes than before: 2, or 1-4.")] = None,
     time_minutes: Annotated[int | None, typer.Option(min=1, help="Another time limit.")] = None,
     partition: Annotated[str | None, typer.Option(help="Other partition(s).")] = None,
-    array: Annotated[str | None, typer.Option(help="Other indices of an array: those that failed.")] = None,
+    array: Annotated[str | None, typer.Option(help="Of an array, these indices alone; it stays the array that it is.")] = None,
+    failed: Annotated[bool, typer.Option("--failed", help="Of an array, the indices that did not end well.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Also where SLURM does not know whether the job still lives.")] = False,
     jobs: Jobs = JOBS,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
@@ -133,19 +138,21 @@ def resume(
     from slurm.offers import offers
     from slurm.records import job_folder
 
-    changes = {"time_minutes": time_minutes, "partition": partition, "array": array}
+    if array and failed:
+        raise InputError(f"--array {array} and --failed", expected="one of both")
+    changes = {"time_minutes": time_minutes, "partition": partition}
     changes = {**_nodes(nodes), **{field: value for field, value in changes.items() if value is not None}}
     folder = job_folder(jobs, name)
     from launch.cli.pipeline import PIPELINE_NAME, submit_pipeline
 
     if (folder / PIPELINE_NAME).exists():
-        if changes:
+        if changes or array or failed:
             raise InputError(
-                f"{', '.join(changes)} for the pipeline {name!r}",
+                f"{', '.join([*changes, *['array'] * bool(array), *['failed'] * failed])} for the pipeline {name!r}",
                 expected="no resources: each of its jobs has its own",
                 mend=f"retinaforge resume {name}/STAGE …, or edit the file and retinaforge submit -- pipeline FILE",
             )
-        submit_pipeline([str(folder / PIPELINE_NAME)], {}, name, jobs=jobs, local=False, dry_run=False, as_json=as_json)
+        submit_pipeline([str(folder / PIPELINE_NAME)], {}, name, jobs=jobs, local=False, dry_run=False, as_json=as_json, force=force)
         return
     if not (folder / SPEC_NAME).exists():
         raise InputError(f"no job {name!r}", where=jobs, expected="one that was submitted", mend="retinaforge runs lists them")
@@ -154,13 +161,31 @@ def resume(
 
     executor.check_slurm()
     Described(spec, folder, target=read_target(folder)).check_on(offers())
-    _submitted(spec, folder, executor.check_free(folder), as_json)
+    over = executor.check_free(folder, force=force)
+    _submitted(spec, folder, over, as_json, force=force, only=_failed(folder, spec) if failed else array)
 
 
-def _submitted(spec: JobSpec, folder: Path, free_at_unix_s: float, as_json: bool) -> None:
+def _failed(folder: Path, spec: JobSpec) -> str | None:
+    """The indices of an array that did not end well; None: all of a job that is none.
+
+    Raises:
+        InputError: all of it ended well.
+    """
+    from slurm.arrays import spelled
+    from slurm.records import RECORD_NAME, current, read_record, span_of
+
+    record = read_record(folder / RECORD_NAME)
+    failed = [state for state in current([record])[record.name] if state.state != "COMPLETED"]
+    if not failed:
+        raise InputError(f"nothing of {spec.name!r} failed", where=folder, mend=f"retinaforge status {spec.name!r}")
+    limit = spec.array.partition("%")[1:] if spec.array else ()
+    return spelled(int(index) for state in failed for index in span_of(state.job_id)) + "".join(limit) if spec.array else None
+
+
+def _submitted(spec: JobSpec, folder: Path, over: str, as_json: bool, *, force: bool, only: str | None = None) -> None:
     from slurm import executor
 
-    record = executor.submit(spec, folder, free_at_unix_s=free_at_unix_s)
+    record = executor.submit(spec, folder, only=only, over=over, force=force)
     log = executor.handles(record, folder)[0].paths.stdout
     said = {"job_id": record.job_id, "job_ids": record.job_ids, "name": spec.name, "folder": str(folder), "log": str(log)}
     if as_json:

@@ -11,7 +11,8 @@ from typing import Any
 
 from data_shards import durable
 
-FORMAT = "retinaforge-checkpoint-3"
+FORMAT = "retinaforge-checkpoint-4"
+FORMAT_3 = "retinaforge-checkpoint-3"  # still read
 COMMIT = "COMMIT.json"
 PART = re.compile(r"rank-\d{5}\.safetensors")
 
@@ -31,12 +32,30 @@ def read_commit(folder: Path) -> Checkpoint | None:
     try:
         commit = json.loads((folder / COMMIT).read_bytes())
         told = commit.pop("sha256")
-        if commit["format"] != FORMAT or told != digest_of(commit) or folder.name != folder_name(commit["samples"]):
+        if commit["format"] not in (FORMAT, FORMAT_3) or told != digest_of(commit) or folder.name != folder_name(commit["samples"]):
             return None
         parts = [(name, sha256) for name, sha256 in commit["parts"] if PART.fullmatch(name)]
-        return Checkpoint(folder, commit["samples"], commit["state"], parts) if len(parts) == len(commit["parts"]) else None
+        if len(parts) != len(commit["parts"]):
+            return None
+        state = commit["state"] if commit["format"] == FORMAT else _of_format_3(commit["state"])
+        return Checkpoint(folder, commit["samples"], state, parts)
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
+
+
+def _of_format_3(state: dict[str, Any]) -> dict[str, Any]:
+    """What a commit of format 3 says, in the words of today: what it leaves out has the meaning that it had then.
+
+    Its best was chosen by another rule (states before quantisation, weights that are not loaded): it is none today.
+    """
+    identity = dict(state.get("identity", {}))
+    if identity.get("stage") == "vqgan":
+        identity["model"] = {"kind": "vqgan", **identity["model"]}
+    if identity.get("stage") == "diffusion":
+        identity["model"] = {"kind": "unet", "attention_head_dim": 8, **identity["model"]}
+        flow = identity["objective"]["target"] == "flow"
+        identity["schedule"] = None if flow else {"beta_schedule": "squaredcos_cap_v2"}
+    return {**state, "identity": identity, "best": None}
 
 
 def digest_of(commit: dict[str, Any]) -> str:

@@ -5,6 +5,9 @@ Legend: B batch, D latent channel.
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
+
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -38,7 +41,7 @@ class DiffusionTrainer:
         )
         self.module, self.normaliser = denoiser, normaliser.to(engine.device)
         self.ema = EMA(engine.parts["denoiser"].masters())
-        self.scheduler = schedule()
+        self.scheduler = schedule(objective.target)
 
     def losses(self, batch: Batch, samples: int) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Mean squared error of the objective's target."""
@@ -48,7 +51,7 @@ class DiffusionTrainer:
         return {"denoiser": loss}, {"loss/denoise": loss.detach()}
 
     def validate(self, batch: Batch, samples: int) -> dict[str, Tensor]:
-        """The loss of each latent, with the weights of the last step; noise and time are functions of (seed, sample)."""
+        """The loss of each latent; noise and time are functions of (seed, sample)."""
         z_BDHW = self.engine.laid_out(self.normaliser(batch.cubes_BCHW.to(self.engine.device)))
         x_BDHW, t_B, target = noised(z_BDHW, batch.sample_B, self.objective, seed=self.seed + 1, scheduler=self.scheduler)
         self.module.eval()
@@ -61,6 +64,21 @@ class DiffusionTrainer:
         if not skipped:
             self.ema.update(decay_at(samples + batch, batch, self.ema_config))
         return {}
+
+    @contextlib.contextmanager
+    def as_loaded(self) -> Iterator[None]:
+        """The averaged weights in the place of those of the last step."""
+        part = self.engine.parts["denoiser"]
+        with self.ema.exchanged():
+            part.refresh()
+            yield
+        part.refresh()
+
+    def taking_part(self, samples: int) -> tuple[str, ...]:
+        return ("denoiser",)
+
+    def may_be_best(self, samples: int) -> bool:
+        return True
 
     def start_epoch(self, epoch: int) -> dict[str, float]:
         return {}

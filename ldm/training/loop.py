@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import logging
+import math
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -17,8 +20,10 @@ from ldm.training.checkpoint import CheckpointStore, Reader, State
 from ldm.training.clock import Clock, Work
 from ldm.training.commits import Commits
 from ldm.training.engine import Engine
-from ldm.training.log import MetricLog
+from ldm.training.log import MetricLog, read_log
 from ldm.training.validation import Best, better, validated
+
+LOGGER = logging.getLogger("retinaforge")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,7 +35,7 @@ class LoopConfig:
         batch: global batch: micro batch × accumulation × world.
         epoch_samples: length of an epoch (k-means of the codebook, usage by epoch); 0: as many samples as the split has.
         checkpoint_every, log_every: in samples.
-        keep: newest checkpoints to keep; the one of the lowest validation loss is kept beside them.
+        keep: newest checkpoints to keep; the one of the lowest validation loss is kept beside them, once all that the run has takes part.
         validate_samples: of the split 'val', judged at each checkpoint interval and at the end; 0 for none.
         background: write checkpoints beside the training, from a copy; costs a copy of the state in the host's memory.
         profile: write a Chrome trace of three early steps beside the log.
@@ -65,12 +70,18 @@ class Diverged(RetinaforgeError):
 
 
 class Trainer(Protocol):
-    """What the loop asks of a trainer."""
+    """What the loop asks of a trainer.
 
+    `samples` is the place of a step: of the one that comes, or, for what is judged after it, of the one that was taken last.
+    """
+
+    def taking_part(self, samples: int) -> tuple[str, ...]: ...
+    def may_be_best(self, samples: int) -> bool: ...
     def start_epoch(self, epoch: int) -> dict[str, float]: ...
     def losses(self, batch: Batch, samples: int) -> tuple[dict[str, Tensor], dict[str, Tensor]]: ...
     def learning_rates(self, samples: int) -> dict[str, float]: ...
     def after_step(self, samples: int, batch: int, *, skipped: bool) -> dict[str, float]: ...
+    def as_loaded(self) -> AbstractContextManager[None]: ...
     def validate(self, batch: Batch, samples: int) -> dict[str, Tensor]: ...
     def state(self) -> State: ...
     def load(self, read: Reader) -> None: ...
@@ -108,11 +119,15 @@ def fit(
         UnsafeResume: the newest checkpoint cannot be loaded or belongs to another run. Diverged: see LoopConfig.
     """
     kept = {"identity": identity, "record": record or {}}
-    samples, epoch, best = _resume(trainer, engine, store, log, kept)
+    samples, epoch, best = _resume(trainer, engine, store, log, kept, config.batch)
     batches, clock, commits = stream.batches(samples), Clock(engine.device, engine.entered), Commits(store)
     work, bad, returned, counted = Work(engine.device, engine.dtype), 0, False, samples
+    part_taken: tuple[str, ...] = ()
     while samples < config.samples:
         epoch_values: dict[str, float] = {}
+        if part_taken != trainer.taking_part(samples):
+            part_taken = trainer.taking_part(samples)
+            engine.changed()
         if samples // stream.epoch_samples > epoch:
             epoch = samples // stream.epoch_samples
             with clock("epoch"):
@@ -151,8 +166,8 @@ def fit(
                     mend="lower the learning rate, raise optimizer.warmup_samples, or check the data: retinaforge data verify",
                 )
             commits.settle()
-            samples, epoch, best = _resume(trainer, engine, store, log, kept)
-            batches, bad, returned, counted = stream.batches(samples), 0, True, samples
+            samples, epoch, best = _resume(trainer, engine, store, log, kept, config.batch)
+            batches, bad, returned, counted, part_taken = stream.batches(samples), 0, True, samples, ()
             clock.restart()
             continue
 
@@ -160,8 +175,9 @@ def fit(
         due, judged = samples >= config.samples or _crossed(samples, config.batch, config.checkpoint_every), {}
         if due and validation is not None and config.validate_samples:
             with clock("validate"), engine.autocast():
-                judged = validated(trainer, engine, validation, samples=samples, limit=config.validate_samples)
-            best = better(best, judged, samples)
+                judged = validated(trainer, engine, validation, samples=samples - config.batch, limit=config.validate_samples)
+            if trainer.may_be_best(samples - config.batch):
+                best = better(best, judged, samples)
         if epoch_values or judged or _crossed(samples, config.batch, config.log_every) or samples >= config.samples:
             names = sorted(values)
             unreadable = torch.tensor(len(stream.bad), dtype=torch.float64, device=engine.device)
@@ -212,7 +228,9 @@ def _micro_batches(batch: Batch, accumulation: int) -> list[Batch]:
     return [batch.part(slice(i * n, (i + 1) * n)) for i in range(accumulation)]
 
 
-def _resume(trainer: Trainer, engine: Engine, store: CheckpointStore, log: MetricLog, kept: dict[str, Any]) -> tuple[int, int, Best | None]:
+def _resume(
+    trainer: Trainer, engine: Engine, store: CheckpointStore, log: MetricLog, kept: dict[str, Any], batch: int
+) -> tuple[int, int, Best | None]:
     """(samples, epoch, best) of the newest checkpoint, its state loaded; (0, -1, None) for a new run, its first state committed."""
     engine.entered("start")  # to read and check it may take minutes
     checkpoint = store.newest(progress_exists=engine.broadcast(log.exists()))
@@ -234,5 +252,26 @@ def _resume(trainer: Trainer, engine: Engine, store: CheckpointStore, log: Metri
     engine.load(read)
     trainer.load(read)
     log.cut(checkpoint.samples)
+    if engine.is_main:
+        _say_other_rates(trainer, log, kept, checkpoint.state, batch)
     engine.track(checkpoint.samples, checkpoint.state.get("tracker"))
-    return checkpoint.samples, checkpoint.state["epoch"], checkpoint.state.get("best")
+    best = checkpoint.state.get("best")
+    if best and not trainer.may_be_best(best["samples"] - batch):  # the run is longer now, and comes to more than it did
+        best = None
+    return checkpoint.samples, checkpoint.state["epoch"], best
+
+
+def _say_other_rates(trainer: Trainer, log: MetricLog, kept: dict[str, Any], state: dict[str, Any], batch: int) -> None:
+    """A decay over a run that is longer now has other rates than those that were trained with: say both."""
+    last = (read_log(log.path) or [{"samples": batch}])[-1]
+    now = trainer.learning_rates(last["samples"] - batch)
+    then = {name: last.get(f"lr/{name}") for name in now}
+    changed = [name for name in now if then[name] and not math.isclose(now[name], then[name], rel_tol=1e-6)]
+    if not changed:
+        return
+    stage = kept["identity"].get("stage", "")
+    begun = state["record"].get("config", {}).get(stage)
+    former = begun["optimizer"].get("decay_samples") or begun["loop"]["samples"] if begun else 0
+    told = ", ".join(f"{name} {then[name]:.3g} → {now[name]:.3g}" for name in changed)
+    keep = f"; {stage}.optimizer.decay_samples={former} keeps the decay as it was, and its last rate from there on" if former else ""
+    LOGGER.warning("at %d samples the learning rate was another, as its decay ends elsewhere now: %s%s", last["samples"], told, keep)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from contextlib import AbstractContextManager
 from typing import Protocol
 
 import numpy as np
@@ -17,6 +18,7 @@ from ldm.comm import Communicator
 class Judge(Protocol):
     """The part of a trainer that validation asks."""
 
+    def as_loaded(self) -> AbstractContextManager[None]: ...
     def validate(self, batch: Batch, samples: int) -> dict[str, Tensor]: ...
 
 
@@ -29,16 +31,17 @@ def validated(judge: Judge, comm: Communicator, stream: CubeStream, *, samples: 
     """Means over the first `limit` samples of the stream's split of what `judge` says of each. Collective.
 
     Every rank makes the same number of calls, as a wrapper that gathers weights requires; one that has no sample left judges
-    another's again and leaves it out of the sum.
+    another's again and leaves it out of the sum. What is judged is what a loader of the checkpoint gives.
     """
     count, sums = min(limit, stream.count), None
-    for start in range(0, count, stream.batch_size * comm.world):
-        position_B = start + comm.rank + comm.world * np.arange(stream.batch_size)
-        inside_B = torch.from_numpy(position_B < count)
-        said = judge.validate(stream.read(np.where(position_B < count, position_B, 0)), samples)
-        names = sorted(said)
-        part = torch.stack([torch.where(inside_B.to(said[n].device), said[n].double(), 0).sum() for n in names])
-        sums = part if sums is None else sums + part
+    with judge.as_loaded():
+        for start in range(0, count, stream.batch_size * comm.world):
+            position_B = start + comm.rank + comm.world * np.arange(stream.batch_size)
+            inside_B = torch.from_numpy(position_B < count)
+            said = judge.validate(stream.read(np.where(position_B < count, position_B, 0)), samples)
+            names = sorted(said)
+            part = torch.stack([torch.where(inside_B.to(said[n].device), said[n].double(), 0).sum() for n in names])
+            sums = part if sums is None else sums + part
     return {f"val/{name}": value / count for name, value in zip(names, comm.all_reduce_sum_(sums).tolist(), strict=True)}
 
 

@@ -133,7 +133,7 @@ class VQGANTrainer:
         return {"vqgan": fed_back - fed_back.detach() + reconstruction.detach() + committed, **losses}, terms
 
     def validate(self, batch: Batch, samples: int) -> dict[str, Tensor]:
-        """Reconstruction loss of each cube, without a discriminator's opinion."""
+        """Reconstruction loss of each cube, without a discriminator's opinion; quantised if the last step was."""
         x_BCHW, fov_BHW = self._normalised(batch)
         quantise = self._quantises(samples)
         self.module.eval()
@@ -301,15 +301,29 @@ class VQGANTrainer:
 
     # --- schedules and state ------------------------------------------------------------------------------------
 
-    def learning_rates(self, samples: int) -> dict[str, float]:
-        """What has not begun has none: its optimizer does not move on zero gradients."""
-        rate = learning_rate(samples, self.total, self.optimizer)
+    def taking_part(self, samples: int) -> tuple[str, ...]:
+        """Networks, and the codes, that the step there goes through."""
         active = {
             "vqgan": True,
             "discriminator": self.config.gan > 0 and samples >= self.config.gan_start_samples,
             "code_map": self.code_map is not None and self._quantises(samples),
+            "codes": self._quantises(samples),
         }
-        return {name: rate for name, begun in active.items() if begun}
+        return tuple(name for name, begun in active.items() if begun)
+
+    def may_be_best(self, samples: int) -> bool:
+        """Whoever loads it quantises: so did the step. And nothing that the run comes to is missing, as a discriminator would be."""
+        taken = self.taking_part(samples)
+        return "codes" in taken and set(self.taking_part(self.total - 1)) <= set(taken)
+
+    def learning_rates(self, samples: int) -> dict[str, float]:
+        """What has not begun has none: its optimizer does not move on zero gradients."""
+        rate = learning_rate(samples, self.total, self.optimizer)
+        return {name: rate for name in self.taking_part(samples) if name != "codes"}
+
+    def as_loaded(self) -> contextlib.AbstractContextManager[None]:
+        """The weights of the last step are those that are loaded."""
+        return contextlib.nullcontext()
 
     def state(self) -> State:
         """Codebook with its EMA state, and the counts of the epoch so far."""

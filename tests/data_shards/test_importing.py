@@ -144,6 +144,35 @@ importer.import_cubes(ImportConfig(source=Path({str(drive_like / "images")!r})),
     assert sorted(path.name for path in tmp_path.iterdir()) == ["drive", "out"]
 
 
+def test_of_two_imports_into_one_place_the_second_is_told_and_no_cube_is_lost(drive_like: Path, tmp_path: Path) -> None:
+    def while_another_starts(items):
+        for n, item in enumerate(items):
+            if n == 2:
+                with pytest.raises(TryAgain, match="another process is writing this place"):
+                    importer.import_cubes(config(drive_like), tmp_path / "out")
+            yield item
+
+    assert importer.import_cubes(config(drive_like), tmp_path / "out", track=while_another_starts).written == 4
+    assert importer.import_cubes(config(drive_like), tmp_path / "out").written == 0
+    assert len(folder.keys_in(tmp_path / "out")) == 4 and sorted(p.name for p in tmp_path.iterdir()) == ["drive", "out"]
+
+
+def test_an_import_that_ends_while_another_waits_to_begin_is_not_written_over(
+    drive_like: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = importer.durable._sole_writer
+
+    def outrun(final: Path):
+        monkeypatch.undo()
+        importer.import_cubes(config(drive_like), tmp_path / "out")
+        return real(final)
+
+    monkeypatch.setattr(importer.durable, "_sole_writer", outrun)
+    with pytest.raises(TryAgain, match="has just written this place"):
+        importer.import_cubes(config(drive_like), tmp_path / "out")
+    assert importer.import_cubes(config(drive_like), tmp_path / "out").written == 0
+
+
 def test_a_stage_of_other_options_is_not_taken_over(drive_like: Path, tmp_path: Path) -> None:
     def killed_at_the_end(items):
         yield from items

@@ -493,6 +493,14 @@ def test_of_many_packings_at_once_one_writes(bulky: Path, tmp_path: Path) -> Non
     assert sorted(p.name for p in tmp_path.iterdir()) == ["again", "set"]
 
 
+@pytest.mark.parametrize("theirs", [".part-import-a-set", ".part-0123abcd-other-set", ".part-0123abcd-set.tar", ".part-0123ABCD-set"])
+def test_unfinished_folders_of_other_places_stay(cube_folder: Path, tmp_path: Path, theirs: str) -> None:
+    (tmp_path / theirs).mkdir()
+    (tmp_path / ".part-0123abcd-set").mkdir()
+    pack(cube_folder, tmp_path / "set")
+    assert sorted(p.name for p in tmp_path.iterdir()) == sorted([theirs, "set"])
+
+
 @pytest.mark.parametrize("name", ["../../escaped", "a/b", "", "-x"])
 def test_a_split_that_would_leave_the_folder_is_refused(tmp_path: Path, name: str) -> None:
     with pytest.raises(InputError, match="split name"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import threading
 import time
@@ -224,8 +225,6 @@ def test_a_server_without_ranges_is_refused(web: Web, packed: Path) -> None:
 
 def test_what_network_file_systems_say_is_tried_again(packed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A stale handle opens the file again; few bytes at a time are put together."""
-    import errno
-
     dataset, real, calls = Dataset(packed), os.preadv, []
 
     shard, row = dataset.locate("train", 3)
@@ -331,9 +330,72 @@ def test_a_full_cache_disk_ends_caching_and_not_the_run(packed: Path, memory: st
 def test_a_cache_that_cannot_be_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match="cannot make the cache"):
-        Cache(tmp_path / "file" / "cache", 1 << 30)
+        Cache(tmp_path / "file" / "cache", 1 << 30).prepare()
     with pytest.raises(InputError, match="one piece"):
         Cache(tmp_path / "cache", 10)
+
+
+def foreign_files(folder: Path) -> dict[Path, bytes]:
+    """What others keep in a folder that is named as the cache: nothing of it may change."""
+    named = "ab" * 32
+    for name in ("project/model.pt", "ab/report.txt", f"ab/{named}-0", "retinaforge-pieces/mine/notes", "retinaforge-pieces/ab/notes.txt"):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(bytes(1000))
+    os.truncate(folder / "project/model.pt", 64 << 20)
+    elsewhere = folder / "elsewhere"
+    elsewhere.mkdir()
+    (elsewhere / f"{'cd' * 32}-0").write_bytes(bytes(PIECE_BYTES))
+    (folder / "retinaforge-pieces" / "cd").symlink_to(elsewhere)
+    (folder / "retinaforge-pieces" / "ab" / f"{named}-7").symlink_to(folder / "project/model.pt")
+    (folder / "retinaforge-pieces" / "gone").symlink_to(folder / "nowhere")
+    (folder / "retinaforge-pieces" / "ef").write_text("a file where a shelf would be")
+    return {path: os.readlink(path) if path.is_symlink() else path.stat().st_mtime_ns for path in folder.rglob("*") if not path.is_dir()}
+
+
+def test_a_cache_touches_nothing_that_others_keep_in_its_folder(tmp_path: Path) -> None:
+    before = foreign_files(tmp_path)
+    cache = Cache(tmp_path, 8 * PIECE_BYTES)
+    cache.prepare()
+    for n in range(30):
+        stores.CachedFile(Counted(bytes([n]) * PIECE_BYTES), cache, f"{n:02x}" * 32).read_into(memoryview(bytearray(10)), 0)
+    own = [p for p in (tmp_path / "retinaforge-pieces").rglob("*-0") if p not in before]
+    assert 0 < len(own) <= 9 and not cache.broken
+    assert {path: os.readlink(path) if path.is_symlink() else path.stat().st_mtime_ns for path in before} == before
+
+
+def test_a_set_in_a_folder_makes_no_cache(packed: Path, tmp_path: Path) -> None:
+    before = foreign_files(tmp_path)
+    local = Dataset(packed, cache=Cache(tmp_path, PIECE_BYTES))
+    same_as(packed, local)
+    assert {p for p in tmp_path.rglob("*") if not p.is_dir()} == set(before)
+
+
+def test_a_remote_set_beside_a_local_one_is_cached(packed: Path, memory: str, tmp_path: Path) -> None:
+    same_as(packed, Dataset(packed, cache=Cache(tmp_path, 1 << 30)).beside(memory))
+    assert list((tmp_path / "retinaforge-pieces").rglob("*-0"))
+
+
+def test_pieces_that_vanish_while_a_cache_is_cleared_are_no_fault(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another process of the node clears at the same time, and the file system has no locks."""
+    cache, other = Cache(tmp_path, 8 * PIECE_BYTES), Cache(tmp_path, PIECE_BYTES)
+    for n in range(6):
+        stores.CachedFile(Counted(bytes([n]) * PIECE_BYTES), cache, f"{n:02x}" * 32).read_into(memoryview(bytearray(10)), 0)
+    real = cache._own
+
+    def outrun():
+        for k, one in enumerate(real()):
+            if k == 2:
+                other.prepare()
+            yield one
+
+    def no_locks(*_: object) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(cache, "_own", outrun)
+    monkeypatch.setattr(caching.fcntl, "flock", no_locks)
+    cache.limit_bytes = PIECE_BYTES
+    cache.prepare()
+    assert not cache.broken and len(list(tmp_path.rglob("*-0"))) <= 1
 
 
 def test_a_damaged_index_in_the_cache_is_fetched_again(packed: Path, memory: str, tmp_path: Path) -> None:

@@ -150,7 +150,14 @@ GUARDS = [
         "two_trainings",
     ),
     guard("silence", "ldm/training/engine/watchdog.py", "if silent_s > SILENT_S:", "if False:", LOST, "SIGSTOP-1-ddp"),
-    guard("hanging", "ldm/training/engine/watchdog.py", "late = seconds > (", "late = False and (", LOST, "forward-1-ddp"),
+    guard(
+        "hanging",
+        "ldm/training/engine/watchdog.py",
+        "return self.clock() - self.since > max(",
+        "return False and max(",
+        LOST,
+        "forward-1-ddp",
+    ),
 ]
 
 

@@ -16,6 +16,7 @@ import yaml
 
 from ldm.training.clock import TIMINGS
 from slurm.meeting import free_port
+from tests.commands import invoke
 from tests.runs import NETWORKS
 
 ROOT = Path(__file__).parents[2]
@@ -64,6 +65,14 @@ LAUNCHERS: dict[str, tuple[Launcher, int, str]] = {
     "srun": (srun, 2, ""),
 }
 """How it is started, its own exit code when our process ends with 2, and how to install it."""
+
+ONE: list[Command] = [
+    [BIN / "torchrun", "--standalone", "--nproc-per-node", 1, "-m"],
+    [BIN / "accelerate", "launch", "--cpu", "--num_processes", 1, "-m"],
+    [BIN / "mpiexec", "-n", 1, sys.executable, "-m"],
+    ["srun", "-n1", sys.executable, "-m"],
+]
+"""Each starting one process."""
 
 
 @pytest.fixture
@@ -140,6 +149,27 @@ def test_every_launcher_trains_what_torchrun_trains(trained: Callable, launcher:
     assert len(curve) == 2 and "gan/adaptive_weight" in curve[1], "the discriminator was not at work"
     assert curve == expected_curve
     assert parts == expected_parts
+
+
+@pytest.mark.slow
+def test_one_local_process_trains_also_as_a_stage_of_a_pipeline(packed: Path, tmp_path: Path, monkeypatch) -> None:
+    """`submit --local`, whose default is one process; the stages run here in order, and a finished one is passed over."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "none"))
+    (tmp_path / "tiny.yaml").write_text(yaml.safe_dump({"run": "runs/tiny", "vqgan": TINY, "data": {"dataset": str(packed)}}))
+    (tmp_path / "pipeline.yaml").write_text(yaml.safe_dump({"preset": "tiny.yaml"}))
+    monkeypatch.setattr("launch.pipeline.AFTER", {"data": (), "vqgan": ("data",)})
+    invoke("submit", "--local", "--", "pipeline", "pipeline.yaml")
+    assert (tmp_path / "runs/tiny/vqgan/checkpoints/samples-000000000016/COMMIT.json").exists()
+
+
+@pytest.mark.slurm
+@pytest.mark.skipif(os.environ.get("FAULTS") != "all", reason="make faults runs it: each is a training")
+@pytest.mark.parametrize("one", ONE, ids=lambda one: Path(one[0]).name)
+def test_every_launcher_starts_one_process(cluster, packed: Path, tmp_path: Path, one: Command) -> None:
+    (tmp_path / "tiny.yaml").write_text(yaml.safe_dump({"vqgan": TINY, "data": {"dataset": str(packed)}}))
+    [(code, said)] = run([[*one, "launch", "train", "vqgan", tmp_path / "tiny.yaml", f"run={tmp_path}/run"]])
+    assert code == 0, said[-3000:]
 
 
 @pytest.mark.parametrize(("launcher", "code"), marked(*((name, code) for name, (_, code, _) in LAUNCHERS.items())), indirect=["launcher"])

@@ -325,3 +325,14 @@ def test_a_dataset_that_is_not_there_is_refused_before_it_queues(tmp_path):
     with pytest.raises(InputError, match="no packed dataset here|no such"):
         invoke("submit", "--local", "--", "train", "vqgan", "demo", "data.dataset=nowhere")
     assert not (tmp_path / "runs").exists()
+
+
+def test_an_array_s_indices_are_known_by_their_own_share_of_what_is_made(tmp_path):
+    """Whole, a set that many indices make grows also while one of them is stuck."""
+    words = ("submit", "--array", "1-9", "--dry-run", "--json", "--")
+    job = json.loads(invoke(*words, "sample", "demo", "--task", "{array_task}/9"))["job"]
+    assert (job["share"], job["progress"]) == ("{array_task}/9", [f"{tmp_path}/runs/demo/synthetic/*.tar"])
+    assert json.loads(invoke(*words, "sample", "demo", "--task={array_task}/9"))["job"]["share"] == "{array_task}/9"
+    assert json.loads(invoke("submit", "--dry-run", "--json", "--", "sample", "demo"))["job"]["share"] is None
+    fit = ("codebook", "fit", "latents", "--out", "codes-{array_task}.safetensors", "--seed", "{array_task}")
+    assert json.loads(invoke(*words, *fit))["job"]["progress"][0] == f"{tmp_path}/codes-{{array_task}}.safetensors"

@@ -321,6 +321,21 @@ def test_another_configuration_in_the_same_run_folder_is_refused(packed: Path, t
     assert "vqgan.optimizer.lr" in done and "run=runs/NAME" in done
 
 
+def test_a_longer_run_says_both_learning_rates_and_the_way_back_it_names_works(packed: Path, tmp_path: Path) -> None:
+    config = configured(tmp_path, packed, "longer")
+    words = ("train", "vqgan", config, "vqgan.optimizer.decay=cosine", "vqgan.loop.checkpoint_every=48")
+    run(*words, "vqgan.loop.samples=48")
+    shutil.copytree(tmp_path / "longer", tmp_path / "kept")
+    said = run(*words, "vqgan.loop.samples=96")
+    rates = {row["samples"]: row["lr/vqgan"] for row in curve(tmp_path / "longer" / "vqgan")}
+    assert rates[56] > 5 * rates[48]
+    assert f"vqgan {rates[48]:.3g} → " in said and "vqgan.optimizer.decay_samples=48" in said
+    said = run(*words, "vqgan.loop.samples=96", "vqgan.optimizer.decay_samples=48", f"run={tmp_path / 'kept'}")
+    assert "learning rate" not in said
+    rates = {row["samples"]: row["lr/vqgan"] for row in curve(tmp_path / "kept" / "vqgan")}
+    assert rates[56] <= rates[48] and rates[96] == pytest.approx(1e-7)
+
+
 def test_bands_of_another_dataset_are_refused(packed: Path, tmp_path: Path) -> None:
     done = run("train", "vqgan", configured(tmp_path, packed, "bands"), "vqgan.model.bands=16", expect=2)
     assert "vqgan.model.bands = 16" in done and "4" in done

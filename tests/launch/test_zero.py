@@ -73,6 +73,18 @@ def test_two_ranks_train_what_one_process_trains(place: Place, stage: str, mode:
         assert far(place, "one", f"two-{mode}", stage, part) <= 1e-6, part
 
 
+@pytest.mark.parametrize("mode", ["auto", "ddp", "zero2"])
+def test_a_launched_world_of_one_trains_what_one_process_trains(place: Place, mode: str) -> None:
+    """RANK=0 and WORLD_SIZE=1, as torchrun with one process, `submit --local` and a job that starts on one node say it."""
+    place.once("alone", "vqgan", "ddp", 1, "vqgan.loop.samples=16")
+    run, launched = place.run(f"launched-{mode}", "vqgan"), {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1"}
+    words = ["train", "vqgan", place.folder / "tiny.yaml", f"run={run}", "vqgan.loop.samples=16", f"vqgan.engine.mode={mode}"]
+    assert place.ranks.run(run.with_suffix(".log"), words, 1, **launched) == [0], place.said(f"launched-{mode}", "vqgan")[-3000:]
+    alone, one = place.curve("alone", "vqgan"), place.curve(f"launched-{mode}", "vqgan")
+    assert mode == "zero2" or alone == one
+    assert not [found for a, b in zip(alone, one, strict=True) for found in differences(a, b, 1e-6)]
+
+
 @pytest.mark.parametrize("stage", SOME if ALL else ["vqgan"])
 def test_a_run_goes_on_under_other_stages_and_worlds(place: Place, stage: str) -> None:
     """From each stage and world to each other: the next losses are those of one process, and the epoch goes on sample by sample."""

@@ -7,7 +7,7 @@ import dataclasses
 import pytest
 
 from data_shards.errors import InputError
-from slurm.arrays import FIRST, array_indices, array_task, parts_of
+from slurm.arrays import ARRAY, FIRST, array_indices, array_task, parts_of, spelled
 from slurm.executor import handles
 from slurm.records import Submitted
 from slurm.script import sbatch_text
@@ -33,6 +33,18 @@ def test_parts_hold_every_index_once(array, most, parts):
         assert all(int(environ["SLURM_ARRAY_TASK_ID"]) < most for environ in environs)
 
 
+@pytest.mark.parametrize(("array", "words"), [("5", "5"), ("9,1,2,3,7", "1-3,7,9"), ("0-8:2", "0,2,4,6,8"), ("1,2", "1-2")])
+def test_indices_are_spelled_as_they_are_read(array, words):
+    assert spelled(array_indices(array)) == words and array_indices(words) == sorted(array_indices(array))
+
+
+def test_some_indices_of_a_long_array_are_told_by_those_that_were_submitted():
+    """Submitted again with two of its indices, the job is still the whole array; what SLURM calls 1 is the second of the two."""
+    [part] = parts_of("1500,1600", 1001)
+    environ = {"SLURM_ARRAY_TASK_ID": "1", FIRST: str(part.first), ARRAY: part.whole}
+    assert part.array == "0-1" and array_task("1-2000", environ) == "1600"
+
+
 def test_a_cluster_without_arrays_is_named():
     with pytest.raises(InputError, match="MaxArraySize of this cluster is 1"):
         parts_of("0-9", 1)
@@ -47,7 +59,7 @@ def test_a_part_s_script_says_where_it_begins_and_waits_for_the_part_before():
     part = dataclasses.replace(parts_of(spec.array, 10)[1], after="afterany:12")
     text = sbatch_text(spec, RUN, part)
     assert "#SBATCH --array=0-9%4\n" in text and "#SBATCH --dependency=afterok:3,afterany:12\n" in text
-    assert f"\nexport {FIRST}=10\n" in text
+    assert f"\nexport {FIRST}=10 {ARRAY}=1-25%4\n" in text
 
 
 def test_numbers_of_parts_are_told_as_the_whole_array_counts(tmp_path):

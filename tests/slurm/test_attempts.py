@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import os
+import re
 import signal
 import stat
 import subprocess
@@ -14,11 +17,12 @@ import pytest
 
 from data_shards.errors import InputError, TryAgain
 from launch.jobs import Target, progress_patterns
-from slurm.attempts import Attempt, attempts_path, begin, end, holder_path, main, progress_of, read_attempts, requeue
+from slurm.attempts import ERRORS, Attempt, attempts_path, begin, end, holder_path, main, progress_of, read_attempts, requeue
 from slurm.causes import AWAY, RANK_MARK, cause, failure, first_code
 from slurm.jobs import JobSpec, freeze
 from slurm.preempt import ATTEMPT, HOLDER, stop_on_signals, superseded
 
+TOKEN = "5e" * 16
 FAILED_0 = "rank 0: exited with exit code 3"
 RANK_1_FAILED = "srun: error: n2: task 1: Exited with exit code 75\nsrun: error: n1: task 0: Terminated\n"
 
@@ -30,12 +34,13 @@ class Script:
         self.folder, self.asked = folder / "job", []
         spec = {"name": "job", "command": ("python", "-V"), "folder": str(folder), "progress": ("made/*",), "max_stalls": 3, **fields}
         self.path = freeze(JobSpec(**spec), self.folder)
-        self.restart = 0
+        self.restart, self.token, self.further = 0, TOKEN, {}
         monkeypatch.setattr("slurm.attempts.requeue", self.asked.append)
 
     @property
     def environ(self) -> dict[str, str]:
-        return {"SLURM_JOB_ID": "7", "SLURM_RESTART_COUNT": str(self.restart), "SLURM_JOB_NODELIST": "n[1-2]"}
+        known = {"SLURM_JOB_ID": "7", "SLURM_RESTART_COUNT": str(self.restart), "SLURM_JOB_NODELIST": "n[1-2]"}
+        return {**known, ATTEMPT: f"{self.token}.7.{self.restart}", **self.further}
 
     def begins(self, capsys) -> None:
         begin(self.path, self.environ)
@@ -72,7 +77,9 @@ def slurm_says(why: str) -> str:
         (143, RANK_1_FAILED, "", False, 75, "rank 1: exited with exit code 75", True),
         (137, "srun: error: n1: task 0: Killed\n", "", False, 137, "rank 0: killed", False),
         (137, "srun: error: n1: task 0: Out Of Memory\n", "", False, 137, "rank 0: out of memory", False),
-        (75, RANK_1_FAILED, slurm_says(" DUE TO PREEMPTION"), True, 75, "preempted", False),
+        (75, RANK_1_FAILED, slurm_says(" DUE TO PREEMPTION"), True, 75, "preempted", True),  # SLURM may cancel what it preempts
+        (143, "", slurm_says(" DUE TO PREEMPTION"), True, 143, "preempted", True),
+        (0, "", slurm_says(" DUE TO PREEMPTION"), True, 0, "preempted", False),
         (75, RANK_1_FAILED, slurm_says(" DUE TO JOB REQUEUE"), True, 75, "scontrol requeue", False),
         (75, RANK_1_FAILED, slurm_says(" DUE TO NODE FAILURE, SEE SLURMCTLD LOG FOR DETAILS"), True, 75, "node failure", False),
         (143, "", slurm_says(" DUE TO TIME LIMIT"), True, 143, "time limit", True),
@@ -110,7 +117,7 @@ def test_the_words_of_an_attempt_before_are_not_the_reason(script, capsys):
 
 
 def test_a_file_system_that_is_away_as_an_attempt_begins_puts_it_off(script, monkeypatch, capsys):
-    monkeypatch.setattr("slurm.attempts.progress_of", lambda spec: (_ for _ in ()).throw(OSError(116, "Stale file handle")))
+    monkeypatch.setattr("slurm.attempts.progress_of", lambda *_: (_ for _ in ()).throw(OSError(116, "Stale file handle")))
     for name, value in script.environ.items():
         monkeypatch.setenv(name, value)
     assert main(["begin", str(script.path)]) == 75 and script.asked == ["7"]
@@ -155,9 +162,9 @@ def test_restarts_without_progress_have_a_limit_whoever_asks_for_them(script, ca
     with pytest.raises(InputError, match="3 attempts in a row got nowhere(.|\n)*retinaforge resume 'job'"):
         script.begins(capsys)  # SLURM may start it all the same
     assert script.last.code == 2
-    other = {**script.environ, "SLURM_JOB_ID": "8", "SLURM_RESTART_COUNT": "0"}
-    begin(script.path, other)
-    assert script.last.job_id == "8", "submitted again, it has all its attempts"
+    script.token, script.restart = "6f" * 16, 0
+    begin(script.path, script.environ)
+    assert script.last.token == "6f" * 16, "submitted again, it has all its attempts, also under the same number"
 
 
 def test_what_has_no_way_to_go_on_comes_back_only_as_often_as_it_may(tmp_path, monkeypatch, capsys):
@@ -172,9 +179,147 @@ def test_what_has_no_way_to_go_on_comes_back_only_as_often_as_it_may(tmp_path, m
 
 def test_a_copy_that_was_taken_over_asks_for_nothing(script, capsys):
     script.begins(capsys)
-    holder_path(script.folder).write_text("7.1\n")
+    holder_path(script.folder).write_text(f"{TOKEN}.7.1\n")
     script.ends(75, errors=RANK_1_FAILED)
     assert not script.asked and "another attempt had taken over" in script.last.why
+
+
+@pytest.mark.parametrize("job_id", ["7", "9"])
+def test_of_an_array_only_the_index_that_asks_is_restarted(script, capsys, job_id):
+    """The last index of an array has the number of the whole array: a request by that number restarts all of them."""
+    script.further = {"SLURM_JOB_ID": job_id, "SLURM_ARRAY_JOB_ID": "7", "SLURM_ARRAY_TASK_ID": "3"}
+    script.begins(capsys)
+    script.ends(75, errors=RANK_1_FAILED)
+    assert script.asked == ["7_3"]
+
+
+def test_of_an_array_only_the_index_that_cannot_begin_is_restarted(script, monkeypatch):
+    script.further = {"SLURM_ARRAY_JOB_ID": "7", "SLURM_ARRAY_TASK_ID": "3"}
+    monkeypatch.setattr("slurm.attempts.progress_of", lambda *_: (_ for _ in ()).throw(OSError(errno.ESTALE, "Stale file handle")))
+    for name, value in script.environ.items():
+        monkeypatch.setenv(name, value)
+    assert main(["begin", str(script.path)]) == 75 and script.asked == ["7_3"]
+
+
+FAULTS = [errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.ESTALE]
+
+
+@pytest.mark.parametrize("number", FAULTS)
+@pytest.mark.parametrize("what", ["_append", "progress_of", "read_attempts", "holder_path"])
+def test_what_cannot_be_noted_at_an_end_keeps_no_job_from_its_next_attempt(script, capsys, monkeypatch, what, number):
+    script.begins(capsys)
+
+    def fails(*_):
+        raise OSError(number, os.strerror(number))
+
+    class Fails:
+        read_text = staticmethod(fails)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(f"slurm.attempts.{what}", (lambda *_: Fails) if what == "holder_path" else fails)
+        assert script.ends(75, errors=RANK_1_FAILED) == 75
+    assert script.asked == ["7"]
+
+
+@pytest.mark.parametrize("number", FAULTS)
+@pytest.mark.parametrize("what", ["durable.write_bytes", "_append", "Path.read_bytes"])
+def test_what_cannot_be_noted_at_a_beginning_puts_the_attempt_off(script, monkeypatch, capsys, what, number):
+    def fails(*_, **__):
+        raise OSError(number, os.strerror(number))
+
+    for name, value in script.environ.items():
+        monkeypatch.setenv(name, value)
+    with monkeypatch.context() as patch:
+        patch.setattr(f"slurm.attempts.{what}", fails)
+        assert main(["begin", str(script.path)]) == 75
+    assert script.asked == ["7"] and os.strerror(number) in capsys.readouterr().err
+
+
+def test_a_job_whose_folder_is_gone_does_not_begin_again_and_again(script, monkeypatch):
+    for name, value in script.environ.items():
+        monkeypatch.setenv(name, value)
+    script.path.unlink()
+    assert main(["begin", str(script.path)]) == 2 and not script.asked
+
+
+def test_a_full_disk_loses_no_restart(tiny_disk, monkeypatch, capsys):
+    """A real one: what is noted is torn or left out, the request is made, and the next attempt reads what stands there."""
+    script = Script(tiny_disk, monkeypatch)
+    script.begins(capsys)
+    errors = tiny_disk.parent / "errors"
+    errors.write_text(RANK_1_FAILED)
+    script.further = {ERRORS: str(errors)}
+    with contextlib.suppress(OSError), (tiny_disk / "filler").open("wb", buffering=0) as filler:
+        while filler.write(bytes(4096)):
+            pass
+    assert end(script.path, 143, False, script.environ) == 75
+    assert script.asked == ["7"] and not errors.exists()
+    script.restart = 1
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
+    for name, value in script.environ.items():
+        monkeypatch.setenv(name, value)
+    assert main(["begin", str(script.path)]) == 75 and script.asked == ["7", "7"], "it is put off while the disk is full"
+    (tiny_disk / "filler").unlink()
+    script.begins(capsys)
+    assert [attempt.restart for attempt in read_attempts(attempts_path(script.folder))] == [0, 1]
+
+
+def test_a_number_that_slurm_gave_again_is_another_attempt(script, capsys):
+    script.begins(capsys)
+    script.ends(0)
+    script.token, script.restart = "6f" * 16, 0
+    script.begins(capsys)
+    script.ends(4)
+    assert [(attempt.token, attempt.code) for attempt in read_attempts(attempts_path(script.folder))] == [(TOKEN, 0), ("6f" * 16, 4)]
+    assert all(attempt.last for attempt in read_attempts(attempts_path(script.folder)))
+
+
+def test_only_what_nobody_starts_again_is_noted_as_the_last(script, capsys):
+    ends = [(75, "", False), (75, slurm_says(" DUE TO PREEMPTION"), False), (75, slurm_says(" DUE TO NODE FAILURE"), False)]
+    ends += [(75, slurm_says(" DUE TO JOB REQUEUE"), False), (143, slurm_says(""), True), (143, "", False), (0, "", True), (2, "", True)]
+    for status, log, last in ends:
+        script.begins(capsys)
+        script.ends(status, log=log, told=bool(log) or status == 143)
+        assert script.last.last == last, (status, log)
+        script.token = f"{script.restart:032x}"
+
+
+def test_a_job_that_an_older_version_submitted_is_known_by_its_number(script, capsys):
+    """Its script names the attempt after its beginning, and without a token."""
+    script.further = {ATTEMPT: ""}
+    script.begins(capsys)
+    script.further = {ATTEMPT: "7.0"}
+    assert holder_path(script.folder).read_text() == "7.0\n"
+    script.ends(75, errors=RANK_1_FAILED)
+    assert script.asked == ["7"] and (script.last.token, script.last.job_id) == ("", "7")
+    record = attempts_path(script.folder)
+    record.write_text(re.sub(r', "token": "", "last": false', "", record.read_text()))
+    assert "token" not in record.read_text() and script.last.code == 75
+
+
+def test_an_index_that_is_stuck_is_ended_though_the_others_get_on(tmp_path, monkeypatch, capsys):
+    """Index 2 of 3 shares the set with the others: files 1, 4, 7, … are its own, and those alone count."""
+    script = Script(tmp_path, monkeypatch, array="1-3", share="{array_task}/3", progress=("made/*.tar",))
+    script.further = {"SLURM_ARRAY_JOB_ID": "7", "SLURM_ARRAY_TASK_ID": "2"}
+    (tmp_path / "made").mkdir()
+    for attempt in range(6):
+        if len(script.asked) < attempt:
+            break
+        script.begins(capsys)
+        for shard in (0, 2, 3, 5):  # of others
+            (tmp_path / "made" / f"synthetic-{3 * attempt * 2 + shard:06d}.tar").touch()
+        if attempt == 1:
+            (tmp_path / "made" / "synthetic-000004.tar").touch()
+        script.ends(75, errors=RANK_1_FAILED)
+    assert len(script.asked) == 4, "one that got on, and three that did not"
+    assert "3 attempts in a row got nowhere" in read_attempts(attempts_path(script.folder, "2"))[-1].why
+
+
+def test_an_index_may_have_files_of_its_own(tmp_path):
+    spec = JobSpec(name="j", command=("python",), folder=str(tmp_path), array="1-2", progress=("codes-{array_task}.safetensors",))
+    before = [progress_of(spec, index) for index in ("1", "2")]
+    (tmp_path / "codes-1.safetensors").touch()
+    assert [progress_of(spec, index) == one for index, one in zip(("1", "2"), before, strict=True)] == [False, True]
 
 
 def test_a_torn_line_costs_one_record(script, capsys):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import shlex
 import subprocess
-from datetime import datetime
 from pathlib import Path
 
 import pytest
@@ -44,15 +43,17 @@ EVERYTHING = dataclasses.replace(
     extra=("--gres-flags=enforce-binding", "--comment=a 'b' $(id)"),
     requeue=False,
     exports=("NCCL_SOCKET_IFNAME", "HF_HOME"),
+    umask="0027",
 )
+TOKEN = "5e" * 16
 
 
 @pytest.mark.parametrize(
     ("name", "spec", "folder"), [("plain", PLAIN, RUN), ("everything", EVERYTHING, RUN.with_name("100% of it's $HOME"))]
 )
 def test_the_script_is_the_golden_one(name, spec, folder):
-    golden = GOLDEN / f"{name}.sbatch"
-    assert sbatch_text(spec, folder) == golden.read_text(), f"if the change is meant, write the new text to {golden}"
+    golden, token = GOLDEN / f"{name}.sbatch", TOKEN if spec is EVERYTHING else ""
+    assert sbatch_text(spec, folder, token=token) == golden.read_text(), f"if the change is meant, write the new text to {golden}"
 
 
 @pytest.mark.parametrize("spec", [PLAIN, EVERYTHING])
@@ -165,6 +166,15 @@ def test_a_local_run_starts_every_task_with_its_rank(tmp_path, capfd):
     assert sorted(capfd.readouterr().out.splitlines()) == ["0 2 2 ['a b', '$HOME']", "1 2 2 ['a b', '$HOME']"]
 
 
+def test_a_local_run_within_an_array_task_is_no_array(tmp_path, capfd, monkeypatch):
+    for name, value in {"SLURM_ARRAY_TASK_ID": "3", "SLURM_RESTART_COUNT": "2", "SLURM_CONF": "/etc/slurm.conf"}.items():
+        monkeypatch.setenv(name, value)
+    spec, folder = local(tmp_path, command=("python", "-c", "import os; print(sorted(n for n in os.environ if n.startswith('SLURM_')))"))
+    assert run_local(spec, folder) == 0 and "['SLURM_CONF']" in capfd.readouterr().out
+    spec, _ = local(tmp_path, command=("python", "-c", "0", "{array_task}"))
+    assert run_local(spec, tmp_path / "asks for an index") == 2
+
+
 def test_a_failed_rank_ends_the_others_and_its_code_is_the_job_s(tmp_path):
     code = "import os, sys, time; sys.exit(3) if os.environ['RANK'] == '1' else time.sleep(60)"
     spec, folder = local(tmp_path, command=("python", "-c", code), tasks_per_node=2)
@@ -197,15 +207,14 @@ def test_squeue_is_read_by_position_and_absence_is_not_an_end():
 
     text = "\n".join(
         [
-            row("12", "N/A", "RUNNING", "1:02", "3", "2026-11-26T12:00:00", "n1", "a | b  c"),
-            row("13", "0", "COMPLETED", "0:10", "0", "N/A", "n2", "s"),
-            row("13", "1-5,9%2", "PENDING", "0:00", "0", "N/A", "(Resources)", "s"),
-            row("99", "N/A", "RUNNING", "9", "0", "N/A", "n3", "not ours"),
+            row("12", "RUNNING", "1:02", "3", "retinaforge:ab12", "n1", "a | b  c", "N/A"),
+            row("13", "COMPLETED", "0:10", "0", "(null)", "n2", "s", "0"),
+            row("13", "PENDING", "0:00", "0", "site's own", "(Resources)", "s", "1-5,9%2"),
+            row("99", "RUNNING", "9", "0", "", "n3", "not ours", "N/A"),
         ]
     )
     found = read_squeue(text, ["12", "13", "14"])
-    noon = datetime(2026, 11, 26, 12).timestamp()
-    known = {"name": "a | b  c", "state": "RUNNING", "elapsed": "1:02", "restarts": 3, "why": "n1"}
-    assert found["12"] == [JobState(job_id="12", submitted_unix_s=noon, **known)]
+    known = {"name": "a | b  c", "state": "RUNNING", "elapsed": "1:02", "restarts": 3, "why": "n1", "comment": "retinaforge:ab12"}
+    assert found["12"] == [JobState(job_id="12", **known)] and found["12"][0].token == "ab12"
     assert [state.job_id for state in found["13"]] == ["13_0", "13_1-5,9"]
     assert [state.state for state in found["14"]] == ["UNKNOWN"] and "99" not in found

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 import time
 from pathlib import Path
@@ -77,6 +78,23 @@ print(rank, world, e["LOCAL_RANK"], e["SLURMD_NODENAME"], e["OMP_NUM_THREADS"], 
     assert folder.stat().st_mode & 0o777 == 0o700
     assert {path.name for path in folder.iterdir()} >= {"job.json", "submitted.json", f"{job.job_id}_submission.sh"}
     assert not list(folder.glob(".submission*"))
+
+
+def test_nothing_of_the_job_that_a_shell_is_in_reaches_the_jobs_submitted_there(cluster, tmp_path, monkeypatch):
+    """From a requeued array task, and with options of sbatch and srun in the environment."""
+    strange = {"SLURM_RESTART_COUNT": "5", "SLURM_ARRAY_TASK_ID": "3", "SLURM_CPU_BIND": "quiet,mask_cpu:0x1", "SLURM_GPUS_PER_TASK": "2"}
+    strange |= {"SLURM_JOB_ID": "77", "SLURM_PROCID": "1", "SLURM_STRANGE": "1", "SRUN_CPUS_PER_TASK": "64", "SBATCH_ARRAY_INX": "4-9"}
+    for name, value in strange.items():
+        monkeypatch.setenv(name, value)
+    inherited = set(strange) - {"SLURM_JOB_ID", "SLURM_PROCID", "SLURM_CPU_BIND"}  # which SLURM sets itself
+    code = f"import os; print(sorted(name for name in os.environ if name in {inherited}), os.environ['SLURM_JOB_ID'])"
+    spec = JobSpec(name="inside", command=("python", "-c", code), folder=str(tmp_path))
+    job = submit(spec, tmp_path / "job")
+    [state] = wait(job.job_id)
+    assert (state.state, state.restarts) == ("COMPLETED", 0), everything_said(tmp_path / "job")
+    assert log_lines(tmp_path / "job") == [f"[] {job.job_id}"]
+    assert (tmp_path / "job" / "attempts.jsonl").exists() and "may use" not in everything_said(tmp_path / "job")
+    assert os.environ["SLURM_STRANGE"] == "1", "the shell's own stay as they were"
 
 
 def test_a_failing_rank_fails_the_job_and_ends_the_other(cluster, tmp_path):

@@ -7,23 +7,46 @@ import json
 import subprocess
 import sys
 import time
+from collections import Counter
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
 
-from data_shards.errors import TryAgain
+from data_shards.errors import InputError, TryAgain
 from launch.cli.jobs import summary
-from slurm.executor import _Job
-from slurm.records import RECORD_NAME, Submitted, cancelled, current, is_live, job_folder, read_records
-from slurm.status import FORMAT, UNKNOWN, JobState, Queue, is_same
+from slurm.attempts import Attempt, attempts_path
+from slurm.executor import _Job, check_free
+from slurm.records import (
+    CANCELLED,
+    RECORD_NAME,
+    Submitted,
+    cancelled,
+    current,
+    is_live,
+    is_unknown,
+    job_folder,
+    read_record,
+    read_records,
+    record_tree,
+)
+from slurm.status import BETWEEN, FORMAT, TOKEN_MARK, UNKNOWN, JobState, Queue
 
-NOW = "2026-11-26T12:00:00"
-AT = time.mktime(time.strptime(NOW, "%Y-%m-%dT%H:%M:%S"))
+AT = 1_790_000_000.0
+TOKEN, ANOTHER = "1f" * 16, "2e" * 16
 
 
-def row(number: int, state: str, *, name: str = "job", index: str = "N/A", restarts: int = 0, submitted: str = NOW, why: str = "n1") -> str:
-    fields = (str(number), index, state, "1:02", str(restarts), submitted, why, name)
+def row(
+    number: int, state: str, *, name: str = "job", index: str = "N/A", restarts: int = 0, comment: str | None = None, why: str = "n1"
+) -> str:
+    """A line of squeue's; the comment holds our token unless it is given."""
+    fields = (str(number), state, "1:02", str(restarts), TOKEN_MARK + TOKEN if comment is None else comment, why, name, index)
     return "".join(field.ljust(width) for field, (_, width) in zip(fields, FORMAT, strict=True))
+
+
+def books(job_id: str, state: str, code: str = "0:0", *, comment: str = "", folder: str = "", name: str = "job") -> str:
+    """A line of sacct's; most sites keep no comments there."""
+    return BETWEEN.join((job_id, state, "00:01", code, comment, folder, name))
 
 
 class Site:
@@ -31,7 +54,7 @@ class Site:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        for program in ("squeue", "sacct"):
+        for program in ("squeue", "sacct", "scontrol"):
             (folder / program).write_text(
                 f"#!/bin/sh\necho x >> {folder}/{program}.calls\n"
                 f"[ -e {folder}/{program}.broken ] && {{ echo 'Unable to contact slurm controller' >&2; exit 1; }}\n"
@@ -47,6 +70,10 @@ class Site:
         mark = self.folder / f"{program}.broken"
         mark.touch() if broken else mark.unlink()
 
+    def has_scancel(self) -> None:
+        (self.folder / "scancel").write_text(f"#!/bin/sh\necho $* > {self.folder}/cancelled\n")
+        (self.folder / "scancel").chmod(0o755)
+
     def calls(self, program: str) -> int:
         path = self.folder / f"{program}.calls"
         return len(path.read_text().split()) if path.exists() else 0
@@ -60,8 +87,8 @@ def site(tmp_path, monkeypatch) -> Site:
     return Site(tmp_path / "bin")
 
 
-def submitted(number: int, name: str = "job", at: float = AT) -> Submitted:
-    return Submitted(job_ids=(str(number),), name=name, submitted_unix_s=at)
+def submitted(number: int, name: str = "job", **fields) -> Submitted:
+    return Submitted(**{"job_ids": (str(number),), "name": name, "submitted_unix_s": AT, "token": TOKEN, "folder": "/jobs/job", **fields})
 
 
 def test_one_answer_serves_all_for_half_a_minute(site):
@@ -123,7 +150,7 @@ def test_an_answer_that_was_torn_is_asked_for_anew(site):
 @pytest.mark.parametrize("word", ["RUNNING", "COMPLETED", "FAILED", "NODE_FAIL"])
 def test_what_squeue_has_is_not_asked_of_books_that_lie(site, word):
     site.says("squeue", row(7, "RUNNING"))
-    site.says("sacct", f"7|{word}|00:01|{NOW}|0:0|job")
+    site.says("sacct", books("7", word, comment=TOKEN_MARK + TOKEN))
     assert current([submitted(7)], Queue(0.0))["job"][0].state == "RUNNING"
     assert site.calls("sacct") == 0
 
@@ -131,13 +158,15 @@ def test_what_squeue_has_is_not_asked_of_books_that_lie(site, word):
 @pytest.mark.parametrize(
     ("line", "state"),
     [
-        (f"7|COMPLETED|00:01|{NOW}|0:0|job", "COMPLETED"),
-        (f"7|CANCELLED by 0|00:01|{NOW}|0:0|job", "CANCELLED"),
-        (f"7|FAILED|00:01|{NOW}|4:0|job", "FAILED"),
-        (f"7|RUNNING|00:01|{NOW}|0:0|job", UNKNOWN),  # books that lag behind
-        (f"7|NODE_FAIL|00:01|{NOW}|0:0|job", UNKNOWN),  # it may come back
-        (f"7|COMPLETED|00:01|{NOW}|0:0|another", UNKNOWN),
-        ("7|COMPLETED|00:01|2026-11-20T12:00:00|0:0|job", UNKNOWN),  # an older job of that number
+        (books("7", "COMPLETED", comment=f"site's {TOKEN_MARK}{TOKEN}"), "COMPLETED"),
+        (books("7", "CANCELLED by 0", folder="/jobs/job"), "CANCELLED"),  # books without comments: the folder tells it
+        (books("7", "FAILED", "4:0", folder="/jobs/job"), "FAILED"),
+        (books("7", "RUNNING", folder="/jobs/job"), UNKNOWN),  # books that lag behind
+        (books("7", "NODE_FAIL", folder="/jobs/job"), UNKNOWN),  # it may come back
+        (books("7", "COMPLETED", folder="/jobs/job", name="another"), UNKNOWN),
+        (books("7", "COMPLETED", folder="/jobs/another"), UNKNOWN),
+        (books("7", "COMPLETED"), UNKNOWN),  # nothing but its number and name
+        (books("7", "COMPLETED", comment=TOKEN_MARK + ANOTHER, folder="/jobs/job"), UNKNOWN),  # that number's job before
         ("nonsense", UNKNOWN),
     ],
 )
@@ -145,14 +174,33 @@ def test_of_the_books_only_an_end_of_the_very_job_is_believed(site, line, state)
     site.says("sacct", line)
     [found] = current([submitted(7)], Queue(0.0))["job"]
     assert found.state == state and site.calls("sacct") == 1
-    assert not is_live([found])
+    assert not is_live([found]) and is_unknown([found]) == (state == UNKNOWN)
 
 
-def test_without_books_a_forgotten_job_is_unknown(site):
+def test_without_books_a_forgotten_job_is_unknown_and_its_cluster_is_told(site):
     site.breaks("sacct")
     assert current([submitted(7)], Queue(0.0))["job"] == [JobState(job_id="7", name="job")]
+    assert "on cluster west" in current([submitted(7, cluster="west")], Queue(0.0))["job"][0].why
     (site.folder / "sacct").unlink()
-    assert Queue().books({"7": "job"}) == {}
+    assert Queue().books(["7"]) == {}
+
+
+def test_what_a_job_noted_of_its_end_is_believed_where_slurm_has_forgotten_it(site, tmp_path):
+    """Of this submission alone, and only where nothing restarts it."""
+    began = Attempt(token=TOKEN, job_id="7", restart=0, nodes="n1", began_unix_s=AT, before="")
+    ended = replace(began, ended_unix_s=AT, code=0, why="done", last=True)
+    ends = [
+        (ended, "COMPLETED"),
+        (replace(ended, code=4, why="rank 0"), "FAILED"),
+        (replace(ended, code=143, why="time limit"), "TIMEOUT"),
+        (replace(ended, last=False), UNKNOWN),
+        (replace(ended, token=ANOTHER), UNKNOWN),
+    ]
+    for number, (attempt, state) in enumerate(ends):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        attempts_path(folder).write_text(json.dumps(asdict(attempt)) + "\n")
+        assert current([submitted(7, folder=str(folder))], Queue(0.0))["job"][0].state == state, attempt
 
 
 def test_the_books_are_not_asked_more_often_either(site):
@@ -166,12 +214,52 @@ def test_the_books_are_not_asked_more_often_either(site):
 
 def test_indices_of_an_array_are_forgotten_one_by_one(site):
     """Three of five: one runs, one is in the books, of one nobody knows; none falls out of the count."""
-    record = Submitted(job_ids=("7",), name="job", submitted_unix_s=AT, array="1-5")
+    record = submitted(7, array="1-5")
     site.says("squeue", row(7, "RUNNING", index="4"), row(7, "PENDING", index="2,5%2"))
-    site.says("sacct", f"7_3|FAILED|00:01|{NOW}|4:0|job", f"7_4|COMPLETED|00:01|{NOW}|0:0|job")
+    site.says("sacct", books("7_3", "FAILED", "4:0", folder="/jobs/job"), books("7_4", "COMPLETED", folder="/jobs/job"))
     found = {state.job_id: state.state for state in current([record], Queue(0.0))["job"]}
-    assert found == {"7_4": "RUNNING", "7_2,5": "PENDING", "7_3": "FAILED", "7_1": UNKNOWN}
-    assert summary(current([record], Queue(0.0))["job"]) == "2 PENDING, 1 RUNNING, 1 FAILED, 1 UNKNOWN"
+    assert found == {"7_1": UNKNOWN, "7_2": "PENDING", "7_3": "FAILED", "7_4": "RUNNING", "7_5": "PENDING"}
+    assert summary(current([record], Queue(0.0))["job"]) == "2 PENDING, 1 UNKNOWN, 1 FAILED, 1 RUNNING"
+
+
+def test_an_array_with_holes_is_told_index_by_index(site):
+    """A list of indices that is longer than SLURM's own cut and than any column, and books that tell of more than is missing."""
+    odd = ",".join(map(str, range(1, 2000, 2)))
+    record = submitted(7, array="0-1999")
+    site.says("squeue", row(7, "PENDING", index=f"{odd}%3"), *(row(7, "RUNNING", index=str(index)) for index in (0, 2)))
+    site.says("sacct", books("7_[0-1999]", "CANCELLED by 0", folder="/jobs/job"))
+    assert Counter(state.state for state in current([record], Queue(0.0))["job"]) == {"PENDING": 1000, "CANCELLED": 998, "RUNNING": 2}
+    script = site.folder / "squeue"
+    script.write_text(script.read_text() + f'echo "$SLURM_BITSTR_LEN $TZ" > {site.folder}/told\n')
+    Queue(0.0).answer(time.time())
+    assert (site.folder / "told").read_text() == "0 UTC\n", "SLURM cuts lists unless it is told not to"
+    site.says("squeue", row(8, "RUNNING", index="5"), row(8, "PENDING", index="1,9"))
+    found = current([submitted(8, array="1,5,9")], Queue(0.0))["job"]
+    assert {state.job_id: state.state for state in found} == {"8_1": "PENDING", "8_5": "RUNNING", "8_9": "PENDING"}
+
+
+def test_indices_that_were_submitted_again_leave_the_others_as_they_were(site):
+    former, ends = submitted(7, array="1-4", token=ANOTHER), ("COMPLETED", "FAILED", "FAILED", "TIMEOUT")
+    record = submitted(9, array="2,3", whole="1-4", former=(former,))
+    site.says(
+        "squeue",
+        *(row(7, state, index=str(i), comment=TOKEN_MARK + ANOTHER) for i, state in enumerate(ends, 1)),
+        *(row(9, "RUNNING", index=str(i)) for i in (2, 3)),
+    )
+    found = {state.job_id: state.state for state in current([record], Queue(0.0))["job"]}
+    assert found == {"9_2": "RUNNING", "9_3": "RUNNING", "7_1": "COMPLETED", "7_4": "TIMEOUT"}
+
+
+@pytest.mark.parametrize("apart_s", [-86400, -360, 360, 3700, 86400])
+def test_a_live_job_is_live_whatever_the_clocks_say(site, monkeypatch, apart_s):
+    """Six minutes apart, an hour as summer time ends, another time zone: no clock is asked, and SLURM is not asked more often."""
+    monkeypatch.setenv("TZ", "Pacific/Kiritimati")
+    site.says("squeue", row(7, "RUNNING"))
+    record = submitted(7, submitted_unix_s=time.time() + apart_s)
+    for _ in range(5):
+        assert current([record], Queue())["job"][0].state == "RUNNING"
+    assert site.calls("squeue") == 1
+    assert is_live(current([record], Queue(), fresh=True)["job"])
 
 
 def test_a_name_that_is_no_text_hides_no_other_job(site):
@@ -181,12 +269,66 @@ def test_a_name_that_is_no_text_hides_no_other_job(site):
 
 def test_only_what_is_live_is_cancelled(site):
     """A part of an array that SLURM has forgotten, or whose number it gave away, is left alone."""
-    site.says("squeue", row(7, "RUNNING", index="0"), row(8, "RUNNING", name="another"))
-    (site.folder / "scancel").write_text(f"#!/bin/sh\necho $* > {site.folder}/cancelled\n")
-    (site.folder / "scancel").chmod(0o755)
-    record = Submitted(job_ids=("7", "8", "9"), name="job", submitted_unix_s=AT, array="0-2", part=1)
-    assert cancelled([record], Queue(0.0)) == {"job"}
+    site.says("squeue", row(7, "RUNNING", index="0"), row(8, "RUNNING", index="0", comment=TOKEN_MARK + ANOTHER))
+    site.has_scancel()
+    record = submitted(7, job_ids=("7", "8", "9"), array="0-2", part=1)
+    assert cancelled([record], Queue(0.0)) == {"job": CANCELLED}
     assert (site.folder / "cancelled").read_text() == "7\n"
+
+
+@pytest.mark.parametrize("comment", ["", "(null)", "the site's own words"])
+@pytest.mark.parametrize("token", [TOKEN, ""])
+def test_without_a_token_in_the_comment_the_folder_tells_whose_a_job_is(site, comment, token):
+    """Where a site writes over comments, and for records of an older version: never denied, and another's is never cancelled."""
+    site.says("squeue", row(7, "RUNNING", comment=comment))
+    site.has_scancel()
+    site.says("scontrol", "JobId=7 JobName=job", "   WorkDir=/jobs/another one", "   Comment=x")
+    assert cancelled([submitted(7, token=token)], Queue(0.0)) == {"job": UNKNOWN} and not (site.folder / "cancelled").exists()
+    site.breaks("scontrol")
+    assert cancelled([submitted(7, token=token)], Queue(0.0)) == {"job": UNKNOWN} and not (site.folder / "cancelled").exists()
+    site.breaks("scontrol", False)
+    site.says("scontrol", "JobId=7 JobName=job", "   WorkDir=/jobs/job", "   Comment=x")
+    assert cancelled([submitted(7, token=token)], Queue(0.0)) == {"job": CANCELLED}
+    assert (site.folder / "cancelled").read_text() == "7\n"
+
+
+def test_a_number_that_was_given_again_is_not_ours(site):
+    site.says("squeue", row(7, "RUNNING", comment=TOKEN_MARK + ANOTHER))
+    for record in (submitted(7), submitted(7, token="")):
+        assert current([record], Queue(0.0))["job"][0].state == UNKNOWN
+    assert cancelled([submitted(7)], Queue(0.0)) == {"job": UNKNOWN}
+
+
+def test_what_is_unknown_is_not_submitted_a_second_time_but_by_force(site, tmp_path):
+    record = submitted(7, cluster="west", folder=str(tmp_path))
+    (tmp_path / RECORD_NAME).write_text(json.dumps(record_tree(record)))
+    with pytest.raises(InputError, match="job 7 was submitted on cluster west, and SLURM here does not know it(.|\n)*--force"):
+        check_free(tmp_path)
+    assert check_free(tmp_path, force=True) == TOKEN
+    site.says("squeue", row(7, "PENDING"))
+    with pytest.raises(InputError, match="this name is in use"):
+        check_free(tmp_path, force=True)
+    site.says("squeue", row(7, "FAILED"))
+    assert check_free(tmp_path) == TOKEN
+
+
+def test_a_cancelled_job_is_over_also_when_slurm_has_forgotten_it(site, tmp_path):
+    site.says("squeue", row(7, "PENDING"))
+    site.has_scancel()
+    record = submitted(7, folder=str(tmp_path))
+    assert cancelled([record], Queue(0.0)) == {"job": CANCELLED}
+    site.says("squeue")
+    assert current([record], Queue(0.0))["job"][0].state == "CANCELLED"
+    assert current([replace(record, token=ANOTHER)], Queue(0.0))["job"][0].state == UNKNOWN, "another submission of the name"
+
+
+def test_records_of_yesterday_are_read(tmp_path):
+    old = {"job_ids": ["7"], "name": "job", "submitted_unix_s": AT, "array": None, "part": 0, "took_s": 0.3}
+    (tmp_path / RECORD_NAME).write_text(json.dumps({**old, "former": [{**old, "job_ids": ["3"], "former": []}]}))
+    record = read_record(tmp_path / RECORD_NAME)
+    assert (record.job_ids, record.token, record.folder, record.former[0].job_ids) == (("7",), "", str(tmp_path), ("3",))
+    (tmp_path / RECORD_NAME).write_text(json.dumps(record_tree(record)))
+    assert read_record(tmp_path / RECORD_NAME) == record
 
 
 @pytest.mark.parametrize("state", ["NODE_FAIL", "PREEMPTED"])
@@ -200,22 +342,6 @@ def test_a_damaged_record_hides_no_other(tmp_path, caplog):
         (tmp_path / name).mkdir()
         (tmp_path / name / RECORD_NAME).write_text(text)
     assert [record.name for record in read_records(tmp_path, [])] == ["a"] and "left out" in caplog.text
-
-
-@pytest.mark.parametrize(
-    ("fields", "same"),
-    [
-        ({}, True),
-        ({"name": "another"}, False),
-        ({"submitted_unix_s": AT + 86400}, False),  # the number was given again
-        ({"submitted_unix_s": AT + 86400, "restarts": 1}, True),  # a restart counts as a submission
-        ({"submitted_unix_s": AT - 86400, "restarts": 1}, False),
-        ({"submitted_unix_s": 0.0}, True),
-    ],
-)
-def test_a_number_is_ours_by_its_name_and_time(fields, same):
-    state = JobState(**{"job_id": "7", "name": "job", "state": "RUNNING", "submitted_unix_s": AT, **fields})
-    assert is_same(state, "job", AT) == same
 
 
 def test_submitit_s_handle_takes_node_fail_for_no_end(site, tmp_path, monkeypatch):

@@ -88,11 +88,11 @@ def test_a_name_in_use_is_refused_until_its_job_has_ended(tmp_path):
 
 def test_two_who_submit_at_once_make_one_job(cluster, tmp_path):
     """Both had seen that the name is free."""
-    spec, seen = python("import time; time.sleep(60)", tmp_path, name="at-once"), time.time()
+    spec = python("import time; time.sleep(60)", tmp_path, name="at-once")
 
     def one() -> object:
         try:
-            return submit(spec, tmp_path / "job", free_at_unix_s=seen)
+            return submit(spec, tmp_path / "job", over="")
         except RetinaforgeError as error:
             return error
 

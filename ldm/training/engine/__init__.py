@@ -30,7 +30,7 @@ from data_shards.errors import InputError, RetinaforgeError, TryAgain
 from ldm.training.checkpoint import Reader, State
 from ldm.training.engine.config import MODES, TRACKERS, EngineConfig, deepspeed_config, mode_of
 from ldm.training.engine.plain import PlainPart
-from ldm.training.engine.watchdog import Watchdog, joined, served
+from ldm.training.engine.watchdog import Pace, Watchdog, joined, served
 from ldm.training.engine.zero import HeldAdamW, ZeroPart
 
 __all__ = ["MODES", "TRACKERS", "Engine", "EngineConfig", "deepspeed_config", "load_strictly", "mode_of"]
@@ -42,6 +42,8 @@ TRACKED_RUN: dict[str, tuple[str, dict[str, str], Callable[[Any], str]]] = {
     "mlflow": ("run_id", {}, lambda tracker: tracker.active_run.info.run_id),
 }
 """Trackers that know a run by a name of their own: the option that takes it, what goes with it, and how to ask for it."""
+WORLD = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
+"""What launchers call a process's place among the others."""
 AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -81,12 +83,18 @@ class Engine:
             store = served(host, self.world)
         port = self.broadcast(store.port if store else None)
         store = store or joined(host, port, self.world)
-        return Watchdog(self.rank, self.world, store, hang_s=self.config.hang_seconds, patience_s=60 * self.config.timeout_minutes)
+        pace = Pace(hang_s=self.config.hang_seconds, patience_s=60 * self.config.timeout_minutes)
+        return Watchdog(self.rank, self.world, store, pace)
 
     def entered(self, phase: str) -> None:
         """The training goes on with this phase: who stays in one is known by its name."""
         if self.watchdog:
-            self.watchdog.entered(phase)
+            self.watchdog.pace.entered(phase)
+
+    def changed(self) -> None:
+        """Other networks take part from here on: the next steps may take long, as the first do."""
+        if self.watchdog:
+            self.watchdog.pace.changed()
 
     def _accelerator(self, asked: int, batch: int, run_folder: Path | None) -> Accelerator:
         config, on_cpu = self.config, not torch.cuda.is_available()
@@ -96,6 +104,9 @@ class Engine:
             user = config.ds_config or os.environ.get("ACCELERATE_DEEPSPEED_CONFIG_FILE", "none")
             tree = deepspeed_config(config, self.mode, batch=batch, world=asked, user=None if user == "none" else Path(user))
             zero = DeepSpeedPlugin(hf_ds_config=tree)
+        elif asked == 1:
+            for name in WORLD:  # of a launched world of one, accelerate would make a process group, and DDP
+                os.environ.pop(name, None)
         group = InitProcessGroupKwargs(backend="gloo" if on_cpu else "nccl", timeout=timedelta(minutes=config.timeout_minutes))
         # After its first step DDP would lay gradients out anew, in the order of their arrival. Of more than two ranks' numbers the place in
         # a bucket decides in which order they are added up, so the first step after a resume would round otherwise than one in between.
@@ -179,8 +190,10 @@ class Engine:
                 expected=f"what DeepSpeed can on this device ({here.device_name()})",
                 mend="engine.precision=bf16, or fp32",
             )
-        if "WORLD_SIZE" not in os.environ:  # DeepSpeed has no world of one without a process group
-            os.environ.update(RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(free_port("127.0.0.1")))
+        if int(os.environ.get("WORLD_SIZE", "1")) == 1:  # DeepSpeed has no world of one without a process group
+            meets = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port("127.0.0.1"))}
+            for name, value in {**dict(zip(WORLD, "0101", strict=True)), **meets}.items():
+                os.environ.setdefault(name, value)  # what a launcher says counts: torchrun's agent listens at the port that it names
 
     def _check(self, asked: int) -> None:
         """Accelerate falls back to one process, or to DDP, in silence; a run that trains copies of itself is worse than none."""

@@ -33,7 +33,8 @@ class EngineConfig:
     channels_last: memory format of weights and cubes. On an H200 in bf16 the U-Net gained up to 5 %, the VQ-GAN lost 30 %.
     timeout_minutes: a collective that takes longer ends the run with an error instead of hanging.
     hang_seconds: a rank that stays so long in one phase of a step while others wait for it is given up: all end with its name, exit
-        code 75. More is allowed where steps take long: five times the longest phase so far.
+        code 75. A file server may stall for a minute or two. More is allowed where steps take long: five times the longest phase so
+        far; and timeout_minutes where a library may compile: in the first steps, and wherever other networks begin to take part.
     tracker: Accelerate's log_with ('tensorboard', 'wandb', 'mlflow', …) or 'none'.
     """
 
@@ -47,7 +48,7 @@ class EngineConfig:
     compile: bool = False
     channels_last: bool = False
     timeout_minutes: float = 10.0
-    hang_seconds: float = 40.0
+    hang_seconds: float = 300.0
     tracker: str = "tensorboard"
 
     def __post_init__(self) -> None:
@@ -93,7 +94,9 @@ def mode_of(config: EngineConfig, environ: Mapping[str, str]) -> str:
             expected="the same of both",
             mend=f"engine.mode={launched}, or another --config_file",
         )
-    if (mode == "single" and world > 1) or (mode == "ddp" and world == 1):
+    if mode == "ddp" and world == 1:
+        mode = "single"  # there is nobody to exchange gradients with: a job for any number of nodes may start on one
+    if mode == "single" and world > 1:
         raise InputError(f"{world} process(es): not {mode!r}", where="engine.mode", expected="auto", mend="engine.mode=auto")
     if mode[:4] != "zero" and config.offload != "none":
         raise InputError(f"offload {config.offload!r} in mode {mode!r}", where="engine.offload", expected="ZeRO", mend="engine.mode=zero2")

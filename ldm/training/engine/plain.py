@@ -60,6 +60,9 @@ class PlainPart:
         """The fp32 weights by name, live."""
         return dict(self.module.named_parameters())
 
+    def refresh(self) -> None:
+        """Nothing follows from the weights but what is computed with them."""
+
     def state(self) -> State:
         """Weights, moments, step count and loss scale by name."""
         state: State = {f"model.{k}": v for k, v in self.module.state_dict().items()}

@@ -27,8 +27,9 @@ BEAT_S = 2.0
 SILENT_S = 25.0  # a rank that was not heard for so long is gone
 CUT_S = 10.0  # as long may rank 0 have left before the others, its store with it
 EXIT_CODE = 75
+FIRST = "data"  # the phase that a step begins with
 SLOW = frozenset({"start", "epoch", "validate", "checkpoint"})  # phases in which one rank may work for minutes while the others wait
-EARLY = 24  # phases entered in the first steps, in which libraries compile and caches fill
+EARLY = 5  # steps after a start or a change of the networks, in which libraries compile and caches fill
 WAITING_IN = (os.path.join("torch", "distributed", "distributed_c10d.py"), os.path.join("deepspeed", "comm", ""))
 
 
@@ -54,13 +55,48 @@ def joined(host: str, port: int, world: int) -> TCPStore:
     return TCPStore(host, port, world, is_master=False, wait_for_workers=False, timeout=timedelta(seconds=SILENT_S))
 
 
+class Pace:
+    """How far this rank is, and whether its present phase lasts too long.
+
+    Args:
+        hang_s: a phase of a step that takes longer, and five times as long as the longest so far, is a hang, if others wait.
+        patience_s: the same for phases that may take long, and for the steps after a start or a change of the networks.
+    """
+
+    def __init__(self, *, hang_s: float, patience_s: float, clock: Callable[[], float] = time.monotonic) -> None:
+        self.hang_s, self.patience_s, self.clock = hang_s, patience_s, clock
+        self.progress, self.phase, self.since, self.longest_s = 0, "start", clock(), 0.0
+        self.steps, self.early_until, self.seen = 0, EARLY, {"start"}
+
+    def entered(self, phase: str) -> None:
+        """The training goes on with another phase."""
+        now = self.clock()
+        if not self._may_take_long():
+            self.longest_s = max(self.longest_s, now - self.since)
+        self.progress, self.phase, self.since = self.progress + 1, phase, now
+        self.steps += phase == FIRST
+        if phase in SLOW and phase not in self.seen:  # the first validation computes in another mode
+            self.seen.add(phase)
+            self.changed()
+
+    def changed(self) -> None:
+        """What is computed from here on is new: the next steps may take long."""
+        self.early_until = self.steps + EARLY
+
+    def late(self) -> bool:
+        """Whether the present phase lasts too long."""
+        return self.clock() - self.since > max(self.hang_s, self.patience_s if self._may_take_long() else 5 * self.longest_s)
+
+    def _may_take_long(self) -> bool:
+        return self.phase in SLOW or self.steps <= self.early_until
+
+
 class Watchdog:
     """One rank's beats, and its view of the others.
 
     Args:
         store: that rank 0 serves.
-        hang_s: a phase of a step that takes longer, and five times as long as the longest so far, is a hang, if others wait.
-        patience_s: the same for phases that may take long.
+        pace: of this rank.
         give_up: called with the verdict on every rank; ends the process.
     """
 
@@ -69,14 +105,12 @@ class Watchdog:
         rank: int,
         world: int,
         store: TCPStore,
+        pace: Pace,
         *,
-        hang_s: float,
-        patience_s: float,
         give_up: Callable[[str], None] | None = None,
     ) -> None:
-        self.rank, self.world, self.hang_s, self.patience_s = rank, world, hang_s, patience_s
+        self.rank, self.world, self.pace = rank, world, pace
         self.give_up = give_up or self._exit
-        self.progress, self.phase, self.since, self.longest_s = 0, "start", time.monotonic(), 0.0
         self.heard, self.verdict, self.closed = time.monotonic(), "", False
         self.main = threading.main_thread().ident
         self.store = store
@@ -85,19 +119,10 @@ class Watchdog:
         for thread in self.threads:
             thread.start()
 
-    def entered(self, phase: str) -> None:
-        """The training of this rank goes on with another phase."""
-        now = time.monotonic()
-        if self.phase not in SLOW and self.progress > EARLY:
-            self.longest_s = max(self.longest_s, now - self.since)
-        self.progress, self.phase, self.since = self.progress + 1, phase, now
-
     def beat(self, number: int) -> Beat:
         """This rank, now."""
-        seconds = time.monotonic() - self.since
-        slow = self.phase in SLOW or self.progress <= EARLY
-        late = seconds > (self.patience_s if slow else max(self.hang_s, 5 * self.longest_s))
-        return Beat(number, self.progress, self.phase, seconds, late, late and self._waits())
+        pace, late = self.pace, self.pace.late()
+        return Beat(number, pace.progress, pace.phase, time.monotonic() - pace.since, late, late and self._waits())
 
     def _waits(self) -> bool:
         """The main thread is in a collective: it is not the one that hangs."""

@@ -131,9 +131,10 @@ class ZeroPart:
             known = self.zero.loss_scaler
             known.cur_scale, known.cur_iter, known.last_overflow_iter = scale, int(clean), -1
             known.cur_hysteresis = int(hysteresis) or known.cur_hysteresis  # a plain loss scale forgives none, and says 0
-        self._refresh()
+        self.refresh()
 
-    def _refresh(self) -> None:
+    @torch.no_grad()
+    def refresh(self) -> None:
         """Bring the weights that are computed with in line with the fp32 ones, as DeepSpeed does at the end of a step."""
         if self.stage < 3:
             self.zero.update_lp_params()

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 import torch
 import torch.nn.functional as F
+from diffusers.models.attention_processor import Attention
 
 from data_shards.errors import InputError
 from ldm.losses import last_layer_gradient, spectral_angle_rad
 from ldm.models.codebook import Codebook, CodebookConfig
-from ldm.models.denoiser import UNet, UNetConfig
+from ldm.models.denoiser import UNet, UNetConfig, denoiser_from, described
 from ldm.models.discriminator import PatchGAN, PatchGANConfig
 from ldm.models.vqgan import VQGAN, VQGANConfig, initialised
 
@@ -84,3 +87,29 @@ def test_spectral_angle_has_a_finite_gradient_at_zero() -> None:
     a = torch.rand(1, 5, 4, 4).requires_grad_()
     spectral_angle_rad(a, a.detach()).backward()
     assert a.grad.isfinite().all()
+
+
+@pytest.mark.parametrize(
+    ("channels", "attention", "wanted", "heads"),
+    [
+        (128, (1, 2), 64, {(4, 64), (8, 64)}),
+        (16, (1, 2), 64, {(1, 32), (2, 32)}),  # a level narrower than a head has one
+        (96, (0, 1, 2), 64, {(2, 48), (4, 48), (8, 48)}),  # 64 does not divide 96
+        (128, (), 64, {(8, 64)}),  # the middle
+        (128, (1, 2), 8, {(32, 8), (64, 8)}),
+    ],
+)
+def test_attention_heads_are_as_wide_as_asked_where_the_level_allows(channels: int, attention: tuple, wanted: int, heads: set) -> None:
+    with torch.device("meta"):
+        net = UNet(UNetConfig(latent_channels=4, channels=channels, layers=1, attention=attention, attention_head_dim=wanted))
+    assert {(m.heads, m.inner_dim // m.heads) for m in net.modules() if isinstance(m, Attention)} == heads
+
+
+def test_a_denoiser_is_kept_by_kind_and_what_is_unknown_is_refused() -> None:
+    config = UNetConfig(latent_channels=4, channels=8, layers=1, attention=(2,))
+    told = described(config)
+    assert told["kind"] == "unet" and denoiser_from(json.loads(json.dumps(told))).config == config
+    with pytest.raises(InputError, match="of kind 'dit'"):
+        denoiser_from({**told, "kind": "dit"})
+    with pytest.raises(InputError, match="a unet with registers"):
+        denoiser_from({**told, "registers": 4})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
 from collections.abc import Callable, Iterator
@@ -29,6 +30,15 @@ class Line:
         nn.init.constant_(self.module.weight, 0.5)
         self.model = engine.add("line", self.module, lr=0.1, betas=(0.9, 0.99), weight_decay=0.0)
         self.spoil, self.times, self.weights, self.skipped = spoil, {}, [], []
+
+    def taking_part(self, samples: int) -> tuple[str, ...]:
+        return ("line",)
+
+    def may_be_best(self, samples: int) -> bool:
+        return True
+
+    def as_loaded(self) -> contextlib.AbstractContextManager[None]:
+        return contextlib.nullcontext()
 
     def start_epoch(self, epoch: int) -> dict[str, float]:
         return {"epoch_begun": float(epoch)}
