@@ -3,7 +3,25 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable
+
+LONGEST_WORD = 500  # a name has at most 255 bytes; a forged file may claim one of megabytes
+LONGEST_TEXT = 2000
+STARS = "***"
+ADDRESSED = "abfss?|wasbs?|adl|s?ftp|ssh|hdfs|webhdfs|smb"
+"""Kinds of URL whose `NAME@host` is an account or a container; elsewhere a name without a password may be a token."""
+CREDENTIAL = "token|sig|secret|passw|pwd|credential|key|auth|code|session|jwt|sas"
+
+
+def without_credentials(text: str) -> str:
+    """The text with passwords, tokens and signatures of URLs starred: for messages, and for every file that others may read."""
+    text = re.sub(r"(://[^/?#\s:@]*:)[^/\s]*@", rf"\1{STARS}@", text)
+    text = re.sub(r"(://[^/?#\s:@]*:)(?!\d+[/?#])[^\s@]*@", rf"\1{STARS}@", text)  # a password with / in it; a number is a port
+    text = re.sub(rf"(\b(?!(?:{ADDRESSED})://)[a-z][a-z0-9+.-]*://)[^/?#\s:@]+@", rf"\1{STARS}@", text, flags=re.IGNORECASE)
+    if "://" not in text:
+        return text
+    return re.sub(rf"([?&;#][^=&;#\s]*(?:{CREDENTIAL})[^=&;\s]*=)[^&;#\s'\"]+", rf"\1{STARS}", text, flags=re.IGNORECASE)
 
 
 class RetinaforgeError(ValueError):
@@ -19,14 +37,17 @@ class RetinaforgeError(ValueError):
     exit_code = 2
 
     def __init__(self, what: str, *, where: object = None, expected: str | None = None, mend: str | None = None) -> None:
-        self.what, self.where, self.expected, self.mend = what, where, expected, mend
-        lines = [what]
+        self.where = where
+        self.what, self.expected, self.mend = (
+            None if text is None else shortened(without_credentials(str(text))) for text in (what, expected, mend)
+        )
+        lines = [self.what]
         if where is not None:
-            lines.append(f"  where:    {where}")
+            lines.append(f"  where:    {shortened(without_credentials(str(where)))}")
         if expected is not None:
-            lines.append(f"  expected: {expected}")
+            lines.append(f"  expected: {self.expected}")
         if mend is not None:
-            lines.append(f"  mend:     {mend}")
+            lines.append(f"  mend:     {self.mend}")
         super().__init__("\n".join(lines))
 
 
@@ -52,6 +73,18 @@ class TryAgain(RetinaforgeError):
     """Nothing is wrong with the input; the same command later may succeed: exit code 75 (EX_TEMPFAIL)."""
 
     exit_code = 75
+
+
+def shortened(text: str) -> str:
+    """Text for a terminal: of a word or of a whole that is too long (a name that a forged file gives) the middle is left out."""
+    text = re.sub(rf"\S{{{LONGEST_WORD + 1},}}", lambda word: _cut(word[0], LONGEST_WORD), text)
+    return _cut(text, LONGEST_TEXT)
+
+
+def _cut(text: str, longest: int) -> str:
+    if len(text) <= longest:
+        return text
+    return f"{text[: longest * 2 // 3]}… {len(text)} characters …{text[-longest // 4 :]}"
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

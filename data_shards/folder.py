@@ -18,6 +18,7 @@ from PIL import Image, UnidentifiedImageError
 from data_shards import durable
 from data_shards.cube import Cube, CubeMeta
 from data_shards.errors import CorruptData, InputError
+from data_shards.formats.band_centres import in_nm
 
 
 def png_bytes(map_HW: np.ndarray) -> bytes:
@@ -40,8 +41,35 @@ def png_map(content: bytes, *, mask: bool, where: object) -> np.ndarray:
 
 
 def meta_bytes(meta: CubeMeta, data_CHW: np.ndarray) -> bytes:
-    """KEY.json: the metadata, and shape and dtype so that bare bytes can be read by anybody."""
+    """KEY.json: the metadata, and shape and dtype so that bare bytes can be read by anybody.
+
+    Raises:
+        InputError: notes that are no JSON.
+    """
+    check_notes(meta, meta.key)
     return durable.canonical_json({**asdict(meta), "shape": data_CHW.shape, "dtype": data_CHW.dtype.name})
+
+
+def check_notes(meta: CubeMeta, where: object) -> None:
+    """Raises: InputError: notes with NaN or infinity, which Python reads and no other reader of JSON takes, or of other types."""
+    for name, value in {"acquired": meta.acquired, **meta.notes}.items():
+        try:
+            durable.canonical_json({name: value})
+        except (ValueError, TypeError, RecursionError) as error:
+            raise InputError(
+                f"note {name!r}: {error}",
+                where=where,
+                expected="JSON: finite numbers, texts, true, false, null, lists and objects",
+                mend="write null, or leave it out",
+            ) from error
+
+
+def check_key(meta: CubeMeta, key: str, where: object) -> None:
+    """Raises: InputError: metadata that name another sample than the file that they stand in."""
+    if meta.key != key:
+        raise InputError(
+            f"key {meta.key!r} inside {key}.json", where=where, expected=repr(key), mend="correct the key there, or the file's name"
+        )
 
 
 def meta_from(content: bytes, *, where: object, key: str | None = None) -> CubeMeta:
@@ -90,6 +118,45 @@ def keys_in(folder: Path) -> list[str]:
     return keys
 
 
+WANTED = "cubes.wanted.json"  # how many cubes the folder will hold; by those who fill it one by one. No sample key has a dot
+
+
+def note_wanted(folder: Path, cubes: int) -> None:
+    """Say how many cubes a folder will hold, before they are there; the largest number that was said stands."""
+    if cubes > wanted_in(folder):
+        durable.write_json(folder / WANTED, {"cubes": cubes})
+
+
+def wanted_in(folder: Path) -> int:
+    """How many cubes whoever fills the folder was asked for; 0 where nobody said."""
+    path = folder / WANTED
+    try:
+        return int(json.loads(path.read_bytes())["cubes"])
+    except FileNotFoundError:
+        return 0
+    except (OSError, ValueError, LookupError, TypeError) as error:
+        raise CorruptData(
+            f"unreadable: {error}", where=path, expected='{"cubes": N}', mend="the command that makes these cubes, once more"
+        ) from error
+
+
+def all_keys_in(folder: Path) -> list[str]:
+    """The keys of a folder that is filled: as `keys_in`.
+
+    Raises:
+        InputError: whoever fills it was ended before, or has not ended yet.
+    """
+    keys = keys_in(folder)
+    if len(keys) < (wanted := wanted_in(folder)):
+        raise InputError(
+            f"{len(keys)} cubes, where {wanted} were asked for",
+            where=folder,
+            expected="a folder whose making has ended",
+            mend=f"the command that makes these cubes, once more: it makes what is missing. To be content with these: rm {folder / WANTED}",
+        )
+    return keys
+
+
 def _content(path: Path) -> bytes:
     """A file of a sample; who is writing elsewhere is not to blame for it."""
     try:
@@ -105,14 +172,15 @@ def read_cube(folder: Path, key: str) -> Cube:
         InputError: wrong shape, dtype, labels or metadata. CorruptData: unreadable bytes. Pickled arrays are refused.
     """
     meta = meta_from(_content(folder / f"{key}.json"), where=folder / f"{key}.json")
-    if meta.key != key:
-        raise InputError(f"key {meta.key!r} inside {key}.json", where=folder, expected=f"{key!r}")
+    check_key(meta, key, folder)
     try:
         data_CHW = np.load(folder / f"{key}.npy", allow_pickle=False)
     except (ValueError, OSError, EOFError) as error:
         raise CorruptData(
             f"not a plain .npy array: {error}", where=folder / f"{key}.npy", expected="np.save(..., allow_pickle=False)"
         ) from error
+    if data_CHW.dtype == np.uint16:  # latents have no wavelengths
+        in_nm(meta.wavelengths_nm, "nm", folder / f"{key}.json", mend='"wavelengths_nm": [{list}]')
     labels, fov = folder / f"{key}.labels.png", folder / f"{key}.fov.png"
     return Cube(
         data_CHW=data_CHW,
@@ -124,5 +192,5 @@ def read_cube(folder: Path, key: str) -> Cube:
 
 def read_folder(folder: Path) -> Iterator[Cube]:
     """All samples of a folder, in the order of their keys."""
-    for key in keys_in(folder):
+    for key in all_keys_in(folder):
         yield read_cube(folder, key)

@@ -24,11 +24,11 @@ from safetensors.numpy import save
 
 from data_shards import payload
 from data_shards.codecs import STORED
+from data_shards.cube import NAME_BYTES
 from data_shards.errors import CorruptData, InputError, TryAgain
 from data_shards.layout import Layout
 
 FORMAT = "retinaforge-index-3"
-NAME_BYTES = 64
 READ_BELOW_BYTES = 1 << 20
 
 
@@ -93,7 +93,7 @@ class ShardIndex:
         for m, member in enumerate(self.members):
             if (codec := payload.codec_of(member)) and self.size_NM[i, m]:
                 return m, codec
-        raise CorruptData("no array in the index", where=f"{self.shard}: sample {self.keys[i]}", mend="retinaforge data index FOLDER")
+        raise CorruptData("no array in the index", where=f"{self.shard}: sample {self.keys[i]}", mend="retinaforge data verify FOLDER")
 
     def shape(self, i: int) -> tuple[int, int, int]:
         """(C, H, W) of sample i."""
@@ -146,7 +146,9 @@ def open_index(path: Path, *, sha256: str | None = None) -> ShardIndex:
     except (OSError, ValueError) as error:
         if getattr(error, "errno", 0) in (errno.EMFILE, errno.ENFILE):
             raise too_many_files(path) from error
-        raise CorruptData(f"unreadable index: {error}", where=path, mend=_mend(path)) from error
+        # what was never there is made anew from whole shards; what cannot be read may not be the only damage
+        mend = _mend(path, "index" if isinstance(error, FileNotFoundError) else "verify")
+        raise CorruptData(f"unreadable index: {error}", where=path, mend=mend) from error
     return read_index(content, where=path, sha256=sha256)
 
 
@@ -157,13 +159,9 @@ def too_many_files(path: object) -> TryAgain:
     )
 
 
-def _mend(where: object) -> str:
-    folder = str(where).rpartition("/")[0]
-    return (
-        f"copy the set again, and look at what it holds: retinaforge data verify {folder}"
-        if "://" in folder
-        else f"retinaforge data index {folder}"
-    )
+def _mend(where: object, verb: str = "verify") -> str:
+    folder = str(where).rpartition("/")[0] or "."
+    return f"retinaforge data {'verify' if '://' in folder else verb} {folder}"
 
 
 def read_index(content: bytes | mmap.mmap, *, where: object, sha256: str | None = None) -> ShardIndex:
@@ -179,7 +177,8 @@ def read_index(content: bytes | mmap.mmap, *, where: object, sha256: str | None 
         fields, columns = _columns(content)
         header = json.loads(fields.get("retinaforge", "{}"))
         if header.get("format") != FORMAT:
-            raise CorruptData(f"index of format {header.get('format')!r}", where=where, expected=FORMAT, mend=mend)
+            said = f"index of format {header.get('format')!r}"
+            raise CorruptData(said, where=where, expected=FORMAT, mend=_mend(where, "index"))
         index = ShardIndex(
             **{k: header[k] for k in ("shard", "shard_bytes", "sha256", "dtype")},
             members=tuple(header["members"]),

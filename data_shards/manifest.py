@@ -19,6 +19,7 @@ from data_shards.errors import CorruptData, InputError
 FORMAT = "retinaforge-dataset-2"
 NAME = "dataset.json"
 SHARD_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*\.tar")  # within the folder, and no unfinished file
+MEND = "copy the set again, or pack it again from its source"
 MAX_ARRAY_VALUES = 1 << 31
 LOG_KNEE = 16.0  # stored counts below which the logarithmic scale is nearly linear, so that read noise is not blown up
 
@@ -139,15 +140,16 @@ def read_manifest(folder: Path | str) -> Manifest:
             expected=NAME,
             mend="retinaforge data pack FOLDER DATASET (a run on phantoms makes its own: retinaforge run PRESET)",
         ) from error
+    except OSError as error:
+        raise CorruptData(f"cannot be read: {error.strerror or error}", where=path, mend=MEND) from error
     try:
         fields = json.loads(content)
         if fields["format"] != FORMAT:
-            raise CorruptData(
-                f"a manifest of format {fields['format']!r}", where=path, expected=FORMAT, mend=f"retinaforge data index {folder}"
-            )
+            said = f"a manifest of format {fields['format']!r}"
+            raise CorruptData(said, where=path, expected=FORMAT, mend=f"retinaforge data index {folder}")
         del fields["sha256"]
         if content != durable.readable_json(_checked(fields)):
-            raise CorruptData("the manifest is not as it was written", where=path, mend=f"retinaforge data index {folder}")
+            raise CorruptData("the manifest is not as it was written", where=path, mend=MEND)
         digest = fields.pop("digest")
         del fields["format"]
         stats = fields.pop("stats")
@@ -163,7 +165,7 @@ def read_manifest(folder: Path | str) -> Manifest:
     except CorruptData:
         raise
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise CorruptData(f"unreadable manifest: {error}", where=path, mend=f"retinaforge data index {folder}") from error
+        raise CorruptData(f"unreadable manifest: {error}", where=path, mend=MEND) from error
     if manifest.digest != digest:
-        raise CorruptData("the manifest's digest does not match its content", where=path, mend=f"retinaforge data index {folder}")
+        raise CorruptData("the manifest's digest does not match its content", where=path, mend=MEND)
     return manifest

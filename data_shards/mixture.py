@@ -5,6 +5,7 @@ Legend: B batch.
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 
 import numpy as np
@@ -30,7 +31,8 @@ class Mixture:
         weights: above 0; their ratios are the shares.
 
     Raises:
-        InputError: bands, shapes, dtypes or scales differ, the same dataset twice, or a share that is too small to be read at all.
+        InputError: bands, shapes, dtypes or scales differ, the same dataset twice, people whom one set trains on and another holds
+            out, or a share that is too small to be read at all.
     """
 
     def __init__(self, datasets: Sequence[Dataset], weights: Sequence[float]) -> None:
@@ -41,6 +43,7 @@ class Mixture:
             _same_kind(other, self.first)
         if len({dataset.digest for dataset in datasets}) < len(datasets):
             raise InputError("the same dataset twice", where=", ".join(str(d.path) for d in datasets), mend="give it one larger weight")
+        _held_out_stay_held_out(self.datasets)
         exact = np.asarray(weights, float) / np.sum(weights) * PERIOD
         self.share = np.floor(exact).astype(np.int64)
         self.share[np.argsort(self.share - exact, kind="stable")[: PERIOD - self.share.sum()]] += 1  # largest remainders
@@ -89,6 +92,23 @@ class Mixture:
         """As Dataset.check."""
         for dataset in self.datasets:
             dataset.check(split)
+
+
+def _held_out_stay_held_out(datasets: Sequence[Dataset]) -> None:
+    """Raises: InputError: a person in the training split of one set and in another split of another."""
+    people = [{subject: split for split, info in d.splits.items() if info.count for subject in d.subjects(split)} for d in datasets]
+    for a, trained in enumerate(people):
+        for b, others in enumerate(people):
+            leaked = sorted(s for s, split in others.items() if split != "train" and trained.get(s) == "train") if a != b else []
+            if leaked:
+                one, other = str(datasets[a].path), str(datasets[b].path)
+                fresh = f"{one.rpartition('/')[2] if '://' in one else one}-split"
+                raise InputError(
+                    f"{len(leaked)} people whom one set trains on are held out in another: {', '.join(leaked[:5])}",
+                    where=f"train of {one}, {others[leaked[0]]} of {other}",
+                    expected="one person in one split of all sets; or, if these are other people, other subject_ids",
+                    mend=shlex.join(["retinaforge", "data", "pack", one, fresh, "--splits-from", other]),
+                )
 
 
 def _same_kind(dataset: Dataset, first: Dataset) -> None:

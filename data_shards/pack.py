@@ -6,6 +6,7 @@ Legend: C band, H W pixels.
 from __future__ import annotations
 
 import json
+import logging
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -21,17 +22,21 @@ from data_shards import durable
 from data_shards.band_statistics import FORMAT as STATISTICS
 from data_shards.band_statistics import BandAccumulator
 from data_shards.codecs import Encoding
-from data_shards.cube import Cube
+from data_shards.cube import Cube, same_kind
 from data_shards.dataset import Dataset
+from data_shards.doubles import Doubles, few
 from data_shards.errors import InputError
 from data_shards.index import FORMAT as INDEX_FORMAT
-from data_shards.index import ShardIndex, index_path
+from data_shards.index import ShardIndex, index_path, open_index
 from data_shards.manifest import FORMAT as DATASET_FORMAT
-from data_shards.manifest import NAME, BandStats, Manifest, ShardEntry, read_manifest, write_manifest
+from data_shards.manifest import BandStats, Manifest, ShardEntry, write_manifest
 from data_shards.shard import write_shard
 from data_shards.sources import Read, source_of
 from data_shards.splits import SPLITS, check_split_names, split_subjects, stated_splits
+from data_shards.standing import stamps_digest, standing, write_stamps
+from data_shards.stores import place_of
 
+LOGGER = logging.getLogger("retinaforge")
 Watch = Callable[[Iterable[Any]], Iterable[Any]]  # wraps what is iterated over, to show progress
 
 
@@ -47,25 +52,12 @@ def entry_of(shard: Path, index: ShardIndex, split: str) -> ShardEntry:
     )
 
 
-def _same_kind(cube: Cube, first: Cube) -> None:
-    def kind(c: Cube) -> tuple[Any, ...]:
-        return c.data_CHW.shape, c.data_CHW.dtype.name, c.meta.wavelengths_nm, c.meta.scale, c.meta.offset
-
-    for name, a, b in zip(("shape", "dtype", "wavelengths_nm", "scale", "offset"), kind(cube), kind(first), strict=True):
-        if a != b:
-            raise InputError(
-                f"{name} {a}",
-                where=cube.meta.key,
-                expected=f"{b}, as in {first.meta.key}: one dataset has one {name}",
-                mend="retinaforge data import with --resize, --crop or --wavelengths, or pack into two datasets",
-            )
-
-
 def pack(
     source: Path | str,
     out: Path,
     *,
     splits: dict[str, float] | None = None,
+    splits_from: Path | str | None = None,
     seed: int = 0,
     codec: str = "raw",
     max_error: int = 0,
@@ -81,6 +73,7 @@ def pack(
 
     Args:
         splits: fractions by subject; None takes the splits that the samples state, else SPLITS.
+        splits_from: a packed set; who stands in it keeps that split, and the fractions (None: that set's) divide the others.
         codec, max_error, tile: as Encoding.
         shard_mib: a shard is closed before it would grow over this, as raw counts.
         workers: threads, each on a shard of its own.
@@ -89,14 +82,22 @@ def pack(
     Raises:
         InputError: mixed shapes, bands or dtypes; a subject in two splits; an empty split; `out` holds something else.
     """
-    encoding = Encoding(codec, max_error, tile)
+    encoding, source, out = Encoding(codec, max_error, tile), place_of(str(source)), Path(out)
     rows, read, samples = source_of(source)
     asked = {**asdict(encoding), "seed": seed, "shard_mib": shard_mib, "splits": splits}
+    again = _command(source, asked, workers)
+    fixed: dict[str, str] = {}
+    if splits_from is not None:
+        before = Dataset(place_of(str(splits_from)))
+        asked["splits_from"], again = before.digest, [*again, "--splits-from", str(splits_from)]
+        fixed = stated_splits((s, name) for name, info in before.splits.items() if info.count for s in before.subjects(name))
+        splits = splits or before.manifest.source.get("pack", {}).get("splits") or SPLITS
+    by_hash = splits is not None or not all(split for *_, split in rows)
     request = {"pack": asked, "samples": samples}
-    if done := _standing(out, encoding, request):
+    if done := standing(out, encoding, request, read, again, grown=["--splits-from", str(out)] if by_hash and not fixed else []):
         return done
-    split_of = _splits_for(rows, splits, seed)
-    parts: dict[str, list[str]] = {name: [] for name in (splits or dict.fromkeys([*SPLITS, *split_of.values()]))}
+    split_of = _splits_for(rows, splits, seed, fixed)
+    parts: dict[str, list[str]] = {name: [] for name in dict.fromkeys([*(splits or SPLITS), *split_of.values()])}
     check_split_names(parts)
     for key, subject, _ in rows:
         parts[split_of[subject]].append(key)
@@ -110,41 +111,38 @@ def recode(
     source: Path | str, out: Path, *, codec: str, max_error: int = 0, tile: int = 0, workers: int = 1, watch: Watch = iter
 ) -> Manifest:
     """The dataset `source` in another encoding: the same samples in the same splits and shards. As `pack` otherwise."""
-    encoding = Encoding(codec, max_error, tile)
+    encoding, source, out = Encoding(codec, max_error, tile), place_of(str(source)), Path(out)
     dataset = Dataset(source)
     _, read, samples = source_of(source)
     request = {"recode": asdict(encoding), "samples": samples}
-    if done := _standing(out, encoding, request):
+    options = _options({"max_error": max_error, "tile": tile}, workers)
+    if done := standing(out, encoding, request, read, ["retinaforge", "data", "recode", str(source), "{}", codec, *options]):
         return done
     shards = {split: [list(shard.index.keys) for shard in dataset.shards(split)] for split, info in dataset.splits.items() if info.count}
     first = dataset.cube(next(iter(shards)), 0)
     return _write_shards(out, shards, read, first, encoding, source=request, workers=workers, watch=watch)
 
 
-def _standing(out: Path, encoding: Encoding, request: dict[str, Any]) -> Manifest | None:
-    """The dataset at `out` where it is the one asked for; None where nothing stands there.
+DEFAULTS = {"codec": "raw", "max_error": 0, "tile": 0, "seed": 0, "shard_mib": 1024, "splits": None}
 
-    Raises:
-        InputError: something else does, or the codec cannot be used.
-    """
-    _ = encoding.coder
-    if (out / NAME).exists() and (done := read_manifest(out)).source == request:
-        return done
-    if out.exists():
-        raise InputError(
-            "the place is taken",
-            where=out,
-            expected="a path that does not exist yet, or this very dataset",
-            mend=f"choose another, or rm -r {out}",
-        )
-    return None
+
+def _command(source: Path | str, asked: dict[str, Any], workers: int) -> list[str]:
+    """The words that ask for this packing on the command line, with '{}' for its place."""
+    return ["retinaforge", "data", "pack", str(source), "{}", *_options(asked, workers)]
+
+
+def _options(asked: dict[str, Any], workers: int) -> list[str]:
+    words = {name: value for name, value in asked.items() if value != DEFAULTS[name]} | ({"workers": workers} if workers != 1 else {})
+    if splits := words.get("splits"):
+        words["splits"] = ",".join(f"{name}={share}" for name, share in splits.items())
+    return [word for name, value in words.items() for word in (f"--{name.replace('_', '-')}", str(value))]
 
 
 def _samples_a_shard(first: Cube, shard_mib: int) -> int:
     return max(1, (shard_mib << 20) // first.data_CHW.nbytes)
 
 
-def _splits_for(rows: list[tuple[str, str, str]], fractions: dict[str, float] | None, seed: int) -> dict[str, str]:
+def _splits_for(rows: list[tuple[str, str, str]], fractions: dict[str, float] | None, seed: int, fixed: dict[str, str]) -> dict[str, str]:
     unstated = [key for key, _, split in rows if not split]
     if fractions is None and not unstated:
         return stated_splits((subject, split) for _, subject, split in rows)
@@ -155,31 +153,33 @@ def _splits_for(rows: list[tuple[str, str, str]], fractions: dict[str, float] | 
             expected="a split for all of them, or for none",
             mend="fill the column 'split' and import again, or divide all anew: --splits train=0.8,val=0.1,test=0.1",
         )
-    return split_subjects((subject for _, subject, _ in rows), fractions or SPLITS, seed)
+    return split_subjects((subject for _, subject, _ in rows), fractions or SPLITS, seed, fixed=fixed)
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Written:
-    """A finished shard, and what the manifest needs of it."""
+    """A finished shard, and what the manifest needs of it; `stamps` of the files that it was made of."""
 
     entry: ShardEntry
     subjects: list[str]
     bands: BandAccumulator
+    stamps: str = ""
 
-    def save(self, staging: Path, source: Any) -> None:
-        fields = {"entry": asdict(self.entry), "subjects": self.subjects, "bands": self.bands.fields(), "source": source}
+    def save(self, staging: Path) -> None:
+        fields = {"entry": asdict(self.entry), "subjects": self.subjects, "bands": self.bands.fields(), "stamps": self.stamps}
         durable.write_bytes(staging / f"{self.entry.name}{WRITTEN}", durable.canonical_json(fields))
 
     @classmethod
-    def load(cls, staging: Path, name: str, source: Any) -> _Written | None:
+    def load(cls, staging: Path, name: str, stamps: str) -> _Written | None:
         """The shard as a killed packing left it; None where it is not whole, or was made of other files."""
         record = staging / f"{name}{WRITTEN}"
-        if not record.exists() or (fields := json.loads(record.read_bytes()))["source"] != source:
+        if not record.exists() or (fields := json.loads(record.read_bytes()))["stamps"] != stamps:
             return None
-        return cls(entry=ShardEntry(**fields["entry"]), subjects=fields["subjects"], bands=BandAccumulator(**fields["bands"]))
+        return cls(**{**fields, "entry": ShardEntry(**fields["entry"]), "bands": BandAccumulator(**fields["bands"])})
 
 
 WRITTEN = ".written"  # beside a shard of an unfinished dataset
+WRITTEN_FORMAT = 2
 
 
 def _write_one(staging: Path, split: str, number: int, cubes: Iterable[Cube], first: Cube, encoding: Encoding) -> _Written:
@@ -216,30 +216,47 @@ def _write_shards(
 
     def write(staging: Path, split: str, number: int, keys: list[str]) -> _Written:
         try:
-            stamps = [read.stamp(key) for key in keys]
+            stamps = stamps_digest(read, keys)
             written = _Written.load(staging, f"{split}-{number:06d}.tar", stamps)
             if written:
                 for _ in keys:
                     told.put(None)
             else:
-                written = _write_one(staging, split, number, cubes(keys), first, encoding)
-                written.save(staging, stamps)
+                written = replace(_write_one(staging, split, number, cubes(keys), first, encoding), stamps=stamps)
+                written.save(staging)
             return written
         except BaseException as error:
             told.put(error)
             raise
 
-    request = durable.canonical_json({**source, "shards": shards, "formats": [DATASET_FORMAT, INDEX_FORMAT, STATISTICS]}).decode()
+    formats = [DATASET_FORMAT, INDEX_FORMAT, WRITTEN_FORMAT, STATISTICS]
+    request = durable.canonical_json({**source, "shards": shards, "formats": formats}).decode()
     with durable.writing_folder(out, request=request) as staging, ThreadPoolExecutor(workers) as pool:
         try:
             jobs = [pool.submit(write, staging, split, n, keys) for split, parts in shards.items() for n, keys in enumerate(parts)]
             for _ in watch([key for parts in shards.values() for keys in parts for key in keys]):
                 if error := told.get():
                     raise error
-            return _describe_written(staging, [job.result() for job in jobs], list(shards), first, encoding.max_error, source)
+            written = [job.result() for job in jobs]
+            _warn_of_doubles(staging, out, [shard.entry for shard in written])
+            return _describe_written(staging, written, list(shards), first, encoding.max_error, source)
         finally:
             ended.set()
             pool.shutdown(cancel_futures=True)
+
+
+def _warn_of_doubles(staging: Path, out: Path, entries: list[ShardEntry]) -> None:
+    doubles = Doubles(staging)
+    found = [double for entry in entries for double in doubles.add(entry, open_index(index_path(staging / entry.name)))]
+    across = [double for double in found if double.across]
+    if across:
+        LOGGER.error(
+            "%s: %s. What is held out is trained on, and `data verify` refuses this set: remove one of each pair from the source, or "
+            "give both one subject_id (and one split), and pack again",
+            *(out, few(across)),
+        )
+    if within := [double for double in found if not double.across]:
+        LOGGER.warning("%s: %s", out, few(within))
 
 
 def write_dataset(
@@ -257,7 +274,7 @@ def write_dataset(
     Raises:
         InputError: cubes of mixed shape, dtype, band list or affine map; `out` cannot be written. TryAgain: disk full.
     """
-    encoding = Encoding(codec, max_error, tile)
+    encoding, out = Encoding(codec, max_error, tile), Path(out)
     _ = encoding.coder
     check_split_names(parts)
     with durable.writing_folder(out) as staging:
@@ -285,6 +302,7 @@ def _describe_written(
             bands.merge(shard.bands)
         (staging / f"{shard.entry.name}{WRITTEN}").unlink(missing_ok=True)
     stats = bands.stats(stats_split, first.meta.scale, first.meta.offset)
+    write_stamps(staging, {shard.entry.name: shard.stamps for shard in written})
     manifest = describe(first, shards=[shard.entry for shard in written], splits=sizes, stats=stats, source=source, max_error=max_error)
     write_manifest(staging, manifest)
     return manifest
@@ -293,7 +311,7 @@ def _describe_written(
 def checked(cubes: Iterable[Cube], first: Cube, bands: BandAccumulator | None) -> Iterator[Cube]:
     """The cubes, each of the kind of `first`, entered into the statistics as they pass."""
     for cube in cubes:
-        _same_kind(cube, first)
+        same_kind(cube, first)
         if bands is not None:
             bands.add(cube)
         yield cube
@@ -320,7 +338,7 @@ def band_stats(dataset: Dataset, watch: Watch = iter) -> BandStats:
     bands, first = BandAccumulator(), dataset.cube(split, 0)
     for i in watch(range(dataset.count(split))):
         cube = dataset.cube(split, i)
-        _same_kind(cube, first)
+        same_kind(cube, first)
         bands.add(cube)
     return bands.stats(split, dataset.scale, dataset.offset)
 

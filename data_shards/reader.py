@@ -235,7 +235,7 @@ class Shard:
             newer = self.path.stat().st_mtime > index_path(self.path).stat().st_mtime + 1
         except OSError as error:
             return f" ({error.strerror})"
-        return f" (the shard was written after its index: if that was meant, retinaforge data index {self.place})" if newer else ""
+        return " (the shard was written after its index)" if newer else ""
 
     def cube(self, i: int) -> Cube:
         """Sample `i`, whole and checked."""

@@ -61,6 +61,8 @@ def read_shard(shard: Path | str) -> Iterator[Cube]:
         raise InputError("no such shard", where=shard) from error
     except (tarfile.TarError, EOFError, IsADirectoryError) as error:
         raise CorruptData(f"not a whole tar: {error}", where=shard, expected="a plain, uncompressed tar", mend=MEND) from error
+    except OSError as error:
+        raise CorruptData(f"cannot be read: {error.strerror or error}", where=shard, mend=MEND) from error
     except ValueError as error:
         if isinstance(error, RetinaforgeError):
             raise
@@ -121,6 +123,7 @@ def _cube(sample: dict[str, Any], shard: Path | str) -> Cube:
         )
     content, codec = sample[arrays[0]], payload.codec_of(arrays[0])
     meta = loose.meta_from(sample["json"], where=where, key=key)
+    loose.check_key(meta, key, where)
     shape, dtype = payload.npy_header(content, where) if codec == "npy" else stated_array(json.loads(sample["json"]), key, where)
     if len(shape) != 3 or 0 in shape or dtype not in ("uint16", "float32"):
         raise InputError(f"an array of {dtype} {shape}", where=where, expected="(bands, height, width) of uint16 or float32")

@@ -6,9 +6,12 @@ import hashlib
 from pathlib import Path
 from typing import Protocol
 
+import numpy as np
+
 from data_shards import folder as loose
 from data_shards.cube import Cube
 from data_shards.dataset import Dataset
+from data_shards.errors import InputError
 from data_shards.manifest import NAME
 from data_shards.stores import is_url
 
@@ -38,16 +41,25 @@ class _FromFolder:
         self.folder = folder
 
     def __call__(self, key: str) -> Cube:
-        return loose.read_cube(self.folder, key)
+        cube = loose.read_cube(self.folder, key)
+        if cube.data_CHW.dtype != np.uint16:
+            raise InputError(
+                f"an array of {cube.data_CHW.dtype}",
+                where=self.folder / f"{key}.npy",
+                expected="uint16 counts, with reflectance = scale * stored + offset; float32 in a set means latents of an autoencoder",
+                mend="store np.rint((reflectance - offset) / scale) as uint16, with that scale and offset in KEY.json: 1/65535 and 0 "
+                "keep 0 to 1",
+            )
+        return cube
 
     def stamp(self, key: str) -> list[int]:
         stamps = []
         for name in (f"{key}.npy", f"{key}.labels.png", f"{key}.fov.png"):
             try:
                 seen = (self.folder / name).stat()
-                stamps += [seen.st_size, seen.st_mtime_ns]
+                stamps += [seen.st_size, seen.st_mtime_ns, seen.st_ctime_ns]  # a copy may keep the time of its content, not this one
             except FileNotFoundError:
-                stamps += [-1, -1]  # maps are optional
+                stamps += [-1, -1, -1]  # maps are optional
         return stamps
 
 
@@ -63,9 +75,11 @@ def source_of(path: Path | str) -> tuple[list[tuple[str, str, str]], Read, str]:
         ]
         return rows, _FromDataset(dataset), dataset.digest
     rows, told = [], hashlib.sha256()
-    for key in loose.keys_in(path):
+    for key in loose.all_keys_in(path):
         content = (path / f"{key}.json").read_bytes()
         told.update(hashlib.sha256(content).digest())
         meta = loose.meta_from(content, where=path / f"{key}.json")
+        loose.check_key(meta, key, path)
+        loose.check_notes(meta, path / f"{key}.json")
         rows.append((key, meta.subject_id, str(meta.notes.get("split", ""))))
     return rows, _FromFolder(path), told.hexdigest()

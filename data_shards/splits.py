@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import logging
+from collections import Counter
 from collections.abc import Iterable
 
 import numpy as np
@@ -10,6 +12,8 @@ import numpy as np
 from data_shards.cube import KEY
 from data_shards.errors import InputError
 
+LOGGER = logging.getLogger("retinaforge")
+SALT = "split-374"  # the splits of every set depend on it
 SPLITS = {"train": 0.8, "val": 0.1, "test": 0.1}
 
 
@@ -33,25 +37,55 @@ def check_fractions(fractions: dict[str, float]) -> None:
         )
 
 
-def split_subjects(subjects: Iterable[str], fractions: dict[str, float], seed: int) -> dict[str, str]:
-    """Subject → split. Subjects are ranked by a hash of (seed, subject) and cut at the fractions, each split rounded to the nearest.
+def split_subjects(
+    subjects: Iterable[str], fractions: dict[str, float], seed: int, *, fixed: dict[str, str] | None = None
+) -> dict[str, str]:
+    """Subject → split. A hash of (seed, subject) gives each a place in [0, 1); the fractions cut it into one interval a split.
+
+    So where a person stands does not depend on who else is there: people who are added move nobody. One thing does move people: a
+    split whose interval nobody hit, as happens with few, gets the nearest person of the largest split, and is warned of.
+
+    Args:
+        fixed: subject to split, for those who keep the split that they have (of a set packed before).
 
     Raises:
-        InputError: fractions that do not add up to 1, or a split that would be empty.
+        InputError: fractions that do not add up to 1, or a split whose share of the people is not one person.
     """
     check_fractions(fractions)
-    ranked = sorted(set(subjects), key=lambda s: hashlib.sha256(f"{seed}\0{s}".encode()).digest())
-    cuts = np.rint(np.cumsum([0.0, *fractions.values()]) * len(ranked)).astype(int)
-    split_of = {s: name for name, a, b in zip(fractions, cuts, cuts[1:], strict=False) for s in ranked[a:b]}
-    empty = [name for name, share in fractions.items() if share > 0 and name not in split_of.values()]
-    if empty:
-        raise InputError(
-            f"split {empty[0]!r} would be empty",
-            where=f"{len(ranked)} subjects, fractions {fractions}",
-            expected="at least one subject in every split (splits are by subject, never by image)",
-            mend="add subjects, or change --splits",
+    fixed = fixed or {}
+    place = {s: _place(seed, s) for s in set(subjects)}
+    names = [name for name, share in fractions.items() if share > 0]
+    upper = np.cumsum([fractions[name] for name in names])
+    upper[-1] = 1.0  # a sum of fractions may fall short of it by rounding
+    split_of = {s: fixed.get(s) or names[int(np.searchsorted(upper, at, side="right"))] for s, at in sorted(place.items())}
+    people = np.rint(np.cumsum([0.0, *fractions.values()]) * len(place)).astype(int)
+    for name, least in zip(fractions, np.diff(people), strict=True):
+        if fractions[name] == 0 or name in split_of.values():
+            continue
+        k = names.index(name)
+        middle = upper[k] - fractions[name] / 2
+        sizes = Counter(split for s, split in split_of.items() if s not in fixed)
+        largest = max(sizes, key=lambda split: sizes[split], default=None)
+        if not least or largest is None:
+            raise InputError(
+                f"split {name!r} would be empty",
+                where=f"{len(place)} subjects, fractions {fractions}",
+                expected="at least one subject in every split (splits are by subject, never by image)",
+                mend="add subjects, or change --splits",
+            )
+        chosen = min((s for s, split in split_of.items() if split == largest and s not in fixed), key=lambda s: abs(place[s] - middle))
+        split_of[chosen] = name
+        LOGGER.warning(
+            "split %r: none of the %d subjects falls there by its hash, so %r was put there from %r. When people are added, pack with "
+            "--splits-from THIS_SET, so that nobody moves",
+            *(name, len(place), chosen, largest),
         )
     return split_of
+
+
+def _place(seed: int, subject: str) -> float:
+    """Where in [0, 1) a subject stands."""
+    return int.from_bytes(hashlib.sha256(f"{SALT}\0{seed}\0{subject}".encode()).digest()[:8], "big") / 2**64
 
 
 def stated_splits(splits_by_subject: Iterable[tuple[str, str]]) -> dict[str, str]:

@@ -23,7 +23,7 @@ import torch
 from data_shards import folder as loose
 from data_shards.batch import Batch, stacked
 from data_shards.dataset import Dataset
-from data_shards.errors import CorruptData, InputError, RetinaforgeError
+from data_shards.errors import CorruptData, InputError, RetinaforgeError, without_credentials
 from data_shards.layout import Region
 from data_shards.mixture import Mixture
 from data_shards.order import hash64, rank_positions
@@ -114,6 +114,7 @@ class CubeStream:
         self.count = dataset.count(split)
         self.epoch_samples = epoch_samples or self.count
         self.bad: dict[int, str] = {}
+        self._unreadable: set[tuple[int, ...]] = set()
         self._check()
         dataset.check(split)
         c, h, w = dataset.shape
@@ -252,15 +253,17 @@ class CubeStream:
             return i, *self._load(i, corner, out_CHW)
         for attempt in range(1, 65):
             try:
-                return i, *self._load(i, corner, out_CHW)
+                if (i, *corner) not in self._unreadable:  # a bad sector takes seconds of retries each time it is asked
+                    return i, *self._load(i, corner, out_CHW)
             except CorruptData as error:
                 self._note_bad(i, error)
-                i = int(hash64(self.seed, wanted, epoch, 0x737562, attempt) % np.uint64(self.count))
+                self._unreadable.add((i, *corner))  # another crop of the same sample may be whole
+            i = int(hash64(self.seed, wanted, epoch, 0x737562, attempt) % np.uint64(self.count))
         raise CorruptData("64 samples in a row cannot be read", where=self.split, mend="retinaforge data verify DATASET")
 
     def _note_bad(self, i: int, error: CorruptData) -> None:
         if i not in self.bad:
-            self.bad[i] = f"{error.where}: {error.what}"
+            self.bad[i] = without_credentials(f"{error.where}: {error.what}")
             if self.config.bad_share:
                 LOGGER.warning("sample left out, another takes its place: %s", self.bad[i])
         allowed = int(self.config.bad_share * self.count)

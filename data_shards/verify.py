@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import re
 import tempfile
 from collections.abc import Iterator
@@ -13,6 +14,7 @@ import numpy as np
 from crc32c import crc32c
 
 from data_shards import durable, payload, stores
+from data_shards.doubles import Doubles, few
 from data_shards.durable import PART
 from data_shards.errors import CorruptData, RetinaforgeError
 from data_shards.index import ShardIndex, index_path, open_index
@@ -21,11 +23,13 @@ from data_shards.shard import tar_members
 
 GROWING = re.compile(r"synthetic-\d{6}(\.first\d+)?\.tar")
 """Of a generated set: shards of the larger one that it is growing to, and the ends of smaller ones that it was."""
+LOGGER = logging.getLogger("retinaforge")
 
 
 def verify(folder: Path | str) -> Iterator[tuple[str, list[str]]]:
     """Yield (shard, faults) for each shard of the manifest, then for the dataset as a whole; no fault, an empty list.
 
+    A subject or a picture in two splits is a fault of the dataset; a picture twice in one split is warned of.
     Of a set at a URL one shard at a time is copied to a temporary folder.
 
     Raises:
@@ -35,6 +39,7 @@ def verify(folder: Path | str) -> Iterator[tuple[str, list[str]]]:
     keys: dict[str, str] = {}
     split_of: dict[str, str] = {}
     whole: list[str] = []
+    doubles, within = Doubles(folder), []
     for entry in manifest.shards:
         with _at_hand(folder, store, entry) as shard:
             faults, index = check_shard(shard, entry)
@@ -44,6 +49,8 @@ def verify(folder: Path | str) -> Iterator[tuple[str, list[str]]]:
             keys[key] = entry.name
             if split_of.setdefault(subject, entry.split) != entry.split:
                 whole.append(f"subject {subject}: in splits {split_of[subject]} and {entry.split}")
+        for double in doubles.add(entry, index) if index and not faults else ():
+            whole.append(str(double)) if double.across else within.append(double)
         yield entry.name, faults
     known = {entry.name for entry in manifest.shards}
     strays = sorted(name for name in store.sizes() or () if name.endswith(".tar") and name not in known and PART not in name)
@@ -54,6 +61,8 @@ def verify(folder: Path | str) -> Iterator[tuple[str, list[str]]]:
         count = sum(entry.count for entry in manifest.shards if entry.split == split)
         if count != sizes["count"]:
             whole.append(f"split {split}: {count} samples in its shards, {sizes['count']} in the manifest")
+    if within:
+        LOGGER.warning("%s: %s", folder, few(within))
     yield "dataset.json", whole
 
 
@@ -75,14 +84,18 @@ def check_shard(shard: Path, entry: ShardEntry) -> tuple[list[str], ShardIndex |
     """Faults of one shard, and its index where that could be read."""
     if not shard.exists():
         return [f"shard is missing ({entry.count} samples)"], None
-    if not index_path(shard).exists():
-        return [f"index {index_path(shard).name} is missing"], None
     faults = []
+    try:
+        changed = durable.sha256_of(shard) != entry.sha256
+    except OSError as error:  # a bad sector: which samples it hits is found below
+        changed, faults = True, [f"cannot be read to its end: {error.strerror or error}"]
+    whole = "" if changed else "; the shard itself is whole: retinaforge data index FOLDER makes the index anew"
+    if not index_path(shard).exists():
+        return [f"index {index_path(shard).name} is missing{whole}"], None
     try:
         index = open_index(index_path(shard), sha256=entry.index_sha256)
     except RetinaforgeError as error:
-        return [f"index {index_path(shard).name}: {error.what}"], None  # nothing that it says can be believed
-    changed = durable.sha256_of(shard) != entry.sha256
+        return [f"index {index_path(shard).name}: {error.what}{whole}"], None  # nothing that it says can be believed
     if changed and (gone := _members_gone(shard, index)):
         return gone, index
     if len(index) != entry.count:
@@ -108,8 +121,12 @@ def check_sample(shard: Path, index: ShardIndex, i: int) -> list[str]:
             size = int(index.size_NM[i, m])
             if not size:
                 continue
-            file.seek(int(index.offset_NM[i, m]))
-            content = file.read(size)
+            try:
+                file.seek(int(index.offset_NM[i, m]))
+                content = file.read(size)
+            except OSError as error:
+                faults.append(f"sample {index.keys[i]}: member {member} cannot be read: {error.strerror or error}")
+                continue
             codec = payload.codec_of(member)
             if len(content) != size or crc32c(content) != index.crc_NM[i, m]:
                 faults.append(f"sample {index.keys[i]}: member {member} {'is cut off' if len(content) != size else 'has changed (crc32c)'}")

@@ -16,7 +16,7 @@ import yaml
 from pydantic import TypeAdapter, ValidationError
 
 from data_shards.codecs import Encoding
-from data_shards.errors import InputError, nearest
+from data_shards.errors import STARS, InputError, nearest, without_credentials
 from data_shards.phantom.persons import PhantomConfig
 from data_shards.splits import check_fractions
 from data_shards.stream import ReadConfig
@@ -194,7 +194,7 @@ def load(preset: str, overrides: list[str] = ()) -> Config:
                 )
         node[last] = parse_yaml(value, override)
     _keep_as_begun(tree)
-    return from_tree(tree, where=preset)
+    return from_tree(revealed(tree, path), where=preset)
 
 
 FORMER: dict[str, Any] = {"diffusion.model.attention_head_dim": 8}
@@ -249,8 +249,62 @@ def to_tree(config: Any) -> dict[str, Any]:
 
 
 def to_yaml(config: Config) -> str:
-    """The resolved tree, as `--dry-run` prints it and run.yaml keeps it."""
-    return yaml.safe_dump(to_tree(config), sort_keys=False, default_flow_style=None, width=120)
+    """The whole resolved tree, with the passwords that stand in URLs: for private files only."""
+    return _as_yaml(to_tree(config))
+
+
+def to_public_yaml(config: Config) -> str:
+    """The resolved tree, as `--dry-run` prints it and run.yaml keeps it: what only its user may know is starred."""
+    return _as_yaml(concealed(to_tree(config)))
+
+
+def _as_yaml(tree: dict[str, Any]) -> str:
+    return yaml.safe_dump(tree, sort_keys=False, default_flow_style=None, width=120)
+
+
+CREDENTIALS = "credentials.json"
+"""Beside a run.yaml, of mode 0600: what the starred places of datasets stand for. Absent where none is starred."""
+
+
+def concealed(tree: Any, hidden: dict[str, str] | None = None) -> Any:
+    """A tree of plain values, credentials in its keys and values starred.
+
+    Args:
+        hidden: is told what each starred text was.
+    """
+    if isinstance(tree, dict):
+        return {concealed(key, hidden): concealed(value, hidden) for key, value in tree.items()}
+    if isinstance(tree, list):
+        return [concealed(value, hidden) for value in tree]
+    if not isinstance(tree, str) or (starred := without_credentials(tree)) == tree:
+        return tree
+    if hidden is not None:
+        hidden[starred] = tree
+    return starred
+
+
+def revealed(tree: Any, path: Path) -> Any:
+    """The inverse, by the credentials beside the file that the tree was read from.
+
+    Raises:
+        InputError: a text is starred, and what it stands for is not there or not ours to read.
+    """
+    if isinstance(tree, dict):
+        return {revealed(key, path): revealed(value, path) for key, value in tree.items()}
+    if isinstance(tree, list):
+        return [revealed(value, path) for value in tree]
+    if not isinstance(tree, str) or "://" not in tree or STARS not in tree:
+        return tree
+    beside = path.with_name(CREDENTIALS)
+    try:
+        return json.loads(beside.read_bytes())[tree]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(
+            f"{tree}: what the stars stand for is not known",
+            where=beside,
+            expected="the private file that was written with the configuration, readable by you",
+            mend="give the URL anew: data.dataset=URL, or vqgan.mix={URL: WEIGHT}",
+        ) from error
 
 
 def _check_keys(tree: Any, cls: type, prefix: str, where: object) -> None:

@@ -117,12 +117,12 @@ def freeze_run(folder: Path, config: Config, target: Target) -> None:
         InputError: the folder is that of a job on another run or stage, or cannot be written.
     """
     from launch.config import to_yaml
-    from launch.stages import environment
+    from launch.provenance import environment
 
     check_target(folder, target)
     private(folder)
-    durable.write_bytes(folder / CONFIG_NAME, to_yaml(config).encode())
-    durable.write_json(folder / ENVIRONMENT_NAME, environment())
+    durable.write_bytes(folder / CONFIG_NAME, to_yaml(config).encode(), private=True)
+    durable.write_json(folder / ENVIRONMENT_NAME, environment(), private=True)
     durable.write_json(folder / TARGET_NAME, asdict(target))
 
 

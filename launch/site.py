@@ -8,14 +8,18 @@
     ask_every_seconds: 60       # how often SLURM is asked for states, at most; 30 when left out
 
 `~/.config/retinaforge/site.yaml` is read first, then `site.yaml` of the present folder; the later and the closer word counts, and an
-option of the command line above all.
+option of the command line above all. Both have to be files that nobody else may write; what names programs or secrets (python, secrets,
+setup, launcher) is taken from the user's own file alone.
 """
 
 from __future__ import annotations
 
 import os
 import re
+import shlex
+import stat
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -31,38 +35,99 @@ ASK = "ask_every_seconds"
 """How often SLURM may be asked; no field of a job."""
 
 
+OF_THE_USER = {"python", "secrets", "setup", "launcher"}
+"""Fields that name programs or secrets: a folder that was unpacked or cloned must not bring them along."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Defaults:
+    """Attributes:
+    fields: of a JobSpec.
+    sources: which file says so, by field.
+    """
+
+    fields: dict[str, Any]
+    sources: dict[str, str]
+
+
+def home_file() -> Path | None:
+    """The user's own site.yaml, whether it is there or not; None for a user without a home."""
+    folder = os.environ.get("XDG_CONFIG_HOME") or os.path.expanduser("~/.config")
+    return Path(folder) / "retinaforge" / NAME if os.path.isabs(folder) else None
+
+
 def site_files() -> list[Path]:
     """Where defaults may stand, the closest last."""
-    home = Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config")
-    return [home / "retinaforge" / NAME, Path(NAME).absolute()]
+    return [path for path in (home_file(), Path(NAME).absolute()) if path]
 
 
-def site_defaults(verb: str, verbs: set[str]) -> dict[str, Any]:
+def site_defaults(verb: str, verbs: set[str]) -> Defaults:
     """Fields of a JobSpec for jobs of this verb, from all files there are; `verbs` are those that can be submitted.
 
     Raises:
-        InputError: a file that is no YAML mapping, or an unknown key or verb, with the nearest.
+        InputError: a file that another could have written, one that is no YAML mapping, an unknown key or verb (with the nearest), or a
+        key that only the user's own file may have.
     """
-    found: dict[str, Any] = {}
+    fields: dict[str, Any] = {}
+    sources: dict[str, str] = {}
     for path in site_files():
-        try:
-            text = path.read_text()
-        except FileNotFoundError:
-            continue
-        except (OSError, UnicodeDecodeError) as error:
-            raise InputError(f"cannot be read: {error}", where=path, expected="YAML, in UTF-8") from error
-        tree = _mapping(parse_yaml(text, path), path)
+        tree = _tree(path)
         tree.pop(ASK, None)
         by_verb = _mapping(tree.pop("verbs", {}), f"{path}: verbs")
         for name in by_verb:
             if name not in verbs:
                 raise InputError(f"unknown verb {name!r}", where=f"{path}: verbs", expected=nearest(name, verbs))
-        for where, fields in ((path, tree), *((f"{path}: verbs: {name}", _mapping(fields, path)) for name, fields in by_verb.items())):
-            for key in fields:
-                if key not in KEYS:
-                    raise InputError(f"unknown key {key!r}", where=where, expected=nearest(key, KEYS))
-        found |= tree | by_verb.get(verb, {})
-    return {key: tuple(value) if isinstance(value, list) else value for key, value in found.items()}
+        sections = {str(path): tree, **{f"{path}: verbs: {name}": _mapping(found, path) for name, found in by_verb.items()}}
+        for where, section in sections.items():
+            _check_keys(section, where, own=path == home_file())
+        for where in (str(path), f"{path}: verbs: {verb}"):
+            fields |= sections.get(where, {})
+            sources |= dict.fromkeys(sections.get(where, {}), where)
+    return Defaults(fields={key: tuple(value) if isinstance(value, list) else value for key, value in fields.items()}, sources=sources)
+
+
+def _check_keys(section: Mapping[str, Any], where: str, *, own: bool) -> None:
+    for key in section:
+        if key not in KEYS:
+            raise InputError(f"unknown key {key!r}", where=where, expected=nearest(key, KEYS))
+        if key in OF_THE_USER and not own:
+            raise InputError(
+                f"{key!r} in the site.yaml of a folder: it names a program or a secret",
+                where=where,
+                expected=f"{key!r} in your own file alone: a folder may come from somebody else",
+                mend=f"move the line to {home_file()}",
+            )
+
+
+def _tree(path: Path) -> dict[str, Any]:
+    """What a site.yaml says; nothing where there is none.
+
+    Raises:
+        InputError: somebody else could have written it, or it is no YAML mapping.
+    """
+    try:
+        entry, file = path.lstat(), path.stat()
+        for about in (entry, file):
+            if about.st_uid not in (0, os.geteuid()):
+                raise InputError(
+                    f"this file belongs to another user (number {about.st_uid})",
+                    where=path,
+                    expected="your own, or the administrator's: it decides what your jobs do",
+                    mend="run the command in another folder, or put a copy that you have read in its place",
+                )
+        if not stat.S_ISREG(file.st_mode) or file.st_mode & 0o022:
+            raise InputError(
+                f"this file may be written by others (mode {file.st_mode & 0o777:o})",
+                where=path,
+                expected="a file that only you may write: it decides what your jobs do",
+                mend=f"look at what it says, then chmod go-w {shlex.quote(str(path))}",
+            )
+        text = path.read_text()
+    except FileNotFoundError:
+        return {}
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"cannot be read: {error}", where=path, expected="YAML, in UTF-8") from error
+    return _mapping(parse_yaml(text, path), path)
 
 
 def queue() -> Queue:
@@ -73,10 +138,9 @@ def queue() -> Queue:
     """
     every: Any = ASK_EVERY_S
     for path in site_files():
-        if path.exists():
-            every = _mapping(parse_yaml(path.read_text(), path), path).get(ASK, every)
-            if isinstance(every, bool) or not isinstance(every, (int, float)) or not every > 0:
-                raise InputError(f"{ASK}: {every!r}", where=path, expected="seconds, above 0")
+        every = _tree(path).get(ASK, every)
+        if isinstance(every, bool) or not isinstance(every, (int, float)) or not every > 0:
+            raise InputError(f"{ASK}: {every!r}", where=path, expected="seconds, above 0")
     return Queue(every)
 
 

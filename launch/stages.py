@@ -5,12 +5,10 @@ Each finds what the former left in the run folder and leaves its own; a stage th
 
 from __future__ import annotations
 
+import itertools
 import json
-import platform
-import subprocess
-import sys
+import shlex
 from collections.abc import Callable, Iterable
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +19,9 @@ from data_shards.dataset import Dataset
 from data_shards.errors import InputError
 from data_shards.manifest import NAME, read_manifest
 from data_shards.stores import Cache, is_url
-from launch.config import Config, completed, to_tree, to_yaml
+from launch.config import CREDENTIALS, Config, completed, concealed, to_public_yaml, to_tree
+from launch.provenance import environment
+from launch.worked import working_seconds
 
 Watch = Callable[..., Iterable[Any]]
 FREE_TO_CHANGE = {
@@ -59,7 +59,7 @@ class Run:
         """
         path = self.folder / "run.yaml"
         if path.exists():
-            differing = _changed(completed(yaml.safe_load(path.read_text())), to_tree(self.config))
+            differing = _changed(concealed(completed(yaml.safe_load(path.read_text()))), concealed(to_tree(self.config)))
             if "sample.count" in differing and (self.synthetic / NAME).exists():
                 from ldm.generate import check_count
 
@@ -84,9 +84,14 @@ class Run:
     def freeze(self) -> None:
         """Write run.yaml and environment.json, as `check` allows. On one rank only."""
         self.check()
-        path = self.folder / "run.yaml"
-        durable.write_bytes(path, to_yaml(self.config).encode())
-        durable.write_json(self.folder / "environment.json", environment())
+        hidden: dict[str, str] = {}
+        concealed(to_tree(self.config), hidden)
+        if hidden:
+            durable.write_json(self.folder / CREDENTIALS, hidden, private=True)
+        else:
+            (self.folder / CREDENTIALS).unlink(missing_ok=True)
+        durable.write_bytes(self.folder / "run.yaml", to_public_yaml(self.config).encode())
+        durable.write_json(self.folder / "environment.json", environment(), private=True)
 
     def _begun(self, section: str) -> bool:
         return (self.folder / FIRST_OUTPUT[section]).exists()
@@ -97,26 +102,6 @@ def _changed(old: Any, new: Any, prefix: str = "") -> list[str]:
     if isinstance(old, dict) and isinstance(new, dict):
         return [k for key in sorted({*old, *new}) for k in _changed(old.get(key), new.get(key), f"{prefix}.{key}" if prefix else key)]
     return [] if old == new else [prefix]
-
-
-def environment() -> dict[str, Any]:
-    """Versions and commit, for the record."""
-
-    def git(*words: str) -> str:
-        try:
-            return subprocess.run(["git", *words], cwd=Path(__file__).parent, capture_output=True, text=True, timeout=10, check=True).stdout
-        except (OSError, subprocess.SubprocessError):
-            return ""  # installed without git, or not from a checkout
-
-    names = ("retinaforge", "torch", "diffusers", "accelerate", "numpy", "safetensors", "webdataset")
-    installed = {dist.metadata["Name"]: dist.version for dist in metadata.distributions()}
-    return {
-        "python": sys.version.split()[0],
-        "machine": platform.platform(),
-        "packages": {name: installed.get(name, "") for name in names},
-        "commit": git("rev-parse", "HEAD").strip(),
-        "diff": git("diff", "HEAD"),
-    }
 
 
 def device() -> str:
@@ -194,6 +179,13 @@ def prepare_data(run: Run, watch: Watch) -> None:
     )
 
 
+def told_of(run: Run) -> list[str]:
+    """What a person should know of the data before a training on them."""
+    from data_shards.fields_of_view import unlike
+
+    return list(filter(None, [unlike(run.open(run.dataset), "train")]))
+
+
 def encode(run: Run, watch: Watch) -> list[str]:
     """Latents of all splits, and the health gate; returns its warnings."""
     from ldm.encode import encode_dataset
@@ -249,15 +241,62 @@ def done(run: Run, stage: str) -> bool:
     return newest is not None and newest.samples >= getattr(run.config, stage).loop.samples
 
 
+def outdated(run: Run) -> list[Path]:
+    """What stands in a run folder and was made from what has changed since, or is going to be trained further: no later stage takes it.
+
+    Raises:
+        UnsafeResume: checkpoints, but none that can be loaded.
+    """
+    from ldm.comm import Alone
+    from ldm.generate import request_of
+    from ldm.trained import trained_digest
+    from ldm.training.checkpoint import CheckpointStore
+
+    found = []
+    newest = CheckpointStore(run.diffusion / "checkpoints", Alone()).newest(progress_exists=False)
+    denoiser = newest if newest and newest.samples else None
+    if run.latents.exists() or denoiser:
+        vqgan = trained_digest(run.vqgan) if done(run, "vqgan") else None
+        if run.latents.exists() and Dataset(run.latents).manifest.source.get("encode", {}).get("autoencoder") != vqgan:
+            found.append(run.latents)
+        if denoiser and denoiser.state["identity"].get("autoencoder", vqgan) != vqgan:
+            found.append(run.diffusion)
+    if sampled := request_of(run.synthetic).get("denoiser"):
+        final = not found and done(run, "diffusion")
+        if not final or sampled != trained_digest(run.diffusion):
+            found.append(run.synthetic)
+    return found
+
+
+def check_outdated(run: Run) -> None:
+    """Refuse to begin what must fail hours later, at what an earlier state of the run left in its folder.
+
+    Raises:
+        InputError: a network was trained further, or is to be, after the next stage had worked with it.
+    """
+    if found := outdated(run):
+        aside = run.folder / "earlier"
+        aside = next(path for i in itertools.count() if not (path := aside.with_name(f"earlier-{i}") if i else aside).exists())
+        apart, places = shlex.quote(str(aside)), shlex.join(map(str, found))
+        raise InputError(
+            f"made from an earlier state of what it depends on: {', '.join(path.name for path in found)}",
+            where=run.folder,
+            expected="what follows a training to be made after it",
+            mend=f"mkdir {apart} && mv {places} {apart}\n            then the same command again, which makes it anew; "
+            "or the lengths that the run had, or another folder: run=runs/NAME",
+        )
+
+
 def figures(run: Run) -> dict[str, Any]:
     """metrics.json, {} before there is one."""
     path = run.folder / "metrics.json"
     return json.loads(path.read_text()) if path.exists() else {}
 
 
-def add_seconds(run: Run, seconds: float) -> None:
-    """Add to the run's working time: a run that was interrupted took as long as all its pieces."""
-    record(run, seconds=figures(run).get("seconds", 0.0) + seconds)
+def record_seconds(run: Run) -> None:
+    """The working time of all processes so far, into metrics.json."""
+    if seconds := working_seconds(run.folder):
+        record(run, seconds=seconds)
 
 
 def record(run: Run, **new: Any) -> None:

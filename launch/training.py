@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 from data_shards import durable
 from data_shards.dataset import Dataset
 from data_shards.errors import InputError, TryAgain
-from launch.config import to_tree
-from launch.stages import Run, environment
+from launch.config import concealed, to_tree
+from launch.provenance import versions
+from launch.stages import Run
 
 if TYPE_CHECKING:
     from slurm.rank import Placement
@@ -102,7 +103,7 @@ def train(
         builder, data = {"vqgan": (build.vqgan_trainer, run.dataset), "diffusion": (build.diffusion_trainer, run.latents)}[stage]
         dataset, read = run.open(data), run.config.data.read
         trainer, stream, identity = builder(config, dataset, engine, read)
-        store = CheckpointStore(folder / "checkpoints", engine, keep=config.loop.keep)
+        store = CheckpointStore(folder / "checkpoints", engine, keep=config.loop.keep, used=trainer.USED)
         log = MetricLog(folder / "metrics.jsonl", writes=engine.is_main)
         trace = folder / "trace.json" if config.loop.profile and engine.is_main else None
         with stop_on_signals(taken_over) as stop, traced(trace) as stepped:
@@ -114,7 +115,7 @@ def train(
                 log,
                 config.loop,
                 identity=identity,
-                record={"config": to_tree(run.config), "versions": environment()["packages"]},
+                record={"config": concealed(to_tree(run.config)), "versions": versions()},
                 validation=build.validation(dataset, config.loop, engine, read, crop=getattr(config, "crop", 0)),
                 stop=stop,
                 report=report,

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager
+import contextlib
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,9 @@ from ldm.trained import Autoencoder, Denoiser
 HOW_TO = {
     "cubes": "n = counts - log_zero (0 where absent); x = (sign(n) ln(1 + |n| / 16) - log_mean_C) / log_std_C, 0 outside the field of view",
     "latents": "z = VQModel.encode(x).latents; the denoiser sees (z - mean_D) / std_D",
+    "counts": "x = VQModel.decode(z).sample; y = x * log_std_C + log_mean_C; log_zero + sign(y) 16 (exp(|y|) - 1), rounded, "
+    "clipped to 0 … counts_max, uint16",
+    "field_of_view": "fov_HW in vqgan.safetensors, 1 inside: what the training cubes share; counts outside are 0",
 }
 
 
@@ -58,8 +62,15 @@ def export_autoencoder(autoencoder: Autoencoder, out: Path) -> None:
     Raises:
         InputError: `out` exists, or cannot be written; a codebook that diffusers does not have. TryAgain: disk full.
     """
-    told = {"config": asdict(autoencoder.vqgan.config), "data": autoencoder.data, "checkpoint": autoencoder.digest, "use": HOW_TO}
+    told = {
+        "config": asdict(autoencoder.vqgan.config),
+        "data": autoencoder.data,
+        "counts_max": int(autoencoder.normaliser.stored_max),
+        "checkpoint": autoencoder.digest,
+        "use": HOW_TO,
+    }
     weights = {**autoencoder.vqgan.state_dict(), **{f"codebook.{k}": v for k, v in autoencoder.codebook.state_dict().items()}}
+    weights["fov_HW"] = autoencoder.fov_HW.to(torch.uint8)
     with fresh(out) as stage:
         as_vqmodel(autoencoder).save_pretrained(stage / "vqvae", safe_serialization=True)
         _plain(stage, "vqgan", weights, told)
@@ -90,15 +101,20 @@ def export_denoiser(denoiser: Denoiser, out: Path) -> None:
         _plain(stage, "denoiser", denoiser.net.state_dict(), told)
 
 
-def fresh(out: Path) -> AbstractContextManager[Path]:
-    """`durable.writing_folder` for a place that is not taken.
+@contextlib.contextmanager
+def fresh(out: Path) -> Iterator[Path]:
+    """`durable.writing_folder` for a place that is not taken; its files may be read by whom the umask lets read.
 
     Raises:
         InputError: it is. Else as writing_folder.
     """
     if out.exists():
         raise InputError("the place is taken", where=out, expected="a path that does not exist yet", mend=f"choose another, or rm -r {out}")
-    return durable.writing_folder(out)
+    with durable.writing_folder(out) as stage:
+        yield stage
+        for path in stage.rglob("*"):  # safetensors' writer makes files of mode 0600
+            if path.is_file():
+                path.chmod(stage.stat().st_mode & 0o666)
 
 
 def _plain(stage: Path, name: str, weights: dict[str, torch.Tensor], told: dict[str, Any]) -> None:

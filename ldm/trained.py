@@ -85,7 +85,7 @@ def normaliser_from(data: dict[str, Any]) -> BandNormaliser:
 
 def trained_digest(folder: Path) -> str | None:
     """sha256 of the commit that `load_autoencoder` or `load_denoiser` would take; None where nothing is trained."""
-    checkpoint = CheckpointStore(folder / "checkpoints", Alone()).newest(progress_exists=False)
+    checkpoint = CheckpointStore(folder / "checkpoints", Alone()).newest(progress_exists=False, used=True)
     return _digest(checkpoint) if checkpoint and checkpoint.samples else None
 
 
@@ -95,10 +95,10 @@ def _digest(checkpoint: Checkpoint) -> str:
 
 def _chosen(folder: Path, what: str, best: bool) -> tuple[dict[str, Any], Reader, str]:
     store = CheckpointStore(folder / "checkpoints", Alone())
-    checkpoint = store.best() if best else store.newest(progress_exists=False)
+    checkpoint = store.best() if best else store.newest(progress_exists=False, used=True)
     if checkpoint is None or not checkpoint.samples:
         raise InputError(f"no trained {what}", where=folder, expected="a committed checkpoint", mend=f"retinaforge train {what} PRESET")
-    return checkpoint.state["identity"], Reader(checkpoint), _digest(checkpoint)
+    return checkpoint.state["identity"], Reader(checkpoint, used=True), _digest(checkpoint)
 
 
 def load_autoencoder(folder: Path, device: torch.device | str = "cpu", *, best: bool = False) -> Autoencoder:
@@ -132,8 +132,7 @@ def load_denoiser(folder: Path, device: torch.device | str = "cpu", *, best: boo
             mend="train it anew: retinaforge train diffusion PRESET run=runs/NAME, with a fresh run folder",
         )
     net = denoiser_from(identity["model"])
-    own = read.under("denoiser.model.")
-    load_strictly(net, {**own, **{k: v.to(own[k].dtype) for k, v in read.under("ema.").items()}}, folder)
+    load_strictly(net, read.under("ema."), folder)
     return Denoiser(
         net.eval().to(device),
         normaliser_from(identity["data"]).to(device),

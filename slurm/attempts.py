@@ -24,7 +24,6 @@ import itertools
 import json
 import os
 import re
-import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping
@@ -37,12 +36,9 @@ from slurm.arrays import array_task
 from slurm.causes import CAUSES, MARK, OVER, cause, said_in, verdict
 from slurm.jobs import JobSpec, read_spec
 from slurm.preempt import ATTEMPT
+from slurm.restart import is_preempted, may_pass, own_number, requeue, tell
 
 TRY_AGAIN = TryAgain.exit_code
-PATIENCE_S = (5, 10, 20, 40, 80, 160, 300)
-"""Pauses between requests to a controller that does not answer."""
-UNHEARD = re.compile(r"contact slurm controller|timed out|not responding|onnection|Zero Bytes|temporar", re.IGNORECASE)
-"""The words of SLURM's programs for a controller that is away."""
 ERRORS = "RETINAFORGE_ERRORS"
 """The variable by which the script names the file of what srun said."""
 
@@ -222,6 +218,8 @@ def end(path: Path, status: int, told: bool, environ: Mapping[str, str]) -> int:
         attempts, mine = _former(record, mine)
         after = progress_of(spec, index)
     code, why, due = verdict(said, folder, environ, mine.restart, status=status, told=told)
+    if code != 0 and due is None and is_preempted(own_number(environ)):
+        due = why = CAUSES["PREEMPTION"]  # in its time of grace: the tasks alone were told to end
     elder = _holder(folder, index) not in ("", mine.name)
     comes_back = (
         (code == TRY_AGAIN and not told)
@@ -237,7 +235,7 @@ def end(path: Path, status: int, told: bool, environ: Mapping[str, str]) -> int:
             refused = f"{why}; it was restarted {mine.restart} times, the most it may"
     if refused or elder:
         why = refused or f"another attempt had taken over ({why})"
-        _tell(f"retinaforge: not restarted: {why}")
+        tell(f"retinaforge: not restarted: {why}")
     again = again and not refused
     last = not (again or elder) and (not told or due in OVER)
     with _told_if_it_fails():
@@ -255,7 +253,7 @@ def _spec_or_defaults(path: Path) -> JobSpec:
     try:
         return read_spec(path)
     except InputError as error:
-        _tell(f"retinaforge: {error}")
+        tell(f"retinaforge: {error}")
         return JobSpec(name="unread", command=("unread",), folder="/")
 
 
@@ -280,41 +278,7 @@ def _told_if_it_fails() -> Iterator[None]:
     try:
         yield
     except (OSError, RetinaforgeError) as error:
-        _tell(f"retinaforge: how this attempt ended was not noted: {error}")
-
-
-def _tell(text: str) -> None:
-    """To the script's log, if it can be written."""
-    with contextlib.suppress(OSError):
-        print(text, file=sys.stderr, flush=True)
-
-
-def own_number(environ: Mapping[str, str]) -> str:
-    """What SLURM calls this job alone: the number of an array's last index is that of the whole array too."""
-    array, index = environ.get("SLURM_ARRAY_JOB_ID"), environ.get("SLURM_ARRAY_TASK_ID")
-    return f"{array}_{index}" if array and index else environ["SLURM_JOB_ID"]
-
-
-def requeue(job_id: str, pauses_s: tuple[float, ...] = PATIENCE_S) -> None:
-    """Ask SLURM to start this job once more; a controller that is away is asked again, for some ten minutes.
-
-    Raises:
-        TryAgain: it refused, or never answered.
-    """
-    for pause in (*pauses_s, None):
-        try:
-            done = subprocess.run(["scontrol", "requeue", job_id], capture_output=True, text=True, timeout=60, check=False)
-            said = done.stderr.strip()
-            if done.returncode == 0 or "pending" in said:  # SLURM had restarted it by itself
-                return
-            if not UNHEARD.search(said):
-                break
-        except (subprocess.TimeoutExpired, OSError) as error:
-            said = str(error)
-        if pause is not None:
-            _tell(f"retinaforge: scontrol requeue: {said}; asked again in {pause} s")
-            time.sleep(pause)
-    raise TryAgain(f"SLURM did not requeue the job: {said}", where=job_id, mend="retinaforge resume NAME")
+        tell(f"retinaforge: how this attempt ended was not noted: {error}")
 
 
 def _append(record: Path, attempt: Attempt) -> None:
@@ -334,10 +298,9 @@ def _begun_or_put_off(path: Path, environ: Mapping[str, str]) -> int:
             begin(path, environ)
         return 0
     except (RetinaforgeError, OSError) as error:
-        cause = error if isinstance(error, OSError) else error.__cause__
-        if not isinstance(cause, OSError) or isinstance(cause, FileNotFoundError):  # no fault of a file system
+        if not may_pass(error):
             raise
-        _tell(f"{type(error).__name__}: {error}")
+        tell(f"{type(error).__name__}: {error}")
     spec = _spec_or_defaults(path)
     if spec.requeue and int(environ.get("SLURM_RESTART_COUNT") or 0) < spec.max_restarts:
         requeue(own_number(environ))
@@ -351,7 +314,7 @@ def main(words: list[str]) -> int:
             return _begun_or_put_off(Path(words[1]), os.environ)
         return end(Path(words[1]), int(words[2]), "--told" in words[3:], os.environ)
     except RetinaforgeError as error:
-        _tell(f"{type(error).__name__}: {error}")
+        tell(f"{type(error).__name__}: {error}")
         return error.exit_code
 
 

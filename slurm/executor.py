@@ -6,6 +6,7 @@ import contextlib
 import os
 import re
 import secrets
+import shlex
 import shutil
 import subprocess
 import sys
@@ -24,9 +25,9 @@ from slurm.arrays import Part, array_indices, parts_of, site_here
 from slurm.jobs import JobSpec, check_same, freeze
 from slurm.meeting import free_port
 from slurm.preempt import ATTEMPT
-from slurm.records import RECORD_NAME, Submitted, current, is_live, is_unknown, read_record, record_tree, span_of
+from slurm.records import RECORD_NAME, Submitted, current, is_away, is_live, is_unknown, read_record, record_tree, span_of, whereabouts
 from slurm.script import sbatch_text
-from slurm.status import ASK_EVERY_S, ENDED, UNKNOWN, Queue
+from slurm.status import ASK_EVERY_S, ENDED, UNKNOWN, Queue, numbers_of
 
 # fields of a job whose default a user may have in the environment of sbatch, which counts above what stands in a script
 DEFAULTS = {
@@ -89,6 +90,14 @@ class _Executor(submitit.SlurmExecutor):
     def _num_tasks(self) -> int:
         return self._spec.world
 
+    @staticmethod
+    def get_job_id_from_submission_command(string: bytes | str) -> str:
+        """sbatch's answer, also the short one that a site's wrapper or a cluster's own setting may ask for: 12;cluster."""
+        text = string if isinstance(string, str) else string.decode(errors="replace")
+        if match := re.search(r"^(?:Submitted batch job )?(\d+)(?:;| on cluster|\s*$)", text, re.MULTILINE):
+            return match[1]
+        raise FailedSubmissionError(f"sbatch answered {text!r} in place of the job's number")
+
     def submit_spec(self) -> submitit.SlurmJob:
         return self._submit_command("")
 
@@ -133,7 +142,7 @@ def submit(spec: JobSpec, run_folder: Path, *, only: str | None = None, over: st
             for part in parts or [None]:
                 if part and ids and "%" in part.array:  # so many at once, over all parts
                     part = replace(part, after=f"afterany:{ids[-1]}")
-                ids.append(_sent(sent, run_folder, part, token))
+                ids.append(_sent(sent, run_folder, part, token, set(ids)))
             record = Submitted(
                 job_ids=tuple(ids),
                 name=spec.name,
@@ -155,9 +164,12 @@ def submit(spec: JobSpec, run_folder: Path, *, only: str | None = None, over: st
 
 
 def umask_here() -> str:
-    """The umask of this process, which is not to be asked for without setting it but here."""
-    match = re.search(r"^Umask:\s*([0-7]+)$", Path("/proc/self/status").read_text(), re.MULTILINE)
-    return match[1] if match else "0022"
+    """The umask of this process. To ask for it by os.umask is to set it, for all threads."""
+    with contextlib.suppress(OSError):
+        if match := re.search(r"^Umask:\s*([0-7]+)$", Path("/proc/self/status").read_text(), re.MULTILINE):
+            return match[1]
+    os.umask(mask := os.umask(0o077))
+    return f"{mask:04o}"
 
 
 def check_part(spec: JobSpec, only: str) -> None:
@@ -210,19 +222,19 @@ def check_free(run_folder: Path, *, force: bool = False) -> str:
             mend=f"retinaforge status {record.name!r}; retinaforge cancel {record.name!r} ends it, another --name goes beside it",
         )
     if is_unknown(states) and not force:
-        raise not_known(record, run_folder, next(state for state in states if is_unknown([state])).job_id)
+        raise not_known(record, run_folder)
     return record.key
 
 
-def not_known(record: Submitted, run_folder: Path, job_id: str) -> InputError:
-    """The refusal to act on a job of which SLURM cannot say whether it lives."""
-    where = f" on cluster {record.cluster}" if record.cluster else ""
+def not_known(record: Submitted, run_folder: Path) -> InputError:
+    """The refusal to submit a job again of which SLURM cannot say whether it lives."""
+    away = is_away(record)
+    look = f"the same command on a machine of cluster {record.cluster}" if away else "squeue --me --all lists the jobs that live"
     return InputError(
-        f"this name may be in use: job {job_id} was submitted{where}, and SLURM here does not know it",
+        f"this name may be in use: {whereabouts(record, away)}",
         where=run_folder,
         expected="a job that is known to have ended, to submit it again",
-        mend=f"squeue --me{f' --clusters={record.cluster}' if record.cluster else ''}, or sacct -j {job_id.partition('_')[0]} "
-        "where it was submitted, tells whether it lives; if it does not, the same command with --force",
+        mend=f"{look}; once you know that it has ended, the same command with --force",
     )
 
 
@@ -232,21 +244,27 @@ def handles(record: Submitted, run_folder: Path) -> list[submitit.SlurmJob]:
     return [_Job(run_folder, f"{number}_{index}" if index else number, tasks=[0]) for number, index in each]
 
 
-def _sent(spec: JobSpec, run_folder: Path, part: Part | None, token: str) -> str:
+def _sent(spec: JobSpec, run_folder: Path, part: Part | None, token: str, before: set[str]) -> str:
+    """The number of a job that was submitted; `before` are those of this submission that were given already."""
     try:
         wanted = {f"SBATCH_{name}" for field, name in DEFAULTS.items() if getattr(spec, field) is None}
         with _without(_of_another_job(os.environ) - wanted):
             return _Executor(spec, run_folder, part, token).submit_spec().job_id.partition("_")[0]
     except (FailedJobError, FailedSubmissionError) as error:
         said = str(error).strip()
-        kind = TryAgain if any(words in said for words in LATER) else InputError
-        raise kind(
-            f"sbatch refused: {said}",
+        if not any(words in said for words in LATER):
+            raise InputError(
+                f"sbatch refused: {said}", where=spec.name, expected="a job this site takes", mend="sinfo shows the partitions"
+            ) from error
+        with contextlib.suppress(TryAgain):  # the answer may have been lost, and not the job
+            if taken := sorted(numbers_of(Queue().answer(time.time()).text, token) - before):
+                return taken[0]
+        raise TryAgain(
+            f"sbatch: {said}",
             where=spec.name,
-            expected="a job this site takes",
-            mend="squeue --me shows whether it was taken all the same; then the same command again"
-            if kind is TryAgain
-            else "sinfo shows the partitions",
+            expected="an answer of the controller",
+            mend=f"squeue --me --name={shlex.quote(spec.name)} shows whether the job was taken all the same: scancel it; "
+            "then the same command again",
         ) from error
     finally:
         for left in run_folder.glob(".submission_file_*.sh"):  # submitit leaves a link, or, after a refusal, the script

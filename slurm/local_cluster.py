@@ -9,13 +9,14 @@ Needs: apt-get install --no-install-recommends slurm-wlm munge    with accountin
 from __future__ import annotations
 
 import contextlib
-import getpass
 import json
 import os
+import pwd
 import secrets
 import shutil
 import signal
 import socket
+import stat
 import subprocess
 import tempfile
 import time
@@ -71,6 +72,8 @@ class LocalCluster:
         self.settings = dict(settings or {})
         self.root = root or Path(tempfile.mkdtemp(prefix="slurm-", dir="/tmp"))
         self.daemons: dict[str, Process] = {}
+        self.begun = False
+        """What lies in the folder is ours, and goes with the cluster."""
 
     @classmethod
     def at(cls, root: Path) -> LocalCluster | None:
@@ -80,12 +83,14 @@ class LocalCluster:
             InputError: the folder is another user's.
         """
         path = root / STATE
+        if not os.path.lexists(root):
+            return None
+        _check_own(root)
         if not path.exists():
             return None
-        if root.stat().st_uid != os.getuid():
-            raise InputError("this cluster is another user's", where=root, expected="your own", mend="another --root")
         state = json.loads(path.read_text())
         found = cls(state["nodes"], state["cpus"], accounting=state["accounting"], root=root, detached=True)
+        found.begun = True
         found.daemons = {name: Process(*known) for name, known in state["daemons"].items()}
         return found
 
@@ -116,10 +121,11 @@ class LocalCluster:
         Raises:
             InputError: the folder holds a cluster already. TryAgain: a daemon does not come up; its logs are told.
         """
-        with durable.explained(self.root):
-            self.root.mkdir(parents=True, exist_ok=True)
-        if self.root.stat().st_uid != os.getuid():  # who owns the folder could put another key or configuration there
-            raise InputError("the folder is another user's", where=self.root, expected="your own", mend="another --root")
+        _user()
+        if not os.path.lexists(self.root):
+            with durable.explained(self.root):
+                self.root.mkdir(parents=True, exist_ok=True)
+        _check_own(self.root)
         if any(self.root.iterdir()):
             raise InputError(
                 "the folder of a cluster is not empty",
@@ -127,6 +133,7 @@ class LocalCluster:
                 expected="none, or an empty one",
                 mend="retinaforge slurm-local stop",
             )
+        self.begun = True
         self.root.chmod(0o755)
         for name, mode in (("munge", 0o755), ("state", 0o700)):
             (self.root / name).mkdir()
@@ -140,7 +147,7 @@ class LocalCluster:
         conf = slurm_conf(
             self.root,
             host=_host(),
-            user=getpass.getuser(),
+            user=_user(),
             ctld_port=ctld_port,
             dbd_port=dbd_port if self.accounting else None,
             node_ports=node_ports,
@@ -162,7 +169,7 @@ class LocalCluster:
 
     def _start_accounting(self, dbd_port: int, db_port: int) -> None:
         """MariaDB in the cluster's folder, and slurmdbd before it."""
-        password, user = secrets.token_hex(16), getpass.getuser()
+        password, user = secrets.token_hex(16), _user()
         made = self._made_by("mariadb-install-db", "--no-defaults", f"--user={user}", f"--datadir={self.root}/mysql", "--skip-test-db")
         if made:
             raise TryAgain(f"the database was not made: {made}", where=self.root, mend="see mariadb-install-db.out there")
@@ -194,9 +201,9 @@ class LocalCluster:
         self._wait("slurmdbd", lambda: _listens(dbd_port))
 
     def stop(self) -> None:
-        """End the jobs, then the daemons, then whatever of theirs is left; remove the folder."""
+        """End the jobs, then the daemons, then whatever of theirs is left; remove the folder, unless `start` refused it."""
         if "slurmctld" in self.daemons and self.daemons["slurmctld"].alive():
-            self._succeeds("scancel", f"--user={getpass.getuser()}")
+            self._succeeds("scancel", f"--user={_user()}")
             until = time.monotonic() + 10
             while time.monotonic() < until and self._steps():
                 time.sleep(0.1)
@@ -210,7 +217,8 @@ class LocalCluster:
                 time.sleep(0.02)
         for pid in self._steps():
             os.kill(pid, signal.SIGKILL)
-        shutil.rmtree(self.root, ignore_errors=True)
+        if self.begun:
+            shutil.rmtree(self.root, ignore_errors=True)
 
     def kill(self, daemon: str) -> None:
         """SIGKILL for one daemon: 'slurmctld', or 'slurmd-n2', whose tasks go on."""
@@ -286,7 +294,8 @@ class LocalCluster:
         )
 
     def _wait(self, what: str, ready: Callable[[], bool], seconds: float = 30) -> None:
-        until, gone = time.monotonic() + seconds, set(self.dead)  # one may be away on purpose
+        until = time.monotonic() + seconds
+        gone = {name for name in self.dead if not name.startswith(what)}  # others may be away on purpose
         while not ready():
             if (dead := [name for name in self.dead if name not in gone]) or time.monotonic() > until:
                 logs = "\n".join(
@@ -294,6 +303,34 @@ class LocalCluster:
                 )
                 raise TryAgain(f"{what} did not come up{f', {dead[0]} ended' if dead else ''}\n{logs}", where=self.root)
             time.sleep(0.1)
+
+
+def _user() -> str:
+    """This user's name: SLURM's daemons run under one.
+
+    Raises:
+        InputError: this user has a number alone.
+    """
+    try:
+        return pwd.getpwuid(os.getuid()).pw_name
+    except KeyError as error:
+        raise InputError(
+            f"user {os.getuid()} has no name on this machine",
+            expected="an entry in /etc/passwd: SLURM's daemons run under a name",
+            mend="start it as another user",
+        ) from error
+
+
+def _check_own(root: Path) -> None:
+    """Refuse a folder into which another user could put, or has put, a key, a configuration, or numbers of processes to be ended.
+
+    Raises:
+        InputError: a link, no folder, or another user's.
+    """
+    about = root.lstat()
+    if not stat.S_ISDIR(about.st_mode) or about.st_uid != os.getuid():
+        kind = "a link" if stat.S_ISLNK(about.st_mode) else "no folder" if not stat.S_ISDIR(about.st_mode) else "another user's"
+        raise InputError(f"the folder of the cluster is {kind}", where=root, expected="a folder of your own", mend="another --root")
 
 
 def _free_ports(count: int) -> list[int]:

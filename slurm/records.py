@@ -15,7 +15,7 @@ from typing import Any
 
 from data_shards import durable
 from data_shards.errors import CorruptData, InputError, RetinaforgeError, TryAgain, nearest
-from slurm.arrays import array_indices
+from slurm.arrays import array_indices, site_here
 from slurm.attempts import attempts_path, read_attempts
 from slurm.causes import CAUSES
 from slurm.status import ENDED, UNKNOWN, JobState, Queue, starts_in
@@ -258,6 +258,23 @@ def is_live(states: list[JobState]) -> bool:
 def is_unknown(states: list[JobState]) -> bool:
     """Whether nobody knows of any of it whether it waits, runs or has ended."""
     return any(state.state == UNKNOWN for state in states)
+
+
+def is_away(record: Submitted) -> bool:
+    """Whether it was submitted on another cluster than the one that SLURM's programs speak with here.
+
+    Raises:
+        TryAgain: the controller does not answer.
+    """
+    return bool(record.cluster) and record.cluster != site_here().cluster
+
+
+def whereabouts(record: Submitted, away: bool) -> str:
+    """Of a job that is UNKNOWN: its numbers, and why."""
+    numbers = f"job {', '.join(record.job_ids)}"
+    if away:
+        return f"{numbers} was submitted on cluster {record.cluster}, which is not the one that is spoken with here"
+    return f"{numbers} is not known to SLURM here, and left no word of its end"
 
 
 def has_ended(states: list[JobState]) -> bool:

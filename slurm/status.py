@@ -7,7 +7,6 @@ import fcntl
 import hashlib
 import json
 import os
-import pwd
 import re
 import shutil
 import socket
@@ -166,7 +165,7 @@ def squeue() -> str:
         TryAgain: the controller does not answer.
     """
     # by user and not by number: one number that SLURM has forgotten makes squeue fail for all of them
-    fields, user = ",".join(f"{field}:{width}" for field, width in FORMAT), pwd.getpwuid(os.getuid()).pw_name
+    fields, user = ",".join(f"{field}:{width}" for field, width in FORMAT), os.getuid()  # by number: not every user has a name
     command = ["squeue", "--noheader", "--all", "--states=all", f"--user={user}", f"--Format={fields}"]
     asked = {"capture_output": True, "text": True, "errors": "surrogateescape", "timeout": 60, "check": True, "env": plain_environ()}
     try:
@@ -180,25 +179,35 @@ def squeue() -> str:
 def read_squeue(text: str, wanted: Iterable[str]) -> dict[str, list[JobState]]:
     """Read squeue's lines of FORMAT; what it does not list is UNKNOWN."""
     found: dict[str, list[JobState]] = {job_id: [] for job_id in wanted}
+    for state in _states(text):
+        number = state.job_id.partition("_")[0]
+        if number in found:
+            found[number].append(state)
+    return {job_id: entries or [JobState(job_id=job_id)] for job_id, entries in found.items()}
+
+
+def numbers_of(text: str, token: str) -> set[str]:
+    """The numbers that SLURM gave to a submission, by squeue's lines."""
+    return {state.job_id.partition("_")[0] for state in _states(text) if state.token == token}
+
+
+def _states(text: str) -> Iterator[JobState]:
     for line in text.split("\n"):
         left, fields = line.encode(errors="surrogateescape"), []
         for _, width in FORMAT:  # widths are bytes
             fields.append((left[:width] if width else left).decode(errors="replace").strip())
             left = left[width:]
         number, state, elapsed, restarts, comment, why, name, index = fields
-        if number in found:
-            found[number].append(
-                JobState(
-                    job_id=number if index in ("", "N/A") else f"{number}_{index.partition('%')[0]}",
-                    name=name,
-                    state=state,
-                    elapsed=elapsed,
-                    restarts=int(restarts) if restarts.isdecimal() else 0,
-                    why=why,
-                    comment="" if comment == "(null)" else comment,
-                )
+        if number:
+            yield JobState(
+                job_id=number if index in ("", "N/A") else f"{number}_{index.partition('%')[0]}",
+                name=name,
+                state=state,
+                elapsed=elapsed,
+                restarts=int(restarts) if restarts.isdecimal() else 0,
+                why=why,
+                comment="" if comment == "(null)" else comment,
             )
-    return {job_id: entries or [JobState(job_id=job_id)] for job_id, entries in found.items()}
 
 
 def starts_in(number: str) -> str | None:
@@ -250,7 +259,10 @@ def _cache() -> Path:
     """One file for each cluster as this machine sees it; home folders are shared by machines."""
     seen = [repr(FORMAT), socket.gethostname(), *(os.environ.get(name, "") for name in ("SLURM_CONF", "SLURM_CLUSTERS"))]
     name = hashlib.sha256("\n".join(seen).encode()).hexdigest()[:16]
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "retinaforge" / f"squeue-{name}.json"
+    folder = Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"))
+    if not folder.is_absolute():  # a user without a home: nothing is kept
+        folder = Path(os.devnull)
+    return folder / "retinaforge" / f"squeue-{name}.json"
 
 
 @contextlib.contextmanager

@@ -5,6 +5,7 @@ The launcher's rank and world are checked against the job's and handed on under 
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import signal
@@ -13,7 +14,7 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
-from data_shards.errors import InputError, RetinaforgeError
+from data_shards.errors import InputError, RetinaforgeError, TryAgain
 from slurm.arrays import array_task
 from slurm.attempts import holder_path
 from slurm.causes import RANK_MARK
@@ -21,6 +22,7 @@ from slurm.jobs import JobSpec, read_spec
 from slurm.meeting import agreed_port
 from slurm.preempt import ATTEMPT, HOLDER
 from slurm.rank import Placement, placement, torch_environ
+from slurm.restart import may_pass, tell
 
 
 def task_environ(spec: JobSpec, place: Placement, cores: int | None = None) -> dict[str, str]:
@@ -112,29 +114,32 @@ def main(path: str) -> None:
         spec = read_spec(Path(path))
         index = array_task(spec.array, os.environ)
         words = task_words(spec, index)
+        restart = os.environ.get(ATTEMPT, "").rpartition(".")[2]
+        if restart and (restart != "0" or _logged()):  # what stands above it in the log is of former attempts, or of a number given again
+            with contextlib.suppress(OSError):  # a full disk
+                print(RANK_MARK.format(restart=restart), flush=True)
         place = placement()
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None
         if cores and (warning := few_cores(spec, cores)):
-            print(warning, file=sys.stderr)
+            tell(warning)
         secrets = read_secrets(Path(spec.secrets)) if spec.secrets else {}
         environ = {**os.environ, **secrets, **task_environ(spec, place, cores), **held(Path(path).parent, index, os.environ)}
         if place.world > 1 and "MASTER_PORT" not in environ:
             environ["MASTER_PORT"] = str(agreed_port(Path(path).parent, place, environ))
-        restart = environ.get(ATTEMPT, "").rpartition(".")[2]
-        if restart and (restart != "0" or _logged()):  # what stands above it in the log is of former attempts, or of a number given again
-            print(RANK_MARK.format(restart=restart), flush=True)
         # the console scripts of the interpreter that the job was submitted with come first
         environ["PATH"] = os.pathsep.join([str(Path(spec.python).parent), environ.get("PATH", os.defpath)])
         os.chdir(spec.folder)
+        if spec.umask:
+            os.umask(int(spec.umask, 8))  # srun hands on that of sbatch, whatever the script's is
         # the warning before the time limit ends who does not listen to it; trainers set their own handler
         signal.signal(signal.SIGUSR1, signal.SIG_IGN)
         os.execvpe(words[0], words, environ)
     except OSError as error:
-        print(f"cannot start {words[0]!r} in {spec.folder}: {error.strerror}", file=sys.stderr)
-        raise SystemExit(2) from error
+        tell(f"cannot start {words[0]!r} in {spec.folder}: {error.strerror}")
+        raise SystemExit(TryAgain.exit_code if may_pass(error) else InputError.exit_code) from error
     except RetinaforgeError as error:
-        print(f"{type(error).__name__}: {error}", file=sys.stderr)
-        raise SystemExit(error.exit_code) from error
+        tell(f"{type(error).__name__}: {error}")
+        raise SystemExit(TryAgain.exit_code if may_pass(error) else error.exit_code) from error
 
 
 if __name__ == "__main__":

@@ -9,25 +9,31 @@ from pathlib import Path
 import numpy as np
 
 from data_shards.errors import InputError
+from data_shards.formats import declared
+from data_shards.formats.band_centres import in_nm
 from data_shards.formats.photographs import read_photograph
-from data_shards.formats.raw import Raw, ReadOptions, check_size
+from data_shards.formats.raw import Raw, ReadOptions, check_size, is_litter
 from data_shards.formats.tiff import read_tiff
 
 BAND_READERS = {".tif": read_tiff, ".tiff": read_tiff, ".png": read_photograph}  # JPEG is left out: it is not the camera's data
-WITH_UNIT = re.compile(r"(\d{3,4}(?:[.p]\d+)?)[ _-]?nm", re.IGNORECASE)
+WITH_UNIT = re.compile(r"(?<!\d)(?<!\d[.p])(\d{3,4}(?:[.p]\d+)?)[ _-]?nm", re.IGNORECASE)
+UNIT = re.compile(r"\d[ _-]?nm", re.IGNORECASE)
 BARE = re.compile(r"(?<!\d)(\d{3,4})(?!\d)")
 
 
 def wavelength_nm(path: Path) -> float:
-    """The wavelength in a file name: '…555nm…', or the only number of three or four digits.
+    """The wavelength in a file name: '…555nm…', or, where no number has a unit, the only one of three or four digits.
 
     Raises:
         InputError: none or several.
     """
-    found = WITH_UNIT.findall(path.stem) or BARE.findall(path.stem)
+    found = (WITH_UNIT if UNIT.search(path.stem) else BARE).findall(path.stem)
     if len(found) != 1:
         raise InputError(
-            f"{len(found)} wavelengths in the name {path.name!r}", where=path, expected="one, such as 555nm", mend="rename the file"
+            f"{len(found)} wavelengths in the name {path.name!r}",
+            where=path,
+            expected="one, such as 555nm, apart from other digits",
+            mend="rename the file",
         )
     return float(found[0].lower().replace("p", "."))
 
@@ -41,10 +47,13 @@ def read_band_folder(folder: Path, options: ReadOptions) -> Raw:
     files = band_files(folder)
     if not files:
         raise InputError("no single-band images here", where=folder, expected="TIFF or PNG, one for each wavelength")
-    first, bands = None, []
+    first, bands, said, tags = None, [], [], {}
     for _, path in files:
-        band_1HW = BAND_READERS[path.suffix.lower()](path, options).data_CHW
+        raw = BAND_READERS[path.suffix.lower()](path, options)
+        band_1HW = raw.data_CHW
+        said.append(raw.said)
         first = band_1HW if first is None else first
+        tags.setdefault(raw.orientation, path.name)
         if band_1HW.shape != (1, *first.shape[1:]) or band_1HW.dtype != first.dtype:
             raise InputError(
                 f"an image of shape {band_1HW.shape}, {band_1HW.dtype}",
@@ -53,14 +62,26 @@ def read_band_folder(folder: Path, options: ReadOptions) -> Raw:
             )
         check_size((len(files), *first.shape[1:]), options, folder)
         bands.append(band_1HW)
+    if len(tags) > 1:
+        raise InputError(
+            "bands with different orientation tags: " + ", ".join(f"{tag} in {name}" for tag, name in tags.items()),
+            where=folder,
+            expected="one orientation for all bands",
+            mend="turn the images upright and save them without the tag",
+        )
     return Raw(
-        data_CHW=np.concatenate(bands), wavelengths_nm=tuple(nm for nm, _ in files), facts={"band_files": [path.name for _, path in files]}
+        data_CHW=np.concatenate(bands),
+        wavelengths_nm=in_nm([nm for nm, _ in files], "nm", folder, mend="name the files by their wavelength, as 555nm"),
+        orientation=next(iter(tags)),
+        said=declared.of_bands(said, folder),
+        facts={"band_files": [path.name for _, path in files]},
     )
 
 
 def band_files(folder: Path) -> list[tuple[float, Path]]:
     """(wavelength, file) of one cube's folder, by rising wavelength; two files of one wavelength are refused."""
-    files = sorted((wavelength_nm(path), path) for path in folder.iterdir() if path.suffix.lower() in BAND_READERS)
+    images = [path for path in folder.iterdir() if path.suffix.lower() in BAND_READERS and not is_litter(path, folder)]
+    files = sorted((wavelength_nm(path), path) for path in images)
     for (a_nm, a), (b_nm, b) in itertools.pairwise(files):
         if a_nm == b_nm:
             raise InputError(f"two images of {a_nm:g} nm: {a.name} and {b.name}", where=folder, expected="one image for each wavelength")

@@ -11,6 +11,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from data_shards.errors import InputError
+from data_shards.formats import orientation
 from data_shards.formats.raw import READ_FAULTS, Raw, ReadOptions, check_size, unreadable
 
 RGB_NM = (610.0, 545.0, 465.0)  # nominal centres of a colour camera's red, green and blue; every camera differs
@@ -44,11 +45,28 @@ def opened(path: Path, options: ReadOptions) -> Iterator[Image.Image]:
         raise unreadable(path, error, "a whole " + path.suffix.lstrip(".").upper() + " image") from error
 
 
-def image_array(image: Image.Image, path: Path) -> np.ndarray:
-    """Pixels of the open frame, turned upright as its EXIF tag says: (H, W) or (H, W, 3), in the file's own depth.
+def orientation_of(image: Image.Image, path: Path) -> int:
+    """The tag. To be asked before pixels are: Pillow turns a TIFF, and forgets its tag, as it loads; to find a PNG's it loads.
 
     Raises:
-        InputError: a mode without a plain meaning as bands, a 16-bit colour PNG, or transparency that is in use.
+        InputError: an uncompressed TIFF whose rows and columns change places: Pillow reads its rows by the wrong length.
+    """
+    tag = orientation.known(image.getexif().get(orientation.TAG))
+    if image.format == "TIFF" and orientation.STEPS[tag][2] and image.tile and image.tile[0][0] == "raw":
+        raise InputError(
+            f"an uncompressed TIFF with orientation tag {tag}, which cannot be read here",
+            where=path,
+            expected="an upright image, or compression LZW or deflate",
+            mend="turn the image and save it as PNG",
+        )
+    return tag
+
+
+def check_depth(image: Image.Image, path: Path) -> bool:
+    """Whether an image holds 16 bits a channel. To be asked before anything else.
+
+    Raises:
+        InputError: it does, in colour or with transparency: Pillow would cut them to 8.
     """
     if not image.tile:  # Pillow empties it on loading; only here does it tell 16-bit colour from 8-bit
         raise unreadable(path, ValueError("no pixels"), "an image with pixels")
@@ -60,6 +78,16 @@ def image_array(image: Image.Image, path: Path) -> np.ndarray:
             expected="8-bit colour, 16-bit grey, or a TIFF",
             mend="convert it to a 16-bit TIFF",
         )
+    return deep
+
+
+def image_array(image: Image.Image, path: Path) -> tuple[np.ndarray, int]:
+    """Pixels of the open frame, turned upright as its tag says: (H, W) or (H, W, 3), in the file's own depth; and that tag.
+
+    Raises:
+        InputError: a mode without a plain meaning as bands, a 16-bit colour PNG, or transparency that is in use.
+    """
+    deep, tag = check_depth(image, path), orientation_of(image, path)
     if image.mode == "P":
         image = image.convert("RGBA" if "transparency" in image.info else "RGB")
     if image.mode in ("RGBA", "LA"):
@@ -69,7 +97,7 @@ def image_array(image: Image.Image, path: Path) -> np.ndarray:
     if image.mode not in ("L", "RGB", "I;16", "I;16L", "I;16B") and not (image.mode == "I" and deep):
         raise InputError(f"pixels of mode {image.mode}", where=path, expected="8- or 16-bit grey or 8-bit RGB", mend="convert the image")
     array = np.array(ImageOps.exif_transpose(image))
-    return array.astype(np.uint16 if deep else array.dtype.newbyteorder("="))  # older Pillow opens 16-bit grey as 32-bit "I"
+    return array.astype(np.uint16 if deep else array.dtype.newbyteorder("=")), tag  # older Pillow opens 16-bit grey as 32-bit "I"
 
 
 def read_photograph(path: Path, options: ReadOptions) -> Raw:
@@ -81,9 +109,8 @@ def read_photograph(path: Path, options: ReadOptions) -> Raw:
     with opened(path, options) as image:
         if getattr(image, "n_frames", 1) != 1:
             raise InputError(f"{image.n_frames} frames", where=path, expected="one", mend="for a stack of bands use a multi-page TIFF")
-        array = image_array(image, path)
-        turned = image.getexif().get(0x0112, 1) != 1
-    facts = {"exif": "turned upright"} if turned else {}
+        array, tag = image_array(image, path)
+    turned = {"orientation": tag, "facts": {"exif": "turned upright"} if tag != orientation.UPRIGHT else {}}
     if array.ndim == 2:
-        return Raw(data_CHW=array[None], facts=facts)
-    return Raw(data_CHW=array.transpose(2, 0, 1), wavelengths_nm=RGB_NM, nominal=True, facts=facts)
+        return Raw(data_CHW=array[None], **turned)
+    return Raw(data_CHW=array.transpose(2, 0, 1), wavelengths_nm=RGB_NM, nominal=True, **turned)

@@ -5,35 +5,29 @@ Legend: C band, H W pixels, P = H·W pixels in one row.
 
 from __future__ import annotations
 
-import struct
-import tokenize
-import zlib
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from data_shards.errors import CorruptData, InputError
+from data_shards.errors import InputError
+from data_shards.formats.declared import Statement
+from data_shards.formats.faults import READ_FAULTS, unreadable
 
+__all__ = [
+    "MAX_VALUES",
+    "READ_FAULTS",
+    "Raw",
+    "ReadOptions",
+    "bands_first",
+    "check_numeric",
+    "check_size",
+    "the_one",
+    "unreadable",
+]
 MAX_VALUES = 2**30  # 2 GiB as uint16: far above 672 x 672 x 16 (7.2 M), far below what a forged header can claim
-
-
-READ_FAULTS = (  # what the libraries raise on damaged bytes, found by flipping and cutting bytes of every format
-    OSError,
-    EOFError,
-    ValueError,
-    LookupError,
-    TypeError,
-    AttributeError,
-    ArithmeticError,
-    RuntimeError,
-    AssertionError,
-    SyntaxError,
-    tokenize.TokenError,
-    struct.error,
-    zlib.error,
-)
+LITTER = ("__macosx", "thumbs.db", "desktop.ini")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,6 +39,8 @@ class ReadOptions:
         axes: meaning of the array's axes in the order of the file, such as 'HWC', 'CHW', 'HW', 'CP'; '' takes the format's own.
         reshape_HW: size of the image whose pixels stand in one row (axis P), or None.
         pixel_order: 'rows' (C, numpy) or 'columns' (Fortran, MATLAB) for that row of pixels.
+        centres: name of the data set or variable that holds the band centres, inside an HDF5 or MATLAB file; '' looks for it.
+        own_wavelengths: False where the centres are stated elsewhere, and the file's own are left alone.
         max_values: refuse arrays that hold more values than this, before they are read.
     """
 
@@ -52,6 +48,8 @@ class ReadOptions:
     axes: str = ""
     reshape_HW: tuple[int, int] | None = None
     pixel_order: str = ""
+    centres: str = ""
+    own_wavelengths: bool = True
     max_values: int = MAX_VALUES
 
 
@@ -63,15 +61,26 @@ class Raw:
         data_CHW: values and dtype of the file.
         wavelengths_nm: band centres where the format gives them, else None.
         nominal: the centres are a convention and not a measurement.
-        full_scale: the stored value that means reflectance 1 where the format says so, else None.
+        orientation: the tag of the file by which the reader turned the pixels upright; 1 where it turned nothing.
+        said: what the file says of its own values, not yet applied.
+        axes_assumed: the order in the file of the axes C, H and W where it is only the format's custom; '' where it was said.
+        hint: where the file may give its band centres, for the message that they are missing.
         facts: what the reader decided or found, kept in the sample's notes.
     """
 
     data_CHW: np.ndarray
     wavelengths_nm: tuple[float, ...] | None = None
     nominal: bool = False
-    full_scale: float | None = None
+    orientation: int = 1
+    said: tuple[Statement, ...] = ()
+    axes_assumed: str = ""
+    hint: str = ""
     facts: dict[str, Any] = field(default_factory=dict)
+
+
+def is_litter(path: Path, below: Path) -> bool:
+    """What systems leave beside images below a folder: hidden files, '._NAME' (what a Mac notes of NAME), caches of previews."""
+    return any(part.startswith(".") or part.lower() in LITTER for part in path.relative_to(below).parts)
 
 
 def check_size(shape: tuple[int, ...], options: ReadOptions, path: Path) -> None:
@@ -127,6 +136,17 @@ def bands_first(array: np.ndarray, options: ReadOptions, path: Path, *, default_
     return np.transpose(array, [axes.index(axis) for axis in "CHW"])
 
 
+def axes_with_bands(shape_CHW: tuple[int, ...], axes_read: str, count: int) -> list[str]:
+    """The orders of an array's axes by which it has `count` bands, first as it was read; rows always come before columns.
+
+    Args:
+        axes_read: the order by which the array became (C, H, W).
+    """
+    sizes = [shape_CHW["CHW".index(axis)] for axis in axes_read]
+    orders = ["HW"[:at] + "C" + "HW"[at:] for at, size in enumerate(sizes) if size == count]
+    return sorted(orders, key=lambda order: order != axes_read)
+
+
 def _from_matrix(array_NN: np.ndarray, options: ReadOptions, path: Path) -> np.ndarray:
     """(C, P) or (P, C) to (C, H, W), in the stated order of pixels."""
     height, width = options.reshape_HW
@@ -171,11 +191,3 @@ def the_one(candidates: dict[str, tuple[int, ...]], options: ReadOptions, path: 
     if len(images) != 1:
         raise InputError(f"{len(images)} arrays could be the image", where=path, expected=f"one of: {listed}", mend="--variable NAME")
     return images[0]
-
-
-def unreadable(path: Path, error: BaseException, expected: str) -> InputError | CorruptData:
-    """The error for a file that may not be opened, or for bytes that their library cannot read."""
-    if isinstance(error, FileNotFoundError | PermissionError | IsADirectoryError):
-        return InputError(f"cannot open: {error.strerror}", where=path, expected="a file that this user may read", mend=f"ls -l {path}")
-    said = " ".join(str(error).split()) or type(error).__name__
-    return CorruptData(f"cannot be read: {said}", where=path, expected=expected, mend="copy the file again from its source")

@@ -11,11 +11,14 @@ from pathlib import Path
 import numpy as np
 import tifffile
 
-from data_shards.errors import InputError, RetinaforgeError
+from data_shards.errors import InputError
+from data_shards.formats import orientation, tiff_tags
+from data_shards.formats.faults import READ_FAULTS, unreadable
 from data_shards.formats.photographs import RGB_NM, image_array, opened
-from data_shards.formats.raw import READ_FAULTS, Raw, ReadOptions, bands_first, check_numeric, check_size, unreadable
+from data_shards.formats.raw import Raw, ReadOptions, bands_first, check_numeric, check_size
 
 LOST_PAGES = re.compile(r"TiffPages @|failed to reshape")  # tifffile only logs it when the chain of pages breaks off
+PILLOW_CODECS = ("LZW", "JPEG", "OJPEG", "PACKBITS", "DEFLATE", "ADOBE_DEFLATE", "CCITTRLE", "CCITTFAX3", "CCITTFAX4")
 PHOTOMETRIC = ("MINISBLACK", "RGB")  # what may be read value by value; palettes and YCbCr go through Pillow
 
 
@@ -23,11 +26,13 @@ def read_tiff(path: Path, options: ReadOptions) -> Raw:
     """A TIFF: grey, colour, many samples a pixel, or many pages.
 
     Raises:
-        InputError: several images of different kinds in one file, an orientation tag, a compression nobody here can
+        InputError: several images of different kinds in one file, pages turned in different ways, a compression nobody here can
             undo, or axes that are not bands, rows and columns. CorruptData: not a TIFF, or cut short.
     """
     try:
         with _complaints() as said, tifffile.TiffFile(path) as tiff:
+            if not len(tiff.pages):
+                raise unreadable(path, ValueError("no page where the header points to the first"), "a whole TIFF")
             series, page = tiff.series, tiff.pages.first
             if len(series) != 1:
                 raise InputError(
@@ -36,28 +41,62 @@ def read_tiff(path: Path, options: ReadOptions) -> Raw:
                     expected="one image, or pages of one size",
                     mend="save the wanted image alone (a preview may be in the way)",
                 )
-            if (turn := page.tags.valueof(274, default=1)) != 1:
-                raise InputError(
-                    f"orientation tag {turn}", where=path, expected="an upright TIFF (tag 1)", mend="turn the image and save it again"
-                )
+            tag = _orientation(tiff, path)
             check_size(series[0].shape, options, path)
             check_numeric(series[0].dtype, path)
             colour = page.photometric.name if hasattr(page.photometric, "name") else str(page.photometric)
-            array, axes = _values(tiff, colour, path, options)
+            array, axes, is_upright = _values(tiff, colour, path, options)
+            tags = tiff_tags.gathered(tiff)
             alpha = colour == "RGB" and page.samplesperpixel == 4
             if lost := [text for text in said if LOST_PAGES.search(text)]:
                 raise unreadable(path, ValueError(f"pages are missing ({lost[0]})"), "a whole TIFF")
-    except RetinaforgeError:
-        raise
     except READ_FAULTS as error:
         raise unreadable(path, error, "a whole TIFF") from error
+    if options.axes and tag != orientation.UPRIGHT:
+        raise InputError(
+            f"--axes {options.axes} and orientation tag {tag}",
+            where=path,
+            expected="one of them: the tag turns the rows and columns of a page",
+            mend="save it without the tag",
+        )
     data_CHW = _bands_first(array, axes, options, path)
+    if not is_upright:
+        data_CHW = np.ascontiguousarray(orientation.upright(data_CHW, tag))
     if alpha and len(data_CHW) == 4:
         if (data_CHW[3] != np.iinfo(data_CHW.dtype).max).any():
             raise InputError("an image with transparent pixels", where=path, expected="opaque pixels", mend="flatten the image")
         data_CHW = data_CHW[:3]
+    said, centres_nm, unused = tiff_tags.said_in(tags, len(data_CHW), path, options)
     is_rgb = colour in ("RGB", "YCBCR", "PALETTE") and len(data_CHW) == 3
-    return Raw(data_CHW=data_CHW, wavelengths_nm=RGB_NM if is_rgb else None, nominal=is_rgb)
+    nominal = is_rgb and not centres_nm
+    facts = {"exif": "turned upright"} if tag != orientation.UPRIGHT else {}
+    return Raw(
+        data_CHW=data_CHW,
+        wavelengths_nm=RGB_NM if nominal else centres_nm,
+        nominal=nominal,
+        orientation=tag,
+        axes_assumed="" if options.axes or "S" in axes or len(data_CHW) == 1 else "CHW",
+        said=said,
+        facts={**facts, **unused},
+    )
+
+
+def _orientation(tiff: tifffile.TiffFile, path: Path) -> int:
+    """The one orientation tag of all pages that have one; many writers give it to the first alone.
+
+    Raises:
+        InputError: pages that are turned in different ways.
+    """
+    stated = [page.tags.valueof(orientation.TAG) for page in tiff.pages]
+    tags = sorted({orientation.known(tag) for tag in stated if tag is not None})
+    if len(tags) > 1:
+        raise InputError(
+            f"pages with the orientation tags {', '.join(map(str, tags))}",
+            where=path,
+            expected="one orientation for all bands",
+            mend="save every band as a file of its own, in a folder for --per-band",
+        )
+    return tags[0] if tags else orientation.UPRIGHT
 
 
 @contextlib.contextmanager
@@ -74,18 +113,19 @@ def _complaints() -> Iterator[list[str]]:
         logger.removeHandler(handler)
 
 
-def _values(tiff: tifffile.TiffFile, colour: str, path: Path, options: ReadOptions) -> tuple[np.ndarray, str]:
-    """The pixels and tifffile's names for their axes: Y X, S samples, anything else pages."""
+def _values(tiff: tifffile.TiffFile, colour: str, path: Path, options: ReadOptions) -> tuple[np.ndarray, str, bool]:
+    """The pixels, tifffile's names for their axes (Y X, S samples, anything else pages), and whether they are turned upright already."""
     series = tiff.series[0]
     if colour in PHOTOMETRIC:
         try:
-            return series.asarray(), series.axes
-        except ValueError as error:
-            if "imagecodecs" not in str(error):
+            return series.asarray(), series.axes, False
+        except (ValueError, ImportError) as error:
+            if isinstance(error, ValueError) and "imagecodecs" not in str(error):
                 raise
-            if tiff.pages.first.bitspersample > 8 and tiff.pages.first.samplesperpixel > 1:
+            page = tiff.pages.first
+            if page.compression.name not in PILLOW_CODECS or (page.bitspersample > 8 and page.samplesperpixel > 1):
                 raise InputError(
-                    f"compression {tiff.pages.first.compression.name} of {tiff.pages.first.bitspersample}-bit colour cannot be undone here",
+                    f"compression {page.compression.name} ({page.bitspersample} bits, {page.samplesperpixel} a pixel) cannot be undone",
                     where=path,
                     expected="no compression, or deflate",
                     mend="pip install imagecodecs",
@@ -98,9 +138,9 @@ def _values(tiff: tifffile.TiffFile, colour: str, path: Path, options: ReadOptio
         frames = []
         for index in range(getattr(image, "n_frames", 1)):
             image.seek(index)
-            frames.append(image_array(image, path))
+            frames.append(image_array(image, path)[0])
     axes = "YX" + "S" * (frames[0].ndim - 2)
-    return (np.stack(frames), "Q" + axes) if len(frames) > 1 else (frames[0], axes)
+    return (np.stack(frames), "Q" + axes, True) if len(frames) > 1 else (frames[0], axes, True)
 
 
 def _bands_first(array: np.ndarray, axes: str, options: ReadOptions, path: Path) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Label maps and masks of others, turned into our classes by a mapping that the user states.
+"""Label maps of others, turned into our classes by a mapping that the user states.
 
 Legend: H W pixels.
 """
@@ -7,17 +7,15 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
 from data_shards.cube import LABELS
 from data_shards.errors import InputError, nearest
-from data_shards.formats.photographs import opened
-from data_shards.formats.raw import ReadOptions
+from data_shards.importing.map_files import EXACT_SUFFIXES, LISTED, MapFile
 
-MAP_SUFFIXES = (".png", ".gif", ".tif", ".tiff", ".bmp")  # JPEG changes values: never for labels
-MASK_SUFFIXES = (*MAP_SUFFIXES, ".jpg", ".jpeg")
+UNSTATED = 255
+MEANT = 16  # more values than these come from smoothed edges
 VESSELS = (LABELS["artery"], LABELS["vein"])
 
 
@@ -59,45 +57,46 @@ def parse_label_map(text: str) -> LabelMap:
     return LabelMap(classes=classes, colour=colours.pop())
 
 
-def read_labels(path: Path, label_map: LabelMap, options: ReadOptions) -> np.ndarray:
-    """One label file as uint8 classes.
-
-    Palette images are read by index, not by colour. A grey file saved as RGB is read by its grey value.
+def classes_of(file: MapFile, label_map: LabelMap) -> np.ndarray:
+    """A label file as uint8 classes (H, W). Palette images are read by index, not by colour.
 
     Raises:
         InputError: JPEG, a value without a stated class (with its pixel count), colour where values are stated or the reverse.
     """
-    if path.suffix.lower() not in MAP_SUFFIXES:
-        raise InputError(f"labels in a {path.suffix} file", where=path, expected=" ".join(MAP_SUFFIXES), mend="export the labels as PNG")
-    values_HW, colour = _values(path, options, by_index=True)
-    if colour != label_map.colour:
+    if file.lossy:
         raise InputError(
-            "a colour label file, mapped by value" if colour else "a grey label file, mapped by colour",
-            where=path,
-            expected="colours of the form #RRGGBB=CLASS" if colour else "VALUE=CLASS",
-            mend=f"--label-map '{_listed(values_HW, colour, '=CLASS,').rstrip(',')}'",
+            "labels in a JPEG, which changes values",
+            where=file.path,
+            expected=" ".join(EXACT_SUFFIXES),
+            mend="export the labels anew as PNG; converting this file keeps its wrong values",
         )
-    classes_HW = np.full(values_HW.shape, 255, np.uint8)
-    for value, number in label_map.classes.items():
-        classes_HW[values_HW == value] = number
-    if (unknown_HW := classes_HW == 255).any():
-        values, counts = np.unique(values_HW[unknown_HW], return_counts=True)
-        found = ", ".join(f"{_shown(v, colour)} ({n} pixels)" for v, n in zip(values[:8], counts[:8], strict=True))
+    values = [int(value) for value in np.unique(file.values_HW)]
+    if file.colour != label_map.colour:
+        kind = "a palette" if file.palette is not None else "a colour" if file.colour else "a grey"
         raise InputError(
-            f"label values without a class: {found}" + (f" and {len(values) - 8} more" if len(values) > 8 else ""),
-            where=path,
-            expected=f"only the stated values {', '.join(_shown(v, colour) for v in label_map.classes)}",
-            mend=f"add e.g. {_shown(values[0], colour)}=background to --label-map",
+            f"{kind} label file, mapped by {'colour' if label_map.colour else 'value'}",
+            where=file.path,
+            expected="colours of the form #RRGGBB=CLASS" if file.colour else "VALUE=CLASS",
+            mend=f"--label-map '{','.join(f'{file.shown(value)}=CLASS' for value in values[:LISTED])}'",
+        )
+    classes_HW = np.full(file.values_HW.shape, UNSTATED, np.uint8)
+    for value, number in label_map.classes.items():
+        classes_HW[file.values_HW == value] = number
+    if (unknown_HW := classes_HW == UNSTATED).any():
+        raise InputError(
+            f"label values without a class: {file.counted(unknown_HW)}",
+            where=file.path,
+            expected=f"only the stated values {', '.join(map(file.shown, label_map.classes))}",
+            mend=_naming([value for value in values if value not in label_map.classes], file),
         )
     return classes_HW
 
 
-def read_mask(path: Path, options: ReadOptions) -> np.ndarray:
-    """A mask as bool: above half of its largest value, so 0/1, 0/255 and JPEG's ringing are all read right."""
-    values_HW, colour = _values(path, options, by_index=False)
-    if colour:
-        values_HW = np.maximum.reduce([values_HW >> 16, (values_HW >> 8) & 255, values_HW & 255])
-    return values_HW > values_HW.max() / 2
+def _naming(values: list[int], file: MapFile) -> str:
+    """How to give values a class, where they are few enough to have been meant."""
+    if len(values) > MEANT:
+        return "export the labels anew, without smoothing their edges and without JPEG"
+    return f"give each a class, e.g. add {','.join(f'{file.shown(value)}=background' for value in values)} to --label-map"
 
 
 def circle_mask(size_HW: tuple[int, int], x_px: float, y_px: float, diameter_px: float) -> np.ndarray:
@@ -109,36 +108,6 @@ def circle_mask(size_HW: tuple[int, int], x_px: float, y_px: float, diameter_px:
 def over_disc(labels_HW: np.ndarray, disc_HW: np.ndarray) -> np.ndarray:
     """Add the optic nerve head; vessels stay on top, because they cross the disc."""
     return np.where(disc_HW & ~np.isin(labels_HW, VESSELS), np.uint8(LABELS["onh"]), labels_HW)
-
-
-def _values(path: Path, options: ReadOptions, *, by_index: bool) -> tuple[np.ndarray, bool]:
-    """(H, W) integers: grey values or palette indices, or 0xRRGGBB for true colour; and whether it is colour."""
-    with opened(path, options) as image:
-        if getattr(image, "n_frames", 1) != 1:
-            raise InputError(f"{image.n_frames} frames", where=path, expected="one", mend="save the map alone")
-        if image.mode == "P" and not by_index:
-            image = image.convert("RGB")
-        if image.mode in ("RGBA", "LA", "PA"):
-            image = image.convert(image.mode[:-1])  # transparency says nothing about the class
-        if image.mode not in ("1", "L", "P", "RGB", "I", "I;16", "I;16L", "I;16B"):
-            raise InputError(f"a map of mode {image.mode}", where=path, expected="grey, palette or RGB", mend="export the map as PNG")
-        return _grey(np.array(image).astype(np.int64))
-
-
-def _grey(values: np.ndarray) -> tuple[np.ndarray, bool]:
-    if values.ndim == 2:
-        return values, False
-    if (values == values[..., :1]).all():
-        return values[..., 0], False
-    return (values[..., 0] << 16) | (values[..., 1] << 8) | values[..., 2], True
-
-
-def _shown(value: int, colour: bool) -> str:
-    return f"#{value:06x}" if colour else str(value)
-
-
-def _listed(values_HW: np.ndarray, colour: bool, end: str) -> str:
-    return "".join(_shown(int(v), colour) + end for v in np.unique(values_HW)[:8])
 
 
 def pixels_per_class(labels_HW: np.ndarray) -> dict[str, int]:

@@ -10,9 +10,11 @@ Anatomy: `vessels`, `fundus`. Who and when: `persons`. Optics: `spectra`, `camer
 from __future__ import annotations
 
 import concurrent.futures
+import contextlib
 import functools
 import json
 import multiprocessing
+import os
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
@@ -24,7 +26,7 @@ import numpy as np
 from data_shards import durable
 from data_shards.cube import LABELS, Cube, CubeMeta
 from data_shards.errors import InputError, TryAgain, UnsafeResume
-from data_shards.folder import write_cube
+from data_shards.folder import note_wanted, write_cube
 from data_shards.phantom.camera import FIELD_SHARE, field_of_view, render
 from data_shards.phantom.drawing import VEIN_REFLEX, Footprint, rasterise
 from data_shards.phantom.fundus import Fundus, layers, make_fundus
@@ -194,19 +196,35 @@ def write_phantoms(
             expected="1 or more of each",
             mend="--subjects 60 --visits 2 --workers 2",
         )
-    claim(out, {"phantom": config.record()})
-    jobs = [
-        (subject, eye, [v for v in range(visits) if not _whole(out, key_of(subject, eye, v))])
-        for subject in range(subjects)
-        for eye in EYES
-    ]
-    jobs = [(write_eye, config, out, *job) for job in jobs if job[2]]
-    total = sum(len(job[-1]) for job in jobs)
-    return sum(1 for _ in watch(run_jobs(jobs, workers), total=total, title=f"phantom {out.name}", unit="cube"))
+    with claimed(out, {"phantom": config.record()}, cubes=subjects * len(EYES) * visits):
+        jobs = [
+            (subject, eye, [v for v in range(visits) if not is_whole(out, key_of(subject, eye, v))])
+            for subject in range(subjects)
+            for eye in EYES
+        ]
+        jobs = [(write_eye, config, out, *job) for job in jobs if job[2]]
+        total = sum(len(job[-1]) for job in jobs)
+        return sum(1 for _ in watch(run_jobs(jobs, workers), total=total, title=f"phantom {out.name}", unit="cube"))
 
 
-def claim(out: Path, record: dict[str, Any]) -> None:
-    """Make `out` ours: record what it will hold, or check that it already holds the same.
+@contextlib.contextmanager
+def claimed(out: Path, record: dict[str, Any], *, cubes: int) -> Iterator[None]:
+    """Hold `out` while it is filled; it says of what, and how many cubes it will hold, so that nobody takes a part for the whole.
+
+    Raises:
+        UnsafeResume: it holds something else. TryAgain: another process is filling it.
+    """
+    out = Path(os.path.abspath(out))  # '.' has no name to put the lock beside
+    with durable.explained(out):
+        durable.make_folder(out.parent)
+    with durable.sole_writer(out):
+        _claim(out, record)
+        note_wanted(out, cubes)
+        yield
+
+
+def _claim(out: Path, record: dict[str, Any]) -> None:
+    """Record what `out` will hold, or check that it already holds the same.
 
     Raises:
         UnsafeResume: it holds something else.
@@ -253,7 +271,7 @@ def _difference(held: Any, record: dict[str, Any]) -> str:
     return "; ".join(words) or "other parts"
 
 
-def _whole(out: Path, key: str) -> bool:
+def is_whole(out: Path, key: str) -> bool:
     """KEY.json is written last, so it marks a whole sample."""
     return (out / f"{key}.json").exists() and (out / f"{key}.npy").exists()
 

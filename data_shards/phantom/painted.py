@@ -19,10 +19,11 @@ from data_shards import durable
 from data_shards.cube import LABELS, Cube
 from data_shards.dataset import cubes_of
 from data_shards.errors import InputError
-from data_shards.folder import keys_in, write_cube
+from data_shards.folder import write_cube
+from data_shards.importing.geometry import centre_lines, with_lines
 from data_shards.phantom.camera import FIELD_SHARE, render
 from data_shards.phantom.drawing import REFLEX_SHARE, VEIN_REFLEX, chord_px
-from data_shards.phantom.eyes import FINE_RASTER, claim, label_map, meta_of, run_jobs
+from data_shards.phantom.eyes import FINE_RASTER, claimed, is_whole, label_map, meta_of, run_jobs
 from data_shards.phantom.eyes import mean_over as mean
 from data_shards.phantom.fundus import layers, make_fundus
 from data_shards.phantom.persons import TEXTURE, PhantomConfig, person, stream, view
@@ -145,6 +146,25 @@ def paint_tissue(config: PhantomConfig, labels_HW: np.ndarray, frame: Frame, num
     )
 
 
+def _drawn_labels(tissue: Tissue, fov_SS: np.ndarray, labels_HW: np.ndarray, frame: Frame) -> np.ndarray:
+    """The labels of what was drawn; on a coarser raster than the photograph's, vessels too thin for it stay whole lines."""
+    labels_SS = label_map(tissue, fov_SS)
+    if frame.side <= len(labels_SS):
+        return labels_SS
+    lines_SS = np.zeros(labels_SS.shape, bool)
+    scale = len(labels_SS) / frame.side
+    rows, columns = (
+        np.floor((pixels + 0.5 - first) * scale).astype(int)
+        for pixels, first in zip(centre_lines(labels_HW), (frame.top, frame.left), strict=True)
+    )
+    within = (np.minimum(rows, columns) >= 0) & (np.maximum(rows, columns) < len(labels_SS))
+    lines_SS[rows[within], columns[within]] = True
+    vessels_SS = with_lines(np.isin(labels_SS, (LABELS["artery"], LABELS["vein"])), lines_SS & fov_SS)
+    kind_SS = np.where(tissue.artery >= tissue.vein, LABELS["artery"], LABELS["vein"])
+    background_SS = np.where((tissue.onh >= 0.5) & fov_SS, LABELS["onh"], LABELS["background"])
+    return np.where(vessels_SS, kind_SS, background_SS).astype(np.uint8)
+
+
 def paint_labels(
     config: PhantomConfig,
     labels_HW: np.ndarray,
@@ -182,7 +202,7 @@ def paint_labels(
     tissue = paint_tissue(config, labels_HW, frame, number, who.age_years)
     same = labels_HW.shape == (config.size, config.size)
     fov = fov_HW if same else outline(fov_HW, _sampler(frame, config.size), frame.side / config.size) >= 0.5
-    labels = labels_HW if same else label_map(tissue, fov)
+    labels = labels_HW if same else _drawn_labels(tissue, fov, labels_HW, frame)
     data_CHW = render(tissue, who, seen, fov, (config.seed, number, int(frame.right), visit), config)
     how = (
         "as they are" if same else f"{labels_HW.shape[0]}x{labels_HW.shape[1]} to {config.size}x{config.size} by share of the pixel covered"
@@ -219,11 +239,11 @@ def write_painted(
         digest.update(
             durable.canonical_json([cube.meta.key, paint]) + labels_HW.tobytes() + (b"" if cube.fov_HW is None else cube.fov_HW.tobytes())
         )
-    claim(out, {"phantom": config.record(), "anatomy": digest.hexdigest()})
-    there = set(keys_in(out)) if any(out.glob("*.npy")) else set()
-    jobs = [(*job[:-1], {key: visit for key, visit in job[-1].items() if key not in there}) for job in jobs]
-    jobs = [job for job in jobs if job[-1]]
-    return sum(1 for _ in watch(run_jobs(jobs, workers), total=sum(len(job[-1]) for job in jobs), title=f"paint {out.name}", unit="cube"))
+    with claimed(out, {"phantom": config.record(), "anatomy": digest.hexdigest()}, cubes=len(jobs) * visits):
+        jobs = [(*job[:-1], {key: visit for key, visit in job[-1].items() if not is_whole(out, key)}) for job in jobs]
+        jobs = [job for job in jobs if job[-1]]
+        total = sum(len(job[-1]) for job in jobs)
+        return sum(1 for _ in watch(run_jobs(jobs, workers), total=total, title=f"paint {out.name}", unit="cube"))
 
 
 def painted_key(key: str, visit: int) -> str:

@@ -11,11 +11,19 @@ from data_shards.errors import InputError
 from data_shards.stores.retry import Transient, retrying
 
 PASSING = {errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EAGAIN, errno.ECONNRESET, errno.EHOSTDOWN, errno.EHOSTUNREACH, errno.ENETUNREACH}
-"""What a network file system says while its server is away or fails over."""
+"""What a network file system says while its server is away or fails over. EIO may also be a bad sector: then it stays."""
+
+
+def _transient(error: OSError) -> Transient:
+    return Transient(error.strerror or str(error), lasting=error if error.errno == errno.EIO else None)
 
 
 class LocalFile:
-    """Read by `pread`, never mapped: a mapped file that is cut short under a running job kills the process (SIGBUS)."""
+    """Read by `pread`, never mapped: a mapped file that is cut short under a running job kills the process (SIGBUS).
+
+    Raises (while opening and reading):
+        TryAgain: the file system does not answer. OSError: it does, and these bytes cannot be had (EIO after all retries).
+    """
 
     def __init__(self, path: Path) -> None:
         self.path, self.fd = path, -1
@@ -29,7 +37,7 @@ class LocalFile:
             raise InputError("may not be read", where=self.path, mend=f"ls -l {self.path}; correct its permissions") from error
         except OSError as error:
             if error.errno in PASSING:
-                raise Transient(error.strerror) from error
+                raise _transient(error) from error
             raise
 
     def read_into(self, buffer: memoryview, offset: int) -> int:
@@ -47,7 +55,7 @@ class LocalFile:
                 fresh = self._open()  # a stale handle stays stale
                 os.dup2(fresh, self.fd)
                 os.close(fresh)
-                raise Transient(error.strerror) from error
+                raise _transient(error) from error
             return done
 
         return retrying(read, self.path)

@@ -45,7 +45,7 @@ def ls(run: Folder, as_json: AsJson = False) -> None:
             checkpoint = read_commit(folder)
             size = sum(path.stat().st_size for path in folder.iterdir())
             rows.append({"training": name, "folder": str(folder), "samples": int(folder.name.split("-")[1]), "bytes": size})
-            rows[-1] |= {"ranks": len(checkpoint.parts), "committed": True} if checkpoint else {"ranks": 0, "committed": False}
+            rows[-1] |= {"ranks": checkpoint.ranks, "committed": True} if checkpoint else {"ranks": 0, "committed": False}
             rows[-1]["best"] = told["value"] if told.get("samples") == rows[-1]["samples"] else None
     if as_json:
         typer.echo(json.dumps(rows))

@@ -65,6 +65,10 @@ def pack(
         str | None,
         typer.Option(help="Fractions by subject, as train=0.8,val=0.1,test=0.1 (the default), unless the samples state a split."),
     ] = None,
+    splits_from: Annotated[
+        str | None,
+        typer.Option("--splits-from", metavar="DATASET", help="People of this packed set keep their split; the others are divided."),
+    ] = None,
     seed: Annotated[int, typer.Option(help="Seed of the split.")] = 0,
     codec: Codec = "raw",
     max_error: MaxError = 0,
@@ -76,12 +80,16 @@ def pack(
 
     The same cubes give the same bytes, whatever --workers is. Killed, the same command goes on behind the shards it finished.
     """
+    from data_shards.dataset import Dataset
+    from data_shards.fields_of_view import unlike
     from data_shards.pack import pack as pack_set
+    from data_shards.pack import stats_split_of
 
     manifest = pack_set(
         place_of(source),
         out,
         splits=split_option(splits),
+        splits_from=splits_from,
         seed=seed,
         codec=codec,
         max_error=max_error,
@@ -91,6 +99,9 @@ def pack(
         watch=lambda keys: progress(keys, title=f"pack {out.name}", unit="cube"),
     )
     typer.echo(f"{out}: {_told(manifest)}")
+    dataset = Dataset(out)
+    if different := unlike(dataset, stats_split_of(dataset.splits)):
+        typer.secho(f"note: {different}", fg="yellow", err=True)
 
 
 @app.command()
@@ -165,11 +176,18 @@ def _told(manifest: Manifest) -> str:
 @app.command()
 def index(
     folder: Annotated[Path, typer.Argument(help="A folder of SPLIT-NUMBER.tar shards, ours or written by stock webdataset.")],
+    changed: Annotated[
+        bool,
+        typer.Option("--changed", help="Take shards that are not those of dataset.json: they were written, added or removed on purpose."),
+    ] = False,
 ) -> None:
-    """Write the index of each shard, band statistics and dataset.json for shards that lie there without."""
+    """Write the index of each shard, band statistics and dataset.json for shards that lie there without.
+
+    Where they stand already, the shards have to be those that were indexed: one with a flipped bit is refused (exit code 4).
+    """
     from data_shards.existing import index_folder
 
-    manifest = index_folder(folder)
+    manifest = index_folder(folder, changed=changed)
     typer.echo(f"{folder}: {sum(s.count for s in manifest.shards)} cubes in {len(manifest.shards)} shards; digest {manifest.digest[:12]}")
 
 
@@ -185,10 +203,13 @@ def verify(dataset: SetPath, as_json: AsJson = False) -> None:
         typer.echo(json.dumps({"dataset": str(dataset), "shards": shards, "faults": faults}))
     if faults:
         lines = "\n".join(f"  {name}: {fault}" for name, found in faults.items() for fault in found)
+        people_alone = list(faults) == ["dataset.json"] and all("splits" in f or "same picture" in f for f in faults["dataset.json"])
         raise CorruptData(
             f"{sum(map(len, faults.values()))} faults:\n{lines}",
             where=dataset,
-            mend="copy the named shards again, or pack the set again from its source",
+            mend="correct subject_id or split of these cubes, or remove one of a pair, in the source, and pack it again"
+            if people_alone
+            else "copy the named shards again, or pack the set again from its source",
         )
     if not as_json:
         typer.echo(f"{dataset}: {shards} shards verified, no fault")

@@ -26,9 +26,16 @@ class PixelOrder(str, enum.Enum):
     columns = "columns"
 
 
+class MapOrientation(str, enum.Enum):
+    """What the maps of a turned image were drawn on."""
+
+    shown = "shown"
+    stored = "stored"
+
+
 def command(
     source: Annotated[
-        Path, typer.Argument(metavar="SRC", help="A file, or a folder of TIFF, PNG, JPEG, ENVI .hdr, HDF5, MATLAB .mat or .npy files.")
+        Path, typer.Argument(metavar="SRC", help="A file, or a folder of TIFF, PNG, JPEG, PPM, ENVI .hdr, HDF5, MATLAB .mat or .npy files.")
     ],
     out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder of cubes to write; it appears when all of it is whole.")],
     pattern: Annotated[str, typer.Option(help="Which files of SRC ('**/*.tif' also looks into its folders).", rich_help_panel=FILES)] = "*",
@@ -60,24 +67,60 @@ def command(
     wavelengths: Annotated[
         str,
         typer.Option(
-            metavar="LIST|FILE",
-            help="Band centres in nm: '610,545,465', 'linspace:380:2500:198', with '/1-3,7' to leave out channels (from 1), or a file. "
+            metavar="LIST|FILE|hdf5:NAME",
+            help="Band centres in nm: '610,545,465' (or '0.61,0.545um'), 'linspace:380:2500:198', with '/1-3,7' to leave out channels "
+            "(from 1), a file, or hdf5:NAME, a data set or variable of the HDF5 or MATLAB file itself. "
             "Default: the file's own; colour photographs 610, 545, 465, noted as nominal.",
             rich_help_panel=PIXELS,
         ),
     ] = "",
     full_scale: Annotated[
         float | None,
-        typer.Option(help="Value that means reflectance 1, e.g. 4095. Default: the dtype's largest; floats: 1.", rich_help_panel=PIXELS),
+        typer.Option(
+            help="Value that means reflectance 1, e.g. 4095. Default: as the file says; else the dtype's largest; floats: 1.",
+            rich_help_panel=PIXELS,
+        ),
+    ] = None,
+    offset: Annotated[
+        float | None,
+        typer.Option(
+            help="Reflectance of the value 0: reflectance = value / N + X. Default: as the file says; else 0.", rich_help_panel=PIXELS
+        ),
+    ] = None,
+    nodata: Annotated[
+        str | None,
+        typer.Option(
+            metavar="VALUE|none",
+            help="Value of pixels that were not measured ('-9999', 'nan', several with commas); they leave the field of view. "
+            "none: every value was measured. Default: as the file says.",
+            rich_help_panel=PIXELS,
+        ),
+    ] = None,
+    nodata_any: Annotated[
+        bool,
+        typer.Option(
+            "--nodata-any",
+            help="A pixel that lacks one band lies outside the field of view. Default: refused where bands differ.",
+            rich_help_panel=PIXELS,
+        ),
+    ] = False,
+    bad_bands: Annotated[
+        str | None,
+        typer.Option(metavar="LIST|none", help="Bands to leave out, from 1: '1-3,7'. Default: as the file says.", rich_help_panel=PIXELS),
     ] = None,
     float_range: Annotated[
-        str, typer.Option(metavar="LO:HI", help="Reflectances that the stored 0 and 65535 mean, for float files.", rich_help_panel=PIXELS)
-    ] = "0:1",
+        str,
+        typer.Option(
+            metavar="LO:HI",
+            help="Reflectances that the stored 0 and 65535 mean, for float files (default 0:1), and for bands of different scales.",
+            rich_help_panel=PIXELS,
+        ),
+    ] = "",
     nan_as: Annotated[
         float | None, typer.Option(help="Reflectance in place of NaN and infinity. Default: refuse them.", rich_help_panel=PIXELS)
     ] = None,
     labels: Annotated[
-        str, typer.Option(metavar="DIR|GLOB", help="Label maps (PNG, GIF, TIFF, BMP), matched by name.", rich_help_panel=MAPS)
+        str, typer.Option(metavar="DIR|GLOB", help="Label maps (PNG, GIF, TIFF, BMP, PGM, PPM), matched by name.", rich_help_panel=MAPS)
     ] = "",
     label_map: Annotated[
         str,
@@ -90,6 +133,14 @@ def command(
     onh: Annotated[
         str, typer.Option(metavar="DIR|GLOB", help="Masks of the optic disc; vessels stay on top of it.", rich_help_panel=MAPS)
     ] = "",
+    onh_values: Annotated[
+        str,
+        typer.Option(
+            metavar="VALUES",
+            help="Values inside the --onh masks: 1,2 or 128-255 or #ff0000. Default: the brighter of two, refused where there are more.",
+            rich_help_panel=MAPS,
+        ),
+    ] = "",
     onh_circles: Annotated[
         Path | None,
         typer.Option(metavar="CSV", help="Optic discs as circles: column file, key or image_id, and --onh-columns.", rich_help_panel=MAPS),
@@ -98,8 +149,19 @@ def command(
         str, typer.Option(metavar="X,Y,DIAMETER", help="Columns of --onh-circles, in pixels of the source image.", rich_help_panel=MAPS)
     ] = "x,y,diameter",
     fov: Annotated[str, typer.Option(metavar="DIR|GLOB", help="Masks of the field of view.", rich_help_panel=MAPS)] = "",
+    fov_values: Annotated[
+        str, typer.Option(metavar="VALUES", help="Values inside the --fov masks, as --onh-values.", rich_help_panel=MAPS)
+    ] = "",
+    map_orientation: Annotated[
+        MapOrientation | None,
+        typer.Option(
+            help="Where an orientation tag turns an image: its maps were drawn on it as viewers show it, or as the file stores it. "
+            "Default: as their sizes tell.",
+            rich_help_panel=MAPS,
+        ),
+    ] = None,
     resize_labels: Annotated[
-        bool, typer.Option("--resize-labels", help="Bring maps of another size to their image's, by nearest pixel.", rich_help_panel=MAPS)
+        bool, typer.Option("--resize-labels", help="Bring maps of another size to their image's, thin vessels whole.", rich_help_panel=MAPS)
     ] = False,
     match: Annotated[
         str,
@@ -137,7 +199,7 @@ def command(
     resize: Annotated[
         str,
         typer.Option(
-            metavar="HxW|H", help="Then resize: area mean (bilinear when enlarging); maps by nearest pixel.", rich_help_panel=SHAPE
+            metavar="HxW|H", help="Then resize: area mean (bilinear when enlarging); maps keep thin vessels whole.", rich_help_panel=SHAPE
         ),
     ] = "",
     max_values: Annotated[int, typer.Option(help="Refuse files that hold more values than this.", min=1, rich_help_panel=SAFETY)] = 2**30,
@@ -169,6 +231,7 @@ def command(
     from data_shards.importing.importer import import_cubes, plan
     from data_shards.importing.wavelengths import parse_wavelengths
 
+    inside = wavelengths.partition(":")[2] if wavelengths.startswith(("hdf5:", "mat:")) else ""
     config = ImportConfig(
         source=source,
         pattern=pattern,
@@ -179,14 +242,22 @@ def command(
             reshape_HW=parse_size(reshape, "--reshape") if reshape else None,
             pixel_order=pixel_order.value if pixel_order else "",
             max_values=max_values,
+            centres=inside,
         ),
-        wavelengths_nm=parse_wavelengths(wavelengths) if wavelengths else None,
+        wavelengths_nm=parse_wavelengths(wavelengths) if wavelengths and not inside else None,
         full_scale=full_scale,
-        float_range=_float_range(float_range),
+        offset=offset,
+        nodata=nodata,
+        nodata_any=nodata_any,
+        bad_bands=bad_bands,
+        float_range=_float_range(float_range) if float_range else None,
         nan_as=nan_as,
         labels=labels,
         label_map=label_map,
         onh=onh,
+        onh_values=onh_values,
+        fov_values=fov_values,
+        map_orientation=map_orientation.value if map_orientation else "",
         onh_circles=onh_circles,
         onh_columns=_columns(onh_columns),
         fov=fov,
@@ -239,6 +310,7 @@ def show(summary: ImportSummary, out: Path) -> None:
     rows = {
         "cubes": f"{summary.cubes} ({summary.written} written now)",
         "bands": f"{len(nm)}: " + (", ".join(f"{w:g}" for w in nm) if len(nm) <= 16 else f"{nm[0]:g} … {nm[-1]:g}") + " nm",
+        "values": "; ".join(summary.values),
         "height x width": ", ".join(
             f"{h}x{w}" + (f" ({n})" if len(summary.sizes) > 1 else "") for (h, w), n in sorted(summary.sizes.items())
         ),
@@ -252,6 +324,15 @@ def show(summary: ImportSummary, out: Path) -> None:
         if text:
             table.add_row(name, text)
     Console().print(table)
+    if summary.assumed:
+        typer.echo(f"assumed: {summary.assumed}")
+    if summary.joined:
+        typer.secho(
+            f"note: {len(summary.joined)} subjects have images in several folders, first {summary.joined[0]!r}; each counts as one person. "
+            "If they are different people, state them: --subjects CSV",
+            fg="yellow",
+            err=True,
+        )
     if len(summary.sizes) > 1:
         typer.echo("several sizes: a dataset needs one; import again with --resize (and --crop fov --pad-square)")
     else:

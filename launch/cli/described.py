@@ -5,13 +5,14 @@ from __future__ import annotations
 import glob
 import json
 import os
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import typer
 
-from data_shards.errors import InputError, nearest
+from data_shards.errors import InputError, nearest, without_credentials
 
 if TYPE_CHECKING:
     from launch.config import Config
@@ -30,6 +31,8 @@ class Described:
     folder: Path
     config: Config | None = None
     target: Target | None = None
+    sources: Mapping[str, str] = field(default_factory=dict)
+    """Who says so, by field, where neither a default of ours nor the verb does."""
 
     def check(self) -> None:
         """Refuse what could not run on this machine either, before anything is written.
@@ -46,13 +49,15 @@ class Described:
         if self.spec.secrets:
             read_secrets(Path(self.spec.secrets))
         if self.config is not None and self.target is not None:
-            from launch.stages import Run, check_inputs  # it takes seconds
+            from launch.stages import Run, check_inputs, check_outdated  # it takes seconds
 
             check_target(self.folder, self.target)
             run = Run(self.config)
             run.check()
             if self.config.data.dataset:
                 check_inputs(run)
+            if self.target.stage == "run":
+                check_outdated(run)
             check_writable(run.folder)
         check_writable(self.folder)
 
@@ -63,9 +68,11 @@ class Described:
             InputError: as said.
         """
         from launch.jobs import check_time
-        from slurm.offers import check_fit
+        from slurm.offers import check_fit, waits_for
 
         check_fit(self.spec, there)
+        if warning := waits_for(self.spec, there):
+            typer.echo(warning, err=True)
         if self.target is not None:
             check_time(self.spec, self.target)
 
@@ -77,7 +84,7 @@ class Described:
             freeze_run(self.folder, self.config, self.target)
 
 
-def described(words: list[str], given: dict[str, Any], name: str | None, jobs: Path) -> Described:
+def described(words: list[str], given: dict[str, Any], name: str | None, jobs: Path, given_by: str = "the command line") -> Described:
     """The job that these words and options mean; nothing is written.
 
     Raises:
@@ -85,14 +92,20 @@ def described(words: list[str], given: dict[str, Any], name: str | None, jobs: P
     """
     from launch.jobs import CONFIG_NAME, STAGES, progress_patterns, target_of
     from launch.site import network_variables, site_defaults
-    from slurm.jobs import spec_from
+    from slurm.jobs import masked, spec_from
     from slurm.records import job_folder
 
     verb, parsed = parse(words)
     as_written = parse(words, index=None)[1]
     site = site_defaults(words[0], verbs())
-    fields = site | given
-    fields["exports"] = sorted({*site.get("exports", ()), *given.get("exports", ()), *network_variables(os.environ)})
+    fields, sources = site.fields | given, site.sources | dict.fromkeys(given, given_by)
+    exports = {  # they add up
+        site.sources.get("exports"): site.fields.get("exports", ()),
+        given_by: given.get("exports", ()),
+        "networks of clusters, as set in this shell": network_variables(os.environ),
+    }
+    fields["exports"] = sorted({name for names in exports.values() for name in names})
+    sources["exports"] = "; ".join(who for who, names in exports.items() if names)
     config = target = None
     if verb in STAGES and parsed.get("preset"):
         from launch.config import load
@@ -116,10 +129,17 @@ def described(words: list[str], given: dict[str, Any], name: str | None, jobs: P
             fields["share"] = as_written["task"]
     elif verb == "codebook fit":
         fields["progress"] = _codebook_files(as_written)
-    name = name or "-".join(words).replace("/", "_")[:128]
+    name = name or "-".join(map(masked, words)).replace("/", "_")[:128]
+    for variable in fields["exports"]:
+        if (value := os.environ.get(variable, "")) != without_credentials(value):
+            raise InputError(
+                f"export {variable!r}: its value {value} holds a password",
+                expected="no secrets: what is exported is kept by SLURM",
+                mend=f"put the line {variable}=… into a file that only you may read (chmod 600), and submit with --secrets FILE",
+            )
     own = {"name": name, "command": ["retinaforge", *words], "folder": str(Path.cwd())}
     spec = spec_from(json.dumps(fields | own).encode(), where="the job, as site.yaml and the options say")
-    return Described(spec, job_folder(jobs, name), config, target)
+    return Described(spec, job_folder(jobs, name), config, target, {key: who for key, who in sources.items() if who})
 
 
 def parse(words: list[str], index: str | None = "1") -> tuple[str, dict[str, Any]]:
@@ -172,14 +192,15 @@ def show(job: Described, as_json: bool) -> None:
         typer.echo(json.dumps(tree))
         return
     typer.echo(tree["sbatch"], nl=False)
+    for field_name, who in tree["sources"].items():
+        typer.echo(f"# {field_name}: {json.dumps(tree['job'][field_name], ensure_ascii=False)}  says {who}")
     for name, value in tree["secrets"].items():
         typer.echo(f"# {name}={value}  from {job.spec.secrets}")
     if job.config:
-        from launch.config import to_yaml
-        from slurm.jobs import masked
+        from launch.config import to_public_yaml
 
         typer.echo(f"\n# {job.folder}/config.yaml:")
-        typer.echo("".join(f"#   {masked(line)}\n" for line in to_yaml(job.config).splitlines()), nl=False)
+        typer.echo("".join(f"#   {line}\n" for line in to_public_yaml(job.config).splitlines()), nl=False)
 
 
 def as_tree(job: Described) -> dict[str, Any]:
@@ -192,18 +213,14 @@ def as_tree(job: Described) -> dict[str, Any]:
     spec = json.loads(spec_json(replace(job.spec, command=tuple(map(masked, job.spec.command)))))
     config = None
     if job.config:
-        from launch.config import to_tree
+        from launch.config import concealed, to_tree
 
-        config = _masked(to_tree(job.config))
-    return {"folder": str(job.folder), "sbatch": sbatch_text(job.spec, job.folder), "job": spec, "config": config, "secrets": secrets}
-
-
-def _masked(tree: Any) -> Any:
-    """A tree of plain values, passwords in it starred."""
-    from slurm.jobs import masked
-
-    if isinstance(tree, dict):
-        return {key: _masked(value) for key, value in tree.items()}
-    if isinstance(tree, list):
-        return [_masked(value) for value in tree]
-    return masked(tree) if isinstance(tree, str) else tree
+        config = concealed(to_tree(job.config))
+    return {
+        "folder": str(job.folder),
+        "sbatch": sbatch_text(job.spec, job.folder),
+        "job": spec,
+        "sources": dict(job.sources),
+        "config": config,
+        "secrets": secrets,
+    }

@@ -15,11 +15,13 @@ def encode(preset: Preset, overrides: Overrides = None, dry_run: DryRun = False)
     """Cache the latents of the run's dataset, and check whether the autoencoder is fit to diffuse on."""
     run = resolved(preset, overrides, dry_run)
     from launch import stages
+    from launch.worked import counted
 
     stages.alone("encode")
     stages.check_inputs(run)
     run.freeze()
-    warnings = stages.encode(run, progress)
+    with counted(run.folder, "encode"):
+        warnings = stages.encode(run, progress)
     typer.echo(f"latents in {run.latents}")
     show_warnings(warnings)
 
@@ -34,6 +36,7 @@ def sample(
     run = resolved(preset, overrides, dry_run)
     from data_shards.index import index_path
     from launch import stages
+    from launch.worked import counted
     from ldm.generate import superseded
 
     k, slash, n = task.partition("/")
@@ -41,7 +44,9 @@ def sample(
         raise InputError(f"--task {task}", expected="K/N, such as 3/16")
     stages.alone("sample")
     run.freeze()
-    if stages.sample(run, progress, (int(k), int(n))):
+    with counted(run.folder, "sample"):
+        whole = stages.sample(run, progress, (int(k), int(n)))
+    if whole:
         typer.echo(f"{run.config.sample.count} images in {run.synthetic}")
         for name in superseded(run.synthetic):
             index = index_path(run.synthetic / name)

@@ -213,7 +213,7 @@ def cancel(
     """Cancel jobs that wait or run. What they have committed stays: `resume`, or the same `submit`, goes on from it."""
     from data_shards.errors import InputError
     from launch.site import queue
-    from slurm.records import CANCELLED, cancelled, read_records
+    from slurm.records import CANCELLED, cancelled, is_away, read_records, whereabouts
     from slurm.status import UNKNOWN
 
     records = read_records(jobs, names)
@@ -226,13 +226,14 @@ def cancel(
             if record not in unknown:
                 typer.echo(f"{record.name}: {came_of[record.name]} (job {', '.join(record.job_ids)})")
     if unknown:
-        first = unknown[0]
-        where = f"--clusters={first.cluster} " if first.cluster else ""
+        away = {record.cluster for record in unknown if is_away(record)}
         raise InputError(
-            "; ".join(f"{r.name}: SLURM here does not know job {', '.join(r.job_ids)}, so that it may live" for r in unknown),
-            where=f"submitted on cluster {first.cluster}" if first.cluster else jobs,
-            expected="jobs of the cluster that is spoken with",
-            mend=f"scancel {where}{' '.join(first.job_ids)}, once squeue {where}shows that it is yours; or the same command there",
+            "; ".join(f"{record.name}: {whereabouts(record, is_away(record))}" for record in unknown),
+            where=jobs,
+            expected="jobs that SLURM here knows",
+            mend=f"the same command on a machine of cluster {' and of '.join(sorted(away))}"
+            if away
+            else "squeue --me --all lists the jobs that live, by their numbers; scancel NUMBER ends one",
         )
 
 

@@ -31,11 +31,11 @@ Jobs = Annotated[Path, typer.Option(help="Where job folders lie; that of a job i
 
 def resolved(preset: str, overrides: list[str] | None, dry_run: bool = False) -> Run:
     """The run that these words mean; with `dry_run` its configuration is printed and nothing else happens."""
-    from launch.config import load, to_yaml
+    from launch.config import load, to_public_yaml
     from launch.stages import Run
 
     config = load(preset, overrides or [])
     if dry_run:
-        typer.echo(to_yaml(config), nl=False)
+        typer.echo(to_public_yaml(config), nl=False)
         raise typer.Exit
     return Run(config)

@@ -32,7 +32,7 @@ def submit_pipeline(
     """
     from launch.cli.described import described
     from launch.pipeline import AFTER, Pipeline, finished, missing, read_pipeline, stage_job
-    from launch.stages import Run
+    from launch.stages import Run, check_outdated
 
     if not words or given:
         raise InputError(
@@ -47,8 +47,9 @@ def submit_pipeline(
 
     run = Run(load(found.preset, list(found.overrides)))
     name = name or run.folder.absolute().name
+    check_outdated(run)
     to_make = missing(lambda stage: finished(run, stage))
-    described_by = {stage: described(*stage_job(found, stage), f"{name}/{stage}", jobs) for stage in to_make}
+    described_by = {stage: described(*stage_job(found, stage), f"{name}/{stage}", jobs, file) for stage in to_make}
     if dry_run:
         _show(described_by, as_json)
         return
@@ -115,7 +116,7 @@ def _left_alone(
     states = current(list(records.values()), fresh=True)
     for stage, record in records.items():
         if is_unknown(found := states[record.name]) and not is_live(found) and not force:
-            raise not_known(record, wanted[stage].folder, next(state for state in found if is_unknown([state])).job_id)
+            raise not_known(record, wanted[stage].folder)
     anew: list[str] = []
     for stage in wanted:
         found = states[records[stage].name] if stage in records else []
@@ -142,7 +143,7 @@ def _keep(pipeline: Pipeline, wanted: dict[str, Described], jobs: Path, name: st
     if config is None:
         return  # all is finished
     private(folder)
-    durable.write_bytes(folder / CONFIG_NAME, to_yaml(config).encode())
+    durable.write_bytes(folder / CONFIG_NAME, to_yaml(config).encode(), private=True)
     tree = {"preset": str(folder / CONFIG_NAME), "jobs": {stage: dict(fields) for stage, fields in pipeline.jobs.items()}}
     durable.write_bytes(folder / PIPELINE_NAME, yaml.safe_dump(tree, sort_keys=False).encode())
 

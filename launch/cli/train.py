@@ -35,14 +35,18 @@ def _train(preset: str, overrides: list[str] | None, dry_run: bool, hostfile: Pa
         if hosts:
             check_started(hosts, placement())
             check_names(hosts)
-        train_stage(resolved(preset, overrides), stage)
+        run = resolved(preset, overrides)
+        from launch.worked import counted
+
+        with counted(run.folder, f"train {stage}", counts=placement().rank == 0):
+            train_stage(run, stage)
         return
     environ = planned_environ(hosts, os.environ) if hosts else os.environ
-    from launch.config import load, to_yaml
+    from launch.config import load, to_public_yaml
     from launch.plan import plan
 
     config = load(preset, overrides or [])
-    typer.echo(to_yaml(config) + plan(config, stage, environ))
+    typer.echo(to_public_yaml(config) + plan(config, stage, environ))
 
 
 def train_stage(run, stage: str) -> None:

@@ -19,9 +19,10 @@ import torch
 import launch
 from data_shards import durable
 from data_shards.dataset import Dataset
+from data_shards.errors import without_credentials
 from data_shards.manifest import NAME
 from launch import stages
-from launch.config import to_yaml
+from launch.config import to_public_yaml
 from launch.headline import HEADLINE, caution
 from launch.judging import held_out_split
 from launch.report import figures as fig
@@ -58,7 +59,7 @@ def build_report(run: stages.Run) -> Path:
     frozen = run.folder / "run.yaml"
     html = template.render(
         run=run.folder.name,
-        config=frozen.read_text() if frozen.exists() else to_yaml(run.config),
+        config=without_credentials(frozen.read_text()) if frozen.exists() else to_public_yaml(run.config),
         version=launch.__version__,
         cards=cards(stages.figures(run)),
         **parts,

@@ -8,7 +8,6 @@ ranks, cut elsewhere.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import shutil
@@ -18,14 +17,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save as save_bytes
 from torch import Tensor
 
 from data_shards import durable
 from data_shards.errors import InputError, RetinaforgeError, TryAgain, UnsafeResume
 from ldm.comm import Communicator
-from ldm.training.committed import COMMIT, FORMAT, Checkpoint, digest_of, faults_of, folder_name, read_commit, unreadable
+from ldm.training.committed import COMMIT, FORMAT, USED, Checkpoint, digest_of, faults_of, folder_name, read_commit, unreadable
+from ldm.training.parts import Part, write_part
 
 LOGGER = logging.getLogger("retinaforge")
 SHAPES = "shapes"  # metadata of a part: the whole shape of each tensor that it holds a stretch of
@@ -42,21 +40,26 @@ class Fragment:
 
 State = dict[str, Tensor | Fragment]
 """By name. A whole tensor is the same on every rank, and written by one of them."""
+Share = tuple[dict[str, Tensor], dict[str, tuple[int, ...]]]
+"""What a rank writes into one part: tensors by key, and the whole shapes of those that it holds a stretch of."""
 
 
 class Reader:
-    """Tensors of a verified checkpoint by name, wherever they lie in its parts."""
+    """Tensors of a verified checkpoint by name, wherever they lie in its parts.
 
-    def __init__(self, checkpoint: Checkpoint) -> None:
+    Args:
+        used: read the parts alone that `Checkpoint.used` names.
+    """
+
+    def __init__(self, checkpoint: Checkpoint, *, used: bool = False) -> None:
         self.folder = checkpoint.folder
-        self.files = [_opened(checkpoint.folder / name) for name, _ in checkpoint.parts]
+        self.files = [Part(checkpoint.folder / name) for name, _ in (checkpoint.used if used else checkpoint.parts)]
         self.places: dict[str, list[tuple[int, int, int, str]]] = {}  # name to (start, stop, file, key)
         self.shapes: dict[str, tuple[int, ...]] = {}
         for i, file in enumerate(self.files):
-            cut = json.loads((file.metadata() or {}).get(SHAPES, "{}"))
-            for key in file.keys():  # noqa: SIM118 - no mapping
+            cut = json.loads(file.metadata.get(SHAPES, "{}"))
+            for key, shape in file.shapes().items():
                 name, _, start = key.rpartition("@") if key.rpartition("@")[0] in cut else (key, "", "0")
-                shape = file.get_slice(key).get_shape()
                 self.places.setdefault(name, []).append((int(start), int(start) + torch.Size(shape).numel(), i, key))
                 self.shapes[name] = tuple(cut.get(name, shape))
 
@@ -83,33 +86,16 @@ class Reader:
         pieces, reached = [], begin
         for first, last, i, key in sorted(self.places[name]):
             if first <= reached < min(last, end):
-                pieces.append(self.files[i].get_tensor(key).view(-1)[reached - first : end - first])
+                pieces.append(self.files[i].read(key, reached - first, min(last, end) - first))
                 reached = min(last, end)
         if reached < end:
             raise UnsafeResume(f"{name}: values from {reached} on are in no part", where=self.folder, expected=f"values up to {end}")
-        flat = torch.cat(pieces) if pieces else torch.empty(0)
+        flat = pieces[0] if len(pieces) == 1 else torch.cat(pieces) if pieces else torch.empty(0)
         return flat if start is not None else flat.view(self.shapes[name])
 
     def under(self, prefix: str) -> dict[str, Tensor]:
         """All tensors whose names begin with `prefix`, without it."""
         return {name.removeprefix(prefix): self(name) for name in self.places if name.startswith(prefix)}
-
-
-def _opened(part: Path) -> Any:
-    """A part as safetensors: whatever else it may be, a pickle too, is refused unread.
-
-    Raises:
-        UnsafeResume: the file is none.
-    """
-    try:
-        return safe_open(part, framework="pt")
-    except (SafetensorError, OSError) as error:
-        raise UnsafeResume(
-            f"a part that is no safetensors file: {error}",
-            where=part,
-            expected="what this program writes; nothing else is opened, and nothing is ever unpickled",
-            mend=f"remove {part.parent}; the run goes on from the checkpoint before",
-        ) from error
 
 
 class CheckpointStore:
@@ -118,10 +104,12 @@ class CheckpointStore:
     Args:
         folder: made by the first commit.
         keep: newest commits to keep; at least 2, so that one survives a fault found in the newest.
+        used: how the names of those tensors begin that are read by whoever uses what was trained. They lie in parts of their own, so
+            that moments and all else that only a resume needs is neither hashed nor read with them.
     """
 
-    def __init__(self, folder: Path, comm: Communicator, *, keep: int = 2) -> None:
-        self.folder, self.comm, self.keep = folder, comm, max(2, keep)
+    def __init__(self, folder: Path, comm: Communicator, *, keep: int = 2, used: tuple[str, ...] = ()) -> None:
+        self.folder, self.comm, self.keep, self.used = folder, comm, max(2, keep), used
         self.pending: _Writing | None = None
 
     def committed(self) -> list[Checkpoint]:
@@ -152,23 +140,26 @@ class CheckpointStore:
                 error = raised
         if error := self.comm.broadcast(error):  # also the border behind which all may write
             raise error
-        share, shapes = self._share(tensors)
-        self.pending = _Writing(final, f"rank-{self.comm.rank:05d}.safetensors", samples, state, share, shapes)
+        used = {name: value for name, value in tensors.items() if name.startswith(self.used)}
+        shares = {f"rank-{self.comm.rank:05d}.safetensors": self._share({k: v for k, v in tensors.items() if k not in used})}
+        if used:
+            shares[f"rank-{self.comm.rank:05d}{USED}"] = self._share(used)
+        self.pending = _Writing(final, samples, state, shares)
 
     @property
     def writing(self) -> bool:
         """This rank's part is still on its way."""
         return self.pending is not None and self.pending.is_alive()
 
-    def _share(self, tensors: State) -> tuple[dict[str, Tensor], dict[str, tuple[int, ...]]]:
-        """What this rank writes: its stretches, and every world-th of the whole tensors; copied to the host."""
+    def _share(self, tensors: State) -> Share:
+        """What this rank writes of these: its stretches, and every world-th of the whole tensors; copied to the host."""
         share, shapes = {}, {}
         for name, value in tensors.items():
             if isinstance(value, Fragment):
                 share[f"{name}@{value.start}"], shapes[name] = value.values, value.shape
         whole = sorted(name for name, value in tensors.items() if not isinstance(value, Fragment))
         share |= {name: tensors[name] for name in whole[self.comm.rank :: self.comm.world]}
-        return {k: v.detach().to("cpu", copy=True).contiguous() for k, v in share.items()}, shapes
+        return {k: _copied(v.detach()) for k, v in share.items()}, shapes
 
     def finish(self) -> Path:
         """Wait for the writers of all ranks and publish. Collective.
@@ -178,12 +169,12 @@ class CheckpointStore:
         """
         writing, self.pending = self.pending, None
         assert writing is not None, "nothing was begun"
-        parts, error = self.comm.gather(writing.result()), None
-        if failed := [(rank, fault) for rank, (_, _, fault) in enumerate(parts) if fault]:
-            error = failed[0][1]
+        results, error = self.comm.gather(writing.result()), None
+        if faults := [fault for _, fault in results if fault]:
+            error = faults[0]
         elif self.comm.rank == 0:
             try:
-                self._publish(writing, [(name, sha256) for name, sha256, _ in parts])
+                self._publish(writing, [part for parts, _ in results for part in parts])
             except RetinaforgeError as raised:
                 error = raised
         if error := self.comm.broadcast(error):
@@ -219,15 +210,19 @@ class CheckpointStore:
         (folder / COMMIT).unlink(missing_ok=True)
         shutil.rmtree(folder)
 
-    def newest(self, *, progress_exists: bool) -> Checkpoint | None:
+    def newest(self, *, progress_exists: bool, used: bool = False) -> Checkpoint | None:
         """The newest checkpoint that verifies, the same on every rank; None for a run that has not begun. Collective.
+
+        Args:
+            used: verify the parts alone that `Checkpoint.used` names.
 
         Raises:
             UnsafeResume: the run shows progress, but nothing can be loaded.
         """
         faults: list[str] = self.comm.broadcast(unreadable(self.folder))
         for checkpoint in self.comm.broadcast(self.committed()):
-            mine = faults_of(checkpoint, checkpoint.parts[self.comm.rank :: self.comm.world])
+            parts = checkpoint.used if used else checkpoint.parts
+            mine = faults_of(checkpoint, parts[self.comm.rank :: self.comm.world])
             if not (found := [fault for share in self.comm.gather(mine) for fault in share]):
                 if faults and self.comm.rank == 0:
                     LOGGER.warning("taking %s, as there are faults beside it:%s", checkpoint.folder, "".join(f"\n  {f}" for f in faults))
@@ -243,48 +238,56 @@ class CheckpointStore:
         return None
 
     def best(self) -> Checkpoint:
-        """The checkpoint of the lowest validation loss. In one process.
+        """The checkpoint of the lowest validation loss, its parts verified that are used. In one process.
 
         Raises:
             InputError: none was validated, or it is not there any more. UnsafeResume: nothing can be loaded.
         """
-        newest = self.newest(progress_exists=False)
+        newest = self.newest(progress_exists=False, used=True)
         told = newest.state.get("best") if newest else None
         found = read_commit(self.place(told["samples"])) if told else None
-        if found is None or faults_of(found):
+        if found is None or faults_of(found, found.used):
             raise InputError(
                 "no checkpoint of the best validation loss" + (f", that at {told['samples']} samples" if told else ""),
                 where=self.folder,
-                expected="a run with a split 'val' and loop.validate_samples above 0, its checkpoints untouched",
+                expected="a run with a split 'val' and loop.validate_samples above 0, that was judged once all it comes to took part "
+                "(codes, discriminator), its checkpoints untouched",
                 mend="take the newest: without --best",
             )
         return found
 
 
-class _Writing(threading.Thread):
-    """One rank's part on its way to the disk."""
+def _copied(value: Tensor) -> Tensor:
+    """On the host, laid out as it will be written: one copy, whatever the layout was."""
+    return torch.empty(value.shape, dtype=value.dtype).copy_(value)
 
-    def __init__(self, final: Path, name: str, samples: int, state: dict[str, Any], share: dict[str, Tensor], shapes: dict) -> None:
+
+class _Writing(threading.Thread):
+    """One rank's parts on their way to the disk."""
+
+    def __init__(self, final: Path, samples: int, state: dict[str, Any], shares: dict[str, Share]) -> None:
         super().__init__(name=f"checkpoint-{samples}", daemon=True)
-        self.final, self.part, self.samples, self.state, self.share, self.shapes = final, name, samples, state, share, shapes
-        self.sha256, self.fault = "", None
+        self.final, self.samples, self.state, self.shares = final, samples, state, shares
+        self.parts: list[tuple[str, str]] = []
+        self.fault: BaseException | None = None
         self.start()
 
     def run(self) -> None:
         try:
-            content = save_bytes(self.share, metadata={SHAPES: json.dumps(self.shapes)})
-            self.sha256 = hashlib.sha256(content).hexdigest()
-            durable.write_bytes(self.final / self.part, content)
+            while self.shares:
+                name = next(iter(self.shares))
+                share, shapes = self.shares.pop(name)
+                self.parts.append((name, write_part(self.final / name, share, {SHAPES: json.dumps(shapes)})))
         except BaseException as raised:
             self.fault = raised
         finally:
-            self.share = {}
+            self.shares = {}
 
-    def result(self) -> tuple[str, str, RetinaforgeError | None]:
-        """(file name, sha256, what went wrong), once it is written."""
+    def result(self) -> tuple[list[tuple[str, str]], RetinaforgeError | None]:
+        """(file name, sha256) of each part and what went wrong, once they are written."""
         self.join()
         if isinstance(self.fault, OSError):
-            self.fault = TryAgain(f"writing failed: {self.fault}", where=self.final / self.part, mend="run the same command again")
+            self.fault = TryAgain(f"writing failed: {self.fault}", where=self.final, mend="run the same command again")
         if self.fault is not None and not isinstance(self.fault, RetinaforgeError):
             raise self.fault
-        return self.part, self.sha256, self.fault
+        return self.parts, self.fault

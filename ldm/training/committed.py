@@ -14,17 +14,28 @@ from data_shards import durable
 FORMAT = "retinaforge-checkpoint-4"
 FORMAT_3 = "retinaforge-checkpoint-3"  # still read
 COMMIT = "COMMIT.json"
-PART = re.compile(r"rank-\d{5}\.safetensors")
+USED = ".used.safetensors"
+PART = re.compile(r"rank-\d{5}(\.used)?\.safetensors")
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A committed checkpoint: `state` is what every rank shares (JSON), `parts` the file and sha256 of each rank."""
+    """A committed checkpoint: `state` is what every rank shares (JSON), `parts` the files of all ranks with their sha256."""
 
     folder: Path
     samples: int
     state: dict[str, Any]
     parts: list[tuple[str, str]]
+
+    @property
+    def used(self) -> list[tuple[str, str]]:
+        """The parts that hold all that sampling and encoding read; all parts where there are none of their own (format 3)."""
+        return [part for part in self.parts if part[0].endswith(USED)] or self.parts
+
+    @property
+    def ranks(self) -> int:
+        """How many wrote it."""
+        return sum(not name.endswith(USED) for name, _ in self.parts)
 
 
 def read_commit(folder: Path) -> Checkpoint | None:

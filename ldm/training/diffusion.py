@@ -23,6 +23,8 @@ from ldm.training.schedules import OptimizerConfig, learning_rate
 class DiffusionTrainer:
     """Denoising loss on cached latents; noise and time are functions of (seed, global position)."""
 
+    USED = ("ema.",)
+
     def __init__(
         self,
         engine: Engine,

@@ -69,6 +69,8 @@ class VQGANTrainer:
         flip: mirror cubes left to right, by (seed, sample, epoch).
     """
 
+    USED = ("vqgan.model.", "codebook.", "fov_HW")
+
     def __init__(
         self,
         engine: Engine,

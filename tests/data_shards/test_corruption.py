@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import errno
+import io
 import json
+import os
 import tracemalloc
 from itertools import islice
 from pathlib import Path
@@ -11,12 +14,14 @@ import numpy as np
 import pytest
 
 from data_shards.dataset import Dataset
-from data_shards.errors import CorruptData, InputError, RetinaforgeError
+from data_shards.errors import CorruptData, InputError, RetinaforgeError, TryAgain
 from data_shards.index import FORMAT, Names, ShardIndex, index_bytes, index_path, open_index
 from data_shards.layout import Layout, Region
 from data_shards.manifest import NAME, read_manifest, write_manifest
 from data_shards.pack import write_dataset
+from data_shards.sequential import read_shard
 from data_shards.shard import scan_shard
+from data_shards.stores import local, retry
 from data_shards.stream import CubeStream, ReadConfig
 from data_shards.verify import verify
 from tests.conftest import made_cube
@@ -157,8 +162,6 @@ def test_a_shard_replaced_under_a_running_job_is_read_on_from_the_old_one(packed
 
 
 def test_a_shard_overwritten_or_cut_under_a_running_job_is_named(packed: Path, tmp_path: Path) -> None:
-    import os
-
     folder = copy_of(packed, tmp_path / "live")
     dataset = Dataset(folder)
     shard, row = dataset.locate("train", 20)
@@ -442,3 +445,82 @@ def test_a_region_outside_of_a_whole_read_is_the_same_region(sets) -> None:
     out = np.empty((1, 5, 6), np.uint16)
     shard.array_into(row, out, region=Region(3, 8, 2, 8, (1,)))
     assert np.array_equal(out, whole[1:2, 3:8, 2:8])
+
+
+# --- a bad sector ---------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def bad_sector(packed: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[str, int]:
+    """A byte in the array of the training split's sample 5 that the disk cannot give, whoever asks; its key, and the tries counted."""
+    monkeypatch.setattr(retry, "PAUSES_S", (0.001, 0.001))
+    monkeypatch.setattr(local, "retrying", lambda action, where: retry.retrying(action, where, retry.PAUSES_S))
+    shard, row = Dataset(packed).locate("train", 5)
+    m, _ = shard.index.payload(row)
+    at, real = int(shard.index.offset_NM[row, m]) + 100, os.preadv
+    tries: list[int] = []
+
+    def preadv(fd: int, buffers: list, offset: int) -> int:
+        if offset <= at < offset + len(buffers[0]) and os.readlink(f"/proc/self/fd/{fd}").endswith("train-000000.tar"):
+            tries.append(offset)
+            raise OSError(errno.EIO, "Input/output error")
+        return real(fd, buffers, offset)
+
+    monkeypatch.setattr(local.os, "preadv", preadv)
+    return shard.index.keys[row], tries
+
+
+def test_a_bad_sector_is_corrupt_data_that_names_its_sample(packed: Path, bad_sector) -> None:
+    key, tries = bad_sector
+    with pytest.raises(CorruptData, match="Input/output error") as caught:
+        Dataset(packed).cube("train", 5)
+    assert f"sample {key}" in str(caught.value.where) and len(tries) == 3, "after the retries"
+
+
+@pytest.mark.parametrize("crop", [None, (32, 32)])
+def test_bad_share_bears_a_bad_sector_and_asks_for_it_once(packed: Path, bad_sector, crop) -> None:
+    key, tries = bad_sector
+    stream = CubeStream(Dataset(packed), "train", batch_size=4, crop=crop, read=ReadConfig(bad_share=0.05, threads=1, ahead=0))
+    seen = [k for _, batch in zip(range(3 * 8), stream.batches(), strict=False) for k in batch.keys]
+    assert len(seen) == 96 and key not in seen and len(tries) == 3
+
+
+def test_a_file_system_that_is_away_is_still_asked_for_again_later(packed: Path, bad_sector, monkeypatch) -> None:
+    def away(*_: object) -> int:
+        raise OSError(errno.ESTALE, "Stale file handle")
+
+    dataset = Dataset(packed)
+    dataset.locate("train", 0)
+    monkeypatch.setattr(local.os, "preadv", away)
+    with pytest.raises(TryAgain, match="Stale file handle"):
+        dataset.cube("train", 0)
+
+
+@pytest.mark.parametrize("read", [read_manifest, lambda folder: list(read_shard(folder / "train-000000.tar"))])
+def test_a_bad_sector_under_manifest_or_bare_shard_is_corrupt_data(packed: Path, read, monkeypatch: pytest.MonkeyPatch) -> None:
+    def bad(*_: object) -> int:
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(local, "retrying", lambda action, where: retry.retrying(action, where, (0.001,)))
+    monkeypatch.setattr(local.os, "preadv", bad)
+    with pytest.raises(CorruptData, match="Input/output error"):
+        read(packed)
+
+
+def test_verify_names_the_sample_under_a_bad_sector(packed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shard, row = Dataset(packed).locate("train", 5)
+    at, real = int(shard.index.offset_NM[row].max()), open
+
+    class Bad(io.FileIO):
+        def readinto(self, buffer) -> int:
+            if self.tell() <= at < self.tell() + len(buffer):
+                raise OSError(errno.EIO, "Input/output error")
+            return super().readinto(buffer)
+
+    def opened(path, mode="r", *words, **options):
+        bad = str(path).endswith("train-000000.tar")
+        return io.BufferedReader(Bad(path), 512) if bad else real(path, mode, *words, **options)
+
+    monkeypatch.setattr("builtins.open", opened)
+    found = dict(verify(packed))["train-000000.tar"]
+    assert any(f"sample {shard.index.keys[row]}" in fault and "Input/output error" in fault for fault in found), found

@@ -6,6 +6,8 @@ import dataclasses
 import hashlib
 import json
 import os
+import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -14,9 +16,10 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from data_shards.cube import BANDS_16_NM, KEY, LABELS, Cube, reflectance
-from data_shards.errors import InputError, RetinaforgeError, UnsafeResume
+from data_shards.cube import BANDS_16_NM, KEY, LABELS, Cube, CubeMeta, reflectance
+from data_shards.errors import InputError, RetinaforgeError, TryAgain, UnsafeResume
 from data_shards.folder import keys_in, meta_bytes, read_cube, write_cube
+from data_shards.pack import pack
 from data_shards.phantom.eyes import EYES, PhantomConfig, make_eye, phantom_cube, tissue_of, write_phantoms
 from data_shards.phantom.painted import paint_labels, painted_key, write_painted
 from data_shards.phantom.persons import person, view
@@ -379,3 +382,65 @@ def test_drive_is_painted_at_672() -> None:
     assert 0.010 < cube.meta.notes["anatomy"]["mm_per_pixel"] < 0.025
     assert contrast(cube, 555, "vein") < -0.25
     assert contrast(cube, 640, "vein") < contrast(cube, 640, "artery")
+
+
+def killed_phantom(out: Path, *, after: int) -> None:
+    script = f"""
+import os, signal
+from pathlib import Path
+from data_shards.phantom.eyes import PhantomConfig, write_phantoms
+
+def watch(keys, **_):
+    for n, key in enumerate(keys, 1):
+        if n == {after}:
+            os.kill(os.getpid(), signal.SIGKILL)
+        yield key
+
+write_phantoms(PhantomConfig(size=32, wavelengths_nm=(555.0, 640.0)), Path({str(out)!r}), subjects=4, visits=1, watch=watch)
+"""
+    assert subprocess.run([sys.executable, "-c", script], timeout=120).returncode == -signal.SIGKILL
+
+
+def test_a_killed_phantom_is_not_packed_as_if_it_were_whole(tmp_path: Path) -> None:
+    config = PhantomConfig(size=32, wavelengths_nm=(555.0, 640.0))
+    killed_phantom(tmp_path / "cubes", after=3)
+    with pytest.raises(InputError, match="cubes, where 8 were asked for") as caught:
+        pack(tmp_path / "cubes", tmp_path / "set", splits={"train": 1.0})
+    assert not (tmp_path / "set").exists()
+    shutil.copytree(tmp_path / "cubes", tmp_path / "few")
+    write_phantoms(config, tmp_path / "cubes", subjects=4, visits=1)  # the same command once more
+    assert pack(tmp_path / "cubes", tmp_path / "set", splits={"train": 1.0}).splits["train"]["count"] == 8
+    (tmp_path / "few" / Path(caught.value.mend.split()[-1]).name).unlink()  # as the message says
+    assert pack(tmp_path / "few", tmp_path / "few.set", splits={"train": 1.0}).splits["train"]["count"] < 8
+
+
+def test_fewer_phantoms_than_a_killed_run_was_asked_for_are_not_the_whole(tmp_path: Path) -> None:
+    killed_phantom(tmp_path / "cubes", after=3)
+    write_phantoms(PhantomConfig(size=32, wavelengths_nm=(555.0, 640.0)), tmp_path / "cubes", subjects=1, visits=1)
+    with pytest.raises(InputError, match="cubes, where 8 were asked for"):
+        pack(tmp_path / "cubes", tmp_path / "set")
+
+
+def test_two_phantoms_at_once_in_one_place_disturb_nothing(tmp_path: Path) -> None:
+    config = PhantomConfig(size=32, wavelengths_nm=(555.0, 640.0))
+
+    def while_another_starts(keys, **_):
+        for key in keys:
+            with pytest.raises(TryAgain, match="another process is writing"):
+                write_phantoms(config, tmp_path / "out", subjects=2, visits=1)
+            yield key
+
+    assert write_phantoms(config, tmp_path / "out", subjects=1, visits=1, watch=while_another_starts) == 2
+
+
+def test_a_painting_that_was_killed_before_its_first_cube_goes_on(tmp_path: Path) -> None:
+    """An array without its metadata is no sample, and no reason to end."""
+    config = PhantomConfig(size=32, wavelengths_nm=(555.0, 640.0))
+    labels_HW = np.zeros((32, 32), np.uint8)
+    labels_HW[8:12], labels_HW[20:24] = LABELS["artery"], LABELS["vein"]
+    meta = CubeMeta(key="a", wavelengths_nm=(1.0,), scale=1.0, subject_id="p")
+    (tmp_path / "in").mkdir()
+    write_cube(tmp_path / "in", Cube(data_CHW=np.zeros((1, 32, 32), np.uint16), meta=meta, labels_HW=labels_HW))
+    assert write_painted(config, tmp_path / "in", tmp_path / "out") == 1
+    (tmp_path / "out" / "a-v0.json").unlink()
+    assert write_painted(config, tmp_path / "in", tmp_path / "out") == 1

@@ -12,12 +12,15 @@ import numpy as np
 import pytest
 
 from data_shards.dataset import Dataset
-from data_shards.errors import CorruptData
+from data_shards.errors import CorruptData, InputError
+from data_shards.existing import index_folder
 from data_shards.index import open_index
 from data_shards.manifest import read_manifest, write_manifest
-from data_shards.shard import scan_shard
+from data_shards.shard import scan_shard, write_shard
 from data_shards.stream import CubeStream
 from data_shards.verify import verify
+from tests.commands import invoke
+from tests.conftest import made_cube
 
 
 @pytest.fixture
@@ -140,3 +143,88 @@ def test_random_damage_is_always_found(copy: Path, damage: str) -> None:
                 path.write_bytes(after)
                 assert faults(copy), f"{damage} in {path.name} went unnoticed"
         path.write_bytes(before)
+
+
+# --- indexing a set that stands -------------------------------------------------------------------------------------
+
+
+def same_set(folder: Path, manifest) -> bool:
+    return read_manifest(folder) == manifest and not faults(folder)
+
+
+@pytest.mark.parametrize("lost", ["nothing", "an index", "all indices", "a damaged index"])
+def test_indexing_a_whole_set_keeps_its_source_and_its_digest(copy: Path, lost: str) -> None:
+    before = read_manifest(copy)
+    for path in copy.glob({"an index": "val-*.index", "all indices": "*.index"}.get(lost, "no")):
+        path.unlink()
+    if lost == "a damaged index":
+        flip(copy / "val-000000.index", 900)
+        assert "retinaforge data index FOLDER" in faults(copy)["val-000000.tar"][0]
+    manifest = index_folder(copy)
+    assert manifest.source == before.source and manifest.source, "provenance"
+    assert same_set(copy, before)
+
+
+@pytest.mark.parametrize("gone", ["nothing", "dataset.json", "dataset.json damaged", "the index"])
+@pytest.mark.parametrize("member", ["cube.raw", "json"])
+def test_indexing_blesses_no_flipped_bit(copy: Path, gone: str, member: str) -> None:
+    index = open_index(copy / "train-000000.index")
+    flip(copy / "train-000000.tar", int(index.offset_NM[7, index.members.index(member)]) + 9)
+    match gone:
+        case "dataset.json":
+            (copy / "dataset.json").unlink()
+        case "dataset.json damaged":
+            flip(copy / "dataset.json", 300)
+        case "the index":
+            (copy / "train-000000.index").unlink()
+    before = {path: path.read_bytes() for path in copy.iterdir()}
+    with pytest.raises(CorruptData, match=r"train-000000\.tar is not as it was written"):
+        index_folder(copy)
+    assert {path: path.read_bytes() for path in copy.iterdir()} == before
+
+
+def test_a_damaged_manifest_is_made_anew_where_the_shards_are_those_of_their_indices(copy: Path) -> None:
+    before = read_manifest(copy)
+    flip(copy / "dataset.json", 300)
+    assert (index_folder(copy).digest, faults(copy)) == (before.digest, {})
+
+
+def test_indexing_notices_shards_that_are_gone_or_new(copy: Path) -> None:
+    shutil.copy(copy / "val-000000.tar", copy / "extra-000000.tar")
+    with pytest.raises(InputError, match=r"does not name extra-000000\.tar"):
+        index_folder(copy)
+    (copy / "extra-000000.tar").unlink()
+    (copy / "val-000000.tar").unlink()
+    with pytest.raises(CorruptData, match=r"val-000000\.tar is missing"):
+        index_folder(copy)
+    (copy / "dataset.json").write_text("{")
+    (copy / "train-000000.index").write_text("{")
+    (copy / "val-000000.index").unlink()
+    with pytest.raises(CorruptData, match=r"nothing readable tells what train-000000\.tar has to be"):
+        index_folder(copy)
+
+
+def test_shards_changed_on_purpose_are_taken_when_told_and_say_what_they_were(copy: Path) -> None:
+    before = read_manifest(copy)
+    write_shard(copy / "val-000000.tar", [made_cube(i, split="val") for i in (900, 901)])
+    with pytest.raises(CorruptData, match="is not as it was written") as caught:
+        index_folder(copy)
+    assert "--changed" in caught.value.expected
+    invoke("data", "index", copy, "--changed")
+    after = read_manifest(copy)
+    assert after.source["before"] == {"digest": before.digest, "source": before.source} and not faults(copy)
+    assert after.digest != before.digest and after.splits["val"]["count"] == 2
+
+
+def test_no_message_about_damaged_bytes_advises_to_index_them(copy: Path) -> None:
+    """Following the advice would take the damage for data."""
+    index = open_index(copy / "train-000000.index")
+    flip(copy / "train-000000.tar", int(index.offset_NM[7, index.members.index("cube.raw")]) + 9)
+    with pytest.raises(CorruptData) as caught:
+        list(CubeStream(Dataset(copy), "train", batch_size=4).once())
+    assert "data index" not in str(caught.value)
+    for path in (copy / "train-000000.index", copy / "dataset.json"):
+        flip(path, 900)
+        with pytest.raises(CorruptData) as caught:
+            Dataset(copy).cube("train", 0)
+        assert "data index" not in str(caught.value)

@@ -71,6 +71,9 @@ class Torn:
             die()
         return self.file.write(content)
 
+    def writelines(self, pieces) -> None:
+        self.write(b"".join(pieces))
+
     def __getattr__(self, name: str):
         return getattr(self.file, name)
 

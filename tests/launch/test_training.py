@@ -28,6 +28,7 @@ from launch.build import check_fit
 from launch.config import from_tree
 from launch.judging import held_out_split
 from launch.stages import Run, done
+from launch.worked import working_seconds
 from ldm.trained import load_autoencoder
 from ldm.training.checkpoint import CheckpointStore
 from ldm.training.clock import TIMINGS
@@ -224,7 +225,9 @@ def test_a_signal_commits_and_asks_to_be_run_again(uninterrupted: Path, packed: 
     committed = CheckpointStore(folder / "checkpoints", comm=None).committed()
     assert committed and committed[0].samples == read_log(folder / "metrics.jsonl")[-1]["samples"]
     assert not faults_of(committed[0])
+    stopped_s = working_seconds(tmp_path / "asked")
     run("train", "vqgan", config)
+    assert 0 < stopped_s < working_seconds(tmp_path / "asked"), "both attempts count"
     assert curve(folder) == curve(uninterrupted / "vqgan")
 
 

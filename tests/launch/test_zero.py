@@ -13,10 +13,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from data_shards.durable import sha256_of
 from data_shards.errors import InputError
 from launch.plan import activation_bytes, state_bytes
+from ldm.export import fresh
 from ldm.training.checkpoint import Reader
 from ldm.training.engine.config import EngineConfig, deepspeed_config, mode_of
 from tests.runs import Place
@@ -189,6 +191,12 @@ def test_plain_diffusers_loads_what_is_exported_from_any_stage(place: Place, tmp
     FlowMatchHeunDiscreteScheduler.from_pretrained(tmp_path / "diffusion" / "diffusion" / "scheduler")
     told = json.loads((tmp_path / "diffusion" / "diffusion" / "denoiser.json").read_text())
     assert len(told["mean_D"]) == len(told["std_D"]) == 4
+    decoded = theirs.decode(h).sample.detach()
+    by_recipe = counts_by_recipe(tmp_path / "vqgan" / "vqgan", decoded)
+    torch.testing.assert_close(by_recipe.int(), ours.decode(h, quantise=True).int(), rtol=0, atol=1)
+    clipped = counts_by_recipe(tmp_path / "vqgan" / "vqgan", 40 * decoded).int()
+    torch.testing.assert_close(clipped, ours.normaliser.stored(40 * decoded).int() * ours.fov_HW, rtol=0, atol=1)
+    assert (clipped == clipped.max()).sum() > 100, "nothing was clipped"
     listed = json.loads(verb("ckpt", "ls", place.run("exported", "diffusion"), "--json").stdout)
     (best,) = [row for row in listed if row["best"] is not None]
     losses = {row["samples"]: row["val/loss"] for row in place.curve("exported", "diffusion")}
@@ -198,6 +206,31 @@ def test_plain_diffusers_loads_what_is_exported_from_any_stage(place: Place, tmp
     assert done.returncode == 0 and told["checkpoint"] == sha256_of(Path(best["folder"]) / "COMMIT.json")
     again = verb("ckpt", "export", place.run("exported", "vqgan"), tmp_path / "vqgan")
     assert again.returncode == 2 and "the place is taken" in again.stderr
+
+
+def counts_by_recipe(folder: Path, x_BCHW: torch.Tensor) -> torch.Tensor:
+    """As the JSON beside the weights says."""
+    told = json.loads((folder / "vqgan.json").read_text())
+    mean_C11, std_C11 = (torch.tensor(told["data"]["stats"][name]).view(-1, 1, 1) for name in ("log_mean_C", "log_std_C"))
+    y_BCHW = x_BCHW * std_C11 + mean_C11
+    counts = told["data"]["stats"].get("log_zero", 0) + y_BCHW.sign() * 16 * (torch.exp(y_BCHW.abs()) - 1)
+    fov_HW = load_file(folder / "vqgan.safetensors")["fov_HW"]
+    return (counts.round().clamp(0, told["counts_max"]) * fov_HW).to(torch.uint16)
+
+
+@pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o644), (0o027, 0o640), (0o077, 0o600)])
+def test_what_is_exported_may_be_read_by_whom_the_umask_lets_read(tmp_path: Path, umask: int, mode: int) -> None:
+    """safetensors writes by way of a file of mode 0600."""
+    former = os.umask(umask)
+    try:
+        with fresh(tmp_path / "out") as stage:
+            (stage / "unet").mkdir()
+            save_file({"w": torch.ones(2)}, stage / "unet" / "model.safetensors")
+            (stage / "config.json").write_text("{}")
+    finally:
+        os.umask(former)
+    files = [path for path in (tmp_path / "out").rglob("*") if path.is_file()]
+    assert len(files) == 2 and {path.stat().st_mode & 0o777 for path in files} == {mode}
 
 
 def test_checkpoints_are_listed_verified_and_pruned(place: Place) -> None:

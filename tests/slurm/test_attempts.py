@@ -17,10 +17,12 @@ import pytest
 
 from data_shards.errors import InputError, TryAgain
 from launch.jobs import Target, progress_patterns
-from slurm.attempts import ERRORS, Attempt, attempts_path, begin, end, holder_path, main, progress_of, read_attempts, requeue
+from slurm.attempts import ERRORS, Attempt, attempts_path, begin, end, holder_path, main, progress_of, read_attempts
 from slurm.causes import AWAY, RANK_MARK, cause, failure, first_code
 from slurm.jobs import JobSpec, freeze
 from slurm.preempt import ATTEMPT, HOLDER, stop_on_signals, superseded
+from slurm.restart import requeue
+from slurm.task import main as become
 
 TOKEN = "5e" * 16
 FAILED_0 = "rank 0: exited with exit code 3"
@@ -97,6 +99,18 @@ def test_how_it_ended_is_noted_and_another_asked_for_where_that_helps(script, ca
     assert (script.last.code, script.last.why) == (code, why)
     assert script.asked == (["7"] if again else [])
     assert not list(script.folder.glob("*_srun.err")), "it stands in the script's log"
+
+
+@pytest.mark.parametrize(("said", "again"), [("PreemptTime=2026-11-28T06:50:28", True), ("PreemptTime=None", False)])
+def test_a_command_that_is_ended_in_its_time_of_grace_comes_back(script, capsys, tmp_path, monkeypatch, said, again):
+    """SLURM tells the tasks alone, and gives no reason; one that does not listen (yet) ends with the signal."""
+    fake = tmp_path / "scontrol"
+    fake.write_text(f"#!/bin/sh\necho '   EndTime=Unknown Deadline=N/A {said} PreemptEligibleTime=2026-11-28T06:50:28'\n")
+    fake.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    script.begins(capsys)
+    assert script.ends(143, errors="srun: error: n1: task 0: Terminated\n") == 143
+    assert script.asked == ["7"] * again and script.last.why == ("preempted" if again else "rank 0: terminated")
 
 
 def test_the_error_of_the_rank_that_failed_first_is_the_reason(script, capsys):
@@ -233,6 +247,19 @@ def test_what_cannot_be_noted_at_a_beginning_puts_the_attempt_off(script, monkey
         patch.setattr(f"slurm.attempts.{what}", fails)
         assert main(["begin", str(script.path)]) == 75
     assert script.asked == ["7"] and os.strerror(number) in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("number", FAULTS)
+@pytest.mark.parametrize("what", ["Path.read_bytes", "task.os.execvpe", "task.os.chdir"])
+def test_a_task_that_cannot_start_for_its_file_system_says_try_again(script, monkeypatch, what, number):
+    def fails(*_, **__):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(f"slurm.{what}" if what.startswith("task.") else f"slurm.attempts.{what}", fails)
+    monkeypatch.setattr("slurm.task.signal.signal", lambda *_: None)
+    with pytest.raises(SystemExit) as caught:
+        become(str(script.path))
+    assert caught.value.code == 75
 
 
 def test_a_job_whose_folder_is_gone_does_not_begin_again_and_again(script, monkeypatch):

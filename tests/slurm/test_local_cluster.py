@@ -16,8 +16,9 @@ from pathlib import Path
 
 import pytest
 
-from data_shards.errors import TryAgain
+from data_shards.errors import InputError, TryAgain
 from slurm import local_cluster
+from tests.commands import invoke
 
 pytestmark = pytest.mark.slurm
 ROOT = Path(__file__).parents[2]
@@ -145,3 +146,26 @@ def test_with_accounting_sacct_tells_how_a_job_ended(module):
         while "FAILED" not in (told := cluster.run("sacct", "-n", "-X", "-j", number, "-o", "State,ExitCode")) and time.monotonic() < until:
             time.sleep(0.5)
         assert told.split() == ["FAILED", "3:0"]
+
+
+def test_a_folder_that_is_refused_is_left_as_it_is(tmp_path):
+    """A link, as anybody may lay one in /tmp, a file, and a folder with something in it."""
+    full, link, file = tmp_path / "full", tmp_path / "link", tmp_path / "file"
+    full.mkdir()
+    (full / "thesis.txt").write_text("mine")
+    (full / "daemons.json").write_text('{"nodes": 1, "cpus": 1, "accounting": false, "daemons": {}}')
+    link.symlink_to(full)
+    file.touch()
+    for root, message in ((link, "is a link"), (file, "no folder")):
+        for verb in ("start", "stop", "env", "status"):
+            with pytest.raises(InputError, match=message):
+                invoke("slurm-local", verb, "--root", root)
+    (full / "daemons.json").unlink()
+    with pytest.raises(InputError, match="not empty"):
+        invoke("slurm-local", "start", "--root", full)
+    assert (full / "thesis.txt").read_text() == "mine" and link.is_symlink() and file.exists()
+    link.unlink()
+    link.symlink_to(tmp_path / "nowhere")
+    with pytest.raises(InputError, match="is a link"):
+        invoke("slurm-local", "start", "--root", link)
+    assert not (tmp_path / "nowhere").exists()

@@ -11,10 +11,11 @@ from pathlib import Path
 import pytest
 
 from data_shards.errors import InputError
+from slurm.attempts import attempts_path, read_attempts
 from slurm.executor import handles, submit
 from slurm.jobs import JobSpec
-from slurm.records import RECORD_NAME
-from slurm.status import UNKNOWN, JobState, read_squeue, squeue
+from slurm.records import RECORD_NAME, current, has_ended
+from slurm.status import JobState, Queue, read_squeue, squeue
 from tests.commands import invoke
 
 pytestmark = pytest.mark.slurm
@@ -125,6 +126,71 @@ def test_an_array_gives_each_index_its_share(cluster, tmp_path):
     assert log_lines(tmp_path / "job") == ["0/3", "1/3", "2/3"]
 
 
+def test_of_an_array_only_the_index_that_asks_is_restarted_also_the_last(cluster, tmp_path):
+    """The last one has the number of the whole array. Index 0 has ended and 1 runs as it asks; files are as the submitter's umask says."""
+    code = """
+import pathlib, sys, time
+index = int(sys.argv[1])
+starts = pathlib.Path(f"starts-{index}")
+again = starts.exists()
+starts.open("a").write("x")
+if index == 1:
+    until = time.monotonic() + 60
+    while time.monotonic() < until and not (pathlib.Path("starts-2").exists() and pathlib.Path("starts-2").read_text() == "xx"):
+        time.sleep(0.2)
+if index == 2 and not again:
+    while not (pathlib.Path("starts-0").exists() and pathlib.Path("starts-1").exists()):
+        time.sleep(0.2)
+    sys.exit(75)
+"""
+    before = os.umask(0o002)
+    try:
+        command = ("python", "-c", code, "{array_task}")
+        job = submit(JobSpec(name="last", command=command, folder=str(tmp_path), array="0-2"), tmp_path / "job")
+    finally:
+        os.umask(before)
+    until = time.monotonic() + 90
+    while not (states := current([job], Queue(0.5))["last"]) or not has_ended(states):
+        assert time.monotonic() < until, everything_said(tmp_path / "job")
+        time.sleep(0.5)
+    assert [(tmp_path / f"starts-{index}").read_text() for index in range(3)] == ["x", "x", "xx"], everything_said(tmp_path / "job")
+    assert [state.state for state in states] == ["COMPLETED"] * 3
+    assert (tmp_path / "starts-0").stat().st_mode & 0o777 == 0o664 and (tmp_path / "job").stat().st_mode & 0o777 == 0o700
+
+
+def test_a_job_that_slurm_cancels_to_preempt_it_commits_and_comes_back(cluster, tmp_path):
+    """PreemptMode=CANCEL: `--requeue` does nothing there. Two of it never write at once."""
+    code = """
+import os, signal, sys, time
+os.open("writing", os.O_CREAT | os.O_EXCL)
+again = os.path.exists("committed")
+def stop(*_):
+    time.sleep(0.5)
+    open("committed", "x").close()
+    os.remove("writing")
+    sys.exit(75)
+signal.signal(signal.SIGTERM, stop)
+print("again" if again else "first", flush=True)
+while not again:
+    time.sleep(0.1)
+os.remove("writing")
+"""
+    cluster.run("scontrol", "update", "PartitionName=scavenge", "PreemptMode=CANCEL")
+    try:
+        spec = JobSpec(name="gives-way", command=("python", "-c", code), folder=str(tmp_path), partition="scavenge", cpus_per_task=4)
+        job = submit(spec, folder := tmp_path / "job")
+        log, until = folder / f"{job.job_id}_0_log.out", time.monotonic() + 60
+        while not (log.exists() and "first" in log.read_text()):
+            assert time.monotonic() < until, everything_said(folder)
+            time.sleep(0.1)
+        cluster.run("sbatch", "--partition=main", "--nodes=2", "--exclusive", "--output=/dev/null", "--wrap=sleep 1")
+        [state] = wait(job.job_id, seconds=90)
+    finally:
+        cluster.run("scontrol", "update", "PartitionName=scavenge", "PreemptMode=REQUEUE")
+    assert (state.state, state.restarts) == ("COMPLETED", 1), everything_said(folder)
+    assert [(attempt.why, attempt.code) for attempt in read_attempts(attempts_path(folder))] == [("preempted", 75), ("done", 0)]
+
+
 def test_what_sbatch_refuses_is_said_in_its_words(cluster, tmp_path):
     spec = JobSpec(name="nowhere", command=("python", "-V"), folder=str(tmp_path), partition="no-such-partition")
     with pytest.raises(InputError, match="invalid partition specified: no-such-partition"):
@@ -177,4 +243,4 @@ def test_logs_are_followed_to_the_end_and_a_job_is_cancelled_by_its_name(cluster
     assert state.state == "CANCELLED"
     record = tmp_path / "runs" / "jobs" / "talks" / RECORD_NAME
     record.write_text(json.dumps({**json.loads(record.read_text()), "job_ids": [sleeper.job_id]}))
-    assert json.loads(invoke("status", "talks", "--json"))["jobs"]["talks"]["state"] == UNKNOWN
+    assert json.loads(invoke("status", "talks", "--json"))["jobs"]["talks"]["state"] == "COMPLETED", "by its own note"

@@ -10,13 +10,17 @@ import time
 from collections import Counter
 from dataclasses import asdict, replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from data_shards.errors import InputError, TryAgain
 from launch.cli.jobs import summary
+from launch.cli.pipeline import _left_alone
+from launch.pipeline import AFTER
 from slurm.attempts import Attempt, attempts_path
-from slurm.executor import _Job, check_free
+from slurm.executor import _Job, check_free, submit
+from slurm.jobs import JobSpec
 from slurm.records import (
     CANCELLED,
     RECORD_NAME,
@@ -302,7 +306,11 @@ def test_a_number_that_was_given_again_is_not_ours(site):
 def test_what_is_unknown_is_not_submitted_a_second_time_but_by_force(site, tmp_path):
     record = submitted(7, cluster="west", folder=str(tmp_path))
     (tmp_path / RECORD_NAME).write_text(json.dumps(record_tree(record)))
-    with pytest.raises(InputError, match="job 7 was submitted on cluster west, and SLURM here does not know it(.|\n)*--force"):
+    site.says("scontrol", "ClusterName             = west", "MaxArraySize            = 1001")
+    with pytest.raises(InputError, match="job 7 is not known to SLURM here(.|\n)*squeue --me --all(.|\n)*--force"):
+        check_free(tmp_path)
+    site.says("scontrol", "ClusterName             = east")
+    with pytest.raises(InputError, match="job 7 was submitted on cluster west(.|\n)*on a machine of cluster west(.|\n)*--force"):
         check_free(tmp_path)
     assert check_free(tmp_path, force=True) == TOKEN
     site.says("squeue", row(7, "PENDING"))
@@ -310,6 +318,34 @@ def test_what_is_unknown_is_not_submitted_a_second_time_but_by_force(site, tmp_p
         check_free(tmp_path, force=True)
     site.says("squeue", row(7, "FAILED"))
     assert check_free(tmp_path) == TOKEN
+
+
+def test_a_stage_of_a_pipeline_that_nobody_knows_of_is_not_doubled(site, tmp_path):
+    wanted = {"vqgan": SimpleNamespace(folder=tmp_path / "vqgan"), "encode": SimpleNamespace(folder=tmp_path / "encode")}
+    for stage, number in (("vqgan", 7), ("encode", 8)):
+        wanted[stage].folder.mkdir()
+        record = submitted(number, stage, token=f"{number}f" * 16, folder=str(wanted[stage].folder))
+        (wanted[stage].folder / RECORD_NAME).write_text(json.dumps(record_tree(record)))
+    site.says("squeue", row(7, "FAILED", name="vqgan", comment=f"{TOKEN_MARK}{'7f' * 16}"))
+    with pytest.raises(InputError, match="job 8 is not known to SLURM here"):
+        _left_alone(wanted, AFTER, force=False)
+    assert _left_alone(wanted, AFTER, force=True) == ({}, {"vqgan": "7f" * 16, "encode": "8f" * 16})
+
+
+def test_a_job_that_sbatch_s_lost_answer_was_about_is_taken_up(site, tmp_path, monkeypatch):
+    """The controller took it and did not say so in time: submitted again it would run twice."""
+    monkeypatch.setattr("slurm.executor.secrets.token_hex", lambda _: TOKEN)
+    for program, text in (("sbatch", "echo 'sbatch: error: Socket timed out on send/recv operation' >&2; exit 1"), ("srun", "")):
+        (site.folder / program).write_text(f"#!/bin/sh\n{text}\n")
+        (site.folder / program).chmod(0o755)
+    site.says("scontrol", "ClusterName             = west", "MaxArraySize            = 1001")
+    spec = JobSpec(name="job", command=("python", "-V"), folder=str(tmp_path))
+    site.says("squeue", row(3, "RUNNING", comment=TOKEN_MARK + ANOTHER))
+    with pytest.raises(TryAgain, match="Socket timed out(.|\n)*squeue --me --name=job"):
+        submit(spec, tmp_path / "job")
+    site.says("squeue", row(3, "RUNNING", comment=TOKEN_MARK + ANOTHER), row(7, "PENDING"))
+    record = submit(spec, tmp_path / "job")
+    assert (record.job_ids, record.cluster) == (("7",), "west") and read_record(tmp_path / "job" / RECORD_NAME) == record
 
 
 def test_a_cancelled_job_is_over_also_when_slurm_has_forgotten_it(site, tmp_path):

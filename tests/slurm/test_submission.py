@@ -16,10 +16,10 @@ import yaml
 from data_shards.errors import InputError, RetinaforgeError
 from slurm.attempts import attempts_path, read_attempts
 from slurm.executor import check_free, submit
-from slurm.jobs import JobSpec
+from slurm.jobs import JobSpec, read_spec
 from slurm.local_cluster import LocalCluster
 from slurm.records import RECORD_NAME, current, has_ended, read_record
-from slurm.status import Queue, read_squeue, squeue
+from slurm.status import UNKNOWN, Queue, read_squeue, squeue
 from tests.commands import invoke
 from tests.runs import NETWORKS
 
@@ -193,10 +193,37 @@ def test_an_array_longer_than_the_cluster_takes_goes_as_several(narrow, tmp_path
     assert states == {str(index): "FAILED" if index == 17 else "COMPLETED" for index in range(3, 27)}
     assert read_attempts(attempts_path(folder, "17"))[0].code == 4
     assert "23 COMPLETED, 1 FAILED" in " ".join(invoke("status", "long").split())
-    again = json.loads(invoke("resume", "long", "--array", "17", "--json"))
+    again = json.loads(invoke("resume", "long", "--failed", "--json"))
     until(lambda: len(read_attempts(attempts_path(folder, "17"))) == 2)
     assert [attempt.job_id for attempt in read_attempts(attempts_path(folder, "17"))][1:] == again["job_ids"]
     assert "[17:batch] retinaforge: attempt 0" in invoke("logs", "long", "--rank", "17:batch")
+    assert read_spec(folder / "job.json").array == "3-26%3", "one index is not the whole array from now on"
+    until(lambda: has_ended(current([read_record(folder / RECORD_NAME)], queue)["long"]))
+    assert "23 COMPLETED, 1 FAILED" in " ".join(invoke("status", "long").split())
+    with pytest.raises(InputError, match="--array 27: no index 27"):
+        invoke("resume", "long", "--array", "27")
+
+
+def test_a_job_on_another_cluster_is_neither_doubled_nor_denied(cluster, narrow, tmp_path, monkeypatch):
+    """Both see the same files; and a site may write its own words over the comment that holds the token."""
+    folder = tmp_path / "runs" / "jobs" / "far"
+    spec = python("import time; time.sleep(120)", tmp_path, name="far")
+    job = submit(spec, folder)
+    with monkeypatch.context() as there:
+        for name, value in narrow.environ.items():
+            there.setenv(name, value)
+        with pytest.raises(InputError, match=f"job {job.job_id} was submitted on cluster local-(.|\n)*--force"):
+            submit(spec, folder)
+        with pytest.raises(InputError, match=f"job {job.job_id} was submitted on cluster local-(.|\n)*on a machine of cluster local-"):
+            invoke("cancel", "far")
+        assert json.loads(invoke("status", "far", "--json"))["jobs"]["far"]["state"] == UNKNOWN
+    cluster.run("scontrol", "update", f"JobId={job.job_id}", "Comment=project 7")
+    with pytest.raises(InputError, match="name is in use"):
+        submit(spec, folder, force=True)
+    assert json.loads(invoke("cancel", "far", "--json")) == {"far": True}
+    until(lambda: state_of(job.job_id) == "CANCELLED")
+    assert submit(spec, folder, force=False).job_ids != job.job_ids
+    invoke("cancel", "far")
 
 
 def test_python_of_the_submitting_host_runs_the_tasks(cluster, tmp_path):

@@ -58,15 +58,15 @@ def test_what_a_kill_in_the_middle_of_pruning_left_goes_with_the_next_commit(tmp
 def test_a_full_disk_leaves_no_part_of_a_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, full_at: str) -> None:
     store = CheckpointStore(tmp_path / "checkpoints", Alone())
     store.commit(8, {"epoch": 0}, tensors(8))
-    write = durable.write_bytes
+    writing = durable.writing
 
-    def full(final: Path, content: bytes, **options: bool) -> None:
+    def full(final: Path, **options: bool):
         if final.name == full_at:
             raise TryAgain("writing failed: No space left on device", where=final)
-        write(final, content, **options)
+        return writing(final, **options)
 
     with monkeypatch.context() as patched, pytest.raises(TryAgain):
-        patched.setattr(durable, "write_bytes", full)
+        patched.setattr(durable, "writing", full)
         store.commit(16, {"epoch": 0}, tensors(16))
     assert names(store) == ["samples-000000000008"]
     assert store.newest(progress_exists=True).samples == 8

@@ -1,0 +1,358 @@
+"""What a file says of its values, or a person in its place, applied: bands left out, pixels outside the field of view, reflectance.
+
+Legend: C band, H W pixels.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from data_shards.errors import InputError
+from data_shards.formats import declared
+from data_shards.formats.declared import Statement, numbers_in
+
+UNITS = {  # unit: what a value of it is as reflectance; '' also for counts, which say nothing of it
+    **dict.fromkeys(("", "1", "none", "unitless", "dimensionless", "reflectance", "reflectanceunits", "ratio", "fraction", "na"), 1.0),
+    **dict.fromkeys(("count", "counts", "dn", "digitalnumber", "digitalnumbers", "digitalcounts", "adu"), 1.0),
+    **dict.fromkeys(("%", "percent", "percentage", "reflectance%", "percentreflectance", "%reflectance"), 0.01),
+}
+STATE_SCALE = "--full-scale N (the value of reflectance 1), with --offset X if the value 0 means reflectance X"
+STATE_NO_DATA = "--nodata VALUE, or --nodata none if every value was measured"
+STATE_BAD_BANDS = "--bad-bands 1-3,7 (counted from 1), or --bad-bands none to keep all"
+LARGE = 1e6  # no-data values from here on are written with few digits (1e20, -3.40282e+38)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stated:
+    """What options say in place of the file; None leaves the word to the file.
+
+    Attributes:
+        full_scale: the value that means reflectance 1. offset: reflectance of the value 0.
+        nodata: values of pixels that were not measured, 'nan' among them, or 'none'.
+        nodata_any: a pixel that lacks one band lies outside the field of view.
+        bad_bands: bands to leave out, counted from 1, as '1-3,7', or 'none'.
+    """
+
+    full_scale: float | None = None
+    offset: float | None = None
+    nodata: str | None = None
+    nodata_any: bool = False
+    bad_bands: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.full_scale is not None and not 0 < self.full_scale < np.inf:
+            raise InputError(f"full scale {self.full_scale:g}", where="--full-scale", expected="finite, above 0", mend="--full-scale 4095")
+        if self.offset is not None and not np.isfinite(self.offset):
+            raise InputError(f"offset {self.offset:g}", where="--offset", expected="finite", mend="--offset -0.1")
+        if self.nodata is not None and self.nodata != "none":
+            Statement(kind=declared.NO_DATA, name="--nodata", value=self.nodata).numbers("--nodata", STATE_NO_DATA)
+        if self.bad_bands is not None:
+            _listed_bands(self.bad_bands)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Values:
+    """How the values of one image are to be read.
+
+    Attributes:
+        kept: the bands that stay, counted from 0.
+        scale_C, offset_C: reflectance = scale * value + offset for each band that stays; None: nothing is said of it.
+        nodata: values of pixels that were not measured.
+        valid: smallest and largest value that was measured.
+        words: what was done, for the notes.
+    """
+
+    kept: tuple[int, ...] = ()
+    scale_C: tuple[float, ...] | None = None
+    offset_C: tuple[float, ...] | None = None
+    nodata: tuple[float, ...] = ()
+    valid: tuple[float, float] = (-np.inf, np.inf)
+    words: dict[str, object] = field(default_factory=dict)
+
+    @property
+    def alike(self) -> bool:
+        """Whether all bands have one scale and one offset."""
+        return len(set(self.scale_C or ())) <= 1 and len(set(self.offset_C or ())) <= 1
+
+
+def understood(said: Sequence[Statement], stated: Stated, bands: int, where: object) -> Values:
+    """The file's statements and the person's in one: what the person states replaces the file's of that kind.
+
+    Raises:
+        InputError: statements that contradict each other, fit no band, or that nobody understands, until an option states what holds.
+    """
+    kept, words = _kept_bands(said, stated, bands, where)
+    scale_C, offset_C = _affine(said, stated, bands, where)
+    nodata, valid = _no_data(said, stated, where)
+    values = Values(kept=kept, scale_C=_picked(scale_C, kept), offset_C=_picked(offset_C, kept), nodata=nodata, valid=valid, words=words)
+    if not all(0 < scale < np.inf for scale in values.scale_C or ()) or not np.isfinite(values.offset_C or ()).all():
+        raise InputError(
+            f"scale {_span(values.scale_C)}, offset {_span(values.offset_C)}",
+            where=where,
+            expected="finite, the scale above 0",
+            mend=STATE_SCALE,
+        )
+    return values
+
+
+def _picked(values_C: tuple[float, ...] | None, kept: tuple[int, ...]) -> tuple[float, ...] | None:
+    return None if values_C is None else tuple(values_C[band] for band in kept)
+
+
+def _of(said: Sequence[Statement], *kinds: str) -> list[Statement]:
+    return [statement for statement in said if statement.kind in kinds]
+
+
+def _listed_bands(text: str) -> set[int]:
+    """'1-3,7' to {0, 1, 2, 6}; 'none' to nothing."""
+    bands: set[int] = set()
+    for part in [] if text == "none" else text.split(","):
+        match = re.fullmatch(r"\s*([1-9]\d{0,5})(?:-([1-9]\d{0,5}))?\s*", part)
+        if not match:
+            raise InputError(f"{part!r} in a list of bands", where="--bad-bands", expected="numbers from 1", mend=STATE_BAD_BANDS)
+        bands.update(range(int(match[1]) - 1, int(match[2] or match[1])))
+    return bands
+
+
+def _kept_bands(said: Sequence[Statement], stated: Stated, bands: int, where: object) -> tuple[tuple[int, ...], dict[str, object]]:
+    bad, by = set(), "--bad-bands"
+    if stated.bad_bands is not None:
+        bad = _listed_bands(stated.bad_bands)
+        if bad and max(bad) >= bands:
+            raise InputError(f"band {max(bad) + 1} of {bands}", where=where, expected="bands of the file", mend=STATE_BAD_BANDS)
+    else:
+        for statement in _of(said, declared.BAD_BANDS):
+            flags, by = statement.numbers(where, STATE_BAD_BANDS), statement.name
+            if len(flags) != bands:
+                raise InputError(
+                    f"{statement.name}: {len(flags)} flags for {bands} bands", where=where, expected="one a band", mend=STATE_BAD_BANDS
+                )
+            bad |= {band for band, flag in enumerate(flags) if flag == 0}
+    kept = tuple(band for band in range(bands) if band not in bad)
+    if not kept:
+        raise InputError(f"all {bands} bands are bad by {by}", where=where, expected="a band to keep", mend=STATE_BAD_BANDS)
+    return kept, {"bands_left_out": {"bands_from_1": sorted(band + 1 for band in bad), "by": by}} if bad else {}
+
+
+def _affine(
+    said: Sequence[Statement], stated: Stated, bands: int, where: object
+) -> tuple[tuple[float, ...] | None, tuple[float, ...] | None]:
+    """Scale and offset of every band of the file; None where nothing is said."""
+    offset_C = None if stated.offset is not None else _by_band(_of(said, declared.OFFSET), bands, where)
+    if offset_C and not any(offset_C):
+        offset_C = None
+    if stated.full_scale is not None:
+        return _stated_affine(stated, offset_C, bands, where)
+    for statement in _of(said, declared.UNCLEAR_SCALE):
+        if not _says_nothing(statement):
+            raise InputError(
+                f"{statement.name} = {statement.shown}, and how it turns values into reflectance is not clear",
+                where=where,
+                expected="a statement that has one meaning",
+                mend=STATE_SCALE,
+            )
+    scale_C, ones_C = (_by_band(_of(said, kind), bands, where) for kind in (declared.SCALE, declared.FULL_SCALE))
+    divided_C = None if ones_C is None else tuple(1 / one if one else np.inf for one in ones_C)
+    # a scale of 1 is what programs write that have nothing to say: a count is no reflectance
+    scale_C, divided_C = (None if values_C and set(values_C) == {1.0} else values_C for values_C in (scale_C, divided_C))
+    if scale_C and divided_C and scale_C != divided_C:
+        raise InputError(
+            f"scale {_span(scale_C)}, and another statement that makes it {_span(divided_C)}",
+            where=where,
+            expected="one scale",
+            mend=STATE_SCALE,
+        )
+    if offset_C and (divided_C or not scale_C):
+        raise InputError(
+            f"offset {_span(offset_C)} " + ("and a value that means reflectance 1: which comes first?" if divided_C else "without a scale"),
+            where=where,
+            expected="scale and offset: reflectance = scale * value + offset",
+            mend=STATE_SCALE,
+        )
+    factor = _unit_factor(said, where)
+    scale_C = scale_C or divided_C or ((1.0,) * bands if factor != 1 else None)
+    scale_C = scale_C and tuple(scale * factor for scale in scale_C)
+    if stated.offset is not None:
+        return scale_C, (stated.offset,) * bands
+    return scale_C, offset_C and tuple(offset * factor for offset in offset_C)
+
+
+def _stated_affine(
+    stated: Stated, offset_C: tuple[float, ...] | None, bands: int, where: object
+) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """--full-scale replaces whatever the file says of scale and unit; an offset of the file is not dropped with them."""
+    if offset_C:
+        raise InputError(
+            f"--full-scale stated, and the file's own offset {_span(offset_C)} left open",
+            where=where,
+            expected="both or neither",
+            mend=STATE_SCALE,
+        )
+    return (1 / stated.full_scale,) * bands, (stated.offset or 0.0,) * bands
+
+
+def _says_nothing(statement: Statement) -> bool:
+    """A scale of 1, an offset of 0: as programs write that have nothing to say."""
+    try:
+        return set(numbers_in(statement.value)) <= {0.0, 1.0}
+    except ValueError:
+        return False
+
+
+def _unit_factor(said: Sequence[Statement], where: object) -> float:
+    """What a value of the file's unit is as reflectance."""
+    for statement in _of(said, declared.UNIT):
+        unit = re.sub(r"[\s._()\[\]-]", "", str(declared.words_in(statement.value)[0])).lower()
+        if unit not in UNITS:
+            raise InputError(
+                f"values in {statement.shown} ({statement.name})",
+                where=where,
+                expected="reflectance, %, or counts",
+                mend="calibrate them; or say which value counts as reflectance 1: --full-scale N",
+            )
+        if UNITS[unit] != 1:
+            return UNITS[unit]
+    return 1.0
+
+
+def _by_band(statements: Sequence[Statement], bands: int, where: object) -> tuple[float, ...] | None:
+    """One value a band of statements of one kind, which must agree."""
+    found = None
+    for statement in statements:
+        values = statement.numbers(where, STATE_SCALE)
+        if len(values) not in (1, bands):
+            raise InputError(
+                f"{statement.name}: {len(values)} values for {bands} bands", where=where, expected="one, or one a band", mend=STATE_SCALE
+            )
+        values = values * bands if len(values) == 1 else values
+        if found and found != values:
+            raise InputError(
+                f"{statement.name} = {statement.shown}, and another {statement.kind} of {_span(found)}",
+                where=where,
+                expected=f"one {statement.kind}",
+                mend=STATE_SCALE,
+            )
+        found = values
+    return found
+
+
+def _no_data(said: Sequence[Statement], stated: Stated, where: object) -> tuple[tuple[float, ...], tuple[float, float]]:
+    if stated.nodata is not None:
+        return (() if stated.nodata == "none" else numbers_in(stated.nodata)), (-np.inf, np.inf)
+    if unclear := _of(said, declared.UNCLEAR_NO_DATA):
+        raise InputError(
+            f"{unclear[0].name} = {unclear[0].shown}, and which pixels it takes out is not clear",
+            where=where,
+            expected="a statement that has one meaning",
+            mend=STATE_NO_DATA,
+        )
+    values = [value for statement in _of(said, declared.NO_DATA) for value in statement.numbers(where, STATE_NO_DATA)]
+    low = [v for statement in _of(said, declared.VALID_MIN) for v in statement.numbers(where, STATE_NO_DATA)]
+    high = [v for statement in _of(said, declared.VALID_MAX) for v in statement.numbers(where, STATE_NO_DATA)]
+    return tuple(dict.fromkeys(values)), (max(low, default=-np.inf), min(high, default=np.inf))
+
+
+def _span(values_C: Sequence[float] | None) -> str:
+    """The values of all bands in short."""
+    found = sorted(set(values_C or ()))
+    return "not stated" if not found else f"{found[0]:g}" if len(found) == 1 else f"{found[0]:g} … {found[-1]:g} by band"
+
+
+def measured(data_CHW: np.ndarray, values: Values, stated: Stated, where: object) -> np.ndarray | None:
+    """The pixels (H, W) that were measured, None where all were.
+
+    Raises:
+        InputError: no-data in some bands of a pixel alone, in every pixel, or as a bit pattern that the dtype shows as another value.
+    """
+    if not values.nodata and values.valid == (-np.inf, np.inf):
+        return None
+    _refuse_wrapped(data_CHW, values, where)
+    lacks_C, every_HW, some_HW = [], None, None
+    for band_HW in data_CHW:
+        lacks_HW = _lacks(band_HW, values)
+        lacks_C.append(int(lacks_HW.sum()))
+        every_HW = lacks_HW if every_HW is None else every_HW & lacks_HW
+        some_HW = lacks_HW.copy() if some_HW is None else some_HW | lacks_HW
+    if (torn := int((some_HW & ~every_HW).sum())) and not stated.nodata_any:
+        raise _torn(torn, lacks_C, every_HW.size, values, where)
+    if some_HW.all():
+        raise InputError(
+            f"no pixel that was measured: {_words(values)} everywhere", where=where, expected="an image", mend=f"check it; {STATE_NO_DATA}"
+        )
+    return ~some_HW if some_HW.any() else None
+
+
+def _lacks(band_HW: np.ndarray, values: Values) -> np.ndarray:
+    """Where a band holds no-data or lies outside the valid range."""
+    lacks_HW = np.zeros(band_HW.shape, bool)
+    for value in values.nodata:
+        lacks_HW |= _equal(band_HW, value)
+    low, high = values.valid
+    if np.isfinite(low):
+        lacks_HW |= band_HW < low
+    if np.isfinite(high):
+        lacks_HW |= band_HW > high
+    return lacks_HW
+
+
+def _equal(band_HW: np.ndarray, value: float) -> np.ndarray:
+    """Where a band holds the value, as its dtype holds it."""
+    if band_HW.dtype.kind == "f":
+        if np.isnan(value):
+            return np.isnan(band_HW)
+        if abs(value) >= LARGE:
+            return np.isclose(band_HW.astype(np.float64), value, rtol=1e-5, atol=0)
+        return band_HW == band_HW.dtype.type(value)
+    if band_HW.dtype.kind not in "iu" or not float(value).is_integer():
+        return np.zeros(band_HW.shape, bool)
+    limits = np.iinfo(band_HW.dtype)
+    return band_HW == int(value) if limits.min <= value <= limits.max else np.zeros(band_HW.shape, bool)
+
+
+def _refuse_wrapped(data_CHW: np.ndarray, values: Values, where: object) -> None:
+    """-9999 in uint16 is read as 55537: the same bits, another sign."""
+    if data_CHW.dtype.kind not in "iu":
+        return
+    limits, bits = np.iinfo(data_CHW.dtype), np.iinfo(data_CHW.dtype).bits
+    for value in values.nodata:
+        if not float(value).is_integer() or limits.min <= value <= limits.max or not -(2 ** (bits - 1)) <= value < 2**bits:
+            continue
+        twin = int(value) + 2**bits if value < 0 else int(value) - 2**bits
+        if pixels := int((data_CHW == twin).all(axis=0).sum()):
+            raise InputError(
+                f"no-data {value:g}, which {data_CHW.dtype} cannot hold; {pixels} pixels hold {twin}, the same bits",
+                where=where,
+                expected="a no-data value of the file's own dtype",
+                mend=f"--nodata {twin}, or --nodata none if these are measured values",
+            )
+
+
+def _torn(torn: int, lacks_C: list[int], pixels: int, values: Values, where: object) -> InputError:
+    most = sorted(range(len(lacks_C)), key=lambda band: -lacks_C[band])[:4]
+    counts = ", ".join(f"band {band + 1}: {lacks_C[band]}" for band in sorted(most))
+    empty = [values.kept[band] + 1 for band, lacks in enumerate(lacks_C) if lacks == pixels]
+    out = f"--bad-bands {','.join(map(str, empty))} to leave out the bands that hold nothing else; " if empty else ""
+    return InputError(
+        f"{torn} of {pixels} pixels lack some bands and not all ({_words(values)}; {counts}; fewest: {min(lacks_C)})",
+        where=where,
+        expected="no-data in all bands of a pixel, or in none",
+        mend=f"{out}--nodata-any to put such pixels outside the field of view, or --nodata none to take the value for a measured one",
+    )
+
+
+def _words(values: Values) -> str:
+    parts = [f"no-data {', '.join(f'{value:g}' for value in values.nodata)}"] if values.nodata else []
+    if values.valid != (-np.inf, np.inf):
+        parts.append(f"valid {values.valid[0]:g} … {values.valid[1]:g}")
+    return ", ".join(parts)
+
+
+def no_data_note(values: Values, measured_HW: np.ndarray | None) -> dict[str, object]:
+    """For the sample's notes: what counted as no-data, and how many pixels of the source held it."""
+    if not values.nodata and values.valid == (-np.inf, np.inf):
+        return {}
+    return {"no_data": {"rule": _words(values), "pixels": 0 if measured_HW is None else int((~measured_HW).sum())}}
