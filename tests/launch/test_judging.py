@@ -1,0 +1,42 @@
+"""The yardsticks beside a run's set: people held out of training, one number of images."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from data_shards.dataset import Dataset
+from data_shards.pack import write_dataset
+from launch.judging import frechet_to_held_out
+from ldm.evaluation import features_of, whitening_of
+from ldm.metrics.features import get_extractor
+from ldm.metrics.frechet import frechet_distance
+from ldm.metrics.sets import Part, silent
+from tests.conftest import made_cube
+
+
+def synthetic(folder: Path, first: int, count: int) -> Dataset:
+    cubes = (replace(cube, meta=replace(cube.meta, subject_id="synthetic")) for cube in map(made_cube, range(first, first + count)))
+    write_dataset(folder, {"synthetic": cubes}, source={})
+    return Dataset(folder)
+
+
+def test_the_ratio_is_measured_against_all_people_held_out_and_never_against_the_training_split(packed: Path, tmp_path: Path) -> None:
+    real = Dataset(packed)
+    sets = {"samples": synthetic(tmp_path / "a", 500, 12), "gaussian_latents": synthetic(tmp_path / "b", 700, 8)}
+    found = frechet_to_held_out(real, sets, silent)
+    assert (found["images"], found["people"], found["n"], found["reason"]) == (8, 4, 8, None)
+    extractor = get_extractor("seeded-conv-v1", real.stats)
+    white = whitening_of(real, extractor)
+
+    def features(dataset: Dataset, split: str, sample_N: np.ndarray) -> np.ndarray:
+        return white(features_of(Part(dataset=dataset, split=split, sample_N=sample_N), extractor))
+
+    held_out_ND = np.concatenate([features(real, split, np.arange(4)) for split in ("val", "test")])
+    baseline = frechet_distance(held_out_ND, features(sets["gaussian_latents"], "synthetic", np.arange(8)))
+    samples = frechet_distance(held_out_ND, features(sets["samples"], "synthetic", np.arange(8) * 12 // 8))
+    assert found["ratio"] == pytest.approx(samples / baseline)
+    assert found["ratio_floor"] == pytest.approx(frechet_distance(held_out_ND, features(real, "train", np.arange(8) * 4)) / baseline)
