@@ -283,7 +283,8 @@ def _wavelengths_nm(raw: formats.Raw, config: ImportConfig, values: Values, wher
         f"{bands} bands ({bands}x{height}x{width} as bands x rows x columns){left_out}, {len(stated_nm)} wavelengths",
         where=where,
         expected="one wavelength for each band",
-        mend="correct --wavelengths, or state the order of the axes: --axes HWC",
+        mend=("correct --wavelengths" if config.wavelengths_nm else "state them in place of the file's own: --wavelengths LIST")
+        + ", or state the order of the axes: --axes HWC",
     )
 
 
