@@ -5,7 +5,9 @@ Each finds what the former left in the run folder and leaves its own; a stage th
 
 from __future__ import annotations
 
+import itertools
 import json
+import shlex
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -237,6 +239,52 @@ def done(run: Run, stage: str) -> bool:
 
     newest = CheckpointStore(getattr(run, stage) / "checkpoints", Alone()).newest(progress_exists=False)
     return newest is not None and newest.samples >= getattr(run.config, stage).loop.samples
+
+
+def outdated(run: Run) -> list[Path]:
+    """What stands in a run folder and was made from what has changed since, or is going to be trained further: no later stage takes it.
+
+    Raises:
+        UnsafeResume: checkpoints, but none that can be loaded.
+    """
+    from ldm.comm import Alone
+    from ldm.generate import request_of
+    from ldm.trained import trained_digest
+    from ldm.training.checkpoint import CheckpointStore
+
+    found = []
+    newest = CheckpointStore(run.diffusion / "checkpoints", Alone()).newest(progress_exists=False)
+    denoiser = newest if newest and newest.samples else None
+    if run.latents.exists() or denoiser:
+        vqgan = trained_digest(run.vqgan) if done(run, "vqgan") else None
+        if run.latents.exists() and Dataset(run.latents).manifest.source.get("encode", {}).get("autoencoder") != vqgan:
+            found.append(run.latents)
+        if denoiser and denoiser.state["identity"].get("autoencoder", vqgan) != vqgan:
+            found.append(run.diffusion)
+    if sampled := request_of(run.synthetic).get("denoiser"):
+        final = not found and done(run, "diffusion")
+        if not final or sampled != trained_digest(run.diffusion):
+            found.append(run.synthetic)
+    return found
+
+
+def check_outdated(run: Run) -> None:
+    """Refuse to begin what must fail hours later, at what an earlier state of the run left in its folder.
+
+    Raises:
+        InputError: a network was trained further, or is to be, after the next stage had worked with it.
+    """
+    if found := outdated(run):
+        aside = run.folder / "earlier"
+        aside = next(path for i in itertools.count() if not (path := aside.with_name(f"earlier-{i}") if i else aside).exists())
+        apart, places = shlex.quote(str(aside)), shlex.join(map(str, found))
+        raise InputError(
+            f"made from an earlier state of what it depends on: {', '.join(path.name for path in found)}",
+            where=run.folder,
+            expected="what follows a training to be made after it",
+            mend=f"mkdir {apart} && mv {places} {apart}\n            then the same command again, which makes it anew; "
+            "or the lengths that the run had, or another folder: run=runs/NAME",
+        )
 
 
 def figures(run: Run) -> dict[str, Any]:

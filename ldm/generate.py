@@ -125,6 +125,13 @@ def shard_name(number: int, shard: int, count: int) -> str:
     return f"{SPLIT}-{number:06d}{'' if images_here == shard else f'.first{images_here}'}.tar"
 
 
+def request_of(out: Path) -> dict[str, Any]:
+    """What the set in this folder, whole or not, was asked for; {} where there is none."""
+    if (out / REQUEST).exists():
+        return json.loads((out / REQUEST).read_text())
+    return read_manifest(out).source.get("sample", {}) if (out / NAME).exists() else {}
+
+
 def superseded(out: Path) -> list[str]:
     """Ends of smaller sets in the folder of a whole one, which its manifest names no more."""
     named = {entry.name for entry in read_manifest(out).shards}

@@ -90,6 +90,14 @@ class _Executor(submitit.SlurmExecutor):
     def _num_tasks(self) -> int:
         return self._spec.world
 
+    @staticmethod
+    def get_job_id_from_submission_command(string: bytes | str) -> str:
+        """sbatch's answer, also the short one that a site's wrapper or a cluster's own setting may ask for: 12;cluster."""
+        text = string if isinstance(string, str) else string.decode(errors="replace")
+        if match := re.search(r"^(?:Submitted batch job )?(\d+)(?:;| on cluster|\s*$)", text, re.MULTILINE):
+            return match[1]
+        raise FailedSubmissionError(f"sbatch answered {text!r} in place of the job's number")
+
     def submit_spec(self) -> submitit.SlurmJob:
         return self._submit_command("")
 

@@ -20,24 +20,34 @@ from data_shards.errors import InputError, nearest, without_credentials
 
 SPEC_NAME = "job.json"
 LONGEST_FOLDER = 255  # bytes; what file systems take
-SECRET = re.compile(r"TOKEN|SECRET|PASSW|CREDENTIAL|API_?KEY|PRIVATE|ACCESS_KEY", re.IGNORECASE)
+SECRET = re.compile(
+    r"(TOKEN|SECRETS?|PASSWORD|PASSWD|PASSPHRASE|PRIVATE|CREDENTIALS?|CONNECTION_STRING|SSHPASS|_PWD|(^|_)PASS"
+    r"|(API|ACCESS|SECRET|PRIVATE|STORAGE|ACCOUNT|SHARED|ENCRYPTION|SIGNING|LICENSE|AUTH)_?KEYS?)\d*(_|$)"
+)
+"""In the names of secrets, whole words of them: TOKENIZERS_PARALLELISM and MAX_TOKENS are none."""
+ABOUT = re.compile(
+    "_(FILE|FILES|PATH|DIR|FOLDER|HOME|NAME|TYPE|MODE|LIMIT|LENGTH|LEN|SIZE|COUNT|TTL|TIMEOUT|PARALLELISM|ENABLED|DISABLED)$|^GOOGLE_APPLICATION_CREDENTIALS$"
+)
+"""What ends a name that speaks of a secret, or of where it lies, and holds none."""
+AFTER = r"(singleton|(after|afterany|afterburstbuffer|aftercorr|afternotok|afterok|expand)(:\d+(_(\d+|\*))?(\+\d+)?)+)"
+MOST_INDICES = 4_000_000  # what SLURM itself can be set to
 PATTERNS = {  # what SLURM itself reads; anything else in these fields is a mistake
-    "memory": (r"[1-9]\d*[KMGT]?", "a number of MiB, or with K, M, G or T: 16G"),
-    "partition": (r"[\w.,-]+", "partition names with commas between"),
-    "account": (r"[\w.-]+", "letters, digits, . _ -"),
-    "qos": (r"[\w.-]+", "letters, digits, . _ -"),
-    "constraint": (r"[\w.,&|*()\[\]-]+", "features joined by & or |"),
+    "memory": (r"0|[1-9]\d*[KMGTkmgt]?", "a number of MiB, or with K, M, G or T: 16G; 0 for all of a node's"),
+    "partition": (r"[\w.,@+-]+", "partition names with commas between"),
+    "account": (r"[\w.@+:/-]+", "letters, digits, . _ - @ + : /"),
+    "qos": (r"[\w.@+:/-]+", "letters, digits, . _ - @ + : /"),
+    "constraint": (r"[\w.,&|*()\[\]:=@+/-]+", "features joined by & or |"),
     "array": (r"\d+(-\d+(:\d+)?)?(,\d+(-\d+(:\d+)?)?)*(%[1-9]\d*)?", "such as 0-9, 1,3,5 or 0-99%8"),
-    "share": (r"(\d+|\{array_task\})/[1-9]\d*", "K/N, such as 3/16"),
-    "umask": (r"0?[0-7]{1,3}", 'three octal digits, in quotes: "0022"'),
-    "reservation": (r"[\w.,-]+", "letters, digits, . _ - and commas between several"),
-    "dependency": (r"(after|afterany|afterok|afternotok|aftercorr|singleton)(:\d+(_\d+)?)*([,?]\w+(:\d+(_\d+)?)*)*", "such as afterok:123"),
+    "reservation": (r"[\w.,@+-]+", "letters, digits, . _ - @ + and commas between several"),
+    "dependency": (f"{AFTER}([,?]{AFTER})*", "such as afterok:123, after:12+5 (minutes) or afterok:12:13_4"),
 }
-# options of sbatch that a job sets, or that would undo what it sets
+# options of sbatch that a job sets, that would undo what it sets, or by which sbatch would send it elsewhere or answer otherwise
 OURS = {
-    *("job-name", "chdir", "nodes", "ntasks", "ntasks-per-node", "cpus-per-task", "gpus-per-node", "gpus-per-task", "gpus", "mem", "time"),
-    *("partition", "account", "qos", "constraint", "array", "dependency", "reservation", "requeue", "no-requeue", "open-mode", "output"),
-    *("error", "signal", "export", "export-file", "wrap", "wait", "uid", "gid", "test-only"),
+    *("job-name", "chdir", "workdir", "nodes", "ntasks", "ntasks-per-node", "tasks-per-node", "cpus-per-task", "gpus-per-node"),
+    *("gpus-per-task", "gpus", "mem", "time", "partition", "account", "qos", "constraint", "array", "dependency", "reservation"),
+    *("requeue", "no-requeue", "open-mode", "output", "error", "signal", "export", "export-file", "get-user-env", "wrap", "wait"),
+    *("uid", "gid", "jobid", "external", "test-only", "clusters", "cluster-constraint", "parsable", "quiet", "help", "usage", "version"),
+    "autocomplete",
 }
 
 
@@ -134,8 +144,10 @@ class JobSpec:
             )
         for field, (pattern, expected) in PATTERNS.items():
             value = getattr(self, field)
-            if value is not None and not re.fullmatch(pattern, value):
+            if value is not None and not re.fullmatch(pattern, value, re.ASCII):
                 raise InputError(f"{field}={value!r}", where="job", expected=expected)
+        if self.array is not None:
+            _check_array(self.array)
         if self.secrets is not None:
             check_path("secrets", self.secrets)
         for name in self.exports:
@@ -166,15 +178,41 @@ def check_path(field: str, path: str) -> None:
         raise InputError(f"{field}={path!r}", where="job", expected="an absolute path: the job starts elsewhere")
 
 
+def _check_array(text: str) -> None:
+    """Refuse what counts backwards, by nothing, or without end."""
+    count = 0
+    for part in text.partition("%")[0].split(","):
+        first, last, step = (int(number) for number in re.fullmatch(r"(\d+)(?:-(\d+))?(?::(\d+))?", part).groups("1"))
+        last = last if "-" in part else first
+        if last < first or step < 1:
+            raise InputError(f"array={text!r}: {part}", where="job", expected="the lowest index first, and a step from 1 on: 1-5, 0-9:3")
+        count += (last - first) // step + 1
+    if count > MOST_INDICES:
+        raise InputError(f"array={text!r}: {count:,} indices", where="job", expected=f"at most {MOST_INDICES:,}")
+
+
+def is_secret(name: str) -> bool:
+    """Whether what has this name is a secret, as far as a name can tell."""
+    upper = re.sub(r"[^A-Z0-9]+", "_", name.upper())
+    return bool(SECRET.search(upper)) and not ABOUT.search(upper)
+
+
 def _check_export(name: str) -> None:
     if not re.fullmatch(r"[A-Za-z_]\w*", name):
         raise InputError(f"export {name!r}", where="job", expected="the name of a variable, without its value")
-    if SECRET.search(name):
+    if re.match("(SLURM|SBATCH|SRUN)_", name):
+        raise InputError(
+            f"export {name!r}",
+            where="job",
+            expected="no variable of SLURM's: it would be that of the job that this shell is in, or an option of srun",
+            mend="--extra or --srun-option says the same to the new job alone",
+        )
+    if is_secret(name):
         raise InputError(
             f"export {name!r}",
             where="job",
             expected="no secrets: what is exported is kept by SLURM and shown to every process of the job",
-            mend="put it into a file that only you may read (chmod 600) and give the file's path",
+            mend=f"put the line {name}=… into a file that only you may read (chmod 600), and submit with --secrets FILE",
         )
 
 
@@ -183,12 +221,12 @@ def _check_extra(line: str) -> None:
     match = re.fullmatch(r"--([a-z][a-z0-9-]*)(=.+)?", line)
     if not match:
         raise InputError(f"extra {line!r}", where="job", expected="one long option of sbatch: --key or --key=value")
-    if match[1] in OURS:
+    if meant := sorted(name for name in OURS if name.startswith(match[1])):  # SLURM takes abbreviations: --parsa
         raise InputError(
-            f"extra {line!r}",
+            f"extra {line!r}: --{meant[0]}",
             where="job",
             expected="an option that the job does not set itself",
-            mend="the option of `retinaforge submit` for it, or leave it: logs, signals and what is exported are the job's own",
+            mend="the option of `retinaforge submit` for it, or leave it: logs, signals, exports and where the job goes are its own",
         )
 
 
@@ -266,6 +304,6 @@ def freeze(spec: JobSpec, run_folder: Path) -> Path:
 def masked(word: str) -> str:
     """A word of a command as others may see it: what looks like a secret is starred."""
     name, sep, _ = word.partition("=")
-    if sep and SECRET.search(name):
+    if sep and is_secret(name):
         return f"{name}=***"
     return without_credentials(word)

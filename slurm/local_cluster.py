@@ -9,9 +9,9 @@ Needs: apt-get install --no-install-recommends slurm-wlm munge    with accountin
 from __future__ import annotations
 
 import contextlib
-import getpass
 import json
 import os
+import pwd
 import secrets
 import shutil
 import signal
@@ -121,6 +121,7 @@ class LocalCluster:
         Raises:
             InputError: the folder holds a cluster already. TryAgain: a daemon does not come up; its logs are told.
         """
+        _user()
         if not os.path.lexists(self.root):
             with durable.explained(self.root):
                 self.root.mkdir(parents=True, exist_ok=True)
@@ -146,7 +147,7 @@ class LocalCluster:
         conf = slurm_conf(
             self.root,
             host=_host(),
-            user=getpass.getuser(),
+            user=_user(),
             ctld_port=ctld_port,
             dbd_port=dbd_port if self.accounting else None,
             node_ports=node_ports,
@@ -168,7 +169,7 @@ class LocalCluster:
 
     def _start_accounting(self, dbd_port: int, db_port: int) -> None:
         """MariaDB in the cluster's folder, and slurmdbd before it."""
-        password, user = secrets.token_hex(16), getpass.getuser()
+        password, user = secrets.token_hex(16), _user()
         made = self._made_by("mariadb-install-db", "--no-defaults", f"--user={user}", f"--datadir={self.root}/mysql", "--skip-test-db")
         if made:
             raise TryAgain(f"the database was not made: {made}", where=self.root, mend="see mariadb-install-db.out there")
@@ -202,7 +203,7 @@ class LocalCluster:
     def stop(self) -> None:
         """End the jobs, then the daemons, then whatever of theirs is left; remove the folder, unless `start` refused it."""
         if "slurmctld" in self.daemons and self.daemons["slurmctld"].alive():
-            self._succeeds("scancel", f"--user={getpass.getuser()}")
+            self._succeeds("scancel", f"--user={_user()}")
             until = time.monotonic() + 10
             while time.monotonic() < until and self._steps():
                 time.sleep(0.1)
@@ -302,6 +303,22 @@ class LocalCluster:
                 )
                 raise TryAgain(f"{what} did not come up{f', {dead[0]} ended' if dead else ''}\n{logs}", where=self.root)
             time.sleep(0.1)
+
+
+def _user() -> str:
+    """This user's name: SLURM's daemons run under one.
+
+    Raises:
+        InputError: this user has a number alone.
+    """
+    try:
+        return pwd.getpwuid(os.getuid()).pw_name
+    except KeyError as error:
+        raise InputError(
+            f"user {os.getuid()} has no name on this machine",
+            expected="an entry in /etc/passwd: SLURM's daemons run under a name",
+            mend="start it as another user",
+        ) from error
 
 
 def _check_own(root: Path) -> None:

@@ -23,7 +23,8 @@ class Offer:
     Attributes:
         partition: its name.
         default: jobs that name no partition go there.
-        up: it takes jobs.
+        up: it starts jobs.
+        queues: jobs may wait there, also where it starts none now.
         nodes: how many of these there are.
         cpus, memory_mib, gpus: of each.
         minutes: the longest time limit.
@@ -37,11 +38,12 @@ class Offer:
     memory_mib: int
     gpus: int
     minutes: int
+    queues: bool = True
 
     def __str__(self) -> str:
         gpus = f", {self.gpus} GPUs" if self.gpus else ", no GPU"
         limit = "no time limit" if self.minutes >= UNLIMITED else f"{self.minutes} minutes"
-        down = "" if self.up else ", takes no jobs now"
+        down = "" if self.up else ", starts no jobs now" if self.queues else ", takes no jobs now"
         return f"{self.partition}: {self.nodes} node(s) of {self.cpus} cores, {self.memory_mib / 1024:.0f} GiB{gpus}; {limit}{down}"
 
 
@@ -73,6 +75,7 @@ def read_offers(text: str) -> list[Offer]:
                     partition=name.rstrip("*"),
                     default=name.endswith("*"),
                     up=up == "up",
+                    queues=up in ("up", "down"),
                     nodes=_number(nodes),
                     cpus=_number(cpus),
                     memory_mib=_number(memory),
@@ -100,7 +103,7 @@ def minutes_of(limit: str) -> int:
 def memory_mib(text: str) -> int:
     """'16G' in MiB."""
     number, unit = (text[:-1], text[-1]) if text[-1].isalpha() else (text, "M")
-    return int(int(number) * {"K": 1 / 1024, "M": 1, "G": 1024, "T": 1024**2}[unit])
+    return int(int(number) * {"K": 1 / 1024, "M": 1, "G": 1024, "T": 1024**2}[unit.upper()])
 
 
 def check_fit(spec: JobSpec, there: list[Offer]) -> None:
@@ -121,10 +124,20 @@ def check_fit(spec: JobSpec, there: list[Offer]) -> None:
         raise InputError("no partition could ever start this job: " + "; ".join(reasons), where=spec.name, mend=listed(there))
 
 
+def waits_for(spec: JobSpec, there: list[Offer]) -> str | None:
+    """What to say where the job will wait for the administrator: all partitions that it may go to are DOWN."""
+    names = spec.partition.split(",") if spec.partition else [offer.partition for offer in there if offer.default]
+    offers = [offer for offer in there if offer.partition in names]
+    if not offers or any(offer.up for offer in offers):
+        return None
+    down = ", ".join(dict.fromkeys(offer.partition for offer in offers))
+    return f"warning: {down} starts no jobs now (it is DOWN); the job waits until it does"
+
+
 def misfits(spec: JobSpec, offers: list[Offer]) -> Iterator[str]:
     """The first reason why a partition of these nodes cannot start the job, if there is one."""
     name = offers[0].partition
-    if not any(offer.up for offer in offers):
+    if not any(offer.queues for offer in offers):
         yield f"{name} takes no jobs now"
         return
     if spec.time_minutes and spec.time_minutes > offers[0].minutes:

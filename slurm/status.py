@@ -7,7 +7,6 @@ import fcntl
 import hashlib
 import json
 import os
-import pwd
 import re
 import shutil
 import socket
@@ -166,7 +165,7 @@ def squeue() -> str:
         TryAgain: the controller does not answer.
     """
     # by user and not by number: one number that SLURM has forgotten makes squeue fail for all of them
-    fields, user = ",".join(f"{field}:{width}" for field, width in FORMAT), pwd.getpwuid(os.getuid()).pw_name
+    fields, user = ",".join(f"{field}:{width}" for field, width in FORMAT), os.getuid()  # by number: not every user has a name
     command = ["squeue", "--noheader", "--all", "--states=all", f"--user={user}", f"--Format={fields}"]
     asked = {"capture_output": True, "text": True, "errors": "surrogateescape", "timeout": 60, "check": True, "env": plain_environ()}
     try:
@@ -260,7 +259,10 @@ def _cache() -> Path:
     """One file for each cluster as this machine sees it; home folders are shared by machines."""
     seen = [repr(FORMAT), socket.gethostname(), *(os.environ.get(name, "") for name in ("SLURM_CONF", "SLURM_CLUSTERS"))]
     name = hashlib.sha256("\n".join(seen).encode()).hexdigest()[:16]
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "retinaforge" / f"squeue-{name}.json"
+    folder = Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"))
+    if not folder.is_absolute():  # a user without a home: nothing is kept
+        folder = Path(os.devnull)
+    return folder / "retinaforge" / f"squeue-{name}.json"
 
 
 @contextlib.contextmanager

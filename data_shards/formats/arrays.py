@@ -97,23 +97,23 @@ def _check_inside(dataset: h5py.Dataset, name: str, path: Path) -> None:
 
 def _check_filters(dataset: h5py.Dataset, path: Path) -> None:
     """Refuse by name a compression that this HDF5 library lacks; reading would only complain about a plugin folder."""
-    plan = dataset.id.get_create_plist()
-    for code, _, _, name in (plan.get_filter(i) for i in range(plan.get_nfilters())):
-        if not h5py.h5z.filter_avail(code):
-            raise InputError(
-                f"compressed by filter {code} ({name.decode(errors='replace') or 'no name'}), which is not installed",
-                where=path,
-                expected="gzip, lzf or no compression",
-                mend=f"where the filter is installed: h5repack -f NONE {path.name} plain.h5",
-            )
+    for code, name in hdf5_said.missing_filters(dataset):
+        raise InputError(
+            f"compressed by filter {code} ({name}), which is not installed",
+            where=path,
+            expected="gzip, lzf or no compression",
+            mend=f"where the filter is installed: h5repack -f NONE {path.name} plain.h5",
+        )
 
 
 def _datasets(file: h5py.File) -> dict[str, h5py.Dataset]:
-    """Every numeric dataset with at least one axis, by its full name. Links that leave the file are not followed."""
+    """Every numeric dataset with at least one axis, by its full name; MATLAB's text is none. Links that leave the file are not followed."""
     found: dict[str, h5py.Dataset] = {}
 
     def keep(name: str, item: object) -> None:
-        if isinstance(item, h5py.Dataset) and item.shape and item.dtype.kind in "buif" and item.dtype.fields is None:
+        if not isinstance(item, h5py.Dataset) or item.attrs.get("MATLAB_class") == b"char":
+            return
+        if item.shape and item.dtype.kind in "buif" and item.dtype.fields is None:
             found[name] = item
 
     file.visititems(keep)  # visits hard links only: soft and external ones are left out

@@ -51,7 +51,7 @@ def neighbours(file: h5py.File, datasets: dict[str, h5py.Dataset], image: str) -
             near=name.rpartition("/")[0] == folder,
         )
         for name, dataset in datasets.items()
-        if name != image and Neighbour.may_be(dataset.shape) and not dataset.external and not dataset.is_virtual
+        if name != image and Neighbour.may_be(dataset.shape) and _is_readable(dataset)
     ]
     scalars = [item for item in file[folder or "/"].values() if isinstance(item, h5py.Dataset) and item.shape == ()]
     found += [Neighbour(name=item.name.strip("/"), values=np.asarray(item[()])) for item in scalars if item.dtype.kind in "buif"]
@@ -63,6 +63,18 @@ def neighbours(file: h5py.File, datasets: dict[str, h5py.Dataset], image: str) -
             if isinstance(value, np.ndarray) and value.dtype.kind in "buif" and value.size > 1 and Neighbour.may_be(value.shape)
         ]
     return found
+
+
+def missing_filters(dataset: h5py.Dataset) -> list[tuple[int, str]]:
+    """Number and name of each compression of a data set that this HDF5 library lacks."""
+    plan = dataset.id.get_create_plist()
+    filters = [plan.get_filter(i) for i in range(plan.get_nfilters())]
+    return [(code, name.decode(errors="replace") or "no name") for code, _, _, name in filters if not h5py.h5z.filter_avail(code)]
+
+
+def _is_readable(dataset: h5py.Dataset) -> bool:
+    """Whether a neighbour can be looked at: what is kept elsewhere or packed in an unknown way is nobody's fault here."""
+    return not dataset.external and not dataset.is_virtual and not missing_filters(dataset)
 
 
 def _attributes(item: h5py.Dataset | h5py.Group) -> dict[str, Any]:

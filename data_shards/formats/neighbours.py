@@ -19,7 +19,7 @@ MAX_VALUES = 100_000  # no list of bands is longer
 CENTRES = re.compile(
     r"wave_?lengths?|wavelen|^wl$|^wls$|^wvl|^waves?$|^lambdas?$|cent(er|re)s?_?(nm|um)?$|^bands?_?(nm|um)$|^cw", re.IGNORECASE
 )
-NOT_CENTRES = re.compile(r"fwhm|width|err|std|flag|uncert|index|count|number|unit", re.IGNORECASE)
+NOT_CENTRES = re.compile(r"fwhm|good|bad|width|err|std|flag|uncert|index|count|number|unit", re.IGNORECASE)
 UNIT_IN_NAME = re.compile(r"[_ ](nm|um)$", re.IGNORECASE)
 
 
@@ -101,8 +101,11 @@ def unclear_said(beside: list[Neighbour], bands: int) -> list[Statement]:
     said = []
     for n in beside:
         own = n.name.rpartition("/")[2]
-        if n.near and "@" not in n.name and n.values.size in (1, bands) and declared.letters_of(own) not in ("unit", "units"):
-            said += [declared.unclear(s) for s in declared.from_attribute(own, n.values, f"{n.name} beside the image")]
+        if "@" in n.name or n.values.size not in (1, bands):
+            continue
+        found = declared.from_attribute(own, n.values, f"{n.name} beside the image")
+        said += [s for s in found if s.kind == declared.BAD_BANDS and n.values.size == bands]
+        said += [declared.unclear(s) for s in found if n.near and s.kind not in (declared.BAD_BANDS, declared.UNIT)]
     return said
 
 

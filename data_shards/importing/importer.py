@@ -42,6 +42,7 @@ class ImportSummary:
     Attributes:
         cubes, written: samples in OUT, and how many of them this run wrote.
         values: what was made of the files' values, in words: how they are stored, what is no-data, which bands are left out.
+        assumed: who was taken for a person, where nobody said.
         sizes: (H, W) to count. label_share: class to share of all labelled pixels. with_maps: map to count of cubes that have it.
         joined: subjects with images in several folders of the source.
     """
@@ -56,6 +57,7 @@ class ImportSummary:
     with_maps: dict[str, int]
     pairs: dict[str, str]
     ignored: list[str]
+    assumed: str
     joined: list[str]
     values: list[str]
 
@@ -344,6 +346,7 @@ def summarise(config: ImportConfig, items: list[Item], folder: Path, *, written:
         with_maps=dict(Counter(role for of_key in roles.values() for role in sorted(of_key))),
         pairs=pairs,
         ignored=find_images(config)[1],
+        assumed=partners.assumed([item.image for item in items], table=config.subjects, pattern=config.subject_pattern),
         values=_values_in_words(metas),
         joined=_joined(config, items),
     )

@@ -256,6 +256,26 @@ def people(images: Sequence[Path], *, table: Path | None, pattern: str, allow_mi
     return persons
 
 
+EYE_WORD = re.compile(r"(?<![A-Za-z0-9])(od|os|r|l|right|left)(?![A-Za-z0-9])", re.IGNORECASE)
+BY_EYE = r"^(?P<subject>.+?)[^A-Za-z0-9]+(?P<eye>OD|OS|od|os|R|L|r|l|right|left|Right|Left|RIGHT|LEFT)(?![A-Za-z0-9])"
+
+
+def assumed(images: Sequence[Path], *, table: Path | None, pattern: str) -> str:
+    """What was taken for a person where nobody said, and the option that says it; '' where somebody did."""
+    if table is not None or pattern or len(images) < 2:
+        return ""
+    said = f"each image is taken for a person of its own ({len(images)} people): neither --subjects nor --subject-pattern says who is who"
+    by_rest: dict[str, list[str]] = {}
+    for image in images:
+        by_rest.setdefault(EYE_WORD.sub("", stem_of(image)), []).append(image.name)
+    pair = next((names for names in by_rest.values() if len(names) > 1), None)
+    if pair is None:
+        return said
+    fits = all(re.search(BY_EYE, image.name) for image in images)
+    mend = f"--subject-pattern '{BY_EYE}'" if fits else "--subjects CSV with the columns file and subject_id"
+    return f"{said}. {pair[0]} and {pair[1]} look like two eyes of one person, who may then stand in two splits: {mend}"
+
+
 def _from_row(row: dict[str, str], column: str, table: Path) -> Person:
     if row.get("eye", "").upper() not in EYES:
         raise InputError(f"eye {row['eye']!r} of {row[column]!r}", where=table, expected="OD, OS, R, L or empty")

@@ -324,6 +324,8 @@ def show(summary: ImportSummary, out: Path) -> None:
         if text:
             table.add_row(name, text)
     Console().print(table)
+    if summary.assumed:
+        typer.echo(f"assumed: {summary.assumed}")
     if summary.joined:
         typer.secho(
             f"note: {len(summary.joined)} subjects have images in several folders, first {summary.joined[0]!r}; each counts as one person. "

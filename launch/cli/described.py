@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from data_shards.errors import InputError, nearest
+from data_shards.errors import InputError, nearest, without_credentials
 
 if TYPE_CHECKING:
     from launch.config import Config
@@ -49,13 +49,15 @@ class Described:
         if self.spec.secrets:
             read_secrets(Path(self.spec.secrets))
         if self.config is not None and self.target is not None:
-            from launch.stages import Run, check_inputs  # it takes seconds
+            from launch.stages import Run, check_inputs, check_outdated  # it takes seconds
 
             check_target(self.folder, self.target)
             run = Run(self.config)
             run.check()
             if self.config.data.dataset:
                 check_inputs(run)
+            if self.target.stage == "run":
+                check_outdated(run)
             check_writable(run.folder)
         check_writable(self.folder)
 
@@ -66,9 +68,11 @@ class Described:
             InputError: as said.
         """
         from launch.jobs import check_time
-        from slurm.offers import check_fit
+        from slurm.offers import check_fit, waits_for
 
         check_fit(self.spec, there)
+        if warning := waits_for(self.spec, there):
+            typer.echo(warning, err=True)
         if self.target is not None:
             check_time(self.spec, self.target)
 
@@ -126,6 +130,13 @@ def described(words: list[str], given: dict[str, Any], name: str | None, jobs: P
     elif verb == "codebook fit":
         fields["progress"] = _codebook_files(as_written)
     name = name or "-".join(map(masked, words)).replace("/", "_")[:128]
+    for variable in fields["exports"]:
+        if (value := os.environ.get(variable, "")) != without_credentials(value):
+            raise InputError(
+                f"export {variable!r}: its value {value} holds a password",
+                expected="no secrets: what is exported is kept by SLURM",
+                mend=f"put the line {variable}=… into a file that only you may read (chmod 600), and submit with --secrets FILE",
+            )
     own = {"name": name, "command": ["retinaforge", *words], "folder": str(Path.cwd())}
     spec = spec_from(json.dumps(fields | own).encode(), where="the job, as site.yaml and the options say")
     return Described(spec, job_folder(jobs, name), config, target, {key: who for key, who in sources.items() if who})

@@ -32,7 +32,7 @@ def submit_pipeline(
     """
     from launch.cli.described import described
     from launch.pipeline import AFTER, Pipeline, finished, missing, read_pipeline, stage_job
-    from launch.stages import Run
+    from launch.stages import Run, check_outdated
 
     if not words or given:
         raise InputError(
@@ -47,6 +47,7 @@ def submit_pipeline(
 
     run = Run(load(found.preset, list(found.overrides)))
     name = name or run.folder.absolute().name
+    check_outdated(run)
     to_make = missing(lambda stage: finished(run, stage))
     described_by = {stage: described(*stage_job(found, stage), f"{name}/{stage}", jobs, file) for stage in to_make}
     if dry_run:

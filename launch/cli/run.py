@@ -32,6 +32,8 @@ def complete(run: Run, worked: Worked) -> None:
     trained = False
     stages.alone("run")
     stages.check_inputs(run)
+    run.check()
+    stages.check_outdated(run)
     run.freeze()
     stages.prepare_data(run, progress)
     stages.check_latent_size(run)

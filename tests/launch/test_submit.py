@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
+import yaml
 
 from data_shards.errors import InputError
 from launch.cli.jobs import duration, pace, summary
@@ -15,6 +18,7 @@ from launch.config import load
 from launch.jobs import Progress, Target, check_time, progress_of
 from launch.pipeline import AFTER, missing
 from launch.site import queue
+from launch.stages import Run, check_outdated
 from slurm.executor import run_local
 from slurm.jobs import JobSpec
 from slurm.rank import Placement
@@ -120,6 +124,48 @@ def test_local_runs_the_verb_here_and_hands_on_its_exit_code(capfd):
     assert Path("runs/jobs/here/job.json").exists()
     with pytest.raises(InputError, match="name is in use"):
         invoke("submit", "--local", "--name", "here", "--", "run", "demo")
+
+
+def test_a_user_without_a_name_or_a_home_goes_on(tmp_path):
+    """As in containers of some sites: no entry in /etc/passwd, no HOME."""
+    unnamed = ["env", "-u", "HOME", "-u", "USER", "-u", "LOGNAME", "-u", "XDG_CONFIG_HOME", "unshare", "--user", "--map-user=54321"]
+    if subprocess.run([*unnamed, "true"], capture_output=True, check=False).returncode:
+        pytest.skip("no user namespaces here")
+    program = str(Path(sys.executable).with_name("retinaforge"))
+    for words in (("submit", "--dry-run", "--", "presets"), ("submit", "--local", "--", "presets"), ("status",), ("runs",)):
+        done = subprocess.run([*unnamed, program, *words], cwd=tmp_path, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+    done = subprocess.run(
+        [*unnamed, program, "slurm-local", "start", "--root", tmp_path / "c"], capture_output=True, text=True, check=False
+    )
+    assert (done.returncode == 2 and "has no name" in done.stderr + done.stdout) or "cannot be started" in done.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["runs"]
+
+
+def test_an_export_whose_value_holds_a_password_is_refused(monkeypatch):
+    monkeypatch.setenv("HTTPS_PROXY", "http://ann:hunter2@proxy:3128")
+    with pytest.raises(InputError, match="holds a password(.|\n)*--secrets FILE") as caught:
+        invoke("submit", "--export", "HTTPS_PROXY", "--dry-run", "--", "presets")
+    assert "hunter2" not in str(caught.value)
+
+
+@pytest.mark.parametrize("words", [("run",), ("pipeline",), ("submit", "--local", "--", "run")], ids=" ".join)
+def test_what_a_longer_training_would_outdate_is_refused_before_it_begins(place, tmp_path, words):
+    """Latents of the shorter VQ-GAN stand in the run folder; the mend, followed, leads on."""
+    run = tmp_path / "a run"
+    shutil.copytree(place.run("first", "vqgan"), run)
+    settings = [f"run={run}", "vqgan.loop.samples=96"]
+    (tmp_path / "pipeline.yaml").write_text(yaml.safe_dump({"preset": str(place.folder / "tiny.yaml"), "overrides": settings}))
+    command = ["submit", "--dry-run", "--", "pipeline", "pipeline.yaml"] if words == ("pipeline",) else [*words, place.folder / "tiny.yaml"]
+    before = (run / "run.yaml").read_bytes()
+    with pytest.raises(InputError, match="earlier state(.|\n)*latents(.|\n)*mkdir") as caught:
+        invoke(*command, *(settings if words != ("pipeline",) else ()))
+    assert (run / "run.yaml").read_bytes() == before, "refused before anything is written"
+    mend = next(line.partition("mend:")[2] for line in str(caught.value).splitlines() if "mend:" in line)
+    subprocess.run(["bash", "-ec", mend], check=True)
+    assert (run / "earlier" / "latents" / "dataset.json").exists() and not (run / "latents").exists()
+    check_outdated(Run(load(str(place.folder / "tiny.yaml"), settings)))
+    check_outdated(Run(load(str(place.folder / "tiny.yaml"), [f"run={place.run('first', 'vqgan')}"])))
 
 
 def test_status_of_nothing_says_so():

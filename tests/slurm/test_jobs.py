@@ -48,6 +48,11 @@ EVERYTHING = dataclasses.replace(
 TOKEN = "5e" * 16
 
 
+SENT_ELSEWHERE = ("--parsable", "--parsa", "--cluster=b", "--clusters=b", "--cluster-constraint=x", "--test-only", "--test", "--qui")
+SENT_ELSEWHERE += ("--wrap=id", "--wra=id", "--help", "--usa", "--vers", "--tasks-per-node=9", "--get-user-env", "--jobid=7", "--array=1")
+"""Options after which sbatch would answer otherwise, or send the job elsewhere, also by the abbreviations that it takes."""
+
+
 @pytest.mark.parametrize(
     ("name", "spec", "folder"), [("plain", PLAIN, RUN), ("everything", EVERYTHING, RUN.with_name("100% of it's $HOME"))]
 )
@@ -69,6 +74,26 @@ def test_options_survive_quoting():
     options = [shlex.split(line)[1] for line in sbatch_text(EVERYTHING, RUN).splitlines() if line.startswith("#SBATCH")]
     assert f"--job-name={EVERYTHING.name}" in options and f"--chdir={RUN}" in options
     assert "--gpus-per-node=4" in options, "all GPUs of a node for all its tasks; the local rank chooses"
+
+
+VALID = [
+    {"account": "a@b"},
+    {"memory": "0"},
+    {"memory": "16g"},
+    {"dependency": "after:12+5"},
+    {"dependency": "afterok:12:13_4?singleton"},
+    {"dependency": "aftercorr:12_*,afterburstbuffer:3"},
+    {"constraint": "[rack1*2&rack2*4]"},
+    {"array": "0-6:2,9%2"},
+    {"exports": ("TOKENIZERS_PARALLELISM", "MAX_TOKENS", "MAX_TOKEN_LENGTH", "HF_TOKEN_PATH", "GOOGLE_APPLICATION_CREDENTIALS", "PWD")},
+    {"extra": ("--wait-all-nodes=1", "--hold", "--mem-per-cpu=2G", "--time-min=60", "--no-kill")},
+]
+
+
+@pytest.mark.parametrize("change", VALID, ids=str)
+def test_what_sites_have_is_accepted(change):
+    spec = dataclasses.replace(PLAIN, **change)
+    assert spec_from(spec_json(spec)) == spec
 
 
 @pytest.mark.parametrize("spec", [PLAIN, EVERYTHING])
@@ -93,6 +118,15 @@ def test_json_round_trip(spec):
         ({"reservation": "a b"}, "reservation"),
         ({"extra": ("--nodes=9",)}, "does not set itself"),
         ({"extra": ("-N9",)}, "one long option"),
+        *(({"extra": (option,)}, "does not set itself") for option in SENT_ELSEWHERE),
+        ({"array": "5-1"}, "lowest index first"),
+        ({"array": "0-9:0"}, "step from 1 on"),
+        ({"array": "1-99999999999"}, "at most 4,000,000"),
+        ({"dependency": "after:12+x"}, "after:12"),
+        ({"exports": ("SLURM_CPU_BIND",)}, "no variable of SLURM's"),
+        ({"exports": ("PGPASSWORD",)}, "no secrets"),
+        ({"exports": ("AWS_SECRET_ACCESS_KEY",)}, "no secrets"),
+        ({"exports": ("AZURE_STORAGE_SAS_TOKEN",)}, "no secrets"),
         ({"extra": ("--comment=a\n#SBATCH --nodes=9",)}, "printable"),
         ({"dependency": "afterok:123; id"}, "dependency"),
         ({"exports": ("A=B",)}, "the name of a variable"),

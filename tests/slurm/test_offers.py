@@ -7,14 +7,15 @@ import dataclasses
 import pytest
 
 from data_shards.errors import InputError
-from slurm.offers import UNLIMITED, check_fit, gpus_of, minutes_of, offers, read_offers
+from slurm.offers import UNLIMITED, check_fit, gpus_of, minutes_of, offers, read_offers, waits_for
 from tests.slurm.test_jobs import PLAIN
 
 SITE = """\
 gpu|up|4|64|512000|2-00:00:00|gpu:a100:4(S:0-1)
 gpu|up|2|128|1024000|2-00:00:00|gpu:h100:8,nvme:1
 cpu*|up|100|32|128000|infinite|(null)
-old|down|10|16|64000|1:00:00|(null)
+old|drain|10|16|64000|1:00:00|(null)
+mended|down|10|16|64000|1:00:00|(null)
 """
 
 
@@ -25,6 +26,7 @@ def test_sinfo_is_read():
         ("gpu", False, True, 2, 128, 8, 2880),
         ("cpu", True, True, 100, 32, 0, UNLIMITED),
         ("old", False, False, 10, 16, 0, 60),
+        ("mended", False, False, 10, 16, 0, 60),
     ]
     texts = ("(null)", "gpu:4", "gpu", "gpu:a100:2,gpu:h100:3", "shard:8,gpu:tesla:1(IDX:0)")
     assert [gpus_of(text) for text in texts] == [0, 4, 1, 5, 1]
@@ -39,6 +41,8 @@ def test_sinfo_is_read():
         {"partition": "gpu", "tasks_per_node": 8, "gpus_per_task": 1, "nodes": 2},
         {"partition": "gpu", "tasks_per_node": 4, "gpus_per_task": 1, "nodes": 6, "memory": "500G"},
         {"partition": "old,cpu"},
+        {"partition": "mended"},
+        {"partition": "gpu", "memory": "0"},
         {"partition": "gpu,cpu", "time_minutes": 5000},
     ],
 )
@@ -65,6 +69,12 @@ def test_what_fits_passes(change):
 def test_what_no_partition_could_start_is_refused_with_what_there_is(change, words):
     with pytest.raises(InputError, match=words):
         check_fit(dataclasses.replace(PLAIN, **change), read_offers(SITE))
+
+
+def test_a_partition_that_is_down_now_is_waited_for_with_a_word():
+    there = read_offers(SITE)
+    assert "mended starts no jobs now (it is DOWN)" in waits_for(dataclasses.replace(PLAIN, partition="mended"), there)
+    assert waits_for(dataclasses.replace(PLAIN, partition="mended,gpu"), there) is None is waits_for(PLAIN, there)
 
 
 def test_where_none_is_named_the_site_may_choose_any():
