@@ -438,7 +438,7 @@ def test_a_painting_that_was_killed_before_its_first_cube_goes_on(tmp_path: Path
     config = PhantomConfig(size=32, wavelengths_nm=(555.0, 640.0))
     labels_HW = np.zeros((32, 32), np.uint8)
     labels_HW[8:12], labels_HW[20:24] = LABELS["artery"], LABELS["vein"]
-    meta = CubeMeta(key="a", wavelengths_nm=(1.0,), scale=1.0, subject_id="p")
+    meta = CubeMeta(key="a", wavelengths_nm=(555.0,), scale=1.0, subject_id="p")
     (tmp_path / "in").mkdir()
     write_cube(tmp_path / "in", Cube(data_CHW=np.zeros((1, 32, 32), np.uint16), meta=meta, labels_HW=labels_HW))
     assert write_painted(config, tmp_path / "in", tmp_path / "out") == 1
