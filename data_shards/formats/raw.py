@@ -80,7 +80,8 @@ class Raw:
 
 def is_litter(path: Path, below: Path) -> bool:
     """What systems leave beside images below a folder: hidden files, '._NAME' (what a Mac notes of NAME), caches of previews."""
-    return any(part.startswith(".") or part.lower() in LITTER for part in path.relative_to(below).parts)
+    parts = (part for part in path.relative_to(below).parts if part != "..")
+    return any(part.startswith(".") or part.lower() in LITTER for part in parts)
 
 
 def check_size(shape: tuple[int, ...], options: ReadOptions, path: Path) -> None:

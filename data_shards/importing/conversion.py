@@ -331,7 +331,7 @@ def _wavelengths_nm(raw: formats.Raw, config: ImportConfig, values: Values, wher
         expected="one wavelength for each band",
         mend=f"--axes {' or --axes '.join(orders)}, the order by which there are {len(stated_nm)} bands"
         if orders
-        else ("" if config.wavelengths_nm else "in place of the file's own: ") + _some_centres(bands),
+        else ("" if config.wavelengths_nm else "state them in place of the file's own: ") + _some_centres(bands),
     )
 
 
