@@ -20,6 +20,7 @@ BANDS_16_NM = (900, 875, 845, 815, 785, 755, 730, 700, 670, 640, 610, 585, 555, 
 """The default band list; it contains the six bands named by the reference work (900, 815, 730, 640, 555, 465 nm)."""
 
 KEY = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_-]{0,62}")  # no dot: WebDataset ends the key at the first one; 63 bytes fit the index
+NAME_BYTES = 64  # of a key or a subject in the index
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,6 +57,13 @@ class CubeMeta:
             raise InputError(f"eye {self.eye!r}", where=self.key, expected="'OD', 'OS' or '' (not known)")
         if not isinstance(self.subject_id, str) or not self.subject_id:
             raise InputError(f"subject_id {self.subject_id!r}", where=self.key, expected="a name, as text, for splits by person")
+        if len(self.subject_id.encode(errors="surrogatepass")) > NAME_BYTES or re.search("[\0\ud800-\udfff]", self.subject_id):
+            raise InputError(
+                f"subject_id {self.subject_id[:80]!r}",
+                where=self.key,
+                expected=f"a text of at most {NAME_BYTES} bytes in UTF-8: it stands in the index",
+                mend="give this person a shorter subject_id in all samples",
+            )
         if not isinstance(self.notes, dict):
             raise InputError(f"notes {self.notes!r}", where=self.key, expected="an object of names and values")
         if not np.isfinite(self.wavelengths_nm).all():
@@ -114,6 +122,22 @@ def check_cube(cube: Cube) -> None:
         )
     if cube.fov_HW is not None and cube.fov_HW.dtype != np.bool_:
         raise InputError(f"field-of-view mask of dtype {cube.fov_HW.dtype}", where=where, expected="bool")
+
+
+def same_kind(cube: Cube, first: Cube) -> None:
+    """Raises: InputError: a cube of another shape, dtype, band list or affine map than the first of its dataset."""
+
+    def kind(c: Cube) -> tuple[Any, ...]:
+        return c.data_CHW.shape, c.data_CHW.dtype.name, c.meta.wavelengths_nm, c.meta.scale, c.meta.offset
+
+    for name, a, b in zip(("shape", "dtype", "wavelengths_nm", "scale", "offset"), kind(cube), kind(first), strict=True):
+        if a != b:
+            raise InputError(
+                f"{name} {a}",
+                where=cube.meta.key,
+                expected=f"{b}, as in {first.meta.key}: one dataset has one {name}",
+                mend="retinaforge data import with --resize, --crop or --wavelengths, or pack into two datasets",
+            )
 
 
 def reflectance(data_CHW: np.ndarray, meta: CubeMeta) -> np.ndarray:

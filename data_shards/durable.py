@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import hashlib
 import json
 import os
@@ -20,9 +19,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from data_shards import locks
 from data_shards.errors import InputError, RetinaforgeError, TryAgain
 
-LOCK = ".writer"  # `.writer-NAME` is held, by flock, by the process that writes the folder NAME
+LOCK = ".writer"  # `.writer-NAME` is held (locks.py) by the process that writes the folder NAME
 REQUEST = ".request"  # what the writer of an unfinished folder was asked for
 PART = ".part-"  # every unfinished name contains this; readers skip such names, the next writer may delete them
 
@@ -161,7 +161,7 @@ def publish_folder(part: Path, final: Path) -> None:
 
 
 @contextlib.contextmanager
-def writing_folder(final: Path, *, request: str = "") -> Iterator[Path]:
+def writing_folder(final: Path, *, request: str = "", mendable: tuple[type[Exception], ...] = ()) -> Iterator[Path]:
     """A fresh folder beside `final`, which appears there, whole, when the block ends, and not at all when it raises.
 
     What killed writers of the same place left is removed. A lock, which the kernel drops with its process, tells them from a live one.
@@ -170,6 +170,7 @@ def writing_folder(final: Path, *, request: str = "") -> Iterator[Path]:
         request: what is asked for, in one line. A folder that a killed or interrupted writer of the very same request left is given
             again, with what it holds; the caller knows which of its files are whole (those written through this module are).
             A signal and a store that is away leave it too.
+        mendable: faults of one input that somebody mends, behind which finished work is as good as before; they leave it too.
 
     Raises:
         TryAgain: another process is writing the same place, or the disk is full. InputError: the place cannot be written.
@@ -199,7 +200,7 @@ def writing_folder(final: Path, *, request: str = "") -> Iterator[Path]:
         except BaseException as error:
             # finished work outlives a signal, and a store that is away; a full disk gets its space back
             passing = isinstance(error, TryAgain) and not isinstance(error.__cause__, OSError)
-            keep = request and (passing or isinstance(error, (KeyboardInterrupt, SystemExit))) and part.is_dir()
+            keep = request and (passing or isinstance(error, (KeyboardInterrupt, SystemExit, *mendable))) and part.is_dir()
             if keep:
                 sweep(part)
             if not keep or os.listdir(part) == [REQUEST]:  # nothing was finished
@@ -228,26 +229,19 @@ def sole_writer(final: Path) -> Iterator[None]:
         TryAgain: a live process holds it.
     """
     path = final.with_name(f"{LOCK}-{final.name}")
-    while True:
-        with explained(final):
-            file = open(path, "ab")  # noqa: SIM115 - held as long as the block runs
-        if not _locked(file):
-            file.close()
-            raise TryAgain(
-                "another process is writing this place",
-                where=final,
-                expected="one writer",
-                mend="wait for it, or end it, and run the same command again",
-            )
-        with contextlib.suppress(FileNotFoundError):
-            if os.stat(path).st_ino == os.fstat(file.fileno()).st_ino:
-                break
-        file.close()  # its holder removed it meanwhile: what we hold has no name any more
+    with explained(final):
+        lock = locks.take(path)
+    if lock is None:
+        raise TryAgain(
+            "another process is writing this place",
+            where=final,
+            expected="one writer",
+            mend="wait for it, or end it, and run the same command again",
+        )
     try:
         yield
     finally:
-        path.unlink(missing_ok=True)
-        file.close()
+        lock.release()
 
 
 @contextlib.contextmanager
@@ -262,28 +256,20 @@ def claimed(path: Path, doing: str, *, patience_s: float = 0.0) -> Iterator[None
     """
     with explained(path):
         make_folder(path.parent)
-        file = open(path, "ab")  # noqa: SIM115 - held as long as the block runs
-    with file:
         until = time.monotonic() + patience_s
-        while not (locked := _locked(file)) and time.monotonic() < until:
+        while (lock := locks.take(path)) is None and time.monotonic() < until:
             time.sleep(0.5)
-        if not locked:
-            raise TryAgain(
-                f"another process is {doing}",
-                where=path.parent,
-                expected="one at a time",
-                mend=f"wait for it, or end it (fuser {path}), and run the same command again",
-            )
-        yield
-
-
-def _locked(file: BinaryIO) -> bool:
-    """Take the lock of a writer; False when a live one has it."""
+    if lock is None:
+        raise TryAgain(
+            f"another process is {doing}",
+            where=path.parent,
+            expected="one at a time",
+            mend=f"wait for it, or end it (fuser {path}), and run the same command again",
+        )
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
+        yield
+    finally:
+        lock.release()
 
 
 def sweep(folder: Path) -> None:

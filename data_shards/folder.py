@@ -41,8 +41,35 @@ def png_map(content: bytes, *, mask: bool, where: object) -> np.ndarray:
 
 
 def meta_bytes(meta: CubeMeta, data_CHW: np.ndarray) -> bytes:
-    """KEY.json: the metadata, and shape and dtype so that bare bytes can be read by anybody."""
+    """KEY.json: the metadata, and shape and dtype so that bare bytes can be read by anybody.
+
+    Raises:
+        InputError: notes that are no JSON.
+    """
+    check_notes(meta, meta.key)
     return durable.canonical_json({**asdict(meta), "shape": data_CHW.shape, "dtype": data_CHW.dtype.name})
+
+
+def check_notes(meta: CubeMeta, where: object) -> None:
+    """Raises: InputError: notes with NaN or infinity, which Python reads and no other reader of JSON takes, or of other types."""
+    for name, value in {"acquired": meta.acquired, **meta.notes}.items():
+        try:
+            durable.canonical_json({name: value})
+        except (ValueError, TypeError, RecursionError) as error:
+            raise InputError(
+                f"note {name!r}: {error}",
+                where=where,
+                expected="JSON: finite numbers, texts, true, false, null, lists and objects",
+                mend="write null, or leave it out",
+            ) from error
+
+
+def check_key(meta: CubeMeta, key: str, where: object) -> None:
+    """Raises: InputError: metadata that name another sample than the file that they stand in."""
+    if meta.key != key:
+        raise InputError(
+            f"key {meta.key!r} inside {key}.json", where=where, expected=repr(key), mend="correct the key there, or the file's name"
+        )
 
 
 def meta_from(content: bytes, *, where: object, key: str | None = None) -> CubeMeta:
@@ -145,8 +172,7 @@ def read_cube(folder: Path, key: str) -> Cube:
         InputError: wrong shape, dtype, labels or metadata. CorruptData: unreadable bytes. Pickled arrays are refused.
     """
     meta = meta_from(_content(folder / f"{key}.json"), where=folder / f"{key}.json")
-    if meta.key != key:
-        raise InputError(f"key {meta.key!r} inside {key}.json", where=folder, expected=f"{key!r}")
+    check_key(meta, key, folder)
     try:
         data_CHW = np.load(folder / f"{key}.npy", allow_pickle=False)
     except (ValueError, OSError, EOFError) as error:

@@ -24,11 +24,11 @@ from safetensors.numpy import save
 
 from data_shards import payload
 from data_shards.codecs import STORED
+from data_shards.cube import NAME_BYTES
 from data_shards.errors import CorruptData, InputError, TryAgain
 from data_shards.layout import Layout
 
 FORMAT = "retinaforge-index-3"
-NAME_BYTES = 64
 READ_BELOW_BYTES = 1 << 20
 
 

@@ -22,7 +22,7 @@ from data_shards import durable
 from data_shards.band_statistics import FORMAT as STATISTICS
 from data_shards.band_statistics import BandAccumulator
 from data_shards.codecs import Encoding
-from data_shards.cube import Cube
+from data_shards.cube import Cube, same_kind
 from data_shards.dataset import Dataset
 from data_shards.doubles import Doubles, few
 from data_shards.errors import InputError
@@ -50,20 +50,6 @@ def entry_of(shard: Path, index: ShardIndex, split: str) -> ShardEntry:
         sha256=index.sha256,
         index_sha256=durable.sha256_of(index_path(shard)),
     )
-
-
-def _same_kind(cube: Cube, first: Cube) -> None:
-    def kind(c: Cube) -> tuple[Any, ...]:
-        return c.data_CHW.shape, c.data_CHW.dtype.name, c.meta.wavelengths_nm, c.meta.scale, c.meta.offset
-
-    for name, a, b in zip(("shape", "dtype", "wavelengths_nm", "scale", "offset"), kind(cube), kind(first), strict=True):
-        if a != b:
-            raise InputError(
-                f"{name} {a}",
-                where=cube.meta.key,
-                expected=f"{b}, as in {first.meta.key}: one dataset has one {name}",
-                mend="retinaforge data import with --resize, --crop or --wavelengths, or pack into two datasets",
-            )
 
 
 def pack(
@@ -325,7 +311,7 @@ def _describe_written(
 def checked(cubes: Iterable[Cube], first: Cube, bands: BandAccumulator | None) -> Iterator[Cube]:
     """The cubes, each of the kind of `first`, entered into the statistics as they pass."""
     for cube in cubes:
-        _same_kind(cube, first)
+        same_kind(cube, first)
         if bands is not None:
             bands.add(cube)
         yield cube
@@ -352,7 +338,7 @@ def band_stats(dataset: Dataset, watch: Watch = iter) -> BandStats:
     bands, first = BandAccumulator(), dataset.cube(split, 0)
     for i in watch(range(dataset.count(split))):
         cube = dataset.cube(split, i)
-        _same_kind(cube, first)
+        same_kind(cube, first)
         bands.add(cube)
     return bands.stats(split, dataset.scale, dataset.offset)
 

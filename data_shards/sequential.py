@@ -123,6 +123,7 @@ def _cube(sample: dict[str, Any], shard: Path | str) -> Cube:
         )
     content, codec = sample[arrays[0]], payload.codec_of(arrays[0])
     meta = loose.meta_from(sample["json"], where=where, key=key)
+    loose.check_key(meta, key, where)
     shape, dtype = payload.npy_header(content, where) if codec == "npy" else stated_array(json.loads(sample["json"]), key, where)
     if len(shape) != 3 or 0 in shape or dtype not in ("uint16", "float32"):
         raise InputError(f"an array of {dtype} {shape}", where=where, expected="(bands, height, width) of uint16 or float32")

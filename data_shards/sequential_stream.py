@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from data_shards.batch import Batch, stacked
-from data_shards.errors import InputError
+from data_shards.cube import same_kind
 from data_shards.sequential import endless, plan_of
 
 
@@ -28,7 +28,7 @@ class SequentialStream:
         rank, world: this process's share.
 
     Raises (while reading):
-        InputError: samples of another shape than the first. Otherwise as sequential.read_shard.
+        InputError: samples of another shape, dtype, band list or scale than the first. Otherwise as sequential.read_shard.
     """
 
     def __init__(self, shards: Sequence[Path | str], *, batch_size: int, rank: int = 0, world: int = 1) -> None:
@@ -43,12 +43,7 @@ class SequentialStream:
             cubes = [cube for *_, cube in rows]
             first = first or cubes[0]
             for cube in cubes:
-                if (cube.data_CHW.shape, cube.data_CHW.dtype) != (first.data_CHW.shape, first.data_CHW.dtype):
-                    raise InputError(
-                        f"{cube.data_CHW.dtype} {cube.data_CHW.shape}",
-                        where=cube.meta.key,
-                        expected=f"{first.data_CHW.dtype} {first.data_CHW.shape}, as in {first.meta.key}",
-                    )
+                same_kind(cube, first)
             height_width = first.data_CHW.shape[1:]
             yield Batch(
                 cubes_BCHW=torch.from_numpy(np.stack([cube.data_CHW for cube in cubes])),

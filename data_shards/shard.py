@@ -19,7 +19,7 @@ from data_shards import durable, payload
 from data_shards.codecs import Encoding
 from data_shards.cube import KEY, Cube
 from data_shards.errors import CorruptData, InputError, RetinaforgeError
-from data_shards.folder import meta_bytes, meta_from, png_bytes
+from data_shards.folder import check_key, meta_bytes, meta_from, png_bytes
 from data_shards.index import ShardIndex, index_bytes, index_path
 
 MAX_MEMBER_BYTES = (4 << 30) - 1
@@ -70,7 +70,9 @@ def scan_shard(shard: Path) -> ShardIndex:
             raise InputError(f"member {name!r} stands twice", where=shard, expected="unique names", mend="write the shard again")
         sample.members[member] = (offset, len(content), crc32c(content))
         if member == "json":
-            sample.meta, sample.subject = content, meta_from(content, where=sample.where, key=key).subject_id
+            meta = meta_from(content, where=sample.where, key=key)
+            check_key(meta, key, sample.where)
+            sample.meta, sample.subject = content, meta.subject_id
         elif payload.codec_of(member):
             if sample.array:
                 raise InputError(f"two arrays, {sample.array} and {member}", where=sample.where, expected="one KEY.cube.<codec>")

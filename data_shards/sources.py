@@ -79,5 +79,7 @@ def source_of(path: Path | str) -> tuple[list[tuple[str, str, str]], Read, str]:
         content = (path / f"{key}.json").read_bytes()
         told.update(hashlib.sha256(content).digest())
         meta = loose.meta_from(content, where=path / f"{key}.json")
+        loose.check_key(meta, key, path)
+        loose.check_notes(meta, path / f"{key}.json")
         rows.append((key, meta.subject_id, str(meta.notes.get("split", ""))))
     return rows, _FromFolder(path), told.hexdigest()

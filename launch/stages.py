@@ -179,6 +179,13 @@ def prepare_data(run: Run, watch: Watch) -> None:
     )
 
 
+def told_of(run: Run) -> list[str]:
+    """What a person should know of the data before a training on them."""
+    from data_shards.fields_of_view import unlike
+
+    return list(filter(None, [unlike(run.open(run.dataset), "train")]))
+
+
 def encode(run: Run, watch: Watch) -> list[str]:
     """Latents of all splits, and the health gate; returns its warnings."""
     from ldm.encode import encode_dataset

@@ -22,7 +22,8 @@ from ldm.trained import Autoencoder, Denoiser
 HOW_TO = {
     "cubes": "n = counts - log_zero (0 where absent); x = (sign(n) ln(1 + |n| / 16) - log_mean_C) / log_std_C, 0 outside the field of view",
     "latents": "z = VQModel.encode(x).latents; the denoiser sees (z - mean_D) / std_D",
-    "counts": "x = VQModel.decode(z).sample; 16 * (exp(x * log_std_C + log_mean_C) - 1), rounded, clipped to 0 … counts_max, uint16",
+    "counts": "x = VQModel.decode(z).sample; y = x * log_std_C + log_mean_C; log_zero + sign(y) 16 (exp(|y|) - 1), rounded, "
+    "clipped to 0 … counts_max, uint16",
     "field_of_view": "fov_HW in vqgan.safetensors, 1 inside: what the training cubes share; counts outside are 0",
 }
 

@@ -56,7 +56,7 @@ class BandNormaliser(nn.Module):
         if not self.logarithmic:
             return value
         # nothing is stored below 0, the sensor saturates at the largest value, and exp must not overflow
-        least, most = _signed_log(torch.tensor([0.0, self.stored_max], dtype=torch.float64) - self.log_zero).tolist()
+        least, most = _signed_log(torch.tensor([0.0, self.stored_max]) - self.log_zero).tolist()
         value = value.clamp(least, most)
         counts = torch.copysign(LOG_KNEE * torch.expm1(value.abs()), value)
         return (counts + self.log_zero) * self.scale + self.offset

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 
 # cred_expire: a requeued job waits until its old self is surely gone, twice the credential's life; a test has no 4 minutes.
 CONF = """\
-ClusterName=local
+ClusterName={cluster}
 SlurmctldHost={host}(127.0.0.1)
 SlurmctldPort={ctld_port}
 SlurmUser={user}
@@ -74,7 +75,8 @@ def slurm_conf(
     accounting += "" if dbd_port is None else books
     text = "".join(line for line in CONF.splitlines(keepends=True) if line.partition("=")[0] not in settings)
     text = "".join(f"{key}={value}\n" for key, value in settings.items()) + text
-    lines = [text.format(root=root, host=host, ctld_port=ctld_port, user=user, accounting=accounting)]
+    cluster = f"local-{hashlib.sha256(str(root).encode()).hexdigest()[:6]}"  # several may stand on one machine
+    lines = [text.format(root=root, cluster=cluster, host=host, ctld_port=ctld_port, user=user, accounting=accounting)]
     for i, port in enumerate(node_ports, start=1):
         lines.append(f"NodeName=n{i} NodeHostname={host} NodeAddr=127.0.0.1 Port={port} CPUs={cpus} RealMemory=4000 State=UNKNOWN\n")
     all_nodes = f"n[1-{len(node_ports)}]"

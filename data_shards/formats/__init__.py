@@ -8,6 +8,7 @@ from data_shards.errors import InputError, nearest
 from data_shards.formats.arrays import read_hdf5, read_mat, read_npy
 from data_shards.formats.band_folder import band_files, read_band_folder
 from data_shards.formats.envi import envi_files, read_envi
+from data_shards.formats.other_kinds import conversion_of
 from data_shards.formats.photographs import read_photograph
 from data_shards.formats.pnm import read_pnm
 from data_shards.formats.raw import MAX_VALUES, Raw, ReadOptions
@@ -64,7 +65,10 @@ def read(path: Path, options: ReadOptions | None = None) -> Raw:
         return read_band_folder(path, options or ReadOptions())
     if path.suffix.lower() not in READERS:
         raise InputError(
-            f"no reader for {path.suffix or 'a file without suffix'!r}", where=path, expected=nearest(path.suffix.lower(), READERS)
+            f"no reader for {path.suffix or 'a file without suffix'!r}",
+            where=path,
+            expected=nearest(path.suffix.lower(), READERS),
+            mend=conversion_of([path]),
         )
     reader, options = READERS[path.suffix.lower()], options or ReadOptions()
     for name, option in OPTIONS.items():

@@ -79,11 +79,12 @@ def _from_hdf5(path: Path, options: ReadOptions, *, matlab: bool) -> Raw:
             _check_filters(dataset, path)
             array, said, unused = hdf5_said.array_and_statements(dataset)
             beside = hdf5_said.neighbours(file, datasets, name)
+            axes = "" if matlab else hdf5_said.axes_of(dataset)
     except READ_FAULTS as error:
         raise unreadable(path, error, "a whole HDF5 file") from error
     if matlab:
         return _raw(array.T, options, path, "HWC", {"variable": name, "matlab": "v7.3", **unused}, beside, said)
-    return _raw(array, options, path, "CHW", {"variable": name, **unused}, beside, said)
+    return _raw(array, options, path, "CHW", {"variable": name, **unused}, beside, said, axes_said=axes)
 
 
 def _check_inside(dataset: h5py.Dataset, name: str, path: Path) -> None:
@@ -96,23 +97,23 @@ def _check_inside(dataset: h5py.Dataset, name: str, path: Path) -> None:
 
 def _check_filters(dataset: h5py.Dataset, path: Path) -> None:
     """Refuse by name a compression that this HDF5 library lacks; reading would only complain about a plugin folder."""
-    plan = dataset.id.get_create_plist()
-    for code, _, _, name in (plan.get_filter(i) for i in range(plan.get_nfilters())):
-        if not h5py.h5z.filter_avail(code):
-            raise InputError(
-                f"compressed by filter {code} ({name.decode(errors='replace') or 'no name'}), which is not installed",
-                where=path,
-                expected="gzip, lzf or no compression",
-                mend=f"where the filter is installed: h5repack -f NONE {path.name} plain.h5",
-            )
+    for code, name in hdf5_said.missing_filters(dataset):
+        raise InputError(
+            f"compressed by filter {code} ({name}), which is not installed",
+            where=path,
+            expected="gzip, lzf or no compression",
+            mend=f"where the filter is installed: h5repack -f NONE {path.name} plain.h5",
+        )
 
 
 def _datasets(file: h5py.File) -> dict[str, h5py.Dataset]:
-    """Every numeric dataset with at least one axis, by its full name. Links that leave the file are not followed."""
+    """Every numeric dataset with at least one axis, by its full name; MATLAB's text is none. Links that leave the file are not followed."""
     found: dict[str, h5py.Dataset] = {}
 
     def keep(name: str, item: object) -> None:
-        if isinstance(item, h5py.Dataset) and item.shape and item.dtype.kind in "buif" and item.dtype.fields is None:
+        if not isinstance(item, h5py.Dataset) or item.attrs.get("MATLAB_class") == b"char":
+            return
+        if item.shape and item.dtype.kind in "buif" and item.dtype.fields is None:
             found[name] = item
 
     file.visititems(keep)  # visits hard links only: soft and external ones are left out
@@ -120,14 +121,25 @@ def _datasets(file: h5py.File) -> dict[str, h5py.Dataset]:
 
 
 def _raw(
-    array: np.ndarray, options: ReadOptions, path: Path, default_axes: str, facts: dict, beside: list[Neighbour], said: list | None = None
+    array: np.ndarray,
+    options: ReadOptions,
+    path: Path,
+    custom: str,
+    facts: dict,
+    beside: list[Neighbour],
+    said: list | None = None,
+    *,
+    axes_said: str = "",
 ) -> Raw:
-    data_CHW = bands_first(array, options, path, default_axes=default_axes)
-    axes = options.axes.upper() or ("matrix" if options.reshape_HW else default_axes)
-    centres_nm, hint, used = centres_of(beside, data_CHW.shape, options, path)
+    """The array, bands first: by --axes, else as its file says, else by the custom of the format."""
+    assumed = "" if options.axes or options.reshape_HW or axes_said or array.ndim != 3 else custom
+    data_CHW = bands_first(array, options, path, default_axes=axes_said or custom)
+    axes = options.axes.upper() or ("matrix" if options.reshape_HW else axes_said or custom)
+    centres_nm, hint, used = centres_of(beside, data_CHW.shape, options, path, assumed)
     return Raw(
         data_CHW=np.ascontiguousarray(data_CHW, dtype=array.dtype.newbyteorder("=")),
         wavelengths_nm=centres_nm,
+        axes_assumed=assumed,
         said=(*(said or ()), *unclear_said(beside, len(data_CHW))),
         hint=hint,
         facts={**facts, "axes": axes, **({"band_centres": used} if used else {})},

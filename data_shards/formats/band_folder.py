@@ -10,6 +10,7 @@ import numpy as np
 
 from data_shards.errors import InputError
 from data_shards.formats import declared
+from data_shards.formats.band_centres import in_nm
 from data_shards.formats.photographs import read_photograph
 from data_shards.formats.raw import Raw, ReadOptions, check_size, is_litter
 from data_shards.formats.tiff import read_tiff
@@ -70,7 +71,7 @@ def read_band_folder(folder: Path, options: ReadOptions) -> Raw:
         )
     return Raw(
         data_CHW=np.concatenate(bands),
-        wavelengths_nm=tuple(nm for nm, _ in files),
+        wavelengths_nm=in_nm([nm for nm, _ in files], "nm", folder, mend="name the files by their wavelength, as 555nm"),
         orientation=next(iter(tags)),
         said=declared.of_bands(said, folder),
         facts={"band_files": [path.name for _, path in files]},

@@ -39,6 +39,7 @@ ATTRIBUTES = {
     **dict.fromkeys(
         ("fillvalue", "missingvalue", "dataignorevalue", "ignorevalue", "nodata", "nodatavalue", "datanodatavalue", "nullvalue"), NO_DATA
     ),
+    **dict.fromkeys(("bbl", "goodwavelengths", "goodbands"), BAD_BANDS),
     "validmin": VALID_MIN,
     "validmax": VALID_MAX,
     **dict.fromkeys(("unit", "units", "dataunits"), UNIT),
@@ -85,7 +86,7 @@ def words_in(value: Any) -> list[str]:
     if isinstance(value, bytes | np.bytes_):
         return words_in(value.decode("utf-8", errors="replace"))
     if isinstance(value, str):
-        return [word.strip() for word in value.strip().strip("{}").split(",")]
+        return [word.strip() for word in value.strip().strip("{}").strip().removesuffix(",").split(",")]
     if isinstance(value, np.ndarray | list | tuple):
         return [word for part in np.asarray(value).ravel().tolist() for word in words_in(part)]
     return [str(value)]

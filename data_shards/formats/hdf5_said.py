@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import h5py
@@ -12,6 +13,12 @@ from data_shards.formats.declared import Statement, numbers_in
 from data_shards.formats.neighbours import Neighbour
 
 HOUSEKEEPING = ("DIMENSION_LIST", "REFERENCE_LIST", "CLASS", "NAME", "MATLAB_class", "_Netcdf4Dimid", "_Netcdf4Coordinates")
+INTERLEAVES = {"bsq": "CHW", "bil": "HCW", "bip": "HWC"}
+AXIS_NAMES = {
+    "C": re.compile(r"band|wave|lambda|wvl|spectr|channel|^[cl]$", re.IGNORECASE),
+    "H": re.compile(r"row|line|lat|north|height|along|^[yh]$", re.IGNORECASE),
+    "W": re.compile(r"col|sample|pixel|lon|east|width|across|cross|^[xw]$", re.IGNORECASE),
+}
 
 
 def array_and_statements(dataset: h5py.Dataset) -> tuple[np.ndarray, list[Statement], dict[str, Any]]:
@@ -44,7 +51,7 @@ def neighbours(file: h5py.File, datasets: dict[str, h5py.Dataset], image: str) -
             near=name.rpartition("/")[0] == folder,
         )
         for name, dataset in datasets.items()
-        if name != image and Neighbour.may_be(dataset.shape) and not dataset.external and not dataset.is_virtual
+        if name != image and Neighbour.may_be(dataset.shape) and _is_readable(dataset)
     ]
     scalars = [item for item in file[folder or "/"].values() if isinstance(item, h5py.Dataset) and item.shape == ()]
     found += [Neighbour(name=item.name.strip("/"), values=np.asarray(item[()])) for item in scalars if item.dtype.kind in "buif"]
@@ -56,6 +63,18 @@ def neighbours(file: h5py.File, datasets: dict[str, h5py.Dataset], image: str) -
             if isinstance(value, np.ndarray) and value.dtype.kind in "buif" and value.size > 1 and Neighbour.may_be(value.shape)
         ]
     return found
+
+
+def missing_filters(dataset: h5py.Dataset) -> list[tuple[int, str]]:
+    """Number and name of each compression of a data set that this HDF5 library lacks."""
+    plan = dataset.id.get_create_plist()
+    filters = [plan.get_filter(i) for i in range(plan.get_nfilters())]
+    return [(code, name.decode(errors="replace") or "no name") for code, _, _, name in filters if not h5py.h5z.filter_avail(code)]
+
+
+def _is_readable(dataset: h5py.Dataset) -> bool:
+    """Whether a neighbour can be looked at: what is kept elsewhere or packed in an unknown way is nobody's fault here."""
+    return not dataset.external and not dataset.is_virtual and not missing_filters(dataset)
 
 
 def _attributes(item: h5py.Dataset | h5py.Group) -> dict[str, Any]:
@@ -116,3 +135,15 @@ def _wrapped(statement: Statement, bits: int) -> Statement:
         return statement
     values = [value + 2**bits if value < 0 else value for value in numbers_in(statement.value)]
     return Statement(kind=statement.kind, name=statement.name, value=values)
+
+
+def axes_of(dataset: h5py.Dataset) -> str:
+    """The order of three axes, such as 'HWC', where labels, dimension scales or an interleave name them; else ''."""
+    interleave = dataset.attrs.get("interleave", dataset.attrs.get("Interleave"))
+    if isinstance(interleave, str | bytes) and (axes := INTERLEAVES.get(declared.words_in(interleave)[0].lower())):
+        return axes
+    letters = ""
+    for dimension in dataset.dims:
+        names = [dimension.label, *(scale.name.rpartition("/")[2] for scale in dimension.values())]
+        letters += next((axis for name in names for axis, pattern in AXIS_NAMES.items() if name and pattern.search(name)), "?")
+    return letters if sorted(letters) == ["C", "H", "W"] else ""

@@ -13,13 +13,13 @@ from data_shards.errors import InputError
 from data_shards.formats import declared
 from data_shards.formats.band_centres import in_nm
 from data_shards.formats.declared import Statement
-from data_shards.formats.raw import ReadOptions
+from data_shards.formats.raw import ReadOptions, axes_with_bands
 
 MAX_VALUES = 100_000  # no list of bands is longer
 CENTRES = re.compile(
     r"wave_?lengths?|wavelen|^wl$|^wls$|^wvl|^waves?$|^lambdas?$|cent(er|re)s?_?(nm|um)?$|^bands?_?(nm|um)$|^cw", re.IGNORECASE
 )
-NOT_CENTRES = re.compile(r"fwhm|width|err|std|flag|uncert|index|count|number|unit", re.IGNORECASE)
+NOT_CENTRES = re.compile(r"fwhm|good|bad|width|err|std|flag|uncert|index|count|number|unit", re.IGNORECASE)
 UNIT_IN_NAME = re.compile(r"[_ ](nm|um)$", re.IGNORECASE)
 
 
@@ -50,7 +50,7 @@ class Neighbour:
 
 
 def centres_of(
-    beside: list[Neighbour], shape_CHW: tuple[int, ...], options: ReadOptions, path: Path
+    beside: list[Neighbour], shape_CHW: tuple[int, ...], options: ReadOptions, path: Path, axes_assumed: str
 ) -> tuple[tuple[float, ...] | None, str, str]:
     """Band centres in nm, where the option names them or one list of the right length bears their name.
 
@@ -74,7 +74,7 @@ def centres_of(
     fitting = [n for n in found if n.values.size == bands]
     if fitting and all(np.array_equal(n.values.ravel(), fitting[0].values.ravel()) for n in fitting):
         return _nm(fitting[0], path), "", fitting[0].name
-    _refuse_other_axis(found, fitting, shape_CHW, options, path)
+    _refuse_other_axis(found, fitting, shape_CHW, path, axes_assumed)
     return None, f"they may stand in {_listed(found)}: --wavelengths hdf5:NAME" if found else "", ""
 
 
@@ -83,18 +83,16 @@ def _nm(chosen: Neighbour, path: Path) -> tuple[float, ...]:
     return in_nm([float(v) for v in chosen.values.ravel()], unit, f"{path}, {chosen.name}")
 
 
-def _refuse_other_axis(
-    found: list[Neighbour], fitting: list[Neighbour], shape_CHW: tuple[int, ...], options: ReadOptions, path: Path
-) -> None:
+def _refuse_other_axis(found: list[Neighbour], fitting: list[Neighbour], shape_CHW: tuple[int, ...], path: Path, axes_assumed: str) -> None:
     """As many centres as the array has rows or columns, and not as many as bands: the axes are read in the wrong order."""
     sizes = {n.values.size for n in found}
-    if fitting or options.axes or options.reshape_HW or len(sizes) != 1 or not sizes & set(shape_CHW[1:]):
+    if fitting or not axes_assumed or len(sizes) != 1 or not (orders := axes_with_bands(shape_CHW, axes_assumed, *sizes)):
         return
     raise InputError(
         f"{shape_CHW[0]} bands ({'x'.join(map(str, shape_CHW))} as bands x rows x columns), {sizes.pop()} band centres in {found[0].name}",
         where=path,
         expected="a centre for each band",
-        mend="state the order of the axes: --axes HWC",
+        mend=f"state the order of the axes: --axes {' or --axes '.join(orders)}",
     )
 
 
@@ -103,8 +101,11 @@ def unclear_said(beside: list[Neighbour], bands: int) -> list[Statement]:
     said = []
     for n in beside:
         own = n.name.rpartition("/")[2]
-        if n.near and "@" not in n.name and n.values.size in (1, bands) and declared.letters_of(own) not in ("unit", "units"):
-            said += [declared.unclear(s) for s in declared.from_attribute(own, n.values, f"{n.name} beside the image")]
+        if "@" in n.name or n.values.size not in (1, bands):
+            continue
+        found = declared.from_attribute(own, n.values, f"{n.name} beside the image")
+        said += [s for s in found if s.kind == declared.BAD_BANDS and n.values.size == bands]
+        said += [declared.unclear(s) for s in found if n.near and s.kind not in (declared.BAD_BANDS, declared.UNIT)]
     return said
 
 

@@ -63,6 +63,7 @@ class Raw:
         nominal: the centres are a convention and not a measurement.
         orientation: the tag of the file by which the reader turned the pixels upright; 1 where it turned nothing.
         said: what the file says of its own values, not yet applied.
+        axes_assumed: the order in the file of the axes C, H and W where it is only the format's custom; '' where it was said.
         hint: where the file may give its band centres, for the message that they are missing.
         facts: what the reader decided or found, kept in the sample's notes.
     """
@@ -72,6 +73,7 @@ class Raw:
     nominal: bool = False
     orientation: int = 1
     said: tuple[Statement, ...] = ()
+    axes_assumed: str = ""
     hint: str = ""
     facts: dict[str, Any] = field(default_factory=dict)
 
@@ -132,6 +134,17 @@ def bands_first(array: np.ndarray, options: ReadOptions, path: Path, *, default_
     if axes in ("HW", "WH"):
         array, axes = array[None], "C" + axes
     return np.transpose(array, [axes.index(axis) for axis in "CHW"])
+
+
+def axes_with_bands(shape_CHW: tuple[int, ...], axes_read: str, count: int) -> list[str]:
+    """The orders of an array's axes by which it has `count` bands, first as it was read; rows always come before columns.
+
+    Args:
+        axes_read: the order by which the array became (C, H, W).
+    """
+    sizes = [shape_CHW["CHW".index(axis)] for axis in axes_read]
+    orders = ["HW"[:at] + "C" + "HW"[at:] for at, size in enumerate(sizes) if size == count]
+    return sorted(orders, key=lambda order: order != axes_read)
 
 
 def _from_matrix(array_NN: np.ndarray, options: ReadOptions, path: Path) -> np.ndarray:

@@ -75,6 +75,7 @@ def read_tiff(path: Path, options: ReadOptions) -> Raw:
         wavelengths_nm=RGB_NM if nominal else centres_nm,
         nominal=nominal,
         orientation=tag,
+        axes_assumed="" if options.axes or "S" in axes or len(data_CHW) == 1 else "CHW",
         said=said,
         facts={**facts, **unused},
     )

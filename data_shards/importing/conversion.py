@@ -5,7 +5,9 @@ Legend: C band, H W pixels.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field, replace
+from decimal import ROUND_CEILING, ROUND_FLOOR, Decimal
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +17,13 @@ from data_shards import formats
 from data_shards.cube import Cube, CubeMeta
 from data_shards.errors import InputError
 from data_shards.formats import orientation
+from data_shards.formats.raw import axes_with_bands
 from data_shards.importing import geometry, labels, map_files, masks, partners
 from data_shards.importing.values import STATE_SCALE, Stated, Values, measured, no_data_note, understood
 
 COUNTS = {"uint8": (255, 0), "uint16": (65535, 0), "int16": (32767, 32768)}  # dtype: value of reflectance 1, count added to store it
 TOP = 65535
+FEWEST_STEPS = 256  # fewer steps between the least and the most reflectance of a float image would be seen as bands of grey
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -167,10 +171,41 @@ def to_uint16(
             f"{outside} values outside {low:g} … {high:g}: from {least:.6g} to {most:.6g}",
             where=where,
             expected="reflectance within the stated range",
-            mend=f"--float-range {np.floor(least * 100) / 100:g}:{np.ceil(most * 100) / 100:g}, or --full-scale N (reflectance 1)",
+            mend=f"{_range_for(least, most, config)}, or --full-scale N (reflectance 1)",
+        )
+    if least < most and (most - least) / scale < FEWEST_STEPS:
+        raise InputError(
+            f"reflectances from {least:.6g} to {most:.6g}: {(most - least) / scale:.2g} of the {TOP} steps from {low:g} to {high:g}",
+            where=where,
+            expected=f"at least {FEWEST_STEPS} steps between the least and the most",
+            mend=f"{range_around(least, most)}, or --full-scale N (reflectance 1)",
         )
     note = f"rounded: {name} reflectance {low:g} … {high:g} in {TOP} steps, error at most {scale / 2:.3g}"
     return stored_CHW, scale, low, note + (f"; {bad} values that were not finite set to {config.nan_as:g}" if bad else "")
+
+
+def _range_for(least: float, most: float, config: ImportConfig) -> str:
+    """The range of one image, and of what was stated for the images before it, unless that would be too coarse for this one."""
+    low, high = config.float_range or (least, most)
+    low, high = min(low, least), max(high, most)
+    fine = (most - least) * TOP >= FEWEST_STEPS * (high - low)
+    return range_around(low, high) if fine else range_around(least, most)
+
+
+def range_around(least: float, most: float) -> str:
+    """--float-range with round ends around values, hardly wider than they span."""
+    span = most - least or abs(most) or 1.0
+    step = Decimal(1).scaleb(math.floor(math.log10(span)) - 2)
+    low = (Decimal(least) / step).to_integral_value(ROUND_FLOOR) * step
+    high = (Decimal(most) / step).to_integral_value(ROUND_CEILING) * step
+    low, high = (low, high) if low < high else (low - step, high + step)
+    return f"--float-range {_written(low)}:{_written(high)}"
+
+
+def _written(number: Decimal) -> str:
+    """All digits, as an exponent where that is shorter."""
+    number = number.normalize() if number else Decimal(0)
+    return min(f"{number:f}", f"{number:e}", key=len)
 
 
 def _without_pixels(stored_CHW: np.ndarray, scale: float, offset: float, measured_HW: np.ndarray | None) -> tuple[np.ndarray, float, float]:
@@ -267,12 +302,23 @@ def _wavelengths_nm(raw: formats.Raw, config: ImportConfig, values: Values, wher
     """
     stated_nm = config.wavelengths_nm or raw.wavelengths_nm
     bands, height, width = raw.data_CHW.shape
+    read_as = f"{bands} bands ({bands}x{height}x{width} as bands x rows x columns)"
     if stated_nm is None:
+        fewest = min(raw.data_CHW.shape)
+        orders = axes_with_bands(raw.data_CHW.shape, raw.axes_assumed, fewest) if raw.axes_assumed and fewest < bands else []
         raise InputError(
-            f"{bands} bands of unknown wavelength",
+            f"{bands} bands of unknown wavelength" + (f", {read_as.partition(' (')[2].rstrip(')')}" if orders else ""),
             where=where,
             expected="a wavelength for each band" + (f"; {raw.hint}" if raw.hint else ""),
-            mend="--wavelengths 465,545,610",
+            mend=(f"if it has {fewest} bands: --axes {orders[0]}; and " if orders else "") + _some_centres(fewest if orders else bands),
+        )
+    orders = axes_with_bands(raw.data_CHW.shape, raw.axes_assumed, len(stated_nm)) if raw.axes_assumed else []
+    if len(stated_nm) == bands and len(orders) > 1:
+        raise InputError(
+            f"{len(orders)} axes of {bands}, any of which may hold the bands ({bands}x{height}x{width} if it is bands x rows x columns)",
+            where=where,
+            expected="the order of the axes, stated",
+            mend=f"--axes {' or --axes '.join(orders)}",
         )
     if len(stated_nm) == bands:
         return tuple(stated_nm[band] for band in values.kept)
@@ -280,11 +326,19 @@ def _wavelengths_nm(raw: formats.Raw, config: ImportConfig, values: Values, wher
         return tuple(stated_nm)
     left_out = f", {bands - len(values.kept)} of them left out" if len(values.kept) < bands else ""
     raise InputError(
-        f"{bands} bands ({bands}x{height}x{width} as bands x rows x columns){left_out}, {len(stated_nm)} wavelengths",
+        f"{read_as}{left_out}, {len(stated_nm)} wavelengths",
         where=where,
         expected="one wavelength for each band",
-        mend="correct --wavelengths, or state the order of the axes: --axes HWC",
+        mend=f"--axes {' or --axes '.join(orders)}, the order by which there are {len(stated_nm)} bands"
+        if orders
+        else _some_centres(bands),
     )
+
+
+def _some_centres(bands: int) -> str:
+    """The option that states so many centres."""
+    several = f"--wavelengths with {bands} centres in nm (a list, a file, or linspace:FIRST:LAST:{bands})"
+    return "--wavelengths 610,545,465" if bands == 3 else several
 
 
 def _blanked(data_CHW: np.ndarray, measured_HW: np.ndarray | None) -> np.ndarray:

@@ -13,6 +13,7 @@ import hashlib
 import json
 import math
 import os
+import shlex
 from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
@@ -21,8 +22,10 @@ from typing import Any
 
 from data_shards import durable, formats
 from data_shards.cube import CubeMeta
-from data_shards.errors import InputError, UnsafeResume
+from data_shards.errors import CorruptData, InputError, UnsafeResume
 from data_shards.folder import meta_from, write_cube
+from data_shards.formats.other_kinds import conversion_of, kinds_of
+from data_shards.formats.raw import is_litter
 from data_shards.importing import labels, map_files, masks, partners
 from data_shards.importing.conversion import ImportConfig, Item, make_cube
 from data_shards.phantom import eyes as phantoms
@@ -39,7 +42,9 @@ class ImportSummary:
     Attributes:
         cubes, written: samples in OUT, and how many of them this run wrote.
         values: what was made of the files' values, in words: how they are stored, what is no-data, which bands are left out.
+        assumed: who was taken for a person, where nobody said.
         sizes: (H, W) to count. label_share: class to share of all labelled pixels. with_maps: map to count of cubes that have it.
+        joined: subjects with images in several folders of the source.
     """
 
     cubes: int
@@ -52,6 +57,8 @@ class ImportSummary:
     with_maps: dict[str, int]
     pairs: dict[str, str]
     ignored: list[str]
+    assumed: str
+    joined: list[str]
     values: list[str]
 
 
@@ -65,7 +72,7 @@ def find_images(config: ImportConfig) -> tuple[list[Path], list[str]]:
     if not source.exists():
         raise InputError("no such file or folder", where=source, expected="an image or a folder of images")
     if config.per_band:
-        folders = sorted(path for path in source.iterdir() if path.is_dir() and not path.name.startswith(".")) if source.is_dir() else []
+        folders = sorted(path for path in source.iterdir() if path.is_dir() and not is_litter(path, source)) if source.is_dir() else []
         if not source.is_dir():
             raise InputError("--per-band on a file", where=source, expected="a folder of folders, or of single-band images")
         return folders or [source], []
@@ -77,23 +84,25 @@ def find_images(config: ImportConfig) -> tuple[list[Path], list[str]]:
         )
     if not config.pattern or config.pattern.startswith("/"):
         raise InputError(f"pattern {config.pattern!r}", where="--pattern", expected="a glob inside SRC", mend="--pattern '**/*.tif'")
-    files = sorted(path for path in source.glob(config.pattern) if path.is_file() and not path.name.startswith("."))
+    files = sorted(path for path in source.glob(config.pattern) if path.is_file() and not is_litter(path, source))
     images = [path for path in files if path.suffix.lower() in formats.READERS]
     if not images:
         raise InputError(
-            f"no images that match {config.pattern!r}",
+            f"no images that match {config.pattern!r}" + (f", but {kinds_of(files)}" if files else ""),
             where=source,
             expected="files " + " ".join(formats.READERS),
-            mend=_other_place(source),
+            mend=conversion_of(files) if files else _other_place(source),
         )
     return images, [path.name for path in files if path not in set(images)]
 
 
 def _other_place(source: Path) -> str:
     """Where the images may be instead."""
-    folders = sorted(path.name for path in source.iterdir() if path.is_dir())
+    folders = sorted(path.name for path in source.iterdir() if path.is_dir() and not is_litter(path, source))
     return (
-        f"name the folder with the images: {', '.join(folders[:5])}; or --per-band if each is one cube" if folders else "--pattern '*.tif'"
+        f"name the folder with the images: {', '.join(folders[:5])}; or --per-band if each is one cube"
+        if folders
+        else "name another folder"
     )
 
 
@@ -195,7 +204,8 @@ def import_cubes(config: ImportConfig, out: Path, track: Callable[[list[Item]], 
         track: wraps the list of items where the caller wants to show progress.
 
     Raises:
-        InputError, CorruptData: the first image that cannot be imported; nothing is left behind.
+        InputError, CorruptData: the first image that cannot be imported; `out` is not there, and the cubes made before it wait
+            hidden beside it for the same command.
         UnsafeResume: `out` already holds something else. TryAgain: the disk is full, or another import is writing `out`.
     """
     items = plan(config)
@@ -209,17 +219,29 @@ def import_cubes(config: ImportConfig, out: Path, track: Callable[[list[Item]], 
         return summarise(config, items, out, written=0)
     written = 0
     # one request for every import: each sample says itself of what it was made
-    with durable.writing_folder(out, request="import") as stage:
+    with durable.writing_folder(out, request="import", mendable=(InputError, CorruptData)) as stage:
         _tidy(stage, {item.key for item in items})
-        for item in track(items):
-            samples[item.key], hashes = identity(item, config)
-            if not _stands(stage, item.key, samples[item.key]):
-                write_cube(stage, make_cube(item, config, hashes, samples[item.key]))
-                written += 1
+        for number, item in enumerate(track(items)):
+            try:
+                samples[item.key], hashes = identity(item, config)
+                if not _stands(stage, item.key, samples[item.key]):
+                    write_cube(stage, make_cube(item, config, hashes, samples[item.key]))
+                    written += 1
+            except (InputError, CorruptData) as error:
+                raise _with_what_is_kept(error, number, len(items), stage) from error
         _check_alike(stage, items)
         durable.write_json(stage / RECORD, {"options": options, "samples": samples})
         summary = summarise(config, items, stage, written=written)
     return summary
+
+
+def _with_what_is_kept(error: InputError | CorruptData, made: int, of: int, stage: Path) -> InputError | CorruptData:
+    """The same fault, and what the next run finds."""
+    if not made:
+        return error
+    kept = f"the {made} of {of} cubes made before it are kept: the same command goes on behind them"
+    kept += f" (to give up: rm -r {shlex.quote(str(stage))})"
+    return type(error)(error.what, where=error.where, expected=error.expected, mend=f"{error.mend or 'mend the file'}; {kept}")
 
 
 def _tidy(stage: Path, keys: set[str]) -> None:
@@ -324,8 +346,20 @@ def summarise(config: ImportConfig, items: list[Item], folder: Path, *, written:
         with_maps=dict(Counter(role for of_key in roles.values() for role in sorted(of_key))),
         pairs=pairs,
         ignored=find_images(config)[1],
+        assumed=partners.assumed([item.image for item in items], table=config.subjects, pattern=config.subject_pattern),
         values=_values_in_words(metas),
+        joined=_joined(config, items),
     )
+
+
+def _joined(config: ImportConfig, items: list[Item]) -> list[str]:
+    """Subjects with images in several folders, where names told who they are: two people may bear one number."""
+    if config.subjects:
+        return []
+    folders: dict[str, set[Path]] = {}
+    for item in items:
+        folders.setdefault(item.person.subject_id, set()).add(item.image.parent)
+    return sorted(subject for subject, where in folders.items() if len(where) > 1)
 
 
 def _values_in_words(metas: dict[str, CubeMeta]) -> list[str]:

@@ -10,6 +10,8 @@ from pathlib import Path
 
 from data_shards.cube import KEY
 from data_shards.errors import InputError, nearest
+from data_shards.formats.other_kinds import conversion_of, kinds_of
+from data_shards.formats.raw import is_litter
 
 EYES = {"": "", "OD": "OD", "R": "OD", "RIGHT": "OD", "OS": "OS", "L": "OS", "LEFT": "OS"}
 SUBJECT_COLUMNS = ("subject_id", "eye", "acquired", "split")
@@ -75,12 +77,23 @@ def keys_of(images: Sequence[Path]) -> dict[Path, str]:
 def listed(where: str, suffixes: Iterable[str], option: str) -> list[Path]:
     """Files of a folder or of a quoted glob, with one of the suffixes, sorted."""
     folder, pattern = (Path(where), "*") if Path(where).is_dir() else (Path(where).parent, Path(where).name)
-    files = (
-        sorted(f for f in folder.glob(pattern) if f.suffix.lower() in suffixes and not f.name.startswith(".")) if folder.is_dir() else []
-    )
+    there = sorted(f for f in folder.glob(pattern) if f.is_file() and not is_litter(f, folder)) if folder.is_dir() else []
+    files = [file for file in there if file.suffix.lower() in suffixes]
     if not files:
-        raise InputError(f"no files for {option}", where=where, expected=f"a folder or a quoted glob with files {' '.join(suffixes)}")
+        raise InputError(
+            f"no files for {option}" + (f", but {kinds_of(there)}" if there else ""),
+            where=where,
+            expected=f"a folder or a quoted glob with files {' '.join(suffixes)}",
+            mend=_map_conversion(there, option) if there else f"check the folder, or quote the glob: {option} 'DIR/*.png'",
+        )
     return files
+
+
+def _map_conversion(files: Sequence[Path], option: str) -> str:
+    """As `conversion_of`; a JPEG has lost what a label map holds, so no conversion is advised."""
+    if all(file.suffix.lower() in (".jpg", ".jpeg") for file in files):
+        return f"export the maps of {option} anew as PNG: JPEG changes values, and converting keeps the change"
+    return conversion_of(files)
 
 
 def pair(images: Sequence[Path], files: Sequence[Path], *, option: str, match: str = "", allow_missing: bool = False) -> dict[Path, Path]:
@@ -241,6 +254,26 @@ def people(images: Sequence[Path], *, table: Path | None, pattern: str, allow_mi
                 mend="correct the column split",
             )
     return persons
+
+
+EYE_WORD = re.compile(r"(?<![A-Za-z0-9])(od|os|r|l|right|left)(?![A-Za-z0-9])", re.IGNORECASE)
+BY_EYE = r"^(?P<subject>.+?)[^A-Za-z0-9]+(?P<eye>OD|OS|od|os|R|L|r|l|right|left|Right|Left|RIGHT|LEFT)(?![A-Za-z0-9])"
+
+
+def assumed(images: Sequence[Path], *, table: Path | None, pattern: str) -> str:
+    """What was taken for a person where nobody said, and the option that says it; '' where somebody did."""
+    if table is not None or pattern or len(images) < 2:
+        return ""
+    said = f"each image is taken for a person of its own ({len(images)} people): neither --subjects nor --subject-pattern says who is who"
+    by_rest: dict[str, list[str]] = {}
+    for image in images:
+        by_rest.setdefault(EYE_WORD.sub("", stem_of(image)), []).append(image.name)
+    pair = next((names for names in by_rest.values() if len(names) > 1), None)
+    if pair is None:
+        return said
+    fits = all(re.search(BY_EYE, image.name) for image in images)
+    mend = f"--subject-pattern '{BY_EYE}'" if fits else "--subjects CSV with the columns file and subject_id"
+    return f"{said}. {pair[0]} and {pair[1]} look like two eyes of one person, who may then stand in two splits: {mend}"
 
 
 def _from_row(row: dict[str, str], column: str, table: Path) -> Person:

@@ -157,8 +157,8 @@ def _affine(
             )
     scale_C, ones_C = (_by_band(_of(said, kind), bands, where) for kind in (declared.SCALE, declared.FULL_SCALE))
     divided_C = None if ones_C is None else tuple(1 / one if one else np.inf for one in ones_C)
-    if scale_C and set(scale_C) == {1.0} and (divided_C or not offset_C):
-        scale_C = None  # what programs write that have nothing to say
+    # a scale of 1 is what programs write that have nothing to say: a count is no reflectance
+    scale_C, divided_C = (None if values_C and set(values_C) == {1.0} else values_C for values_C in (scale_C, divided_C))
     if scale_C and divided_C and scale_C != divided_C:
         raise InputError(
             f"scale {_span(scale_C)}, and another statement that makes it {_span(divided_C)}",

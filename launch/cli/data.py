@@ -80,7 +80,10 @@ def pack(
 
     The same cubes give the same bytes, whatever --workers is. Killed, the same command goes on behind the shards it finished.
     """
+    from data_shards.dataset import Dataset
+    from data_shards.fields_of_view import unlike
     from data_shards.pack import pack as pack_set
+    from data_shards.pack import stats_split_of
 
     manifest = pack_set(
         place_of(source),
@@ -96,6 +99,9 @@ def pack(
         watch=lambda keys: progress(keys, title=f"pack {out.name}", unit="cube"),
     )
     typer.echo(f"{out}: {_told(manifest)}")
+    dataset = Dataset(out)
+    if different := unlike(dataset, stats_split_of(dataset.splits)):
+        typer.secho(f"note: {different}", fg="yellow", err=True)
 
 
 @app.command()

@@ -324,6 +324,15 @@ def show(summary: ImportSummary, out: Path) -> None:
         if text:
             table.add_row(name, text)
     Console().print(table)
+    if summary.assumed:
+        typer.echo(f"assumed: {summary.assumed}")
+    if summary.joined:
+        typer.secho(
+            f"note: {len(summary.joined)} subjects have images in several folders, first {summary.joined[0]!r}; each counts as one person. "
+            "If they are different people, state them: --subjects CSV",
+            fg="yellow",
+            err=True,
+        )
     if len(summary.sizes) > 1:
         typer.echo("several sizes: a dataset needs one; import again with --resize (and --crop fov --pad-square)")
     else:

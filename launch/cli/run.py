@@ -37,6 +37,8 @@ def complete(run: Run, worked: Worked) -> None:
     run.freeze()
     stages.prepare_data(run, progress)
     stages.check_latent_size(run)
+    if not stages.done(run, "vqgan"):
+        show_warnings(stages.told_of(run))
     for stage in ("vqgan", "diffusion"):
         if not stages.done(run, stage):
             train_stage(run, stage)

@@ -15,11 +15,8 @@ import torch
 from data_shards.batch import Batch
 from data_shards.dataset import Dataset
 from data_shards.errors import InputError, nearest, without_credentials
-from data_shards.folder import png_map
+from data_shards.fields_of_view import common_fov as common_fov
 from data_shards.stream import CubeStream
-
-FOV_SHARE = 0.95
-FOV_IMAGES = 256
 
 Watch = Callable[..., Iterable]
 """(iterable, total=, title=, unit=) → the same items, shown as they pass; launch.cli.progress.progress is one."""
@@ -126,17 +123,3 @@ def real_parts(real: Dataset, against: str, limit: int | None) -> tuple[Part, Pa
         return Part(dataset=real, split=against, sample_N=evenly(count, limit)), None
     halves = [np.flatnonzero(unit_N % 2 == side) for side in (0, 1)]
     return tuple(Part(dataset=real, split=against, sample_N=half[evenly(len(half), limit)]) for half in halves)
-
-
-def common_fov(real: Dataset, split: str) -> np.ndarray:
-    """Pixels inside the field of view of 95 % of the split's images (256 of them, evenly spaced); every pixel where no image has a mask.
-
-    Synthetic images carry no mask. One mask for all images, real and synthetic alike, keeps the comparison fair.
-    """
-    inside_HW, seen = np.zeros(real.shape[1:]), 0
-    for i in evenly(real.count(split), FOV_IMAGES):
-        shard, row = real.locate(split, int(i))
-        if content := shard.named(row, "fov.png"):
-            inside_HW += png_map(content, mask=True, where=f"{shard.path}: sample {shard.index.keys[row]}")
-            seen += 1
-    return inside_HW >= FOV_SHARE * seen

@@ -114,7 +114,7 @@ FILES: dict[str, Callable[[Path], Path]] = {
     "CF": lambda p: hdf5(p / "a.nc", counts(), scale_factor=np.float32(1e-4), add_offset=0.0, _FillValue=np.int16(-9999), units="1"),
     "CF, missing_value": lambda p: hdf5(p / "a.nc", counts(), scale_factor=np.array([1e-4]), missing_value=np.int16([-9999, -1])),
     "CF, valid_range": lambda p: hdf5(p / "a.nc", counts(), scale_factor=1e-4, valid_range=np.int16([0, 10000])),
-    "CF, unpacked valid_min": lambda p: hdf5(p / "a.nc", counts(), scale_factor=1e-4, valid_min=0.0),
+    "CF, unpacked valid_range": lambda p: hdf5(p / "a.nc", counts(), scale_factor=1e-4, valid_range=[0.0, 0.5]),
     "CF, per cent": lambda p: hdf5(p / "a.nc", counts(), scale_factor=1e-2, _FillValue=np.int16(-9999), units="%"),
     "HDF5's own fill value": lambda p: hdf5(p / "a.h5", counts(), fillvalue=-9999, scale_factor=1e-4),
 }
@@ -190,6 +190,7 @@ def test_scales_that_differ_by_band_are_refused_and_applied_to_a_stated_range(ki
         ({"Reflectance_Scaling": 10000.0}, "Reflectance_Scaling = 10000.0"),
         ({"Scale_Factor": 10000.0, "add_offset": 0.5}, "which comes first"),
         ({"add_offset": -1000.0}, "without a scale"),
+        ({"add_offset": -1000.0, "scale_factor": 1.0}, "without a scale"),
         ({"scale_factor": -1e-4}, "the scale above 0"),
         ({"scale_factor": 0.0}, "the scale above 0"),
         ({"scale_factor": 1e-4, "Gain": 1e-3}, "another scale of 0.001"),
@@ -268,6 +269,16 @@ def test_resizing_mixes_no_value_from_pixels_that_were_not_measured(tmp_path: Pa
     np.testing.assert_allclose(reflectance(cube.data_CHW, cube.meta)[:, cube.fov_HW], 0.2, atol=1e-6)
 
 
+def test_resizing_spreads_no_nan(tmp_path: Path) -> None:
+    data_CHW = np.full((C, H, W), 0.25, np.float32)
+    data_CHW[:, :, :5] = np.nan
+    for size, most in (("6x8", 5), ("24x32", 22)):
+        np.save(tmp_path / "a.npy", data_CHW)
+        cube = imported(tmp_path / "a.npy", nodata="nan", geometry=Geometry(resize=size))
+        assert most - 2 <= cube.fov_HW.sum(1).min() <= most
+        np.testing.assert_allclose(reflectance(cube.data_CHW, cube.meta)[:, cube.fov_HW], 0.25, atol=1e-5)
+
+
 def test_a_mask_and_no_data_make_one_field_of_view(tmp_path: Path) -> None:
     from PIL import Image
 
@@ -291,6 +302,15 @@ def test_nan_is_refused_with_an_option_that_puts_it_outside_the_field_of_view(tm
     data_CHW[:, 0, 0] = -9999
     np.save(tmp_path / "a.npy", data_CHW)
     assert imported(tmp_path / "a.npy", nodata="-9999, nan").fov_HW.sum() == 144
+
+
+@pytest.mark.parametrize(
+    "extra", ["reflectance scale factor = 1\n", "data gain values = {1, 1, 1, 1,}\ndata offset values = {0, 0, 0, 0}\n", ""]
+)
+def test_a_scale_of_1_says_nothing(extra: str, tmp_path: Path) -> None:
+    cube = imported(envi(tmp_path / "a.hdr", counts("uint16", 7), extra))
+    assert (cube.meta.scale, cube.meta.offset) == (1 / 65535, 0.0)
+    assert imported(tmp_path / "a.hdr", full_scale=1.0).meta.scale == 1.0
 
 
 def test_bad_bands_of_a_header_are_left_out_and_kept_when_that_is_stated(tmp_path: Path) -> None:
@@ -373,6 +393,39 @@ def test_band_centres_of_a_matlab_variable(version: str, tmp_path: Path) -> None
             file.write(b"MATLAB 7.3 MAT-file".ljust(124) + b"\x00\x02IM")
     assert imported(path, wavelengths_nm=None).meta.wavelengths_nm == NM
     assert imported(path, wavelengths_nm=None, read=ReadOptions(centres="grid")).meta.wavelengths_nm == tuple(nm + 1 for nm in NM)
+
+
+def test_lists_of_good_bands_and_centres_in_attributes(tmp_path: Path) -> None:
+    path = hdf5(
+        tmp_path / "a.nc", counts(), wavelengths=False, scale_factor=1e-4, _FillValue=np.int16(-9999), wavelengths_um=np.array(NM) / 1000
+    )
+    with h5py.File(path, "a") as file:
+        file["bands/good_wavelengths"] = np.array([1, 1, 0, 1], np.uint8)
+    cube = imported(path, wavelengths_nm=None)
+    assert cube.meta.wavelengths_nm == (465, 555, 730)
+    assert cube.meta.notes["bands_left_out"]["bands_from_1"] == [3]
+    cube = imported(path, wavelengths_nm=None, bad_bands="none", read=ReadOptions(centres="scan/cube@wavelengths_um"))
+    assert cube.meta.wavelengths_nm == NM
+
+
+def test_single_band_files_named_below_100_nm_are_refused(tmp_path: Path) -> None:
+    for name in ("050nm", "060nm"):
+        tifffile.imwrite(tmp_path / f"a_{name}.tif", np.ones((4, 5), np.uint16))
+    with pytest.raises(InputError, match="name the files by their wavelength"):
+        importer.import_cubes(ImportConfig(source=tmp_path, per_band=True), tmp_path / "out")
+
+
+def test_text_of_matlab_and_neighbours_in_an_unknown_packing_are_left_alone(tmp_path: Path) -> None:
+    path = hdf5(tmp_path / "a.h5", counts(), scale_factor=1e-4, _FillValue=np.int16(-9999))
+    plan = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+    plan.set_chunk((C,))
+    plan.set_filter(32999, h5py.h5z.FLAG_OPTIONAL)
+    with h5py.File(path, "a") as file:
+        file["scan/scale_kind"] = np.frombuffer(b"sqrt", np.uint8).astype(np.uint16)
+        file["scan/scale_kind"].attrs["MATLAB_class"] = np.bytes_("char")
+        space = h5py.h5s.create_simple((C,))
+        h5py.h5d.create(file["scan"].id, b"lamp", h5py.h5t.NATIVE_UINT16, space, plan).write_direct_chunk((0,), bytes(2 * C), 0)
+    is_right(imported(path, wavelengths_nm=None))
 
 
 def test_centres_that_fit_another_axis_name_the_axes(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import gzip
 import os
 import re
 import signal
@@ -10,6 +11,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import h5py
 import numpy as np
 import pytest
 import scipy.io
@@ -63,7 +65,8 @@ def drive_like(tmp_path: Path) -> Path:
         Image.fromarray(view().astype(np.uint8) * 255).save(root / "fov" / f"{i}_training_mask.gif")
         rgba_HWS = np.dstack([disc().astype(np.uint8) * 255] * 3 + [np.full((H, W), 255, np.uint8)])
         Image.fromarray(rgba_HWS).save(root / "disc" / f"{i}_training_gt.tif", compression="tiff_lzw")
-    (root / "images" / "Thumbs.db").write_bytes(b"x")
+    for name in ("Thumbs.db", "readme.txt", "._21_training.tif"):
+        (root / "images" / name).write_bytes(b"x")
     return root
 
 
@@ -92,7 +95,7 @@ def test_photographs_labels_discs_and_masks(drive_like: Path, tmp_path: Path) ->
         assert cube.meta.notes["wavelengths"] == "nominal"
         assert len(cube.meta.notes["sha256"]) == 4
     assert (summary.cubes, summary.written, summary.subjects, summary.sizes) == (4, 4, 4, {(H, W): 4})
-    assert summary.ignored == ["Thumbs.db"]
+    assert summary.ignored == ["readme.txt"]
     assert sum(summary.label_share.values()) == pytest.approx(1)
     assert not list(tmp_path.glob(".part-*"))
 
@@ -308,10 +311,122 @@ def test_wavelengths_from_a_file(tmp_path: Path) -> None:
 
 def test_a_wrong_band_count_names_file_and_mend(tmp_path: Path) -> None:
     tifffile.imwrite(tmp_path / "s.tif", np.zeros((5, 6, 7), np.uint16), photometric="minisblack")
-    with pytest.raises(InputError, match=r"5 bands \(5x6x7[\s\S]*4 wavelengths[\s\S]*s.tif[\s\S]*--axes HWC"):
-        importer.import_cubes(ImportConfig(source=tmp_path / "s.tif", wavelengths_nm=(1.0, 2.0, 3.0, 4.0)), tmp_path / "out")
-    with pytest.raises(InputError, match=r"5 bands of unknown wavelength[\s\S]*--wavelengths"):
+    with pytest.raises(InputError, match=r"5 bands \(5x6x7[\s\S]*4 wavelengths[\s\S]*s.tif[\s\S]*--wavelengths with 5 centres"):
+        importer.import_cubes(ImportConfig(source=tmp_path / "s.tif", wavelengths_nm=(401.0, 402.0, 403.0, 404.0)), tmp_path / "out")
+    with pytest.raises(InputError, match=r"5 bands of unknown wavelength[\s\S]*--wavelengths with 5 centres"):
         importer.import_cubes(ImportConfig(source=tmp_path / "s.tif"), tmp_path / "out")
+
+
+NM4 = (450.0, 500.0, 550.0, 600.0)
+
+
+def array_file(path: Path, array: np.ndarray) -> Path:
+    if path.suffix == ".npy":
+        np.save(path, array)
+    elif path.suffix == ".mat":
+        scipy.io.savemat(path, {"Y": array})
+    elif path.suffix == ".tif":
+        tifffile.imwrite(path, array, photometric="minisblack")  # one page for each of the first axis
+    else:
+        with h5py.File(path, "w") as file:
+            file["cube"] = array
+    return path
+
+
+@pytest.mark.parametrize("order", ["CHW", "HCW", "HWC"])
+@pytest.mark.parametrize("suffix", [".npy", ".h5", ".mat", ".tif"])
+def test_rows_that_were_taken_for_bands_are_noticed_and_the_advised_axes_read_them(tmp_path: Path, suffix: str, order: str) -> None:
+    data_CHW = np.random.default_rng(3).integers(0, 4096, (4, 9, 7), np.uint16)
+    path = array_file(tmp_path / f"a{suffix}", data_CHW.transpose(["CHW".index(axis) for axis in order]))
+    custom = "HWC" if suffix == ".mat" else "CHW"
+    axes = ""
+    if order != custom:
+        with pytest.raises(InputError, match=rf"4 wavelengths[\s\S]*--axes {order}") as caught:
+            importer.import_cubes(ImportConfig(source=path, wavelengths_nm=NM4), tmp_path / "out")
+        axes = re.search(r"--axes (\w+)", caught.value.mend)[1]
+        with pytest.raises(
+            InputError, match=rf"unknown wavelength[\s\S]*if it has 4 bands: --axes {order}; and --wavelengths with 4 centres"
+        ):
+            importer.import_cubes(ImportConfig(source=path), tmp_path / "out")
+    importer.import_cubes(ImportConfig(source=path, wavelengths_nm=NM4, read=ReadOptions(axes=axes)), tmp_path / "out")
+    assert np.array_equal(folder.read_cube(tmp_path / "out", "a").data_CHW, data_CHW)
+
+
+@pytest.mark.parametrize("suffix", [".npy", ".h5", ".mat"])
+def test_two_axes_as_long_as_the_list_of_bands_need_the_statement(tmp_path: Path, suffix: str) -> None:
+    array = np.random.default_rng(3).integers(0, 4096, (4, 9, 4), np.uint16)
+    path = array_file(tmp_path / f"a{suffix}", array)
+    with pytest.raises(InputError, match=r"2 axes of 4[\s\S]*--axes (CHW or --axes HWC|HWC or --axes CHW)"):
+        importer.import_cubes(ImportConfig(source=path, wavelengths_nm=NM4), tmp_path / "out")
+    importer.import_cubes(ImportConfig(source=path, wavelengths_nm=NM4, read=ReadOptions(axes="HWC")), tmp_path / "out")
+    assert np.array_equal(folder.read_cube(tmp_path / "out", "a").data_CHW, array.transpose(2, 0, 1))
+
+
+@pytest.mark.parametrize("said", ["labels", "scales", "interleave"])
+def test_hdf5_that_names_its_axes_is_read_by_them(tmp_path: Path, said: str) -> None:
+    data_CHW = np.random.default_rng(3).integers(0, 4096, (4, 9, 4), np.uint16)
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        cube = file.create_dataset("cube", data=data_CHW.transpose(1, 2, 0))
+        for i, name in enumerate(("y", "x", "wavelength")):
+            if said == "labels":
+                cube.dims[i].label = name
+            elif said == "scales":
+                file[name] = np.arange(cube.shape[i], dtype=np.float32) + 450.0
+                file[name].make_scale(name)
+                cube.dims[i].attach_scale(file[name])
+        if said == "interleave":
+            cube.attrs["interleave"] = "BIP"
+    read = ReadOptions(variable="cube")
+    importer.import_cubes(ImportConfig(source=tmp_path / "a.h5", wavelengths_nm=NM4, read=read), tmp_path / "out")
+    assert np.array_equal(folder.read_cube(tmp_path / "out", "a").data_CHW, data_CHW)
+
+
+@pytest.mark.parametrize(
+    ("least", "most"),
+    [
+        (-0.5, 1.25),
+        (0, 5000),
+        (-1e-6, 2e-5),
+        (1.0000012, 1.0000043),
+        (-3e9, 7.7e9),
+        (0.999, 123.4),
+        (1e-30, 2e-30),
+        (-0.1, 1.0),
+        (1.5, 1.5),
+    ],
+)
+def test_the_advised_range_holds_the_values_and_is_no_coarser_than_they_are(least: float, most: float) -> None:
+    data_CHW = np.linspace(least, most, 2 * 8 * 8).reshape(2, 8, 8)
+    with pytest.raises(InputError, match="--float-range") as caught:
+        to_uint16(data_CHW, ImportConfig(source=Path()), Values(kept=(0, 1)), "x")
+    low, high = map(float, re.search(r"--float-range (\S+?):([^,\s]+)", caught.value.mend).groups())
+    stored_CHW, scale, offset, _ = to_uint16(data_CHW, ImportConfig(source=Path(), float_range=(low, high)), Values(kept=(0, 1)), "x")
+    assert np.abs(scale * stored_CHW.astype(np.float64) + offset - data_CHW).max() <= scale * 0.51
+    assert most == least or (most - least) / scale > 20000
+
+
+def test_the_ranges_advised_for_one_image_after_the_other_end(tmp_path: Path) -> None:
+    for name, least, most in (("a", 0.0, 1.3), ("b", -0.2, 1.1), ("c", 0.1, 1.7)):
+        np.save(tmp_path / f"{name}.npy", np.linspace(least, most, 4 * 9 * 7, dtype=np.float32).reshape(4, 9, 7))
+    stated = None
+    for _ in range(3):
+        with pytest.raises(InputError, match="values outside") as caught:
+            importer.import_cubes(ImportConfig(source=tmp_path, pattern="*.npy", wavelengths_nm=NM4, float_range=stated), tmp_path / "out")
+        stated = tuple(map(float, re.search(r"--float-range (\S+?):([^,\s]+)", caught.value.mend).groups()))
+    assert (
+        importer.import_cubes(
+            ImportConfig(source=tmp_path, pattern="*.npy", wavelengths_nm=NM4, float_range=stated), tmp_path / "out"
+        ).cubes
+        == 3
+    )
+
+
+def test_floats_that_a_wide_range_would_flatten_are_refused() -> None:
+    """Radiances of 1e-6 over 0 … 1 all became 0 without a word."""
+    data_CHW = np.linspace(0, 1e-6, 2 * 8 * 8).reshape(2, 8, 8).astype(np.float32)
+    with pytest.raises(InputError, match=r"of the 65535 steps from 0 to 1[\s\S]*--float-range 0:1e-0?6"):
+        to_uint16(data_CHW, ImportConfig(source=Path()), Values(kept=(0, 1)), "x")
+    to_uint16(np.full((2, 8, 8), 0.5, np.float32), ImportConfig(source=Path()), Values(kept=(0, 1)), "x")
 
 
 def test_images_that_cannot_be_one_dataset_are_refused(tmp_path: Path) -> None:
@@ -372,7 +487,7 @@ def test_labels_of_another_size(drive_like: Path, tmp_path: Path) -> None:
     Image.fromarray(np.kron(classes(23), np.ones((2, 2), np.uint8))).save(drive_like / "av" / "23_training.png")
     with pytest.raises(InputError, match=r"48x40 pixels[\s\S]*23_training.png[\s\S]*24x20[\s\S]*--resize-labels"):
         importer.import_cubes(config(drive_like), tmp_path / "out")
-    assert [path.name for path in tmp_path.iterdir()] == ["drive"]
+    assert not (tmp_path / "out").exists()
     importer.import_cubes(config(drive_like, onh="", resize_labels=True), tmp_path / "out")
     assert np.array_equal(folder.read_cube(tmp_path / "out", "23_training").labels_HW, np.where(classes(23) == 3, 0, classes(23)))
 
@@ -634,14 +749,56 @@ def test_wrong_geometry_is_refused(wrong: dict[str, str]) -> None:
         geometry.apply(Geometry(**wrong), Planes(data_CHW=np.ones((1, H, W), np.uint16)), "x")
 
 
-def test_every_fault_midway_leaves_the_place_clean(drive_like: Path, tmp_path: Path) -> None:
+def test_a_bad_last_image_leaves_the_others_converted_and_no_out(drive_like: Path, tmp_path: Path) -> None:
     good = (drive_like / "images" / "24_training.tif").read_bytes()
     (drive_like / "images" / "24_training.tif").write_bytes(good[: len(good) // 2])
-    with pytest.raises(CorruptData, match="24_training.tif") as caught:
+    with pytest.raises(CorruptData, match=r"24_training.tif[\s\S]*3 of 4 cubes made before it are kept[\s\S]*rm -r") as caught:
         importer.import_cubes(config(drive_like), tmp_path / "out")
-    assert isinstance(caught.value, RetinaforgeError)
     assert caught.value.exit_code == 4
+    assert not (tmp_path / "out").exists()
+    (drive_like / "images" / "24_training.tif").write_bytes(good)
+    assert importer.import_cubes(config(drive_like), tmp_path / "out").written == 1
+    importer.import_cubes(config(drive_like), tmp_path / "straight")
+    assert bytes_below(tmp_path / "out") == bytes_below(tmp_path / "straight")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["drive", "out", "straight"]
+
+
+def test_a_bad_first_image_leaves_nothing(drive_like: Path, tmp_path: Path) -> None:
+    (drive_like / "images" / "21_training.tif").write_bytes(b"II*\0 cut")
+    with pytest.raises(RetinaforgeError, match="21_training.tif") as caught:
+        importer.import_cubes(config(drive_like), tmp_path / "out")
+    assert "kept" not in str(caught.value)
     assert [path.name for path in tmp_path.iterdir()] == ["drive"]
+
+
+def test_a_folder_of_other_kinds_says_which_and_how_to_convert(tmp_path: Path) -> None:
+    for name in ("a.ppm.gz", "b.ppm.gz", "c.txt", "._d.tif", "Thumbs.db"):
+        (tmp_path / name).write_bytes(gzip.compress(b"P6 1 1 255\n\0\0\0"))
+    (tmp_path / "__MACOSX").mkdir()
+    (tmp_path / "__MACOSX" / "e.tif").write_bytes(b"x")
+    with pytest.raises(InputError, match=r"no images that match '\*', but 2 .ppm.gz, 1 .txt") as caught:
+        importer.plan(ImportConfig(source=tmp_path))
+    command = caught.value.mend.removeprefix("unpack them first: ")
+    subprocess.run(["/bin/sh", "-c", command], check=True)
+    assert importer.import_cubes(ImportConfig(source=tmp_path), tmp_path / "out").cubes == 2
+    with pytest.raises(InputError, match=r"no files for --labels, but 2 .ppm.gz, 1 .txt"):
+        partners.listed(str(tmp_path / "*.[gt][zx]*"), (".png",), "--labels")
+    with pytest.raises(InputError, match="no images"):
+        importer.plan(ImportConfig(source=tmp_path, pattern="**/e.tif"))
+
+
+@pytest.mark.parametrize(("name", "said"), [("a.nii.gz", "nibabel"), ("a.dcm", "pydicom"), ("a.npz", "numpy.load"), ("a.svs", "TIFF")])
+def test_what_is_not_read_comes_with_its_conversion(tmp_path: Path, name: str, said: str) -> None:
+    (tmp_path / name).write_bytes(b"x")
+    for source in (tmp_path, tmp_path / name):
+        with pytest.raises(InputError, match=said):
+            importer.import_cubes(ImportConfig(source=source), tmp_path / "out")
+
+
+def test_maps_that_are_all_jpeg_are_to_be_exported_anew(tmp_path: Path) -> None:
+    (tmp_path / "a.jpg").write_bytes(b"x")
+    with pytest.raises(InputError, match=r"but 1 .jpg[\s\S]*anew as PNG"):
+        partners.listed(str(tmp_path), map_files.EXACT_SUFFIXES, "--labels")
 
 
 # Real data

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from itertools import islice
+from itertools import combinations, islice
 from pathlib import Path
 
 import numpy as np
@@ -95,3 +95,17 @@ def test_weights_that_leave_a_dataset_out_are_refused(three, weights) -> None:
 def test_the_same_dataset_twice_is_refused(three) -> None:
     with pytest.raises(InputError, match="twice"):
         Mixture([three[0], three[0]], [1, 1])
+
+
+def test_the_seed_decides_which_dataset_comes_when(three) -> None:
+    mixture = Mixture(three, [1, 1, 1])
+    parts = [np.searchsorted([5, 13], mixture.place("train", np.arange(200), seed)[0], side="right") for seed in range(4)]
+    assert all((a != b).mean() > 0.3 for a, b in combinations(parts, 2))
+
+
+def test_the_seed_decides_in_which_order_each_dataset_is_read(three, monkeypatch: pytest.MonkeyPatch) -> None:
+    mixture, seeds, real = Mixture(three, [1, 1, 1]), set(), Dataset.place
+    monkeypatch.setattr(Dataset, "place", lambda self, split, at, seed: (seeds.add(seed), real(self, split, at, seed))[1])
+    for seed in range(4):
+        mixture.place("train", np.arange(200), seed)
+    assert len(seeds) == 12, "one of its own for each seed and dataset"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import io
 import tarfile
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 
@@ -14,6 +15,7 @@ import webdataset
 
 from data_shards.dataset import Dataset
 from data_shards.errors import CorruptData, InputError
+from data_shards.existing import index_folder
 from data_shards.pack import write_dataset
 from data_shards.sequential import read_shard
 from data_shards.sequential_stream import SequentialStream
@@ -139,3 +141,22 @@ def test_our_raw_shards_are_read_by_stock_webdataset(packed: Path) -> None:
         assert np.array_equal(stored, Dataset(packed).cube("train", seen).data_CHW)
         seen += 1
     assert seen == 32
+
+
+@pytest.mark.parametrize("changed", [{"scale": 0.5}, {"offset": 0.25}, {"wavelengths_nm": (1.0, 2.0, 3.0, 4.0)}])
+def test_shards_of_other_scales_or_bands_are_not_mixed(tmp_path: Path, changed: dict) -> None:
+    other = replace(made_cube(2), meta=replace(made_cube(2).meta, **changed))
+    for name, cube in (("one", made_cube(0)), ("two", other)):
+        write_dataset(tmp_path / name, {"train": [cube]}, source={})
+    shards = [tmp_path / name / "train-000000.tar" for name in ("one", "two")]
+    with pytest.raises(InputError, match=next(iter(changed))):
+        next(SequentialStream(shards, batch_size=2).batches())
+
+
+def test_metadata_that_name_another_sample_are_refused(tmp_path: Path) -> None:
+    meta = {"key": "b", "wavelengths_nm": [1.0], "scale": 1, "subject_id": "q"}
+    with webdataset.TarWriter(str(tmp_path / "train-000000.tar")) as writer:
+        writer.write({"__key__": "a", "cube.npy": np.zeros((1, 2, 2), np.uint16), "json": meta})
+    for read in (lambda: list(read_shard(tmp_path / "train-000000.tar")), lambda: index_folder(tmp_path)):
+        with pytest.raises(InputError, match=r"key 'b' inside a\.json"):
+            read()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shlex
 import shutil
 from pathlib import Path
@@ -166,3 +167,40 @@ def test_floats_in_a_loose_folder_are_no_latents(tmp_path: Path) -> None:
     pack(folder, tmp_path / "set", splits={"train": 1.0})
     cube = Dataset(tmp_path / "set").cube("train", 0)
     np.testing.assert_allclose(reflectance(cube.data_CHW, cube.meta), values[0], atol=0.5 / 65535 + 1e-7)
+
+
+# --- metadata of others ---------------------------------------------------------------------------------------------
+
+
+def with_meta(folder: Path, stem: str, changed: dict) -> None:
+    path = folder / f"{stem}.json"
+    path.write_text(json.dumps({**json.loads(path.read_bytes()), **changed}))
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({"notes": {"pressure": float("nan")}}, "note 'pressure'"),
+        ({"notes": {"deep": [{"x": float("inf")}]}}, "note 'deep'"),
+        ({"acquired": float("nan")}, "note 'acquired'"),
+        ({"subject_id": "p" * 65}, "subject_id 'ppp"),
+        ({"subject_id": "ä" * 33}, "subject_id 'äää"),
+        ({"subject_id": "p\x00"}, "subject_id"),
+        ({"subject_id": "p\ud800"}, "subject_id"),
+        ({"key": "another"}, "key 'another' inside c0007.json"),
+    ],
+)
+def test_metadata_that_no_shard_can_hold_are_named_before_anything_is_written(
+    folder: Path, tmp_path: Path, changed: dict, said: str
+) -> None:
+    with_meta(folder, "c0007", changed)
+    with pytest.raises(InputError, match=re.escape(said)) as caught:
+        pack(folder, tmp_path / "out" / "set")
+    assert "c0007" in str(caught.value) and not (tmp_path / "out").exists()
+
+
+def test_a_subject_of_64_bytes_is_kept(folder: Path, tmp_path: Path) -> None:
+    for i in range(12):
+        with_meta(folder, f"c{i:04d}", {"subject_id": "ä" * 32})
+    pack(folder, tmp_path / "set", splits={"train": 1.0})
+    assert set(Dataset(tmp_path / "set").subjects("train")) == {"ä" * 32}

@@ -112,3 +112,22 @@ def _settles() -> bool:
             return True
         time.sleep(0.1)
     return False
+
+
+def corners(dataset, **how) -> np.ndarray:
+    """(sample, epoch, 2): first row and column of the crops of two epochs."""
+    stream = CubeStream(dataset, "train", batch_size=8, crop=(8, 16), **how)
+    found = np.full((32, 2, 2), -1)
+    for batch in islice(stream.batches(), 8):
+        found[batch.sample_B, batch.epoch_B] = batch.corner_B2
+    return found
+
+
+def test_a_crop_lies_where_seed_sample_and_epoch_say(dataset) -> None:
+    found = corners(dataset, seed=3)
+    assert (found == corners(dataset, seed=3)).all()
+    assert found.min() >= 0 and found[..., 0].max() <= 24 and found[..., 1].max() <= 16
+    assert (found != corners(dataset, seed=4)).any(-1).mean() > 0.8, "the seed"
+    assert (found[:, 0] != found[:, 1]).any(-1).mean() > 0.8, "the epoch"
+    assert len(np.unique(found[:, 0], axis=0)) > 20, "the sample"
+    assert abs(np.corrcoef(found[..., 0].ravel(), found[..., 1].ravel())[0, 1]) < 0.5, "rows and columns apart"

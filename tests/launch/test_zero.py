@@ -212,7 +212,8 @@ def counts_by_recipe(folder: Path, x_BCHW: torch.Tensor) -> torch.Tensor:
     """As the JSON beside the weights says."""
     told = json.loads((folder / "vqgan.json").read_text())
     mean_C11, std_C11 = (torch.tensor(told["data"]["stats"][name]).view(-1, 1, 1) for name in ("log_mean_C", "log_std_C"))
-    counts = 16 * (torch.exp(x_BCHW * std_C11 + mean_C11) - 1)
+    y_BCHW = x_BCHW * std_C11 + mean_C11
+    counts = told["data"]["stats"].get("log_zero", 0) + y_BCHW.sign() * 16 * (torch.exp(y_BCHW.abs()) - 1)
     fov_HW = load_file(folder / "vqgan.safetensors")["fov_HW"]
     return (counts.round().clamp(0, told["counts_max"]) * fov_HW).to(torch.uint16)
 

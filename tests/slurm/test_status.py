@@ -10,11 +10,14 @@ import time
 from collections import Counter
 from dataclasses import asdict, replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from data_shards.errors import InputError, TryAgain
 from launch.cli.jobs import summary
+from launch.cli.pipeline import _left_alone
+from launch.pipeline import AFTER
 from slurm.attempts import Attempt, attempts_path
 from slurm.executor import _Job, check_free, submit
 from slurm.jobs import JobSpec
@@ -315,6 +318,18 @@ def test_what_is_unknown_is_not_submitted_a_second_time_but_by_force(site, tmp_p
         check_free(tmp_path, force=True)
     site.says("squeue", row(7, "FAILED"))
     assert check_free(tmp_path) == TOKEN
+
+
+def test_a_stage_of_a_pipeline_that_nobody_knows_of_is_not_doubled(site, tmp_path):
+    wanted = {"vqgan": SimpleNamespace(folder=tmp_path / "vqgan"), "encode": SimpleNamespace(folder=tmp_path / "encode")}
+    for stage, number in (("vqgan", 7), ("encode", 8)):
+        wanted[stage].folder.mkdir()
+        record = submitted(number, stage, token=f"{number}f" * 16, folder=str(wanted[stage].folder))
+        (wanted[stage].folder / RECORD_NAME).write_text(json.dumps(record_tree(record)))
+    site.says("squeue", row(7, "FAILED", name="vqgan", comment=f"{TOKEN_MARK}{'7f' * 16}"))
+    with pytest.raises(InputError, match="job 8 is not known to SLURM here"):
+        _left_alone(wanted, AFTER, force=False)
+    assert _left_alone(wanted, AFTER, force=True) == ({}, {"vqgan": "7f" * 16, "encode": "8f" * 16})
 
 
 def test_a_job_that_sbatch_s_lost_answer_was_about_is_taken_up(site, tmp_path, monkeypatch):
