@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from data_shards.errors import InputError
-from slurm.attempts import attempts_path, read_attempts
 from launch import provenance
+from slurm.attempts import attempts_path, read_attempts
 from slurm.executor import handles, submit
 from slurm.jobs import JobSpec
 from slurm.records import RECORD_NAME, current, has_ended
