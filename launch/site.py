@@ -25,12 +25,14 @@ from typing import Any
 
 from data_shards.errors import InputError, nearest
 from launch.parse import parse_yaml
-from slurm.jobs import JobSpec
+from slurm.jobs import RUNS_PROGRAMS, JobSpec
 from slurm.status import ASK_EVERY_S, Queue
 
 NAME = "site.yaml"
-OF_ONE_JOB = {"name", "command", "folder", "array", "dependency", "progress", "share"}  # what no two jobs share
-KEYS = set(JobSpec.__dataclass_fields__) - OF_ONE_JOB
+OF_ONE_JOB = {"name", "command", "folder", "array", "dependency", "progress", "share", "code"}  # what no two jobs share
+SPELLED = {"time", "snapshot"}
+"""Keys that stand for fields of a job, see `as_fields`."""
+KEYS = set(JobSpec.__dataclass_fields__) - OF_ONE_JOB | SPELLED
 ASK = "ask_every_seconds"
 """How often SLURM may be asked; no field of a job."""
 
@@ -83,14 +85,58 @@ def site_defaults(verb: str, verbs: set[str]) -> Defaults:
         for where in (str(path), f"{path}: verbs: {verb}"):
             fields |= sections.get(where, {})
             sources |= dict.fromkeys(sections.get(where, {}), where)
+    for spelled, key in (("time", "time_minutes"), ("gpus_per_task", "gpu_type")):
+        if spelled in sources:
+            sources.setdefault(key, sources[spelled])
     return Defaults(fields={key: tuple(value) if isinstance(value, list) else value for key, value in fields.items()}, sources=sources)
+
+
+def _bring_programs(options: Any) -> bool:
+    """Whether options of srun, or what they abbreviate, run something."""
+    given = [str(line).partition("=")[0].lstrip("-") for line in options or ()]
+    return any(name.startswith(option) for option in given for name in RUNS_PROGRAMS)
+
+
+def as_fields(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Fields of a JobSpec, where some are spelled as SLURM spells them: time D-HH:MM:SS, GPUs TYPE:NUMBER.
+
+    Raises:
+        InputError: neither that nor a number.
+    """
+    fields = dict(given)
+    if "time" in fields:
+        fields["time_minutes"] = minutes_of(fields.pop("time"))
+    for key in ("gpus_per_task", "gpus_per_node"):
+        if isinstance(value := fields.get(key), str):
+            match = re.fullmatch(r"(?:([\w.-]+):)?(\d+)", value)
+            if not match:
+                raise InputError(f"{key}: {value!r}", expected="a number, or a type and a number: a100:4")
+            fields |= {key: int(match[2]), "gpu_type": match[1]}
+    return fields
+
+
+def minutes_of(text: Any) -> int:
+    """A time limit in minutes, a part of one counted whole, in any of SLURM's forms: 90, 90:30, 1:30:00, 2-0, 2-12:30, 2-12:30:00.
+
+    Raises:
+        InputError: another form.
+    """
+    match = re.fullmatch(r"(?:(\d+)-)?(\d+)(?::(\d+))?(?::(\d+))?", str(text))
+    if not match:
+        raise InputError(f"time: {text!r}", expected="D-HH:MM:SS, HH:MM:SS or minutes, in quotes in YAML")
+    days, *rest = match.groups()
+    numbers = [int(part) for part in rest if part is not None]
+    if days is None and len(numbers) < 3:  # minutes, or minutes:seconds
+        numbers.insert(0, 0)
+    hours, minutes, seconds = (*numbers, 0, 0)[:3]
+    return (int(days or 0) * 24 + hours) * 60 + minutes + (seconds > 0)
 
 
 def _check_keys(section: Mapping[str, Any], where: str, *, own: bool) -> None:
     for key in section:
         if key not in KEYS:
             raise InputError(f"unknown key {key!r}", where=where, expected=nearest(key, KEYS))
-        if key in OF_THE_USER and not own:
+        if not own and (key in OF_THE_USER or (key == "srun_options" and _bring_programs(section[key]))):
             raise InputError(
                 f"{key!r} in the site.yaml of a folder: it names a program or a secret",
                 where=where,

@@ -298,11 +298,16 @@ def _run_once(spec: JobSpec, path: Path, index: int | None, poll_seconds: float,
     common |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": world, "LOCAL_WORLD_SIZE": world}
     if index is not None:
         common["SLURM_ARRAY_TASK_ID"] = str(index)
+    if spec.code:
+        common["PYTHONPATH"] = os.pathsep.join(filter(None, (spec.code, os.environ.get("PYTHONPATH"))))
+    command = [*spec.launcher_words, sys.executable, "-u", "-m", "slurm.task", str(path)]
+    if spec.setup:
+        command = ["bash", "-c", "\n".join([*spec.setup, 'exec "$@"']), "bash", *command]
     tasks: list[subprocess.Popen] = []
     try:
         for rank in range(spec.world):
             environ = {**common, ATTEMPT: "", "RANK": str(rank), "LOCAL_RANK": str(rank)}
-            tasks.append(subprocess.Popen([sys.executable, "-u", "-m", "slurm.task", str(path)], env=environ, cwd=path.parent))
+            tasks.append(subprocess.Popen(command, env=environ, cwd=path.parent))
         return _first_failure(tasks, poll_seconds)
     finally:  # also upon Ctrl-C: no task outlives this call
         _stop(tasks, grace_seconds)

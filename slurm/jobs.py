@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -38,6 +39,11 @@ PATTERNS = {  # what SLURM itself reads; anything else in these fields is a mist
     "qos": (r"[\w.@+:/-]+", "letters, digits, . _ - @ + : /"),
     "constraint": (r"[\w.,&|*()\[\]:=@+/-]+", "features joined by & or |"),
     "array": (r"\d+(-\d+(:\d+)?)?(,\d+(-\d+(:\d+)?)?)*(%[1-9]\d*)?", "such as 0-9, 1,3,5 or 0-99%8"),
+    "share": (r"(\d+|\{array_task\})/[1-9]\d*", "K/N, such as 3/16"),
+    "umask": (r"0?[0-7]{1,3}", 'three octal digits, in quotes: "0022"'),
+    "gpu_type": (r"[\w.-]+", "a type as sinfo shows it: a100"),
+    "mail_user": (r"[\w.@+,-]+", "an address"),
+    "mail_type": (r"[A-Za-z0-9_,]+", "such as END,FAIL"),
     "reservation": (r"[\w.,@+-]+", "letters, digits, . _ - @ + and commas between several"),
     "dependency": (f"{AFTER}([,?]{AFTER})*", "such as afterok:123, after:12+5 (minutes) or afterok:12:13_4"),
 }
@@ -49,6 +55,13 @@ OURS = {
     *("uid", "gid", "jobid", "external", "test-only", "clusters", "cluster-constraint", "parsable", "quiet", "help", "usage", "version"),
     "autocomplete",
 }
+OURS_OF_SRUN = {
+    *("ntasks", "ntasks-per-node", "tasks-per-node", "cpus-per-task", "nodes", "export", "output", "error", "input", "open-mode", "chdir"),
+    *("label", "quiet", "pty", "multi-prog", "jobid", "het-group", "no-allocate", "test-only", "clusters", "uid", "gid", "signal"),
+    *("help", "usage", "version", "autocomplete"),
+}
+RUNS_PROGRAMS = {"prolog", "epilog", "task-prolog", "task-epilog", "bcast", "container", "container-image", "container-entrypoint"}
+"""Options of srun that bring a program along."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,6 +92,13 @@ class JobSpec:
         signal_seconds: so long before the time limit every task gets SIGUSR1.
         secrets: a file of lines NAME=VALUE, which nobody else may read; the job sees these variables, SLURM does not.
         exports: further variables of the submitting shell that the job sees, by name. Secrets belong into files.
+        setup: lines of bash at the head of the script: modules, environments, exports.
+        launcher: words before the interpreter of each task: 'apptainer exec --nv image.sif'. No shell reads them.
+        srun_options: further options of srun; none that the script says itself.
+        gpus_per_node: GPUs a node, where that is not tasks x gpus_per_task.
+        gpu_type: of the GPUs, as the site names it.
+        mail_user, mail_type: whom SLURM writes to, and when.
+        code: the folder of the packages as they were when the job was submitted; None: those of `python`.
         umask: of the files that the job makes, such as 0022; None: the submitting shell's, which is noted here as it is submitted.
     """
 
@@ -109,6 +129,14 @@ class JobSpec:
     signal_seconds: int = 120
     exports: tuple[str, ...] = ()
     secrets: str | None = None
+    setup: tuple[str, ...] = ()
+    launcher: str | None = None
+    srun_options: tuple[str, ...] = ()
+    gpus_per_node: int = 0
+    gpu_type: str | None = None
+    mail_user: str | None = None
+    mail_type: str | None = None
+    code: str | None = None
     umask: str | None = None
 
     def __post_init__(self) -> None:
@@ -126,6 +154,7 @@ class JobSpec:
             "tasks_per_node": 1,
             "cpus_per_task": 1,
             "gpus_per_task": 0,
+            "gpus_per_node": 0,
             "max_restarts": 0,
             "max_stalls": 1,
             "signal_seconds": 1,
@@ -153,7 +182,41 @@ class JobSpec:
         for name in self.exports:
             _check_export(name)
         for line in self.extra:
-            _check_extra(line)
+            _check_option("extra", line, OURS)
+        for line in self.srun_options:
+            _check_option("srun_options", line, OURS_OF_SRUN)
+        for line in self.setup:
+            _check_setup(line)
+        _ = self.launcher_words
+        if self.code is not None:
+            check_path("code", self.code)
+            if ":" in self.code:
+                raise InputError(
+                    f"code={self.code!r}",
+                    where="job",
+                    expected="no colon in it: Python would read two paths",
+                    mend="another --name, or --no-snapshot",
+                )
+
+    @property
+    def node_gpus(self) -> int:
+        """GPUs that a node must have."""
+        return self.gpus_per_node or self.gpus_per_task * self.tasks_per_node
+
+    @property
+    def launcher_words(self) -> list[str]:
+        """The words of the launcher.
+
+        Raises:
+            InputError: a quote is not closed.
+        """
+        if self.launcher is None:
+            return []
+        _check_text("launcher", self.launcher, longest=4096)
+        try:
+            return shlex.split(self.launcher)
+        except ValueError as error:
+            raise InputError(f"launcher={self.launcher!r}: {error}", where="job", expected="words as a shell reads them") from error
 
     @property
     def world(self) -> int:
@@ -216,14 +279,26 @@ def _check_export(name: str) -> None:
         )
 
 
-def _check_extra(line: str) -> None:
-    _check_text("extra", line, longest=1024)
+def _check_setup(line: str) -> None:
+    if not line.isprintable() or len(line) > 4096:
+        raise InputError(f"setup: {line!r}", where="job", expected="a line of bash each, without tabs")
+    if secret := next((name for name in re.findall(r"(?:^|[\s;])([A-Za-z_]\w*)=[^\s$]", line) if is_secret(name)), None):
+        raise InputError(
+            f"setup sets {secret}",
+            where="job",
+            expected="no secrets: the script is kept by SLURM",
+            mend=f"put the line {secret}=… into a file that only you may read (chmod 600), and submit with --secrets FILE",
+        )
+
+
+def _check_option(field: str, line: str, ours: set[str]) -> None:
+    _check_text(field, line, longest=1024)
     match = re.fullmatch(r"--([a-z][a-z0-9-]*)(=.+)?", line)
     if not match:
-        raise InputError(f"extra {line!r}", where="job", expected="one long option of sbatch: --key or --key=value")
-    if meant := sorted(name for name in OURS if name.startswith(match[1])):  # SLURM takes abbreviations: --parsa
+        raise InputError(f"{field} {line!r}", where="job", expected="one long option: --key or --key=value")
+    if meant := sorted(name for name in ours if name.startswith(match[1])):  # SLURM takes abbreviations: --parsa
         raise InputError(
-            f"extra {line!r}: --{meant[0]}",
+            f"{field} {line!r}: --{meant[0]}",
             where="job",
             expected="an option that the job does not set itself",
             mend="the option of `retinaforge submit` for it, or leave it: logs, signals, exports and where the job goes are its own",

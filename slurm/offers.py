@@ -144,7 +144,7 @@ def misfits(spec: JobSpec, offers: list[Offer]) -> Iterator[str]:
         yield f"{name} ends jobs after {offers[0].minutes} minutes, the job asks for {spec.time_minutes}"
         return
     asked = {
-        "GPUs": (spec.gpus_per_task * spec.tasks_per_node, "gpus"),
+        "GPUs": (spec.node_gpus, "gpus"),
         "cores": (spec.cpus_per_task * spec.tasks_per_node, "cpus"),
         "MiB of memory": (memory_mib(spec.memory) if spec.memory else 0, "memory_mib"),
     }

@@ -33,7 +33,7 @@ def sbatch_text(spec: JobSpec, run_folder: Path, part: Part | None = None, token
         "job-name": spec.name,
         "chdir": run_folder,  # not the command's: a folder named slurm or ldm there would be imported in place of ours
         **_size(spec),
-        "gpus-per-node": spec.gpus_per_task * spec.tasks_per_node or None,
+        "gpus-per-node": f"{spec.gpu_type}:{spec.node_gpus}" if spec.gpu_type else spec.node_gpus or None,
         "mem": spec.memory,
         "time": spec.time_minutes,
         "partition": spec.partition,
@@ -44,6 +44,8 @@ def sbatch_text(spec: JobSpec, run_folder: Path, part: Part | None = None, token
         "dependency": ",".join(filter(None, (spec.dependency, part and part.after))) or None,
         "reservation": spec.reservation,
         "requeue" if spec.requeue else "no-requeue": True,
+        "mail-user": spec.mail_user,
+        "mail-type": spec.mail_type,
         "open-mode": "append",
         "output": f"{logs}/{job}_batch.out",
         "signal": f"USR1@{spec.signal_seconds}",
@@ -56,10 +58,12 @@ def sbatch_text(spec: JobSpec, run_folder: Path, part: Part | None = None, token
     job_json = str(run_folder / SPEC_NAME)
     srun = ["srun", "--unbuffered", "--kill-on-bad-exit=1", "--export=ALL", f"--cpus-per-task={spec.cpus_per_task}"]
     srun += [] if spec.most_nodes is None else [f"--ntasks-per-node={spec.tasks_per_node}"]
-    srun += ["--open-mode=append", f"--output={logs}/{job}_%t_log.out"]
+    srun += ["--open-mode=append", f"--output={logs}/{job}_%t_log.out", *spec.srun_options]
     return SCRIPT.format(
         command=json.dumps([masked(word) for word in spec.command]),
         options="\n".join(f"#SBATCH {shlex.quote(flag)}" for flag in flags),
+        setup="".join(f"{line}\n" for line in spec.setup),
+        code=f"export PYTHONPATH={shlex.quote(spec.code)}${{PYTHONPATH:+:$PYTHONPATH}}\n" if spec.code else "",
         umask=f"umask {spec.umask}\n" if spec.umask else "",
         first=f"export {FIRST}={part.first} {ARRAY}={shlex.quote(part.whole)}\n" if part else "",
         python=shlex.quote(spec.python),
@@ -67,7 +71,7 @@ def sbatch_text(spec: JobSpec, run_folder: Path, part: Part | None = None, token
         note=ERRORS,
         job=shlex.quote(job_json),
         tasks="" if spec.most_nodes is None else f' --ntasks="$((SLURM_JOB_NUM_NODES * {spec.tasks_per_node}))"',
-        srun=f"{shlex.join(srun[1:])} \\\n  {shlex.join([spec.python, '-u', '-m', 'slurm.task', job_json])}",
+        srun=f"{shlex.join(srun[1:])} \\\n  {shlex.join([*spec.launcher_words, spec.python, '-u', '-m', 'slurm.task', job_json])}",
     )
 
 
@@ -87,8 +91,8 @@ SCRIPT = """\
 # {command}
 {options}
 
-set -u
-{umask}told=
+{setup}set -u
+{code}{umask}told=
 trap 'told=--told' TERM  # SLURM asks the script to end: it waits for its tasks, which commit, and notes why
 {first}attempts() {{ {python} -m slurm.attempts "$1" {job} "${{@:2}}"; }}
 export {attempt}"$SLURM_JOB_ID.${{SLURM_RESTART_COUNT:-0}}"

@@ -77,7 +77,13 @@ class Described:
             check_time(self.spec, self.target)
 
     def freeze(self) -> None:
-        """Write what the job works with into its folder."""
+        """Write what the job works with into its folder, the packages that run it too."""
+        if self.spec.code:
+            from launch.jobs import private
+            from launch.provenance import keep_code
+
+            private(self.folder)
+            keep_code(Path(self.spec.code))
         if self.config is not None and self.target is not None:
             from launch.jobs import freeze_run
 
@@ -91,14 +97,18 @@ def described(words: list[str], given: dict[str, Any], name: str | None, jobs: P
         InputError: no such verb or option, a configuration that is refused, or fields that JobSpec refuses.
     """
     from launch.jobs import CONFIG_NAME, STAGES, progress_patterns, target_of
-    from launch.site import network_variables, site_defaults
+    from launch.provenance import installed, snapshot_in
+    from launch.site import as_fields, network_variables, site_defaults
     from slurm.jobs import masked, spec_from
     from slurm.records import job_folder
 
     verb, parsed = parse(words)
     as_written = parse(words, index=None)[1]
     site = site_defaults(words[0], verbs())
-    fields, sources = site.fields | given, site.sources | dict.fromkeys(given, given_by)
+    common, given = as_fields(site.fields), as_fields(given)
+    fields = common | given
+    sources = {key: site.sources.get(key, "") for key in common} | dict.fromkeys(given, given_by)
+    snapshot = fields.pop("snapshot", None)
     exports = {  # they add up
         site.sources.get("exports"): site.fields.get("exports", ()),
         given_by: given.get("exports", ()),
@@ -138,8 +148,10 @@ def described(words: list[str], given: dict[str, Any], name: str | None, jobs: P
                 mend=f"put the line {variable}=… into a file that only you may read (chmod 600), and submit with --secrets FILE",
             )
     own = {"name": name, "command": ["retinaforge", *words], "folder": str(Path.cwd())}
+    if snapshot or (snapshot is None and not installed()):
+        own["code"] = str(snapshot_in(job_folder(jobs, name)))
     spec = spec_from(json.dumps(fields | own).encode(), where="the job, as site.yaml and the options say")
-    return Described(spec, job_folder(jobs, name), config, target, {key: who for key, who in sources.items() if who})
+    return Described(spec, job_folder(jobs, name), config, target, {key: who for key, who in sources.items() if who and key in fields})
 
 
 def parse(words: list[str], index: str | None = "1") -> tuple[str, dict[str, Any]]:

@@ -7,6 +7,7 @@ import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from time import sleep
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -34,9 +35,11 @@ def command(
     nodes: Annotated[str | None, typer.Option(help="Nodes; 1-4: any number of them, whatever SLURM has free.")] = None,
     tasks_per_node: Annotated[int | None, typer.Option(min=1, help="Processes a node, one a GPU; nodes x tasks is the world size.")] = None,
     cpus_per_task: Annotated[int | None, typer.Option(min=1, help="Cores a process, and its OMP_NUM_THREADS.")] = None,
-    gpus_per_task: Annotated[int | None, typer.Option(min=0, help="GPUs a process.")] = None,
+    gpus_per_task: Annotated[str | None, typer.Option(help="GPUs a process: 1, or with their type: a100:1.")] = None,
+    gpus_per_node: Annotated[str | None, typer.Option(help="GPUs a node, where that is another number: a100:4.")] = None,
     memory: Annotated[str | None, typer.Option(help="Memory a node: 64G.")] = None,
     time_minutes: Annotated[int | None, typer.Option(min=1, help="Time limit; SIGUSR1 comes before it.")] = None,
+    time: Annotated[str | None, typer.Option(help="The same as SLURM writes it: 2-12:00:00.")] = None,
     partition: Annotated[str | None, typer.Option(help="Partition(s).")] = None,
     account: Annotated[str | None, typer.Option(help="Account to charge.")] = None,
     qos: Annotated[str | None, typer.Option(help="Quality of service.")] = None,
@@ -46,6 +49,25 @@ def command(
     reservation: Annotated[str | None, typer.Option(help="A reservation of the site.")] = None,
     extra: Annotated[
         list[str] | None, typer.Option(help="A further option for sbatch: --extra=--gres-flags=enforce-binding. Repeatable.")
+    ] = None,
+    setup: Annotated[
+        list[str] | None,
+        typer.Option(metavar="LINE", help="A line of bash at the script's head: 'module load cuda'. Repeatable."),
+    ] = None,
+    launcher: Annotated[
+        str | None, typer.Option(metavar="WORDS", help="What starts each task's Python: 'apptainer exec --nv image.sif'.")
+    ] = None,
+    srun_option: Annotated[
+        list[str] | None, typer.Option(help="A further option for srun: --srun-option=--cpu-bind=none. Repeatable.")
+    ] = None,
+    mail_user: Annotated[str | None, typer.Option(help="Whom SLURM writes to.")] = None,
+    mail_type: Annotated[str | None, typer.Option(help="When: END,FAIL.")] = None,
+    snapshot: Annotated[
+        bool | None,
+        typer.Option(
+            "--snapshot/--no-snapshot",
+            help="Run a copy of our packages as they are now, kept in the job's folder. (Default: where they are no plain installation.)",
+        ),
     ] = None,
     requeue: Annotated[
         bool | None, typer.Option(help="Come back after preemption, a failed node, or exit code 75; the verb resumes. (Default: yes.)")
@@ -62,6 +84,7 @@ def command(
     force: Annotated[
         bool, typer.Option("--force", help="Also where SLURM does not know whether the job of this name still lives.")
     ] = False,
+    wait: Annotated[bool, typer.Option("--wait", help="Stay until the job has ended; the exit code is the job's.")] = False,
     local: Annotated[bool, typer.Option("--local", help="Run the same job here, now, without SLURM.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the sbatch script and the configuration, and submit nothing.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
@@ -75,6 +98,14 @@ def command(
         "tasks_per_node": tasks_per_node,
         "cpus_per_task": cpus_per_task,
         "gpus_per_task": gpus_per_task,
+        "gpus_per_node": gpus_per_node,
+        "time": time,
+        "setup": setup or None,
+        "launcher": launcher,
+        "srun_options": srun_option or None,
+        "mail_user": mail_user,
+        "mail_type": mail_type,
+        "snapshot": snapshot,
         "memory": memory,
         "time_minutes": time_minutes,
         "partition": partition,
@@ -118,6 +149,8 @@ def command(
     over = executor.check_free(job.folder, force=force)
     job.freeze()
     _submitted(job.spec, job.folder, over, as_json, force=force)
+    if wait:
+        raise typer.Exit(_ended(job.folder))
 
 
 def resume(
@@ -159,6 +192,13 @@ def resume(
     spec = replace(read_spec(folder / SPEC_NAME), **changes, dependency=None)  # what it waited for may be long gone
     from launch.cli.described import Described
 
+    if spec.code and not Path(spec.code).is_dir():
+        raise InputError(
+            "the copy of the packages that this job runs is gone",
+            where=spec.code,
+            expected="what was kept there as the job was submitted",
+            mend="the same retinaforge submit as before: it keeps a copy of the present ones",
+        )
     executor.check_slurm()
     Described(spec, folder, target=read_target(folder)).check_on(offers())
     over = executor.check_free(folder, force=force)
@@ -193,6 +233,21 @@ def _submitted(spec: JobSpec, folder: Path, over: str, as_json: bool, *, force: 
         return
     parts = f" in {len(record.job_ids)} arrays: {', '.join(record.job_ids)}" if len(record.job_ids) > 1 else ""
     typer.echo(f"job {record.job_id} ({spec.name}){parts}\n  log:    {said['log']}\n  status: retinaforge status {spec.name!r}")
+
+
+def _ended(folder: Path) -> int:
+    """Wait until a job has ended; its exit code, of an array the first that is not 0."""
+    from launch.site import queue
+    from slurm.attempts import read_all
+    from slurm.records import RECORD_NAME, current, has_ended, is_unknown, read_record
+
+    asked, record = queue(), read_record(folder / RECORD_NAME)
+    while not (has_ended(states := current([record], asked)[record.name]) or is_unknown(states)):
+        sleep(min(asked.ask_every_s, 5))
+    if all(state.state == "COMPLETED" for state in states):
+        return 0
+    codes = (attempts[-1].code for attempts in read_all(folder).values())
+    return next((code for code in codes if code), 1)
 
 
 def _nodes(text: str | None) -> dict[str, Any]:

@@ -81,8 +81,8 @@ def test_no_word_of_a_job_that_others_see_holds_a_credential(tmp_path):
     job.freeze()
     freeze(job.spec, job.folder)
     assert load(str(job.folder / "config.yaml")).data.dataset == URL
-    modes = {path.name: path.stat().st_mode & 0o777 for path in job.folder.iterdir() if path.name != "target.json"}
-    assert modes == dict.fromkeys(("job.json", "config.yaml", "environment.json"), 0o600)
+    kept = ("job.json", "config.yaml", "environment.json", f"{Path(job.spec.code).name}/{provenance.KEPT}")
+    assert {name: (job.folder / name).stat().st_mode & 0o777 for name in kept} == dict.fromkeys(kept, 0o600)
 
 
 def repository(folder: Path, *tracked: str) -> None:

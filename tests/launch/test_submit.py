@@ -17,7 +17,7 @@ from launch.cli.jobs import duration, pace, summary
 from launch.config import load
 from launch.jobs import Progress, Target, check_time, progress_of
 from launch.pipeline import AFTER, missing
-from launch.site import queue
+from launch.site import minutes_of, queue
 from launch.stages import Run, check_outdated
 from slurm.executor import run_local
 from slurm.jobs import JobSpec
@@ -142,6 +142,28 @@ def test_a_user_without_a_name_or_a_home_goes_on(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["runs"]
 
 
+@pytest.mark.parametrize(
+    ("text", "minutes"), [("90", 90), ("90:30", 91), ("1:30:00", 90), ("2-0", 2880), ("2-12:30", 3630), ("1-02:03:04", 1564), (45, 45)]
+)
+def test_a_time_limit_is_read_as_slurm_reads_it(text, minutes):
+    assert minutes_of(text) == minutes
+
+
+def test_what_a_site_needs_is_quoted_and_shown(tmp_path):
+    home = tmp_path / "no-config" / "retinaforge" / "site.yaml"
+    home.parent.mkdir(parents=True)
+    home.write_text("setup: [module load cuda]\nlauncher: apptainer exec 'my image.sif'\ngpus_per_task: a100:2\ntime: '1-00:00:00'\n")
+    (tmp_path / "site.yaml").write_text("srun_options: [--cpu-bind=none]\nmail_type: END\n")
+    text = invoke("submit", "--tasks-per-node", "2", "--dry-run", "--", "presets")
+    assert "\nmodule load cuda\nset -u\n" in text and " --cpu-bind=none \\\n  apptainer exec 'my image.sif' " in text
+    assert "--gpus-per-node=a100:4\n" in text and "--time=1440\n" in text and "--mail-type=END\n" in text
+    assert f"# time_minutes: 1440  says {home}" in text
+    assert "--gpus-per-node=h100:8\n" in invoke("submit", "--gpus-per-node", "h100:8", "--dry-run", "--", "presets")
+    (tmp_path / "site.yaml").write_text("srun_options: [--task-pro=/tmp/evil]\n")
+    with pytest.raises(InputError, match="'srun_options' in the site.yaml of a folder"):
+        invoke("submit", "--dry-run", "--", "presets")
+
+
 def test_an_export_whose_value_holds_a_password_is_refused(monkeypatch):
     monkeypatch.setenv("HTTPS_PROXY", "http://ann:hunter2@proxy:3128")
     with pytest.raises(InputError, match="holds a password(.|\n)*--secrets FILE") as caught:
@@ -246,7 +268,7 @@ def test_secrets_come_from_a_file_of_one_s_own_and_are_shown_to_nobody(tmp_path,
     with pytest.raises(InputError, match="secrets:1") as told:
         invoke(*words)
     assert "no value" not in str(told.value)
-    invoke("submit", "--name", "safe", "--local", "--", "presets")
+    invoke("submit", "--name", "safe", "--local", "--no-snapshot", "--", "presets")
     assert "abc" not in "".join(file.read_text() for file in (tmp_path / "runs" / "jobs").rglob("*") if file.is_file())
 
 

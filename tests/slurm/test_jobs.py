@@ -86,6 +86,9 @@ VALID = [
     {"constraint": "[rack1*2&rack2*4]"},
     {"array": "0-6:2,9%2"},
     {"exports": ("TOKENIZERS_PARALLELISM", "MAX_TOKENS", "MAX_TOKEN_LENGTH", "HF_TOKEN_PATH", "GOOGLE_APPLICATION_CREDENTIALS", "PWD")},
+    {"setup": ("source /etc/profile.d/modules.sh", "export TOKENIZERS_PARALLELISM=false", "export HF_TOKEN=$(cat ~/.token)", "")},
+    {"srun_options": ("--kill-on-bad-exit=0", "--container-image=a.sqsh", "--mpi=pmix"), "launcher": "apptainer exec --nv 'my image.sif'"},
+    {"mail_user": "a.b+c@d.org", "mail_type": "END,FAIL", "gpu_type": "a100", "gpus_per_node": 4},
     {"extra": ("--wait-all-nodes=1", "--hold", "--mem-per-cpu=2G", "--time-min=60", "--no-kill")},
 ]
 
@@ -118,6 +121,12 @@ def test_json_round_trip(spec):
         ({"reservation": "a b"}, "reservation"),
         ({"extra": ("--nodes=9",)}, "does not set itself"),
         ({"extra": ("-N9",)}, "one long option"),
+        ({"srun_options": ("--exp=NONE",)}, "srun_options(.|\n)*does not set itself"),
+        ({"setup": ("export WANDB_API_KEY=abc",)}, "setup sets WANDB_API_KEY(.|\n)*--secrets"),
+        ({"setup": ("a\nb",)}, "a line of bash each"),
+        ({"launcher": "env 'x"}, "launcher=(.|\n)*No closing quotation"),
+        ({"code": "/a:b/code"}, "no colon"),
+        ({"mail_type": "END;id"}, "END,FAIL"),
         *(({"extra": (option,)}, "does not set itself") for option in SENT_ELSEWHERE),
         ({"array": "5-1"}, "lowest index first"),
         ({"array": "0-9:0"}, "step from 1 on"),

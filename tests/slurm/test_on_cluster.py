@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import sys
 import time
 from pathlib import Path
@@ -11,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from data_shards.errors import InputError
+from launch import provenance
 from slurm.attempts import attempts_path, read_attempts
 from slurm.executor import handles, submit
 from slurm.jobs import JobSpec
@@ -96,6 +98,46 @@ def test_nothing_of_the_job_that_a_shell_is_in_reaches_the_jobs_submitted_there(
     assert log_lines(tmp_path / "job") == [f"[] {job.job_id}"]
     assert (tmp_path / "job" / "attempts.jsonl").exists() and "may use" not in everything_said(tmp_path / "job")
     assert os.environ["SLURM_STRANGE"] == "1", "the shell's own stay as they were"
+
+
+def test_a_job_runs_the_code_of_its_submitter_as_the_site_wants_it_started(cluster, tmp_path, monkeypatch):
+    """From a checkout that is edited after the submission; with set-up lines, a launcher and options of srun. `--wait` ends as the job."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
+    checkout, home = tmp_path / "checkout", tmp_path / "config" / "retinaforge" / "site.yaml"
+    home.parent.mkdir(parents=True)
+    home.write_text("ask_every_seconds: 0.3\nsetup: ['SITE=\"a b\" && export SITE', 'false', 'echo $UNSET']\n")
+    for package in provenance.PACKAGES:
+        shutil.copytree(provenance.ROOT / package, checkout / package, ignore=shutil.ignore_patterns("__pycache__"))
+    (checkout / "ldm" / "elsewhere").symlink_to(tmp_path / "config")
+    for module in ("slurm/attempts.py", "launch/cli/run.py"):
+        told = f"import os; print('edited {module}', os.environ.get('SITE'), os.environ.get('BY'), sep='|')\n"
+        head, main, foot = (checkout / module).read_text().partition('if __name__ == "__main__":')
+        (checkout / module).write_text(f"{head}\n{told}{main}{foot}")
+    monkeypatch.setattr(provenance, "ROOT", checkout)
+    words = (
+        "submit",
+        "--launcher",
+        "env 'BY=it s'",
+        "--srun-option=--kill-on-bad-exit=0",
+        "--srun-option=--cpu-bind=none",
+        "--time",
+        "0-00:10:00",
+    )
+    invoke(*words, "--wait", "--name", "edited", "--", "data", "ls", "nowhere", code=2)
+    folder = tmp_path / "runs" / "jobs" / "edited"
+    said = everything_said(folder)
+    assert "edited slurm/attempts.py|a b|None" in said and "edited launch/cli/run.py|a b|it s" in said, said
+    [code] = folder.glob("code-*")
+    assert not (code / "ldm" / "elsewhere").exists() and (code / provenance.KEPT).stat().st_mode & 0o777 == 0o600
+    (checkout / "slurm" / "attempts.py").write_text("raise SystemExit('edited after the submission')")
+    again = json.loads(invoke("resume", "edited", "--json"))["job_id"]
+    assert f"export PYTHONPATH={code}$" in (folder / f"{again}_submission.sh").read_text().replace("${PYTHONPATH", "$")
+    invoke("cancel", "edited")
+    shutil.rmtree(code)
+    with pytest.raises(InputError, match="copy of the packages that this job runs is gone"):
+        invoke("resume", "edited")
+    assert "PYTHONPATH" not in invoke("submit", "--no-snapshot", "--dry-run", "--", "presets")
 
 
 def test_a_failing_rank_fails_the_job_and_ends_the_other(cluster, tmp_path):
