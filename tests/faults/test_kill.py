@@ -30,11 +30,11 @@ def steps_of_a_commit(place: Place, stage: str, mode: str) -> dict[int, list[tup
     for rank, name in ((0, f"whole-{mode}"), (1, f"again-{mode}")):
         place.train(name, stage, mode, 2, rank=rank, step=0, expect=True)
         named = [(int(n), what) for n, what in re.findall(r"^step (\d+): (.*)$", place.said(name, stage), re.MULTILINE)]
-        # rank 0 begins a commit with its folder, the others with the write of their parts; the fourth is that at 24 samples
+        # rank 0 begins a commit with its folder, the others with the write of their first parts; the fourth is that at 24 samples
         if rank == 0:
             begins = [[what for _, what in named].index(f"mkdir samples-{samples:012d}") for samples in (24, 32)]
         else:
-            begins = [i for i, (_, what) in enumerate(named) if what.startswith("write rank-")][3:5]
+            begins = [i for i, (_, what) in enumerate(named) if what == "write rank-00001.safetensors"][3:5]
         found[rank] = named[begins[0] : begins[1]]
     assert end(place, f"whole-{mode}", stage) == end(place, f"again-{mode}", stage), "two undisturbed runs differ"
     return found
