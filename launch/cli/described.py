@@ -5,6 +5,7 @@ from __future__ import annotations
 import glob
 import json
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -139,7 +140,7 @@ def described(words: list[str], given: dict[str, Any], name: str | None, jobs: P
             fields["share"] = as_written["task"]
     elif verb == "codebook fit":
         fields["progress"] = _codebook_files(as_written)
-    name = name or "-".join(map(masked, words)).replace("/", "_")[:128]
+    name = name or re.sub("[/:]", "_", "-".join(map(masked, words)))[:128]
     for variable in fields["exports"]:
         if (value := os.environ.get(variable, "")) != without_credentials(value):
             raise InputError(

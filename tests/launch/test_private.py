@@ -76,7 +76,7 @@ def test_no_word_of_a_job_that_others_see_holds_a_credential(tmp_path):
     for words in (("run", "demo", f"data.dataset={URL}"), ("data", "ls", URL)):
         for how in ((), ("--json",)):
             said = invoke("submit", "--dry-run", *how, "--", *words)
-            assert "hunter2" not in said and "c0ffee" not in said and "ann:***@store.example" in said
+            assert "hunter2" not in said and "c0ffee" not in said and "***@store.example" in said
     job = described(["run", "demo", f"data.dataset={URL}"], {}, None, tmp_path / "jobs")
     job.freeze()
     freeze(job.spec, job.folder)
