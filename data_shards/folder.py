@@ -112,10 +112,15 @@ def keys_in(folder: Path) -> list[str]:
         raise InputError(
             "no such folder", where=folder, expected="a folder of KEY.npy with KEY.json", mend="retinaforge data import --help"
         )
-    keys = sorted(path.stem for path in folder.glob("*.json") if (folder / f"{path.stem}.npy").exists())
+    keys = sorted(stem for stem in _stems(folder, ".json") if (folder / f"{stem}.npy").exists())
     if not keys:
         raise InputError("no cubes here", where=folder, expected="KEY.npy with KEY.json", mend="retinaforge data import --help")
     return keys
+
+
+def _stems(folder: Path, suffix: str) -> list[str]:
+    """Names of files without their suffix; hidden ones are of others, as macOS's `._` beside each file."""
+    return [path.stem for path in folder.glob(f"*{suffix}") if not path.name.startswith(".")]
 
 
 WANTED = "cubes.wanted.json"  # how many cubes the folder will hold; by those who fill it one by one. No sample key has a dot
@@ -144,9 +149,10 @@ def all_keys_in(folder: Path) -> list[str]:
     """The keys of a folder that is filled: as `keys_in`.
 
     Raises:
-        InputError: whoever fills it was ended before, or has not ended yet.
+        InputError: whoever fills it was ended before, or has not ended yet; an array or its metadata is missing.
     """
     keys = keys_in(folder)
+    _check_pairs(folder, set(keys))
     if len(keys) < (wanted := wanted_in(folder)):
         raise InputError(
             f"{len(keys)} cubes, where {wanted} were asked for",
@@ -155,6 +161,23 @@ def all_keys_in(folder: Path) -> list[str]:
             mend=f"the command that makes these cubes, once more: it makes what is missing. To be content with these: rm {folder / WANTED}",
         )
     return keys
+
+
+def _check_pairs(folder: Path, keys: set[str]) -> None:
+    """Refuse half a sample: it was lost on a copy, or its writer was ended."""
+    halves = {f"{stem}.npy": f"{stem}.json" for stem in _stems(folder, ".npy") if stem not in keys}
+    halves |= {
+        f"{stem}.json": f"{stem}.npy"
+        for stem in _stems(folder, ".json")
+        if "." not in stem and stem not in keys and b'"wavelengths_nm"' in _content(folder / f"{stem}.json")
+    }
+    for name, missing in sorted(halves.items())[:1]:
+        raise InputError(
+            f"{name} without {missing}" + (f", and {len(halves) - 1} more such files" if len(halves) > 1 else ""),
+            where=folder,
+            expected="KEY.npy and KEY.json of each sample",
+            mend=f"bring {missing} back, or move {name} out of the folder if it is no sample",
+        )
 
 
 def _content(path: Path) -> bytes:

@@ -545,3 +545,26 @@ def test_a_source_that_cannot_be_read_is_named_and_not_the_place_that_is_written
     with pytest.raises(CorruptData, match="Input/output error") as caught:
         pack(cube_folder, tmp_path / "set")
     assert caught.value.where == cube_folder / name and not (tmp_path / "set").exists()
+
+
+@pytest.mark.parametrize("lost", ["c0003.npy", "c0003.json"])
+def test_half_a_sample_is_refused_and_not_left_out(tmp_path: Path, lost: str) -> None:
+    for i in range(6):
+        write_cube(tmp_path / "in", made_cube(i))
+    (tmp_path / "in" / "notes.json").write_text("{}")
+    whole = (tmp_path / "in" / lost).read_bytes()
+    (tmp_path / "in" / lost).unlink()
+    with pytest.raises(InputError, match=f"c0003[.](json|npy) without {lost}"):
+        pack(tmp_path / "in", tmp_path / "set", splits={"train": 1.0})
+    assert not (tmp_path / "set").exists()
+    (tmp_path / "in" / lost).write_bytes(whole)
+    assert pack(tmp_path / "in", tmp_path / "set", splits={"train": 1.0}).splits["train"]["count"] == 6
+
+
+def test_hidden_files_beside_cubes_are_no_cubes(tmp_path: Path) -> None:
+    """macOS puts a `._NAME` beside each NAME on foreign disks."""
+    for i in range(4):
+        write_cube(tmp_path / "in", made_cube(i))
+    for path in list((tmp_path / "in").iterdir()):
+        path.with_name(f"._{path.name}").write_bytes(b"\0\5\x16\7")
+    assert pack(tmp_path / "in", tmp_path / "set", splits={"train": 1.0}).splits["train"]["count"] == 4
