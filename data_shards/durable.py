@@ -175,7 +175,7 @@ def writing_folder(final: Path, *, request: str = "", mendable: tuple[type[Excep
     Raises:
         TryAgain: another process is writing the same place, or the disk is full. InputError: the place cannot be written.
     """
-    _free(final, InputError, "the place is taken", mend=f"choose another, or rm -r {final}")
+    _free(final, InputError, "the place is taken", mend="choose another")
     with explained(final):
         make_folder(final.parent)
     with sole_writer(final):

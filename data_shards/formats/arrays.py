@@ -132,10 +132,11 @@ def _raw(
     axes_said: str = "",
 ) -> Raw:
     """The array, bands first: by --axes, else as its file says, else by the custom of the format."""
-    assumed = "" if options.axes or options.reshape_HW or axes_said or array.ndim != 3 else custom
+    unstated = "" if options.axes or options.reshape_HW or array.ndim != 3 else axes_said or custom
+    assumed = "" if axes_said else unstated
     data_CHW = bands_first(array, options, path, default_axes=axes_said or custom)
     axes = options.axes.upper() or ("matrix" if options.reshape_HW else axes_said or custom)
-    centres_nm, hint, used = centres_of(beside, data_CHW.shape, options, path, assumed)
+    centres_nm, hint, used = centres_of(beside, data_CHW.shape, options, path, unstated)  # an interleave may be wrong: NEON's is
     return Raw(
         data_CHW=np.ascontiguousarray(data_CHW, dtype=array.dtype.newbyteorder("=")),
         wavelengths_nm=centres_nm,

@@ -14,6 +14,7 @@ NM_PER_UNIT = {
     **dict.fromkeys(("m", "meter", "meters", "metre", "metres"), 1e9),
     **dict.fromkeys(("angstrom", "angstroms", "ångström", "ångströms", "å"), 0.1),
 }
+NOT_LENGTHS = re.compile(r"wavenumber|frequency|energy|cm|hz$|ev$|thz")  # longer or larger is not redder: no length may be guessed
 NO_UNIT = ("", "unknown", "none", "n/a")
 LISTED = 300  # more centres than this are not printed in a message
 
@@ -43,8 +44,13 @@ def in_nm(centres: Sequence[float], unit: str, where: object, *, mend: str = "--
         shown,
         where=where,
         expected=f"{LEAST_NM:g} to {MOST_NM:g} nm, or a unit that says otherwise (nm, um)",
-        mend=_likely(centres, mend),
+        mend="--wavelengths LIST, in nm" if NOT_LENGTHS.search(stated) or _are_counted(centres) else _likely(centres, mend),
     )
+
+
+def _are_counted(centres: Sequence[float]) -> bool:
+    """Numbers of bands in place of their centres: 1, 2, 3 …"""
+    return len(centres) > 1 and list(centres) in (list(range(len(centres))), list(range(1, len(centres) + 1)))
 
 
 def _likely(centres: Sequence[float], mend: str) -> str:

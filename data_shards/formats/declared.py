@@ -44,7 +44,7 @@ ATTRIBUTES = {
     "validmax": VALID_MAX,
     **dict.fromkeys(("unit", "units", "dataunits"), UNIT),
 }
-MAYBE_SCALE = re.compile(r"scal(e|ing)|gain|multiplier")
+MAYBE_SCALE = re.compile(r"scal(e|ing)|gain|multiplier|addoffset|(?:boa|dark|radiance|radio|reflectance|toa|values?)offset")
 MAYBE_NO_DATA = re.compile(r"nodata|fillval|ignoreval|missingval|invalidval")
 HARMLESS = re.compile(r"err|uncert|desc|grayscale|greyscale|colou?rscale|timescale|map|display|stretch|sensor|detector|camera|autogain")
 

@@ -50,9 +50,12 @@ class Neighbour:
 
 
 def centres_of(
-    beside: list[Neighbour], shape_CHW: tuple[int, ...], options: ReadOptions, path: Path, axes_assumed: str
+    beside: list[Neighbour], shape_CHW: tuple[int, ...], options: ReadOptions, path: Path, axes_unstated: str
 ) -> tuple[tuple[float, ...] | None, str, str]:
     """Band centres in nm, where the option names them or one list of the right length bears their name.
+
+    Args:
+        axes_unstated: the order in the file of the axes C, H and W where no option states it, else ''.
 
     Returns: the centres or None, what to say where they are missing, and the name of the list that was used.
 
@@ -74,7 +77,7 @@ def centres_of(
     fitting = [n for n in found if n.values.size == bands]
     if fitting and all(np.array_equal(n.values.ravel(), fitting[0].values.ravel()) for n in fitting):
         return _nm(fitting[0], path), "", fitting[0].name
-    _refuse_other_axis(found, fitting, shape_CHW, path, axes_assumed)
+    _refuse_other_axis(found, fitting, shape_CHW, path, axes_unstated)
     return None, f"they may stand in {_listed(found)}: --wavelengths hdf5:NAME" if found else "", ""
 
 
@@ -83,10 +86,10 @@ def _nm(chosen: Neighbour, path: Path) -> tuple[float, ...]:
     return in_nm([float(v) for v in chosen.values.ravel()], unit, f"{path}, {chosen.name}")
 
 
-def _refuse_other_axis(found: list[Neighbour], fitting: list[Neighbour], shape_CHW: tuple[int, ...], path: Path, axes_assumed: str) -> None:
+def _refuse_other_axis(found: list[Neighbour], fitting: list[Neighbour], shape_CHW: tuple[int, ...], path: Path, axes: str) -> None:
     """As many centres as the array has rows or columns, and not as many as bands: the axes are read in the wrong order."""
     sizes = {n.values.size for n in found}
-    if fitting or not axes_assumed or len(sizes) != 1 or not (orders := axes_with_bands(shape_CHW, axes_assumed, *sizes)):
+    if fitting or not axes or len(sizes) != 1 or not (orders := axes_with_bands(shape_CHW, axes, *sizes)):
         return
     raise InputError(
         f"{shape_CHW[0]} bands ({'x'.join(map(str, shape_CHW))} as bands x rows x columns), {sizes.pop()} band centres in {found[0].name}",

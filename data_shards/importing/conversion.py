@@ -171,7 +171,7 @@ def to_uint16(
             f"{outside} values outside {low:g} … {high:g}: from {least:.6g} to {most:.6g}",
             where=where,
             expected="reflectance within the stated range",
-            mend=f"{_range_for(least, most, config)}, or --full-scale N (reflectance 1)",
+            mend=f"{_range_for(least, most, config)} if these are reflectances; if they are counts or percent, {STATE_SCALE}",
         )
     if least < most and (most - least) / scale < FEWEST_STEPS:
         raise InputError(

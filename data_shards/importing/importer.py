@@ -277,7 +277,7 @@ def _record_of(out: Path, options: dict[str, Any]) -> dict[str, Any]:
             "the place is taken, and no import made what is there",
             where=out,
             expected="an absent or empty folder",
-            mend=f"choose another OUT, or remove it: rm -r {out}",
+            mend="choose another OUT",
         ) from error
     names = sorted({*options, *theirs})
     if changed := [f"{name} {theirs.get(name)!r} now {options.get(name)!r}" for name in names if options.get(name) != theirs.get(name)]:
@@ -297,7 +297,7 @@ def _another(out: Path, difference: str) -> UnsafeResume:
         f"another import stands here: {difference}",
         where=out,
         expected="the same options and the same files",
-        mend=f"choose another OUT, or remove it: rm -r {out}",
+        mend=f"choose another OUT, or remove it: rm -r {shlex.quote(str(out))}",
     )
 
 

@@ -145,6 +145,8 @@ def _statement(file: MapFile, role: str, outside: int, labels_free: bool) -> str
 def _option(file: MapFile, role: str, inside_HW: np.ndarray) -> str:
     """--ROLE-values for these pixels: each value where they are few, else the half of the range in which most of them lie."""
     values = [int(value) for value in np.unique(file.values_HW[inside_HW])]
+    if len(values) > MEANT and file.colour and not file.lossy:  # a mask drawn on a photograph: colours have no halves
+        return f"--{role}-values '#RRGGBB' with the colour that was drawn; or export the mask alone as PNG"
     if len(values) > MEANT or (file.lossy and values):  # the half of the range
         half, top = int(file.values_HW.max()) // 2, int(file.values_HW.max())
         bright = np.median(file.values_HW[inside_HW]) > half

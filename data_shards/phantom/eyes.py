@@ -15,6 +15,7 @@ import functools
 import json
 import multiprocessing
 import os
+import shlex
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
@@ -229,7 +230,6 @@ def _claim(out: Path, record: dict[str, Any]) -> None:
     Raises:
         UnsafeResume: it holds something else.
     """
-    mend = f"choose another OUT, or remove it: rm -r {out}"
     if out.exists() and not out.is_dir():
         raise InputError(
             "a file, where a folder of cubes has to stand", where=out, expected="an absent or empty folder", mend="choose another OUT"
@@ -240,7 +240,10 @@ def _claim(out: Path, record: dict[str, Any]) -> None:
         there = (out / RECORD).read_bytes() if (out / RECORD).exists() else None
         if there is None and any(out.iterdir()):
             raise UnsafeResume(
-                "the folder is not empty and no phantoms stand in it", where=out, expected="an absent or empty folder", mend=mend
+                "the folder is not empty and no phantoms stand in it",
+                where=out,
+                expected="an absent or empty folder",
+                mend="choose another OUT",
             )
     if there is None:
         durable.write_json(out / RECORD, record)
@@ -251,7 +254,10 @@ def _claim(out: Path, record: dict[str, Any]) -> None:
         held = None
     if held != json.loads(durable.canonical_json(record)):
         raise UnsafeResume(
-            f"phantoms of another configuration: {_difference(held, record)}", where=out / RECORD, expected="the same options", mend=mend
+            f"phantoms of another configuration: {_difference(held, record)}",
+            where=out / RECORD,
+            expected="the same options",
+            mend=f"choose another OUT, or remove it: rm -r {shlex.quote(str(out))}",
         )
 
 

@@ -568,3 +568,35 @@ def test_a_colour_tiff_without_its_opaque_alpha_keeps_its_scales(tmp_path: Path)
     tags = [(42112, 2, 0, f"<GDALMetadata>{xml}</GDALMetadata>", True)]
     tifffile.imwrite(tmp_path / "a.tif", data_HWS, photometric="rgb", extrasamples=["unassalpha"], metadata=None, extratags=tags)
     assert imported(tmp_path / "a.tif", wavelengths_nm=None).meta.scale == 1e-4
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("radio_add_offset", -1000.0), ("BOA_ADD_OFFSET", -1000.0), ("reflectance_offset", -0.1), ("dark_offset", 40)]
+)
+def test_an_offset_of_any_name_is_not_passed_over(name: str, value: float, tmp_path: Path) -> None:
+    path = hdf5(tmp_path / "a.h5", counts(), quantification_value=10000.0, Data_Ignore_Value=-9999, **{name: value})
+    assert name in (said := refused(path)) and "--offset X" in said
+    is_right(imported(path, full_scale=10000.0, offset=0.0))
+
+
+@pytest.mark.parametrize("unit", ["Wavenumber", "cm-1", "GHz", "eV"])
+def test_what_is_no_length_is_never_advised_as_one(unit: str, tmp_path: Path) -> None:
+    extra = f"wavelength = {{21505, 18018, 15625, 13698}}\nwavelength units = {unit}\n"
+    path = envi(tmp_path / "a.hdr", counts(), extra, leave_out=("wavelength", "wavelength units"))
+    assert "--wavelengths LIST" in (said := refused(path, wavelengths_nm=None)) and "21505,18018" not in said
+
+
+@pytest.mark.parametrize("unit", ["wavelength units = Index\n", ""])
+@pytest.mark.parametrize("first", [0, 1])
+def test_numbers_of_bands_are_not_advised_as_their_centres(unit: str, first: int, tmp_path: Path) -> None:
+    extra = f"wavelength = {{{', '.join(str(first + i) for i in range(C))}}}\n{unit}"
+    path = envi(tmp_path / "a.hdr", counts(), extra, leave_out=("wavelength", "wavelength units"))
+    assert "--wavelengths LIST" in (said := refused(path, wavelengths_nm=None)) and "µm" not in said
+
+
+def test_an_interleave_that_the_band_centres_belie_is_no_advice_to_take_rows_for_bands(tmp_path: Path) -> None:
+    """NEON's files say BSQ of rows x columns x bands."""
+    path = hdf5(tmp_path / "a.h5", counts().transpose(1, 2, 0), Scale_Factor=10000.0, Data_Ignore_Value=-9999.0, Interleave="BSQ")
+    said = refused(path, wavelengths_nm=None)
+    assert "--axes HWC" in said and "linspace" not in said
+    is_right(imported(path, wavelengths_nm=None, read=ReadOptions(axes="HWC")))

@@ -6,6 +6,7 @@ import errno
 import gzip
 import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -199,8 +200,9 @@ def test_another_import_in_the_same_place_is_refused(drive_like: Path, tmp_path:
     assert bytes_below(tmp_path / "out") == before
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("precious")
-    with pytest.raises(InputError, match="no import made what is there"):
+    with pytest.raises(InputError, match="no import made what is there") as caught:
         importer.import_cubes(config(drive_like), tmp_path / "mine")
+    assert "rm -r" not in str(caught.value), "what others made is not ours to throw away"
     assert (tmp_path / "mine" / "thesis.txt").read_text() == "precious"
 
 
@@ -874,3 +876,17 @@ def test_cubes_are_not_imported_as_images(drive_like: Path, tmp_path: Path) -> N
         importer.import_cubes(ImportConfig(source=tmp_path / "cubes"), tmp_path / "out")
     assert "retinaforge data pack" in caught.value.mend
     assert not (tmp_path / "out").exists()
+
+
+def test_the_advice_to_remove_a_folder_names_that_folder_alone(drive_like: Path, tmp_path: Path) -> None:
+    out = tmp_path / "my data" / "a;b"
+    importer.import_cubes(config(drive_like), out)
+    with pytest.raises(UnsafeResume, match="rm -r") as caught:
+        importer.import_cubes(config(drive_like, geometry=Geometry(resize="12x10")), out)
+    assert shlex.split(caught.value.mend)[-3:] == ["rm", "-r", str(out)]
+
+
+def test_floats_of_counts_are_offered_their_scale() -> None:
+    """2000 to 2500 are no reflectances, so a range of such is not all that the message offers."""
+    said = refused(np.linspace(2000, 2500, 2 * 4 * 4, dtype=np.float32).reshape(2, 4, 4))
+    assert "--float-range 2000:2500 if these are reflectances" in said and "counts or percent, --full-scale N" in said

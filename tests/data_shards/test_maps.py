@@ -382,3 +382,13 @@ def test_painted_vessels_are_whole_on_a_coarser_raster() -> None:
     cube = painted.paint_labels(PhantomConfig(size=96, wavelengths_nm=(555,)), labels_HW, number=0, key="a", subject_id="a")
     for number in (1, 2):
         assert pieces(cube.labels_HW == number) == 3
+
+
+def test_a_mask_drawn_on_a_photograph_is_refused_without_a_range_of_colours(tmp_path: Path) -> None:
+    photo_HWC = np.random.default_rng(0).integers(20, 200, (H, W, 3), np.uint8)
+    photo_HWC[DISC] = 0, 255, 0
+    Image.fromarray(photo_HWC).save(tmp_path / "m.png")
+    with pytest.raises(InputError, match=r"--onh-values '#RRGGBB'") as caught:
+        mask_in(tmp_path / "m.png")
+    assert not re.search(r"values \d", caught.value.mend)
+    assert np.array_equal(mask_in(tmp_path / "m.png", values="#00ff00"), DISC)
