@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import glob
 import json
+import re
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -172,8 +173,10 @@ def progress_of(target: Target, *, verify: bool = False) -> Progress:
     """
     run = Path(target.run)
     if target.stage == "sample":
-        shards = sum(1 for path in (run / "synthetic").glob("*.tar") if not path.name.startswith("."))
-        return Progress(done=min(target.goal, shards * target.shard), goal=target.goal)
+        full = sum(1 for path in (run / "synthetic").glob("*.tar") if re.fullmatch(r"synthetic-\d+\.tar", path.name))
+        number, last = divmod(target.goal, target.shard)  # ends of smaller sets are no part of it
+        has_last = (run / "synthetic" / f"synthetic-{number:06d}.first{last}.tar").exists()
+        return Progress(done=min(target.goal, full * target.shard + (last if has_last else 0)), goal=target.goal)
     if target.stage not in ("vqgan", "diffusion"):
         return Progress()
     rows = last_rows(run / target.stage / "metrics.jsonl")

@@ -142,6 +142,25 @@ def check_inputs(run: Run) -> None:
         _ = Encoding(data.codec, data.max_error, data.tile).coder
 
 
+def check_trained(run: Run, *stages: str) -> None:
+    """Say that a network is missing before anything is written; which of its checkpoints is whole is seen as one is loaded.
+
+    Raises:
+        InputError: no commit of one of these trainings.
+    """
+    from ldm.training.committed import COMMIT
+
+    for stage in stages:
+        folder = getattr(run, stage)
+        if not any((folder / "checkpoints").glob(f"samples-*/{COMMIT}")):
+            raise InputError(
+                f"no trained {stage}",
+                where=folder,
+                expected="a committed checkpoint",
+                mend=f"retinaforge train {stage} PRESET run={run.folder}",
+            )
+
+
 def check_latent_size(run: Run) -> None:
     """Refuse, before hours of training, cubes whose latents the denoiser cannot halve twice.
 
@@ -275,16 +294,21 @@ def check_outdated(run: Run) -> None:
         InputError: a network was trained further, or is to be, after the next stage had worked with it.
     """
     if found := outdated(run):
-        aside = run.folder / "earlier"
-        aside = next(path for i in itertools.count() if not (path := aside.with_name(f"earlier-{i}") if i else aside).exists())
-        apart, places = shlex.quote(str(aside)), shlex.join(map(str, found))
         raise InputError(
             f"made from an earlier state of what it depends on: {', '.join(path.name for path in found)}",
             where=run.folder,
             expected="what follows a training to be made after it",
-            mend=f"mkdir {apart} && mv {places} {apart}\n            then the same command again, which makes it anew; "
+            mend=f"{set_aside(run, found)}\n            then the same command again, which makes it anew; "
             "or the lengths that the run had, or another folder: run=runs/NAME",
         )
+
+
+def set_aside(run: Run, found: list[Path]) -> str:
+    """The command that moves these folders of a run into a new one within it."""
+    aside = run.folder / "earlier"
+    aside = next(path for i in itertools.count() if not (path := aside.with_name(f"earlier-{i}") if i else aside).exists())
+    apart = shlex.quote(str(aside))
+    return f"mkdir {apart} && mv {shlex.join(map(str, found))} {apart}"
 
 
 def figures(run: Run) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from data_shards.dataset import Dataset
 from data_shards.errors import InputError, TryAgain
 from launch.config import concealed, to_tree
 from launch.provenance import versions
-from launch.stages import Run
+from launch.stages import Run, outdated, set_aside
 
 if TYPE_CHECKING:
     from slurm.rank import Placement
@@ -36,7 +36,7 @@ def check_latents(run: Run) -> None:
             "the latents are those of an earlier state of the autoencoder",
             where=run.latents,
             expected=f"latents of checkpoint {newest[:12]} in {run.vqgan}",
-            mend=f"rm -r {run.latents}, then retinaforge encode PRESET",
+            mend=f"{set_aside(run, outdated(run))}\n            then retinaforge encode PRESET, and this command again",
         )
 
 
@@ -93,6 +93,8 @@ def train(
     held = contextlib.ExitStack()
     try:
         started(engine)
+        builder, data = {"vqgan": (build.vqgan_trainer, run.dataset), "diffusion": (build.diffusion_trainer, run.latents)}[stage]
+        engine.on_main(lambda: run.open(data))  # refuses before anything is written
         taken_over = superseded(os.environ)  # a job that SLURM started again gives its elder copy, if there is one, time to end
         patience_s = CLAIM_PATIENCE_S if taken_over else 0.0
         claim = durable.claimed(folder / ".training", "training in this folder", patience_s=patience_s)
@@ -100,7 +102,6 @@ def train(
         engine.on_main(run.freeze)
         if stage == "diffusion":
             engine.on_main(lambda: check_latents(run))
-        builder, data = {"vqgan": (build.vqgan_trainer, run.dataset), "diffusion": (build.diffusion_trainer, run.latents)}[stage]
         dataset, read = run.open(data), run.config.data.read
         trainer, stream, identity = builder(config, dataset, engine, read)
         store = CheckpointStore(folder / "checkpoints", engine, keep=config.loop.keep, used=trainer.USED)

@@ -253,9 +253,10 @@ def _sent(spec: JobSpec, run_folder: Path, part: Part | None, token: str, before
     except (FailedJobError, FailedSubmissionError) as error:
         said = str(error).strip()
         if not any(words in said for words in LATER):
-            raise InputError(
-                f"sbatch refused: {said}", where=spec.name, expected="a job this site takes", mend="sinfo shows the partitions"
-            ) from error
+            mend = "sinfo shows the partitions"
+            if spec.array and "Submit" in said:  # AssocMaxSubmitJobLimit, QOSMaxSubmitJobPerUserLimit
+                mend = "fewer tasks that make more each: --array 1-50 and --task {array_task}/50 (% bounds those that run, not these)"
+            raise InputError(f"sbatch refused: {said}", where=spec.name, expected="a job this site takes", mend=mend) from error
         with contextlib.suppress(TryAgain):  # the answer may have been lost, and not the job
             if taken := sorted(numbers_of(Queue().answer(time.time()).text, token) - before):
                 return taken[0]

@@ -63,7 +63,8 @@ def read_tiff(path: Path, options: ReadOptions) -> Raw:
     if not is_upright:
         data_CHW = np.ascontiguousarray(orientation.upright(data_CHW, tag))
     if alpha and len(data_CHW) == 4:
-        if (data_CHW[3] != np.iinfo(data_CHW.dtype).max).any():
+        opaque = np.iinfo(data_CHW.dtype).max if data_CHW.dtype.kind in "ui" else max(1.0, data_CHW[3].max())
+        if (data_CHW[3] != opaque).any():
             raise InputError("an image with transparent pixels", where=path, expected="opaque pixels", mend="flatten the image")
         data_CHW = data_CHW[:3]
     said, centres_nm, unused = tiff_tags.said_in(tags, len(data_CHW), path, options)

@@ -19,6 +19,7 @@ def encode(preset: Preset, overrides: Overrides = None, dry_run: DryRun = False)
 
     stages.alone("encode")
     stages.check_inputs(run)
+    stages.check_trained(run, "vqgan")
     run.freeze()
     with counted(run.folder, "encode"):
         warnings = stages.encode(run, progress)
@@ -43,6 +44,7 @@ def sample(
     if not (slash and k.isdigit() and n.isdigit()):
         raise InputError(f"--task {task}", expected="K/N, such as 3/16")
     stages.alone("sample")
+    stages.check_trained(run, "vqgan", "diffusion")
     run.freeze()
     with counted(run.folder, "sample"):
         whole = stages.sample(run, progress, (int(k), int(n)))

@@ -122,6 +122,12 @@ def command(
         "secrets": str(secrets.absolute()) if secrets else None,
     }
     given = {**_nodes(nodes), **{field: value for field, value in given.items() if value is not None}}
+    if wait and (local or words[0] == "pipeline"):
+        raise InputError(
+            f"--wait with {'--local' if local else 'a pipeline'}",
+            expected="one job of SLURM",
+            mend="leave --wait out: --local stays until its end anyway" if local else "retinaforge status NAME follows a pipeline",
+        )
     if words[0] == "pipeline":
         from launch.cli.pipeline import submit_pipeline
 

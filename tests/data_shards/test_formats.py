@@ -205,6 +205,17 @@ def test_opaque_alpha_is_dropped_and_a_used_one_refused(tmp_path: Path) -> None:
             formats.read(tmp_path / f"b{suffix}")
 
 
+@pytest.mark.parametrize("opaque", [1.0, 255.0])
+def test_an_alpha_of_floats_is_opaque_where_it_is_one_value_of_at_least_1(tmp_path: Path, opaque: float) -> None:
+    rgba_HWS = np.concatenate([cube("float32", 3).transpose(1, 2, 0), np.full((H, W, 1), opaque, np.float32)], -1)
+    tifffile.imwrite(tmp_path / "a.tif", rgba_HWS, photometric="rgb", extrasamples=["unassalpha"])
+    assert np.array_equal(formats.read(tmp_path / "a.tif").data_CHW, cube("float32", 3))
+    rgba_HWS[0, 0, 3] = 0.5
+    tifffile.imwrite(tmp_path / "b.tif", rgba_HWS, photometric="rgb", extrasamples=["unassalpha"])
+    with pytest.raises(InputError, match="transparent"):
+        formats.read(tmp_path / "b.tif")
+
+
 # TIFF
 
 

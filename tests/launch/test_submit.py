@@ -310,6 +310,29 @@ def test_a_limit_before_the_first_checkpoint_is_refused_where_the_pace_is_known(
     check_time(dataclasses.replace(spec, time_minutes=30), target)
 
 
+def test_the_ends_of_smaller_sets_are_no_progress_of_a_larger_one(tmp_path):
+    (tmp_path / "synthetic").mkdir()
+    for name in ("synthetic-000000.tar", "synthetic-000001.first2.tar", ".part-0a-synthetic-000002.tar"):
+        (tmp_path / "synthetic" / name).touch()
+    done = [progress_of(Target(run=str(tmp_path), stage="sample", goal=goal, shard=4)).done for goal in (4, 6, 8, 10)]
+    assert done == [4, 6, 4, 4]
+
+
+@pytest.mark.parametrize("words", [("--", "pipeline", "p.yaml"), ("--local", "--", "doctor")])
+def test_waiting_for_what_is_no_one_job_of_slurm_is_refused(tmp_path, words):
+    (tmp_path / "p.yaml").write_text(PIPELINE)
+    with pytest.raises(InputError, match="--wait with"):
+        invoke("submit", "--wait", *words)
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize("verb", [("encode",), ("sample",), ("train", "diffusion")])
+def test_a_verb_without_what_comes_before_it_leaves_nothing(tmp_path, packed, verb):
+    with pytest.raises(InputError, match="no trained vqgan|no packed dataset"):
+        invoke(*verb, "demo", f"data.dataset={packed}", "run=runs/none")
+    assert not (tmp_path / "runs").exists()
+
+
 PIPELINE = "preset: demo\noverrides: [run=runs/p]\njobs:\n  vqgan: {nodes: 2, time_minutes: 60}\n  sample: {tasks: 6, at_once: 2}\n"
 
 
