@@ -42,6 +42,7 @@ def made_cube(i: int, *, bands: int = 4, size: int = 32, subject: str | None = N
     )
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Of two processes (`make test`), one runs all that waits for a SLURM, the other what trains on ranks; then each takes file by file.
 

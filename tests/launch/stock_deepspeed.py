@@ -40,8 +40,9 @@ def networks(identity: dict) -> dict[str, tuple[nn.Module, Number]]:
         return {"denoiser": (denoiser_from(identity["model"]), lambda net: net(z_BDHW, t_B).square().mean())}
     codebook = Codebook(CodebookConfig(**identity["codebook"]), channels=4, seed=0)
     discriminator = PatchGAN(PatchGANConfig(**{**identity["discriminator"], "bands": 4}))
+    model = {name: value for name, value in identity["model"].items() if name != "kind"}
     return {
-        "vqgan": (VQGAN(VQGANConfig(**identity["model"])), lambda net: net(x_BCHW, codebook, quantise=False)[0].square().mean()),
+        "vqgan": (VQGAN(VQGANConfig(**model)), lambda net: net(x_BCHW, codebook, quantise=False)[0].square().mean()),
         "discriminator": (discriminator, lambda net: net(x_BCHW)[0].square().mean()),
     }
 

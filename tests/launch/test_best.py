@@ -20,7 +20,7 @@ WARM_UP = 32  # samples: an epoch
 @pytest.mark.parametrize(
     ("settings", "first"),
     [
-        (["codebook.warmup_epochs=1", "codebook.codes=2", "loop.batch=2", "optimizer.lr=0.004"], WARM_UP + 8),
+        (["codebook.warmup_epochs=1", "codebook.codes=2", "loop.batch=2", "optimizer.lr=0.002", "loop.samples=40"], WARM_UP + 8),
         (["loss.gan_start_samples=40"], 48),
         (["loss.gan_start_samples=4000"], 8),  # none comes in this run
         (["codebook.warmup_epochs=1", "loss.gan=0"], WARM_UP + 8),

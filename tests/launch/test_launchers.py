@@ -123,7 +123,7 @@ def trained(packed: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
             assert code == 0, said[-3000:]
         rows = [json.loads(line) for line in (place / "vqgan" / "metrics.jsonl").read_text().splitlines()]
         commit = json.loads((place / "vqgan" / "checkpoints" / "samples-000000000016" / "COMMIT.json").read_text())
-        assert commit["world"] == 2 == len(commit["parts"])
+        assert commit["world"] == 2 == len({name.partition(".")[0] for name, _ in commit["parts"]})
         return [{key: value for key, value in row.items() if not key.startswith(TIMINGS)} for row in rows], commit["parts"]
 
     yield train

@@ -37,8 +37,8 @@ def synthetic_set(folder, change, *, labels=False, count=24):
 def real(tmp_path_factory):
     folder = tmp_path_factory.mktemp("real")
     for i in range(80):
-        write_cube(folder / "loose", made_cube(i, size=SIZE))
-    pack(folder / "loose", folder / "set", splits={"train": 0.5, "val": 0.5})
+        write_cube(folder / "loose", made_cube(i, size=SIZE, split="train" if i < 40 else "val"))
+    pack(folder / "loose", folder / "set")
     return Dataset(folder / "set")
 
 
