@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import subprocess
 from pathlib import Path
@@ -42,25 +43,36 @@ def made_cube(i: int, *, bands: int = 4, size: int = 32, subject: str | None = N
     )
 
 
-@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Of two processes (`make test`), one runs all that waits for a SLURM, the other what trains on ranks; then each takes file by file.
+FIRST = ("slurm", "ranks")  # the long ones
+
+
+@functools.cache
+def together(path: str) -> str:
+    """Which tests one process runs, of the two of `make test`: what waits for a SLURM, what trains on ranks, or a file.
 
     So there is one cluster and one process that forks ranks, and what waits is beside what computes.
     """
-    if not config.pluginmanager.hasplugin("xdist"):
-        return
-    for item in items:
-        item.add_marker(pytest.mark.xdist_group(_together(item)))
-    first = ["slurm", "ranks"]
-    items.sort(key=lambda item: first.index(name) if (name := _together(item)) in first else len(first))
-
-
-def _together(item: pytest.Item) -> str:
-    wants = getattr(item, "fixturenames", ())
-    if item.path.parent.name == "slurm" or "cluster" in wants:
+    file = Path(__file__).parents[1] / path
+    if file.parent.name == "slurm":
         return "slurm"
-    return "ranks" if "place" in wants or item.path.parent.name == "faults" else item.path.stem
+    return "ranks" if "place: Place" in file.read_text() else path
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> object:
+    """By rooms, not by marks: pytest-xdist 3.8 loses the groups of `--dist loadgroup` under pytest 9.2."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class ByRoom(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return together(nodeid.partition("::")[0])
+
+    return ByRoom(config, log)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    rooms = {item: together(item.nodeid.partition("::")[0]) for item in items}
+    items.sort(key=lambda item: FIRST.index(rooms[item]) if rooms[item] in FIRST else len(FIRST))
 
 
 @pytest.fixture(scope="session")
