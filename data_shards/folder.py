@@ -152,7 +152,6 @@ def all_keys_in(folder: Path) -> list[str]:
         InputError: whoever fills it was ended before, or has not ended yet; an array or its metadata is missing.
     """
     keys = keys_in(folder)
-    _check_pairs(folder, set(keys))
     if len(keys) < (wanted := wanted_in(folder)):
         raise InputError(
             f"{len(keys)} cubes, where {wanted} were asked for",
@@ -160,7 +159,11 @@ def all_keys_in(folder: Path) -> list[str]:
             expected="a folder whose making has ended",
             mend=f"the command that makes these cubes, once more: it makes what is missing. To be content with these: rm {folder / WANTED}",
         )
+    _check_pairs(folder, set(keys))
     return keys
+
+
+OF_A_SAMPLE = (b'"wavelengths_nm"', b'"scale"', b'"subject_id"')  # other JSON files may lie beside the samples
 
 
 def _check_pairs(folder: Path, keys: set[str]) -> None:
@@ -169,7 +172,7 @@ def _check_pairs(folder: Path, keys: set[str]) -> None:
     halves |= {
         f"{stem}.json": f"{stem}.npy"
         for stem in _stems(folder, ".json")
-        if "." not in stem and stem not in keys and b'"wavelengths_nm"' in _content(folder / f"{stem}.json")
+        if "." not in stem and stem not in keys and all(field in _content(folder / f"{stem}.json") for field in OF_A_SAMPLE)
     }
     for name, missing in sorted(halves.items())[:1]:
         raise InputError(
