@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import json
+import shlex
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -157,7 +158,8 @@ def all_keys_in(folder: Path) -> list[str]:
             f"{len(keys)} cubes, where {wanted} were asked for",
             where=folder,
             expected="a folder whose making has ended",
-            mend=f"the command that makes these cubes, once more: it makes what is missing. To be content with these: rm {folder / WANTED}",
+            mend="the command that makes these cubes, once more: it makes what is missing. To be content with these: "
+            f"rm {shlex.quote(str(folder / WANTED))}",
         )
     _check_pairs(folder, set(keys))
     return keys
