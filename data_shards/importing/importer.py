@@ -27,7 +27,8 @@ from data_shards.folder import meta_from, write_cube
 from data_shards.formats.other_kinds import conversion_of, kinds_of
 from data_shards.formats.raw import is_litter
 from data_shards.importing import labels, map_files, masks, partners
-from data_shards.importing.conversion import ImportConfig, Item, make_cube
+from data_shards.importing.config import ImportConfig, Item
+from data_shards.importing.conversion import make_cube
 from data_shards.phantom import eyes as phantoms
 
 READING = 2  # how files are read: what an elder way of reading has made of the same files is another import

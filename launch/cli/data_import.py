@@ -226,7 +226,7 @@ def command(
     Then: retinaforge data pack out/drive DATASET
     """
     from data_shards.formats import ReadOptions
-    from data_shards.importing.conversion import ImportConfig
+    from data_shards.importing.config import ImportConfig
     from data_shards.importing.geometry import Geometry, parse_size
     from data_shards.importing.importer import import_cubes, plan
     from data_shards.importing.wavelengths import parse_wavelengths

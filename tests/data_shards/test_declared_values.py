@@ -19,7 +19,7 @@ from data_shards.cube import Cube, reflectance
 from data_shards.errors import CorruptData, InputError, UnsafeResume
 from data_shards.formats import ReadOptions
 from data_shards.importing import importer
-from data_shards.importing.conversion import ImportConfig
+from data_shards.importing.config import ImportConfig
 from data_shards.importing.geometry import Geometry
 from data_shards.pack import pack
 

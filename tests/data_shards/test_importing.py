@@ -24,7 +24,8 @@ from data_shards.cube import LABELS, reflectance
 from data_shards.errors import CorruptData, InputError, RetinaforgeError, TryAgain, UnsafeResume
 from data_shards.formats import ReadOptions
 from data_shards.importing import geometry, importer, labels, map_files, masks, partners
-from data_shards.importing.conversion import ImportConfig, to_uint16
+from data_shards.importing.config import ImportConfig
+from data_shards.importing.counts import to_uint16
 from data_shards.importing.geometry import Geometry, Planes
 from data_shards.importing.values import Values
 from data_shards.importing.wavelengths import parse_wavelengths
@@ -133,7 +134,7 @@ def test_kill_9_leaves_no_out_and_the_next_run_takes_over(drive_like: Path, tmp_
 import os, signal
 from pathlib import Path
 from data_shards.importing import importer
-from data_shards.importing.conversion import ImportConfig
+from data_shards.importing.config import ImportConfig
 
 def track(items):
     for n, item in enumerate(items):

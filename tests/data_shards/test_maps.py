@@ -16,7 +16,7 @@ from data_shards import folder
 from data_shards.errors import InputError, RetinaforgeError
 from data_shards.formats import ReadOptions
 from data_shards.importing import geometry, importer, labels, map_files, masks
-from data_shards.importing.conversion import ImportConfig
+from data_shards.importing.config import ImportConfig
 from data_shards.phantom import painted
 from data_shards.phantom.persons import PhantomConfig
 
