@@ -75,6 +75,14 @@ class Submitted:
             return [str(index) for index in every]
         return [str(i) for i in range(min(self.part, len(every) - self.job_ids.index(number) * self.part))]
 
+    def true_indices(self, number: str) -> dict[str, str]:
+        """Those of the whole array by what SLURM calls them under one of the numbers; {"": ""} outside an array."""
+        slurms = self.indices(number)
+        if not (self.part and slurms):
+            return {index: index for index in slurms or [""]}
+        first = self.job_ids.index(number) * self.part
+        return dict(zip(slurms, map(str, array_indices(self.array or "")[first:]), strict=False))
+
     def true_id(self, job_id: str) -> str:
         """'17_3' of a part by its index in the whole array: '17_1003'."""
         number, _, span = job_id.partition("_")
@@ -186,8 +194,7 @@ def _pieces(record: Submitted) -> list[_Piece]:
     found, left = [], set(map(str, array_indices(record.whole))) if record.whole else None
     for each in (record, *reversed(record.former)) if left is not None else (record,):
         for number in each.job_ids:
-            slurms = each.indices(number) or [""]
-            own = {index: each.true_id(f"{number}_{index}").partition("_")[2] if index else "" for index in slurms}
+            own = each.true_indices(number)
             wanted = own if left is None else {index: true for index, true in own.items() if true in left}
             if wanted:
                 found.append(_Piece(record=each, number=number, indices=wanted))
@@ -275,11 +282,6 @@ def whereabouts(record: Submitted, away: bool) -> str:
     if away:
         return f"{numbers} was submitted on cluster {record.cluster}, which is not the one that is spoken with here"
     return f"{numbers} is not known to SLURM here, and left no word of its end"
-
-
-def has_ended(states: list[JobState]) -> bool:
-    """Whether SLURM says of all of it that it is over and does not come back."""
-    return all(state.state in ENDED for state in states)
 
 
 CANCELLED, OVER = "cancelled", "had ended already"

@@ -155,7 +155,7 @@ def test_what_a_site_needs_is_quoted_and_shown(tmp_path):
     home.write_text("setup: [module load cuda]\nlauncher: apptainer exec 'my image.sif'\ngpus_per_task: a100:2\ntime: '1-00:00:00'\n")
     (tmp_path / "site.yaml").write_text("srun_options: [--cpu-bind=none]\nmail_type: END\n")
     text = invoke("submit", "--tasks-per-node", "2", "--dry-run", "--", "presets")
-    assert "\nmodule load cuda\nset -u\n" in text and " --cpu-bind=none \\\n  apptainer exec 'my image.sif' " in text
+    assert "\nmodule load cuda\nset +e\ncd " in text and " --cpu-bind=none \\\n  apptainer exec 'my image.sif' " in text
     assert "--gpus-per-node=a100:4\n" in text and "--time=1440\n" in text and "--mail-type=END\n" in text
     assert f"# time_minutes: 1440  says {home}" in text
     assert "--gpus-per-node=h100:8\n" in invoke("submit", "--gpus-per-node", "h100:8", "--dry-run", "--", "presets")

@@ -173,7 +173,7 @@ def test_restarts_without_progress_have_a_limit_whoever_asks_for_them(script, ca
         script.ends(75, errors=RANK_1_FAILED)
         assert len(script.asked) == 2 + min(restart + 1, 2), "after the third no other is asked for"
     assert "3 attempts in a row got nowhere" in script.last.why
-    with pytest.raises(InputError, match="3 attempts in a row got nowhere(.|\n)*retinaforge resume 'job'"):
+    with pytest.raises(InputError, match="3 attempts in a row got nowhere(.|\n)*retinaforge resume job --jobs "):
         script.begins(capsys)  # SLURM may start it all the same
     assert script.last.code == 2
     script.token, script.restart = "6f" * 16, 0
