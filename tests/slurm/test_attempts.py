@@ -342,6 +342,13 @@ def test_an_index_that_is_stuck_is_ended_though_the_others_get_on(tmp_path, monk
     assert "3 attempts in a row got nowhere" in read_attempts(attempts_path(script.folder, "2"))[-1].why
 
 
+def test_the_end_of_a_smaller_set_is_of_its_number_s_share(tmp_path):
+    spec = JobSpec(name="j", command=("python",), folder=str(tmp_path), array="1-3", share="{array_task}/3", progress=("*.tar",))
+    before = [progress_of(spec, index) for index in "123"]
+    (tmp_path / "synthetic-000004.first12.tar").touch()
+    assert [progress_of(spec, index) == one for index, one in zip("123", before, strict=True)] == [True, False, True]
+
+
 def test_an_index_may_have_files_of_its_own(tmp_path):
     spec = JobSpec(name="j", command=("python",), folder=str(tmp_path), array="1-2", progress=("codes-{array_task}.safetensors",))
     before = [progress_of(spec, index) for index in ("1", "2")]
