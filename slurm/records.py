@@ -249,10 +249,18 @@ def _noted(piece: _Piece, index: str) -> JobState:
     return JobState(job_id=piece.number, name=record.name, state=state, restarts=last.restart, why=last.why)
 
 
+def _note_cancelled(record: Submitted) -> None:
+    """For when SLURM has forgotten it. Earlier submissions stay noted: indices of theirs may not have been submitted again."""
+    path = Path(record.folder) / CANCELLED_NAME
+    with contextlib.suppress(OSError, RetinaforgeError):
+        noted = path.read_text().split() if path.exists() else []
+        durable.write_bytes(path, "".join(f"{token}\n" for token in dict.fromkeys([*noted, record.token])).encode())
+
+
 def _cancelled(record: Submitted) -> bool:
     """Whether it was, by `cancelled`."""
     try:
-        return bool(record.token) and (Path(record.folder) / CANCELLED_NAME).read_text() == record.token
+        return record.token in (Path(record.folder) / CANCELLED_NAME).read_text().split()
     except OSError:
         return False
 
@@ -304,8 +312,7 @@ def cancelled(records: list[Submitted], queue: Queue | None = None) -> dict[str,
             raise TryAgain(f"scancel failed: {done.stderr.strip()}", expected="an answer of the controller", mend="scontrol ping")
         for record in records:
             if is_live(found[record.name]) and record.token and Path(record.folder).is_dir():
-                with contextlib.suppress(OSError, RetinaforgeError):  # a note for when SLURM has forgotten it
-                    durable.write_bytes(Path(record.folder) / CANCELLED_NAME, record.token.encode())
+                _note_cancelled(record)
         with contextlib.suppress(TryAgain):
             queue.answer(time.time())  # an answer of before would still call them live
     return {name: CANCELLED if is_live(states) else UNKNOWN if is_unknown(states) else OVER for name, states in found.items()}

@@ -407,7 +407,12 @@ def test_a_cancelled_job_is_over_also_when_slurm_has_forgotten_it(site, tmp_path
     assert cancelled([record], Queue(0.0)) == {"job": CANCELLED}
     site.says("squeue")
     assert current([record], Queue(0.0))["job"][0].state == "CANCELLED"
-    assert current([replace(record, token=ANOTHER)], Queue(0.0))["job"][0].state == UNKNOWN, "another submission of the name"
+    again = replace(record, token=ANOTHER, job_ids=("8",))
+    assert current([again], Queue(0.0))["job"][0].state == UNKNOWN, "another submission of the name"
+    site.says("squeue", row(8, "PENDING", comment=TOKEN_MARK + ANOTHER))
+    assert cancelled([again], Queue(0.0)) == {"job": CANCELLED}
+    site.says("squeue")
+    assert [current([one], Queue(0.0))["job"][0].state for one in (record, again)] == ["CANCELLED", "CANCELLED"]
 
 
 def test_records_of_yesterday_are_read(tmp_path):
