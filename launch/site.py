@@ -185,8 +185,10 @@ def _check_safe(path: Path, entry: os.stat_result, file: os.stat_result) -> None
                 expected="your own, or the administrator's: it decides what your jobs do",
                 mend="run the command in another folder, or put a copy that you have read in its place",
             )
+    if not stat.S_ISREG(file.st_mode):
+        raise InputError("this is no file", where=path, expected="a file of YAML, or none of this name")
     others = stat.S_IWOTH if _of_one_user(file) else stat.S_IWGRP | stat.S_IWOTH
-    if not stat.S_ISREG(file.st_mode) or file.st_mode & others:
+    if file.st_mode & others:
         raise InputError(
             f"this file may be written by others (mode {file.st_mode & 0o777:o})",
             where=path,

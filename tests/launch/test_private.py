@@ -163,6 +163,13 @@ def test_a_site_file_that_others_may_write_decides_nothing(tmp_path, monkeypatch
             invoke("submit", "--dry-run", "--", "presets")
 
 
+@pytest.mark.parametrize("made", [os.mkfifo, os.mkdir])
+def test_what_is_no_file_is_no_site_file_and_keeps_nobody_waiting(tmp_path, made):
+    made(tmp_path / "site.yaml")
+    with pytest.raises(InputError, match="this is no file|cannot be read"):
+        invoke("submit", "--dry-run", "--", "presets")
+
+
 def test_a_dry_run_says_where_each_value_comes_from(tmp_path):
     home = tmp_path / "config" / "retinaforge" / "site.yaml"
     home.parent.mkdir(parents=True)
