@@ -188,10 +188,11 @@ def check_part(spec: JobSpec, only: str, run_folder: Path) -> None:
     Raises:
         InputError: as said.
     """
+    indices = only.partition("%")[0]
     if spec.array is None:
-        raise InputError(f"--array {only} for a job that is no array", where=spec.name, mend=words_on("resume", spec.name, run_folder))
+        raise InputError(f"--array {indices} for a job that is no array", where=spec.name, mend=words_on("resume", spec.name, run_folder))
     if foreign := sorted(set(array_indices(only)) - set(array_indices(spec.array))):
-        raise InputError(f"--array {only}: no index {foreign[0]}", where=spec.name, expected=f"of {spec.array}")
+        raise InputError(f"--array {indices}: no index {foreign[0]}", where=spec.name, expected=f"of {spec.array}")
 
 
 def check_slurm() -> None:
