@@ -13,6 +13,7 @@ import json
 import os
 import re
 import secrets
+import shlex
 import shutil
 import time
 from collections.abc import Iterator
@@ -264,7 +265,7 @@ def claimed(path: Path, doing: str, *, patience_s: float = 0.0) -> Iterator[None
             f"another process is {doing}",
             where=path.parent,
             expected="one at a time",
-            mend=f"wait for it, or end it (fuser {path}), and run the same command again",
+            mend=f"wait for it, or end it (fuser {shlex.quote(str(path))}), and run the same command again",
         )
     try:
         yield

@@ -53,6 +53,11 @@ def installed() -> bool:
     return str(ROOT) in {str(Path(place).resolve()) for place in (*site.getsitepackages(), site.getusersitepackages())}
 
 
+def on_pythonpath() -> bool:
+    """Whether this shell's PYTHONPATH names the packages; jobs do not see it."""
+    return ROOT in {Path(place).resolve() for place in os.environ.get("PYTHONPATH", "").split(os.pathsep) if place}
+
+
 def code_files() -> dict[str, Path]:
     """The files of the four packages by name; what links lead to elsewhere is left out."""
     found = {}

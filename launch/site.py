@@ -14,7 +14,9 @@ setup, launcher) is taken from the user's own file alone.
 
 from __future__ import annotations
 
+import grp
 import os
+import pwd
 import re
 import shlex
 import stat
@@ -30,6 +32,8 @@ from slurm.status import ASK_EVERY_S, Queue
 
 NAME = "site.yaml"
 OF_ONE_JOB = {"name", "command", "folder", "array", "dependency", "progress", "share", "code"}  # what no two jobs share
+LISTS = {"extra", "exports", "setup", "srun_options"}
+GPUS = {"gpus_per_task", "gpus_per_node"}
 SPELLED = {"time", "snapshot"}
 """Keys that stand for fields of a job, see `as_fields`."""
 KEYS = set(JobSpec.__dataclass_fields__) - OF_ONE_JOB | SPELLED
@@ -83,36 +87,43 @@ def site_defaults(verb: str, verbs: set[str]) -> Defaults:
         for where, section in sections.items():
             _check_keys(section, where, own=path == home_file())
         for where in (str(path), f"{path}: verbs: {verb}"):
-            fields |= sections.get(where, {})
-            sources |= dict.fromkeys(sections.get(where, {}), where)
-    for spelled, key in (("time", "time_minutes"), ("gpus_per_task", "gpu_type")):
-        if spelled in sources:
-            sources.setdefault(key, sources[spelled])
-    return Defaults(fields={key: tuple(value) if isinstance(value, list) else value for key, value in fields.items()}, sources=sources)
+            said = as_fields(sections.get(where, {}), where=where)  # before they meet: `time` of one stands for time_minutes of another
+            fields |= said
+            sources |= dict.fromkeys(said, where)
+    return Defaults(fields=fields, sources=sources)
 
 
 def _bring_programs(options: Any) -> bool:
-    """Whether options of srun, or what they abbreviate, run something."""
-    given = [str(line).partition("=")[0].lstrip("-") for line in options or ()]
-    return any(name.startswith(option) for option in given for name in RUNS_PROGRAMS)
+    """Whether options of SLURM's programs run something: one of those, an abbreviation, or a longer one of the kind."""
+    given = [str(line).partition("=")[0].lstrip("-") for line in (options if isinstance(options, list) else [options])]
+    return any(name.startswith(option) or option.startswith(name) for option in given for name in RUNS_PROGRAMS)
 
 
-def as_fields(given: Mapping[str, Any]) -> dict[str, Any]:
+def as_fields(given: Mapping[str, Any], *, where: object = None) -> dict[str, Any]:
     """Fields of a JobSpec, where some are spelled as SLURM spells them: time D-HH:MM:SS, GPUs TYPE:NUMBER.
 
     Raises:
-        InputError: neither that nor a number.
+        InputError: neither that nor a number, one thing said twice, or one value in place of a list.
     """
-    fields = dict(given)
+    fields = {key: tuple(value) if isinstance(value, list) else value for key, value in given.items()}
+    for key in LISTS & fields.keys():
+        if not isinstance(fields[key], tuple):
+            raise InputError(f"{key}: {fields[key]!r}", where=where, expected="a list, also of one: [" + str(fields[key]) + "]")
     if "time" in fields:
+        if "time_minutes" in fields:
+            raise InputError("time and time_minutes", where=where, expected="one of both: they say the same")
         fields["time_minutes"] = minutes_of(fields.pop("time"))
-    for key in ("gpus_per_task", "gpus_per_node"):
-        if isinstance(value := fields.get(key), str):
-            match = re.fullmatch(r"(?:([\w.-]+):)?(\d+)", value)
-            if not match:
-                raise InputError(f"{key}: {value!r}", expected="a number, or a type and a number: a100:4")
-            fields |= {key: int(match[2]), "gpu_type": match[1]}
-    return fields
+    types: set[str | None] = set()
+    for key in GPUS & fields.keys():
+        match = re.fullmatch(r"(?:([\w.-]+):)?(\d+)", str(fields[key]))
+        if not match:
+            raise InputError(f"{key}: {fields[key]!r}", where=where, expected="a number, or a type and a number: a100:4")
+        fields[key] = int(match[2])
+        types.add(match[1] or fields.get("gpu_type"))
+    if len(named := types - {None}) > 1:
+        raise InputError(f"GPUs of {len(named)} types: {', '.join(sorted(map(str, named)))}", where=where, expected="one type")
+    # GPUs that are asked for without a type are of any, whatever was said farther away
+    return fields | ({"gpu_type": next(iter(named), None)} if types else {})
 
 
 def minutes_of(text: Any) -> int:
@@ -136,7 +147,7 @@ def _check_keys(section: Mapping[str, Any], where: str, *, own: bool) -> None:
     for key in section:
         if key not in KEYS:
             raise InputError(f"unknown key {key!r}", where=where, expected=nearest(key, KEYS))
-        if not own and (key in OF_THE_USER or (key == "srun_options" and _bring_programs(section[key]))):
+        if not own and (key in OF_THE_USER or (key in ("extra", "srun_options") and _bring_programs(section[key]))):
             raise InputError(
                 f"{key!r} in the site.yaml of a folder: it names a program or a secret",
                 where=where,
@@ -152,28 +163,47 @@ def _tree(path: Path) -> dict[str, Any]:
         InputError: somebody else could have written it, or it is no YAML mapping.
     """
     try:
-        entry, file = path.lstat(), path.stat()
-        for about in (entry, file):
-            if about.st_uid not in (0, os.geteuid()):
-                raise InputError(
-                    f"this file belongs to another user (number {about.st_uid})",
-                    where=path,
-                    expected="your own, or the administrator's: it decides what your jobs do",
-                    mend="run the command in another folder, or put a copy that you have read in its place",
-                )
-        if not stat.S_ISREG(file.st_mode) or file.st_mode & 0o022:
-            raise InputError(
-                f"this file may be written by others (mode {file.st_mode & 0o777:o})",
-                where=path,
-                expected="a file that only you may write: it decides what your jobs do",
-                mend=f"look at what it says, then chmod go-w {shlex.quote(str(path))}",
-            )
-        text = path.read_text()
+        entry = path.lstat()
+        # what is looked at is what is read, whoever moves files here meanwhile; a pipe keeps nobody waiting
+        with os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK), encoding="utf-8") as opened:
+            file = os.fstat(opened.fileno())
+            _check_safe(path, entry, file)
+            text = opened.read()
     except FileNotFoundError:
         return {}
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"cannot be read: {error}", where=path, expected="YAML, in UTF-8") from error
     return _mapping(parse_yaml(text, path), path)
+
+
+def _check_safe(path: Path, entry: os.stat_result, file: os.stat_result) -> None:
+    for about in (entry, file):
+        if about.st_uid not in (0, os.geteuid()):
+            raise InputError(
+                f"this file belongs to another user (number {about.st_uid})",
+                where=path,
+                expected="your own, or the administrator's: it decides what your jobs do",
+                mend="run the command in another folder, or put a copy that you have read in its place",
+            )
+    if not stat.S_ISREG(file.st_mode):
+        raise InputError("this is no file", where=path, expected="a file of YAML, or none of this name")
+    others = stat.S_IWOTH if _of_one_user(file) else stat.S_IWGRP | stat.S_IWOTH
+    if file.st_mode & others:
+        raise InputError(
+            f"this file may be written by others (mode {file.st_mode & 0o777:o})",
+            where=path,
+            expected="a file that only you may write: it decides what your jobs do",
+            mend=f"look at what it says, then chmod go-w {shlex.quote(str(path))}",
+        )
+
+
+def _of_one_user(file: os.stat_result) -> bool:
+    """Whether the file's group is that of its owner alone, who has the same name: such systems give files to it by a umask of 002."""
+    try:
+        owner, group = pwd.getpwuid(file.st_uid), grp.getgrgid(file.st_gid)
+    except KeyError:
+        return False
+    return (owner.pw_gid, owner.pw_name) == (group.gr_gid, group.gr_name) and not set(group.gr_mem) - {owner.pw_name}
 
 
 def queue() -> Queue:

@@ -34,7 +34,7 @@ from data_shards import durable
 from data_shards.errors import InputError, RetinaforgeError, TryAgain
 from slurm.arrays import array_task
 from slurm.causes import CAUSES, MARK, OVER, cause, said_in, verdict
-from slurm.jobs import JobSpec, read_spec
+from slurm.jobs import JobSpec, read_spec, words_on
 from slurm.preempt import ATTEMPT
 from slurm.restart import is_preempted, may_pass, own_number, requeue, tell
 
@@ -135,7 +135,7 @@ def progress_of(spec: JobSpec, index: str | None = None) -> str:
 def _is_of(path: Path, share: str) -> bool:
     """Whether a numbered file is of share K/N: those of numbers K - 1, K - 1 + N, …"""
     k, _, n = share.partition("/")
-    number = re.search(r"(\d+)\.\w+$", path.name)
+    number = re.search(r"(\d+)(\.\w+)+$", path.name)  # the end of a smaller set too: 12.first7.tar
     return number is None or int(number[1]) % int(n) == (int(k) - 1) % int(n)
 
 
@@ -183,7 +183,7 @@ def begin(path: Path, environ: Mapping[str, str]) -> None:
             why,
             where=", ".join(spec.progress),
             expected=f"a change there at least once in {spec.max_stalls} attempts",
-            mend=f"retinaforge logs {spec.name!r} -n 40 shows what stops it; then retinaforge resume {spec.name!r}",
+            mend=f"{words_on('logs -n 40', spec.name, folder)} shows what stops it; then {words_on('resume', spec.name, folder)}",
         )
 
 

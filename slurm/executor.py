@@ -12,7 +12,7 @@ import subprocess
 import sys
 import time
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -22,11 +22,11 @@ from submitit.core.utils import FailedJobError, FailedSubmissionError
 from data_shards import durable
 from data_shards.errors import InputError, TryAgain
 from slurm.arrays import Part, array_indices, parts_of, site_here
-from slurm.jobs import JobSpec, check_same, freeze
+from slurm.jobs import JobSpec, check_same, freeze, words_on
 from slurm.meeting import free_port
 from slurm.preempt import ATTEMPT
 from slurm.records import RECORD_NAME, Submitted, current, is_away, is_live, is_unknown, read_record, record_tree, span_of, whereabouts
-from slurm.script import sbatch_text
+from slurm.script import after_setup, sbatch_text
 from slurm.status import ASK_EVERY_S, ENDED, UNKNOWN, Queue, numbers_of
 
 # fields of a job whose default a user may have in the environment of sbatch, which counts above what stands in a script
@@ -102,13 +102,22 @@ class _Executor(submitit.SlurmExecutor):
         return self._submit_command("")
 
 
-def submit(spec: JobSpec, run_folder: Path, *, only: str | None = None, over: str | None = None, force: bool = False) -> Submitted:
+def submit(
+    spec: JobSpec,
+    run_folder: Path,
+    *,
+    only: str | None = None,
+    over: str | None = None,
+    force: bool = False,
+    frozen_with_it: Callable[[], None] = lambda: None,
+) -> Submitted:
     """Freeze the job into its folder and submit it, an array longer than the cluster takes as several.
 
     Args:
         only: of the job's array, submit these indices; it stays the array that it is.
         over: the submission that the caller saw to be over (`check_free`); another one is looked at here.
         force: submit it also where nobody knows whether the job still lives.
+        frozen_with_it: writes what else the job reads from its folder; called once nobody else can submit it, and no live job reads there.
 
     Raises:
         InputError: no SLURM here, another job in the folder, or sbatch's own refusal (partition, account, limits).
@@ -120,7 +129,7 @@ def submit(spec: JobSpec, run_folder: Path, *, only: str | None = None, over: st
     sent = replace(spec, array=only or spec.array)
     sbatch_text(sent, run_folder)  # refuses what it refuses before anything is written
     if only:
-        check_part(spec, only)
+        check_part(spec, only, run_folder)
     site = site_here()
     parts = parts_of(sent.array, site.max_array_size) if sent.array else []
     if "%" in (sent.array or "") and len(parts) > 1 and "?" in (spec.dependency or ""):
@@ -135,6 +144,7 @@ def submit(spec: JobSpec, run_folder: Path, *, only: str | None = None, over: st
         before = read_record(path) if path.exists() else None
         if before and before.key != over:
             check_free(run_folder, force=force)
+        frozen_with_it()
         freeze(spec, run_folder)
         ids: list[str] = []
         token = secrets.token_hex(16)
@@ -172,16 +182,17 @@ def umask_here() -> str:
     return f"{mask:04o}"
 
 
-def check_part(spec: JobSpec, only: str) -> None:
+def check_part(spec: JobSpec, only: str, run_folder: Path) -> None:
     """Refuse indices that the job's array does not have.
 
     Raises:
         InputError: as said.
     """
+    indices = only.partition("%")[0]
     if spec.array is None:
-        raise InputError(f"--array {only} for a job that is no array", where=spec.name, mend=f"retinaforge resume {spec.name!r}")
+        raise InputError(f"--array {indices} for a job that is no array", where=spec.name, mend=words_on("resume", spec.name, run_folder))
     if foreign := sorted(set(array_indices(only)) - set(array_indices(spec.array))):
-        raise InputError(f"--array {only}: no index {foreign[0]}", where=spec.name, expected=f"of {spec.array}")
+        raise InputError(f"--array {indices}: no index {foreign[0]}", where=spec.name, expected=f"of {spec.array}")
 
 
 def check_slurm() -> None:
@@ -219,7 +230,8 @@ def check_free(run_folder: Path, *, force: bool = False) -> str:
             f"this name is in use: job {live.job_id} is {live.state}",
             where=run_folder,
             expected="a job that has ended, to submit it again",
-            mend=f"retinaforge status {record.name!r}; retinaforge cancel {record.name!r} ends it, another --name goes beside it",
+            mend=f"{words_on('status', record.name, run_folder)}; {words_on('cancel', record.name, run_folder)} ends it, "
+            "another --name goes beside it",
         )
     if is_unknown(states) and not force:
         raise not_known(record, run_folder)
@@ -303,7 +315,7 @@ def _run_once(spec: JobSpec, path: Path, index: int | None, poll_seconds: float,
         common["PYTHONPATH"] = os.pathsep.join(filter(None, (spec.code, os.environ.get("PYTHONPATH"))))
     command = [*spec.launcher_words, sys.executable, "-u", "-m", "slurm.task", str(path)]
     if spec.setup:
-        command = ["bash", "-c", "\n".join([*spec.setup, 'exec "$@"']), "bash", *command]
+        command = ["bash", "-c", "\n".join([*spec.setup, *after_setup(spec, path.parent), 'exec "$@"']), "bash", *command]
     tasks: list[subprocess.Popen] = []
     try:
         for rank in range(spec.world):

@@ -18,6 +18,8 @@ import pydantic
 
 from data_shards import durable
 from data_shards.errors import InputError, nearest, without_credentials
+from slurm import JOBS
+from slurm.status import COMMENT_BYTES, TOKEN_MARK
 
 SPEC_NAME = "job.json"
 LONGEST_FOLDER = 255  # bytes; what file systems take
@@ -183,11 +185,16 @@ class JobSpec:
             _check_export(name)
         for line in self.extra:
             _check_option("extra", line, OURS)
+            _check_comment(line)
         for line in self.srun_options:
             _check_option("srun_options", line, OURS_OF_SRUN)
         for line in self.setup:
             _check_setup(line)
         _ = self.launcher_words
+        for field in ("extra", "srun_options", "setup"):
+            for line in getattr(self, field):
+                _check_no_secret(field, line)
+        _check_no_secret("launcher", self.launcher or "")
         if self.code is not None:
             check_path("code", self.code)
             if ":" in self.code:
@@ -282,13 +289,39 @@ def _check_export(name: str) -> None:
 def _check_setup(line: str) -> None:
     if not line.isprintable() or len(line) > 4096:
         raise InputError(f"setup: {line!r}", where="job", expected="a line of bash each, without tabs")
-    if secret := next((name for name in re.findall(r"(?:^|[\s;])([A-Za-z_]\w*)=[^\s$]", line) if is_secret(name)), None):
+    if re.search(r"(?<!\\)(\\\\)*\\$", line):
+        raise InputError(f"setup: {line!r}", where="job", expected="whole lines: a backslash at the end joins what follows to it")
+    if re.match(r"\s*#(SBATCH|PBS|BSUB|BB|DW)\b", line):
         raise InputError(
-            f"setup sets {secret}",
+            f"setup: {line!r}",
             where="job",
-            expected="no secrets: the script is kept by SLURM",
-            mend=f"put the line {secret}=… into a file that only you may read (chmod 600), and submit with --secrets FILE",
+            expected="a line of bash",
+            mend="--extra=--KEY=VALUE, or extra in site.yaml, for an option of sbatch",
         )
+
+
+def _check_no_secret(field: str, line: str) -> None:
+    """Refuse in the script what SLURM would keep and show: NAME=VALUE of a secret's name, and a URL with a password."""
+    names = re.findall(r"(?:^|[\s;,=])([A-Za-z_]\w*)=[^\s$]", line)
+    secret = next((name for name in names if is_secret(name)), None)
+    if secret is None and without_credentials(line) == line:
+        return
+    raise InputError(
+        f"{field} sets {secret}" if secret else f"{field} holds a password: {without_credentials(line)}",
+        where="job",
+        expected="no secrets: the script is kept by SLURM",
+        mend=f"put the line {secret or 'NAME'}=… into a file that only you may read (chmod 600), and submit with --secrets FILE",
+    )
+
+
+def _check_comment(line: str) -> None:
+    """Refuse a comment behind which the token of a submission would be cut off in SLURM's answers, or replaced."""
+    name, _, comment = line.removeprefix("--").partition("=")
+    if name != "comment" and "comment".startswith(name):
+        raise InputError(f"extra {line!r}", where="job", expected="--comment=TEXT in full: a word of ours is added to it")
+    most = COMMENT_BYTES - len(f" {TOKEN_MARK}") - 32
+    if name == "comment" and len(comment.encode()) > most:
+        raise InputError(f"extra {line!r}", where="job", expected=f"a comment of at most {most} bytes: a word of ours is added to it")
 
 
 def _check_option(field: str, line: str, ours: set[str]) -> None:
@@ -303,6 +336,13 @@ def _check_option(field: str, line: str, ours: set[str]) -> None:
             expected="an option that the job does not set itself",
             mend="the option of `retinaforge submit` for it, or leave it: logs, signals, exports and where the job goes are its own",
         )
+
+
+def words_on(verb: str, name: str, folder: Path) -> str:
+    """`retinaforge VERB NAME` on the job whose folder this is, as a shell reads it, from wherever it is typed."""
+    jobs = folder.absolute().parents[name.count("/")]
+    where = "" if jobs == JOBS.absolute() else f" --jobs {shlex.quote(str(jobs))}"
+    return f"retinaforge {verb} {shlex.quote(name)}{where}"
 
 
 def spec_json(spec: JobSpec) -> bytes:

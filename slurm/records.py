@@ -75,6 +75,14 @@ class Submitted:
             return [str(index) for index in every]
         return [str(i) for i in range(min(self.part, len(every) - self.job_ids.index(number) * self.part))]
 
+    def true_indices(self, number: str) -> dict[str, str]:
+        """Those of the whole array by what SLURM calls them under one of the numbers; {"": ""} outside an array."""
+        slurms = self.indices(number)
+        if not (self.part and slurms):
+            return {index: index for index in slurms or [""]}
+        first = self.job_ids.index(number) * self.part
+        return dict(zip(slurms, map(str, array_indices(self.array or "")[first:]), strict=False))
+
     def true_id(self, job_id: str) -> str:
         """'17_3' of a part by its index in the whole array: '17_1003'."""
         number, _, span = job_id.partition("_")
@@ -186,8 +194,7 @@ def _pieces(record: Submitted) -> list[_Piece]:
     found, left = [], set(map(str, array_indices(record.whole))) if record.whole else None
     for each in (record, *reversed(record.former)) if left is not None else (record,):
         for number in each.job_ids:
-            slurms = each.indices(number) or [""]
-            own = {index: each.true_id(f"{number}_{index}").partition("_")[2] if index else "" for index in slurms}
+            own = each.true_indices(number)
             wanted = own if left is None else {index: true for index, true in own.items() if true in left}
             if wanted:
                 found.append(_Piece(record=each, number=number, indices=wanted))
@@ -242,10 +249,18 @@ def _noted(piece: _Piece, index: str) -> JobState:
     return JobState(job_id=piece.number, name=record.name, state=state, restarts=last.restart, why=last.why)
 
 
+def _note_cancelled(record: Submitted) -> None:
+    """For when SLURM has forgotten it. Earlier submissions stay noted: indices of theirs may not have been submitted again."""
+    path = Path(record.folder) / CANCELLED_NAME
+    with contextlib.suppress(OSError, RetinaforgeError):
+        noted = path.read_text().split() if path.exists() else []
+        durable.write_bytes(path, "".join(f"{token}\n" for token in dict.fromkeys([*noted, record.token])).encode())
+
+
 def _cancelled(record: Submitted) -> bool:
     """Whether it was, by `cancelled`."""
     try:
-        return bool(record.token) and (Path(record.folder) / CANCELLED_NAME).read_text() == record.token
+        return record.token in (Path(record.folder) / CANCELLED_NAME).read_text().split()
     except OSError:
         return False
 
@@ -277,11 +292,6 @@ def whereabouts(record: Submitted, away: bool) -> str:
     return f"{numbers} is not known to SLURM here, and left no word of its end"
 
 
-def has_ended(states: list[JobState]) -> bool:
-    """Whether SLURM says of all of it that it is over and does not come back."""
-    return all(state.state in ENDED for state in states)
-
-
 CANCELLED, OVER = "cancelled", "had ended already"
 
 
@@ -302,8 +312,7 @@ def cancelled(records: list[Submitted], queue: Queue | None = None) -> dict[str,
             raise TryAgain(f"scancel failed: {done.stderr.strip()}", expected="an answer of the controller", mend="scontrol ping")
         for record in records:
             if is_live(found[record.name]) and record.token and Path(record.folder).is_dir():
-                with contextlib.suppress(OSError, RetinaforgeError):  # a note for when SLURM has forgotten it
-                    durable.write_bytes(Path(record.folder) / CANCELLED_NAME, record.token.encode())
+                _note_cancelled(record)
         with contextlib.suppress(TryAgain):
             queue.answer(time.time())  # an answer of before would still call them live
     return {name: CANCELLED if is_live(states) else UNKNOWN if is_unknown(states) else OVER for name, states in found.items()}

@@ -62,7 +62,7 @@ def sbatch_text(spec: JobSpec, run_folder: Path, part: Part | None = None, token
     return SCRIPT.format(
         command=json.dumps([masked(word) for word in spec.command]),
         options="\n".join(f"#SBATCH {shlex.quote(flag)}" for flag in flags),
-        setup="".join(f"{line}\n" for line in spec.setup),
+        setup="".join(f"{line}\n" for line in (*spec.setup, *after_setup(spec, run_folder))),
         code=f"export PYTHONPATH={shlex.quote(spec.code)}${{PYTHONPATH:+:$PYTHONPATH}}\n" if spec.code else "",
         umask=f"umask {spec.umask}\n" if spec.umask else "",
         first=f"export {FIRST}={part.first} {ARRAY}={shlex.quote(part.whole)}\n" if part else "",
@@ -73,6 +73,11 @@ def sbatch_text(spec: JobSpec, run_folder: Path, part: Part | None = None, token
         tasks="" if spec.most_nodes is None else f' --ntasks="$((SLURM_JOB_NUM_NODES * {spec.tasks_per_node}))"',
         srun=f"{shlex.join(srun[1:])} \\\n  {shlex.join([*spec.launcher_words, spec.python, '-u', '-m', 'slurm.task', job_json])}",
     )
+
+
+def after_setup(spec: JobSpec, run_folder: Path) -> list[str]:
+    """What takes back of a site's lines of bash that which would lose a restart, or bring other code in place of ours."""
+    return ["set +e", f"cd {shlex.quote(str(run_folder))} || exit"] if spec.setup else []
 
 
 def _size(spec: JobSpec) -> dict[str, Any]:
@@ -91,10 +96,10 @@ SCRIPT = """\
 # {command}
 {options}
 
-{setup}set -u
-{code}{umask}told=
+told=
 trap 'told=--told' TERM  # SLURM asks the script to end: it waits for its tasks, which commit, and notes why
-{first}attempts() {{ {python} -m slurm.attempts "$1" {job} "${{@:2}}"; }}
+{setup}set -u
+{code}{umask}{first}attempts() {{ {python} -m slurm.attempts "$1" {job} "${{@:2}}"; }}
 export {attempt}"$SLURM_JOB_ID.${{SLURM_RESTART_COUNT:-0}}"
 attempts begin || exit
 MASTER_ADDR=127.0.0.1

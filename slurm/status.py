@@ -25,6 +25,7 @@ ENDED = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "OUT_OF_MEMORY", "DEADLI
 """States of a job that does not come back; one of NODE_FAIL or PREEMPTED may."""
 ASK_EVERY_S = 30.0  # sites ban who asks more often
 LONGEST_PAUSE_S = 600.0
+COMMENT_BYTES = 192  # of a job's comment, so many are asked for
 TOKEN_MARK = "retinaforge:"
 """Before the token of a submission, in the comment that SLURM keeps of the job."""
 
@@ -147,7 +148,7 @@ class Queue:
 
 # fields of a fixed width, since a name may hold any separator; the index of an array last and whole, for it may be a long list
 FORMAT = (
-    *(("ArrayJobID", 24), ("State", 24), ("TimeUsed", 24), ("RestartCnt", 12), ("Comment", 192), ("ReasonList", 96)),
+    *(("ArrayJobID", 24), ("State", 24), ("TimeUsed", 24), ("RestartCnt", 12), ("Comment", COMMENT_BYTES), ("ReasonList", 96)),
     *(("Name", 512), ("ArrayTaskID", 0)),
 )
 

@@ -10,6 +10,7 @@ from typer.testing import CliRunner
 
 from data_shards.errors import RetinaforgeError
 from launch.cli import app
+from slurm.status import ENDED, JobState
 
 
 def invoke(*words: object, code: int = 0) -> str:
@@ -27,3 +28,8 @@ def retinaforge(*words: object, cwd: Path, code: int = 0) -> str:
     done = subprocess.run([program, *map(str, words)], cwd=cwd, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == code, done.stdout + done.stderr
     return done.stdout
+
+
+def has_ended(states: list[JobState]) -> bool:
+    """Whether SLURM says of all of a job that it is over and does not come back."""
+    return all(state.state in ENDED for state in states)

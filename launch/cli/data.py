@@ -27,11 +27,13 @@ def prepare(preset: Preset, overrides: Overrides = None) -> None:
     """The cubes of a run whose configuration names no dataset: phantoms, packed into its folder, as `retinaforge run` makes them."""
     run = resolved(preset, overrides)
     from launch import stages
+    from launch.worked import counted
 
     stages.alone("data prepare")
     stages.check_inputs(run)
     run.freeze()
-    stages.prepare_data(run, progress)
+    with counted(run.folder, "data prepare"):
+        stages.prepare_data(run, progress)
     stages.check_latent_size(run)
     typer.echo(f"dataset: {run.dataset}")
 

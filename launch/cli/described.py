@@ -98,7 +98,7 @@ def described(words: list[str], given: dict[str, Any], name: str | None, jobs: P
         InputError: no such verb or option, a configuration that is refused, or fields that JobSpec refuses.
     """
     from launch.jobs import CONFIG_NAME, STAGES, progress_patterns, target_of
-    from launch.provenance import installed, snapshot_in
+    from launch.provenance import ROOT, installed, on_pythonpath, snapshot_in
     from launch.site import as_fields, network_variables, site_defaults
     from slurm.jobs import masked, spec_from
     from slurm.records import job_folder
@@ -106,9 +106,9 @@ def described(words: list[str], given: dict[str, Any], name: str | None, jobs: P
     verb, parsed = parse(words)
     as_written = parse(words, index=None)[1]
     site = site_defaults(words[0], verbs())
-    common, given = as_fields(site.fields), as_fields(given)
-    fields = common | given
-    sources = {key: site.sources.get(key, "") for key in common} | dict.fromkeys(given, given_by)
+    given = as_fields(given, where=given_by)
+    fields = site.fields | given
+    sources = dict(site.sources) | dict.fromkeys(given, given_by)
     snapshot = fields.pop("snapshot", None)
     exports = {  # they add up
         site.sources.get("exports"): site.fields.get("exports", ()),
@@ -151,6 +151,8 @@ def described(words: list[str], given: dict[str, Any], name: str | None, jobs: P
     own = {"name": name, "command": ["retinaforge", *words], "folder": str(Path.cwd())}
     if snapshot or (snapshot is None and not installed()):
         own["code"] = str(snapshot_in(job_folder(jobs, name)))
+    elif on_pythonpath():  # what runs here, and not what the interpreter would find without it
+        own["code"] = str(ROOT)
     spec = spec_from(json.dumps(fields | own).encode(), where="the job, as site.yaml and the options say")
     return Described(spec, job_folder(jobs, name), config, target, {key: who for key, who in sources.items() if who and key in fields})
 

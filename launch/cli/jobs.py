@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from launch.cli.options import JOBS, Jobs
+from launch.cli.options import Jobs
+from slurm import JOBS
 
 if TYPE_CHECKING:
     from launch.jobs import Progress
@@ -191,6 +192,7 @@ def logs(
     """What the ranks of a job said, across its restarts, with the rank before each line."""
     from data_shards.errors import InputError
     from launch.site import queue
+    from slurm.jobs import words_on
     from slurm.logs import lines
     from slurm.records import job_folder, read_records
 
@@ -198,7 +200,11 @@ def logs(
     record = next((record for record in records if record.name == name), None)
     if record is None:
         several = ", ".join(record.name for record in records)
-        raise InputError(f"{name!r} is a run of several jobs", expected=f"one of {several}", mend=f"retinaforge logs {records[-1].name!r}")
+        raise InputError(
+            f"{name!r} is a run of several jobs",
+            expected=f"one of {several}",
+            mend=words_on("logs", records[-1].name, job_folder(jobs, records[-1].name)),
+        )
     over = _asked_politely(record, queue()) if follow else lambda: True
     for who, line in lines(job_folder(jobs, name), last=last, ended=over, true_id=record.true_id):
         if rank in (None, who):

@@ -25,7 +25,6 @@ Hostfile = Annotated[
 ]
 
 
-JOBS = Path("runs/jobs")
 Jobs = Annotated[Path, typer.Option(help="Where job folders lie; that of a job is JOBS/NAME.")]
 
 

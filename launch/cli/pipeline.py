@@ -33,6 +33,8 @@ def submit_pipeline(
     from launch.cli.described import described
     from launch.pipeline import AFTER, Pipeline, finished, missing, read_pipeline, stage_job
     from launch.stages import Run, check_outdated
+    from slurm.jobs import words_on
+    from slurm.records import job_folder
 
     if not words or given:
         raise InputError(
@@ -54,7 +56,7 @@ def submit_pipeline(
         _show(described_by, as_json)
         return
     if local:
-        raise typer.Exit(_here(described_by))
+        raise typer.Exit(_here(described_by, force))
     said = _submit(described_by, AFTER, lambda: _keep(found, described_by, jobs, name), force)
     rows = [{"stage": stage, "state": FINISHED, "job_ids": [], "after": [], **said.get(stage, {})} for stage in AFTER]
     if as_json:
@@ -63,7 +65,7 @@ def submit_pipeline(
     for row in rows:
         after = f", after {' and '.join(row['after'])}" if row["after"] else ""
         typer.echo(f"{row['stage']:10} {row['state']}{': job ' + ', '.join(row['job_ids']) if row['job_ids'] else ''}{after}")
-    typer.echo(f"retinaforge status {name!r} shows how far they are")
+    typer.echo(f"{words_on('status', name, job_folder(jobs, name))} shows how far they are")
 
 
 def _submit(
@@ -89,11 +91,12 @@ def _submit(
     said: dict[str, dict[str, Any]] = {}
     for stage, job in wanted.items():
         before = [one for one in after[stage] if one in ids]
-        if stage not in live:
+        if stage in live:
+            ids[stage] = live[stage]
+        else:
             waits = [number for one in before for number in ids[one]]
             spec = replace(job.spec, dependency=f"afterok:{':'.join(waits)}" if waits else None)
-            job.freeze()
-        ids[stage] = live[stage] if stage in live else submit(spec, job.folder, over=over.get(stage), force=force).job_ids
+            ids[stage] = submit(spec, job.folder, over=over.get(stage), force=force, frozen_with_it=job.freeze).job_ids
         said[stage] = {"state": LIVE if stage in live else SUBMITTED, "job_ids": list(ids[stage]), "after": before}
     return said
 
@@ -148,14 +151,14 @@ def _keep(pipeline: Pipeline, wanted: dict[str, Described], jobs: Path, name: st
     durable.write_bytes(folder / PIPELINE_NAME, yaml.safe_dump(tree, sort_keys=False).encode())
 
 
-def _here(wanted: dict[str, Described]) -> int:
+def _here(wanted: dict[str, Described], force: bool) -> int:
     """The stages one after the other on this machine; the exit code of the first that fails."""
     from slurm.executor import check_free, run_local
 
     for job in wanted.values():
         job.check()
         if shutil.which("squeue"):
-            check_free(job.folder)  # a job of this name that waits would read what is frozen now
+            check_free(job.folder, force=force)  # a job of this name that waits would read what is frozen now
     for stage, job in wanted.items():
         typer.echo(f"{stage} …", err=True)
         job.freeze()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from time import sleep
@@ -13,9 +14,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from data_shards.errors import InputError
-from launch.cli.options import JOBS, Jobs
+from launch.cli.options import Jobs
+from slurm import JOBS
 
 if TYPE_CHECKING:
+    from launch.cli.described import Described
     from slurm.jobs import JobSpec
 
 
@@ -153,8 +156,7 @@ def command(
 
     job.check_on(offers())
     over = executor.check_free(job.folder, force=force)
-    job.freeze()
-    _submitted(job.spec, job.folder, over, as_json, force=force)
+    _submitted(job, over, as_json, force=force)
     if wait:
         raise typer.Exit(_ended(job.folder))
 
@@ -173,7 +175,7 @@ def resume(
     """Submit a job again as it was frozen; it goes on from its newest verified checkpoint. Of a pipeline, what is missing."""
     from launch.jobs import read_target
     from slurm import executor
-    from slurm.jobs import SPEC_NAME, read_spec
+    from slurm.jobs import SPEC_NAME, read_spec, words_on
     from slurm.offers import offers
     from slurm.records import job_folder
 
@@ -189,7 +191,7 @@ def resume(
             raise InputError(
                 f"{', '.join([*changes, *['array'] * bool(array), *['failed'] * failed])} for the pipeline {name!r}",
                 expected="no resources: each of its jobs has its own",
-                mend=f"retinaforge resume {name}/STAGE …, or edit the file and retinaforge submit -- pipeline FILE",
+                mend=f"{words_on('resume', f'{name}/STAGE', folder / 'STAGE')} …, or edit the file and retinaforge submit -- pipeline FILE",
             )
         submit_pipeline([str(folder / PIPELINE_NAME)], {}, name, jobs=jobs, local=False, dry_run=False, as_json=as_json, force=force)
         return
@@ -206,9 +208,10 @@ def resume(
             mend="the same retinaforge submit as before: it keeps a copy of the present ones",
         )
     executor.check_slurm()
-    Described(spec, folder, target=read_target(folder)).check_on(offers())
+    job = Described(spec, folder, target=read_target(folder))
+    job.check_on(offers())
     over = executor.check_free(folder, force=force)
-    _submitted(spec, folder, over, as_json, force=force, only=_failed(folder, spec) if failed else array)
+    _submitted(job, over, as_json, force=force, only=_failed(folder, spec) if failed else _limited(array, spec))
 
 
 def _failed(folder: Path, spec: JobSpec) -> str | None:
@@ -218,41 +221,54 @@ def _failed(folder: Path, spec: JobSpec) -> str | None:
         InputError: all of it ended well.
     """
     from slurm.arrays import spelled
+    from slurm.jobs import words_on
     from slurm.records import RECORD_NAME, current, read_record, span_of
 
     record = read_record(folder / RECORD_NAME)
     failed = [state for state in current([record])[record.name] if state.state != "COMPLETED"]
     if not failed:
-        raise InputError(f"nothing of {spec.name!r} failed", where=folder, mend=f"retinaforge status {spec.name!r}")
-    limit = spec.array.partition("%")[1:] if spec.array else ()
-    return spelled(int(index) for state in failed for index in span_of(state.job_id)) + "".join(limit) if spec.array else None
+        raise InputError(f"nothing of {spec.name!r} failed", where=folder, mend=words_on("status", spec.name, folder))
+    return _limited(spelled(int(index) for state in failed for index in span_of(state.job_id)), spec) if spec.array else None
 
 
-def _submitted(spec: JobSpec, folder: Path, over: str, as_json: bool, *, force: bool, only: str | None = None) -> None:
+def _limited(array: str | None, spec: JobSpec) -> str | None:
+    """Indices of an array, of which no more run at once than of the whole, unless they say so themselves."""
+    if array is None or spec.array is None or "%" in array:
+        return array
+    return array + "".join(spec.array.partition("%")[1:])
+
+
+def _submitted(job: Described, over: str, as_json: bool, *, force: bool, only: str | None = None) -> None:
     from slurm import executor
+    from slurm.jobs import words_on
 
-    record = executor.submit(spec, folder, only=only, over=over, force=force)
+    spec, folder = job.spec, job.folder
+    record = executor.submit(spec, folder, only=only, over=over, force=force, frozen_with_it=job.freeze)
     log = executor.handles(record, folder)[0].paths.stdout
     said = {"job_id": record.job_id, "job_ids": record.job_ids, "name": spec.name, "folder": str(folder), "log": str(log)}
     if as_json:
         typer.echo(json.dumps(said))
         return
     parts = f" in {len(record.job_ids)} arrays: {', '.join(record.job_ids)}" if len(record.job_ids) > 1 else ""
-    typer.echo(f"job {record.job_id} ({spec.name}){parts}\n  log:    {said['log']}\n  status: retinaforge status {spec.name!r}")
+    typer.echo(f"job {record.job_id} ({spec.name}){parts}\n  log:    {said['log']}\n  status: {words_on('status', spec.name, folder)}")
 
 
 def _ended(folder: Path) -> int:
-    """Wait until a job has ended; its exit code, of an array the first that is not 0."""
+    """Wait until nothing of a job waits or runs; its exit code, of an array the first that is not 0."""
+    from data_shards.errors import TryAgain
     from launch.site import queue
     from slurm.attempts import read_all
-    from slurm.records import RECORD_NAME, current, has_ended, is_unknown, read_record
+    from slurm.records import RECORD_NAME, current, is_live, read_record
 
-    asked, record = queue(), read_record(folder / RECORD_NAME)
-    while not (has_ended(states := current([record], asked)[record.name]) or is_unknown(states)):
-        sleep(min(asked.ask_every_s, 5))
+    asked, record, states = queue(), read_record(folder / RECORD_NAME), None
+    while states is None or is_live(states):
+        with suppress(TryAgain):  # a controller that is away has not said that the job is over
+            states = current([record], asked)[record.name]
+        if states is None or is_live(states):
+            sleep(min(asked.ask_every_s, 5))
     if all(state.state == "COMPLETED" for state in states):
         return 0
-    codes = (attempts[-1].code for attempts in read_all(folder).values())
+    codes = (attempts[-1].code for attempts in read_all(folder).values() if attempts[-1].token == record.token)
     return next((code for code in codes if code), 1)
 
 

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import yaml
@@ -115,9 +116,42 @@ def test_a_folder_s_site_file_names_no_program_and_no_secret(tmp_path, key):
         invoke("submit", "--dry-run", "--", "presets")
 
 
-def test_a_site_file_that_others_may_write_decides_nothing(tmp_path):
+@pytest.mark.parametrize(("key", "option"), [("extra", "--container=/tmp/x"), ("srun_options", "--container-mounts=/tmp/x:/opt")])
+def test_a_folder_s_site_file_brings_no_program_by_an_option_either(tmp_path, key, option):
+    (tmp_path / "site.yaml").write_text(f"{key}: ['{option}']\n")
+    with pytest.raises(InputError, match=f"'{key}' in the site.yaml of a folder"):
+        invoke("submit", "--dry-run", "--", "presets")
+
+
+@pytest.mark.parametrize(
+    ("name", "members", "mode", "taken"),
+    [
+        ("ann", [], 0o664, True),
+        ("ann", ["ann"], 0o664, True),
+        ("ann", ["bob"], 0o664, False),
+        ("lab", [], 0o664, False),
+        ("ann", [], 0o666, False),
+    ],
+)
+def test_a_group_of_its_owner_alone_may_write_a_site_file(tmp_path, monkeypatch, name, members, mode, taken):
+    """Where each user has a group of the same name, the umask is 002."""
+    (tmp_path / "site.yaml").write_text("partition: mine\n")
+    (tmp_path / "site.yaml").chmod(mode)
+    gid = (tmp_path / "site.yaml").stat().st_gid
+    monkeypatch.setattr("launch.site.pwd.getpwuid", lambda _: SimpleNamespace(pw_name="ann", pw_gid=gid))
+    monkeypatch.setattr("launch.site.grp.getgrgid", lambda _: SimpleNamespace(gr_name=name, gr_gid=gid, gr_mem=members))
+    if taken:
+        assert "partition=mine" in invoke("submit", "--dry-run", "--", "presets")
+        return
+    with pytest.raises(InputError, match="written by others"):
+        invoke("submit", "--dry-run", "--", "presets")
+
+
+def test_a_site_file_that_others_may_write_decides_nothing(tmp_path, monkeypatch):
     (tmp_path / "site.yaml").write_text("partition: theirs\n")
     (tmp_path / "site.yaml").chmod(0o664)
+    several = SimpleNamespace(gr_name="root", gr_gid=(tmp_path / "site.yaml").stat().st_gid, gr_mem=["ann", "bob"])
+    monkeypatch.setattr("launch.site.grp.getgrgid", lambda _: several)
     for words in (("submit", "--dry-run", "--", "presets"), ("submit", "--local", "--", "presets")):
         with pytest.raises(InputError, match="written by others(.|\n)*chmod go-w"):
             invoke(*words)
@@ -127,6 +161,13 @@ def test_a_site_file_that_others_may_write_decides_nothing(tmp_path):
         os.chown(tmp_path / "site.yaml", 12345, 12345)
         with pytest.raises(InputError, match="another user"):
             invoke("submit", "--dry-run", "--", "presets")
+
+
+@pytest.mark.parametrize("made", [os.mkfifo, os.mkdir])
+def test_what_is_no_file_is_no_site_file_and_keeps_nobody_waiting(tmp_path, made):
+    made(tmp_path / "site.yaml")
+    with pytest.raises(InputError, match="this is no file|cannot be read"):
+        invoke("submit", "--dry-run", "--", "presets")
 
 
 def test_a_dry_run_says_where_each_value_comes_from(tmp_path):

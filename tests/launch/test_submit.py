@@ -8,15 +8,19 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import yaml
 
 from data_shards.errors import InputError
 from launch.cli.jobs import duration, pace, summary
+from launch.cli.pipeline import _here
+from launch.cli.submit import _limited
 from launch.config import load
 from launch.jobs import Progress, Target, check_time, progress_of
 from launch.pipeline import AFTER, missing
+from launch.provenance import ROOT
 from launch.site import minutes_of, queue
 from launch.stages import Run, check_outdated
 from slurm.executor import run_local
@@ -73,9 +77,38 @@ def test_what_a_site_says_holds_unless_an_option_says_otherwise(tmp_path, monkey
     assert "#SBATCH --nodes=2-3\n" in invoke("submit", "--nodes", "2-3", "--dry-run", "--", "run", "demo")
 
 
+def test_the_closer_word_counts_however_it_is_spelled(tmp_path):
+    home = tmp_path / "no-config" / "retinaforge" / "site.yaml"
+    home.parent.mkdir(parents=True)
+    home.write_text("time: '1-00:00:00'\ngpus_per_task: a100:2\nverbs:\n  presets: {time_minutes: 60}\n  run: {gpus_per_task: 1}\n")
+
+    def job(*words: str) -> tuple:
+        said = json.loads(invoke("submit", *words[:-1], "--dry-run", "--json", "--", *words[-1].split()))["job"]
+        return said["time_minutes"], said["gpus_per_task"], said["gpus_per_node"], said["gpu_type"]
+
+    assert job("presets") == (60, 2, 0, "a100") and job("run demo") == (1440, 1, 0, None)
+    (tmp_path / "site.yaml").write_text("time: '2:00:00'\n")
+    assert job("presets") == (120, 2, 0, "a100") and job("--time-minutes", "30", "presets")[0] == 30
+    assert job("--gpus-per-task", "h100:1", "--gpus-per-node", "4", "presets")[1:] == (1, 4, "h100")
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("--time", "1:00:00", "--time-minutes", "5"), "time and time_minutes(.|\n)*one of both"),
+        (("--gpus-per-task", "a100:1", "--gpus-per-node", "h100:4"), "2 types: a100, h100"),
+    ],
+)
+def test_one_thing_is_not_said_in_two_ways(words, message):
+    with pytest.raises(InputError, match=message):
+        invoke("submit", *words, "--dry-run", "--", "presets")
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
+        ("exports: HF_HOME", r"exports: 'HF_HOME'(.|\n)*a list, also of one: \[HF_HOME\]"),
+        ("extra: --hold", "extra: '--hold'(.|\n)*a list"),
         ("partitoin: gpu", "unknown key 'partitoin'(.|\n)*did you mean 'partition'"),
         ("name: all-the-same", "unknown key 'name'"),
         ("verbs: {run: {gpus: 1}}", "verbs: run(.|\n)*did you mean|unknown key 'gpus'"),
@@ -155,7 +188,7 @@ def test_what_a_site_needs_is_quoted_and_shown(tmp_path):
     home.write_text("setup: [module load cuda]\nlauncher: apptainer exec 'my image.sif'\ngpus_per_task: a100:2\ntime: '1-00:00:00'\n")
     (tmp_path / "site.yaml").write_text("srun_options: [--cpu-bind=none]\nmail_type: END\n")
     text = invoke("submit", "--tasks-per-node", "2", "--dry-run", "--", "presets")
-    assert "\nmodule load cuda\nset -u\n" in text and " --cpu-bind=none \\\n  apptainer exec 'my image.sif' " in text
+    assert "\nmodule load cuda\nset +e\ncd " in text and " --cpu-bind=none \\\n  apptainer exec 'my image.sif' " in text
     assert "--gpus-per-node=a100:4\n" in text and "--time=1440\n" in text and "--mail-type=END\n" in text
     assert f"# time_minutes: 1440  says {home}" in text
     assert "--gpus-per-node=h100:8\n" in invoke("submit", "--gpus-per-node", "h100:8", "--dry-run", "--", "presets")
@@ -404,6 +437,29 @@ def test_what_a_table_says_of_a_job():
     assert pace(Progress(done=960, goal=4800, per_s=17.14), True) == "960 of 4,800, 20 %; 17.1/s, 3 min 44 s left"
     assert pace(Progress(done=960, goal=4800, per_s=17.14), False) == "960 of 4,800, 20 %"
     assert pace(Progress(), True) == ""
+
+
+def test_indices_that_are_submitted_again_keep_the_limit_of_the_array():
+    spec = JobSpec(name="j", command=("python",), folder="/", array="1-20%4")
+    assert [_limited(array, spec) for array in ("3,7", "3,7%1", None)] == ["3,7%4", "3,7%1", None]
+    assert _limited("3", dataclasses.replace(spec, array="1-20")) == "3"
+
+
+def test_code_that_pythonpath_names_runs_also_without_a_copy(monkeypatch):
+    monkeypatch.setattr("launch.provenance.installed", lambda: False)
+    words = ("submit", "--no-snapshot", "--dry-run", "--json", "--", "presets")
+    assert json.loads(invoke(*words))["job"]["code"] is None, "the interpreter finds it by itself"
+    monkeypatch.setenv("PYTHONPATH", f"/nowhere:{ROOT}")
+    assert json.loads(invoke(*words))["job"]["code"] == str(ROOT)
+
+
+def test_a_pipeline_runs_here_by_force_too(monkeypatch, tmp_path):
+    asked = []
+    monkeypatch.setattr("slurm.executor.check_free", lambda folder, *, force: asked.append(force))
+    monkeypatch.setattr("slurm.executor.run_local", lambda spec, folder: 0)
+    monkeypatch.setattr("launch.cli.pipeline.shutil.which", lambda _: "/bin/squeue")
+    stage = SimpleNamespace(check=lambda: None, freeze=lambda: None, spec=None, folder=tmp_path)
+    assert (_here({"data": stage}, True), _here({"data": stage}, False), asked) == (0, 0, [True, False])
 
 
 def test_an_option_counts_above_what_a_site_says_and_exports_add_up(tmp_path):

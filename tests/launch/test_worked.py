@@ -13,7 +13,10 @@ from pathlib import Path
 import pytest
 
 from data_shards.errors import InputError, TryAgain
+from launch.config import load
+from launch.stages import Run
 from launch.worked import FOLDER, counted, working_seconds
+from tests.commands import invoke
 from tests.threads import Threads
 
 ROOT = Path(__file__).parents[2]
@@ -54,6 +57,28 @@ def test_of_several_ranks_one_counts_and_a_refusal_and_idleness_do_not(run: Path
         worked.note()
         worked.forget()
     assert working_seconds(run) == 0
+
+
+@pytest.mark.parametrize(
+    ("words", "made_by"),
+    [
+        (("data", "prepare"), "launch.stages.prepare_data"),
+        (("encode",), "launch.stages.encode"),
+        (("sample",), "launch.stages.sample"),
+        (("evaluate",), "launch.judging.evaluate"),
+        (("audit",), "launch.judging.audit"),
+    ],
+)
+def test_each_verb_that_makes_something_of_a_run_counts(run: Path, monkeypatch: pytest.MonkeyPatch, words: tuple, made_by: str) -> None:
+    """They are the jobs of a pipeline. What a stage does, it does elsewhere: here it takes a moment."""
+    monkeypatch.setattr(made_by, lambda *_: time.sleep(0.3) or [])
+    for check in ("check_inputs", "check_trained", "check_latent_size"):
+        monkeypatch.setattr(f"launch.stages.{check}", lambda *_: None)
+    (run / "run.yaml").unlink()
+    Run(load("demo", [f"run={run}"])).freeze()
+    invoke(*words, "demo", f"run={run}")
+    assert working_seconds(run) >= 0.3
+    assert [json.loads(path.read_text())["verb"] for path in (run / "worked").iterdir()] == [" ".join(words)]
 
 
 def test_a_start_that_is_refused_makes_no_folder(tmp_path: Path) -> None:

@@ -173,7 +173,7 @@ def test_restarts_without_progress_have_a_limit_whoever_asks_for_them(script, ca
         script.ends(75, errors=RANK_1_FAILED)
         assert len(script.asked) == 2 + min(restart + 1, 2), "after the third no other is asked for"
     assert "3 attempts in a row got nowhere" in script.last.why
-    with pytest.raises(InputError, match="3 attempts in a row got nowhere(.|\n)*retinaforge resume 'job'"):
+    with pytest.raises(InputError, match="3 attempts in a row got nowhere(.|\n)*retinaforge resume job --jobs "):
         script.begins(capsys)  # SLURM may start it all the same
     assert script.last.code == 2
     script.token, script.restart = "6f" * 16, 0
@@ -340,6 +340,13 @@ def test_an_index_that_is_stuck_is_ended_though_the_others_get_on(tmp_path, monk
         script.ends(75, errors=RANK_1_FAILED)
     assert len(script.asked) == 4, "one that got on, and three that did not"
     assert "3 attempts in a row got nowhere" in read_attempts(attempts_path(script.folder, "2"))[-1].why
+
+
+def test_the_end_of_a_smaller_set_is_of_its_number_s_share(tmp_path):
+    spec = JobSpec(name="j", command=("python",), folder=str(tmp_path), array="1-3", share="{array_task}/3", progress=("*.tar",))
+    before = [progress_of(spec, index) for index in "123"]
+    (tmp_path / "synthetic-000004.first12.tar").touch()
+    assert [progress_of(spec, index) == one for index, one in zip("123", before, strict=True)] == [True, False, True]
 
 
 def test_an_index_may_have_files_of_its_own(tmp_path):

@@ -12,8 +12,9 @@ import pytest
 from data_shards.errors import InputError
 from slurm.arrays import array_indices
 from slurm.executor import run_local, submit
-from slurm.jobs import JobSpec, freeze, read_spec, spec_from, spec_json
+from slurm.jobs import JobSpec, freeze, read_spec, spec_from, spec_json, words_on
 from slurm.rank import Placement
+from slurm.records import job_folder
 from slurm.script import sbatch_text
 from slurm.status import FORMAT, JobState, read_squeue
 from slurm.task import task_environ, task_words
@@ -89,6 +90,7 @@ VALID = [
     {"setup": ("source /etc/profile.d/modules.sh", "export TOKENIZERS_PARALLELISM=false", "export HF_TOKEN=$(cat ~/.token)", "")},
     {"srun_options": ("--kill-on-bad-exit=0", "--container-image=a.sqsh", "--mpi=pmix"), "launcher": "apptainer exec --nv 'my image.sif'"},
     {"mail_user": "a.b+c@d.org", "mail_type": "END,FAIL", "gpu_type": "a100", "gpus_per_node": 4},
+    {"extra": ("--comment=" + "x" * 147,), "setup": (r"echo \\\\", "# SBATCH is no option")},
     {"extra": ("--wait-all-nodes=1", "--hold", "--mem-per-cpu=2G", "--time-min=60", "--no-kill")},
 ]
 
@@ -124,6 +126,13 @@ def test_json_round_trip(spec):
         ({"srun_options": ("--exp=NONE",)}, "srun_options(.|\n)*does not set itself"),
         ({"setup": ("export WANDB_API_KEY=abc",)}, "setup sets WANDB_API_KEY(.|\n)*--secrets"),
         ({"setup": ("a\nb",)}, "a line of bash each"),
+        ({"setup": ("source x \\",)}, "whole lines"),
+        ({"setup": ("#SBATCH --export=ALL",)}, "a line of bash(.|\n)*--extra"),
+        ({"setup": ("export https_proxy=http://ann:hunter2@proxy:3128",)}, r"holds a password: export https_proxy=http://ann:\*\*\*@"),
+        ({"launcher": "apptainer exec --env WANDB_API_KEY=abc x.sif"}, "launcher sets WANDB_API_KEY"),
+        ({"srun_options": ("--container-env=HF_TOKEN=abc",)}, "srun_options sets HF_TOKEN"),
+        ({"extra": ("--comment=" + "x" * 148,)}, "at most 147 bytes"),
+        ({"extra": ("--comm=mine",)}, "in full"),
         ({"launcher": "env 'x"}, "launcher=(.|\n)*No closing quotation"),
         ({"code": "/a:b/code"}, "no colon"),
         ({"mail_type": "END;id"}, "END,FAIL"),
@@ -216,6 +225,30 @@ def test_a_local_run_within_an_array_task_is_no_array(tmp_path, capfd, monkeypat
     assert run_local(spec, folder) == 0 and "['SLURM_CONF']" in capfd.readouterr().out
     spec, _ = local(tmp_path, command=("python", "-c", "0", "{array_task}"))
     assert run_local(spec, tmp_path / "asks for an index") == 2
+
+
+def test_what_a_site_sets_up_leaves_the_script_and_its_code_as_they_are(tmp_path, capfd):
+    """Strict bash would end the script before it asks for a restart; a checkout that was entered would be imported in place of ours."""
+    (tmp_path / "checkout" / "slurm").mkdir(parents=True)
+    (tmp_path / "checkout" / "slurm" / "__init__.py").write_text("raise SystemExit('another slurm')\n")
+    setup = ("set -euo pipefail", f"cd '{tmp_path}/checkout'", "export SITE=set")
+    spec, folder = local(tmp_path, command=("python", "-c", "import os; print(os.environ['SITE'])"), setup=setup)
+    assert run_local(spec, folder) == 0 and capfd.readouterr().out == "set\n"
+    script = sbatch_text(spec, folder).replace("attempts begin", "pwd; false; attempts begin")
+    begun = script.partition("MASTER_ADDR=")[0] + "exit 7"
+    said = subprocess.run(
+        ["bash", "-c", begun], env={"SLURM_JOB_ID": "7", "PATH": "/usr/bin:/bin"}, cwd="/", capture_output=True, text=True, check=False
+    )
+    assert said.stdout.startswith(f"{folder}\n") and "another slurm" not in said.stderr
+    assert "retinaforge: attempt 0" in said.stdout and said.returncode == 7, "what fails after the site's lines ends nothing"
+
+
+@pytest.mark.parametrize("name", ['it\'s "96"/vqgan', "plain"])
+def test_a_command_in_a_message_is_as_a_shell_reads_it_from_anywhere(tmp_path, monkeypatch, name):
+    folder = job_folder(tmp_path / "my jobs", name)
+    assert shlex.split(words_on("status", name, folder)) == ["retinaforge", "status", name, "--jobs", str(tmp_path / "my jobs")]
+    monkeypatch.chdir(tmp_path)
+    assert shlex.split(words_on("cancel", name, job_folder(Path("runs/jobs"), name))) == ["retinaforge", "cancel", name]
 
 
 def test_a_failed_rank_ends_the_others_and_its_code_is_the_job_s(tmp_path):

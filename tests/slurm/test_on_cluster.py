@@ -16,9 +16,9 @@ from launch import provenance
 from slurm.attempts import attempts_path, read_attempts
 from slurm.executor import handles, submit
 from slurm.jobs import JobSpec
-from slurm.records import RECORD_NAME, current, has_ended
+from slurm.records import RECORD_NAME, current
 from slurm.status import JobState, Queue, read_squeue, squeue
-from tests.commands import invoke
+from tests.commands import has_ended, invoke
 
 pytestmark = pytest.mark.slurm
 ENDED = {"COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL"}

@@ -17,6 +17,7 @@ import pytest
 from data_shards.errors import InputError, TryAgain
 from launch.cli.jobs import summary
 from launch.cli.pipeline import _left_alone
+from launch.cli.submit import _ended
 from launch.pipeline import AFTER
 from slurm.attempts import Attempt, attempts_path
 from slurm.executor import _Job, check_free, submit
@@ -25,6 +26,7 @@ from slurm.records import (
     CANCELLED,
     RECORD_NAME,
     Submitted,
+    _pieces,
     cancelled,
     current,
     is_live,
@@ -320,6 +322,56 @@ def test_what_is_unknown_is_not_submitted_a_second_time_but_by_force(site, tmp_p
     assert check_free(tmp_path) == TOKEN
 
 
+def test_a_submission_that_is_refused_writes_over_nothing_of_the_live_job(site, tmp_path):
+    """Two who submit at once both saw that the name is free; the later one finds it taken."""
+    for program in ("sbatch", "srun"):
+        (site.folder / program).write_text("#!/bin/sh\nexit 1\n")
+        (site.folder / program).chmod(0o755)
+    site.says("scontrol", "ClusterName             = west", "MaxArraySize            = 1001")
+    (tmp_path / RECORD_NAME).write_text(json.dumps(record_tree(submitted(7, cluster="west", folder=str(tmp_path)))))
+    site.says("squeue", row(7, "RUNNING"))
+    written = []
+    with pytest.raises(InputError, match="this name is in use"):
+        submit(
+            JobSpec(name="job", command=("python",), folder=str(tmp_path)),
+            tmp_path,
+            over="",
+            frozen_with_it=lambda: written.append("config"),
+        )
+    assert not written and not (tmp_path / "job.json").exists()
+
+
+def test_who_waits_for_a_job_does_so_until_nothing_of_it_is_live(site, tmp_path, monkeypatch):
+    """Not while indices run that others were forgotten beside, not for ever upon NODE_FAIL, and not less where SLURM is away."""
+    (tmp_path / RECORD_NAME).write_text(json.dumps(record_tree(submitted(7, array="1-2", folder=str(tmp_path)))))
+    for index, token, code in (("1", TOKEN, 3), ("2", ANOTHER, 4)):
+        ended = Attempt(job_id="7", restart=0, nodes="n1", began_unix_s=AT, before="", code=code, token=token)
+        attempts_path(tmp_path, index).write_text(json.dumps(asdict(ended)) + "\n")
+    monkeypatch.setattr("launch.site.queue", lambda: Queue(0.0))
+    site.breaks("squeue")
+    slept = []
+
+    def then(_: float) -> None:
+        slept.append(1)
+        if len(slept) == 1:
+            site.breaks("squeue", broken=False)
+        site.says("squeue", row(7, "RUNNING" if len(slept) < 3 else "NODE_FAIL", index="2"))
+        assert len(slept) < 4
+
+    monkeypatch.setattr("launch.cli.submit.sleep", then)
+    assert _ended(tmp_path) == 3 and len(slept) == 3, "the code of an attempt of this submission"
+
+
+def test_the_indices_of_a_long_array_are_told_in_time():
+    many = 100_000
+    record = submitted(0, job_ids=tuple(map(str, range(100))), array=f"1-{many}", part=1000)
+    began = time.monotonic()
+    pieces = _pieces(record)
+    assert time.monotonic() - began < 20 and sum(len(piece.indices) for piece in pieces) == many
+    assert (pieces[0].indices["0"], pieces[99].indices["999"]) == ("1", str(many))
+    assert all(record.true_id(f"{n}_7") == f"{n}_{pieces[n].indices['7']}" for n in (0, 42, 99))
+
+
 def test_a_stage_of_a_pipeline_that_nobody_knows_of_is_not_doubled(site, tmp_path):
     wanted = {"vqgan": SimpleNamespace(folder=tmp_path / "vqgan"), "encode": SimpleNamespace(folder=tmp_path / "encode")}
     for stage, number in (("vqgan", 7), ("encode", 8)):
@@ -355,7 +407,12 @@ def test_a_cancelled_job_is_over_also_when_slurm_has_forgotten_it(site, tmp_path
     assert cancelled([record], Queue(0.0)) == {"job": CANCELLED}
     site.says("squeue")
     assert current([record], Queue(0.0))["job"][0].state == "CANCELLED"
-    assert current([replace(record, token=ANOTHER)], Queue(0.0))["job"][0].state == UNKNOWN, "another submission of the name"
+    again = replace(record, token=ANOTHER, job_ids=("8",))
+    assert current([again], Queue(0.0))["job"][0].state == UNKNOWN, "another submission of the name"
+    site.says("squeue", row(8, "PENDING", comment=TOKEN_MARK + ANOTHER))
+    assert cancelled([again], Queue(0.0)) == {"job": CANCELLED}
+    site.says("squeue")
+    assert [current([one], Queue(0.0))["job"][0].state for one in (record, again)] == ["CANCELLED", "CANCELLED"]
 
 
 def test_records_of_yesterday_are_read(tmp_path):

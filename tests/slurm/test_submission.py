@@ -18,9 +18,9 @@ from slurm.attempts import attempts_path, read_attempts
 from slurm.executor import check_free, submit
 from slurm.jobs import JobSpec, read_spec
 from slurm.local_cluster import LocalCluster
-from slurm.records import RECORD_NAME, current, has_ended, read_record
+from slurm.records import RECORD_NAME, current, read_record
 from slurm.status import UNKNOWN, Queue, read_squeue, squeue
-from tests.commands import invoke
+from tests.commands import has_ended, invoke
 from tests.runs import NETWORKS
 
 pytestmark = pytest.mark.slurm
@@ -69,7 +69,7 @@ def test_a_name_in_use_is_refused_until_its_job_has_ended(tmp_path):
     folder = tmp_path / "runs" / "jobs" / "held"
     spec = python("import time; time.sleep(120)", tmp_path, name="held")
     job = submit(spec, folder)
-    with pytest.raises(InputError, match=f"name is in use: job {job.job_id} is (PENDING|RUNNING)(.|\n)*retinaforge cancel 'held'"):
+    with pytest.raises(InputError, match=f"name is in use: job {job.job_id} is (PENDING|RUNNING)(.|\n)*retinaforge cancel held ends it"):
         submit(spec, folder)
     with pytest.raises(InputError, match="name is in use"):
         invoke("resume", "held")
