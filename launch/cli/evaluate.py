@@ -130,6 +130,7 @@ def audit(
 def _of_run(what: str, preset: str, overrides: list[str] | None, sets: str | None) -> None:
     """What `retinaforge run` does of it, unless it has been done."""
     from launch import judging, stages
+    from launch.worked import counted
 
     if sets:
         raise InputError("a run, and sets beside it", expected=f"retinaforge {what} PRESET, or --real SET --synthetic SET")
@@ -137,7 +138,8 @@ def _of_run(what: str, preset: str, overrides: list[str] | None, sets: str | Non
     stages.alone(what)
     run.check()
     if not judging.judged(run, what):
-        getattr(judging, what)(run, progress)
+        with counted(run.folder, what):
+            getattr(judging, what)(run, progress)
     typer.echo(f"result: {run.folder / f'{what}.json'}")
 
 

@@ -56,6 +56,14 @@ def test_of_several_ranks_one_counts_and_a_refusal_and_idleness_do_not(run: Path
     assert working_seconds(run) == 0
 
 
+def test_hours_of_work_that_end_in_a_refusal_are_counted(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("launch.worked.EVERY_S", 0.1)
+    with pytest.raises(InputError), counted(run, "run"):
+        time.sleep(0.3)
+        raise InputError("the loss was not finite in 10 steps in a row")
+    assert working_seconds(run) >= 0.3
+
+
 def test_a_start_that_is_refused_makes_no_folder(tmp_path: Path) -> None:
     with pytest.raises(InputError), counted(tmp_path / "run", "run"):
         raise InputError("no such dataset")
