@@ -14,8 +14,6 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
 
 from data_shards.dataset import Dataset
 from data_shards.errors import InputError, nearest
@@ -132,7 +130,7 @@ class Judged:
             the floor's images.
         exact_N: synthetic images that are a training image, but for rounding.
         below_N: synthetic images nearer to a training image than any of real_N.
-        chance: what is to be thought of their number; None without a floor. One picture made twice is one draw.
+        chance: what is to be thought of their number; None without a floor. Images that are alike are one draw.
         flagged_N: exact_N, and the nearest of the others: as many as chance does not explain.
     """
 
@@ -147,13 +145,20 @@ class Judged:
 
 
 def judged(
-    synthetic_N: np.ndarray, repeats: Nearest, floor_N: np.ndarray, person_N: np.ndarray, radius_M: np.ndarray, *, own: bool, level: float
+    synthetic_N: np.ndarray,
+    made_ND: np.ndarray,
+    floor_N: np.ndarray,
+    person_N: np.ndarray,
+    radius_M: np.ndarray,
+    *,
+    own: bool,
+    level: float,
 ) -> Judged:
     """Judge nearest distances to the training set.
 
     Args:
         synthetic_N, floor_N: of synthetic images, and of the floor's real ones, whose people are person_N.
-        repeats: of each synthetic image, the nearest other one.
+        made_ND: descriptors of the synthetic images.
         radius_M: of the training images to those of other people.
         own: the floor is the training set itself. Its distances then come in pairs, two people who are each other's nearest: as many
             independent draws as half of its people, less one, would give.
@@ -170,17 +175,14 @@ def judged(
     below_N = synthetic_N < real_N.min() if len(real_N) else np.zeros(len(synthetic_N), bool)
     found, flagged_N = None, exact_N.copy()
     if len(real_N):
-        draw_N = draws(repeats, DOUBLE_SHARE * scale)
-        first_K, exact_K = np.full(draw_N.max() + 1, np.inf), np.zeros(draw_N.max() + 1, bool)
-        np.minimum.at(first_K, draw_N, synthetic_N)
-        np.logical_or.at(exact_K, draw_N, exact_N)
-        below_K = first_K < real_N.min()
-        found = chance(int(below_K.sum()), images=len(below_K), people=people, level=level)
+        draw_N = draws(made_ND, np.where(below_N, synthetic_N, np.inf), real_N.min() / 2)
+        below, exact_K = int(draw_N.max() + 1), np.unique(draw_N[exact_N])
+        images = len(draw_N) - int(below_N.sum()) + below
+        found = chance(below, images=images, people=people, level=level)
         found = replace(found, expected=len(synthetic_N) / (people + 1))  # of images: repeats change the spread, not the mean
-        rest_K = np.flatnonzero(~exact_K)
-        rest = chance(int(below_K[rest_K].sum()), images=len(rest_K), people=people, level=level)
-        nearest_K = rest_K[np.argsort(first_K[rest_K], kind="stable")[: rest.at_least]]
-        flagged_N |= below_N & np.isin(draw_N, nearest_K)
+        rest = chance(below - len(exact_K), images=images - len(exact_K), people=people, level=level)
+        nearest_K = np.setdiff1d(np.arange(below), exact_K)[: rest.at_least]
+        flagged_N |= np.isin(draw_N, nearest_K)
     return Judged(
         real_N=real_N,
         double_N=double_N,
@@ -193,11 +195,27 @@ def judged(
     )
 
 
-def draws(repeats: Nearest, same: float) -> np.ndarray:
-    """Numbers (N,) of the draws that images are: the same picture, made again, is one draw and proves no more than once."""
-    twin_N = np.flatnonzero(repeats.distance_N <= same)
-    links = coo_array((np.ones(len(twin_N)), (twin_N, repeats.index_N[twin_N])), shape=(len(repeats.index_N),) * 2)
-    return connected_components(links, directed=False)[1]
+def draws(made_ND: np.ndarray, distance_N: np.ndarray, alike: float) -> np.ndarray:
+    """Numbers (N,) of the draws that images below the floor are, nearest first; -1 where the distance is infinite.
+
+    Images nearer to one another than `alike`, half of the floor's least distance, are one draw: a generator that gives one blurred image
+    over and over is near to somebody's every time, or never, and that proves no more than one image does. Half, so that copies of two
+    people who are as far apart as the floor says stay two.
+    """
+    below_K = np.argsort(distance_N, kind="stable")[: np.isfinite(distance_N).sum()]
+    x_KD, draw_K, number = made_ND[below_K], np.full(len(below_K), -1), 0
+    length_K = np.einsum("kd,kd->k", x_KD, x_KD)
+    while len(left := np.flatnonzero(draw_K < 0)):
+        block = left[:64]
+        squared_BK = length_K[block, None] - 2 * x_KD[block] @ x_KD.T + length_K
+        for first, alike_K in zip(block, squared_BK < alike**2, strict=True):
+            if draw_K[first] < 0:
+                draw_K[alike_K & (draw_K < 0)] = number
+                draw_K[first] = number  # also where rounding says otherwise
+                number += 1
+    draw_N = np.full(len(distance_N), -1)
+    draw_N[below_K] = draw_K
+    return draw_N
 
 
 def verdict(found: Judged, images: int, level: float) -> str:
@@ -338,7 +356,8 @@ def descriptor_figures(sets: dict[str, Described], parts: dict[str, Part], confi
     level = LEVEL / len(DESCRIPTORS)
     image_N = np.arange(len(near.index_N))
     repeats = nearest_of(sets["synthetic"], sets["synthetic"].plain_ND, config.backend, not_in=(image_N, image_N))
-    found = judged(near.distance_N, repeats, real.distance_N, floor_people, radius_M, own=config.against == config.train, level=level)
+    own, made_ND = config.against == config.train, sets["synthetic"].plain_ND
+    found = judged(near.distance_N, made_ND, real.distance_N, floor_people, radius_M, own=own, level=level)
     counted_N = np.isfinite(real.distance_N) & ~found.double_N
     floor = quantiles(found.real_N)
     p1 = floor["p1"] if floor else None
