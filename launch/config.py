@@ -210,7 +210,8 @@ def _keep_as_begun(tree: dict[str, Any]) -> None:
     for key, former in FORMER.items():
         stage, section, name = key.split(".")
         there = begun.get(stage, {}).get(section, {})
-        if there and name not in there and (folder / stage / "checkpoints").is_dir():
+        # once such a run has gone on, its run.yaml states what held: that is no other run
+        if there and there.get(name, former) == former and (folder / stage / "checkpoints").is_dir():
             tree.setdefault(stage, {}).setdefault(section, {}).setdefault(name, former)
 
 

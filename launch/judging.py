@@ -52,14 +52,24 @@ def evaluate(run: Run, watch: Watch) -> None:
     figures_of, left_out = {"codes_used": rebuilt["codes_used"], "psnr_gain_db": rebuilt["psnr_gain_db"]}, {}
     if rebuilt["splits"] == ["train"]:
         figures_of["psnr_gain_db"], left_out["psnr_gain_db"] = None, "no people held out of training"
-    figures_of["frechet_over_gaussian_latents"] = frechet["ratio"]
-    if frechet["reason"]:
-        left_out["frechet_over_gaussian_latents"] = frechet["reason"]
-    cautions = {}
-    if frechet["ratio"] is not None:
-        few = f"; only {frechet['people']} people held out: who they are decides it" if frechet["people"] < FEW_PEOPLE else ""
-        cautions["frechet_over_gaussian_latents"] = f"training images: {frechet['ratio_floor']:.2f}{few}"
+    ratio = "frechet_over_gaussian_latents"
+    figures_of[ratio] = frechet["ratio"]
+    if reason := frechet["reason"] or out_of_reach(frechet):
+        figures_of[ratio], left_out[ratio] = None, reason
+    few = f"only {frechet['people']} people held out: who they are decides it" if frechet["people"] < FEW_PEOPLE else ""
+    cautions = {"psnr_gain_db": few} if few and figures_of["psnr_gain_db"] is not None else {}
+    if figures_of[ratio] is not None:
+        floor = f"{frechet['n_floor']} training images: {frechet['ratio_floor']:.2f}"
+        cautions[ratio] = f"{floor}; {few}" if few else floor
     record(run, **figures_of, psnr_db=rebuilt["psnr_db"], frechet=frechet, left_out=left_out, cautions=cautions)
+
+
+def out_of_reach(frechet: dict[str, Any]) -> str | None:
+    """Why no set could reach what is wanted of the ratio: as many training images do not. None where it can be reached."""
+    wanted = next(figure.wanted for figure in HEADLINE if figure.key == "frechet_over_gaussian_latents")
+    if frechet["n_floor"] < frechet["n"] or frechet["ratio_floor"] <= wanted:
+        return None
+    return f"of {frechet['n']} images even training images come to {frechet['ratio_floor']:.2f}, where at most {wanted} is wanted: too few"
 
 
 def audit(run: Run, watch: Watch) -> None:
@@ -97,7 +107,8 @@ def frechet_to_held_out(real: Dataset, sets: dict[str, Dataset], watch: Watch) -
     To the training split they would be a yardstick that a set of copies wins.
 
     Keys: a distance by set; `floor`, that of as many training images; `ratio`, of the first set over the second, and `ratio_floor`, of the
-    training images; `images`, `people`: held out; `n`: images of each set; `effective_rank_whitened`; `reason`, why there are no figures.
+    training images; `images`, `people`: held out; `n`: images of each set; `n_floor`: training images beside them;
+    `effective_rank_whitened`; `reason`, why there are no figures.
     """
     from ldm.evaluation import features_of, whitening_of
     from ldm.metrics.features import get_extractor
@@ -118,6 +129,7 @@ def frechet_to_held_out(real: Dataset, sets: dict[str, Dataset], watch: Watch) -
         "images": sum(real.count(name) for name in held_out),
         "people": people,
         "n": n,
+        "n_floor": min(n, real.count("train")),
         "reason": None,
     }
     white = whitening_of(real, extractor, device=device(), watch=watch) if people >= LEAST_PEOPLE and n > 1 else None

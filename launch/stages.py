@@ -272,7 +272,7 @@ def outdated(run: Run) -> list[Path]:
     from ldm.training.checkpoint import CheckpointStore
 
     found = []
-    newest = CheckpointStore(run.diffusion / "checkpoints", Alone()).newest(progress_exists=False)
+    newest = CheckpointStore(run.diffusion / "checkpoints", Alone()).newest(progress_exists=False, used=True)
     denoiser = newest if newest and newest.samples else None
     if run.latents.exists() or denoiser:
         vqgan = trained_digest(run.vqgan) if done(run, "vqgan") else None

@@ -52,7 +52,7 @@ class Worked:
 
 @contextlib.contextmanager
 def counted(run: Path, verb: str, *, counts: bool = True) -> Iterator[Worked]:
-    """Count the block's time as work on this run folder, however it ends; a refusal is none.
+    """Count the block's time as work on this run folder, however it ends; a refusal is none, unless it comes after work.
 
     Args:
         counts: whether this process does; one of several ranks.
@@ -69,7 +69,8 @@ def counted(run: Path, verb: str, *, counts: bool = True) -> Iterator[Worked]:
     try:
         yield worked
     except InputError:
-        worked.forget()
+        if time.monotonic() - worked.began < EVERY_S:
+            worked.forget()
         raise
     finally:
         worked.note()

@@ -10,7 +10,7 @@ Legend: N query, M reference, K neighbour, D dimension, B batch, C band, H W pix
 from __future__ import annotations
 
 from collections import defaultdict
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -126,10 +126,11 @@ class Judged:
         real_N: nearest distances of the floor's images, doubles left out.
         double_N: which of the floor's images are doubles of a training image.
         people: whose distances the floor's are, as independent draws.
-        scale: median distance between training images of different people.
+        scale: median distance of training images to the nearest one of another person; where one person alone was trained on, that of
+            the floor's images.
         exact_N: synthetic images that are a training image, but for rounding.
         below_N: synthetic images nearer to a training image than any of real_N.
-        chance: what is to be thought of their number; None without a floor.
+        chance: what is to be thought of their number; None without a floor. Images that are alike are one draw.
         flagged_N: exact_N, and the nearest of the others: as many as chance does not explain.
     """
 
@@ -143,18 +144,28 @@ class Judged:
     flagged_N: np.ndarray
 
 
-def judged(synthetic_N: np.ndarray, floor_N: np.ndarray, person_N: np.ndarray, radius_M: np.ndarray, *, own: bool, level: float) -> Judged:
+def judged(
+    synthetic_N: np.ndarray,
+    made_ND: np.ndarray,
+    floor_N: np.ndarray,
+    person_N: np.ndarray,
+    radius_M: np.ndarray,
+    *,
+    own: bool,
+    level: float,
+) -> Judged:
     """Judge nearest distances to the training set.
 
     Args:
         synthetic_N, floor_N: of synthetic images, and of the floor's real ones, whose people are person_N.
+        made_ND: descriptors of the synthetic images.
         radius_M: of the training images to those of other people.
         own: the floor is the training set itself. Its distances then come in pairs, two people who are each other's nearest: as many
             independent draws as half of its people, less one, would give.
         level: how often an honest set may be flagged.
     """
-    between = radius_M[np.isfinite(radius_M) & (radius_M > 0)]
-    scale = float(np.median(between)) if len(between) else 0.0
+    between = (x[np.isfinite(x) & (x > 0)] for x in (radius_M, floor_N))
+    scale = next((float(np.median(x)) for x in between if len(x)), 0.0)
     double_N = floor_N <= DOUBLE_SHARE * scale
     counted_N = np.isfinite(floor_N) & ~double_N
     real_N, people = floor_N[counted_N], len(set(person_N[counted_N]))
@@ -164,10 +175,14 @@ def judged(synthetic_N: np.ndarray, floor_N: np.ndarray, person_N: np.ndarray, r
     below_N = synthetic_N < real_N.min() if len(real_N) else np.zeros(len(synthetic_N), bool)
     found, flagged_N = None, exact_N.copy()
     if len(real_N):
-        found = chance(int(below_N.sum()), images=len(synthetic_N), people=people, level=level)
-        rest_N = np.flatnonzero(~exact_N)
-        rest = chance(int(below_N[rest_N].sum()), images=len(rest_N), people=people, level=level)
-        flagged_N[rest_N[np.argsort(synthetic_N[rest_N], kind="stable")[: rest.at_least]]] = True
+        draw_N = draws(made_ND, np.where(below_N, synthetic_N, np.inf), real_N.min() / 2)
+        below, exact_K = int(draw_N.max() + 1), np.unique(draw_N[exact_N])
+        images = len(draw_N) - int(below_N.sum()) + below
+        found = chance(below, images=images, people=people, level=level)
+        found = replace(found, expected=len(synthetic_N) / (people + 1))  # of images: repeats change the spread, not the mean
+        rest = chance(below - len(exact_K), images=images - len(exact_K), people=people, level=level)
+        nearest_K = np.setdiff1d(np.arange(below), exact_K)[: rest.at_least]
+        flagged_N |= np.isin(draw_N, nearest_K)
     return Judged(
         real_N=real_N,
         double_N=double_N,
@@ -178,6 +193,29 @@ def judged(synthetic_N: np.ndarray, floor_N: np.ndarray, person_N: np.ndarray, r
         chance=found,
         flagged_N=flagged_N,
     )
+
+
+def draws(made_ND: np.ndarray, distance_N: np.ndarray, alike: float) -> np.ndarray:
+    """Numbers (N,) of the draws that images below the floor are, nearest first; -1 where the distance is infinite.
+
+    Images nearer to one another than `alike`, half of the floor's least distance, are one draw: a generator that gives one blurred image
+    over and over is near to somebody's every time, or never, and that proves no more than one image does. Half, so that copies of two
+    people who are as far apart as the floor says stay two.
+    """
+    below_K = np.argsort(distance_N, kind="stable")[: np.isfinite(distance_N).sum()]
+    x_KD, draw_K, number = made_ND[below_K], np.full(len(below_K), -1), 0
+    length_K = np.einsum("kd,kd->k", x_KD, x_KD)
+    while len(left := np.flatnonzero(draw_K < 0)):
+        block = left[:64]
+        squared_BK = length_K[block, None] - 2 * x_KD[block] @ x_KD.T + length_K
+        for first, alike_K in zip(block, squared_BK < alike**2, strict=True):
+            if draw_K[first] < 0:
+                draw_K[alike_K & (draw_K < 0)] = number
+                draw_K[first] = number  # also where rounding says otherwise
+                number += 1
+    draw_N = np.full(len(distance_N), -1)
+    draw_N[below_K] = draw_K
+    return draw_N
 
 
 def verdict(found: Judged, images: int, level: float) -> str:
@@ -197,18 +235,17 @@ def verdict(found: Judged, images: int, level: float) -> str:
     return "; ".join(words)
 
 
-def duplicates(synthetic: Described, keys: list[str], found: Judged, pairs_real: int, most: int, backend: str) -> dict[str, Any]:
+def duplicates(near: Nearest, keys: list[str], found: Judged, pairs_real: int, most: int) -> dict[str, Any]:
     """Synthetic images nearer to another synthetic image than the floor's least distance: a generator that repeats itself.
 
     Args:
+        near: of each synthetic image, the nearest other one.
         pairs_real: pairs of people among which the floor's least distance is the least. An honest set of n images has
             n (n - 1) / 2 pairs, each as likely to lie below it: `expected`, about.
     """
     n = len(keys)
     if n < 2:
         return {"share": None, "images": 0, "exact": 0, "expected": None, "closest": [], "distances": None}
-    own_N = np.arange(n)
-    near = nearest_of(synthetic, synthetic.plain_ND, backend, not_in=(own_N, own_N))
     images = int((near.distance_N < found.real_N.min()).sum()) if len(found.real_N) else None
     seen, pairs = set(), []
     for i in np.argsort(near.distance_N, kind="stable"):
@@ -317,7 +354,10 @@ def descriptor_figures(sets: dict[str, Described], parts: dict[str, Part], confi
     _, person_M = np.unique(subjects, return_inverse=True)
     radius_M = nearest_of(sets["train"], reference_MD, config.backend, not_in=(person_M, person_M)).distance_N
     level = LEVEL / len(DESCRIPTORS)
-    found = judged(near.distance_N, real.distance_N, floor_people, radius_M, own=config.against == config.train, level=level)
+    image_N = np.arange(len(near.index_N))
+    repeats = nearest_of(sets["synthetic"], sets["synthetic"].plain_ND, config.backend, not_in=(image_N, image_N))
+    own, made_ND = config.against == config.train, sets["synthetic"].plain_ND
+    found = judged(near.distance_N, made_ND, real.distance_N, floor_people, radius_M, own=own, level=level)
     counted_N = np.isfinite(real.distance_N) & ~found.double_N
     floor = quantiles(found.real_N)
     p1 = floor["p1"] if floor else None
@@ -340,7 +380,7 @@ def descriptor_figures(sets: dict[str, Described], parts: dict[str, Part], confi
         "verdict": verdict(found, len(keys), level),
         "share_nearer_than_real": float((near.distance_N < radius_M[near.index_N]).mean()),
         "floor_share_nearer_than_real": float((real.distance_N < radius_M[real.index_N])[counted_N].mean()) if floor else None,
-        "duplicates": duplicates(sets["synthetic"], keys, found, found.people * len(set(subjects)), config.closest, config.backend),
+        "duplicates": duplicates(repeats, keys, found, found.people * len(set(subjects)), config.closest),
         "by_patient": by_patient(near, found, subjects, config.closest),
         "closest": [
             {

@@ -31,6 +31,7 @@ from ldm.trained import Autoencoder, Denoiser
 
 SPLIT = "synthetic"
 REQUEST = "request.json"
+PATIENCE_S = 60.0  # to wait for another task that writes the manifest
 
 
 def latents_of(denoiser: Denoiser, ids: np.ndarray, *, seed: int, sampler: SamplerConfig) -> Tensor:
@@ -105,6 +106,7 @@ def generate_set(
     if done := _standing(out, count):
         return done
     paths = [out / shard_name(number, shard, count) for number in range(-(-count // shard))]
+    _check_whole(paths, shard, count)  # before hours of work, and once more of what others left meanwhile
     for number in watch(range(len(paths))[k - 1 :: n]):
         path, ids = paths[number], np.arange(number * shard, min((number + 1) * shard, count))
         if not path.exists():
@@ -114,8 +116,7 @@ def generate_set(
             durable.write_bytes(index_path(path), index_bytes(scan_shard(path)))
     if not all(index_path(path).exists() for path in paths):
         return None
-    for number, path in enumerate(paths):
-        _check_whole(path, min(shard, count - number * shard))
+    _check_whole(paths, shard, count)
     return _finish(out, paths, {"count": count, **plan, **models}, batch_before)
 
 
@@ -185,15 +186,17 @@ def check_count(out: Path, count: int, done: Manifest | None) -> None:
         )
 
 
-def _check_whole(path: Path, images_here: int) -> None:
-    """Raises: InputError: a shard that holds another number of images than its name says, as an earlier version left them."""
-    if (found := len(open_index(index_path(path)))) != images_here:
-        raise InputError(
-            f"{found} images in a shard that shall hold {images_here}",
-            where=path,
-            expected="a whole shard: the set was begun by a version whose sets could not grow",
-            mend="another run folder: run=runs/NAME",
-        )
+def _check_whole(paths: list[Path], shard: int, count: int) -> None:
+    """Raises: InputError: a finished shard that holds another number of images than its name says, as an earlier version left them."""
+    for number, path in enumerate(paths):
+        images_here = min(shard, count - number * shard)
+        if index_path(path).exists() and (found := len(open_index(index_path(path)))) != images_here:
+            raise InputError(
+                f"{found} images in a shard that shall hold {images_here}",
+                where=path,
+                expected="a whole shard: the set was begun by a version whose sets could not grow",
+                mend="another run folder: run=runs/NAME",
+            )
 
 
 def _finish(out: Path, paths: list[Path], request: dict[str, Any], batch_before: int | None) -> Manifest:
@@ -210,7 +213,8 @@ def _finish(out: Path, paths: list[Path], request: dict[str, Any], batch_before:
     sizes = {SPLIT: {"count": sum(e.count for e in entries), "subjects": 1}}
     draft = describe(first, shards=entries, splits=sizes, stats=None, source=source)
     manifest = describe(first, shards=entries, splits=sizes, stats=band_stats(Dataset(out, draft)), source=source)
-    if done := _standing(out, request["count"]):
-        return done
-    write_manifest(out, manifest)
+    with durable.claimed(out / ".finishing", "finishing a set", patience_s=PATIENCE_S):  # nobody writes between the look and the write
+        if done := _standing(out, request["count"]):
+            return done
+        write_manifest(out, manifest)
     return manifest

@@ -23,7 +23,7 @@ from data_shards.errors import without_credentials
 from data_shards.manifest import NAME
 from launch import stages
 from launch.config import to_public_yaml
-from launch.headline import HEADLINE, caution
+from launch.headline import HEADLINE, caution, known
 from launch.judging import held_out_split
 from launch.report import figures as fig
 from ldm.training.log import read_log
@@ -110,7 +110,7 @@ class Card:
 
 def cards(figures: Mapping[str, Any]) -> list[Card]:
     """The figures that stand first; only one that is better than wanted has the colour of good ones."""
-    found = []
+    found, figures = [], known(figures)
     for figure in HEADLINE:
         value, said = figures.get(figure.key), caution(figures, figure.key)
         if value is not None:

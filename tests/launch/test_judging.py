@@ -10,7 +10,7 @@ import pytest
 
 from data_shards.dataset import Dataset
 from data_shards.pack import write_dataset
-from launch.judging import frechet_to_held_out
+from launch.judging import frechet_to_held_out, out_of_reach
 from ldm.evaluation import features_of, whitening_of
 from ldm.metrics.features import get_extractor
 from ldm.metrics.frechet import frechet_distance
@@ -40,3 +40,10 @@ def test_the_ratio_is_measured_against_all_people_held_out_and_never_against_the
     samples = frechet_distance(held_out_ND, features(sets["samples"], "synthetic", np.arange(8) * 12 // 8))
     assert found["ratio"] == pytest.approx(samples / baseline)
     assert found["ratio_floor"] == pytest.approx(frechet_distance(held_out_ND, features(real, "train", np.arange(8) * 4)) / baseline)
+
+
+@pytest.mark.parametrize(("ratio_floor", "n_floor", "left_out"), [(0.2, 8, False), (0.63, 8, True), (0.63, 4, False)])
+def test_a_ratio_that_training_images_themselves_do_not_reach_is_left_out(ratio_floor: float, n_floor: int, left_out: bool) -> None:
+    """Fewer training images than samples come to more, and show nothing."""
+    found = out_of_reach({"ratio_floor": ratio_floor, "n": 8, "n_floor": n_floor})
+    assert (found is not None) == left_out and (not left_out or "training images come to 0.63" in found)

@@ -27,7 +27,7 @@ def test_shares_of_time_weigh_each_row_by_its_own_time() -> None:
     assert spent["validate"] == pytest.approx(2 * 0.3 / 12) and spent["step"] == 0
 
 
-FIGURES = {"psnr_gain_db": 12.0, "codes_used": 0.4, "frechet_over_gaussian_latents": 0.62, "seconds": 570.0}
+FIGURES = {"psnr_gain_db": 12.0, "codes_used": 0.4, "frechet_over_gaussian_latents": 0.62, "seconds": 570.0, "left_out": {}}
 
 
 def test_only_a_figure_better_than_wanted_has_the_colour_of_good_ones_and_each_target_stands_beside_it() -> None:
@@ -92,6 +92,14 @@ def test_a_run_whose_people_bear_no_figure_ends_with_its_report_and_the_reasons(
     before = (tmp_path / "nobody" / "run" / "evaluate.json").stat().st_mtime_ns
     invoke("run", tmp_path / "tiny.yaml", f"run={tmp_path / 'nobody' / 'run'}")
     assert (tmp_path / "nobody" / "run" / "evaluate.json").stat().st_mtime_ns == before, "what was left out has been judged"
+
+
+def test_a_ratio_that_an_earlier_version_measured_to_the_training_images_is_no_figure_of_today() -> None:
+    earlier = {"psnr_gain_db": 12.0, "codes_used": 0.6, "frechet_over_gaussian_latents": 0.01, "seconds": 570.0}
+    psnr, codes, ratio, seconds = cards(earlier)
+    assert (ratio.value, ratio.style) == (None, "missed") and "earlier version" in ratio.verdict
+    assert psnr.style == codes.style == "reached" and seconds.value == "570 s"
+    assert "left out: of an earlier version" in "\n".join(headline.lines(earlier))
 
 
 def test_results_of_an_earlier_version_are_named_not_shown(tmp_path: Path) -> None:

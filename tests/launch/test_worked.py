@@ -81,6 +81,14 @@ def test_each_verb_that_makes_something_of_a_run_counts(run: Path, monkeypatch: 
     assert [json.loads(path.read_text())["verb"] for path in (run / "worked").iterdir()] == [" ".join(words)]
 
 
+def test_hours_of_work_that_end_in_a_refusal_are_counted(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("launch.worked.EVERY_S", 0.1)
+    with pytest.raises(InputError), counted(run, "run"):
+        time.sleep(0.3)
+        raise InputError("the loss was not finite in 10 steps in a row")
+    assert working_seconds(run) >= 0.3
+
+
 def test_a_start_that_is_refused_makes_no_folder(tmp_path: Path) -> None:
     with pytest.raises(InputError), counted(tmp_path / "run", "run"):
         raise InputError("no such dataset")

@@ -217,6 +217,25 @@ def test_exact_copies_are_flagged_without_any_yardstick(tmp_path):
     assert figures["closest"][1]["subject"] is None and "training images, but for rounding" in figures["verdict"]
 
 
+def test_one_trained_person_beside_others_held_out_has_a_scale_too(tmp_path):
+    """A copy but for rounding, and a real picture saved again under another name, are told from what merely is alike."""
+    for i in range(3):
+        write_cube(tmp_path / "loose", made_cube(i, subject="anna", split="train"))
+        write_cube(tmp_path / "loose", made_cube(i + 50, subject=f"v{i}", split="val"))
+
+    def again(cube, **meta):
+        data = cube.data_CHW.copy()
+        data[0, 0, 0] ^= 1
+        return replace(cube, data_CHW=data, meta=replace(cube.meta, **meta))
+
+    write_cube(tmp_path / "loose", again(made_cube(1), key="again", subject_id="v9", notes={"split": "val"}))
+    pack(tmp_path / "loose", tmp_path / "real")
+    made = copied_set(tmp_path / "made", [again(made_cube(2)), made_cube(900)])
+    figures = audit(Dataset(tmp_path / "real"), made, AuditConfig())["descriptors"]["pooled"]
+    assert figures["flagged"]["exact"] == figures["flagged"]["images"] == 1
+    assert figures["floor_doubles"]["images"] == 1 and figures["floor_to_train"]["min"] > 0.1
+
+
 def test_refusals(packed, planted, tmp_path):
     real = Dataset(packed)
     with pytest.raises(InputError, match="did you mean 'val'"):

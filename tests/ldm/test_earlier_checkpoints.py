@@ -64,6 +64,9 @@ def test_an_earlier_run_goes_on_with_the_same_words(earlier: Path, tmp_path: Pat
     config = load(str(tmp_path / "mine.yaml"))
     assert config.diffusion.model.attention_head_dim == 8
     Run(config).check()
+    Run(config).freeze()  # and it goes on once more
+    assert load(str(tmp_path / "mine.yaml")).diffusion.model.attention_head_dim == 8
+    Run(load(str(tmp_path / "mine.yaml"))).check()
     with pytest.raises(InputError, match=r"diffusion\.model\.attention_head_dim"):
         Run(load(str(tmp_path / "mine.yaml"), ["diffusion.model.attention_head_dim=64"])).check()
     assert load(str(tmp_path / "mine.yaml"), [f"run={tmp_path}/fresh"]).diffusion.model.attention_head_dim == 64

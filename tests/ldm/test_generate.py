@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -128,6 +129,24 @@ def test_a_task_that_was_asked_for_fewer_does_not_take_a_larger_set_back(made: C
     assert Dataset(tmp_path / "set").count("synthetic") == 16
 
 
+def test_two_tasks_of_different_counts_that_finish_at_one_moment_leave_the_larger_set(
+    made: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    larger = threading.Thread(target=made, args=("set", 16))
+    write = generate.write_manifest
+
+    def overtaken(folder: Path, manifest: Manifest) -> None:
+        if manifest.splits["synthetic"]["count"] == 8:
+            larger.start()
+            larger.join(2)
+        write(folder, manifest)
+
+    monkeypatch.setattr(generate, "write_manifest", overtaken)
+    made("set", 8)
+    larger.join()
+    assert Dataset(tmp_path / "set").count("synthetic") == 16 and not list((tmp_path / "set").glob(".*"))
+
+
 def test_the_batch_may_change_while_a_set_is_unfinished_and_stands_in_each_shard(made: Callable, tmp_path: Path) -> None:
     made("set", 8, batch=4)
     grown = made("set", 16, batch=2)
@@ -159,5 +178,7 @@ def test_a_set_begun_by_an_earlier_version_grows_by_whole_shards_and_its_short_o
     for suffix in ("tar", "index"):
         (tmp_path / "short" / f"synthetic-000001.first2.{suffix}").rename(tmp_path / "short" / f"synthetic-000001.{suffix}")
     (tmp_path / "short" / "dataset.json").unlink()
+    before = files(tmp_path / "short")
     with pytest.raises(InputError, match="2 images in a shard that shall hold 4"):
-        made("short", 8)
+        made("short", 16)
+    assert files(tmp_path / "short") == before, "refused after hours of work"
