@@ -27,7 +27,8 @@ from typing import Any
 
 from data_shards.errors import InputError, nearest
 from launch.parse import parse_yaml
-from slurm.jobs import RUNS_PROGRAMS, JobSpec
+from slurm.fields import RUNS_PROGRAMS
+from slurm.jobs import JobSpec
 from slurm.status import ASK_EVERY_S, Queue
 
 NAME = "site.yaml"

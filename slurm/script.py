@@ -9,7 +9,8 @@ from typing import Any
 
 from slurm.arrays import ARRAY, FIRST, Part
 from slurm.attempts import ERRORS
-from slurm.jobs import SPEC_NAME, JobSpec, check_path, masked
+from slurm.fields import check_path, masked
+from slurm.jobs import SPEC_NAME, JobSpec
 from slurm.preempt import ATTEMPT
 from slurm.status import TOKEN_MARK
 

@@ -100,7 +100,8 @@ def described(words: list[str], given: dict[str, Any], name: str | None, jobs: P
     from launch.jobs import CONFIG_NAME, STAGES, progress_patterns, target_of
     from launch.provenance import ROOT, installed, on_pythonpath, snapshot_in
     from launch.site import as_fields, network_variables, site_defaults
-    from slurm.jobs import masked, spec_from
+    from slurm.fields import masked
+    from slurm.jobs import spec_from
     from slurm.records import job_folder
 
     verb, parsed = parse(words)
@@ -220,7 +221,8 @@ def show(job: Described, as_json: bool) -> None:
 
 def as_tree(job: Described) -> dict[str, Any]:
     """The same as plain values, with secrets starred."""
-    from slurm.jobs import masked, spec_json
+    from slurm.fields import masked
+    from slurm.jobs import spec_json
     from slurm.script import sbatch_text
     from slurm.task import read_secrets
 

@@ -7,8 +7,9 @@ from math import comb
 import numpy as np
 import pytest
 
-from ldm.audit import Described, judged, nearest_of
+from ldm.audit import Described, nearest_of
 from ldm.metrics.chance import chance
+from ldm.metrics.copies import judged
 
 LEVEL = 0.05
 

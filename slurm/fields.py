@@ -1,0 +1,165 @@
+"""The fields of a job, one by one: what SLURM reads in each, and what is refused since SLURM or a shell would take it otherwise."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from data_shards.errors import InputError, without_credentials
+from slurm.status import COMMENT_BYTES, TOKEN_MARK
+
+SECRET = re.compile(
+    r"(TOKEN|SECRETS?|PASSWORD|PASSWD|PASSPHRASE|PRIVATE|CREDENTIALS?|CONNECTION_STRING|SSHPASS|_PWD|(^|_)PASS"
+    r"|(API|ACCESS|SECRET|PRIVATE|STORAGE|ACCOUNT|SHARED|ENCRYPTION|SIGNING|LICENSE|AUTH)_?KEYS?)\d*(_|$)"
+)
+"""In the names of secrets, whole words of them: TOKENIZERS_PARALLELISM and MAX_TOKENS are none."""
+ABOUT = re.compile(
+    "_(FILE|FILES|PATH|DIR|FOLDER|HOME|NAME|TYPE|MODE|LIMIT|LENGTH|LEN|SIZE|COUNT|TTL|TIMEOUT|PARALLELISM|ENABLED|DISABLED)$|^GOOGLE_APPLICATION_CREDENTIALS$"
+)
+"""What ends a name that speaks of a secret, or of where it lies, and holds none."""
+AFTER = r"(singleton|(after|afterany|afterburstbuffer|aftercorr|afternotok|afterok|expand)(:\d+(_(\d+|\*))?(\+\d+)?)+)"
+MOST_INDICES = 4_000_000  # what SLURM itself can be set to
+PATTERNS = {  # what SLURM itself reads; anything else in these fields is a mistake
+    "memory": (r"0|[1-9]\d*[KMGTkmgt]?", "a number of MiB, or with K, M, G or T: 16G; 0 for all of a node's"),
+    "partition": (r"[\w.,@+-]+", "partition names with commas between"),
+    "account": (r"[\w.@+:/-]+", "letters, digits, . _ - @ + : /"),
+    "qos": (r"[\w.@+:/-]+", "letters, digits, . _ - @ + : /"),
+    "constraint": (r"[\w.,&|*()\[\]:=@+/-]+", "features joined by & or |"),
+    "array": (r"\d+(-\d+(:\d+)?)?(,\d+(-\d+(:\d+)?)?)*(%[1-9]\d*)?", "such as 0-9, 1,3,5 or 0-99%8"),
+    "share": (r"(\d+|\{array_task\})/[1-9]\d*", "K/N, such as 3/16"),
+    "umask": (r"0?[0-7]{1,3}", 'three octal digits, in quotes: "0022"'),
+    "gpu_type": (r"[\w.-]+", "a type as sinfo shows it: a100"),
+    "mail_user": (r"[\w.@+,-]+", "an address"),
+    "mail_type": (r"[A-Za-z0-9_,]+", "such as END,FAIL"),
+    "reservation": (r"[\w.,@+-]+", "letters, digits, . _ - @ + and commas between several"),
+    "dependency": (f"{AFTER}([,?]{AFTER})*", "such as afterok:123, after:12+5 (minutes) or afterok:12:13_4"),
+}
+# options of sbatch that a job sets, that would undo what it sets, or by which sbatch would send it elsewhere or answer otherwise
+OURS = {
+    *("job-name", "chdir", "workdir", "nodes", "ntasks", "ntasks-per-node", "tasks-per-node", "cpus-per-task", "gpus-per-node"),
+    *("gpus-per-task", "gpus", "mem", "time", "partition", "account", "qos", "constraint", "array", "dependency", "reservation"),
+    *("requeue", "no-requeue", "open-mode", "output", "error", "signal", "export", "export-file", "get-user-env", "wrap", "wait"),
+    *("uid", "gid", "jobid", "external", "test-only", "clusters", "cluster-constraint", "parsable", "quiet", "help", "usage", "version"),
+    "autocomplete",
+}
+OURS_OF_SRUN = {
+    *("ntasks", "ntasks-per-node", "tasks-per-node", "cpus-per-task", "nodes", "export", "output", "error", "input", "open-mode", "chdir"),
+    *("label", "quiet", "pty", "multi-prog", "jobid", "het-group", "no-allocate", "test-only", "clusters", "uid", "gid", "signal"),
+    *("help", "usage", "version", "autocomplete"),
+}
+RUNS_PROGRAMS = {"prolog", "epilog", "task-prolog", "task-epilog", "bcast", "container", "container-image", "container-entrypoint"}
+"""Options of srun that bring a program along."""
+
+
+def check_text(field: str, text: str, longest: int) -> None:
+    """Refuse what a line of a script could not hold."""
+    if not (text.strip() and text.isprintable() and "\\" not in text and len(text) <= longest):  # sbatch unescapes \ inside quotes
+        raise InputError(f"{field}={text!r}", where="job", expected=f"1 to {longest} printable characters, no line break, no backslash")
+
+
+def check_path(field: str, path: str) -> None:
+    """Refuse a path that is not absolute, or that a script could not hold."""
+    check_text(field, path, longest=4096)
+    if not Path(path).is_absolute():
+        raise InputError(f"{field}={path!r}", where="job", expected="an absolute path: the job starts elsewhere")
+
+
+def check_array(text: str) -> None:
+    """Refuse what counts backwards, by nothing, or without end."""
+    count = 0
+    for part in text.partition("%")[0].split(","):
+        first, last, step = (int(number) for number in re.fullmatch(r"(\d+)(?:-(\d+))?(?::(\d+))?", part).groups("1"))
+        last = last if "-" in part else first
+        if last < first or step < 1:
+            raise InputError(f"array={text!r}: {part}", where="job", expected="the lowest index first, and a step from 1 on: 1-5, 0-9:3")
+        count += (last - first) // step + 1
+    if count > MOST_INDICES:
+        raise InputError(f"array={text!r}: {count:,} indices", where="job", expected=f"at most {MOST_INDICES:,}")
+
+
+def is_secret(name: str) -> bool:
+    """Whether what has this name is a secret, as far as a name can tell."""
+    upper = re.sub(r"[^A-Z0-9]+", "_", name.upper())
+    return bool(SECRET.search(upper)) and not ABOUT.search(upper)
+
+
+def check_export(name: str) -> None:
+    """Refuse what is no name, a secret, or a variable by which SLURM would take the new job for another."""
+    if not re.fullmatch(r"[A-Za-z_]\w*", name):
+        raise InputError(f"export {name!r}", where="job", expected="the name of a variable, without its value")
+    if re.match("(SLURM|SBATCH|SRUN)_", name):
+        raise InputError(
+            f"export {name!r}",
+            where="job",
+            expected="no variable of SLURM's: it would be that of the job that this shell is in, or an option of srun",
+            mend="--extra or --srun-option says the same to the new job alone",
+        )
+    if is_secret(name):
+        raise InputError(
+            f"export {name!r}",
+            where="job",
+            expected="no secrets: what is exported is kept by SLURM and shown to every process of the job",
+            mend=f"put the line {name}=… into a file that only you may read (chmod 600), and submit with --secrets FILE",
+        )
+
+
+def check_setup(line: str) -> None:
+    """Refuse what is more or less than one line of bash."""
+    if not line.isprintable() or len(line) > 4096:
+        raise InputError(f"setup: {line!r}", where="job", expected="a line of bash each, without tabs")
+    if re.search(r"(?<!\\)(\\\\)*\\$", line):
+        raise InputError(f"setup: {line!r}", where="job", expected="whole lines: a backslash at the end joins what follows to it")
+    if re.match(r"\s*#(SBATCH|PBS|BSUB|BB|DW)\b", line):
+        raise InputError(
+            f"setup: {line!r}",
+            where="job",
+            expected="a line of bash",
+            mend="--extra=--KEY=VALUE, or extra in site.yaml, for an option of sbatch",
+        )
+
+
+def check_no_secret(field: str, line: str) -> None:
+    """Refuse in the script what SLURM would keep and show: NAME=VALUE of a secret's name, and a URL with a password."""
+    names = re.findall(r"(?:^|[\s;,=])([A-Za-z_]\w*)=[^\s$]", line)
+    secret = next((name for name in names if is_secret(name)), None)
+    if secret is None and without_credentials(line) == line:
+        return
+    raise InputError(
+        f"{field} sets {secret}" if secret else f"{field} holds a password: {without_credentials(line)}",
+        where="job",
+        expected="no secrets: the script is kept by SLURM",
+        mend=f"put the line {secret or 'NAME'}=… into a file that only you may read (chmod 600), and submit with --secrets FILE",
+    )
+
+
+def check_comment(line: str) -> None:
+    """Refuse a comment behind which the token of a submission would be cut off in SLURM's answers, or replaced."""
+    name, _, comment = line.removeprefix("--").partition("=")
+    if name != "comment" and "comment".startswith(name):
+        raise InputError(f"extra {line!r}", where="job", expected="--comment=TEXT in full: a word of ours is added to it")
+    most = COMMENT_BYTES - len(f" {TOKEN_MARK}") - 32
+    if name == "comment" and len(comment.encode()) > most:
+        raise InputError(f"extra {line!r}", where="job", expected=f"a comment of at most {most} bytes: a word of ours is added to it")
+
+
+def check_option(field: str, line: str, ours: set[str]) -> None:
+    """Refuse an option that is one of `ours`, also by an abbreviation, or none."""
+    check_text(field, line, longest=1024)
+    match = re.fullmatch(r"--([a-z][a-z0-9-]*)(=.+)?", line)
+    if not match:
+        raise InputError(f"{field} {line!r}", where="job", expected="one long option: --key or --key=value")
+    if meant := sorted(name for name in ours if name.startswith(match[1])):  # SLURM takes abbreviations: --parsa
+        raise InputError(
+            f"{field} {line!r}: --{meant[0]}",
+            where="job",
+            expected="an option that the job does not set itself",
+            mend="the option of `retinaforge submit` for it, or leave it: logs, signals, exports and where the job goes are its own",
+        )
+
+
+def masked(word: str) -> str:
+    """A word of a command as others may see it: what looks like a secret is starred."""
+    name, sep, _ = word.partition("=")
+    if sep and is_secret(name):
+        return f"{name}=***"
+    return without_credentials(word)
