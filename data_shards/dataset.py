@@ -17,7 +17,7 @@ import numpy as np
 from data_shards import folder as loose
 from data_shards import stores
 from data_shards.cube import Cube
-from data_shards.errors import CorruptData, InputError
+from data_shards.errors import CorruptData, InputError, command
 from data_shards.index import index_path
 from data_shards.manifest import NAME, BandStats, Manifest, ShardEntry, read_manifest
 from data_shards.order import sample_at
@@ -70,7 +70,8 @@ class Dataset:
     def stats(self) -> BandStats:
         """Per-band statistics of the training split."""
         if self.manifest.stats is None:
-            raise InputError("no band statistics", where=stores.where(self.path, NAME), mend=f"retinaforge data stats {self.path}")
+            mend = command("retinaforge", "data", "stats", self.path)
+            raise InputError("no band statistics", where=stores.where(self.path, NAME), mend=mend)
         return self.manifest.stats
 
     @cached_property
@@ -100,7 +101,7 @@ class Dataset:
                 f"index of {shard.index.dtype} {sorted(shapes)}",
                 where=shard.path,
                 expected=f"{self.manifest.dtype} {self.shape}, as in {NAME}",
-                mend=f"retinaforge data verify {self.path}",
+                mend=command("retinaforge", "data", "verify", self.path),
             )
         with self._lock:
             self._open[entry.name] = shard
@@ -154,7 +155,7 @@ class Dataset:
                     said,
                     where=stores.where(self.path, entry.name),
                     expected=f"{entry.bytes} bytes, as in {NAME}, and its index",
-                    mend=f"retinaforge data verify {self.path}",
+                    mend=command("retinaforge", "data", "verify", self.path),
                 )
 
     def keys(self, split: str) -> list[str]:
@@ -179,7 +180,8 @@ def cubes_of(path: Path | str, split: str | None = None) -> Iterator[Cube]:
     """Cubes of a loose folder or of a packed dataset (of one split, or of all), in a fixed order."""
     if not stores.is_url(path) and not ((path := Path(path)) / NAME).exists():
         if split is not None:
-            raise InputError("a folder of loose cubes has no splits", where=path, mend=f"retinaforge data pack {path} DATASET")
+            mend = command("retinaforge", "data", "pack", path, "DATASET")
+            raise InputError("a folder of loose cubes has no splits", where=path, mend=mend)
         yield from loose.read_folder(path)
         return
     dataset = Dataset(path)

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from data_shards import locks
-from data_shards.errors import InputError, RetinaforgeError, TryAgain
+from data_shards.errors import InputError, RetinaforgeError, TryAgain, command
 
 LOCK = ".writer"  # `.writer-NAME` is held (locks.py) by the process that writes the folder NAME
 REQUEST = ".request"  # what the writer of an unfinished folder was asked for
@@ -80,7 +80,7 @@ def explained(path: Path) -> Iterator[None]:
                 f"writing failed: {error.strerror}",
                 where=path,
                 expected="free space on that file system",
-                mend=f"df -h {path.parent}; free some space and run the same command again (nothing half written was left)",
+                mend=f"{command('df', '-h', path.parent)}; free some space and run the same command again (nothing half written was left)",
             ) from error
         if error.errno in (
             errno.EACCES,
@@ -96,7 +96,7 @@ def explained(path: Path) -> Iterator[None]:
                 f"cannot write: {error.strerror}",
                 where=path,
                 expected="a folder that this user may write to",
-                mend=f"ls -ld {path.parent}; choose another place or change its permissions",
+                mend=f"{command('ls', '-ld', path.parent)}; choose another place or change its permissions",
             ) from error
         raise
 

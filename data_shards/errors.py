@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import difflib
 import re
+import shlex
 from collections.abc import Iterable
+from itertools import count
+from pathlib import Path
 
 LONGEST_WORD = 500  # a name has at most 255 bytes; a forged file may claim one of megabytes
 LONGEST_TEXT = 2000
@@ -85,6 +88,16 @@ def _cut(text: str, longest: int) -> str:
     if len(text) <= longest:
         return text
     return f"{text[: longest * 2 // 3]}… {len(text)} characters …{text[-longest // 4 :]}"
+
+
+def command(*words: object) -> str:
+    """A line that a shell takes as these words, whatever blanks and signs a path has."""
+    return shlex.join(map(str, words))
+
+
+def moved_aside(path: Path) -> str:
+    """The command that makes room at `path` and loses nothing."""
+    return command("mv", path, next(free for n in count(1) if not (free := path.with_name(f"{path.name}.old-{n}")).exists()))
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

@@ -20,6 +20,7 @@ from data_shards import durable
 from data_shards.cube import Cube, CubeMeta
 from data_shards.errors import CorruptData, InputError
 from data_shards.formats.band_centres import in_nm
+from data_shards.formats.faults import unreadable
 
 
 def png_bytes(map_HW: np.ndarray) -> bytes:
@@ -190,7 +191,7 @@ def _content(path: Path) -> bytes:
     try:
         return path.read_bytes()
     except OSError as error:
-        raise CorruptData(f"cannot be read: {error.strerror or error}", where=path, mend=f"ls -l {path}; copy it again") from error
+        raise unreadable(path, error, "a file of a sample") from error
 
 
 def read_cube(folder: Path, key: str) -> Cube:
@@ -203,7 +204,9 @@ def read_cube(folder: Path, key: str) -> Cube:
     check_key(meta, key, folder)
     try:
         data_CHW = np.load(folder / f"{key}.npy", allow_pickle=False)
-    except (ValueError, OSError, EOFError) as error:
+    except OSError as error:
+        raise unreadable(folder / f"{key}.npy", error, "a file of a sample") from error
+    except (ValueError, EOFError) as error:
         raise CorruptData(
             f"not a plain .npy array: {error}", where=folder / f"{key}.npy", expected="np.save(..., allow_pickle=False)"
         ) from error

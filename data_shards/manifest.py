@@ -14,7 +14,7 @@ import numpy as np
 
 from data_shards import durable, stores
 from data_shards.cube import KEY
-from data_shards.errors import CorruptData, InputError
+from data_shards.errors import CorruptData, InputError, command
 
 FORMAT = "retinaforge-dataset-2"
 NAME = "dataset.json"
@@ -146,7 +146,7 @@ def read_manifest(folder: Path | str) -> Manifest:
         fields = json.loads(content)
         if fields["format"] != FORMAT:
             said = f"a manifest of format {fields['format']!r}"
-            raise CorruptData(said, where=path, expected=FORMAT, mend=f"retinaforge data index {folder}")
+            raise CorruptData(said, where=path, expected=FORMAT, mend=command("retinaforge", "data", "index", folder))
         del fields["sha256"]
         if content != durable.readable_json(_checked(fields)):
             raise CorruptData("the manifest is not as it was written", where=path, mend=MEND)

@@ -83,6 +83,14 @@ def split_subjects(
     return split_of
 
 
+def look_alike(subjects: Iterable[str]) -> list[tuple[str, ...]]:
+    """Subjects whose names differ in blanks and capitals alone: likely one person, who may then stand in two splits."""
+    spelt: dict[str, set[str]] = {}
+    for subject in subjects:
+        spelt.setdefault("".join(subject.split()).casefold(), set()).add(subject)
+    return sorted(tuple(sorted(names)) for names in spelt.values() if len(names) > 1)
+
+
 def _place(seed: int, subject: str) -> float:
     """Where in [0, 1) a subject stands."""
     return int.from_bytes(hashlib.sha256(f"{SALT}\0{seed}\0{subject}".encode()).digest()[:8], "big") / 2**64

@@ -16,7 +16,7 @@ import yaml
 
 from data_shards import durable
 from data_shards.dataset import Dataset
-from data_shards.errors import InputError
+from data_shards.errors import InputError, command
 from data_shards.manifest import NAME, read_manifest
 from data_shards.stores import Cache, is_url
 from launch.config import CREDENTIALS, Config, completed, concealed, to_public_yaml, to_tree
@@ -157,7 +157,7 @@ def check_trained(run: Run, *stages: str) -> None:
                 f"no trained {stage}",
                 where=folder,
                 expected="a committed checkpoint",
-                mend=f"retinaforge train {stage} PRESET run={run.folder}",
+                mend=command("retinaforge", "train", stage, "PRESET", f"run={run.folder}"),
             )
 
 

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from data_shards import durable
 from data_shards.dataset import Dataset
-from data_shards.errors import CorruptData, InputError
+from data_shards.errors import CorruptData, InputError, moved_aside
 from data_shards.order import hash64
 from data_shards.stream import CubeStream
 from ldm.comm import Communicator
@@ -212,7 +212,7 @@ def _standing(latents: Dataset, out: Path, kept: Path, source: dict[str, Any]) -
     if out.exists():
         found = FittedCodebook.read(out)
         if not found.about["done"] or {**found.about, **source} != found.about:
-            raise InputError("another codebook stands here", where=out, mend=f"choose another place, or rm {out}")
+            raise InputError("another codebook stands here", where=out, mend=f"choose another place, or {moved_aside(out)}")
         return found
     if not kept.exists():
         return None

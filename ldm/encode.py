@@ -14,7 +14,7 @@ import torch
 from data_shards.batch import Batch
 from data_shards.cube import Cube, CubeMeta
 from data_shards.dataset import Dataset
-from data_shards.errors import InputError
+from data_shards.errors import InputError, moved_aside
 from data_shards.manifest import NAME, Manifest, read_manifest
 from data_shards.pack import write_dataset
 from data_shards.stream import CubeStream
@@ -33,7 +33,7 @@ def encode_dataset(dataset: Dataset, autoencoder: Autoencoder, out: Path, *, bat
     if (out / NAME).exists() and (done := read_manifest(out)).source == source:
         return done
     if out.exists():
-        raise InputError("other latents stand here", where=out, expected="a path that does not exist yet", mend=f"rm -r {out}")
+        raise InputError("other latents stand here", where=out, expected="a path that does not exist yet", mend=moved_aside(out))
     if tuple(dataset.wavelengths_nm) != tuple(autoencoder.data["wavelengths_nm"]):
         raise InputError(
             f"bands {dataset.wavelengths_nm} nm",

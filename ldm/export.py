@@ -13,9 +13,10 @@ from diffusers import VQModel
 from safetensors.torch import save_file
 
 from data_shards import durable
-from data_shards.errors import InputError
+from data_shards.errors import InputError, moved_aside
 from ldm.models.denoiser import UNet
 from ldm.models.vqgan import MULTIPLES
+from ldm.normalise import STORED_MAX
 from ldm.sampler import SamplerConfig, scheduler_for
 from ldm.trained import Autoencoder, Denoiser
 
@@ -23,7 +24,7 @@ HOW_TO = {
     "cubes": "n = counts - log_zero (0 where absent); x = (sign(n) ln(1 + |n| / 16) - log_mean_C) / log_std_C, 0 outside the field of view",
     "latents": "z = VQModel.encode(x).latents; the denoiser sees (z - mean_D) / std_D",
     "counts": "x = VQModel.decode(z).sample; y = x * log_std_C + log_mean_C; log_zero + sign(y) 16 (exp(|y|) - 1), rounded, "
-    "clipped to 0 … counts_max, uint16",
+    "clipped to 0 … counts_max (of uint16), uint16",
     "field_of_view": "fov_HW in vqgan.safetensors, 1 inside: what the training cubes share; counts outside are 0",
 }
 
@@ -65,7 +66,7 @@ def export_autoencoder(autoencoder: Autoencoder, out: Path) -> None:
     told = {
         "config": asdict(autoencoder.vqgan.config),
         "data": autoencoder.data,
-        "counts_max": int(autoencoder.normaliser.stored_max),
+        "counts_max": int(STORED_MAX),
         "checkpoint": autoencoder.digest,
         "use": HOW_TO,
     }
@@ -109,7 +110,8 @@ def fresh(out: Path) -> Iterator[Path]:
         InputError: it is. Else as writing_folder.
     """
     if out.exists():
-        raise InputError("the place is taken", where=out, expected="a path that does not exist yet", mend=f"choose another, or rm -r {out}")
+        mend = f"choose another, or {moved_aside(out)}"
+        raise InputError("the place is taken", where=out, expected="a path that does not exist yet", mend=mend)
     with durable.writing_folder(out) as stage:
         yield stage
         for path in stage.rglob("*"):  # safetensors' writer makes files of mode 0600

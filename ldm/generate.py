@@ -19,7 +19,7 @@ from torch import Tensor
 from data_shards import durable
 from data_shards.cube import Cube, CubeMeta
 from data_shards.dataset import Dataset
-from data_shards.errors import InputError
+from data_shards.errors import InputError, moved_aside
 from data_shards.index import index_bytes, index_path, open_index
 from data_shards.manifest import NAME, Manifest, read_manifest, write_manifest
 from data_shards.pack import band_stats, describe, entry_of
@@ -154,7 +154,7 @@ def _claim(out: Path, request: dict[str, Any]) -> int | None:
             f"a set of another request stands here ({differing})",
             where=out,
             expected="the same request; its count may grow, its batch may change",
-            mend=f"another run folder: run=runs/NAME, or rm -r {out}",
+            mend=f"another run folder: run=runs/NAME, or {moved_aside(out)}",
         )
     return batch
 

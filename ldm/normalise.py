@@ -13,6 +13,8 @@ from torch import Tensor, nn
 from data_shards.errors import InputError
 from data_shards.manifest import LOG_KNEE, BandStats
 
+STORED_MAX = 65535.0  # of uint16
+
 
 def _signed_log(counts: Tensor) -> Tensor:
     """`data_shards.manifest.signed_log` on tensors."""
@@ -41,7 +43,6 @@ class BandNormaliser(nn.Module):
         self.register_buffer("std_C11", torch.tensor(std_C, dtype=torch.float32).clamp(min=1e-6).view(-1, 1, 1))
         self.scale, self.offset = scale, offset
         self.log_zero = stats.log_zero
-        self.stored_max = (max(stats.max_C) - offset) / scale
 
     def forward(self, stored_BCHW: Tensor, fov_BHW: Tensor | None = None) -> Tensor:
         """Stored values → normalised float32; outside the field of view 0, so that no capacity goes into the camera's rim."""
@@ -51,12 +52,12 @@ class BandNormaliser(nn.Module):
         return x_BCHW if fov_BHW is None else x_BCHW * fov_BHW[:, None].to(x_BCHW)
 
     def reflectance(self, x_BCHW: Tensor) -> Tensor:
-        """Normalised → reflectance (latents: latent units); cubes clipped to the range that the training split reaches."""
+        """Normalised → reflectance (latents: latent units); cubes clipped to what can be stored."""
         value = x_BCHW * self.std_C11 + self.mean_C11
         if not self.logarithmic:
             return value
-        # nothing is stored below 0, the sensor saturates at the largest value, and exp must not overflow
-        least, most = _signed_log(torch.tensor([0.0, self.stored_max]) - self.log_zero).tolist()
+        # not at the largest value of the training split: a brighter disc than any of them is no fault. exp must not overflow
+        least, most = _signed_log(torch.tensor([0.0, STORED_MAX]) - self.log_zero).tolist()
         value = value.clamp(least, most)
         counts = torch.copysign(LOG_KNEE * torch.expm1(value.abs()), value)
         return (counts + self.log_zero) * self.scale + self.offset
@@ -64,4 +65,4 @@ class BandNormaliser(nn.Module):
     def stored(self, x_BCHW: Tensor) -> Tensor:
         """Normalised → stored uint16."""
         counts = (self.reflectance(x_BCHW) - self.offset) / self.scale
-        return counts.round().clamp(0, self.stored_max).to(torch.uint16)
+        return counts.round().clamp(0, STORED_MAX).to(torch.uint16)

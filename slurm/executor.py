@@ -39,8 +39,8 @@ DEFAULTS = {
     "time_minutes": "TIMELIMIT",
     "memory": "MEM_PER_NODE",
 }
-WHERE = {"SLURM_CONF", "SLURM_CLUSTERS"}
-"""Variables that say which SLURM is meant."""
+WHERE = {"SLURM_CONF", "SLURM_CLUSTERS", "SLURM_JWT"}
+"""Variables that say which SLURM is meant, and the token by which a site without munge knows its user."""
 LATER = ("Unable to contact slurm controller", "Socket timed out", "Connection refused", "temporarily", "Slurm controller not responding")
 
 

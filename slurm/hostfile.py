@@ -7,6 +7,7 @@ a name does not resolve when ssh fails or the ranks wait for each other.
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -60,7 +61,7 @@ def read_hostfile(path: Path) -> Hostfile:
                 )
             slots[host], seen[host] = count, number
     if not slots:
-        raise InputError("no host", where=path, expected=FORM, mend=f"echo 'worker-1 slots=4' >> {path}")
+        raise InputError("no host", where=path, expected=FORM, mend=f"echo 'worker-1 slots=4' >> {shlex.quote(str(path))}")
     return Hostfile(path, slots)
 
 

@@ -14,7 +14,7 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
-from data_shards.errors import InputError, RetinaforgeError, TryAgain
+from data_shards.errors import InputError, RetinaforgeError, TryAgain, command
 from slurm.arrays import array_task
 from slurm.attempts import holder_path
 from slurm.causes import RANK_MARK
@@ -62,7 +62,7 @@ def read_secrets(path: Path) -> dict[str, str]:
             f"secrets in a file of mode {about.st_mode & 0o777:o}",
             where=path,
             expected="your own file, which nobody else may read or write",
-            mend=f"chmod 600 {path}",
+            mend=command("chmod", "600", path),
         )
     found = {}
     for number, line in enumerate(text.splitlines(), start=1):

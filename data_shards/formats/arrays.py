@@ -8,7 +8,7 @@ import h5py
 import numpy as np
 import scipy.io
 
-from data_shards.errors import InputError
+from data_shards.errors import InputError, command
 from data_shards.formats import hdf5_said
 from data_shards.formats.faults import READ_FAULTS, unreadable
 from data_shards.formats.neighbours import Neighbour, centres_of, unclear_said
@@ -102,7 +102,7 @@ def _check_filters(dataset: h5py.Dataset, path: Path) -> None:
             f"compressed by filter {code} ({name}), which is not installed",
             where=path,
             expected="gzip, lzf or no compression",
-            mend=f"where the filter is installed: h5repack -f NONE {path.name} plain.h5",
+            mend=f"where the filter is installed: {command('h5repack', '-f', 'NONE', path.name, 'plain.h5')}",
         )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from data_shards.errors import InputError
+from data_shards.errors import InputError, command
 
 DTYPE_CODES = {  # (NBITS, PIXELTYPE) to ENVI's data type
     ("8", "UNSIGNEDINT"): 1,
@@ -43,7 +43,7 @@ def as_envi(text: str, path: Path) -> dict[str, str]:
             f"an ESRI header with NBITS {bits}, PIXELTYPE {kind}, LAYOUT {layout}, BYTEORDER {order}",
             where=path,
             expected="8, 16, 32 or 64 bits; SIGNEDINT, UNSIGNEDINT or FLOAT; BIL, BIP or BSQ; I or M",
-            mend=f"gdal_translate -of ENVI {path.stem} {path.stem}.img",
+            mend=command("gdal_translate", "-of", "ENVI", path.stem, f"{path.stem}.img"),
         )
     bands, columns, size = words.get("NBANDS", "1"), words["NCOLS"], int(bits) // 8
     _refuse_gaps(words, layout, int(bands) if bands.isdecimal() else 0, int(columns) if columns.isdecimal() else 0, size, path)
@@ -72,5 +72,5 @@ def _refuse_gaps(words: dict[str, str], layout: str, bands: int, columns: int, s
                 f"{name} {words[name]}: bytes between the rows or bands",
                 where=path,
                 expected=f"{name} {value}",
-                mend=f"gdal_translate -of ENVI {path.stem} {path.stem}.img",
+                mend=command("gdal_translate", "-of", "ENVI", path.stem, f"{path.stem}.img"),
             )

@@ -12,7 +12,7 @@ import tokenize
 import zlib
 from pathlib import Path
 
-from data_shards.errors import CorruptData, InputError, RetinaforgeError, TryAgain
+from data_shards.errors import CorruptData, InputError, RetinaforgeError, TryAgain, command
 
 READ_FAULTS = (  # what the libraries raise, found by flipping and cutting bytes of every format
     OSError,
@@ -70,7 +70,8 @@ def unreadable(path: Path, error: BaseException, expected: str) -> RetinaforgeEr
     if isinstance(error, RetinaforgeError):  # one of ours, which is a ValueError too
         return error
     if isinstance(error, FileNotFoundError | PermissionError | IsADirectoryError):
-        return InputError(f"cannot open: {error.strerror}", where=path, expected="a file that this user may read", mend=f"ls -l {path}")
+        mend = command("ls", "-l", path)
+        return InputError(f"cannot open: {error.strerror}", where=path, expected="a file that this user may read", mend=mend)
     said = " ".join(str(error).split()) or type(error).__name__
     if BUSY.search(said) or getattr(error, "errno", None) in RETRY:
         return TryAgain(f"cannot be read now: {said}", where=path, expected="a file that nobody writes", mend="the same command later")

@@ -22,7 +22,7 @@ from typing import Any
 
 from data_shards import durable, formats
 from data_shards.cube import CubeMeta
-from data_shards.errors import CorruptData, InputError, UnsafeResume
+from data_shards.errors import CorruptData, InputError, UnsafeResume, command, moved_aside
 from data_shards.folder import meta_from, write_cube
 from data_shards.formats.other_kinds import conversion_of, kinds_of
 from data_shards.formats.raw import is_litter
@@ -80,9 +80,8 @@ def find_images(config: ImportConfig) -> tuple[list[Path], list[str]]:
     if source.is_file():
         return [source], []
     if any((source / name).exists() for name in (RECORD, phantoms.RECORD)):
-        raise InputError(
-            "these are cubes already", where=source, expected="images to make cubes of", mend=f"retinaforge data pack {source} DATASET"
-        )
+        mend = command("retinaforge", "data", "pack", source, "DATASET")
+        raise InputError("these are cubes already", where=source, expected="images to make cubes of", mend=mend)
     if not config.pattern or config.pattern.startswith("/"):
         raise InputError(f"pattern {config.pattern!r}", where="--pattern", expected="a glob inside SRC", mend="--pattern '**/*.tif'")
     files = sorted(path for path in source.glob(config.pattern) if path.is_file() and not is_litter(path, source))
@@ -298,7 +297,7 @@ def _another(out: Path, difference: str) -> UnsafeResume:
         f"another import stands here: {difference}",
         where=out,
         expected="the same options and the same files",
-        mend=f"choose another OUT, or remove it: rm -r {shlex.quote(str(out))}",
+        mend=f"choose another OUT, or {moved_aside(out)}",
     )
 
 

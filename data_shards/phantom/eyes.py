@@ -15,7 +15,6 @@ import functools
 import json
 import multiprocessing
 import os
-import shlex
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
@@ -26,7 +25,7 @@ import numpy as np
 
 from data_shards import durable
 from data_shards.cube import LABELS, Cube, CubeMeta
-from data_shards.errors import InputError, TryAgain, UnsafeResume
+from data_shards.errors import InputError, TryAgain, UnsafeResume, moved_aside
 from data_shards.folder import note_wanted, write_cube
 from data_shards.phantom.camera import FIELD_SHARE, field_of_view, render
 from data_shards.phantom.drawing import VEIN_REFLEX, Footprint, rasterise
@@ -257,7 +256,7 @@ def _claim(out: Path, record: dict[str, Any]) -> None:
             f"phantoms of another configuration: {_difference(held, record)}",
             where=out / RECORD,
             expected="the same options",
-            mend=f"choose another OUT, or remove it: rm -r {shlex.quote(str(out))}",
+            mend=f"choose another OUT, or {moved_aside(out)}",
         )
 
 

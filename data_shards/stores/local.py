@@ -7,7 +7,7 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
-from data_shards.errors import InputError
+from data_shards.errors import InputError, command
 from data_shards.stores.retry import Transient, retrying
 
 PASSING = {errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EAGAIN, errno.ECONNRESET, errno.EHOSTDOWN, errno.EHOSTUNREACH, errno.ENETUNREACH}
@@ -34,7 +34,8 @@ class LocalFile:
         try:
             return os.open(self.path, os.O_RDONLY)
         except PermissionError as error:
-            raise InputError("may not be read", where=self.path, mend=f"ls -l {self.path}; correct its permissions") from error
+            mend = f"{command('ls', '-l', self.path)}; correct its permissions"
+            raise InputError("may not be read", where=self.path, mend=mend) from error
         except OSError as error:
             if error.errno in PASSING:
                 raise _transient(error) from error

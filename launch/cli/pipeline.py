@@ -57,7 +57,7 @@ def submit_pipeline(
         return
     if local:
         raise typer.Exit(_here(described_by, force))
-    said = _submit(described_by, AFTER, lambda: _keep(found, described_by, jobs, name), force)
+    said = _submit(described_by, AFTER, lambda: _keep(found, described_by, jobs, name), force, job_folder(jobs, name))
     rows = [{"stage": stage, "state": FINISHED, "job_ids": [], "after": [], **said.get(stage, {})} for stage in AFTER]
     if as_json:
         typer.echo(json.dumps({"name": name, "stages": rows}))
@@ -69,14 +69,19 @@ def submit_pipeline(
 
 
 def _submit(
-    wanted: dict[str, Described], after: dict[str, tuple[str, ...]], checked: Callable[[], None], force: bool
+    wanted: dict[str, Described], after: dict[str, tuple[str, ...]], checked: Callable[[], None], force: bool, folder: Path
 ) -> dict[str, dict[str, Any]]:
     """Submit the stages in order, each waiting for the jobs of those before it that are not finished.
 
     Args:
         checked: called before the first goes out.
         force: stages of which nobody knows whether their jobs live go out too.
+        folder: of the pipeline; one process at a time submits from it.
+
+    Raises:
+        TryAgain: another process submits this pipeline.
     """
+    from data_shards import durable
     from slurm.executor import check_slurm, submit
     from slurm.offers import offers
 
@@ -85,19 +90,22 @@ def _submit(
     for job in wanted.values():  # all of them before the first goes out
         job.check()
         job.check_on(there)
-    live, over = _left_alone(wanted, after, force)
-    checked()
+    if not wanted:
+        return {}
     ids: dict[str, tuple[str, ...]] = {}
     said: dict[str, dict[str, Any]] = {}
-    for stage, job in wanted.items():
-        before = [one for one in after[stage] if one in ids]
-        if stage in live:
-            ids[stage] = live[stage]
-        else:
-            waits = [number for one in before for number in ids[one]]
-            spec = replace(job.spec, dependency=f"afterok:{':'.join(waits)}" if waits else None)
-            ids[stage] = submit(spec, job.folder, over=over.get(stage), force=force, frozen_with_it=job.freeze).job_ids
-        said[stage] = {"state": LIVE if stage in live else SUBMITTED, "job_ids": list(ids[stage]), "after": before}
+    with durable.claimed(folder / ".submit", "submitting this pipeline"):
+        live, over = _left_alone(wanted, after, force)
+        checked()
+        for stage, job in wanted.items():
+            before = [one for one in after[stage] if one in ids]
+            if stage in live:
+                ids[stage] = live[stage]
+            else:
+                waits = [number for one in before for number in ids[one]]
+                spec = replace(job.spec, dependency=f"afterok:{':'.join(waits)}" if waits else None)
+                ids[stage] = submit(spec, job.folder, over=over.get(stage), force=force, frozen_with_it=job.freeze).job_ids
+            said[stage] = {"state": LIVE if stage in live else SUBMITTED, "job_ids": list(ids[stage]), "after": before}
     return said
 
 

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from data_shards import durable
-from data_shards.errors import InputError, RetinaforgeError, TryAgain, UnsafeResume
+from data_shards.errors import InputError, RetinaforgeError, TryAgain, UnsafeResume, moved_aside
 from ldm.comm import Communicator
 from ldm.training.committed import COMMIT, FORMAT, USED, Checkpoint, digest_of, faults_of, folder_name, read_commit, unreadable
 from ldm.training.parts import Part, write_part
@@ -233,7 +233,7 @@ class CheckpointStore:
                 "the run shows progress, but no checkpoint of it can be loaded" + "".join(f"\n  {f}" for f in faults),
                 where=self.folder,
                 expected="one checkpoint that verifies",
-                mend=f"restore {self.folder} from a backup, or begin anew: rm -r {self.folder.parent}",
+                mend=f"restore {self.folder} from a backup, or begin anew: {moved_aside(self.folder.parent)}",
             )
         return None
 

@@ -72,6 +72,13 @@ def test_who_is_put_into_an_empty_split_is_told(caplog: pytest.LogCaptureFixture
     assert 0 < told < 30, "only where nobody fell there by himself"
 
 
+def test_names_that_differ_in_blanks_and_capitals_alone_are_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    for i, subject in enumerate(["p0", "P0 ", "p 0", "p1", "q", *map(str, range(20))]):
+        write_cube(tmp_path / "loose", made_cube(i, subject=subject))
+    pack(tmp_path / "loose", tmp_path / "set")
+    assert "subjects written in several ways (1, first 'P0 ' and 'p 0' and 'p0')" in caplog.text
+
+
 def test_the_fractions_may_fall_short_of_one_by_rounding() -> None:
     fractions = {f"s{k}": 0.1 for k in range(10)}
     assert sum(np.cumsum(list(fractions.values()))[-1:]) != 1.0

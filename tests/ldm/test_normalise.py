@@ -38,8 +38,11 @@ def test_what_a_checkpoint_of_before_kept_still_takes_the_logarithm_of_stored_co
     assert x.item() == pytest.approx((math.log(1 + 33000 / 16) - 3.0) / 0.5, abs=1e-4)
 
 
-def test_what_is_decoded_stays_within_what_can_be_stored_and_what_was_seen() -> None:
+def test_what_is_decoded_stays_within_what_can_be_stored_and_may_be_brighter_than_what_was_seen() -> None:
     normaliser = BandNormaliser(stats(log_zero=1000.0), scale=1e-4, offset=-0.1, dtype="uint16")
     low, high = normaliser.reflectance(torch.tensor([-1e9, 1e9]).view(2, 1, 1, 1)).flatten().tolist()
     assert low == pytest.approx(-0.1, abs=1e-5)
-    assert high == pytest.approx(0.9, abs=1e-5)
+    assert high == pytest.approx(65535 * 1e-4 - 0.1, rel=1e-5)
+    assert normaliser.stored(torch.full((1, 1, 1, 1), 1e9)).item() == 65535
+    brighter = torch.full((1, 1, 1, 1), 12000)  # reflectance 1.1, where the training split ends at 0.9
+    assert normaliser.reflectance(normaliser(brighter)).item() == pytest.approx(1.1, rel=1e-4)

@@ -14,13 +14,14 @@ from types import SimpleNamespace
 
 import pytest
 
+from data_shards.durable import claimed
 from data_shards.errors import InputError, TryAgain
 from launch.cli.jobs import summary
-from launch.cli.pipeline import _left_alone
+from launch.cli.pipeline import _left_alone, _submit
 from launch.cli.submit import _ended
 from launch.pipeline import AFTER
 from slurm.attempts import Attempt, attempts_path
-from slurm.executor import _Job, check_free, submit
+from slurm.executor import _Job, _of_another_job, check_free, submit
 from slurm.jobs import JobSpec
 from slurm.records import (
     CANCELLED,
@@ -382,6 +383,23 @@ def test_a_stage_of_a_pipeline_that_nobody_knows_of_is_not_doubled(site, tmp_pat
     with pytest.raises(InputError, match="job 8 is not known to SLURM here"):
         _left_alone(wanted, AFTER, force=False)
     assert _left_alone(wanted, AFTER, force=True) == ({}, {"vqgan": "7f" * 16, "encode": "8f" * 16})
+
+
+def test_of_two_who_submit_a_pipeline_at_once_the_second_writes_and_sends_nothing(site, tmp_path, monkeypatch):
+    for program in ("sbatch", "srun"):
+        (site.folder / program).write_text("#!/bin/sh\nexit 1\n")
+        (site.folder / program).chmod(0o755)
+    monkeypatch.setattr("slurm.offers.offers", lambda: None)
+    job = SimpleNamespace(folder=tmp_path / "eyes" / "vqgan", check=lambda: None, check_on=lambda _: None)
+    kept: list[int] = []
+    with claimed(tmp_path / "eyes" / ".submit", "submitting"), pytest.raises(TryAgain, match="submitting this pipeline"):
+        _submit({"vqgan": job}, AFTER, lambda: kept.append(1), False, tmp_path / "eyes")
+    assert not kept and not job.folder.exists()
+
+
+def test_the_token_by_which_a_site_knows_its_user_stays():
+    environ = {"SLURM_JWT": "x", "SLURM_CONF": "/etc/slurm.conf", "SLURM_JOB_ID": "7", "SBATCH_ACCOUNT": "a"}
+    assert _of_another_job(environ) == {"SLURM_JOB_ID", "SBATCH_ACCOUNT"}
 
 
 def test_a_job_that_sbatch_s_lost_answer_was_about_is_taken_up(site, tmp_path, monkeypatch):
