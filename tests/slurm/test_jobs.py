@@ -46,6 +46,18 @@ EVERYTHING = dataclasses.replace(
     exports=("NCCL_SOCKET_IFNAME", "HF_HOME"),
     umask="0027",
 )
+SITE = dataclasses.replace(
+    PLAIN,
+    gpu_type="a100",
+    gpus_per_node=4,
+    time_minutes=2 * 1440,
+    setup=("module load cuda/12.4", "source /opt/conda/bin/activate 'my env'", ""),
+    srun_options=("--container-image=a.sqsh", "--mpi=pmix"),
+    launcher="apptainer exec --nv 'my image.sif'",
+    mail_user="a.b@d.org",
+    mail_type="END,FAIL",
+    code="/scratch/code/5e",
+)
 TOKEN = "5e" * 16
 
 
@@ -55,14 +67,15 @@ SENT_ELSEWHERE += ("--wrap=id", "--wra=id", "--help", "--usa", "--vers", "--task
 
 
 @pytest.mark.parametrize(
-    ("name", "spec", "folder"), [("plain", PLAIN, RUN), ("everything", EVERYTHING, RUN.with_name("100% of it's $HOME"))]
+    ("name", "spec", "folder"),
+    [("plain", PLAIN, RUN), ("everything", EVERYTHING, RUN.with_name("100% of it's $HOME")), ("site", SITE, RUN)],
 )
 def test_the_script_is_the_golden_one(name, spec, folder):
     golden, token = GOLDEN / f"{name}.sbatch", TOKEN if spec is EVERYTHING else ""
     assert sbatch_text(spec, folder, token=token) == golden.read_text(), f"if the change is meant, write the new text to {golden}"
 
 
-@pytest.mark.parametrize("spec", [PLAIN, EVERYTHING])
+@pytest.mark.parametrize("spec", [PLAIN, EVERYTHING, SITE])
 def test_the_script_is_bash_and_none_of_it_comes_from_the_command(spec):
     text = sbatch_text(spec, RUN)
     assert subprocess.run(["bash", "-n"], input=text, text=True, capture_output=True, check=False).returncode == 0
@@ -101,7 +114,7 @@ def test_what_sites_have_is_accepted(change):
     assert spec_from(spec_json(spec)) == spec
 
 
-@pytest.mark.parametrize("spec", [PLAIN, EVERYTHING])
+@pytest.mark.parametrize("spec", [PLAIN, EVERYTHING, SITE])
 def test_json_round_trip(spec):
     assert spec_from(spec_json(spec)) == spec
 
