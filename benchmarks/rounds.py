@@ -1,4 +1,4 @@
-"""What the benchmarks share: timing by turns, and the last line."""
+"""What the benchmarks share: timing by turns, memory, and the last line."""
 
 from __future__ import annotations
 
@@ -6,9 +6,11 @@ import argparse
 import json
 import os
 import platform
+import re
 import statistics
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 
@@ -51,6 +53,11 @@ def row(case: str, ours: Callable[[], Any], other: Callable[[], Any], same: Call
     }
     print(f"{case:32} ours {wall[0]:8.3f} s   other {wall[1]:8.3f} s   ratio {found['ratio']:7.2f}   equal {found['equal']}", flush=True)
     return found
+
+
+def resident_mib(name: str) -> float:
+    """VmRSS (now) or VmHWM (peak) of this process."""
+    return int(re.search(rf"{name}:\s+(\d+)", Path("/proc/self/status").read_text())[1]) / 1024
 
 
 def finish(name: str, rows: list[dict[str, Any]], not_measured: dict[str, str] | None = None) -> None:

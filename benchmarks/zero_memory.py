@@ -11,7 +11,6 @@ from __future__ import annotations
 import gc
 import json
 import os
-import re
 import subprocess
 import sys
 import tempfile
@@ -19,7 +18,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from rounds import arguments, finish
+from rounds import arguments, finish, resident_mib
 from train_step import cubes_of, ours
 
 from data_shards.dataset import Dataset
@@ -28,11 +27,6 @@ from launch.config import load
 from launch.plan import state_bytes
 
 MODES, WORLD, MIB = ("ddp", "zero1", "zero2", "zero3"), 2, 1 << 20
-
-
-def resident_mib(name: str) -> float:
-    """VmRSS (now) or VmHWM (peak) of this process."""
-    return int(re.search(rf"{name}:\s+(\d+)", Path("/proc/self/status").read_text())[1]) / 1024
 
 
 def held_mib() -> float:

@@ -111,6 +111,7 @@ class CheckpointStore:
     def __init__(self, folder: Path, comm: Communicator, *, keep: int = 2, used: tuple[str, ...] = ()) -> None:
         self.folder, self.comm, self.keep, self.used = folder, comm, max(2, keep), used
         self.pending: _Writing | None = None
+        self.copies: dict[str, Tensor] = {}
 
     def committed(self) -> list[Checkpoint]:
         """All committed checkpoints, newest first, their parts not yet verified."""
@@ -159,7 +160,17 @@ class CheckpointStore:
                 share[f"{name}@{value.start}"], shapes[name] = value.values, value.shape
         whole = sorted(name for name, value in tensors.items() if not isinstance(value, Fragment))
         share |= {name: tensors[name] for name in whole[self.comm.rank :: self.comm.world]}
-        return {k: _copied(v.detach()) for k, v in share.items()}, shapes
+        return {k: self._copied(k, v.detach()) for k, v in share.items()}, shapes
+
+    def _copied(self, name: str, value: Tensor) -> Tensor:
+        """On the host, laid out as it will be written: one copy, whatever the layout was.
+
+        Into the memory of the checkpoint before: fresh pages would hold training up five times as long as the copy.
+        """
+        held = self.copies.get(name)
+        if held is None or (held.shape, held.dtype) != (value.shape, value.dtype):
+            held = self.copies[name] = torch.empty(value.shape, dtype=value.dtype)
+        return held.copy_(value)
 
     def finish(self) -> Path:
         """Wait for the writers of all ranks and publish. Collective.
@@ -255,11 +266,6 @@ class CheckpointStore:
                 mend="take the newest: without --best",
             )
         return found
-
-
-def _copied(value: Tensor) -> Tensor:
-    """On the host, laid out as it will be written: one copy, whatever the layout was."""
-    return torch.empty(value.shape, dtype=value.dtype).copy_(value)
 
 
 class _Writing(threading.Thread):
