@@ -248,7 +248,7 @@ def write_report(run: Run) -> Path:
 
 
 def done(run: Run, stage: str) -> bool:
-    """Whether a training stage has reached its length, in a checkpoint that verifies.
+    """Whether a training stage has reached its length, in a checkpoint of which all that later stages read verifies.
 
     Raises:
         UnsafeResume: checkpoints, but none that can be loaded.
@@ -256,7 +256,7 @@ def done(run: Run, stage: str) -> bool:
     from ldm.comm import Alone
     from ldm.training.checkpoint import CheckpointStore
 
-    newest = CheckpointStore(getattr(run, stage) / "checkpoints", Alone()).newest(progress_exists=False)
+    newest = CheckpointStore(getattr(run, stage) / "checkpoints", Alone()).newest(progress_exists=False, used=True)
     return newest is not None and newest.samples >= getattr(run.config, stage).loop.samples
 
 

@@ -32,7 +32,7 @@ from launch.worked import working_seconds
 from ldm.trained import load_autoencoder
 from ldm.training.checkpoint import CheckpointStore
 from ldm.training.clock import TIMINGS
-from ldm.training.committed import faults_of
+from ldm.training.committed import USED, faults_of
 from ldm.training.log import read_log
 from tests.conftest import made_cube
 from tests.ranks import shared
@@ -268,7 +268,7 @@ def test_a_damaged_last_checkpoint_is_not_taken_for_a_finished_training(uninterr
     config = from_tree({**yaml.safe_load((uninterrupted / "run.yaml").read_text()), "run": str(tmp_path)})
     shutil.copytree(uninterrupted / "vqgan", tmp_path / "vqgan")
     assert done(Run(config), "vqgan")
-    (max((tmp_path / "vqgan/checkpoints").iterdir()) / "rank-00000.safetensors").write_bytes(b"")
+    (max((tmp_path / "vqgan/checkpoints").iterdir()) / f"rank-00000{USED}").write_bytes(b"")
     assert not done(Run(config), "vqgan")
 
 
