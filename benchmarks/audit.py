@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from rounds import arguments, finish, row
 
-from ldm.metrics.neighbours import nearest_neighbours
+from ldm.evaluation.neighbours import nearest_neighbours
 
 K = 1
 

@@ -16,8 +16,8 @@ from pathlib import Path
 import torch
 from rounds import arguments, finish, resident_mib
 
+from ldm.checkpoints.store import CheckpointStore, Reader
 from ldm.comm import Alone
-from ldm.training.checkpoint import CheckpointStore, Reader
 
 MIB = 1 << 20
 

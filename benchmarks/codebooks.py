@@ -93,8 +93,8 @@ def trained(words: list[str]) -> dict[str, Any]:
 
 def result(run: Run) -> dict[str, Any]:
     """Validation while codes are in use, by samples; usage, perplexity and PSNR of the last weights; seconds."""
-    from ldm.reconstruction import reconstruction
-    from ldm.trained import load_autoencoder
+    from ldm.checkpoints.trained import load_autoencoder
+    from ldm.evaluation.reconstruction import reconstruction
 
     rows = [json.loads(line) for line in (run.vqgan / "metrics.jsonl").read_text().splitlines()]
     dataset, stage = run.open(run.dataset), run.config.vqgan

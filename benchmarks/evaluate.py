@@ -11,8 +11,8 @@ import torch
 from pytorch_msssim import ms_ssim
 from rounds import arguments, finish, row
 
-from ldm.metrics.frechet import frechet_distance
-from ldm.metrics.ms_ssim import ms_ssim_of_pairs
+from ldm.evaluation.frechet import frechet_distance
+from ldm.evaluation.ms_ssim import ms_ssim_of_pairs
 
 
 def by_sqrtm(a_ND: np.ndarray, b_ND: np.ndarray) -> float:

@@ -17,7 +17,7 @@ import torch
 from rounds import arguments, finish, row
 
 from ldm.comm import Alone
-from ldm.kmeans import kmeans
+from ldm.kmeans.lloyd import kmeans
 
 K, ITERATIONS = 1024, 5
 CASES = {"8d": (200_000, 8), "8d_2m": (2_000_000, 8), "32d": (200_000, 32), "256d": (40_000, 256)}

@@ -23,7 +23,7 @@ from kmeans import K, latents
 from rounds import arguments, finish
 
 from ldm.comm import Alone, Group
-from ldm.kmeans import kmeans
+from ldm.kmeans.lloyd import kmeans
 
 ITERATIONS = 10
 

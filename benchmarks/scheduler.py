@@ -28,7 +28,7 @@ from typing import Any
 import yaml
 from rounds import arguments, finish
 
-from ldm.training.committed import COMMIT, digest_of, folder_name
+from ldm.checkpoints.commit import COMMIT, digest_of, folder_name
 from slurm.attempts import holder_path, read_attempts
 from slurm.executor import submit
 from slurm.jobs import JobSpec

@@ -32,15 +32,15 @@ import torch
 from rounds import arguments, finish
 from stream_peers import BATCH, CROP, MIB, PEERS, SHAPE, Batches, Loader, batched, corner, crop_of, items, webdataset_2w
 
-from data_shards.codecs import Encoding
 from data_shards.cube import Cube, CubeMeta
-from data_shards.dataset import Dataset
-from data_shards.layout import TILE
-from data_shards.pack import write_dataset
-from data_shards.payload import decode_into, encode
+from data_shards.packing.pack import write_dataset
 from data_shards.phantom.eyes import PhantomConfig, phantom_cube
-from data_shards.ring import page_aligned
-from data_shards.stream import CubeStream, ReadConfig
+from data_shards.reading.dataset import Dataset
+from data_shards.reading.ring import page_aligned
+from data_shards.reading.stream import CubeStream, ReadConfig
+from data_shards.shards.codecs import Encoding
+from data_shards.shards.layout import TILE
+from data_shards.shards.payload import decode_into, encode
 
 
 def cubes(count: int) -> np.ndarray:

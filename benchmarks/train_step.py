@@ -20,16 +20,16 @@ from accelerate.state import AcceleratorState
 from rounds import arguments, finish, row
 from torch.utils.data import DataLoader, Dataset
 
-from data_shards import dataset as shards
 from data_shards.cube import Cube, CubeMeta
-from data_shards.order import sample_at
-from data_shards.pack import write_dataset
+from data_shards.packing.pack import write_dataset
+from data_shards.reading import dataset as shards
+from data_shards.reading.order import sample_at
 from launch import build
 from launch.config import DiffusionStage, VQGANStage, load
-from ldm.diffusion import noised, schedule
-from ldm.losses import adaptive_weight, feature_matching, gradient_difference, hinge_discriminator, spectral_angle_rad
+from ldm.models.objective import noised, schedule
 from ldm.normalise import BandNormaliser
 from ldm.training.engine import Engine
+from ldm.training.losses import adaptive_weight, feature_matching, gradient_difference, hinge_discriminator, spectral_angle_rad
 
 SAMPLES = 16
 

@@ -21,7 +21,7 @@ import torch
 from rounds import arguments, finish, resident_mib
 from train_step import cubes_of, ours
 
-from data_shards.dataset import Dataset
+from data_shards.reading.dataset import Dataset
 from launch import build
 from launch.config import load
 from launch.plan import state_bytes

@@ -125,6 +125,7 @@ def _stems(folder: Path, suffix: str) -> list[str]:
     return [path.stem for path in folder.glob(f"*{suffix}") if not path.name.startswith(".")]
 
 
+IMPORT_RECORD, PHANTOM_RECORD = "import.config.json", "phantom.json"  # what a folder of cubes was made from
 WANTED = "cubes.wanted.json"  # how many cubes the folder will hold; by those who fill it one by one. No sample key has a dot
 
 

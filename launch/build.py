@@ -8,22 +8,22 @@ from typing import Any
 import torch
 from torch import nn
 
-from data_shards.dataset import Dataset
 from data_shards.errors import InputError
 from data_shards.manifest import Manifest
-from data_shards.mixture import Mixture
+from data_shards.reading.dataset import Dataset
+from data_shards.reading.mixture import Mixture
+from data_shards.reading.stream import CubeStream, ReadConfig
 from data_shards.stores import place_of
-from data_shards.stream import CubeStream, ReadConfig
 from launch.config import DiffusionStage, VQGANStage, to_tree
-from ldm.diffusion import SCHEDULES
-from ldm.metrics.sets import common_fov
+from ldm.checkpoints.trained import describe_data
+from ldm.evaluation.sets import common_fov
 from ldm.models.codebook import Codebook
 from ldm.models.denoiser import DENOISERS, described
 from ldm.models.discriminator import PatchGAN
+from ldm.models.objective import SCHEDULES
 from ldm.models.other_codebooks import codebook_from
 from ldm.models.vqgan import VQGAN, initialised
 from ldm.normalise import BandNormaliser
-from ldm.trained import describe_data
 from ldm.training.diffusion import DiffusionTrainer
 from ldm.training.engine import Engine
 from ldm.training.loop import LoopConfig

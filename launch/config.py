@@ -15,22 +15,22 @@ from typing import Any
 import yaml
 from pydantic import TypeAdapter, ValidationError
 
-from data_shards.codecs import Encoding
 from data_shards.errors import STARS, InputError, nearest, without_credentials
+from data_shards.packing.splits import check_fractions
 from data_shards.phantom.persons import PhantomConfig
-from data_shards.splits import check_fractions
-from data_shards.stream import ReadConfig
+from data_shards.reading.stream import ReadConfig
+from data_shards.shards.codecs import Encoding
 from launch.parse import parse_yaml
-from ldm.diffusion import ObjectiveConfig
-from ldm.ema import EMAConfig
 from ldm.models.codebook import CodebookConfig
 from ldm.models.denoiser import UNetConfig
 from ldm.models.discriminator import PatchGANConfig
+from ldm.models.objective import ObjectiveConfig
+from ldm.models.sampler import SamplerConfig, scheduler_for
 from ldm.models.vqgan import VQGANConfig
-from ldm.sampler import SamplerConfig, scheduler_for
+from ldm.schedules import OptimizerConfig
+from ldm.training.ema import EMAConfig
 from ldm.training.engine import EngineConfig
 from ldm.training.loop import LoopConfig
-from ldm.training.schedules import OptimizerConfig
 from ldm.training.vqgan import VQGANLossConfig
 
 

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from data_shards import durable
 from data_shards.errors import CorruptData, InputError
 from data_shards.manifest import NAME
-from ldm.training.committed import COMMIT, faults_of, read_commit
+from ldm.checkpoints.commit import COMMIT, faults_of, read_commit
 from slurm.jobs import JobSpec
 
 if TYPE_CHECKING:

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 
 from data_shards import durable
-from data_shards.dataset import Dataset
 from data_shards.manifest import NAME, read_manifest
+from data_shards.reading.dataset import Dataset
 from launch.headline import HEADLINE
 from launch.stages import Run, Watch, device, figures, record
 
@@ -28,11 +28,11 @@ def held_out_split(real: Dataset) -> str:
 
 def evaluate(run: Run, watch: Watch) -> None:
     """Reconstruction of held-out people, evaluation of the set, and the baseline of decoded Gaussian latents."""
-    from data_shards.pack import write_dataset
-    from ldm.evaluation import FEW_PEOPLE, EvaluateConfig
-    from ldm.evaluation import evaluate as evaluate_set
-    from ldm.reconstruction import decoded_gaussian_latents, reconstruction
-    from ldm.trained import load_autoencoder, load_denoiser
+    from data_shards.packing.pack import write_dataset
+    from ldm.checkpoints.trained import load_autoencoder, load_denoiser
+    from ldm.evaluation.evaluate import FEW_PEOPLE, EvaluateConfig
+    from ldm.evaluation.evaluate import evaluate as evaluate_set
+    from ldm.evaluation.reconstruction import decoded_gaussian_latents, reconstruction
 
     autoencoder, denoiser = load_autoencoder(run.vqgan, device()), load_denoiser(run.diffusion, device())
     real, wanted = run.open(run.dataset), run.config.sample
@@ -74,8 +74,8 @@ def out_of_reach(frechet: dict[str, Any]) -> str | None:
 
 def audit(run: Run, watch: Watch) -> None:
     """Search the set for copies of training images."""
-    from ldm.audit import AuditConfig
-    from ldm.audit import audit as audit_set
+    from ldm.evaluation.audit import AuditConfig
+    from ldm.evaluation.audit import audit as audit_set
 
     real = run.open(run.dataset)
     config = AuditConfig(against=held_out_split(real), device=device())
@@ -84,7 +84,8 @@ def audit(run: Run, watch: Watch) -> None:
 
 def judged(run: Run, what: str) -> bool:
     """Whether 'evaluate' or 'audit' has seen the present sets, and as this version judges."""
-    from ldm import audit, evaluation
+    from ldm.evaluation import audit
+    from ldm.evaluation import evaluate as evaluation
 
     path = run.folder / f"{what}.json"
     if not (path.exists() and (run.synthetic / NAME).exists()):
@@ -110,10 +111,10 @@ def frechet_to_held_out(real: Dataset, sets: dict[str, Dataset], watch: Watch) -
     training images; `images`, `people`: held out; `n`: images of each set; `n_floor`: training images beside them;
     `effective_rank_whitened`; `reason`, why there are no figures.
     """
-    from ldm.evaluation import features_of, whitening_of
-    from ldm.metrics.features import get_extractor
-    from ldm.metrics.frechet import frechet_distance
-    from ldm.metrics.sets import Part, evenly
+    from ldm.evaluation.evaluate import features_of, whitening_of
+    from ldm.evaluation.features import get_extractor
+    from ldm.evaluation.frechet import frechet_distance
+    from ldm.evaluation.sets import Part, evenly
 
     extractor = get_extractor("seeded-conv-v1", real.stats)
 

@@ -125,7 +125,7 @@ def finished(run: Run, stage: str) -> bool:
     from data_shards.manifest import NAME, read_manifest
     from launch.judging import judged
     from launch.stages import done
-    from ldm.trained import trained_digest
+    from ldm.checkpoints.trained import trained_digest
 
     sets = {"data": run.dataset, "encode": run.latents, "sample": run.synthetic}
     if stage == "data":

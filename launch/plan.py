@@ -13,8 +13,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from data_shards.dataset import Dataset
 from data_shards.errors import InputError
+from data_shards.reading.dataset import Dataset
 from launch import build
 from launch.config import Config
 from ldm.models.codebook import CodebookConfig

@@ -15,9 +15,9 @@ from typing import Any
 import yaml
 
 from data_shards import durable
-from data_shards.dataset import Dataset
 from data_shards.errors import InputError, command
 from data_shards.manifest import NAME, read_manifest
+from data_shards.reading.dataset import Dataset
 from data_shards.stores import Cache, is_url
 from launch.config import CREDENTIALS, Config, completed, concealed, to_public_yaml, to_tree
 from launch.provenance import environment
@@ -61,7 +61,7 @@ class Run:
         if path.exists():
             differing = _changed(concealed(completed(yaml.safe_load(path.read_text()))), concealed(to_tree(self.config)))
             if "sample.count" in differing and (self.synthetic / NAME).exists():
-                from ldm.generate import check_count
+                from ldm.generation.generate import check_count
 
                 check_count(self.synthetic, self.config.sample.count, read_manifest(self.synthetic))
             changed = [
@@ -133,7 +133,7 @@ def check_inputs(run: Run) -> None:
     Raises:
         InputError: no such dataset, or a codec that is unknown or not installed.
     """
-    from data_shards.codecs import Encoding
+    from data_shards.shards.codecs import Encoding
 
     if run.config.data.dataset:
         run.open(run.dataset)
@@ -148,7 +148,7 @@ def check_trained(run: Run, *stages: str) -> None:
     Raises:
         InputError: no commit of one of these trainings.
     """
-    from ldm.training.committed import COMMIT
+    from ldm.checkpoints.commit import COMMIT
 
     for stage in stages:
         folder = getattr(run, stage)
@@ -179,7 +179,7 @@ def check_latent_size(run: Run) -> None:
 
 def prepare_data(run: Run, watch: Watch) -> None:
     """Phantoms, packed, unless the configuration names a dataset."""
-    from data_shards.pack import pack
+    from data_shards.packing.pack import pack
     from data_shards.phantom.eyes import write_phantoms
 
     data = run.config.data
@@ -200,16 +200,16 @@ def prepare_data(run: Run, watch: Watch) -> None:
 
 def told_of(run: Run) -> list[str]:
     """What a person should know of the data before a training on them."""
-    from data_shards.fields_of_view import unlike
+    from data_shards.reading.fields_of_view import unlike
 
     return list(filter(None, [unlike(run.open(run.dataset), "train")]))
 
 
 def encode(run: Run, watch: Watch) -> list[str]:
     """Latents of all splits, and the health gate; returns its warnings."""
-    from ldm.encode import encode_dataset
-    from ldm.health import check
-    from ldm.trained import load_autoencoder
+    from ldm.checkpoints.trained import load_autoencoder
+    from ldm.evaluation.health import check
+    from ldm.generation.encode import encode_dataset
 
     autoencoder = load_autoencoder(run.vqgan, device())
     encode_dataset(run.open(run.dataset), autoencoder, run.latents, watch=lambda batches: watch(batches, title="encode", unit="batch"))
@@ -220,8 +220,8 @@ def encode(run: Run, watch: Watch) -> list[str]:
 
 def sample(run: Run, watch: Watch, task: tuple[int, int] = (1, 1)) -> bool:
     """This task's shards of the synthetic set; True when the set is whole."""
-    from ldm.generate import generate_set
-    from ldm.trained import load_autoencoder, load_denoiser
+    from ldm.checkpoints.trained import load_autoencoder, load_denoiser
+    from ldm.generation.generate import generate_set
 
     wanted = run.config.sample
     made = generate_set(
@@ -253,8 +253,8 @@ def done(run: Run, stage: str) -> bool:
     Raises:
         UnsafeResume: checkpoints, but none that can be loaded.
     """
+    from ldm.checkpoints.store import CheckpointStore
     from ldm.comm import Alone
-    from ldm.training.checkpoint import CheckpointStore
 
     newest = CheckpointStore(getattr(run, stage) / "checkpoints", Alone()).newest(progress_exists=False, used=True)
     return newest is not None and newest.samples >= getattr(run.config, stage).loop.samples
@@ -266,10 +266,10 @@ def outdated(run: Run) -> list[Path]:
     Raises:
         UnsafeResume: checkpoints, but none that can be loaded.
     """
+    from ldm.checkpoints.store import CheckpointStore
+    from ldm.checkpoints.trained import trained_digest
     from ldm.comm import Alone
-    from ldm.generate import request_of
-    from ldm.trained import trained_digest
-    from ldm.training.checkpoint import CheckpointStore
+    from ldm.generation.generate import request_of
 
     found = []
     newest = CheckpointStore(run.diffusion / "checkpoints", Alone()).newest(progress_exists=False, used=True)

@@ -8,8 +8,8 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from data_shards import durable
-from data_shards.dataset import Dataset
 from data_shards.errors import InputError, TryAgain
+from data_shards.reading.dataset import Dataset
 from launch.config import concealed, to_tree
 from launch.provenance import versions
 from launch.stages import Run, outdated, set_aside
@@ -28,7 +28,7 @@ def check_latents(run: Run) -> None:
     Raises:
         InputError: the autoencoder was trained on after `encode`.
     """
-    from ldm.trained import trained_digest
+    from ldm.checkpoints.trained import trained_digest
 
     newest = trained_digest(run.vqgan)
     if newest and Dataset(run.latents).manifest.source.get("encode", {}).get("autoencoder") != newest:
@@ -80,7 +80,7 @@ def train(
         os.environ.update(torch_environ(place))  # started by srun or mpiexec: said again in the words the engine knows
     check_meeting_point(os.environ)
     from launch import build  # it takes seconds, and what was wrong up to here is said at once
-    from ldm.training.checkpoint import CheckpointStore
+    from ldm.checkpoints.store import CheckpointStore
     from ldm.training.clock import traced
     from ldm.training.engine import Engine
     from ldm.training.log import MetricLog

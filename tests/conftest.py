@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 
 from data_shards.cube import Cube, CubeMeta
-from data_shards.dataset import Dataset
 from data_shards.folder import write_cube
-from data_shards.pack import pack, write_dataset
+from data_shards.packing.pack import pack, write_dataset
+from data_shards.reading.dataset import Dataset
 from slurm.local_cluster import LocalCluster, missing
 from tests.ranks import shared
 from tests.runs import Place

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import yaml
 
+from ldm.checkpoints.store import CheckpointStore
 from ldm.comm import Alone
-from ldm.training.checkpoint import CheckpointStore
 from ldm.training.clock import TIMINGS
 from ldm.training.log import read_log
 from tests.ranks import Ranks

@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 import typer
 
-from data_shards import pack
-from data_shards.dataset import Dataset
-from data_shards.existing import index_folder
-from data_shards.stream import CubeStream
+from data_shards.packing import pack
+from data_shards.packing.existing import index_folder
+from data_shards.reading.dataset import Dataset
+from data_shards.reading.stream import CubeStream
 from launch.cli import app
 from launch.config import load
 

@@ -16,14 +16,14 @@ import pytest
 import torch
 import yaml
 
-from data_shards.codecs import Encoding
-from data_shards.dataset import Dataset
-from data_shards.pack import write_dataset
-from data_shards.stream import CubeStream
+from data_shards.packing.pack import write_dataset
+from data_shards.reading.dataset import Dataset
+from data_shards.reading.stream import CubeStream
+from data_shards.shards.codecs import Encoding
 from ldm.comm import Alone
-from ldm.kmeans import kmeans
-from ldm.metrics.neighbours import nearest_neighbours
-from ldm.nearest import nearest_code
+from ldm.evaluation.neighbours import nearest_neighbours
+from ldm.kmeans.lloyd import kmeans
+from ldm.kmeans.nearest import nearest_code
 from ldm.training.log import read_log
 from tests.conftest import made_cube
 from tests.runs import SHARED, configured

@@ -10,12 +10,11 @@ from dataclasses import dataclass
 
 import numpy as np
 from PIL import Image
-from scipy.ndimage import binary_propagation
-from skimage.morphology import skeletonize
 from skimage.transform import resize_local_mean
 
 from data_shards.cube import LABELS
 from data_shards.errors import InputError
+from data_shards.vessel_lines import centre_lines, with_lines
 
 SIZE = re.compile(r"(\d+)x(\d+)")
 WINDOW = re.compile(r"(\d+):(\d+),(\d+):(\d+)")
@@ -162,22 +161,6 @@ def shrunk_labels(labels_HW: np.ndarray, size_HW: tuple[int, int]) -> np.ndarray
     shrunk_HW = np.where(share["onh"] > share["background"], LABELS["onh"], LABELS["background"])
     kind_HW = np.where(share["artery"] > share["vein"], LABELS["artery"], LABELS["vein"])
     return np.where(with_lines(half_HW, lines_HW), kind_HW, shrunk_HW).astype(np.uint8)
-
-
-def centre_lines(labels_HW: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Rows and columns of the centre lines of arteries, of veins, and of the tree of both, where one ends at the other."""
-    artery_HW, vein_HW = labels_HW == LABELS["artery"], labels_HW == LABELS["vein"]
-    lines_HW = skeletonize(artery_HW) | skeletonize(vein_HW) | skeletonize(artery_HW | vein_HW)
-    return np.nonzero(lines_HW)
-
-
-def with_lines(vessel_HW: np.ndarray, lines_HW: np.ndarray) -> np.ndarray:
-    """Vessels with the pixels that their centre lines pass on a coarser raster, on which no line breaks.
-
-    Neighbours on a line fall into one pixel or into neighbours. Where they make steps of two pixels, one is thinned away.
-    """
-    thin_HW = skeletonize(vessel_HW | lines_HW)
-    return binary_propagation(thin_HW, structure=np.ones((3, 3)), mask=vessel_HW | thin_HW)  # nothing lies apart from its line
 
 
 def _share(inside_HW: np.ndarray, size_HW: tuple[int, int]) -> np.ndarray:

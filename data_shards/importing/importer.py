@@ -23,16 +23,15 @@ from typing import Any
 from data_shards import durable, formats
 from data_shards.cube import CubeMeta
 from data_shards.errors import CorruptData, InputError, UnsafeResume, command, moved_aside
-from data_shards.folder import meta_from, write_cube
+from data_shards.folder import IMPORT_RECORD, PHANTOM_RECORD, meta_from, write_cube
 from data_shards.formats.other_kinds import conversion_of, kinds_of
 from data_shards.formats.raw import is_litter
 from data_shards.importing import labels, map_files, masks, partners
 from data_shards.importing.config import ImportConfig, Item
 from data_shards.importing.conversion import make_cube
-from data_shards.phantom import eyes as phantoms
 
 READING = 2  # how files are read: what an elder way of reading has made of the same files is another import
-RECORD = "import.config.json"  # with a dot before .json no sample key can have this name
+RECORD = IMPORT_RECORD
 SELECTING = ("source", "pattern", "labels", "onh", "fov", "onh_circles", "subjects", "match", "allow_missing")
 
 
@@ -79,7 +78,7 @@ def find_images(config: ImportConfig) -> tuple[list[Path], list[str]]:
         return folders or [source], []
     if source.is_file():
         return [source], []
-    if any((source / name).exists() for name in (RECORD, phantoms.RECORD)):
+    if any((source / name).exists() for name in (RECORD, PHANTOM_RECORD)):
         mend = command("retinaforge", "data", "pack", source, "DATASET")
         raise InputError("these are cubes already", where=source, expected="images to make cubes of", mend=mend)
     if not config.pattern or config.pattern.startswith("/"):

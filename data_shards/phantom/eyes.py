@@ -26,7 +26,7 @@ import numpy as np
 from data_shards import durable
 from data_shards.cube import LABELS, Cube, CubeMeta
 from data_shards.errors import InputError, TryAgain, UnsafeResume, moved_aside
-from data_shards.folder import note_wanted, write_cube
+from data_shards.folder import PHANTOM_RECORD, note_wanted, write_cube
 from data_shards.phantom.camera import FIELD_SHARE, field_of_view, render
 from data_shards.phantom.drawing import VEIN_REFLEX, Footprint, rasterise
 from data_shards.phantom.fundus import Fundus, layers, make_fundus
@@ -38,7 +38,7 @@ __all__ = ["PhantomConfig", "phantom_cube", "write_phantoms"]
 
 EYES = ("OD", "OS")
 FINE_RASTER = 280  # smaller images are drawn on at least so many pixels and averaged
-RECORD = "phantom.json"
+RECORD = PHANTOM_RECORD
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -17,10 +17,8 @@ from skimage.morphology import convex_hull_image, skeletonize
 
 from data_shards import durable
 from data_shards.cube import LABELS, Cube
-from data_shards.dataset import cubes_of
 from data_shards.errors import InputError
 from data_shards.folder import write_cube
-from data_shards.importing.geometry import centre_lines, with_lines
 from data_shards.phantom.camera import FIELD_SHARE, render
 from data_shards.phantom.drawing import REFLEX_SHARE, VEIN_REFLEX, chord_px
 from data_shards.phantom.eyes import FINE_RASTER, claimed, is_whole, label_map, meta_of, run_jobs
@@ -29,6 +27,8 @@ from data_shards.phantom.fundus import layers, make_fundus
 from data_shards.phantom.persons import TEXTURE, PhantomConfig, person, stream, view
 from data_shards.phantom.spectra import Tissue
 from data_shards.phantom.vessels import MM_PER_DEGREE, Disc
+from data_shards.reading.dataset import cubes_of
+from data_shards.vessel_lines import centre_lines, with_lines
 
 DISC_MM = 1.83  # mean diameter of the nerve head, Quigley et al. 1990
 PHOTOGRAPH_DEGREES = 45.0  # the usual fundus camera, where no nerve head gives the scale

@@ -23,8 +23,8 @@ def stores(folder: Path) -> dict[str, object]:
     Raises:
         InputError: there is none.
     """
+    from ldm.checkpoints.store import CheckpointStore
     from ldm.comm import Alone
-    from ldm.training.checkpoint import CheckpointStore
 
     places = {folder.name: folder} if (folder / "checkpoints").is_dir() else {stage: folder / stage for stage in STAGES}
     found = {name: CheckpointStore(place / "checkpoints", Alone()) for name, place in places.items() if (place / "checkpoints").is_dir()}
@@ -36,7 +36,7 @@ def stores(folder: Path) -> dict[str, object]:
 @app.command()
 def ls(run: Folder, as_json: AsJson = False) -> None:
     """Committed checkpoints, newest first: samples, ranks that wrote them, size, the best. What was not committed is named too."""
-    from ldm.training.committed import read_commit
+    from ldm.checkpoints.commit import read_commit
 
     rows = []
     for name, store in stores(run).items():
@@ -66,7 +66,7 @@ def ls(run: Folder, as_json: AsJson = False) -> None:
 @app.command()
 def verify(run: Folder, as_json: AsJson = False) -> None:
     """Compare every part of every committed checkpoint with its sha256. Exit code 4 when one differs."""
-    from ldm.training.committed import faults_of, unreadable
+    from ldm.checkpoints.commit import faults_of, unreadable
 
     faults, whole = [], 0
     for store in stores(run).values():
@@ -89,7 +89,7 @@ def verify(run: Folder, as_json: AsJson = False) -> None:
 @app.command()
 def prune(run: Folder, keep: Annotated[int, typer.Option(help="Newest checkpoints to keep of each training.", min=1)] = 2) -> None:
     """Remove old checkpoints. The newest one that verifies and the best one are never removed. Not while the run trains."""
-    from ldm.training.committed import faults_of
+    from ldm.checkpoints.commit import faults_of
 
     for name, store in stores(run).items():
         committed = store.committed()
@@ -111,8 +111,8 @@ def export(
 
     From the newest checkpoint that verifies, or the best, whatever ZeRO stage or number of ranks wrote it.
     """
-    from ldm.export import export_autoencoder, export_denoiser
-    from ldm.trained import load_autoencoder, load_denoiser
+    from ldm.checkpoints.export import export_autoencoder, export_denoiser
+    from ldm.checkpoints.trained import load_autoencoder, load_denoiser
 
     for name, store in stores(run).items():
         load, write = {"vqgan": (load_autoencoder, export_autoencoder), "diffusion": (load_denoiser, export_denoiser)}[name]
@@ -130,7 +130,7 @@ def convert(
     Resuming here never needs them: checkpoints are already independent of ZeRO stage and number of ranks. From the newest
     checkpoint that verifies; an engine loads OUT/TRAINING/NETWORK with {"checkpoint": {"load_universal": true}}.
     """
-    from ldm.universal import write_universal
+    from ldm.checkpoints.universal import write_universal
 
     for folder in write_universal(stores(run), out):
         typer.echo(f"{folder.parent.name}: {folder}")

@@ -33,10 +33,10 @@ def fit(
 
     Training begins with it by vqgan.codebook.start=FILE, and its first k-means goes on from it.
     """
-    from data_shards.dataset import Dataset
     from data_shards.errors import InputError
+    from data_shards.reading.dataset import Dataset
     from data_shards.stores import is_url, place_of
-    from ldm.codebook_fit import FitConfig, fit_codebook
+    from ldm.kmeans.fit import FitConfig, fit_codebook
 
     if metric not in ("euclidean", "cosine"):
         raise InputError(f"--metric {metric}", expected="euclidean or cosine")

@@ -82,10 +82,10 @@ def pack(
 
     The same cubes give the same bytes, whatever --workers is. Killed, the same command goes on behind the shards it finished.
     """
-    from data_shards.dataset import Dataset
-    from data_shards.fields_of_view import unlike
-    from data_shards.pack import pack as pack_set
-    from data_shards.pack import stats_split_of
+    from data_shards.packing.pack import pack as pack_set
+    from data_shards.packing.pack import stats_split_of
+    from data_shards.reading.dataset import Dataset
+    from data_shards.reading.fields_of_view import unlike
 
     manifest = pack_set(
         place_of(source),
@@ -116,7 +116,7 @@ def recode(
     workers: Workers = 1,
 ) -> None:
     """Write a dataset anew in another codec or in tiles: the same samples, splits and shards. `data bench` says which suits."""
-    from data_shards.pack import recode as recode_set
+    from data_shards.packing.pack import recode as recode_set
 
     manifest = recode_set(
         place_of(source),
@@ -146,8 +146,8 @@ def bench(
     from dataclasses import asdict
     from itertools import islice
 
-    from data_shards.bench import compare_codecs
-    from data_shards.dataset import cubes_of
+    from data_shards.packing.bench import compare_codecs
+    from data_shards.reading.dataset import cubes_of
 
     cubes = list(islice(cubes_of(place_of(source)), samples))
     speeds = compare_codecs(cubes, at, threads=threads, max_error=max_error, crop=crop, seconds=seconds)
@@ -187,7 +187,7 @@ def index(
 
     Where they stand already, the shards have to be those that were indexed: one with a flipped bit is refused (exit code 4).
     """
-    from data_shards.existing import index_folder
+    from data_shards.packing.existing import index_folder
 
     manifest = index_folder(folder, changed=changed)
     typer.echo(f"{folder}: {sum(s.count for s in manifest.shards)} cubes in {len(manifest.shards)} shards; digest {manifest.digest[:12]}")
@@ -196,7 +196,7 @@ def index(
 @app.command()
 def verify(dataset: SetPath, as_json: AsJson = False) -> None:
     """Check every byte of a dataset; faults are named by shard and sample. Exit code 4 when there is one."""
-    from data_shards.verify import verify as verify_set
+    from data_shards.packing.verify import verify as verify_set
 
     shards = len(read_manifest(place_of(dataset)).shards)
     faults = dict(progress(verify_set(place_of(dataset)), total=shards + 1, title=f"verify {dataset}", unit="file"))
@@ -222,9 +222,9 @@ def stats(dataset: SetPath, as_json: AsJson = False) -> None:
     """Per-band reflectance statistics of the training split; computed and recorded when the manifest has none."""
     from dataclasses import asdict, replace
 
-    from data_shards.dataset import Dataset
     from data_shards.manifest import write_manifest
-    from data_shards.pack import band_stats
+    from data_shards.packing.pack import band_stats
+    from data_shards.reading.dataset import Dataset
 
     data = Dataset(place_of(dataset))
     if data.manifest.stats is None and isinstance(data.path, Path):
@@ -250,8 +250,8 @@ def ls(
 ) -> None:
     """What a dataset or a folder of cubes holds."""
     from data_shards import folder as loose
-    from data_shards.dataset import Dataset
     from data_shards.manifest import NAME
+    from data_shards.reading.dataset import Dataset
 
     if not is_url(path) and not (Path(path) / NAME).exists():
         keys = loose.keys_in(Path(path))

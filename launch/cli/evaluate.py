@@ -49,10 +49,10 @@ def evaluate(
         _of_run("evaluate", preset, overrides, real or synthetic)
         return
     real, synthetic = _sets(real, synthetic)
-    from data_shards.dataset import Dataset
     from data_shards.durable import write_json
-    from ldm.evaluation import EvaluateConfig, rows
-    from ldm.evaluation import evaluate as evaluate_set
+    from data_shards.reading.dataset import Dataset
+    from ldm.evaluation.evaluate import EvaluateConfig, rows
+    from ldm.evaluation.evaluate import evaluate as evaluate_set
 
     config = EvaluateConfig(against=against, limit=limit, seed=seed, pairs=pairs, extractor=extractor, device=checked_device(device))
     result = evaluate_set(Dataset(place_of(real)), Dataset(place_of(synthetic)), config, progress)
@@ -91,10 +91,10 @@ def audit(
         _of_run("audit", preset, overrides, real or synthetic)
         return
     real, synthetic = _sets(real, synthetic)
-    from data_shards.dataset import Dataset
     from data_shards.durable import write_json
-    from ldm.audit import AuditConfig, rows
-    from ldm.audit import audit as audit_set
+    from data_shards.reading.dataset import Dataset
+    from ldm.evaluation.audit import AuditConfig, rows
+    from ldm.evaluation.audit import audit as audit_set
 
     config = AuditConfig(train=train, against=against, limit=limit, closest=closest, backend=backend, device=checked_device(device))
     result = audit_set(Dataset(place_of(real)), Dataset(place_of(synthetic)), config, progress)

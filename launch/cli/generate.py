@@ -35,10 +35,10 @@ def sample(
 ) -> None:
     """Generate the synthetic set into shards; image i depends on (seed, i) alone. The same command again goes on; a larger count adds."""
     run = resolved(preset, overrides, dry_run)
-    from data_shards.index import index_path
+    from data_shards.shards.index import index_path
     from launch import stages
     from launch.worked import counted
-    from ldm.generate import superseded
+    from ldm.generation.generate import superseded
 
     k, slash, n = task.partition("/")
     if not (slash and k.isdigit() and n.isdigit()):

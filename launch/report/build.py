@@ -18,9 +18,9 @@ import torch
 
 import launch
 from data_shards import durable
-from data_shards.dataset import Dataset
 from data_shards.errors import without_credentials
 from data_shards.manifest import NAME
+from data_shards.reading.dataset import Dataset
 from launch import stages
 from launch.config import to_public_yaml
 from launch.headline import HEADLINE, caution, known
@@ -71,7 +71,8 @@ def build_report(run: stages.Run) -> Path:
 
 def of_this_version(path: Path) -> bool:
     """Whether a result is in the form that is shown here; files that state no form are."""
-    from ldm import audit, evaluation
+    from ldm.evaluation import audit
+    from ldm.evaluation import evaluate as evaluation
 
     wanted = {"evaluate.json": evaluation.FORMAT, "audit.json": audit.FORMAT}.get(path.name)
     return wanted is None or json.loads(path.read_text())["format"] == wanted
@@ -168,7 +169,7 @@ def image_spectra(
     dataset: Dataset, split: str, *, like: tuple[Dataset, str] | None = None, most: int = 96
 ) -> tuple[np.ndarray, np.ndarray]:
     """Mean over images, and deviation between them, of each image's mean spectrum within the field of view."""
-    from ldm.metrics.sets import common_fov
+    from ldm.evaluation.sets import common_fov
 
     fov_HW = common_fov(*(like or (dataset, split)))
     cubes = (dataset.cube(split, i) for i in spread(dataset.count(split), most))
@@ -177,7 +178,7 @@ def image_spectra(
 
 
 def reconstruction_part(run: stages.Run, real: Dataset, held_out: str, display: fig.Display) -> dict[str, Any]:
-    from ldm.trained import load_autoencoder
+    from ldm.checkpoints.trained import load_autoencoder
 
     autoencoder = load_autoencoder(run.vqgan)
     wavelengths = list(real.wavelengths_nm)
@@ -248,7 +249,7 @@ def time_spent(rows: list[dict[str, float]]) -> dict[str, float]:
 
 
 def metric_part(run: stages.Run) -> dict[str, Any]:
-    from ldm.evaluation import rows
+    from ldm.evaluation.evaluate import rows
 
     result = json.loads((run.folder / "evaluate.json").read_text())
     fov = result["spectral"]["fov"]
@@ -260,7 +261,7 @@ def metric_part(run: stages.Run) -> dict[str, Any]:
 
 
 def audit_part(run: stages.Run, real: Dataset, display: fig.Display) -> dict[str, Any]:
-    from ldm.audit import rows
+    from ldm.evaluation.audit import rows
 
     result = json.loads((run.folder / "audit.json").read_text())
     synthetic, reflect = Dataset(run.synthetic), Reflectance(real)

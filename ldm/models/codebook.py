@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from data_shards.errors import InputError
-from ldm.nearest import nearest_code
+from ldm.kmeans.nearest import nearest_code
 
 
 @dataclass(frozen=True, kw_only=True)

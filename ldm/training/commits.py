@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from data_shards.errors import RetinaforgeError, TryAgain
-from ldm.training.checkpoint import CheckpointStore, State
+from ldm.checkpoints.store import CheckpointStore, State
 
 LOGGER = logging.getLogger("retinaforge")
 

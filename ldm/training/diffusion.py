@@ -11,13 +11,13 @@ from collections.abc import Iterator
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from data_shards.batch import Batch
-from ldm.diffusion import ObjectiveConfig, noised, schedule
-from ldm.ema import EMA, EMAConfig, decay_at
+from data_shards.reading.batch import Batch
+from ldm.checkpoints.store import Reader, State
+from ldm.models.objective import ObjectiveConfig, noised, schedule
 from ldm.normalise import BandNormaliser
-from ldm.training.checkpoint import Reader, State
+from ldm.schedules import OptimizerConfig, learning_rate
+from ldm.training.ema import EMA, EMAConfig, decay_at
 from ldm.training.engine import Engine
-from ldm.training.schedules import OptimizerConfig, learning_rate
 
 
 class DiffusionTrainer:

@@ -13,10 +13,10 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from data_shards.batch import Batch
 from data_shards.errors import InputError, RetinaforgeError, UnsafeResume
-from data_shards.stream import CubeStream
-from ldm.training.checkpoint import CheckpointStore, Reader, State
+from data_shards.reading.batch import Batch
+from data_shards.reading.stream import CubeStream
+from ldm.checkpoints.store import CheckpointStore, Reader, State
 from ldm.training.clock import Clock, Work
 from ldm.training.commits import Commits
 from ldm.training.engine import Engine

@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from data_shards.batch import Batch
-from data_shards.stream import CubeStream
+from data_shards.reading.batch import Batch
+from data_shards.reading.stream import CubeStream
 from ldm.comm import Communicator
 
 

@@ -18,21 +18,28 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from data_shards.batch import Batch
 from data_shards.errors import InputError
-from data_shards.order import hash64
-from data_shards.stream import CubeStream
-from ldm.codebook_fit import FittedCodebook
-from ldm.kmeans import kmeans, matched
-from ldm.losses import adaptive_weight, feature_matching, gradient_difference, hinge_discriminator, last_layer_gradient, spectral_angle_rad
+from data_shards.reading.batch import Batch
+from data_shards.reading.order import hash64
+from data_shards.reading.stream import CubeStream
+from ldm.checkpoints.store import Reader, State
+from ldm.kmeans.fit import FittedCodebook
+from ldm.kmeans.lloyd import kmeans, matched
+from ldm.kmeans.seeding import MOST_TRIED
 from ldm.models.codebook import Codebook, library, usage_and_perplexity
 from ldm.models.discriminator import PatchGAN
 from ldm.models.vqgan import VQGAN
 from ldm.normalise import BandNormaliser
-from ldm.seeding import MOST_TRIED
-from ldm.training.checkpoint import Reader, State
+from ldm.schedules import OptimizerConfig, learning_rate
 from ldm.training.engine import Engine
-from ldm.training.schedules import OptimizerConfig, learning_rate
+from ldm.training.losses import (
+    adaptive_weight,
+    feature_matching,
+    gradient_difference,
+    hinge_discriminator,
+    last_layer_gradient,
+    spectral_angle_rad,
+)
 
 
 @dataclass(frozen=True, kw_only=True)

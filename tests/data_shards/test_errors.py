@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from data_shards.errors import InputError, RetinaforgeError
-from data_shards.existing import index_folder
+from data_shards.packing.existing import index_folder
 
 
 def test_a_member_name_of_megabytes_is_cut_in_messages(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ import threading
 from pathlib import Path
 
 from data_shards import durable
-from data_shards.stream import CubeStream
+from data_shards.reading.stream import CubeStream
 from launch.cli import main
 
 IDS, RANK, STEP = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])

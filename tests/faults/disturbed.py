@@ -13,7 +13,7 @@ import sys
 import time
 from pathlib import Path
 
-from data_shards.stream import CubeStream
+from data_shards.reading.stream import CubeStream
 from launch.cli import main
 from ldm.training import vqgan
 from ldm.training.vqgan import VQGANTrainer

@@ -18,11 +18,11 @@ import pytest
 ROOT = Path(__file__).parents[2]
 ALL = os.environ.get("FAULTS") == "all"
 COPIED = ("data_shards", "ldm", "slurm", "launch", "tests")
-COMMITTED, ATTEMPTS, TRIED = "ldm/training/committed.py", "slurm/attempts.py", "tests/slurm/test_attempts.py"
+COMMITTED, ATTEMPTS, TRIED = "ldm/checkpoints/commit.py", "slurm/attempts.py", "tests/slurm/test_attempts.py"
 STATES = "tests/slurm/test_status.py"
-CHECKPOINT, LOOP, VQGAN = "ldm/training/checkpoint.py", "ldm/training/loop.py", "ldm/training/vqgan.py"
-STATE, POWER = "tests/ldm/training/test_checkpoint.py", "tests/faults/test_power_loss.py"
-SPLITS, VERIFY = "tests/data_shards/test_splits.py", "data_shards/verify.py"
+CHECKPOINT, LOOP, VQGAN = "ldm/checkpoints/store.py", "ldm/training/loop.py", "ldm/training/vqgan.py"
+STATE, POWER = "tests/ldm/checkpoints/test_checkpoint.py", "tests/faults/test_power_loss.py"
+SPLITS, VERIFY = "tests/data_shards/packing/test_splits.py", "data_shards/packing/verify.py"
 STOP, LOST, ZERO = "tests/faults/test_agreement.py", "tests/faults/test_lost_rank.py", "tests/launch/test_zero.py"
 
 
@@ -93,7 +93,7 @@ GUARDS = [
     ),
     guard(
         "safetensors only",
-        "ldm/training/parts.py",
+        "ldm/checkpoints/parts.py",
         "except (SafetensorError, OSError) as error:",
         "except ZeroDivisionError as error:",
         STATE,
@@ -186,29 +186,29 @@ GUARDS = [
     guard("one person in one split", VERIFY, "if split_of.setdefault(subject, entry.split) != entry.split:", "if False:", SPLITS, "verify"),
     guard("one sample once", VERIFY, "            if key in keys:\n", "            if False:\n", SPLITS, "verify"),
     guard("one picture in one split", VERIFY, "doubles.add(entry, index) if index and not faults else ()", "()", SPLITS, "picture"),
-    guard("seed of a split", "data_shards/splits.py", "{SALT}\\0{seed}\\0{subject}", "{SALT}\\0{subject}", SPLITS, "seed"),
+    guard("seed of a split", "data_shards/packing/splits.py", "{SALT}\\0{seed}\\0{subject}", "{SALT}\\0{subject}", SPLITS, "seed"),
     guard(
         "seed of a crop",
-        "data_shards/stream.py",
+        "data_shards/reading/stream.py",
         "hash64(self.seed, sample_KB, epoch_KB, 0x63726F70, axis)",
         "hash64(0, sample_KB, epoch_KB, 0x63726F70, axis)",
-        "tests/data_shards/test_stream.py",
+        "tests/data_shards/reading/test_stream.py",
         "crop_lies",
     ),
     guard(
         "seed of a mixture",
-        "data_shards/mixture.py",
+        "data_shards/reading/mixture.py",
         "int(hash64(seed, 0x6D6978) >>",
         "int(hash64(0, 0x6D6978) >>",
-        "tests/data_shards/test_mixture.py",
+        "tests/data_shards/reading/test_mixture.py",
         "the_seed",
     ),
     guard(
         "seed of a mixture's parts",
-        "data_shards/mixture.py",
+        "data_shards/reading/mixture.py",
         "int(hash64(seed, d) >>",
         "int(hash64(0, d) >>",
-        "tests/data_shards/test_mixture.py",
+        "tests/data_shards/reading/test_mixture.py",
         "order_each",
     ),
 ]

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from data_shards import durable
+from ldm.checkpoints.store import CheckpointStore, Fragment, Reader
 from ldm.comm import Alone
-from ldm.training.checkpoint import CheckpointStore, Fragment, Reader
 from tests.faults.disk import EXTREMES, Disk
 from tests.threads import Rank, Threads
 

@@ -16,13 +16,13 @@ import torch
 from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
 from torch import Tensor, nn
 
+from ldm.checkpoints.commit import Checkpoint
+from ldm.checkpoints.store import CheckpointStore, Reader
 from ldm.comm import Alone
 from ldm.models.codebook import Codebook, CodebookConfig
 from ldm.models.denoiser import denoiser_from
 from ldm.models.discriminator import PatchGAN, PatchGANConfig
 from ldm.models.vqgan import VQGAN, VQGANConfig
-from ldm.training.checkpoint import CheckpointStore, Reader
-from ldm.training.committed import Checkpoint
 
 Number = Callable[[nn.Module], Tensor]
 """A number out of a network, in which all of its weights have a part."""

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 import torch
 
-from data_shards.dataset import Dataset
-from data_shards.stream import CubeStream
-from ldm.diffusion import noised, schedule
-from ldm.trained import load_denoiser
+from data_shards.reading.dataset import Dataset
+from data_shards.reading.stream import CubeStream
+from ldm.checkpoints.trained import load_denoiser
+from ldm.models.objective import noised, schedule
 from tests.runs import Place
 
 WARM_UP = 32  # samples: an epoch
@@ -62,7 +62,7 @@ def test_the_averaged_weights_are_judged_and_the_training_goes_on_with_its_own(p
 @torch.no_grad()
 def loss_of(net: torch.nn.Module, normaliser: torch.nn.Module, run: Path) -> float:
     """The denoising loss on the held-out latents, written down a second time."""
-    from ldm.diffusion import ObjectiveConfig
+    from ldm.models.objective import ObjectiveConfig
 
     batch = CubeStream(Dataset(run / "latents"), "val", batch_size=4, maps=False).read(np.arange(4))
     x, t, target = noised(normaliser(batch.cubes_BCHW), batch.sample_B, ObjectiveConfig(), seed=1, scheduler=schedule("flow"))

@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from data_shards.dataset import Dataset
 from data_shards.errors import CorruptData, InputError
+from data_shards.reading.dataset import Dataset
 from tests.commands import invoke
 
 

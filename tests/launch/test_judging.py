@@ -8,13 +8,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from data_shards.dataset import Dataset
-from data_shards.pack import write_dataset
+from data_shards.packing.pack import write_dataset
+from data_shards.reading.dataset import Dataset
 from launch.judging import frechet_to_held_out, out_of_reach
-from ldm.evaluation import features_of, whitening_of
-from ldm.metrics.features import get_extractor
-from ldm.metrics.frechet import frechet_distance
-from ldm.metrics.sets import Part, silent
+from ldm.evaluation.evaluate import features_of, whitening_of
+from ldm.evaluation.features import get_extractor
+from ldm.evaluation.frechet import frechet_distance
+from ldm.evaluation.sets import Part, silent
 from tests.conftest import made_cube
 
 

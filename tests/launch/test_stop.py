@@ -1,6 +1,6 @@
 """A signal in the middle of a verb that is not training: the verb leaves, its exit code says why, nothing half written stays.
 
-What a stopped packing finished is kept for the same command: tests/data_shards/test_pack.py.
+What a stopped packing finished is kept for the same command: tests/data_shards/packing/test_pack.py.
 """
 
 from __future__ import annotations

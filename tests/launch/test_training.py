@@ -20,19 +20,19 @@ import pytest
 import yaml
 
 from data_shards.cube import Cube
-from data_shards.dataset import Dataset, SplitInfo
 from data_shards.errors import InputError
 from data_shards.folder import write_cube
-from data_shards.pack import pack, write_dataset
+from data_shards.packing.pack import pack, write_dataset
+from data_shards.reading.dataset import Dataset, SplitInfo
 from launch.build import check_fit
 from launch.config import from_tree
 from launch.judging import held_out_split
 from launch.stages import Run, done
 from launch.worked import working_seconds
-from ldm.trained import load_autoencoder
-from ldm.training.checkpoint import CheckpointStore
+from ldm.checkpoints.commit import USED, faults_of
+from ldm.checkpoints.store import CheckpointStore
+from ldm.checkpoints.trained import load_autoencoder
 from ldm.training.clock import TIMINGS
-from ldm.training.committed import USED, faults_of
 from ldm.training.log import read_log
 from tests.conftest import made_cube
 from tests.ranks import shared

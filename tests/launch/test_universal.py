@@ -12,7 +12,7 @@ import yaml
 
 from data_shards.errors import TryAgain
 from launch.cli.ckpt import stores
-from ldm.universal import write_universal
+from ldm.checkpoints.universal import write_universal
 from tests.ranks import shared
 from tests.runs import configured
 

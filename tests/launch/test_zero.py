@@ -18,8 +18,8 @@ from safetensors.torch import load_file, save_file
 from data_shards.durable import sha256_of
 from data_shards.errors import InputError
 from launch.plan import activation_bytes, state_bytes
-from ldm.export import fresh
-from ldm.training.checkpoint import Reader
+from ldm.checkpoints.export import fresh
+from ldm.checkpoints.store import Reader
 from ldm.training.engine.config import EngineConfig, deepspeed_config, mode_of
 from tests.runs import Place
 
@@ -172,7 +172,7 @@ def test_plain_diffusers_loads_what_is_exported_from_any_stage(place: Place, tmp
     """VQModel, UNet2DModel and scheduler of a ZeRO-3 checkpoint give what our own networks give, bit for bit."""
     from diffusers import FlowMatchHeunDiscreteScheduler, UNet2DModel, VQModel
 
-    from ldm.trained import load_autoencoder, load_denoiser
+    from ldm.checkpoints.trained import load_autoencoder, load_denoiser
 
     for stage in ("vqgan", "diffusion"):
         place.train("exported", stage, "zero3", 2, f"{stage}.loop.samples=16", expect=True)

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from data_shards.manifest import BandStats
+from ldm.checkpoints.trained import normaliser_from
 from ldm.normalise import BandNormaliser
-from ldm.trained import normaliser_from
 
 
 def stats(**more: object) -> BandStats:

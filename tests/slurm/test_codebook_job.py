@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from ldm.codebook_fit import FitConfig, FittedCodebook, fit_codebook
 from ldm.comm import Alone
+from ldm.kmeans.fit import FitConfig, FittedCodebook, fit_codebook
 from tests.commands import retinaforge
 
 

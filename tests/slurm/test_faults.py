@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 import yaml
 
+from ldm.checkpoints.commit import COMMIT, read_commit
 from ldm.training.clock import TIMINGS
-from ldm.training.committed import COMMIT, read_commit
 from slurm.attempts import Attempt, attempts_path, holder_path, read_attempts
 from slurm.local_cluster import LocalCluster, missing
 from slurm.preempt import HOLDER

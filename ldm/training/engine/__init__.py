@@ -27,7 +27,7 @@ from torch.utils.checkpoint import checkpoint
 
 from data_shards import durable
 from data_shards.errors import InputError, RetinaforgeError, TryAgain
-from ldm.training.checkpoint import Reader, State
+from ldm.checkpoints.store import Reader, State
 from ldm.training.engine.config import MODES, TRACKERS, EngineConfig, deepspeed_config, mode_of
 from ldm.training.engine.plain import PlainPart
 from ldm.training.engine.watchdog import Pace, Watchdog, joined, served
@@ -375,20 +375,3 @@ def free_port(host: str) -> int:
     with socket.socket() as free:
         free.bind((host, 0))
         return free.getsockname()[1]
-
-
-def load_strictly(module: nn.Module, state: dict[str, Tensor], where: object) -> None:
-    """load_state_dict(strict) with an error for people.
-
-    Raises:
-        InputError: missing, unknown or differently shaped weights.
-    """
-    try:
-        module.load_state_dict(state)
-    except RuntimeError as error:
-        raise InputError(
-            f"weights do not fit the model: {str(error).splitlines()[-1].strip()}",
-            where=where,
-            expected="the configuration that the checkpoint was trained with",
-            mend="see run.yaml beside the checkpoint",
-        ) from error

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
-from ldm.training.checkpoint import Reader, State
+from ldm.checkpoints.store import Reader, State
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 

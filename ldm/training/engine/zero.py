@@ -13,7 +13,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
-from ldm.training.checkpoint import Fragment, Reader, State
+from ldm.checkpoints.store import Fragment, Reader, State
 from ldm.training.engine.plain import MOMENTS, fresh_state, loss_scale
 
 

@@ -10,11 +10,11 @@ import torch.nn.functional as F
 from diffusers.models.attention_processor import Attention
 
 from data_shards.errors import InputError
-from ldm.losses import last_layer_gradient, spectral_angle_rad
 from ldm.models.codebook import Codebook, CodebookConfig
 from ldm.models.denoiser import UNet, UNetConfig, denoiser_from, described
 from ldm.models.discriminator import PatchGAN, PatchGANConfig
 from ldm.models.vqgan import VQGAN, VQGANConfig, initialised
+from ldm.training.losses import last_layer_gradient, spectral_angle_rad
 
 SMALL = {"channels": 8, "layers": 1, "norm_groups": 4}
 

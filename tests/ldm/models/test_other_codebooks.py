@@ -10,15 +10,15 @@ from pathlib import Path
 import pytest
 import torch
 
-from data_shards.dataset import Dataset
 from data_shards.errors import InputError
+from data_shards.reading.dataset import Dataset
 from launch import build
 from launch.config import VQGANStage, load
-from ldm.export import as_vqmodel
+from ldm.checkpoints.export import as_vqmodel
+from ldm.checkpoints.store import Reader
+from ldm.checkpoints.trained import Autoencoder
 from ldm.models.codebook import Codebook, CodebookConfig
 from ldm.models.other_codebooks import FSQ, CodeMap, SimVQ, codebook_from
-from ldm.trained import Autoencoder
-from ldm.training.checkpoint import Reader
 from ldm.training.engine import Engine
 from tests.runs import Place
 
@@ -202,7 +202,7 @@ def test_ranks_and_zero_train_what_one_process_trains_and_a_resume_goes_on(place
 
 
 def test_a_trained_autoencoder_is_loaded_with_its_kind_of_codebook(place: Place, tmp_path: Path) -> None:
-    from ldm.trained import load_autoencoder
+    from ldm.checkpoints.trained import load_autoencoder
 
     words = ["kind=fsq", "levels=[5,3,4,3]", "codes=180", "kmeans=never"]
     place.train("fsq", "vqgan", "ddp", 1, *(f"vqgan.codebook.{word}" for word in words), "vqgan.loop.samples=16", expect=True)

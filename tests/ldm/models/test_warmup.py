@@ -7,7 +7,7 @@ from itertools import islice
 
 import pytest
 
-from data_shards.dataset import Dataset
+from data_shards.reading.dataset import Dataset
 from launch import build
 from launch.config import VQGANStage, load
 from ldm.training.engine import Engine

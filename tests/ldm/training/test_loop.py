@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from data_shards.errors import TryAgain, UnsafeResume
+from ldm.checkpoints.store import CheckpointStore, Reader
 from ldm.comm import Alone
-from ldm.training.checkpoint import CheckpointStore, Reader
 from ldm.training.clock import TIMINGS
 from ldm.training.engine import Engine, EngineConfig
 from ldm.training.log import MetricLog, read_log

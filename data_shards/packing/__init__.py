@@ -1,0 +1,1 @@
+"""Cubes into shards, and what is made of whole sets."""

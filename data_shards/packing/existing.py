@@ -1,0 +1,183 @@
+"""Shards that lie there without index: ours, or written by stock webdataset."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from data_shards import durable
+from data_shards.cube import Cube
+from data_shards.errors import CorruptData, InputError, RetinaforgeError
+from data_shards.manifest import NAME, BandStats, Manifest, ShardEntry, read_manifest, write_manifest
+from data_shards.packing.pack import checked, describe, entry_of, stats_split_of
+from data_shards.packing.splits import stated_splits
+from data_shards.packing.statistics import BandAccumulator
+from data_shards.reading.dataset import Dataset
+from data_shards.reading.reader import Shard
+from data_shards.shards import payload
+from data_shards.shards.index import ShardIndex, index_bytes, index_path, open_index
+from data_shards.shards.shard import scan_shard
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Record:
+    """What is written down of the shards of a folder.
+
+    Attributes:
+        manifest: dataset.json, where it is sound.
+        sha256s: shard name to what its bytes may hash to: as the manifest says or, where there is no sound one, also the index.
+        source: provenance; not to be relied on where `manifest` is None.
+        stands: there is a dataset.json, sound or not.
+    """
+
+    manifest: Manifest | None
+    sha256s: dict[str, set[str]]
+    source: Any
+    stands: bool
+
+
+def index_folder(folder: Path | str, *, changed: bool = False) -> Manifest:
+    """Index every `SPLIT-*.tar` of a folder (ours, or written by stock webdataset) and write dataset.json with statistics.
+
+    The split is the file name up to its last '-'. Shards of which a sha256 is written down (in dataset.json or, where that is
+    gone, in their index) have to be those still: else damage would be taken for data. Where all are, provenance is kept.
+
+    Args:
+        changed: take shards that are not what was written down; the old digest and provenance are kept under `source.before`.
+
+    Raises:
+        InputError: no shards, mixed kinds, a subject in two splits, shards that dataset.json does not name. CorruptData: a damaged
+            shard, or one that is not what was written down, or is gone.
+    """
+    folder = Path(folder)
+    shards = sorted(path for path in folder.glob("*.tar") if not path.name.startswith(durable.PART))
+    if not shards:
+        raise InputError("no shards here", where=folder, expected="SPLIT-000000.tar files")
+    record = _record_of(folder)
+    scanned = [(shard, shard.stem.rpartition("-")[0] or shard.stem, _scanned(shard, record)) for shard in shards]
+    if not changed:
+        _check_against(record, folder, {shard.name: index and index.sha256 for shard, _, index in scanned})
+    stated_splits((subject, split) for _, split, index in scanned for subject in index.subjects)
+    _each_once((key, shard.name) for shard, _, index in scanned for key in index.keys)
+    _one_shape((f"{shard.name}: sample {key}", index.shape(i)) for shard, _, index in scanned for i, key in enumerate(index.keys))
+    for shard, _, index in scanned:
+        durable.write_bytes(index_path(shard), index_bytes(index))
+    entries = [entry_of(shard, index, split) for shard, split, index in scanned]
+    splits = {
+        s: {
+            "count": sum(e.count for e in entries if e.split == s),
+            "subjects": len({subject for _, split, index in scanned if split == s for subject in index.subjects}),
+        }
+        for s in sorted({e.split for e in entries})
+    }
+    filled = next((entry for entry in entries if entry.count), None)
+    if filled is None:
+        raise InputError("no sample in any shard", where=folder, expected="KEY.json and KEY.cube.<codec> members")
+    first, bounds = Shard(folder, filled).cube(0), {bound_of(folder, entry) for entry in entries if entry.count}
+    old = record.manifest
+    if old and {(s.name, s.sha256) for s in old.shards} == {(e.name, e.sha256) for e in entries}:
+        fresh = {entry.name: entry for entry in entries}
+        manifest = replace(old, shards=tuple(fresh[s.name] for s in old.shards))  # order and provenance as they were
+    else:
+        manifest = describe(first, shards=entries, splits=splits, stats=None, source=_source(record, entries), max_error=max(bounds))
+    manifest = replace(manifest, stats=_checked_stats(Dataset(folder, manifest), first))
+    write_manifest(folder, manifest)
+    return manifest
+
+
+def _record_of(folder: Path) -> _Record:
+    """What dataset.json and the indices say, as far as they can be read."""
+    manifest, source, sha256s = None, None, {}
+    try:
+        manifest = read_manifest(folder)
+        return _Record(manifest=manifest, sha256s={s.name: {s.sha256} for s in manifest.shards}, source=manifest.source, stands=True)
+    except InputError:
+        stands = False
+    except CorruptData:
+        stands = True
+        with contextlib.suppress(OSError, ValueError, LookupError, TypeError):  # what can be read of it is compared all the same
+            fields = json.loads((folder / NAME).read_bytes())
+            source = fields.get("source")
+            sha256s = {str(shard["name"]): {shard["sha256"]} for shard in fields["shards"]}
+    for path in sorted(folder.glob("*.index")):
+        known = sha256s.setdefault(path.with_suffix(".tar").name, set())
+        with contextlib.suppress(CorruptData):
+            known.add(open_index(path).sha256)
+    return _Record(manifest=None, sha256s=sha256s, source=source, stands=stands)
+
+
+def _scanned(shard: Path, record: _Record) -> ShardIndex | None:
+    """The shard's index; None where it cannot be indexed, and is not what was written down anyway.
+
+    Raises:
+        InputError, CorruptData: as scan_shard.
+    """
+    try:
+        return scan_shard(shard)
+    except RetinaforgeError:
+        if shard.name not in record.sha256s or durable.sha256_of(shard) in record.sha256s[shard.name]:
+            raise
+        return None
+
+
+def _check_against(record: _Record, folder: Path, found: dict[str, str | None]) -> None:
+    """Raises: CorruptData: a shard that is not what was written down, or is gone. InputError: one that nothing names."""
+    wrong = [f"{name} is missing" for name in sorted(record.sha256s) if name not in found]
+    for name, sha256 in found.items():
+        known = record.sha256s.get(name)
+        if known is not None and sha256 not in known:
+            wrong.append(f"{name} is not as it was written" if known else f"nothing readable tells what {name} has to be")
+    purpose = "shards that were written, added or removed on purpose are taken with the option --changed"
+    if wrong:
+        raise CorruptData(
+            "; ".join(wrong[:5]) + (f"; and {len(wrong) - 5} more" if len(wrong) > 5 else ""),
+            where=folder,
+            expected=f"the shards that {NAME} and the indices describe; {purpose}",
+            mend="copy these shards again, or pack the set again from its source",
+        )
+    if record.stands and (new := sorted(set(found) - set(record.sha256s))):
+        raise InputError(f"{NAME} does not name {', '.join(new[:5])}", where=folder, expected=f"the shards that it names; {purpose}")
+
+
+def _source(record: _Record, entries: list[ShardEntry]) -> dict[str, Any]:
+    """Provenance of shards that were not one set before, with what is known of the set that stood here."""
+    old = record.manifest
+    before = {"digest": old.digest, "source": old.source} if old else {"unchecked": record.source} if record.source else None
+    return {"index": [e.name for e in entries], **({"before": before} if before else {})}
+
+
+def _each_once(rows: Iterable[tuple[str, str]]) -> None:
+    shard_of: dict[str, str] = {}
+    for key, shard in rows:
+        if shard_of.setdefault(key, shard) != shard:
+            raise InputError(
+                f"sample {key!r} stands in {shard_of[key]} and in {shard}", expected="every key once", mend="remove one of them"
+            )
+
+
+def _one_shape(rows: Iterable[tuple[str, tuple[int, ...]]]) -> None:
+    first = None
+    for where, shape in rows:
+        first = first or shape
+        if shape != first:
+            raise InputError(f"shape {shape}", where=where, expected=f"{first}: one dataset has one shape", mend="two folders")
+
+
+def _checked_stats(dataset: Dataset, first: Cube) -> BandStats:
+    """Band statistics of shards from elsewhere, every cube of every split decoded and compared with the first on the way."""
+    bands, stats_split = BandAccumulator(), stats_split_of(dataset.splits)
+    for split in (name for name, info in dataset.splits.items() if info.count):
+        for _ in checked(dataset.cubes(split), first, bands if split == stats_split else None):
+            pass
+    return bands.stats(stats_split, dataset.scale, dataset.offset)
+
+
+def bound_of(folder: Path, entry: ShardEntry) -> int:
+    """How far counts of a shard may lie from what was packed: as its first array says."""
+    shard = Shard(folder, entry)
+    m, codec_name = shard.index.payload(0)
+    return payload.stated_bound(shard.member(0, m)) if codec_name == "near" else 0

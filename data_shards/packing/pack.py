@@ -1,0 +1,374 @@
+"""Packing: loose cubes (or another dataset) into shards, splits by subject, per-band statistics, manifest.
+
+Legend: C band, H W pixels.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, replace
+from itertools import chain, islice
+from pathlib import Path
+from queue import SimpleQueue
+from typing import Any
+
+import numpy as np
+
+from data_shards import durable
+from data_shards.cube import Cube, same_kind
+from data_shards.errors import InputError
+from data_shards.manifest import FORMAT as DATASET_FORMAT
+from data_shards.manifest import BandStats, Manifest, ShardEntry, write_manifest
+from data_shards.packing.doubles import Doubles, few
+from data_shards.packing.sources import Read, source_of
+from data_shards.packing.splits import SPLITS, check_split_names, look_alike, split_subjects, stated_splits
+from data_shards.packing.standing import stamps_digest, standing, write_stamps
+from data_shards.packing.statistics import FORMAT as STATISTICS
+from data_shards.packing.statistics import BandAccumulator
+from data_shards.reading.dataset import Dataset
+from data_shards.shards.codecs import Encoding
+from data_shards.shards.index import FORMAT as INDEX_FORMAT
+from data_shards.shards.index import ShardIndex, index_path, open_index
+from data_shards.shards.shard import write_shard
+from data_shards.stores import place_of
+
+LOGGER = logging.getLogger("retinaforge")
+Watch = Callable[[Iterable[Any]], Iterable[Any]]  # wraps what is iterated over, to show progress
+
+
+def entry_of(shard: Path, index: ShardIndex, split: str) -> ShardEntry:
+    """The manifest's line for a finished shard."""
+    return ShardEntry(
+        name=shard.name,
+        split=split,
+        count=len(index),
+        bytes=index.shard_bytes,
+        sha256=index.sha256,
+        index_sha256=durable.sha256_of(index_path(shard)),
+    )
+
+
+def pack(
+    source: Path | str,
+    out: Path,
+    *,
+    splits: dict[str, float] | None = None,
+    splits_from: Path | str | None = None,
+    seed: int = 0,
+    codec: str = "raw",
+    max_error: int = 0,
+    tile: int = 0,
+    shard_mib: int = 1024,
+    workers: int = 1,
+    watch: Watch = iter,
+) -> Manifest:
+    """Pack loose cubes, or repack a dataset, into `out`. `out` appears whole when all is written, or not at all.
+
+    The same samples give the same bytes, whatever `workers` is and however often the packing was killed: finished shards are kept
+    and the same call goes on behind them.
+
+    Args:
+        splits: fractions by subject; None takes the splits that the samples state, else SPLITS.
+        splits_from: a packed set; who stands in it keeps that split, and the fractions (None: that set's) divide the others.
+        codec, max_error, tile: as Encoding.
+        shard_mib: a shard is closed before it would grow over this, as raw counts.
+        workers: threads, each on a shard of its own.
+        watch: wraps the keys as they are packed (a progress bar).
+
+    Raises:
+        InputError: mixed shapes, bands or dtypes; a subject in two splits; an empty split; `out` holds something else.
+    """
+    encoding, source, out = Encoding(codec, max_error, tile), place_of(str(source)), Path(out)
+    rows, read, samples = source_of(source)
+    asked = {**asdict(encoding), "seed": seed, "shard_mib": shard_mib, "splits": splits}
+    again = _command(source, asked, workers)
+    fixed: dict[str, str] = {}
+    if splits_from is not None:
+        before = Dataset(place_of(str(splits_from)))
+        asked["splits_from"], again = before.digest, [*again, "--splits-from", str(splits_from)]
+        fixed = stated_splits((s, name) for name, info in before.splits.items() if info.count for s in before.subjects(name))
+        splits = splits or before.manifest.source.get("pack", {}).get("splits") or SPLITS
+    by_hash = splits is not None or not all(split for *_, split in rows)
+    request = {"pack": asked, "samples": samples}
+    if done := standing(out, encoding, request, read, again, grown=["--splits-from", str(out)] if by_hash and not fixed else []):
+        return done
+    if alike := look_alike(subject for _, subject, _ in rows):
+        LOGGER.warning(
+            "%s: subjects written in several ways (%d, first %s) are taken for several people, who may stand in several splits; if each is "
+            "one person, correct subject_id and pack anew",
+            *(source, len(alike), " and ".join(map(repr, alike[0]))),
+        )
+    split_of = _splits_for(rows, splits, seed, fixed)
+    parts: dict[str, list[str]] = {name: [] for name in dict.fromkeys([*(splits or SPLITS), *split_of.values()])}
+    check_split_names(parts)
+    for key, subject, _ in rows:
+        parts[split_of[subject]].append(key)
+    first = read(next(keys for keys in parts.values() if keys)[0])
+    each = _samples_a_shard(first, shard_mib)
+    shards = {name: [keys[a : a + each] for a in range(0, len(keys), each)] for name, keys in parts.items() if keys}
+    return _write_shards(out, shards, read, first, encoding, source=request, workers=workers, watch=watch)
+
+
+def recode(
+    source: Path | str, out: Path, *, codec: str, max_error: int = 0, tile: int = 0, workers: int = 1, watch: Watch = iter
+) -> Manifest:
+    """The dataset `source` in another encoding: the same samples in the same splits and shards. As `pack` otherwise."""
+    encoding, source, out = Encoding(codec, max_error, tile), place_of(str(source)), Path(out)
+    dataset = Dataset(source)
+    _, read, samples = source_of(source)
+    request = {"recode": asdict(encoding), "samples": samples}
+    options = _options({"max_error": max_error, "tile": tile}, workers)
+    if done := standing(out, encoding, request, read, ["retinaforge", "data", "recode", str(source), "{}", codec, *options]):
+        return done
+    shards = {split: [list(shard.index.keys) for shard in dataset.shards(split)] for split, info in dataset.splits.items() if info.count}
+    first = dataset.cube(next(iter(shards)), 0)
+    return _write_shards(out, shards, read, first, encoding, source=request, workers=workers, watch=watch)
+
+
+DEFAULTS = {"codec": "raw", "max_error": 0, "tile": 0, "seed": 0, "shard_mib": 1024, "splits": None}
+
+
+def _command(source: Path | str, asked: dict[str, Any], workers: int) -> list[str]:
+    """The words that ask for this packing on the command line, with '{}' for its place."""
+    return ["retinaforge", "data", "pack", str(source), "{}", *_options(asked, workers)]
+
+
+def _options(asked: dict[str, Any], workers: int) -> list[str]:
+    words = {name: value for name, value in asked.items() if value != DEFAULTS[name]} | ({"workers": workers} if workers != 1 else {})
+    if splits := words.get("splits"):
+        words["splits"] = ",".join(f"{name}={share}" for name, share in splits.items())
+    return [word for name, value in words.items() for word in (f"--{name.replace('_', '-')}", str(value))]
+
+
+def _samples_a_shard(first: Cube, shard_mib: int) -> int:
+    return max(1, (shard_mib << 20) // first.data_CHW.nbytes)
+
+
+def _splits_for(rows: list[tuple[str, str, str]], fractions: dict[str, float] | None, seed: int, fixed: dict[str, str]) -> dict[str, str]:
+    unstated = [key for key, _, split in rows if not split]
+    if fractions is None and not unstated:
+        return stated_splits((subject, split) for _, subject, split in rows)
+    if fractions is None and len(unstated) < len(rows):
+        raise InputError(
+            f"{len(rows) - len(unstated)} of {len(rows)} samples state a split, the others do not",
+            where=f"sample {unstated[0]} and {len(unstated) - 1} more",
+            expected="a split for all of them, or for none",
+            mend="fill the column 'split' and import again, or divide all anew: --splits train=0.8,val=0.1,test=0.1",
+        )
+    return split_subjects((subject for _, subject, _ in rows), fractions or SPLITS, seed, fixed=fixed)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Written:
+    """A finished shard, and what the manifest needs of it; `stamps` of the files that it was made of."""
+
+    entry: ShardEntry
+    subjects: list[str]
+    bands: BandAccumulator
+    stamps: str = ""
+
+    def save(self, staging: Path) -> None:
+        fields = {"entry": asdict(self.entry), "subjects": self.subjects, "bands": self.bands.fields(), "stamps": self.stamps}
+        durable.write_bytes(staging / f"{self.entry.name}{WRITTEN}", durable.canonical_json(fields))
+
+    @classmethod
+    def load(cls, staging: Path, name: str, stamps: str) -> _Written | None:
+        """The shard as a killed packing left it; None where it is not whole, or was made of other files."""
+        record = staging / f"{name}{WRITTEN}"
+        if not record.exists() or (fields := json.loads(record.read_bytes()))["stamps"] != stamps:
+            return None
+        return cls(**{**fields, "entry": ShardEntry(**fields["entry"]), "bands": BandAccumulator(**fields["bands"])})
+
+
+WRITTEN = ".written"  # beside a shard of an unfinished dataset
+WRITTEN_FORMAT = 2
+
+
+def _write_one(staging: Path, split: str, number: int, cubes: Iterable[Cube], first: Cube, encoding: Encoding) -> _Written:
+    shard, bands = staging / f"{split}-{number:06d}.tar", BandAccumulator()
+    near = encoding.coder if encoding.max_error else None
+    if near and first.data_CHW.dtype != np.uint16:
+        raise InputError("codec 'near' on latents", where=first.meta.key, expected="counts (uint16): its bound is in counts")
+    stored = (replace(cube, data_CHW=near.rounded(cube.data_CHW)) for cube in cubes) if near else cubes
+    index = write_shard(shard, checked(stored, first, bands), encoding, stem=payload_of(first))
+    return _Written(entry=entry_of(shard, index, split), subjects=sorted(set(index.subjects)), bands=bands)
+
+
+def _write_shards(
+    out: Path,
+    shards: dict[str, list[list[str]]],
+    read: Read,
+    first: Cube,
+    encoding: Encoding,
+    *,
+    source: dict[str, Any],
+    workers: int,
+    watch: Watch,
+) -> Manifest:
+    """Write the shards, named by the keys in each, side by side."""
+    told: SimpleQueue[BaseException | None] = SimpleQueue()  # a None for each cube that is done, or what went wrong
+    ended = threading.Event()
+
+    def cubes(keys: list[str]) -> Iterator[Cube]:
+        for key in keys:
+            if ended.is_set():
+                raise KeyboardInterrupt
+            yield read(key)
+            told.put(None)
+
+    def write(staging: Path, split: str, number: int, keys: list[str]) -> _Written:
+        try:
+            stamps = stamps_digest(read, keys)
+            written = _Written.load(staging, f"{split}-{number:06d}.tar", stamps)
+            if written:
+                for _ in keys:
+                    told.put(None)
+            else:
+                written = replace(_write_one(staging, split, number, cubes(keys), first, encoding), stamps=stamps)
+                written.save(staging)
+            return written
+        except BaseException as error:
+            told.put(error)
+            raise
+
+    formats = [DATASET_FORMAT, INDEX_FORMAT, WRITTEN_FORMAT, STATISTICS]
+    request = durable.canonical_json({**source, "shards": shards, "formats": formats}).decode()
+    with durable.writing_folder(out, request=request) as staging, ThreadPoolExecutor(workers) as pool:
+        try:
+            jobs = [pool.submit(write, staging, split, n, keys) for split, parts in shards.items() for n, keys in enumerate(parts)]
+            for _ in watch([key for parts in shards.values() for keys in parts for key in keys]):
+                if error := told.get():
+                    raise error
+            written = [job.result() for job in jobs]
+            _warn_of_doubles(staging, out, [shard.entry for shard in written])
+            return _describe_written(staging, written, list(shards), first, encoding.max_error, source)
+        finally:
+            ended.set()
+            pool.shutdown(cancel_futures=True)
+
+
+def _warn_of_doubles(staging: Path, out: Path, entries: list[ShardEntry]) -> None:
+    doubles = Doubles(staging)
+    found = [double for entry in entries for double in doubles.add(entry, open_index(index_path(staging / entry.name)))]
+    across = [double for double in found if double.across]
+    if across:
+        LOGGER.error(
+            "%s: %s. What is held out is trained on, and `data verify` refuses this set: remove one of each pair from the source, or "
+            "give both one subject_id (and one split), and pack again",
+            *(out, few(across)),
+        )
+    if within := [double for double in found if not double.across]:
+        LOGGER.warning("%s: %s", out, few(within))
+
+
+def write_dataset(
+    out: Path,
+    parts: dict[str, Iterable[Cube]],
+    *,
+    codec: str = "raw",
+    max_error: int = 0,
+    tile: int = 0,
+    shard_mib: int = 1024,
+    source: dict[str, Any],
+) -> Manifest:
+    """Write the cubes of each split as shards, index and manifest; `out` appears whole, or not at all.
+
+    Raises:
+        InputError: cubes of mixed shape, dtype, band list or affine map; `out` cannot be written. TryAgain: disk full.
+    """
+    encoding, out = Encoding(codec, max_error, tile), Path(out)
+    _ = encoding.coder
+    check_split_names(parts)
+    with durable.writing_folder(out) as staging:
+        first, written = None, []
+        for split, cubes in parts.items():
+            waiting, number = iter(cubes), 0
+            while (head := next(waiting, None)) is not None:
+                first = first or head
+                chunk = chain([head], islice(waiting, _samples_a_shard(head, shard_mib) - 1))
+                written.append(_write_one(staging, split, number, chunk, first, encoding))
+                number += 1
+        return _describe_written(staging, written, list(parts), first, encoding.max_error, source)
+
+
+def _describe_written(
+    staging: Path, written: list[_Written], splits: list[str], first: Cube, max_error: int, source: dict[str, Any]
+) -> Manifest:
+    """Write dataset.json over finished shards; their statistics are added up in the order of the shards, whoever wrote them."""
+    stats_split, bands, sizes = stats_split_of(splits), BandAccumulator(), {}
+    for split in splits:
+        mine = [w for w in written if w.entry.split == split]
+        sizes[split] = {"count": sum(w.entry.count for w in mine), "subjects": len({s for w in mine for s in w.subjects})}
+    for shard in written:
+        if shard.entry.split == stats_split:
+            bands.merge(shard.bands)
+        (staging / f"{shard.entry.name}{WRITTEN}").unlink(missing_ok=True)
+    stats = bands.stats(stats_split, first.meta.scale, first.meta.offset)
+    write_stamps(staging, {shard.entry.name: shard.stamps for shard in written})
+    manifest = describe(first, shards=[shard.entry for shard in written], splits=sizes, stats=stats, source=source, max_error=max_error)
+    write_manifest(staging, manifest)
+    return manifest
+
+
+def checked(cubes: Iterable[Cube], first: Cube, bands: BandAccumulator | None) -> Iterator[Cube]:
+    """The cubes, each of the kind of `first`, entered into the statistics as they pass."""
+    for cube in cubes:
+        same_kind(cube, first)
+        if bands is not None:
+            bands.add(cube)
+        yield cube
+
+
+def payload_of(cube: Cube) -> str:
+    """'cube' for stored counts, 'latent' for floats."""
+    return "cube" if cube.data_CHW.dtype == np.uint16 else "latent"
+
+
+def stats_split_of(splits: Iterable[str]) -> str:
+    """The split that statistics are taken from: 'train', or the first where there is none of that name."""
+    names = list(splits)
+    return "train" if "train" in names else names[0]
+
+
+def band_stats(dataset: Dataset, watch: Watch = iter) -> BandStats:
+    """Per-band statistics of the training split (of the first split where there is none of that name).
+
+    Raises:
+        InputError: a cube of another shape, dtype, band list or affine map than the first.
+    """
+    split = stats_split_of(dataset.splits)
+    bands, first = BandAccumulator(), dataset.cube(split, 0)
+    for i in watch(range(dataset.count(split))):
+        cube = dataset.cube(split, i)
+        same_kind(cube, first)
+        bands.add(cube)
+    return bands.stats(split, dataset.scale, dataset.offset)
+
+
+def describe(
+    first: Cube,
+    *,
+    shards: Iterable[ShardEntry],
+    splits: dict[str, dict[str, int]],
+    stats: BandStats | None,
+    source: dict[str, Any],
+    max_error: int = 0,
+) -> Manifest:
+    """The manifest of a set of which `first` is one sample."""
+    return Manifest(
+        payload=payload_of(first),
+        dtype=first.data_CHW.dtype.name,
+        shape=first.data_CHW.shape,
+        wavelengths_nm=first.meta.wavelengths_nm,
+        scale=first.meta.scale,
+        offset=first.meta.offset,
+        shards=tuple(shards),
+        splits=splits,
+        max_error=max_error,
+        stats=stats,
+        source=source,
+    )

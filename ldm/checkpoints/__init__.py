@@ -1,0 +1,1 @@
+"""States of trainings, and what is read from them."""

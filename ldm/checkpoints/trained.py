@@ -1,0 +1,159 @@
+"""Trained networks, loaded from the newest checkpoint that verifies. All they need stands in the checkpoint itself."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from data_shards.errors import InputError
+from data_shards.manifest import BandStats, Manifest
+from ldm.checkpoints.commit import COMMIT, Checkpoint
+from ldm.checkpoints.store import CheckpointStore, Reader
+from ldm.comm import Alone
+from ldm.models.codebook import Codebook, CodebookConfig
+from ldm.models.denoiser import denoiser_from
+from ldm.models.objective import SCHEDULES, ObjectiveConfig
+from ldm.models.other_codebooks import codebook_from
+from ldm.models.vqgan import VQGAN, VQGANConfig
+from ldm.normalise import BandNormaliser
+
+
+@dataclass(frozen=True)
+class Autoencoder:
+    """VQ-GAN, codebook and normaliser of one checkpoint; `data` says what cubes it was trained on, `fov_HW` what they show."""
+
+    vqgan: VQGAN
+    codebook: Codebook
+    normaliser: BandNormaliser
+    fov_HW: Tensor
+    data: dict[str, Any]
+    digest: str
+
+    @torch.no_grad()
+    def reconstruct(self, stored_BCHW: Tensor, fov_BHW: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Stored counts → reconstructed reflectance (0 outside the field of view), code indices."""
+        rec_BCHW, _, index_BHW, _ = self.vqgan(self.normaliser(stored_BCHW, fov_BHW), self.codebook)
+        reflectance_BCHW = self.normaliser.reflectance(rec_BCHW)
+        return reflectance_BCHW if fov_BHW is None else reflectance_BCHW * fov_BHW[:, None], index_BHW
+
+    @torch.no_grad()
+    def decode(self, z_BDHW: Tensor, *, quantise: bool) -> Tensor:
+        """Latents → stored counts, uint16, 0 outside the training set's field of view; through the nearest codes, as the
+        decoder was trained, or as they are.
+
+        Raises:
+            InputError: as they are, of a codebook of kind 'fsq': nothing has brought them near their codes.
+        """
+        if not quantise and self.codebook.config.kind == "fsq":
+            raise InputError(
+                "sample.quantise=false with a codebook of kind 'fsq'", expected="true: its latents are not bounded, its codes are"
+            )
+        x_BCHW = self.vqgan.decode(self.codebook(z_BDHW)[0] if quantise else z_BDHW)
+        return (self.normaliser.stored(x_BCHW).int() * self.fov_HW).to(torch.uint16)  # torch multiplies no uint16
+
+
+@dataclass(frozen=True)
+class Denoiser:
+    """EMA weights of a denoiser, the latents' normaliser, and the objective it was trained for."""
+
+    net: nn.Module
+    normaliser: BandNormaliser
+    objective: ObjectiveConfig
+    latent_shape: tuple[int, int, int]
+    autoencoder: str
+    digest: str
+
+
+def describe_data(manifest: Manifest) -> dict[str, Any]:
+    """What a checkpoint keeps of its dataset, so that it can be used without it."""
+    assert manifest.stats is not None
+    kept = ("shape", "dtype", "wavelengths_nm", "scale", "offset")
+    return {**{k: getattr(manifest, k) for k in kept}, "stats": manifest.stats.fields(), "digest": manifest.digest}
+
+
+def normaliser_from(data: dict[str, Any]) -> BandNormaliser:
+    """The normaliser of a `describe_data`."""
+    stats = BandStats(**data["stats"])
+    return BandNormaliser(stats, scale=data["scale"], offset=data["offset"], dtype=data["dtype"])
+
+
+def trained_digest(folder: Path) -> str | None:
+    """sha256 of the commit that `load_autoencoder` or `load_denoiser` would take; None where nothing is trained."""
+    checkpoint = CheckpointStore(folder / "checkpoints", Alone()).newest(progress_exists=False, used=True)
+    return _digest(checkpoint) if checkpoint and checkpoint.samples else None
+
+
+def _digest(checkpoint: Checkpoint) -> str:
+    return hashlib.sha256((checkpoint.folder / COMMIT).read_bytes()).hexdigest()
+
+
+def _chosen(folder: Path, what: str, best: bool) -> tuple[dict[str, Any], Reader, str]:
+    store = CheckpointStore(folder / "checkpoints", Alone())
+    checkpoint = store.best() if best else store.newest(progress_exists=False, used=True)
+    if checkpoint is None or not checkpoint.samples:
+        raise InputError(f"no trained {what}", where=folder, expected="a committed checkpoint", mend=f"retinaforge train {what} PRESET")
+    return checkpoint.state["identity"], Reader(checkpoint, used=True), _digest(checkpoint)
+
+
+def load_autoencoder(folder: Path, device: torch.device | str = "cpu", *, best: bool = False) -> Autoencoder:
+    """The VQ-GAN of a training folder, in evaluation mode: the newest, or that of the best validation loss.
+
+    Raises:
+        InputError: nothing trained there. UnsafeResume: checkpoints, but none that verifies.
+    """
+    identity, read, digest = _chosen(folder, "vqgan", best)
+    vqgan = VQGAN(VQGANConfig(**{k: v for k, v in identity["model"].items() if k != "kind"}))
+    load_strictly(vqgan, read.under("vqgan.model."), folder)
+    codebook = codebook_from(CodebookConfig(**identity["codebook"]), channels=vqgan.config.latent_channels, seed=0)
+    load_strictly(codebook, read.under("codebook."), folder)
+    parts = (vqgan.eval().to(device), codebook.to(device), normaliser_from(identity["data"]).to(device), read("fov_HW").bool().to(device))
+    return Autoencoder(*parts, data=identity["data"], digest=digest)
+
+
+def load_denoiser(folder: Path, device: torch.device | str = "cpu", *, best: bool = False) -> Denoiser:
+    """The averaged denoiser of a training folder, in evaluation mode: the newest, or that of the best validation loss.
+
+    Raises:
+        InputError: nothing trained there, or on a noise schedule that is not sampled. UnsafeResume: checkpoints, but none that verifies.
+    """
+    identity, read, digest = _chosen(folder, "diffusion", best)
+    objective = ObjectiveConfig(**identity["objective"])
+    if identity["schedule"] != (now := SCHEDULES.get(objective.target)):
+        raise InputError(
+            f"a denoiser of {objective.target!r} on the noise schedule {identity['schedule']}",
+            where=folder,
+            expected=f"{now}: on the other one samples come out hundreds of times too wide",
+            mend="train it anew: retinaforge train diffusion PRESET run=runs/NAME, with a fresh run folder",
+        )
+    net = denoiser_from(identity["model"])
+    load_strictly(net, read.under("ema."), folder)
+    return Denoiser(
+        net.eval().to(device),
+        normaliser_from(identity["data"]).to(device),
+        objective,
+        tuple(identity["data"]["shape"]),
+        identity["autoencoder"],
+        digest,
+    )
+
+
+def load_strictly(module: nn.Module, state: dict[str, Tensor], where: object) -> None:
+    """load_state_dict(strict) with an error for people.
+
+    Raises:
+        InputError: missing, unknown or differently shaped weights.
+    """
+    try:
+        module.load_state_dict(state)
+    except RuntimeError as error:
+        raise InputError(
+            f"weights do not fit the model: {str(error).splitlines()[-1].strip()}",
+            where=where,
+            expected="the configuration that the checkpoint was trained with",
+            mend="see run.yaml beside the checkpoint",
+        ) from error

@@ -1,0 +1,125 @@
+"""What is compared: parts of packed datasets, the real ones that make the floor, and the one field of view for all.
+
+Legend: N image, B batch, C band, H W pixels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from data_shards.errors import InputError, nearest, without_credentials
+from data_shards.reading.batch import Batch
+from data_shards.reading.dataset import Dataset
+from data_shards.reading.fields_of_view import common_fov as common_fov
+from data_shards.reading.stream import CubeStream
+
+Watch = Callable[..., Iterable]
+"""(iterable, total=, title=, unit=) → the same items, shown as they pass; launch.cli.progress.progress is one."""
+
+
+def silent(items: Iterable, **_: Any) -> Iterable:
+    """The Watch that shows nothing."""
+    return items
+
+
+@dataclass(frozen=True, kw_only=True)
+class Part:
+    """Some images of one split: what a set is measured on."""
+
+    dataset: Dataset
+    split: str
+    sample_N: np.ndarray
+    independent: bool = False  # synthetic images: each its own unit; real ones belong to a person
+
+    def units(self) -> list[str]:
+        """Resampling unit of each image."""
+        names = self.dataset.keys(self.split) if self.independent else self.dataset.subjects(self.split)
+        return [names[i] for i in self.sample_N]
+
+    def batches(self, batch_size: int, watch: Watch, title: str) -> Iterable[Batch]:
+        """The images with their maps, in order."""
+        stream = CubeStream(self.dataset, self.split, batch_size=batch_size, maps=True)
+        chunks = [self.sample_N[a : a + batch_size] for a in range(0, len(self.sample_N), batch_size)]
+        found = stream.once() if len(self.sample_N) == stream.count else map(stream.read, chunks)
+        return watch(found, total=len(chunks), title=title, unit="batch")
+
+    def reflectance(self, cubes_BCHW: torch.Tensor, device: str) -> torch.Tensor:
+        """Stored values as float32 reflectance on a device."""
+        return cubes_BCHW.to(device).float() * self.dataset.scale + self.dataset.offset
+
+    def described(self) -> dict[str, Any]:
+        """For the result: path, digest, split, numbers of images and of people."""
+        people = {} if self.independent else {"subjects": len(set(self.units()))}
+        place = without_credentials(str(self.dataset.path))
+        return {"path": place, "digest": self.dataset.digest, "split": self.split, "n": len(self.sample_N), **people}
+
+
+def evenly(count: int, limit: int | None) -> np.ndarray:
+    """All positions, or `limit` of them evenly spaced: the first ones would be the images of a few people."""
+    return np.arange(count) if limit is None or limit >= count else np.arange(limit) * count // limit
+
+
+def check_comparable(real: Dataset, synthetic: Dataset) -> str:
+    """The split of the synthetic set.
+
+    Raises:
+        InputError: latents instead of cubes, other bands or sizes, the real set itself, or no single split to take.
+    """
+    for dataset in (real, synthetic):
+        if dataset.payload != "cube":
+            raise InputError(f"a dataset of {dataset.payload}s", where=dataset.path, expected="cubes", mend="retinaforge data ls DATASET")
+    if len(real.wavelengths_nm) != len(synthetic.wavelengths_nm) or not np.allclose(
+        real.wavelengths_nm, synthetic.wavelengths_nm, atol=0.5
+    ):
+        bands = [", ".join(f"{nm:g}" for nm in d.wavelengths_nm) for d in (synthetic, real)]
+        raise InputError(
+            f"bands at {bands[0]} nm",
+            where=synthetic.path,
+            expected=f"those of {real.path}: {bands[1]} nm",
+            mend="compare it with the set it was trained on",
+        )
+    if real.shape != synthetic.shape:
+        raise InputError(f"cubes of shape {synthetic.shape}", where=synthetic.path, expected=f"{real.shape}, as in {real.path}")
+    if real.digest == synthetic.digest:
+        raise InputError(f"both are dataset {real.digest[:12]}", where=synthetic.path, expected="a synthetic set beside the real one")
+    filled = [name for name, info in synthetic.splits.items() if info.count]
+    if "synthetic" in filled:
+        return "synthetic"
+    if len(filled) != 1:
+        raise InputError(
+            f"splits {', '.join(filled) or 'none'}, all others empty",
+            where=synthetic.path,
+            expected="images in one split, named synthetic",
+            mend="retinaforge data pack FOLDER DATASET --splits synthetic=1",
+        )
+    return filled[0]
+
+
+def real_parts(real: Dataset, against: str, limit: int | None) -> tuple[Part, Part | None]:
+    """The reference, and other real people for the floor.
+
+    The floor comes from the training split; where that is the reference itself, from another one; where there is none,
+    the people of the only split are divided into two halves. None where there is only one person.
+
+    Raises:
+        InputError: the split is empty or unknown.
+    """
+    if against not in real.splits:
+        raise InputError(f"unknown split {against!r}", where=real.path, expected=nearest(against, real.splits))
+    count = real.count(against)
+    others = [
+        name for name in ("train", "val", "test", *real.splits) if name != against and name in real.splits and real.splits[name].count
+    ]
+    if others:
+        floor = Part(dataset=real, split=others[0], sample_N=evenly(real.count(others[0]), limit))
+        return Part(dataset=real, split=against, sample_N=evenly(count, limit)), floor
+    names, unit_N = np.unique(real.subjects(against), return_inverse=True)
+    if len(names) < 2:
+        return Part(dataset=real, split=against, sample_N=evenly(count, limit)), None
+    halves = [np.flatnonzero(unit_N % 2 == side) for side in (0, 1)]
+    return tuple(Part(dataset=real, split=against, sample_N=half[evenly(len(half), limit)]) for half in halves)

@@ -1,0 +1,1 @@
+"""Latents, samples and sets."""

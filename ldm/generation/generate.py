@@ -1,0 +1,220 @@
+"""Bulk generation into shards. Shard k holds images [k·n, (k+1)·n), whoever writes it; image i is a function of (seed, i).
+
+A shard is published first-writer-wins, so any number of tasks, restarted at any time, make the same set once. A set may grow: a larger
+count makes the missing shards. The last shard of a set that fills none has a name of its own, synthetic-000001.first2.tar, so that the
+whole one, made later, takes nothing from those who read the smaller set.
+Legend: B batch, C band, H W pixels, D latent channel.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from data_shards import durable
+from data_shards.cube import Cube, CubeMeta
+from data_shards.errors import InputError, moved_aside
+from data_shards.manifest import NAME, Manifest, read_manifest, write_manifest
+from data_shards.packing.pack import band_stats, describe, entry_of
+from data_shards.reading.dataset import Dataset
+from data_shards.reading.reader import Shard
+from data_shards.shards.index import index_bytes, index_path, open_index
+from data_shards.shards.shard import scan_shard, write_shard
+from ldm.checkpoints.trained import Autoencoder, Denoiser
+from ldm.models.objective import normal_at
+from ldm.models.sampler import SamplerConfig, scheduler_for, solve
+
+SPLIT = "synthetic"
+REQUEST = "request.json"
+PATIENCE_S = 60.0  # to wait for another task that writes the manifest
+
+
+def latents_of(denoiser: Denoiser, ids: np.ndarray, *, seed: int, sampler: SamplerConfig) -> Tensor:
+    """Latents of the images with these numbers, (B, D, h, w), in the autoencoder's units."""
+    device = denoiser.normaliser.mean_C11.device
+    noise = normal_at(seed, ids, denoiser.latent_shape).to(device)
+    z_BDHW = solve(denoiser.net, noise, scheduler_for(sampler, denoiser.objective.target), sampler.steps)
+    return denoiser.normaliser.reflectance(z_BDHW)
+
+
+def images(
+    autoencoder: Autoencoder, denoiser: Denoiser, ids: np.ndarray, *, seed: int, sampler: SamplerConfig, batch: int, quantise: bool
+) -> Iterator[Cube]:
+    """The images with these numbers, one cube after the other."""
+    data = autoencoder.data
+    for part in np.array_split(ids, max(1, -(-len(ids) // batch))):
+        stored_BCHW = autoencoder.decode(latents_of(denoiser, part, seed=seed, sampler=sampler), quantise=quantise).cpu().numpy()
+        for i, stored_CHW in zip(part, stored_BCHW, strict=True):
+            meta = CubeMeta(
+                key=f"{i:09d}",
+                wavelengths_nm=tuple(data["wavelengths_nm"]),
+                scale=data["scale"],
+                offset=data["offset"],
+                subject_id="synthetic",
+                notes={"image": int(i), "seed": seed, "batch": batch},  # how a convolution rounds depends on the batch
+            )
+            yield Cube(data_CHW=stored_CHW, meta=meta, fov_HW=autoencoder.fov_HW.cpu().numpy())
+
+
+def generate_set(
+    autoencoder: Autoencoder,
+    denoiser: Denoiser,
+    out: Path,
+    *,
+    count: int,
+    shard: int,
+    seed: int,
+    sampler: SamplerConfig,
+    batch: int = 16,
+    quantise: bool = True,
+    task: tuple[int, int] = (1, 1),
+    watch: Callable[[Iterable[int]], Iterable[int]] = iter,
+) -> Manifest | None:
+    """Make this task's shards of a set; the task that finds all shards there writes dataset.json.
+
+    Args:
+        task: (k, n), k from 1: shards k-1, k-1+n, …
+
+    Returns:
+        The manifest when the set is whole, else None: other tasks still have shards to make.
+
+    Raises:
+        InputError: counts or task out of range; a sampler that does not solve the denoiser's objective; a denoiser trained on
+        another autoencoder's latents; `out` holds a set of another request, or a larger one.
+    """
+    k, n = task
+    if min(count, shard, batch) < 1 or not 1 <= k <= n:
+        raise InputError(
+            f"count {count}, shard {shard}, batch {batch}, task {k}/{n}",
+            expected="count, shard and batch at least 1, task k/n with 1 ≤ k ≤ n",
+        )
+    if denoiser.autoencoder != autoencoder.digest:
+        raise InputError(
+            "the denoiser was trained on the latents of another autoencoder",
+            expected=f"autoencoder {denoiser.autoencoder[:12]}, this one is {autoencoder.digest[:12]}",
+            mend="retinaforge encode PRESET, then retinaforge train diffusion PRESET, with a fresh run folder",
+        )
+    scheduler_for(sampler, denoiser.objective.target)  # refuses before anything is written
+    models = {"dataset": autoencoder.data["digest"], "autoencoder": autoencoder.digest, "denoiser": denoiser.digest}
+    plan = {"shard": shard, "seed": seed, "sampler": sampler.name, "steps": sampler.steps, "quantise": quantise}
+    batch_before = _claim(out, {**plan, **models})
+    if done := _standing(out, count):
+        return done
+    paths = [out / shard_name(number, shard, count) for number in range(-(-count // shard))]
+    _check_whole(paths, shard, count)  # before hours of work, and once more of what others left meanwhile
+    for number in watch(range(len(paths))[k - 1 :: n]):
+        path, ids = paths[number], np.arange(number * shard, min((number + 1) * shard, count))
+        if not path.exists():
+            made = images(autoencoder, denoiser, ids, seed=seed, sampler=sampler, batch=batch, quantise=quantise)
+            write_shard(path, made, keep_first=True)
+        elif not index_path(path).exists():  # killed between the two
+            durable.write_bytes(index_path(path), index_bytes(scan_shard(path)))
+    if not all(index_path(path).exists() for path in paths):
+        return None
+    _check_whole(paths, shard, count)
+    return _finish(out, paths, {"count": count, **plan, **models}, batch_before)
+
+
+def shard_name(number: int, shard: int, count: int) -> str:
+    """Name of a shard of a set: `.first3` where it holds only the first three of its images, for the set ends there."""
+    images_here = min(shard, count - number * shard)
+    return f"{SPLIT}-{number:06d}{'' if images_here == shard else f'.first{images_here}'}.tar"
+
+
+def request_of(out: Path) -> dict[str, Any]:
+    """What the set in this folder, whole or not, was asked for; {} where there is none."""
+    if (out / REQUEST).exists():
+        return json.loads((out / REQUEST).read_text())
+    return read_manifest(out).source.get("sample", {}) if (out / NAME).exists() else {}
+
+
+def superseded(out: Path) -> list[str]:
+    """Ends of smaller sets in the folder of a whole one, which its manifest names no more."""
+    named = {entry.name for entry in read_manifest(out).shards}
+    return sorted(path.name for path in out.glob(f"{SPLIT}-*.first*.tar") if path.name not in named)
+
+
+def _claim(out: Path, request: dict[str, Any]) -> int | None:
+    """The first task writes the request; all others must ask for images of the same kind. How many is no part of it, nor the batch.
+
+    Returns:
+        The batch of shards that do not state theirs: of a set that was begun when it was part of the request.
+    """
+    durable.write_bytes(out / REQUEST, durable.canonical_json(request), keep_first=True)
+    standing = json.loads((out / REQUEST).read_text())
+    batch, _ = standing.pop("batch", None), standing.pop("count", None)
+    if standing != request:
+        differing = ", ".join(f"{key} {standing.get(key)}" for key in request if standing.get(key) != request[key])
+        raise InputError(
+            f"a set of another request stands here ({differing})",
+            where=out,
+            expected="the same request; its count may grow, its batch may change",
+            mend=f"another run folder: run=runs/NAME, or {moved_aside(out)}",
+        )
+    return batch
+
+
+def _standing(out: Path, count: int) -> Manifest | None:
+    """The finished set, where it has this many images; None where there is none, or a smaller one.
+
+    Raises:
+        InputError: it has more.
+    """
+    done = read_manifest(out) if (out / NAME).exists() else None
+    check_count(out, count, done)
+    return done if done and done.splits[SPLIT]["count"] == count else None
+
+
+def check_count(out: Path, count: int, done: Manifest | None) -> None:
+    """Refuse to make a finished set smaller.
+
+    Raises:
+        InputError: as said.
+    """
+    if done and done.splits[SPLIT]["count"] > count:
+        stands = done.splits[SPLIT]["count"]
+        raise InputError(
+            f"sample.count={count}, and a set of {stands} images stands",
+            where=out,
+            expected=f"{stands} or more: a set may grow, not shrink",
+            mend=f"sample.count={stands}, or another run folder: run=runs/NAME",
+        )
+
+
+def _check_whole(paths: list[Path], shard: int, count: int) -> None:
+    """Raises: InputError: a finished shard that holds another number of images than its name says, as an earlier version left them."""
+    for number, path in enumerate(paths):
+        images_here = min(shard, count - number * shard)
+        if index_path(path).exists() and (found := len(open_index(index_path(path)))) != images_here:
+            raise InputError(
+                f"{found} images in a shard that shall hold {images_here}",
+                where=path,
+                expected="a whole shard: the set was begun by a version whose sets could not grow",
+                mend="another run folder: run=runs/NAME",
+            )
+
+
+def _finish(out: Path, paths: list[Path], request: dict[str, Any], batch_before: int | None) -> Manifest:
+    """Write dataset.json over finished shards.
+
+    Raises:
+        InputError: a task that was asked for more images has finished a larger set meanwhile.
+    """
+    entries = [entry_of(path, open_index(index_path(path)), SPLIT) for path in paths]
+    notes = (json.loads(Shard(out, entry).named(0, "json")).get("notes", {}) for entry in entries)
+    batches = sorted({note.get("batch", batch_before) for note in notes})
+    source = {"sample": {**request, "batch": batches[0] if len(batches) == 1 else batches}}
+    first = Shard(out, entries[0]).cube(0)
+    sizes = {SPLIT: {"count": sum(e.count for e in entries), "subjects": 1}}
+    draft = describe(first, shards=entries, splits=sizes, stats=None, source=source)
+    manifest = describe(first, shards=entries, splits=sizes, stats=band_stats(Dataset(out, draft)), source=source)
+    with durable.claimed(out / ".finishing", "finishing a set", patience_s=PATIENCE_S):  # nobody writes between the look and the write
+        if done := _standing(out, request["count"]):
+            return done
+        write_manifest(out, manifest)
+    return manifest

@@ -1,0 +1,67 @@
+"""Diffusion objectives: what a denoiser is trained to predict, and on which time scale.
+
+Legend: B batch, D latent channel, h w latent pixels.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from diffusers import DDPMScheduler
+from torch import Tensor
+
+from data_shards.reading.order import hash64
+
+STEPS = 1000
+SCHEDULES: dict[str, dict[str, Any]] = {
+    "epsilon": {"beta_schedule": "linear", "beta_start": 1e-4, "beta_end": 0.02},
+    "v": {"beta_schedule": "squaredcos_cap_v2"},
+}
+"""diffusers' settings of a target's noise schedule, for training, sampling and export alike; 'flow' has none.
+
+What the denoiser gets wrong of the noise is divided by the signal that is left when the solver turns it into a latent. The cosine
+schedule ends at a signal of 5e-5: samples came out hundreds of times too wide. The linear one ends at 6e-3
+and changes slowly there: nearly all that one step of the solver divides by, the same step multiplies by again. 'v' is not divided.
+"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ObjectiveConfig:
+    """Attributes:
+    target: 'epsilon' on the linear schedule (Ho et al. 2020); 'v' (Salimans and Ho 2022) on the cosine one (Nichol and Dhariwal 2021);
+        'flow': linear path and velocity (Lipman et al. 2023) with logit-normal times (Esser et al. 2024, eq. 19).
+    """
+
+    target: Literal["epsilon", "v", "flow"] = "flow"
+
+
+def schedule(target: str) -> DDPMScheduler | None:
+    """The noise schedule of a target; None for 'flow', whose path is a straight line."""
+    return DDPMScheduler(num_train_timesteps=STEPS, **SCHEDULES[target]) if target in SCHEDULES else None
+
+
+def normal_at(seed: int, ids: np.ndarray, shape: tuple[int, ...], stream: int = 0) -> Tensor:
+    """Standard normal noise for each id, (len(ids), *shape): a function of (seed, id), of no batch and no rank."""
+    draws = []
+    for state in np.atleast_1d(hash64(seed, np.asarray(ids), stream)):
+        generator = torch.Generator().manual_seed(int(state >> np.uint64(1)))
+        draws.append(torch.randn(shape, generator=generator))
+    return torch.stack(draws)
+
+
+def noised(
+    z_BDHW: Tensor, position_B: np.ndarray, config: ObjectiveConfig, *, seed: int, scheduler: DDPMScheduler | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """(noised latents, time in [0, 1000), target) for the samples at these global positions of the run."""
+    noise = normal_at(seed, position_B, z_BDHW.shape[1:]).to(z_BDHW)
+    if config.target == "flow":
+        s_B = torch.sigmoid(normal_at(seed, position_B, (), stream=1)).to(z_BDHW)
+        s = s_B.view(-1, 1, 1, 1)
+        return (1 - s) * z_BDHW + s * noise, s_B * STEPS, noise - z_BDHW
+    assert scheduler is not None, "only 'flow' does without"
+    t_B = torch.from_numpy((hash64(seed, position_B, 2) % np.uint64(STEPS)).astype(np.int64)).to(z_BDHW.device)
+    x = scheduler.add_noise(z_BDHW, noise, t_B)
+    return x, t_B, noise if config.target == "epsilon" else scheduler.get_velocity(z_BDHW, noise, t_B)

@@ -1,0 +1,265 @@
+"""A planted copy is found, by image and by patient; what the audit cannot see is stated by a test as well."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+from data_shards.errors import InputError
+from data_shards.folder import write_cube
+from data_shards.manifest import read_manifest, write_manifest
+from data_shards.packing.pack import pack
+from data_shards.reading.dataset import Dataset
+from launch.cli import app
+from ldm.evaluation import audit as audit_module
+from ldm.evaluation.audit import AuditConfig, Described, audit, nearest_of, rows
+from tests.conftest import made_cube
+
+COPIES = {"noisy": 3, "mirrored": 10, "brighter": 21, "rolled": 30, **{f"noisy{i}": i for i in (4, 5, 6, 7, 8, 9)}}
+"""Planted copy → the training image it is of."""
+
+
+@pytest.fixture(scope="module")
+def packed(tmp_path_factory):
+    """32 training images of 16 people, one image of each of 40 people held out: fewer could not tell copies from chance."""
+    folder = tmp_path_factory.mktemp("real")
+    for i in range(32):
+        write_cube(folder / "loose", made_cube(i, split="train"))
+    for i in range(40):
+        write_cube(folder / "loose", made_cube(i + 100, subject=f"v{i:02d}", split="val"))
+    pack(folder / "loose", folder / "set", shard_mib=1)
+    return folder / "set"
+
+
+@pytest.fixture(scope="module")
+def planted(packed, tmp_path_factory):
+    """20 images of people that the real set does not have, and changed copies of training images."""
+    folder, real = tmp_path_factory.mktemp("planted"), Dataset(packed)
+    rng = np.random.default_rng(0)
+    noisy = {name: lambda x: x + rng.normal(0, 5, x.shape) for name in COPIES if name.startswith("noisy")}
+    change = noisy | {
+        "mirrored": lambda x: x[..., ::-1],
+        "brighter": lambda x: 1.25 * x,
+        "rolled": lambda x: np.roll(x, x.shape[-1] // 2, -1),
+    }
+    images = {f"new{i:02d}": made_cube(i + 900) for i in range(20)} | {name: real.cube("train", i) for name, i in COPIES.items()}
+    for name, cube in images.items():
+        data = change.get(name, lambda x: x)(cube.data_CHW.astype(float)).round().clip(0, 4095).astype(np.uint16)
+        meta = replace(cube.meta, key=name, subject_id="synthetic", notes={})
+        write_cube(folder / "loose", replace(cube, data_CHW=data, meta=meta, labels_HW=None, fov_HW=None))
+    pack(folder / "loose", folder / "set", splits={"synthetic": 1.0})
+    return Dataset(folder / "set")
+
+
+@pytest.fixture(scope="module")
+def result(packed, planted):
+    return audit(Dataset(packed), planted, AuditConfig())
+
+
+def closest(result, descriptor):
+    return {pair["synthetic_key"]: pair for pair in result["descriptors"][descriptor]["closest"]}
+
+
+@pytest.mark.parametrize(
+    ("copy", "descriptor"),
+    [("noisy", "pooled"), ("mirrored", "pooled"), ("noisy", "contrast"), ("mirrored", "contrast"), ("brighter", "contrast")],
+)
+def test_planted_copies_are_found(result, packed, copy, descriptor):
+    real, pair = Dataset(packed), closest(result, descriptor)[copy]
+    assert pair["train_index"] == COPIES[copy]
+    if pair["flagged"]:  # as many as chance does not explain: 5 and more of 8
+        assert (pair["train_key"], pair["subject"]) == (real.keys("train")[COPIES[copy]], real.subjects("train")[COPIES[copy]])
+    assert pair["mirrored"] == (copy == "mirrored")
+    assert pair["of_floor_median"] < 0.2
+
+
+def test_they_lead_the_list(result):
+    assert next(iter(closest(result, "pooled"))) == "mirrored" and closest(result, "pooled")["mirrored"]["exact"]
+    seen = {name for name in COPIES if name != "rolled"}
+    assert set(list(closest(result, "pooled"))[:8]) == seen - {"brighter"} and set(list(closest(result, "contrast"))[:9]) == seen
+
+
+def test_what_it_cannot_see(result):
+    """A copy that was shifted by half its width passes: the caveat says so, and so does this test."""
+    for descriptor in result["descriptors"]:
+        found = closest(result, descriptor).get("rolled")
+        assert found is None or found["of_floor_median"] > 0.5
+    assert "cannot see rotated, cropped" in result["caveat"].replace("It cannot", "cannot")
+
+
+def test_patients_of_copies_are_named(result, packed):
+    subjects = Dataset(packed).subjects("train")
+    by_patient = result["descriptors"]["contrast"]["by_patient"]
+    named = {row["subject"] for row in by_patient["worst"]}
+    assert len(named) >= 3 and named <= {subjects[i] for name, i in COPIES.items() if name != "rolled"}  # and nobody else
+    assert subjects[COPIES["mirrored"]] in named
+    assert by_patient["patients_flagged"] == len(named) and by_patient["patients"] == 16
+    flagged = result["descriptors"]["contrast"]["flagged"]
+    assert flagged["images"] >= 5 and flagged["p_value"] < flagged["level"]
+
+
+def test_distances_equal_numpy(result, packed, planted):
+    """Brute force from the stored counts: area means of standardised cubes, root mean square, both ways round."""
+    real = Dataset(packed)
+    mean, std = (np.array(v)[:, None, None] for v in (real.stats.mean_C, real.stats.std_C))
+
+    def pooled(cube):
+        return (cube.data_CHW / 4095 - mean) / std  # 32 pixels, 32 cells: the area mean is the pixel
+
+    train = np.stack([pooled(c) for c in real.cubes("train")])
+    for pair in result["descriptors"]["pooled"]["closest"]:
+        x = pooled(planted.cube("synthetic", pair["synthetic_index"]))
+        distances = np.sqrt([((train - view) ** 2).mean((1, 2, 3)) for view in (x, x[..., ::-1])])
+        assert pair["distance"] == pytest.approx(distances.min(), rel=1e-4)
+        assert pair["train_index"] == distances.min(0).argmin()
+
+
+def test_floor_is_of_other_people(result, packed):
+    assert result["floor_from"]["split"] == "val" and result["floor_from"]["n"] == 40
+    assert result["descriptors"]["pooled"]["floor_to_train"]["min"] > 0
+
+
+def test_an_honest_set_has_no_copies(packed, tmp_path):
+    for i in range(20):
+        cube = made_cube(i + 900)
+        write_cube(tmp_path / "loose", replace(cube, meta=replace(cube.meta, subject_id="synthetic"), fov_HW=None))
+    pack(tmp_path / "loose", tmp_path / "set", splits={"synthetic": 1.0})
+    figures = audit(Dataset(packed), Dataset(tmp_path / "set"), AuditConfig())["descriptors"]["pooled"]
+    assert figures["flagged"]["images"] == 0 and figures["by_patient"]["worst"] == []
+    assert all(pair["subject"] is None and pair["train_key"] is None for pair in figures["closest"])  # nobody is named
+    assert all(pair["of_floor_median"] > 0.15 for pair in figures["closest"])  # planted ones stay below 0.1
+    assert figures["duplicates"]["images"] == 0 and figures["duplicates"]["distances"]["min"] > 0
+
+
+def test_repeats_inside_the_set_are_found(packed, tmp_path):
+    for i in range(8):
+        cube = made_cube(900 + i // 2)
+        write_cube(tmp_path / "loose", replace(cube, meta=replace(cube.meta, key=f"k{i}", subject_id="synthetic"), fov_HW=None))
+    pack(tmp_path / "loose", tmp_path / "set", splits={"synthetic": 1.0})
+    found = audit(Dataset(packed), Dataset(tmp_path / "set"), AuditConfig())["descriptors"]["pooled"]["duplicates"]
+    assert found["images"] == 8 and found["share"] == 1
+    assert {tuple(pair["keys"]) for pair in found["closest"][:4]} == {("k0", "k1"), ("k2", "k3"), ("k4", "k5"), ("k6", "k7")}
+    assert found["closest"][0]["distance"] == 0
+
+
+def test_backends_agree(packed, planted, result):
+    other = audit(Dataset(packed), planted, AuditConfig(backend="torch"))
+    assert other["descriptors"] == result["descriptors"]
+
+
+def test_own_group_does_not_count():
+    reference = np.array([[0.0], [0.1], [1.0]])
+    group = np.array([0, 0, 1])
+    found = nearest_of(Described(plain_ND=reference, mirrored_ND=reference), reference, "auto", not_in=(group, group))
+    assert found.index_N.tolist() == [2, 2, 1]
+    alone = nearest_of(Described(plain_ND=reference, mirrored_ND=reference), reference, "auto", not_in=(np.zeros(3), np.zeros(3)))
+    assert np.isinf(alone.distance_N).all() and (alone.index_N == -1).all()
+
+
+def test_without_held_out_people_the_training_set_is_its_own_yardstick(packed, planted):
+    result = audit(Dataset(packed), planted, AuditConfig(against="train"))
+    assert result["floor_from"]["n"] == 32 and result["descriptors"]["pooled"]["floor_to_train"]["min"] > 0  # own images do not count
+    assert closest(result, "pooled")["mirrored"]["flagged"] and result["descriptors"]["pooled"]["flagged"]["people"] == 7
+
+
+def test_one_person_alone_is_no_yardstick_but_gets_an_answer(planted, tmp_path):
+    for i in range(4):
+        write_cube(tmp_path / "loose", made_cube(i, subject="anna"))
+    pack(tmp_path / "loose", tmp_path / "set", splits={"train": 1.0})
+    result = audit(Dataset(tmp_path / "set"), planted, AuditConfig(against="train"))
+    figures = result["descriptors"]["pooled"]
+    assert figures["floor_to_train"] is None and figures["flagged"]["below_min"] is None and len(figures["closest"]) == 12
+    assert all(row["floor"] is None for row in rows(result) if "for rounding" not in row["metric"])
+    json.dumps(result, allow_nan=False)
+
+
+def copied_set(folder, cubes):
+    """Stored cubes as a synthetic set."""
+    for i, cube in enumerate(cubes):
+        meta = replace(cube.meta, key=f"k{i:02d}", subject_id="synthetic", notes={})
+        write_cube(folder / "loose", replace(cube, meta=meta, labels_HW=None, fov_HW=None))
+    pack(folder / "loose", folder / "set", splits={"synthetic": 1.0})
+    return Dataset(folder / "set")
+
+
+@pytest.mark.parametrize("saved_again", [False, True], ids=["the same", "saved again"])
+def test_a_real_double_is_left_out_of_the_floor_named_and_hides_no_copy(tmp_path, saved_again):
+    """One picture in train and val under two names: five exact copies stay five, and the floor is that of the others."""
+    for i in range(12):
+        write_cube(tmp_path / "loose", made_cube(i, subject=f"t{i}", split="train"))
+    noise = np.random.default_rng(0).integers(-2, 3, made_cube(3).data_CHW.shape) if saved_again else 0
+    for i in range(5):
+        write_cube(tmp_path / "loose", made_cube(i + 50, subject=f"v{i}", split="val"))
+    double = made_cube(3)
+    data = (double.data_CHW.astype(int) + noise).clip(0, 4095).astype(np.uint16)
+    double = replace(double, data_CHW=data, meta=replace(double.meta, key="again", subject_id="v9", notes={"split": "val"}))
+    write_cube(tmp_path / "loose", double)
+    pack(tmp_path / "loose", tmp_path / "real")
+    real = Dataset(tmp_path / "real")
+    made = copied_set(tmp_path / "made", [*(made_cube(i) for i in range(4, 9)), *(made_cube(i + 900) for i in range(5))])
+    figures = audit(real, made, AuditConfig())["descriptors"]["pooled"]
+    assert figures["floor_doubles"]["images"] == 1 and figures["floor_doubles"]["pairs"][0]["keys"] == ["again", "c0003"]
+    assert figures["floor_to_train"]["min"] > 0.1 and figures["flagged"]["people"] == 5
+    assert figures["flagged"]["below_min"] == figures["flagged"]["exact"] == figures["flagged"]["images"] == 5
+    assert {row["subject"] for row in figures["by_patient"]["worst"]} == {f"t{i}" for i in range(4, 9)}
+
+
+def test_exact_copies_are_flagged_without_any_yardstick(tmp_path):
+    """One person alone: nothing to measure by, but what is the same is the same."""
+    for i in range(4):
+        write_cube(tmp_path / "loose", made_cube(i, subject="anna"))
+    pack(tmp_path / "loose", tmp_path / "set", splits={"train": 1.0})
+    made = copied_set(tmp_path / "made", [made_cube(2), made_cube(900)])
+    figures = audit(Dataset(tmp_path / "set"), made, AuditConfig(against="train"))["descriptors"]["pooled"]
+    assert figures["flagged"]["exact"] == figures["flagged"]["images"] == 1 and figures["closest"][0]["subject"] == "anna"
+    assert figures["closest"][1]["subject"] is None and "training images, but for rounding" in figures["verdict"]
+
+
+def test_one_trained_person_beside_others_held_out_has_a_scale_too(tmp_path):
+    """A copy but for rounding, and a real picture saved again under another name, are told from what merely is alike."""
+    for i in range(3):
+        write_cube(tmp_path / "loose", made_cube(i, subject="anna", split="train"))
+        write_cube(tmp_path / "loose", made_cube(i + 50, subject=f"v{i}", split="val"))
+
+    def again(cube, **meta):
+        data = cube.data_CHW.copy()
+        data[0, 0, 0] ^= 1
+        return replace(cube, data_CHW=data, meta=replace(cube.meta, **meta))
+
+    write_cube(tmp_path / "loose", again(made_cube(1), key="again", subject_id="v9", notes={"split": "val"}))
+    pack(tmp_path / "loose", tmp_path / "real")
+    made = copied_set(tmp_path / "made", [again(made_cube(2)), made_cube(900)])
+    figures = audit(Dataset(tmp_path / "real"), made, AuditConfig())["descriptors"]["pooled"]
+    assert figures["flagged"]["exact"] == figures["flagged"]["images"] == 1
+    assert figures["floor_doubles"]["images"] == 1 and figures["floor_to_train"]["min"] > 0.1
+
+
+def test_refusals(packed, planted, tmp_path):
+    real = Dataset(packed)
+    with pytest.raises(InputError, match="did you mean 'val'"):
+        audit(real, planted, AuditConfig(against="vall"))
+    with pytest.raises(InputError, match="split 'trian' is empty"):
+        audit(real, planted, AuditConfig(train="trian"))
+    source = {"sample": {"dataset": "0" * 64}}
+    write_manifest(tmp_path, replace(read_manifest(planted.path), source=source))
+    for shard in planted.path.glob("synthetic-*"):
+        (tmp_path / shard.name).symlink_to(shard)
+    with pytest.raises(InputError, match="trained on dataset 000000000000"):
+        audit(real, Dataset(tmp_path), AuditConfig())
+
+
+def test_it_never_says_that_a_set_is_safe(result):
+    words = (json.dumps(result) + audit_module.CAVEAT).lower()
+    assert "private" not in words and "safe" not in words
+
+
+def test_command(packed, planted, tmp_path):
+    words = ["audit", "--real", str(packed), "--synthetic", str(planted.path), "--out", str(tmp_path / "a.json")]
+    done = CliRunner().invoke(app, words)
+    assert done.exit_code == 0, done.output
+    assert "mirrored" in done.output and "flagged" in done.output and "does not show" in done.output
+    assert "private" not in done.output.lower()
+    assert json.loads((tmp_path / "a.json").read_text())["format"] == "retinaforge-audit-2"
+    assert json.loads(CliRunner().invoke(app, [*words, "--json"]).stdout)["descriptors"].keys() == {"pooled", "contrast"}

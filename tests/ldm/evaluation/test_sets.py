@@ -1,0 +1,90 @@
+"""Which images are compared with which, and what cannot be compared."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from data_shards.errors import InputError
+from data_shards.folder import write_cube
+from data_shards.packing.pack import pack
+from data_shards.reading.dataset import Dataset
+from ldm.evaluation.sets import Part, check_comparable, common_fov, evenly, real_parts, silent
+from tests.conftest import made_cube
+
+
+def packed_from(folder, cubes, splits):
+    for cube in cubes:
+        write_cube(folder / "loose", cube)
+    pack(folder / "loose", folder / "set", splits=splits)
+    return Dataset(folder / "set")
+
+
+def test_evenly_spreads_and_never_repeats():
+    assert evenly(5, None).tolist() == evenly(5, 9).tolist() == [0, 1, 2, 3, 4]
+    assert evenly(10, 4).tolist() == [0, 2, 5, 7]
+
+
+def test_the_floor_is_other_people(dataset):
+    reference, floor = real_parts(dataset, "val", None)
+    assert (reference.split, floor.split, len(floor.sample_N)) == ("val", "train", 32)
+    assert real_parts(dataset, "train", 3)[1].split == "val"
+    assert not set(reference.units()) & set(floor.units())
+
+
+def test_one_split_is_halved_by_people(tmp_path):
+    only = packed_from(tmp_path, [made_cube(i) for i in range(8)], {"train": 1.0})
+    reference, floor = real_parts(only, "train", None)
+    assert len(reference.sample_N) == len(floor.sample_N) == 4
+    assert not set(reference.units()) & set(floor.units())
+
+
+def test_one_person_has_no_floor(tmp_path):
+    only = packed_from(tmp_path, [made_cube(i, subject="anna") for i in range(4)], {"train": 1.0})
+    reference, floor = real_parts(only, "train", None)
+    assert len(reference.sample_N) == 4 and floor is None
+
+
+@pytest.mark.parametrize("limit", [None, 5])
+def test_a_part_gives_its_images_in_order(dataset, limit):
+    part = Part(dataset=dataset, split="train", sample_N=evenly(32, limit))
+    batches = list(part.batches(3, silent, ""))
+    keys = dataset.keys("train")
+    assert [key for batch in batches for key in batch.keys] == [keys[i] for i in part.sample_N]
+    assert batches[0].fov_BHW is not None and batches[0].labels_BHW is not None
+    first = part.reflectance(batches[0].cubes_BCHW, "cpu")[0].numpy()
+    np.testing.assert_allclose(first, dataset.cube("train", 0).data_CHW / 4095, rtol=1e-5)
+
+
+def test_common_field_of_view(dataset, tmp_path):
+    np.testing.assert_array_equal(common_fov(dataset, "train"), dataset.cube("train", 0).fov_HW)
+    bare = packed_from(tmp_path, [replace(made_cube(i), fov_HW=None) for i in range(4)], {"train": 1.0})
+    assert common_fov(bare, "train").all()
+
+
+def test_a_pixel_outside_in_more_than_one_of_twenty_does_not_count(tmp_path):
+    cubes = [made_cube(i, size=8) for i in range(10)]
+    shifted = [
+        replace(c, fov_HW=np.roll(np.ones((8, 8), bool) & (np.arange(8) > 0), 0, 1) if i == 3 else np.ones((8, 8), bool))
+        for i, c in enumerate(cubes)
+    ]
+    fov = common_fov(packed_from(tmp_path, shifted, {"train": 1.0}), "train")
+    assert not fov[:, 0].any() and fov[:, 1:].all()
+
+
+def test_what_cannot_be_compared(dataset, tmp_path):
+    other_bands = packed_from(tmp_path / "bands", [made_cube(i, bands=5) for i in range(4)], {"synthetic": 1.0})
+    other_size = packed_from(tmp_path / "size", [made_cube(i, size=16) for i in range(4)], {"synthetic": 1.0})
+    many_splits = packed_from(tmp_path / "splits", [made_cube(i + 50) for i in range(8)], {"train": 0.5, "val": 0.5})
+    for other, message in (
+        (other_bands, "bands at 500, 520, 540, 560, 580 nm"),
+        (other_size, r"cubes of shape \(4, 16, 16\)"),
+        (dataset, "both are dataset"),
+    ):
+        with pytest.raises(InputError, match=message):
+            check_comparable(dataset, other)
+    with pytest.raises(InputError, match="splits train, val") as refused:
+        check_comparable(dataset, many_splits)
+    assert "--splits synthetic=1" in refused.value.mend
+    with pytest.raises(InputError, match="did you mean 'val'"):
+        real_parts(dataset, "vall", None)

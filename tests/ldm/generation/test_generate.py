@@ -1,0 +1,184 @@
+"""A set that cannot be made is refused before anything is written; one that is made may grow. The real networks: tests/launch."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import ClassVar
+
+import pytest
+import torch
+
+from data_shards.errors import InputError
+from data_shards.manifest import Manifest
+from data_shards.packing.verify import verify
+from data_shards.reading.dataset import Dataset
+from ldm.generation import generate
+from ldm.generation.generate import generate_set, superseded
+from ldm.models.objective import ObjectiveConfig
+from ldm.models.sampler import SamplerConfig
+
+PLAN = {"count": 4, "shard": 2, "seed": 0, "sampler": SamplerConfig(steps=2), "batch": 2}
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"count": 0}, "count 0"),
+        ({"shard": 0}, "shard 0"),
+        ({"batch": 0}, "batch 0"),
+        ({"task": (3, 2)}, "task 3/2"),
+        ({"sampler": SamplerConfig(name="ddim")}, "does not solve objective 'flow'"),
+        ({"autoencoder": "another"}, "latents of another autoencoder"),
+    ],
+)
+def test_what_cannot_be_made_leaves_nothing(tmp_path: Path, wrong: dict, message: str) -> None:
+    options = {**PLAN, **wrong}
+    autoencoder = SimpleNamespace(digest=options.pop("autoencoder", "a"), data={"digest": "d"})
+    denoiser = SimpleNamespace(digest="n", autoencoder="a", objective=ObjectiveConfig(target="flow"))
+    with pytest.raises(InputError, match=message):
+        generate_set(autoencoder, denoiser, tmp_path / "out", **options)
+    assert not (tmp_path / "out").exists()
+
+
+class Painter:
+    """Stands for both networks: image i is a function of i, and of the batch, as rounding on a GPU is."""
+
+    fov_HW = torch.ones(8, 8, dtype=torch.bool)
+    data: ClassVar = {"digest": "d", "wavelengths_nm": (500.0, 600.0), "scale": 1 / 4095, "offset": 0.0}
+    digest, autoencoder, objective = "a", "a", ObjectiveConfig(target="flow")
+
+    def decode(self, ids_B: torch.Tensor, *, quantise: bool) -> torch.Tensor:
+        ramp_HW = torch.arange(64).reshape(8, 8)
+        return (ids_B[:, None, None, None] * 100 + ramp_HW + torch.arange(2)[:, None, None] + len(ids_B)).to(torch.uint16)
+
+
+@pytest.fixture
+def made(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., Manifest | None]:
+    """generate_set with a Painter, in shards of four, into a folder by name."""
+    monkeypatch.setattr(generate, "latents_of", lambda _, ids, **how: torch.from_numpy(ids))
+
+    def make(name: str, count: int, batch: int = 4, **how: object) -> Manifest | None:
+        return generate_set(Painter(), Painter(), tmp_path / name, **{**PLAN, "shard": 4, "count": count, "batch": batch, **how})
+
+    return make
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+@pytest.mark.parametrize("steps", [(8, 16), (6, 8), (6, 7, 9, 16), (3, 16), (16, 16)])
+def test_a_grown_set_is_byte_for_byte_that_made_at_once_and_whole_shards_are_not_made_again(
+    made: Callable, tmp_path: Path, steps: tuple[int, ...]
+) -> None:
+    stamps: dict[str, int] = {}
+    for count in steps:
+        made("grown", count)
+        now = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "grown").glob("synthetic-*")}
+        assert stamps.items() <= now.items()
+        stamps = now
+        assert [cube.meta.notes["image"] for cube in Dataset(tmp_path / "grown").cubes("synthetic")] == list(range(count))
+        assert not [fault for _, faults in verify(tmp_path / "grown") for fault in faults]
+    made("once", steps[-1])
+    grown, once = files(tmp_path / "grown"), files(tmp_path / "once")
+    assert once.items() <= grown.items()
+    assert {name for name in grown if name not in once and name.endswith(".tar")} == set(superseded(tmp_path / "grown"))
+
+
+def test_who_reads_the_smaller_set_while_it_grows_sees_no_damage(made: Callable, tmp_path: Path) -> None:
+    made("set", 6)
+    smaller = Dataset(tmp_path / "set")
+
+    def look(numbers: Iterable[int]) -> Iterator[int]:
+        for number in numbers:
+            yield number
+            assert not [fault for _, faults in verify(tmp_path / "set") for fault in faults]
+            assert Dataset(tmp_path / "set").count("synthetic") == 6
+
+    made("set", 16, watch=look)
+    assert [cube.meta.notes["image"] for cube in smaller.cubes("synthetic")] == list(range(6))
+
+
+def test_a_set_killed_while_it_grew_goes_on_and_tasks_share_it(made: Callable, tmp_path: Path) -> None:
+    def killed(numbers: Iterable[int]) -> Iterator[int]:
+        yield next(iter(numbers))
+        raise KeyboardInterrupt
+
+    made("set", 6)
+    with pytest.raises(KeyboardInterrupt):
+        made("set", 16, watch=killed)
+    assert Dataset(tmp_path / "set").count("synthetic") == 6
+    assert made("set", 16, task=(1, 2)) is None
+    grown = made("set", 16, task=(2, 2))
+    assert grown == made("once", 16) and files(tmp_path / "set")["dataset.json"] == files(tmp_path / "once")["dataset.json"]
+
+
+def test_a_task_that_was_asked_for_fewer_does_not_take_a_larger_set_back(made: Callable, tmp_path: Path) -> None:
+    """Two jobs of different counts at once: the smaller ends last."""
+
+    def overtaken(numbers: Iterable[int]) -> Iterator[int]:
+        yield from numbers
+        made("set", 16)
+
+    with pytest.raises(InputError, match=r"sample\.count=8, and a set of 16 images stands"):
+        made("set", 8, watch=overtaken)
+    assert Dataset(tmp_path / "set").count("synthetic") == 16
+
+
+def test_two_tasks_of_different_counts_that_finish_at_one_moment_leave_the_larger_set(
+    made: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    larger = threading.Thread(target=made, args=("set", 16))
+    write = generate.write_manifest
+
+    def overtaken(folder: Path, manifest: Manifest) -> None:
+        if manifest.splits["synthetic"]["count"] == 8:
+            larger.start()
+            larger.join(2)
+        write(folder, manifest)
+
+    monkeypatch.setattr(generate, "write_manifest", overtaken)
+    made("set", 8)
+    larger.join()
+    assert Dataset(tmp_path / "set").count("synthetic") == 16 and not list((tmp_path / "set").glob(".*"))
+
+
+def test_the_batch_may_change_while_a_set_is_unfinished_and_stands_in_each_shard(made: Callable, tmp_path: Path) -> None:
+    made("set", 8, batch=4)
+    grown = made("set", 16, batch=2)
+    assert grown.source["sample"]["batch"] == [2, 4]
+    notes = [cube.meta.notes["batch"] for cube in Dataset(tmp_path / "set").cubes("synthetic")]
+    assert notes == [4] * 8 + [2] * 8
+    before = files(tmp_path / "set")
+    assert made("set", 16, batch=1) == grown and files(tmp_path / "set") == before  # finished: nothing is made
+
+
+def test_a_smaller_set_and_another_seed_are_refused_and_what_stands_stays(made: Callable, tmp_path: Path) -> None:
+    made("set", 16)
+    before = files(tmp_path / "set")
+    with pytest.raises(InputError, match=r"sample\.count=8, and a set of 16") as refused:
+        made("set", 8)
+    assert "sample.count=16" in refused.value.mend
+    with pytest.raises(InputError, match="another request"):
+        made("set", 16, seed=1)
+    assert files(tmp_path / "set") == before
+
+
+def test_a_set_begun_by_an_earlier_version_grows_by_whole_shards_and_its_short_one_is_refused(made: Callable, tmp_path: Path) -> None:
+    """Then the count and the batch were part of the request, and a last short shard had the name of a whole one."""
+    made("set", 8)
+    request = tmp_path / "set" / "request.json"
+    request.write_bytes(json.dumps({**json.loads(request.read_bytes()), "count": 8, "batch": 4}).encode())
+    assert made("set", 12).splits["synthetic"]["count"] == 12
+    made("short", 6)
+    for suffix in ("tar", "index"):
+        (tmp_path / "short" / f"synthetic-000001.first2.{suffix}").rename(tmp_path / "short" / f"synthetic-000001.{suffix}")
+    (tmp_path / "short" / "dataset.json").unlink()
+    before = files(tmp_path / "short")
+    with pytest.raises(InputError, match="2 images in a shard that shall hold 4"):
+        made("short", 16)
+    assert files(tmp_path / "short") == before, "refused after hours of work"
