@@ -25,7 +25,9 @@ from rounds import finish
 
 from data_shards import durable
 from launch.config import load
-from launch.stages import Run, done, prepare_data
+from launch.run import Run
+from launch.stages import STAGES
+from launch.stages.training import trained as is_trained
 
 ARMS = {
     "k-means every epoch": ["vqgan.codebook.kmeans=every_epoch"],
@@ -78,11 +80,18 @@ def configuration(size: str, arm: str, seed: int, folder: Path, more: list[str])
     return [*SIZES[size], *ARMS[arm], f"run={folder / name}", data, f"vqgan.loop.seed={seed}", *more]
 
 
+class Silent:
+    """A display that shows nothing."""
+
+    def over(self, items, *_, **__):
+        return items
+
+
 def trained(words: list[str]) -> dict[str, Any]:
     """One training, in a process of its own; the curve of its validation and what it ended with."""
     run = Run(load(words[0], words[1:]))
     kept = run.folder / "arm.json"
-    if not done(run, "vqgan"):
+    if not is_trained(run, "vqgan"):
         with (run.folder.parent / f"{run.folder.name}.log").open("w") as log:
             command = [sys.executable, "-m", "launch", "train", "vqgan", *words]
             subprocess.run(command, stdout=log, stderr=log, env={**os.environ, "OMP_NUM_THREADS": "1"}, check=True)
@@ -171,7 +180,7 @@ def main() -> None:
         SIZES["demo"] += ["data.subjects=8", "data.visits=1"]
         args.arms = args.arms[:2]
     for size in sizes:
-        prepare_data(Run(load(SIZES[size][0], [*SIZES[size][1:], f"run={args.folder / f'data-{size}'}"])), lambda parts, **_: parts)
+        STAGES["data"].make(Run(load(SIZES[size][0], [*SIZES[size][1:], f"run={args.folder / f'data-{size}'}"])), Silent())
     asked = [(size, arm, seed) for size in sizes for seed in range(seeds) for arm in args.arms]
     with ThreadPoolExecutor(args.at_once) as pool:
         results = list(pool.map(lambda one: trained(configuration(*one, args.folder.resolve(), more)), asked))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import importlib
 import importlib.metadata
 import re
@@ -95,3 +96,29 @@ def test_the_long_fault_tests_have_a_target():
     [line] = [line for line in makefile.splitlines() if "FAULTS=all" in line]
     for folder in ("tests/faults", "tests/slurm", "tests/launch/test_zero.py"):
         assert folder in line
+
+
+def imported(path: Path, modules: set[str]) -> set[str]:
+    """Our modules that a file imports anywhere in it; what is for type checkers alone is none."""
+    tree = ast.parse(path.read_text())
+    for node in ast.walk(tree):
+        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
+            node.body = []
+    found = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and node.module:
+            found |= {full if (full := f"{node.module}.{name.name}") in modules else node.module for name in node.names}
+        elif isinstance(node, ast.Import):
+            found |= {name.name for name in node.names}
+    return found & modules
+
+
+def test_no_files_import_each_other_in_a_circle():
+    """Also where the import stands within a function."""
+    files = {path.relative_to(ROOT).with_suffix(""): path for floor in FLOORS for path in (ROOT / floor).rglob("*.py")}
+    names = {".".join(place.parts).removesuffix(".__init__"): path for place, path in files.items()}
+    left = {name: imported(path, set(names)) - {name} for name, path in names.items()}
+    assert "ldm.training.loop" in left and "slurm.attempts" in left
+    while free := {name for name, others in left.items() if not others & set(left)}:
+        left = {name: others for name, others in left.items() if name not in free}
+    assert not left, "\n".join(f"{name} <-> {sorted(others & set(left))}" for name, others in left.items())

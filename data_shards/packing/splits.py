@@ -11,9 +11,11 @@ import numpy as np
 
 from data_shards.cube import KEY
 from data_shards.errors import InputError
+from data_shards.reading.dataset import Dataset
 
 LOGGER = logging.getLogger("retinaforge")
 SALT = "split-374"  # the splits of every set depend on it
+LEAST_PEOPLE = 2  # held out: fewer have no spread
 SPLITS = {"train": 0.8, "val": 0.1, "test": 0.1}
 
 
@@ -81,6 +83,13 @@ def split_subjects(
             *(name, len(place), chosen, largest),
         )
     return split_of
+
+
+def held_out_split(real: Dataset) -> str:
+    """The split to compare with: people that no model was trained on, where there are any; one with a single person comes last."""
+    filled = [name for name, info in real.splits.items() if info.count]
+    held_out = [name for name in dict.fromkeys(("val", "test", *filled)) if name in filled and name != "train"]
+    return next((name for name in held_out if real.splits[name].subjects >= LEAST_PEOPLE), next(iter(held_out), "train"))
 
 
 def look_alike(subjects: Iterable[str]) -> list[tuple[str, ...]]:

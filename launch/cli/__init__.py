@@ -13,7 +13,7 @@ from rich.console import Console
 
 import launch
 from data_shards.errors import InputError, RetinaforgeError, TryAgain
-from launch.cli import ckpt, codebook, data, doctor, evaluate, generate, jobs, run, slurm_local, submit, train
+from launch.cli import ckpt, codebook, data, doctor, evaluate, jobs, slurm_local, stages, submit
 
 app = typer.Typer(
     name="retinaforge",
@@ -23,17 +23,17 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.add_typer(data.app, name="data")
-app.add_typer(train.app, name="train")
+app.add_typer(stages.train, name="train")
 app.add_typer(codebook.app, name="codebook")
 app.add_typer(ckpt.app, name="ckpt")
 app.add_typer(slurm_local.app, name="slurm-local")
-app.command("run")(run.command)
-app.command("encode")(generate.encode)
-app.command("sample")(generate.sample)
+app.command("run")(stages.run)
+app.command("encode")(stages.encode)
+app.command("sample")(stages.sample)
 app.command("evaluate")(evaluate.evaluate)
 app.command("audit")(evaluate.audit)
-app.command("report")(run.report)
-app.command("presets")(run.presets)
+app.command("report")(stages.report)
+app.command("presets")(stages.presets)
 app.command("submit")(submit.command)
 app.command("resume")(submit.resume)
 app.command("status")(jobs.status)

@@ -68,7 +68,7 @@ def _communicator() -> Any:
         return Alone()
     if place.source == "mpi":
         return MpiCommunicator(place)
-    from launch.training import meeting
+    from launch.stages.training import meeting
 
     os.environ.update(torch_environ(place))
     import torch

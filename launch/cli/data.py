@@ -13,29 +13,13 @@ from rich.table import Table
 from data_shards.errors import CorruptData, InputError
 from data_shards.manifest import Manifest, read_manifest
 from data_shards.stores import is_url, place_of
-from launch.cli import data_import, data_phantom
-from launch.cli.options import Overrides, Preset, resolved
+from launch.cli import data_import, data_phantom, stages
 from launch.cli.progress import progress
 
 app = typer.Typer(help="Cubes on disk: make or import them, pack them into shards, check and describe them.", no_args_is_help=True)
 app.command("phantom")(data_phantom.command)
 app.command("import")(data_import.command)
-
-
-@app.command()
-def prepare(preset: Preset, overrides: Overrides = None) -> None:
-    """The cubes of a run whose configuration names no dataset: phantoms, packed into its folder, as `retinaforge run` makes them."""
-    run = resolved(preset, overrides)
-    from launch import stages
-    from launch.worked import counted
-
-    stages.alone("data prepare")
-    stages.check_inputs(run)
-    run.freeze()
-    with counted(run.folder, "data prepare"):
-        stages.prepare_data(run, progress)
-    stages.check_latent_size(run)
-    typer.echo(f"dataset: {run.dataset}")
+app.command()(stages.prepare)
 
 
 SetPath = Annotated[str, typer.Argument(help="A packed dataset: the folder with dataset.json, or a URL.")]

@@ -15,6 +15,7 @@ from data_shards.errors import InputError
 from data_shards.stores import place_of
 from launch.cli.options import Overrides, resolved
 from launch.cli.progress import progress
+from launch.cli.stages import make
 
 OfRun = Annotated[
     str | None, typer.Argument(metavar="[PRESET]", help="A run, as `retinaforge run` takes it, in place of --real and --synthetic.")
@@ -129,18 +130,9 @@ def audit(
 
 def _of_run(what: str, preset: str, overrides: list[str] | None, sets: str | None) -> None:
     """What `retinaforge run` does of it, unless it has been done."""
-    from launch import judging, stages
-    from launch.worked import counted
-
     if sets:
         raise InputError("a run, and sets beside it", expected=f"retinaforge {what} PRESET, or --real SET --synthetic SET")
-    run = resolved(preset, overrides)
-    stages.alone(what)
-    run.check()
-    if not judging.judged(run, what):
-        with counted(run.folder, what):
-            getattr(judging, what)(run, progress)
-    typer.echo(f"result: {run.folder / f'{what}.json'}")
+    make(what, resolved(preset, overrides))
 
 
 def _sets(real: str | None, synthetic: str | None) -> tuple[str, str]:

@@ -18,7 +18,7 @@ from launch.cli.options import Jobs
 from slurm import JOBS
 
 if TYPE_CHECKING:
-    from launch.jobs import Progress
+    from launch.stages.stage import Progress
     from slurm.attempts import Attempt
     from slurm.records import Submitted
     from slurm.status import JobState, Queue
@@ -38,7 +38,7 @@ def status(
 
     SLURM is asked once for all of them, and not more often than every 30 seconds, whoever asks.
     """
-    from launch.site import queue
+    from launch.submit.site import queue
     from slurm.records import current, is_live, read_records
 
     records = read_records(jobs, names or [])
@@ -87,7 +87,8 @@ Told = tuple[list["JobState"], "Progress", Attempts]
 
 def _told(record: Submitted, states: list[JobState], jobs: Path, verify: bool) -> Told:
     """What is known of one job beside its states."""
-    from launch.jobs import Progress, progress_of, read_target
+    from launch.stages.stage import Progress
+    from launch.submit.frozen import progress_of, read_target
     from slurm.attempts import read_all
     from slurm.records import job_folder
 
@@ -191,7 +192,7 @@ def logs(
 ) -> None:
     """What the ranks of a job said, across its restarts, with the rank before each line."""
     from data_shards.errors import InputError
-    from launch.site import queue
+    from launch.submit.site import queue
     from slurm.jobs import words_on
     from slurm.logs import lines
     from slurm.records import job_folder, read_records
@@ -218,7 +219,7 @@ def cancel(
 ) -> None:
     """Cancel jobs that wait or run. What they have committed stays: `resume`, or the same `submit`, goes on from it."""
     from data_shards.errors import InputError
-    from launch.site import queue
+    from launch.submit.site import queue
     from slurm.records import CANCELLED, cancelled, is_away, read_records, whereabouts
     from slurm.status import UNKNOWN
 
@@ -269,14 +270,15 @@ def runs(
     as_json: AsJson = False,
 ) -> None:
     """Runs and how far each stage of them is, from their folders alone; SLURM is not asked."""
-    from launch.jobs import RUN_STAGES, stage_words
+    from launch.stages import STAGES
     from slurm.records import of, read_records
 
     records = read_records(jobs, []) if jobs.exists() else []
     found = {}
     for path in sorted(folder.glob("*/run.yaml")):
         names = [record.name for record in records if of(path.parent.name, record.name)]
-        found[path.parent.name] = {"folder": str(path.parent), "stages": stage_words(path.parent), "jobs": names}
+        shown = {name: stage.shown(path.parent) for name, stage in STAGES.items()}
+        found[path.parent.name] = {"folder": str(path.parent), "stages": shown, "jobs": names}
     if as_json:
         typer.echo(json.dumps(found))
         return
@@ -289,8 +291,8 @@ def runs(
     from rich.table import Table
 
     table = Table(title=f"runs in {folder}", title_justify="left", box=box.SIMPLE_HEAD)
-    for column in ("run", *RUN_STAGES, "jobs"):
+    for column in ("run", *STAGES, "jobs"):
         table.add_column(column)
     for name, about in found.items():
-        table.add_row(escape(name), *(about["stages"][stage] for stage in RUN_STAGES), str(len(about["jobs"]) or ""))
+        table.add_row(escape(name), *(about["stages"][stage] for stage in STAGES), str(len(about["jobs"]) or ""))
     Console().print(table)

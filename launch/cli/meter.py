@@ -13,17 +13,15 @@ SHOWN = ("loss", "codes/usage", "gan/adaptive_weight", "samples_per_s")
 
 
 class Meter:
-    """Callable with (samples, logged values); only rank 0 shows anything."""
+    """Callable with (samples, logged values)."""
 
-    def __init__(self, title: str, total: int, *, shown: bool = True) -> None:
-        self.title, self.total, self.shown = title, total, shown
+    def __init__(self, title: str, total: int) -> None:
+        self.title, self.total = title, total
         self.began, self.said = time.monotonic(), -PLAIN_EVERY_SECONDS
         self.first: int | None = None  # samples at the first report: what came before it is start-up, or an earlier start's
         self.bar = self.task = None
 
     def __call__(self, samples: int, values: dict[str, float]) -> None:
-        if not self.shown:
-            return
         now = time.monotonic()
         if self.first is None:
             self.first, self.began = samples, now
@@ -38,11 +36,11 @@ class Meter:
 
 
 @contextlib.contextmanager
-def meter(title: str, total: int, *, shown: bool = True) -> Iterator[Meter]:
+def meter(title: str, total: int) -> Iterator[Meter]:
     """A Meter, as a bar where stderr is a terminal."""
     from rich.console import Console
 
-    shows = Meter(title, total, shown=shown)
+    shows = Meter(title, total)
     console = Console(stderr=True)
     if not console.is_terminal or console.is_dumb_terminal:
         yield shows
@@ -56,6 +54,6 @@ def meter(title: str, total: int, *, shown: bool = True) -> Iterator[Meter]:
         TimeElapsedColumn(),
         TimeRemainingColumn(compact=True),
     )
-    with Progress(*columns, console=console, disable=not shown) as bar:
+    with Progress(*columns, console=console) as bar:
         shows.bar, shows.task = bar, bar.add_task(title, total=total)
         yield shows

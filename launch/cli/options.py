@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
-    from launch.stages import Run
+    from launch.run import Run
 
 Preset = Annotated[str, typer.Argument(help="A preset (see `retinaforge presets`) or a YAML file, such as the run.yaml of a run.")]
 Overrides = Annotated[
@@ -31,7 +31,7 @@ Jobs = Annotated[Path, typer.Option(help="Where job folders lie; that of a job i
 def resolved(preset: str, overrides: list[str] | None, dry_run: bool = False) -> Run:
     """The run that these words mean; with `dry_run` its configuration is printed and nothing else happens."""
     from launch.config import load, to_public_yaml
-    from launch.stages import Run
+    from launch.run import Run
 
     config = load(preset, overrides or [])
     if dry_run:

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
-from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,25 +11,34 @@ import typer
 from data_shards.errors import InputError
 
 if TYPE_CHECKING:
-    from launch.cli.described import Described
-    from launch.pipeline import Pipeline
+    from typer.core import TyperGroup
 
-PIPELINE_NAME = "pipeline.yaml"
-NEVER = "DependencyNeverSatisfied"
-FINISHED, LIVE, SUBMITTED = "finished", "waits or runs", "submitted"
+    from launch.submit.described import Described
 
 
 def submit_pipeline(
-    words: list[str], given: dict[str, Any], name: str | None, *, jobs: Path, local: bool, dry_run: bool, as_json: bool, force: bool
+    program: TyperGroup,
+    words: list[str],
+    given: dict[str, Any],
+    name: str | None,
+    *,
+    jobs: Path,
+    local: bool,
+    dry_run: bool,
+    as_json: bool,
+    force: bool,
 ) -> None:
-    """Submit what is missing of a pipeline, or run it here; see launch/pipeline.py.
+    """Submit what is missing of a pipeline, or run it here; see launch/submit/pipeline.py.
 
     Raises:
         InputError: what `submit` refuses of any stage; then nothing is submitted. TryAgain: SLURM does not answer.
     """
-    from launch.cli.described import described
-    from launch.pipeline import AFTER, Pipeline, finished, missing, read_pipeline, stage_job
-    from launch.stages import Run, check_outdated
+    from launch.run import Run
+    from launch.stages import STAGES
+    from launch.stages.outdated import check_outdated
+    from launch.submit.described import described
+    from launch.submit.graph import FINISHED, keep, run_here, submit_all
+    from launch.submit.pipeline import Pipeline, missing, read_pipeline, stage_job
     from slurm.jobs import words_on
     from slurm.records import job_folder
 
@@ -50,15 +56,15 @@ def submit_pipeline(
     run = Run(load(found.preset, list(found.overrides)))
     name = name or run.folder.absolute().name
     check_outdated(run)
-    to_make = missing(lambda stage: finished(run, stage))
-    described_by = {stage: described(*stage_job(found, stage), f"{name}/{stage}", jobs, file) for stage in to_make}
+    to_make = missing(run)
+    described_by = {stage: described(program, *stage_job(found, stage), f"{name}/{stage}", jobs, file) for stage in to_make}
     if dry_run:
         _show(described_by, as_json)
         return
     if local:
-        raise typer.Exit(_here(described_by, force))
-    said = _submit(described_by, AFTER, lambda: _keep(found, described_by, jobs, name), force, job_folder(jobs, name))
-    rows = [{"stage": stage, "state": FINISHED, "job_ids": [], "after": [], **said.get(stage, {})} for stage in AFTER]
+        raise typer.Exit(run_here(described_by, force, lambda stage: typer.echo(f"{stage} …", err=True)))
+    said = submit_all(described_by, lambda: keep(found, described_by, jobs, name), force, job_folder(jobs, name))
+    rows = [{"stage": stage, "state": FINISHED, "job_ids": [], "after": [], **said.get(stage, {})} for stage in STAGES]
     if as_json:
         typer.echo(json.dumps({"name": name, "stages": rows}))
         return
@@ -68,115 +74,8 @@ def submit_pipeline(
     typer.echo(f"{words_on('status', name, job_folder(jobs, name))} shows how far they are")
 
 
-def _submit(
-    wanted: dict[str, Described], after: dict[str, tuple[str, ...]], checked: Callable[[], None], force: bool, folder: Path
-) -> dict[str, dict[str, Any]]:
-    """Submit the stages in order, each waiting for the jobs of those before it that are not finished.
-
-    Args:
-        checked: called before the first goes out.
-        force: stages of which nobody knows whether their jobs live go out too.
-        folder: of the pipeline; one process at a time submits from it.
-
-    Raises:
-        TryAgain: another process submits this pipeline.
-    """
-    from data_shards import durable
-    from slurm.executor import check_slurm, submit
-    from slurm.offers import offers
-
-    check_slurm()
-    there = offers()
-    for job in wanted.values():  # all of them before the first goes out
-        job.check()
-        job.check_on(there)
-    if not wanted:
-        return {}
-    ids: dict[str, tuple[str, ...]] = {}
-    said: dict[str, dict[str, Any]] = {}
-    with durable.claimed(folder / ".submit", "submitting this pipeline"):
-        live, over = _left_alone(wanted, after, force)
-        checked()
-        for stage, job in wanted.items():
-            before = [one for one in after[stage] if one in ids]
-            if stage in live:
-                ids[stage] = live[stage]
-            else:
-                waits = [number for one in before for number in ids[one]]
-                spec = replace(job.spec, dependency=f"afterok:{':'.join(waits)}" if waits else None)
-                ids[stage] = submit(spec, job.folder, over=over.get(stage), force=force, frozen_with_it=job.freeze).job_ids
-            said[stage] = {"state": LIVE if stage in live else SUBMITTED, "job_ids": list(ids[stage]), "after": before}
-    return said
-
-
-def _left_alone(
-    wanted: dict[str, Described], after: dict[str, tuple[str, ...]], force: bool
-) -> tuple[dict[str, tuple[str, ...]], dict[str, str]]:
-    """Numbers of the jobs that wait or run already, by stage; and, of the others, which submissions are over.
-
-    Those that wait behind a stage that goes out anew, or are held for good by one that failed, are cancelled: they wait for a job that
-    is no more.
-
-    Raises:
-        InputError: nobody knows whether the job of a stage still lives.
-    """
-    from slurm.executor import not_known
-    from slurm.records import RECORD_NAME, cancelled, current, is_live, is_unknown, read_record
-
-    records = {stage: read_record(job.folder / RECORD_NAME) for stage, job in wanted.items() if (job.folder / RECORD_NAME).exists()}
-    states = current(list(records.values()), fresh=True)
-    for stage, record in records.items():
-        if is_unknown(found := states[record.name]) and not is_live(found) and not force:
-            raise not_known(record, wanted[stage].folder)
-    anew: list[str] = []
-    for stage in wanted:
-        found = states[records[stage].name] if stage in records else []
-        waits = bool(found) and all(state.state == "PENDING" for state in found)
-        behind = any(one in anew for one in after[stage]) or any(NEVER in state.why for state in found)
-        if not is_live(found) or (waits and behind):
-            anew.append(stage)
-    cancelled([records[stage] for stage in anew if stage in records and is_live(states[records[stage].name])])
-    live = {stage: record.job_ids for stage, record in records.items() if stage not in anew}
-    return live, {stage: record.key for stage, record in records.items() if stage in anew}
-
-
-def _keep(pipeline: Pipeline, wanted: dict[str, Described], jobs: Path, name: str) -> None:
-    """The pipeline as `resume NAME` finds it, with the configuration as it is now."""
-    import yaml
-
-    from data_shards import durable
-    from launch.config import to_yaml
-    from launch.jobs import CONFIG_NAME, private
-    from slurm.records import job_folder
-
-    folder = job_folder(jobs, name)
-    config = next((job.config for job in wanted.values() if job.config), None)
-    if config is None:
-        return  # all is finished
-    private(folder)
-    durable.write_bytes(folder / CONFIG_NAME, to_yaml(config).encode(), private=True)
-    tree = {"preset": str(folder / CONFIG_NAME), "jobs": {stage: dict(fields) for stage, fields in pipeline.jobs.items()}}
-    durable.write_bytes(folder / PIPELINE_NAME, yaml.safe_dump(tree, sort_keys=False).encode())
-
-
-def _here(wanted: dict[str, Described], force: bool) -> int:
-    """The stages one after the other on this machine; the exit code of the first that fails."""
-    from slurm.executor import check_free, run_local
-
-    for job in wanted.values():
-        job.check()
-        if shutil.which("squeue"):
-            check_free(job.folder, force=force)  # a job of this name that waits would read what is frozen now
-    for stage, job in wanted.items():
-        typer.echo(f"{stage} …", err=True)
-        job.freeze()
-        if code := run_local(job.spec, job.folder):
-            return code
-    return 0
-
-
 def _show(wanted: dict[str, Described], as_json: bool) -> None:
-    from launch.cli.described import as_tree, show
+    from launch.submit.described import as_tree, show
 
     if as_json:
         typer.echo(json.dumps({"stages": {stage: as_tree(job) for stage, job in wanted.items()}}))

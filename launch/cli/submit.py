@@ -18,11 +18,12 @@ from launch.cli.options import Jobs
 from slurm import JOBS
 
 if TYPE_CHECKING:
-    from launch.cli.described import Described
+    from launch.submit.described import Described
     from slurm.jobs import JobSpec
 
 
 def command(
+    context: typer.Context,
     words: Annotated[
         list[str],
         typer.Argument(
@@ -134,11 +135,13 @@ def command(
     if words[0] == "pipeline":
         from launch.cli.pipeline import submit_pipeline
 
-        submit_pipeline(words[1:], given, name, jobs=jobs, local=local, dry_run=dry_run, as_json=as_json, force=force)
+        submit_pipeline(
+            context.find_root().command, words[1:], given, name, jobs=jobs, local=local, dry_run=dry_run, as_json=as_json, force=force
+        )
         return
-    from launch.cli.described import described, show
+    from launch.submit.described import described, show
 
-    job = described(words, given, name, jobs)
+    job = described(context.find_root().command, words, given, name, jobs)
     if dry_run:
         show(job, as_json)
         return
@@ -162,6 +165,7 @@ def command(
 
 
 def resume(
+    context: typer.Context,
     name: Annotated[str, typer.Argument(help="Name of a job that has ended, or of a pipeline.")],
     nodes: Annotated[str | None, typer.Option(help="Other nodes than before: 2, or 1-4.")] = None,
     time_minutes: Annotated[int | None, typer.Option(min=1, help="Another time limit.")] = None,
@@ -173,7 +177,7 @@ def resume(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Submit a job again as it was frozen; it goes on from its newest verified checkpoint. Of a pipeline, what is missing."""
-    from launch.jobs import read_target
+    from launch.submit.frozen import read_target
     from slurm import executor
     from slurm.jobs import SPEC_NAME, read_spec, words_on
     from slurm.offers import offers
@@ -184,7 +188,8 @@ def resume(
     changes = {"time_minutes": time_minutes, "partition": partition}
     changes = {**_nodes(nodes), **{field: value for field, value in changes.items() if value is not None}}
     folder = job_folder(jobs, name)
-    from launch.cli.pipeline import PIPELINE_NAME, submit_pipeline
+    from launch.cli.pipeline import submit_pipeline
+    from launch.submit.graph import PIPELINE_NAME
 
     if (folder / PIPELINE_NAME).exists():
         if changes or array or failed:
@@ -193,12 +198,13 @@ def resume(
                 expected="no resources: each of its jobs has its own",
                 mend=f"{words_on('resume', f'{name}/STAGE', folder / 'STAGE')} …, or edit the file and retinaforge submit -- pipeline FILE",
             )
-        submit_pipeline([str(folder / PIPELINE_NAME)], {}, name, jobs=jobs, local=False, dry_run=False, as_json=as_json, force=force)
+        file = str(folder / PIPELINE_NAME)
+        submit_pipeline(context.find_root().command, [file], {}, name, jobs=jobs, local=False, dry_run=False, as_json=as_json, force=force)
         return
     if not (folder / SPEC_NAME).exists():
         raise InputError(f"no job {name!r}", where=jobs, expected="one that was submitted", mend="retinaforge runs lists them")
     spec = replace(read_spec(folder / SPEC_NAME), **changes, dependency=None)  # what it waited for may be long gone
-    from launch.cli.described import Described
+    from launch.submit.described import Described
 
     if spec.code and not Path(spec.code).is_dir():
         raise InputError(
@@ -256,7 +262,7 @@ def _submitted(job: Described, over: str, as_json: bool, *, force: bool, only: s
 def _ended(folder: Path) -> int:
     """Wait until nothing of a job waits or runs; its exit code, of an array the first that is not 0."""
     from data_shards.errors import TryAgain
-    from launch.site import queue
+    from launch.submit.site import queue
     from slurm.attempts import read_all
     from slurm.records import RECORD_NAME, current, is_live, read_record
 

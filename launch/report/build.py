@@ -20,19 +20,19 @@ import launch
 from data_shards import durable
 from data_shards.errors import without_credentials
 from data_shards.manifest import NAME
+from data_shards.packing.splits import held_out_split
 from data_shards.reading.dataset import Dataset
-from launch import stages
 from launch.config import to_public_yaml
 from launch.headline import HEADLINE, caution, known
-from launch.judging import held_out_split
 from launch.report import figures as fig
+from launch.run import Run, figures
 from ldm.training.log import read_log
 
 SHOWN = 8  # images of each set
 PAIRS = 4  # closest pairs
 
 
-def build_report(run: stages.Run) -> Path:
+def build_report(run: Run) -> Path:
     """Write runs/NAME/report.html: one file, no links outside it."""
     real = run.open(run.dataset)
     held_out = held_out_split(real)
@@ -61,7 +61,7 @@ def build_report(run: stages.Run) -> Path:
         run=run.folder.name,
         config=without_credentials(frozen.read_text()) if frozen.exists() else to_public_yaml(run.config),
         version=launch.__version__,
-        cards=cards(stages.figures(run)),
+        cards=cards(figures(run)),
         **parts,
     )
     path = run.folder / "report.html"
@@ -144,7 +144,7 @@ def data_part(real: Dataset, held_out: str, images: np.ndarray, display: fig.Dis
     }
 
 
-def sample_part(run: stages.Run, real: Dataset, held_out: str, display: fig.Display) -> dict[str, Any]:
+def sample_part(run: Run, real: Dataset, held_out: str, display: fig.Display) -> dict[str, Any]:
     synthetic, wavelengths = Dataset(run.synthetic), list(real.wavelengths_nm)
     rgb, singles = fig.nearest_bands(wavelengths, fig.FALSE_COLOUR_NM), fig.nearest_bands(wavelengths, fig.SINGLE_BANDS_NM)
     rgb = (rgb * 3)[:3]
@@ -177,7 +177,7 @@ def image_spectra(
     return means_BC.mean(0), means_BC.std(0)
 
 
-def reconstruction_part(run: stages.Run, real: Dataset, held_out: str, display: fig.Display) -> dict[str, Any]:
+def reconstruction_part(run: Run, real: Dataset, held_out: str, display: fig.Display) -> dict[str, Any]:
     from ldm.checkpoints.trained import load_autoencoder
 
     autoencoder = load_autoencoder(run.vqgan)
@@ -197,7 +197,7 @@ def reconstruction_part(run: stages.Run, real: Dataset, held_out: str, display: 
     }
 
 
-def training_part(run: stages.Run) -> dict[str, Any]:
+def training_part(run: Run) -> dict[str, Any]:
     vqgan, diffusion = read_log(run.vqgan / "metrics.jsonl"), read_log(run.diffusion / "metrics.jsonl")
     health = run.folder / "health.json"
     checked = json.loads(health.read_text()) if health.exists() else None
@@ -248,7 +248,7 @@ def time_spent(rows: list[dict[str, float]]) -> dict[str, float]:
     return {"samples_per_s": before / seconds, **{phase: share / seconds for phase, share in shares.items()}}
 
 
-def metric_part(run: stages.Run) -> dict[str, Any]:
+def metric_part(run: Run) -> dict[str, Any]:
     from ldm.evaluation.evaluate import rows
 
     result = json.loads((run.folder / "evaluate.json").read_text())
@@ -260,7 +260,7 @@ def metric_part(run: stages.Run) -> dict[str, Any]:
     }
 
 
-def audit_part(run: stages.Run, real: Dataset, display: fig.Display) -> dict[str, Any]:
+def audit_part(run: Run, real: Dataset, display: fig.Display) -> dict[str, Any]:
     from ldm.evaluation.audit import rows
 
     result = json.loads((run.folder / "audit.json").read_text())

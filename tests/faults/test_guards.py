@@ -168,7 +168,7 @@ GUARDS = [
     ),
     guard(
         "one training a folder",
-        "launch/training.py",
+        "launch/stages/training.py",
         "        engine.on_main(lambda: held.enter_context(claim))\n",
         "",
         LOST,

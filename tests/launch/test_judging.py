@@ -10,7 +10,7 @@ import pytest
 
 from data_shards.packing.pack import write_dataset
 from data_shards.reading.dataset import Dataset
-from launch.judging import frechet_to_held_out, out_of_reach
+from launch.stages.evaluate import frechet_to_held_out, out_of_reach
 from ldm.evaluation.evaluate import features_of, whitening_of
 from ldm.evaluation.features import get_extractor
 from ldm.evaluation.frechet import frechet_distance

@@ -9,15 +9,17 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import typer
 import yaml
 
 from data_shards.errors import InputError, RetinaforgeError, without_credentials
 from data_shards.stores.retry import Transient, retrying
 from launch import provenance
-from launch.cli.described import described
+from launch.cli import app
 from launch.config import CREDENTIALS, load, to_public_yaml
-from launch.site import OF_THE_USER
-from launch.stages import Run
+from launch.run import Run
+from launch.submit.described import described
+from launch.submit.site import OF_THE_USER
 from slurm.jobs import freeze
 from tests.commands import invoke
 
@@ -78,7 +80,7 @@ def test_no_word_of_a_job_that_others_see_holds_a_credential(tmp_path):
         for how in ((), ("--json",)):
             said = invoke("submit", "--dry-run", *how, "--", *words)
             assert "hunter2" not in said and "c0ffee" not in said and "***@store.example" in said
-    job = described(["run", "demo", f"data.dataset={URL}"], {}, None, tmp_path / "jobs")
+    job = described(typer.main.get_command(app), ["run", "demo", f"data.dataset={URL}"], {}, None, tmp_path / "jobs")
     job.freeze()
     freeze(job.spec, job.folder)
     assert load(str(job.folder / "config.yaml")).data.dataset == URL
@@ -138,8 +140,8 @@ def test_a_group_of_its_owner_alone_may_write_a_site_file(tmp_path, monkeypatch,
     (tmp_path / "site.yaml").write_text("partition: mine\n")
     (tmp_path / "site.yaml").chmod(mode)
     gid = (tmp_path / "site.yaml").stat().st_gid
-    monkeypatch.setattr("launch.site.pwd.getpwuid", lambda _: SimpleNamespace(pw_name="ann", pw_gid=gid))
-    monkeypatch.setattr("launch.site.grp.getgrgid", lambda _: SimpleNamespace(gr_name=name, gr_gid=gid, gr_mem=members))
+    monkeypatch.setattr("launch.submit.site.pwd.getpwuid", lambda _: SimpleNamespace(pw_name="ann", pw_gid=gid))
+    monkeypatch.setattr("launch.submit.site.grp.getgrgid", lambda _: SimpleNamespace(gr_name=name, gr_gid=gid, gr_mem=members))
     if taken:
         assert "partition=mine" in invoke("submit", "--dry-run", "--", "presets")
         return
@@ -151,7 +153,7 @@ def test_a_site_file_that_others_may_write_decides_nothing(tmp_path, monkeypatch
     (tmp_path / "site.yaml").write_text("partition: theirs\n")
     (tmp_path / "site.yaml").chmod(0o664)
     several = SimpleNamespace(gr_name="root", gr_gid=(tmp_path / "site.yaml").stat().st_gid, gr_mem=["ann", "bob"])
-    monkeypatch.setattr("launch.site.grp.getgrgid", lambda _: several)
+    monkeypatch.setattr("launch.submit.site.grp.getgrgid", lambda _: several)
     for words in (("submit", "--dry-run", "--", "presets"), ("submit", "--local", "--", "presets")):
         with pytest.raises(InputError, match="written by others(.|\n)*chmod go-w"):
             invoke(*words)

@@ -15,14 +15,16 @@ import yaml
 
 from data_shards.errors import InputError
 from launch.cli.jobs import duration, pace, summary
-from launch.cli.pipeline import _here
 from launch.cli.submit import _limited
 from launch.config import load
-from launch.jobs import Progress, Target, check_time, progress_of
-from launch.pipeline import AFTER, missing
 from launch.provenance import ROOT
-from launch.site import minutes_of, queue
-from launch.stages import Run, check_outdated
+from launch.run import Run
+from launch.stages import STAGES
+from launch.stages.outdated import check_outdated
+from launch.submit.frozen import Progress, Target, check_time, progress_of
+from launch.submit.graph import run_here
+from launch.submit.pipeline import missing
+from launch.submit.site import minutes_of, queue
 from slurm.executor import run_local
 from slurm.jobs import JobSpec
 from slurm.rank import Placement
@@ -403,12 +405,19 @@ def test_a_pipeline_that_cannot_be_is_refused_whole(tmp_path, text, words, messa
     assert [path.name for path in tmp_path.iterdir()] == ["p.yaml"]
 
 
-def test_behind_a_missing_stage_all_is_missing():
-    assert missing(lambda stage: True) == []
-    assert missing(lambda stage: {"diffusion": False}.get(stage, True)) == ["diffusion", "sample", "evaluate", "audit", "report"]
-    assert missing(lambda stage: stage != "audit") == ["audit", "report"]
+def test_behind_a_missing_stage_all_is_missing(monkeypatch):
     looked: list[str] = []
-    assert missing(lambda stage: looked.append(stage) or stage == "data") == list(AFTER)[1:]
+
+    def found(done: dict[str, bool]) -> list[str]:
+        looked.clear()
+        for name, stage in STAGES.items():
+            monkeypatch.setattr(stage, "done", lambda _, name=name: looked.append(name) or done.get(name, True))
+        return missing(None)
+
+    assert found({}) == []
+    assert found({"diffusion": False}) == ["diffusion", "sample", "evaluate", "audit", "report"]
+    assert found({"audit": False}) == ["audit", "report"]
+    assert found({"vqgan": False}) == list(STAGES)[1:]
     assert looked == ["data", "vqgan"], "what stands behind a missing stage may not even be readable"
 
 
@@ -457,9 +466,9 @@ def test_a_pipeline_runs_here_by_force_too(monkeypatch, tmp_path):
     asked = []
     monkeypatch.setattr("slurm.executor.check_free", lambda folder, *, force: asked.append(force))
     monkeypatch.setattr("slurm.executor.run_local", lambda spec, folder: 0)
-    monkeypatch.setattr("launch.cli.pipeline.shutil.which", lambda _: "/bin/squeue")
+    monkeypatch.setattr("launch.submit.graph.shutil.which", lambda _: "/bin/squeue")
     stage = SimpleNamespace(check=lambda: None, freeze=lambda: None, spec=None, folder=tmp_path)
-    assert (_here({"data": stage}, True), _here({"data": stage}, False), asked) == (0, 0, [True, False])
+    assert (run_here({"data": stage}, True, print), run_here({"data": stage}, False, print), asked) == (0, 0, [True, False])
 
 
 def test_an_option_counts_above_what_a_site_says_and_exports_add_up(tmp_path):

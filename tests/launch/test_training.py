@@ -23,11 +23,12 @@ from data_shards.cube import Cube
 from data_shards.errors import InputError
 from data_shards.folder import write_cube
 from data_shards.packing.pack import pack, write_dataset
+from data_shards.packing.splits import held_out_split
 from data_shards.reading.dataset import Dataset, SplitInfo
 from launch.build import check_fit
 from launch.config import from_tree
-from launch.judging import held_out_split
-from launch.stages import Run, done
+from launch.run import Run
+from launch.stages.training import trained
 from launch.worked import working_seconds
 from ldm.checkpoints.commit import USED, faults_of
 from ldm.checkpoints.store import CheckpointStore
@@ -267,9 +268,9 @@ def test_progress_without_a_loadable_checkpoint_is_exit_3(packed: Path, tmp_path
 def test_a_damaged_last_checkpoint_is_not_taken_for_a_finished_training(uninterrupted: Path, tmp_path: Path) -> None:
     config = from_tree({**yaml.safe_load((uninterrupted / "run.yaml").read_text()), "run": str(tmp_path)})
     shutil.copytree(uninterrupted / "vqgan", tmp_path / "vqgan")
-    assert done(Run(config), "vqgan")
+    assert trained(Run(config), "vqgan")
     (max((tmp_path / "vqgan/checkpoints").iterdir()) / f"rank-00000{USED}").write_bytes(b"")
-    assert not done(Run(config), "vqgan")
+    assert not trained(Run(config), "vqgan")
 
 
 def test_a_start_that_was_refused_can_be_corrected_in_the_same_folder(tmp_path: Path) -> None:

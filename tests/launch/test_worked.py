@@ -14,7 +14,9 @@ import pytest
 
 from data_shards.errors import InputError, TryAgain
 from launch.config import load
-from launch.stages import Run
+from launch.run import Run
+from launch.stages import STAGES
+from launch.stages.sample import Sample
 from launch.worked import FOLDER, counted, working_seconds
 from tests.commands import invoke
 from tests.threads import Threads
@@ -62,18 +64,20 @@ def test_of_several_ranks_one_counts_and_a_refusal_and_idleness_do_not(run: Path
 @pytest.mark.parametrize(
     ("words", "made_by"),
     [
-        (("data", "prepare"), "launch.stages.prepare_data"),
-        (("encode",), "launch.stages.encode"),
-        (("sample",), "launch.stages.sample"),
-        (("evaluate",), "launch.judging.evaluate"),
-        (("audit",), "launch.judging.audit"),
+        (("data", "prepare"), "launch.stages.data.Data.make"),
+        (("encode",), "launch.stages.encode.Encode.make"),
+        (("sample",), "launch.stages.sample.Sample.make_share"),
+        (("evaluate",), "launch.stages.evaluate.Evaluate.make"),
+        (("audit",), "launch.stages.audit.Audit.make"),
     ],
 )
 def test_each_verb_that_makes_something_of_a_run_counts(run: Path, monkeypatch: pytest.MonkeyPatch, words: tuple, made_by: str) -> None:
     """They are the jobs of a pipeline. What a stage does, it does elsewhere: here it takes a moment."""
     monkeypatch.setattr(made_by, lambda *_: time.sleep(0.3) or [])
-    for check in ("check_inputs", "check_trained", "check_latent_size"):
-        monkeypatch.setattr(f"launch.stages.{check}", lambda *_: None)
+    for stage in STAGES.values():
+        monkeypatch.setattr(stage, "check", lambda *_: None)
+    monkeypatch.setattr(Sample, "check", lambda *_: None)
+    monkeypatch.setattr(Sample, "told", lambda *_: "")
     (run / "run.yaml").unlink()
     Run(load("demo", [f"run={run}"])).freeze()
     invoke(*words, "demo", f"run={run}")

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from data_shards.errors import InputError, TryAgain
-from launch.jobs import Target, progress_patterns
+from launch.submit.frozen import Target, progress_patterns
 from slurm.attempts import ERRORS, Attempt, attempts_path, begin, end, holder_path, main, progress_of, read_attempts
 from slurm.causes import AWAY, RANK_MARK, cause, failure, first_code
 from slurm.jobs import JobSpec, freeze

@@ -110,7 +110,7 @@ def test_a_job_runs_the_code_of_its_submitter_as_the_site_wants_it_started(clust
     for package in provenance.PACKAGES:
         shutil.copytree(provenance.ROOT / package, checkout / package, ignore=shutil.ignore_patterns("__pycache__"))
     (checkout / "ldm" / "elsewhere").symlink_to(tmp_path / "config")
-    for module in ("slurm/attempts.py", "launch/cli/run.py"):
+    for module in ("slurm/attempts.py", "launch/cli/stages.py"):
         told = f"import os; print('edited {module}', os.environ.get('SITE'), os.environ.get('BY'), sep='|')\n"
         head, main, foot = (checkout / module).read_text().partition('if __name__ == "__main__":')
         (checkout / module).write_text(f"{head}\n{told}{main}{foot}")
@@ -127,7 +127,7 @@ def test_a_job_runs_the_code_of_its_submitter_as_the_site_wants_it_started(clust
     invoke(*words, "--wait", "--name", "edited", "--", "data", "ls", "nowhere", code=2)
     folder = tmp_path / "runs" / "jobs" / "edited"
     said = everything_said(folder)
-    assert "edited slurm/attempts.py|a b|None" in said and "edited launch/cli/run.py|a b|it s" in said, said
+    assert "edited slurm/attempts.py|a b|None" in said and "edited launch/cli/stages.py|a b|it s" in said, said
     [code] = folder.glob("code-*")
     assert not (code / "ldm" / "elsewhere").exists() and (code / provenance.KEPT).stat().st_mode & 0o777 == 0o600
     (checkout / "slurm" / "attempts.py").write_text("raise SystemExit('edited after the submission')")

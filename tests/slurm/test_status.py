@@ -17,9 +17,8 @@ import pytest
 from data_shards.durable import claimed
 from data_shards.errors import InputError, TryAgain
 from launch.cli.jobs import summary
-from launch.cli.pipeline import _left_alone, _submit
 from launch.cli.submit import _ended
-from launch.pipeline import AFTER
+from launch.submit.graph import _left_alone, submit_all
 from slurm.attempts import Attempt, attempts_path
 from slurm.executor import _Job, _of_another_job, check_free, submit
 from slurm.jobs import JobSpec
@@ -348,7 +347,7 @@ def test_who_waits_for_a_job_does_so_until_nothing_of_it_is_live(site, tmp_path,
     for index, token, code in (("1", TOKEN, 3), ("2", ANOTHER, 4)):
         ended = Attempt(job_id="7", restart=0, nodes="n1", began_unix_s=AT, before="", code=code, token=token)
         attempts_path(tmp_path, index).write_text(json.dumps(asdict(ended)) + "\n")
-    monkeypatch.setattr("launch.site.queue", lambda: Queue(0.0))
+    monkeypatch.setattr("launch.submit.site.queue", lambda: Queue(0.0))
     site.breaks("squeue")
     slept = []
 
@@ -381,8 +380,8 @@ def test_a_stage_of_a_pipeline_that_nobody_knows_of_is_not_doubled(site, tmp_pat
         (wanted[stage].folder / RECORD_NAME).write_text(json.dumps(record_tree(record)))
     site.says("squeue", row(7, "FAILED", name="vqgan", comment=f"{TOKEN_MARK}{'7f' * 16}"))
     with pytest.raises(InputError, match="job 8 is not known to SLURM here"):
-        _left_alone(wanted, AFTER, force=False)
-    assert _left_alone(wanted, AFTER, force=True) == ({}, {"vqgan": "7f" * 16, "encode": "8f" * 16})
+        _left_alone(wanted, force=False)
+    assert _left_alone(wanted, force=True) == ({}, {"vqgan": "7f" * 16, "encode": "8f" * 16})
 
 
 def test_of_two_who_submit_a_pipeline_at_once_the_second_writes_and_sends_nothing(site, tmp_path, monkeypatch):
@@ -393,7 +392,7 @@ def test_of_two_who_submit_a_pipeline_at_once_the_second_writes_and_sends_nothin
     job = SimpleNamespace(folder=tmp_path / "eyes" / "vqgan", check=lambda: None, check_on=lambda _: None)
     kept: list[int] = []
     with claimed(tmp_path / "eyes" / ".submit", "submitting"), pytest.raises(TryAgain, match="submitting this pipeline"):
-        _submit({"vqgan": job}, AFTER, lambda: kept.append(1), False, tmp_path / "eyes")
+        submit_all({"vqgan": job}, lambda: kept.append(1), False, tmp_path / "eyes")
     assert not kept and not job.folder.exists()
 
 

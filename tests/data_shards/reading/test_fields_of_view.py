@@ -59,7 +59,7 @@ def test_pack_says_that_no_camera_has_the_common_field(
 def test_run_says_it_before_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     packed(monkeypatch, loose(tmp_path / "cubes", [disc(23)] * 6 + [disc(15)] * 6), tmp_path / "set")
     capsys.readouterr()
-    monkeypatch.setattr("launch.cli.run.train_stage", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    monkeypatch.setattr("launch.stages.vqgan.VQGAN.make", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
     words = ["retinaforge", "run", "demo", f"data.dataset={tmp_path / 'set'}", f"run={tmp_path / 'run'}"]
     monkeypatch.setattr("sys.argv", words)
     with pytest.raises((SystemExit, KeyboardInterrupt)):

@@ -20,7 +20,7 @@ from diffusers.models.attention_processor import Attention
 from data_shards import durable
 from data_shards.errors import InputError
 from launch.config import load
-from launch.stages import Run
+from launch.run import Run
 from ldm.checkpoints.commit import COMMIT, digest_of
 from ldm.checkpoints.store import CheckpointStore
 from ldm.checkpoints.trained import load_autoencoder, load_denoiser

@@ -16,8 +16,10 @@ import typer
 from data_shards.errors import InputError, nearest, without_credentials
 
 if TYPE_CHECKING:
+    from typer.core import TyperGroup
+
     from launch.config import Config
-    from launch.jobs import Target
+    from launch.submit.frozen import Target
     from slurm.jobs import JobSpec
     from slurm.offers import Offer
 
@@ -42,7 +44,7 @@ class Described:
             InputError: the name is another command's, the secrets are no file of one's own, the run was begun with another
             configuration, there is no such dataset, or a folder cannot be written.
         """
-        from launch.jobs import check_target, check_writable
+        from launch.submit.frozen import check_target, check_writable
         from slurm.jobs import check_same
         from slurm.task import read_secrets
 
@@ -50,7 +52,9 @@ class Described:
         if self.spec.secrets:
             read_secrets(Path(self.spec.secrets))
         if self.config is not None and self.target is not None:
-            from launch.stages import Run, check_inputs, check_outdated  # it takes seconds
+            from launch.run import Run  # it takes seconds
+            from launch.stages.data import check_inputs
+            from launch.stages.outdated import check_outdated
 
             check_target(self.folder, self.target)
             run = Run(self.config)
@@ -68,7 +72,7 @@ class Described:
         Raises:
             InputError: as said.
         """
-        from launch.jobs import check_time
+        from launch.submit.frozen import check_time
         from slurm.offers import check_fit, waits_for
 
         check_fit(self.spec, there)
@@ -80,33 +84,39 @@ class Described:
     def freeze(self) -> None:
         """Write what the job works with into its folder, the packages that run it too."""
         if self.spec.code:
-            from launch.jobs import private
             from launch.provenance import keep_code
+            from launch.submit.frozen import private
 
             private(self.folder)
             keep_code(Path(self.spec.code))
         if self.config is not None and self.target is not None:
-            from launch.jobs import freeze_run
+            from launch.submit.frozen import freeze_run
 
             freeze_run(self.folder, self.config, self.target)
 
 
-def described(words: list[str], given: dict[str, Any], name: str | None, jobs: Path, given_by: str = "the command line") -> Described:
+def described(
+    program: TyperGroup, words: list[str], given: dict[str, Any], name: str | None, jobs: Path, given_by: str = "the command line"
+) -> Described:
     """The job that these words and options mean; nothing is written.
+
+    Args:
+        program: our command line, which knows the verbs.
+        words: after `retinaforge`.
 
     Raises:
         InputError: no such verb or option, a configuration that is refused, or fields that JobSpec refuses.
     """
-    from launch.jobs import CONFIG_NAME, STAGES, progress_patterns, target_of
     from launch.provenance import ROOT, installed, on_pythonpath, snapshot_in
-    from launch.site import as_fields, network_variables, site_defaults
+    from launch.submit.frozen import CONFIG_NAME, progress_patterns, target_of, verbs_on_runs
+    from launch.submit.site import as_fields, network_variables, site_defaults
     from slurm.fields import masked
     from slurm.jobs import spec_from
     from slurm.records import job_folder
 
-    verb, parsed = parse(words)
-    as_written = parse(words, index=None)[1]
-    site = site_defaults(words[0], verbs())
+    verb, parsed = parse(program, words)
+    as_written = parse(program, words, index=None)[1]
+    site = site_defaults(words[0], verbs(program))
     given = as_fields(given, where=given_by)
     fields = site.fields | given
     sources = dict(site.sources) | dict.fromkeys(given, given_by)
@@ -119,7 +129,7 @@ def described(words: list[str], given: dict[str, Any], name: str | None, jobs: P
     fields["exports"] = sorted({name for names in exports.values() for name in names})
     sources["exports"] = "; ".join(who for who, names in exports.items() if names)
     config = target = None
-    if verb in STAGES and parsed.get("preset"):
+    if verb in verbs_on_runs() and parsed.get("preset"):
         from launch.config import load
 
         config = load(parsed["preset"], parsed["overrides"] or [])
@@ -158,7 +168,7 @@ def described(words: list[str], given: dict[str, Any], name: str | None, jobs: P
     return Described(spec, job_folder(jobs, name), config, target, {key: who for key, who in sources.items() if who and key in fields})
 
 
-def parse(words: list[str], index: str | None = "1") -> tuple[str, dict[str, Any]]:
+def parse(program: TyperGroup, words: list[str], index: str | None = "1") -> tuple[str, dict[str, Any]]:
     """The verb ('train vqgan') and what its own command line makes of the rest.
 
     Args:
@@ -167,9 +177,7 @@ def parse(words: list[str], index: str | None = "1") -> tuple[str, dict[str, Any
     Raises:
         InputError: no such verb, or what the verb would refuse once it runs.
     """
-    from launch.cli import app
-
-    node, path, rest = typer.main.get_command(app), [], [word.replace("{array_task}", index or "{array_task}") for word in words]
+    node, path, rest = program, [], [word.replace("{array_task}", index or "{array_task}") for word in words]
     while hasattr(node, "commands"):  # a group of verbs
         known = set(node.commands) - (set() if path else NOT_SUBMITTED)
         verb = rest.pop(0) if rest else ""
@@ -185,11 +193,9 @@ def parse(words: list[str], index: str | None = "1") -> tuple[str, dict[str, Any
         raise InputError(error.format_message(), where=" ".join(words), mend=f"retinaforge {' '.join(path)} --help") from error
 
 
-def verbs() -> set[str]:
+def verbs(program: TyperGroup) -> set[str]:
     """What can be submitted, by the first word."""
-    from launch.cli import app
-
-    return {entry.name for entry in (*app.registered_commands, *app.registered_groups)} - NOT_SUBMITTED
+    return set(program.commands) - NOT_SUBMITTED
 
 
 def _codebook_files(parsed: dict[str, Any]) -> tuple[str, ...]:

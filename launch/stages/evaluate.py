@@ -1,33 +1,60 @@
-"""How good a run's set is: evaluation, audit, and the yardsticks beside them."""
+"""Stage evaluate: reconstruction of held-out people, evaluation of the set, and the baseline of decoded Gaussian latents."""
 
 from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from data_shards import durable
 from data_shards.manifest import NAME, read_manifest
+from data_shards.packing.splits import LEAST_PEOPLE, held_out_split
 from data_shards.reading.dataset import Dataset
 from launch.headline import HEADLINE
-from launch.stages import Run, Watch, device, figures, record
+from launch.run import Run, device, figures, record
+from launch.stages.stage import Display, Stage
 
 BASELINE_IMAGES = 1024
-LEAST_PEOPLE = 2  # held out: fewer have no spread
 MORE_PEOPLE = "retinaforge data pack FOLDER DATASET --splits train=0.7,val=0.2,test=0.1, into another folder"
 
 
-def held_out_split(real: Dataset) -> str:
-    """The split to compare with: people that no model was trained on, where there are any; one with a single person comes last."""
-    filled = [name for name, info in real.splits.items() if info.count]
-    held_out = [name for name in dict.fromkeys(("val", "test", *filled)) if name in filled and name != "train"]
-    return next((name for name in held_out if real.splits[name].subjects >= LEAST_PEOPLE), next(iter(held_out), "train"))
+class Evaluate(Stage):
+    name, verb, after = "evaluate", "evaluate", ("sample",)
+    reads, writes = "dataset, `synthetic/`", "`evaluate.json`, `reconstruction.json`, `gaussian-latents/`"
+
+    def done(self, run: Run) -> bool:
+        """It has seen the present sets, and as this version judges."""
+        from ldm.evaluation.evaluate import FORMAT
+
+        path = run.folder / "evaluate.json"
+        if not (path.exists() and (run.synthetic / NAME).exists()):
+            return False
+        if not {figure.key for figure in HEADLINE} - {"seconds"} <= set(figures(run)):
+            return False
+        seen = json.loads(path.read_text())
+        if seen["format"] != FORMAT:
+            return False
+        sets = (seen["reference"]["digest"], seen["synthetic"]["digest"])
+        return sets == (run.open(run.dataset).digest, Dataset(run.synthetic).digest)
+
+    def make(self, run: Run, display: Display) -> list[str]:
+        if not self.done(run):
+            judge(run, display)
+        return []
+
+    def told(self, run: Run) -> str:
+        return f"result: {run.folder / 'evaluate.json'}"
+
+    def shown(self, run: Path) -> str:
+        return "done" if (run / "evaluate.json").exists() else ""
 
 
-def evaluate(run: Run, watch: Watch) -> None:
-    """Reconstruction of held-out people, evaluation of the set, and the baseline of decoded Gaussian latents."""
+def judge(run: Run, display: Display) -> None:
+    """Judge the set, whatever stands there."""
     from data_shards.packing.pack import write_dataset
     from ldm.checkpoints.trained import load_autoencoder, load_denoiser
     from ldm.evaluation.evaluate import FEW_PEOPLE, EvaluateConfig
@@ -43,10 +70,10 @@ def evaluate(run: Run, watch: Watch) -> None:
         shutil.rmtree(baseline)  # of an earlier state of the denoiser, or of another number; it can always be made again
     if not (baseline / NAME).exists():
         cubes = decoded_gaussian_latents(autoencoder, denoiser, count, seed=wanted.seed, batch=wanted.batch, quantise=wanted.quantise)
-        write_dataset(baseline, {"synthetic": watch(cubes, total=count, title="baseline", unit="cube")}, source=source)
+        write_dataset(baseline, {"synthetic": display.over(cubes, total=count, title="baseline", unit="cube")}, source=source)
     rebuilt = reconstruction(real, autoencoder)
-    evaluation = evaluate_set(real, Dataset(run.synthetic), EvaluateConfig(against=held_out_split(real), device=device()), watch)
-    frechet = frechet_to_held_out(real, {"samples": Dataset(run.synthetic), "gaussian_latents": Dataset(baseline)}, watch)
+    evaluation = evaluate_set(real, Dataset(run.synthetic), EvaluateConfig(against=held_out_split(real), device=device()), display.over)
+    frechet = frechet_to_held_out(real, {"samples": Dataset(run.synthetic), "gaussian_latents": Dataset(baseline)}, display.over)
     durable.write_json(run.folder / "reconstruction.json", rebuilt)
     durable.write_json(run.folder / "evaluate.json", evaluation)
     figures_of, left_out = {"codes_used": rebuilt["codes_used"], "psnr_gain_db": rebuilt["psnr_gain_db"]}, {}
@@ -72,37 +99,7 @@ def out_of_reach(frechet: dict[str, Any]) -> str | None:
     return f"of {frechet['n']} images even training images come to {frechet['ratio_floor']:.2f}, where at most {wanted} is wanted: too few"
 
 
-def audit(run: Run, watch: Watch) -> None:
-    """Search the set for copies of training images."""
-    from ldm.evaluation.audit import AuditConfig
-    from ldm.evaluation.audit import audit as audit_set
-
-    real = run.open(run.dataset)
-    config = AuditConfig(against=held_out_split(real), device=device())
-    durable.write_json(run.folder / "audit.json", audit_set(real, Dataset(run.synthetic), config, watch))
-
-
-def judged(run: Run, what: str) -> bool:
-    """Whether 'evaluate' or 'audit' has seen the present sets, and as this version judges."""
-    from ldm.evaluation import audit
-    from ldm.evaluation import evaluate as evaluation
-
-    path = run.folder / f"{what}.json"
-    if not (path.exists() and (run.synthetic / NAME).exists()):
-        return False
-    if what == "evaluate" and not {figure.key for figure in HEADLINE} - {"seconds"} <= set(figures(run)):
-        return False
-    seen, real = json.loads(path.read_text()), run.open(run.dataset)
-    if seen["format"] != {"evaluate": evaluation.FORMAT, "audit": audit.FORMAT}[what]:
-        return False
-    return (seen[SEEN[what]]["digest"], seen["synthetic"]["digest"]) == (real.digest, Dataset(run.synthetic).digest)
-
-
-SEEN = {"evaluate": "reference", "audit": "train"}
-"""Where the result of each names the real set."""
-
-
-def frechet_to_held_out(real: Dataset, sets: dict[str, Dataset], watch: Watch) -> dict[str, Any]:
+def frechet_to_held_out(real: Dataset, sets: dict[str, Dataset], watch: Callable[..., Iterable[Any]]) -> dict[str, Any]:
     """Fréchet distances of both sets to all people held out of training, at one number of images, on whitened features.
 
     To the training split they would be a yardstick that a set of copies wins.

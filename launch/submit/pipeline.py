@@ -13,29 +13,17 @@ again, only what is missing goes out: a stage that is finished, or whose job wai
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from data_shards.errors import InputError, nearest
 from launch.parse import parse_yaml
-from launch.site import KEYS
+from launch.run import Run
+from launch.stages import STAGES
+from launch.submit.site import KEYS
 
-if TYPE_CHECKING:
-    from launch.stages import Run
-
-AFTER = {
-    "data": (),
-    "vqgan": ("data",),
-    "encode": ("vqgan",),
-    "diffusion": ("encode",),
-    "sample": ("diffusion",),
-    "evaluate": ("sample",),
-    "audit": ("sample",),
-    "report": ("evaluate", "audit"),
-}
-"""The stages, in order, and what each waits for."""
 OF_AN_ARRAY = {"tasks", "at_once"}
 
 
@@ -80,8 +68,8 @@ def read_pipeline(path: Path) -> Pipeline:
 
 
 def _check_stage(stage: str, fields: Any, path: Path) -> None:
-    if stage not in AFTER:
-        raise InputError(f"unknown stage {stage!r}", where=f"{path}: jobs", expected=nearest(stage, AFTER))
+    if stage not in STAGES:
+        raise InputError(f"unknown stage {stage!r}", where=f"{path}: jobs", expected=nearest(stage, STAGES))
     if not isinstance(fields, dict):
         raise InputError(f"{fields!r} in place of fields", where=f"{path}: jobs: {stage}", expected="such as {nodes: 2}")
     known = KEYS | (OF_AN_ARRAY if stage == "sample" else set())
@@ -94,53 +82,23 @@ def _check_stage(stage: str, fields: Any, path: Path) -> None:
 
 def stage_job(pipeline: Pipeline, stage: str) -> tuple[list[str], dict[str, Any]]:
     """The words after `retinaforge` for a stage, without the run, and the fields of its job."""
-    verb = {"data": ["data", "prepare"], "vqgan": ["train", "vqgan"], "diffusion": ["train", "diffusion"]}.get(stage, [stage])
     fields = {key: list(value) if isinstance(value, tuple) else value for key, value in pipeline.jobs.get(stage, {}).items()}
     tasks, at_once = fields.pop("tasks", 1), fields.pop("at_once", None)
-    words = [*verb, pipeline.preset, *pipeline.overrides]
+    words = [*STAGES[stage].verb.split(), pipeline.preset, *pipeline.overrides]
     if tasks > 1:
         fields["array"] = f"1-{tasks}" + (f"%{at_once}" if at_once else "")
         words += ["--task", f"{{array_task}}/{tasks}"]
     return words, fields
 
 
-def missing(finished: Callable[[str], bool]) -> list[str]:
-    """Stages to make, in order: those that are not finished, and all that stand behind one of them, which are not looked at."""
-    found: list[str] = []
-    for stage, before in AFTER.items():
-        if any(one in found for one in before) or not finished(stage):
-            found.append(stage)
-    return found
-
-
-def finished(run: Run, stage: str) -> bool:
-    """Whether a stage of a run has left what the next ones need, made from what the ones before it left.
-
-    Args:
-        stage: data, vqgan, encode, diffusion, sample, evaluate, audit or report.
+def missing(run: Run) -> list[str]:
+    """Stages to make, in order: those that are not done, and all that stand behind one of them, which are not looked at.
 
     Raises:
         UnsafeResume: checkpoints, but none that can be loaded.
     """
-    from data_shards.manifest import NAME, read_manifest
-    from launch.judging import judged
-    from launch.stages import done
-    from ldm.checkpoints.trained import trained_digest
-
-    sets = {"data": run.dataset, "encode": run.latents, "sample": run.synthetic}
-    if stage == "data":
-        return bool(run.config.data.dataset) or (Path(run.dataset) / NAME).exists()
-    if stage in ("vqgan", "diffusion"):
-        return done(run, stage)
-    if stage == "report":
-        report, results = run.folder / "report.html", [run.folder / f"{what}.json" for what in ("evaluate", "audit")]
-        return all(path.exists() and report.exists() and report.stat().st_mtime >= path.stat().st_mtime for path in results)
-    if stage in ("evaluate", "audit"):
-        return judged(run, stage)
-    if not (sets[stage] / NAME).exists():
-        return False
-    source = read_manifest(sets[stage]).source
-    if stage == "encode":
-        return source.get("encode", {}).get("autoencoder") == trained_digest(run.vqgan)
-    asked = source.get("sample", {})
-    return asked.get("denoiser") == trained_digest(run.diffusion) and asked.get("count") == run.config.sample.count
+    found: list[str] = []
+    for stage, about in STAGES.items():
+        if any(one in found for one in about.after) or not about.done(run):
+            found.append(stage)
+    return found

@@ -1,0 +1,24 @@
+"""Where a person sees how far a stage is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager
+from typing import TypeVar
+
+from launch.cli.meter import meter
+from launch.cli.progress import progress
+
+T = TypeVar("T")
+
+
+class Terminal:
+    """The display of a person at a terminal, or of a log file."""
+
+    def over(self, items: Iterable[T], total: int | None = None, title: str = "", unit: str = "it") -> Iterator[T]:
+        """As `progress`."""
+        return progress(items, total, title, unit)
+
+    def training(self, title: str, total: int) -> AbstractContextManager[Callable[[int, dict[str, float]], None]]:
+        """A meter of samples and losses."""
+        return meter(title, total)

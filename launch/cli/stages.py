@@ -1,0 +1,183 @@
+"""retinaforge run, data prepare, train …, encode, sample, report, presets: the stages of a run, one by one and all at once."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from data_shards.errors import InputError
+from launch.cli.display import Terminal
+from launch.cli.options import DryRun, Hostfile, Overrides, Preset, resolved
+
+if TYPE_CHECKING:
+    from launch.run import Run
+    from launch.stages.stage import Stage
+    from launch.worked import Worked
+
+train = typer.Typer(help="Train the VQ-GAN, then the latent diffusion. The same command again resumes.", no_args_is_help=True)
+
+
+def make(name: str, run: Run) -> None:
+    """One stage of a run, by its name."""
+    from launch.stages import STAGES
+    from launch.worked import counted
+    from slurm.rank import placement
+
+    stage = STAGES[name]
+    if not stage.collective:
+        alone(stage.verb)
+        stage.check(run)
+        run.freeze()
+    with counted(run.folder, stage.verb, counts=placement().rank == 0):
+        warnings = stage.make(run, Terminal())
+    if placement().rank == 0:
+        show_warnings(warnings)
+        typer.echo(stage.told(run))
+
+
+def alone(verb: str) -> None:
+    """Refuse to start several copies of what one process does.
+
+    Raises:
+        InputError: a launcher started more than one.
+    """
+    from slurm.rank import placement
+
+    if (world := placement().world) > 1:
+        raise InputError(
+            f"{verb} was started by {world} processes",
+            expected="one: only the trainers run on several ranks",
+            mend="launch `train vqgan` and `train diffusion` on many ranks; sample in shares by --task K/N",
+        )
+
+
+def run(preset: Preset, overrides: Overrides = None, dry_run: DryRun = False) -> None:
+    """From cubes to a report: data, vqgan, encode, diffusion, sample, evaluate, audit, report. Run again, it goes on."""
+    of = resolved(preset, overrides, dry_run)
+    from launch.worked import counted
+
+    with counted(of.folder, "run") as worked:
+        complete(of, worked)
+
+
+def complete(of: Run, worked: Worked) -> None:
+    """All stages that are not done, and the report."""
+    from launch import headline
+    from launch.run import figures
+    from launch.stages import STAGES
+    from launch.stages.data import check_inputs, check_latent_size
+    from launch.stages.outdated import check_outdated
+
+    alone("run")
+    check_inputs(of)
+    of.check()
+    check_outdated(of)
+    of.freeze()
+    data, *stages, report = STAGES.values()
+    made = [_made(data, of)]
+    check_latent_size(of)
+    made += [_made(stage, of) for stage in stages]
+    if not any(made):
+        worked.forget()  # to look whether all is done is no work on it
+    worked.note()
+    report.make(of, Terminal())
+    typer.echo("\n".join(headline.lines(figures(of))))
+    typer.echo(report.told(of))
+
+
+def _made(stage: Stage, of: Run) -> bool:
+    """Make a stage that is not done."""
+    if stage.done(of):
+        return False
+    show_warnings(stage.cautions(of))
+    show_warnings(stage.make(of, Terminal()))
+    return True
+
+
+def prepare(preset: Preset, overrides: Overrides = None) -> None:
+    """The cubes of a run whose configuration names no dataset: phantoms, packed into its folder, as `retinaforge run` makes them."""
+    make("data", resolved(preset, overrides))
+
+
+@train.command()
+def vqgan(preset: Preset, overrides: Overrides = None, dry_run: DryRun = False, hostfile: Hostfile = None) -> None:
+    """Train the autoencoder and its codebook on the run's dataset."""
+    _train(preset, overrides, dry_run, hostfile, "vqgan")
+
+
+@train.command()
+def diffusion(preset: Preset, overrides: Overrides = None, dry_run: DryRun = False, hostfile: Hostfile = None) -> None:
+    """Train the denoiser on the run's cached latents (see `retinaforge encode`)."""
+    _train(preset, overrides, dry_run, hostfile, "diffusion")
+
+
+def _train(preset: str, overrides: Overrides, dry_run: bool, hostfile: Hostfile, stage: str) -> None:
+    from slurm.hostfile import check_names, check_started, planned_environ, read_hostfile
+    from slurm.rank import placement
+
+    hosts = read_hostfile(hostfile) if hostfile else None
+    if not dry_run:
+        if hosts:
+            check_started(hosts, placement())
+            check_names(hosts)
+        make(stage, resolved(preset, overrides))
+        return
+    environ = planned_environ(hosts, os.environ) if hosts else os.environ
+    from launch.config import load, to_public_yaml
+    from launch.plan import plan
+
+    config = load(preset, overrides or [])
+    typer.echo(to_public_yaml(config) + plan(config, stage, environ))
+
+
+def encode(preset: Preset, overrides: Overrides = None, dry_run: DryRun = False) -> None:
+    """Cache the latents of the run's dataset, and check whether the autoencoder is fit to diffuse on."""
+    make("encode", resolved(preset, overrides, dry_run))
+
+
+def sample(
+    preset: Preset,
+    overrides: Overrides = None,
+    task: Annotated[str, typer.Option(metavar="K/N", help="Make the K-th of N tasks' share of the shards, K from 1.")] = "1/1",
+    dry_run: DryRun = False,
+) -> None:
+    """Generate the synthetic set into shards; image i depends on (seed, i) alone. The same command again goes on; a larger count adds."""
+    of = resolved(preset, overrides, dry_run)
+    from launch.stages.sample import Sample
+    from launch.worked import counted
+
+    k, slash, n = task.partition("/")
+    if not (slash and k.isdigit() and n.isdigit()):
+        raise InputError(f"--task {task}", expected="K/N, such as 3/16")
+    stage = Sample()
+    alone("sample")
+    stage.check(of)
+    of.freeze()
+    with counted(of.folder, "sample"):
+        whole = stage.make_share(of, Terminal(), (int(k), int(n)))
+    typer.echo(stage.told(of) if whole else f"share {task} is made; the set in {of.synthetic} is whole when all {n} tasks are")
+
+
+def report(preset: Preset, overrides: Overrides = None) -> None:
+    """Write the HTML report of a run anew from what stands in its folder."""
+    from launch.stages.report import Report
+
+    of, stage = resolved(preset, overrides), Report()
+    stage.make(of, Terminal())
+    typer.echo(stage.told(of))
+
+
+def presets() -> None:
+    """The presets that travel with the package, and what each is for."""
+    from launch.config import preset_names, preset_text
+
+    for name in preset_names():
+        typer.echo(f"{name:14} {preset_text(name).splitlines()[0].lstrip('# ')}")
+
+
+def show_warnings(warnings: list[str]) -> None:
+    """Sentences that a person should read before going on."""
+    for warning in warnings:
+        typer.secho(f"warning: {warning}", fg="yellow", err=True)

@@ -1,0 +1,121 @@
+"""A run's folder: its parts, its configuration, and what is frozen with it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from data_shards import durable
+from data_shards.errors import InputError
+from data_shards.manifest import NAME, read_manifest
+from data_shards.reading.dataset import Dataset
+from data_shards.stores import Cache, is_url
+from launch.config import CREDENTIALS, Config, completed, concealed, to_public_yaml, to_tree
+from launch.provenance import environment
+from launch.worked import working_seconds
+
+FREE_TO_CHANGE = {
+    *("samples", "checkpoint_every", "log_every", "keep", "validate_samples", "background", "profile", "workers", "max_bad_steps"),
+    *("read", "cache", "cache_gib", "decay_samples"),
+}
+FREE_OF_A_SET = {"sample.count", "sample.batch"}  # a set may grow; each shard states its batch
+# what a section of the configuration decides first; until it stands, the section may still be corrected
+FIRST_OUTPUT = {"data": "data", "vqgan": "vqgan/checkpoints", "diffusion": "diffusion/checkpoints", "sample": "synthetic"}
+
+
+class Run:
+    """A run folder and its configuration.
+
+    Raises:
+        InputError: the folder belongs to a run of another configuration.
+    """
+
+    def __init__(self, config: Config) -> None:
+        self.config, self.folder = config, Path(config.run)
+        named = config.data.dataset
+        self.dataset: Path | str = self.folder / "data" if not named else named if is_url(named) else Path(named)
+        self.vqgan, self.latents, self.diffusion, self.synthetic = (self.folder / n for n in ("vqgan", "latents", "diffusion", "synthetic"))
+
+    def open(self, place: Path | str) -> Dataset:
+        """A dataset of this run, read through its cache where there is one."""
+        data = self.config.data
+        return Dataset(place, cache=Cache(Path(data.cache), int(data.cache_gib * 2**30)) if data.cache else None)
+
+    def check(self) -> None:
+        """Refuse to mix two configurations in one folder.
+
+        Raises:
+            InputError: the folder was begun with another one, or holds a larger synthetic set.
+        """
+        path = self.folder / "run.yaml"
+        if path.exists():
+            differing = _changed(concealed(completed(yaml.safe_load(path.read_text()))), concealed(to_tree(self.config)))
+            if "sample.count" in differing and (self.synthetic / NAME).exists():
+                from ldm.generation.generate import check_count
+
+                check_count(self.synthetic, self.config.sample.count, read_manifest(self.synthetic))
+            changed = [
+                key
+                for key in differing
+                # the folder itself may have been moved, or be called by another path
+                if key not in {"run", *FREE_OF_A_SET}
+                and not (FREE_TO_CHANGE & set(key.split(".")))
+                and ".engine." not in key
+                and self._begun(key.split(".")[0])
+            ]
+            if changed:
+                raise InputError(
+                    f"this run folder was begun with another configuration: {', '.join(changed)}",
+                    where=path,
+                    expected="the same values (lengths, the count of a set, logging and engine settings may change)",
+                    mend="give the new run another folder: run=runs/NAME",
+                )
+
+    def freeze(self) -> None:
+        """Write run.yaml and environment.json, as `check` allows. On one rank only."""
+        self.check()
+        hidden: dict[str, str] = {}
+        concealed(to_tree(self.config), hidden)
+        if hidden:
+            durable.write_json(self.folder / CREDENTIALS, hidden, private=True)
+        else:
+            (self.folder / CREDENTIALS).unlink(missing_ok=True)
+        durable.write_bytes(self.folder / "run.yaml", to_public_yaml(self.config).encode())
+        durable.write_json(self.folder / "environment.json", environment(), private=True)
+
+    def _begun(self, section: str) -> bool:
+        return (self.folder / FIRST_OUTPUT[section]).exists()
+
+
+def _changed(old: Any, new: Any, prefix: str = "") -> list[str]:
+    """Dotted keys whose values differ between two trees."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        return [k for key in sorted({*old, *new}) for k in _changed(old.get(key), new.get(key), f"{prefix}.{key}" if prefix else key)]
+    return [] if old == new else [prefix]
+
+
+def device() -> str:
+    """Where models that are only used, not trained, run."""
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def figures(run: Run) -> dict[str, Any]:
+    """metrics.json, {} before there is one."""
+    path = run.folder / "metrics.json"
+    return json.loads(path.read_text()) if path.exists() else {}
+
+
+def record_seconds(run: Run) -> None:
+    """The working time of all processes so far, into metrics.json."""
+    if seconds := working_seconds(run.folder):
+        record(run, seconds=seconds)
+
+
+def record(run: Run, **new: Any) -> None:
+    """Add figures to metrics.json."""
+    durable.write_json(run.folder / "metrics.json", {**figures(run), **new})

@@ -1,0 +1,45 @@
+"""Stage audit: a search of the set for copies of training images."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from data_shards import durable
+from data_shards.manifest import NAME
+from data_shards.packing.splits import held_out_split
+from data_shards.reading.dataset import Dataset
+from launch.run import Run, device
+from launch.stages.stage import Display, Stage
+
+
+class Audit(Stage):
+    name, verb, after = "audit", "audit", ("sample",)
+    reads, writes = "dataset, `synthetic/`", "`audit.json`"
+
+    def done(self, run: Run) -> bool:
+        """It has seen the present sets, and as this version judges."""
+        from ldm.evaluation.audit import FORMAT
+
+        path = run.folder / "audit.json"
+        if not (path.exists() and (run.synthetic / NAME).exists()):
+            return False
+        seen = json.loads(path.read_text())
+        if seen["format"] != FORMAT:
+            return False
+        return (seen["train"]["digest"], seen["synthetic"]["digest"]) == (run.open(run.dataset).digest, Dataset(run.synthetic).digest)
+
+    def make(self, run: Run, display: Display) -> list[str]:
+        from ldm.evaluation.audit import AuditConfig, audit
+
+        if not self.done(run):
+            real = run.open(run.dataset)
+            config = AuditConfig(against=held_out_split(real), device=device())
+            durable.write_json(run.folder / "audit.json", audit(real, Dataset(run.synthetic), config, display.over))
+        return []
+
+    def told(self, run: Run) -> str:
+        return f"result: {run.folder / 'audit.json'}"
+
+    def shown(self, run: Path) -> str:
+        return "done" if (run / "audit.json").exists() else ""

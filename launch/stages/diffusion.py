@@ -1,0 +1,43 @@
+"""Stage diffusion: the denoiser, on the run's cached latents."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from data_shards.errors import InputError
+from data_shards.reading.dataset import Dataset
+from launch.run import Run
+from launch.stages.outdated import outdated, set_aside
+from launch.stages.training import Training
+
+
+class Diffusion(Training):
+    name, verb, after = "diffusion", "train diffusion", ("encode",)
+    reads, writes = "`latents/`", "`diffusion/`"
+
+    def data(self, run: Run) -> Path | str:
+        return run.latents
+
+    def builder(self) -> Callable[..., Any]:
+        from launch.build import diffusion_trainer
+
+        return diffusion_trainer
+
+    def check_data(self, run: Run) -> None:
+        """Refuse latents of an earlier state of the run's autoencoder: samples of a denoiser trained on them could not be decoded.
+
+        Raises:
+            InputError: the autoencoder was trained on after `encode`.
+        """
+        from ldm.checkpoints.trained import trained_digest
+
+        newest = trained_digest(run.vqgan)
+        if newest and Dataset(run.latents).manifest.source.get("encode", {}).get("autoencoder") != newest:
+            raise InputError(
+                "the latents are those of an earlier state of the autoencoder",
+                where=run.latents,
+                expected=f"latents of checkpoint {newest[:12]} in {run.vqgan}",
+                mend=f"{set_aside(run, outdated(run))}\n            then retinaforge encode PRESET, and this command again",
+            )

@@ -1,0 +1,33 @@
+"""Stage report: report.html from what stands in the run folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from launch.run import Run, figures, record_seconds
+from launch.stages.stage import Display, Stage
+
+FROM = ("evaluate.json", "audit.json")
+
+
+class Report(Stage):
+    name, verb, after = "report", "report", ("evaluate", "audit")
+    reads, writes = "the folder", "`report.html`"
+
+    def done(self, run: Run) -> bool:
+        report, results = run.folder / "report.html", [run.folder / name for name in FROM]
+        return all(path.exists() and report.exists() and report.stat().st_mtime >= path.stat().st_mtime for path in results)
+
+    def make(self, run: Run, display: Display) -> list[str]:
+        from launch.report.build import build_report
+
+        if figures(run):
+            record_seconds(run)
+        build_report(run)
+        return []
+
+    def told(self, run: Run) -> str:
+        return f"report: {run.folder / 'report.html'}"
+
+    def shown(self, run: Path) -> str:
+        return "done" if (run / "report.html").exists() else ""

@@ -1,0 +1,159 @@
+"""The one face of all stages: what `run`, `submit`, `status`, `runs`, `resume`, pipelines and the docs' table of verbs ask of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar, Protocol, TypeVar
+
+from data_shards.errors import InputError, command
+
+if TYPE_CHECKING:
+    from launch.config import Config
+    from launch.run import Run
+
+T = TypeVar("T")
+Report = Callable[[int, dict[str, float]], None]
+
+
+class Display(Protocol):
+    """Where a person sees how far the work is."""
+
+    def over(self, items: Iterable[T], total: int | None = None, title: str = "", unit: str = "it") -> Iterator[T]:
+        """Pass the items through, and show how many have passed."""
+
+    def training(self, title: str, total: int) -> AbstractContextManager[Report]:
+        """Show a training of so many samples: samples seen, and the losses of late."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Target:
+    """What a job makes of its run: target.json in the job's folder, so that its progress is read without the configuration.
+
+    Attributes:
+        run: the run's folder, absolute.
+        stage: name of a stage, or 'run' for all of them.
+        goal: samples to train on, or images to generate; 0 where neither is made.
+        every: samples between two checkpoints, of a training.
+        shard: images a shard, of a set.
+    """
+
+    run: str
+    stage: str
+    goal: int = 0
+    every: int = 0
+    shard: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Progress:
+    """How far a job's work has come; None: not known (yet).
+
+    Attributes:
+        done, goal: samples trained on or images generated, and how many there shall be.
+        per_s: samples a second, of late.
+        checkpoint: samples in the newest checkpoint whose commit is whole.
+        checkpoint_unix_s: when that was committed.
+        faults: what was found wrong with it, where it was verified.
+    """
+
+    done: int | None = None
+    goal: int | None = None
+    per_s: float | None = None
+    checkpoint: int | None = None
+    checkpoint_unix_s: float | None = None
+    faults: tuple[str, ...] | None = None
+
+    @property
+    def eta_s(self) -> float | None:
+        """Seconds to the goal at the present pace."""
+        if self.done is None or not (self.goal and self.per_s):
+            return None
+        return max(0, self.goal - self.done) / self.per_s
+
+
+class Stage:
+    """A stage finds what those before it left in the run folder and leaves its own; one that is done does nothing when called again.
+
+    Attributes:
+        name: in pipelines, and of its jobs, RUN/NAME.
+        verb: the words after `retinaforge` that make it alone.
+        after: names of the stages that it waits for.
+        reads, writes: for the docs' table.
+        collective: all ranks work on it together, as the trainers do.
+    """
+
+    name: ClassVar[str]
+    verb: ClassVar[str]
+    after: ClassVar[tuple[str, ...]] = ()
+    reads: ClassVar[str]
+    writes: ClassVar[str]
+    collective: ClassVar[bool] = False
+
+    def target(self, config: Config) -> Target:
+        """What a job on this stage makes of a run of this configuration."""
+        return Target(run=str(Path(config.run).absolute()), stage=self.name)
+
+    def check(self, run: Run) -> None:
+        """Say what is wrong with what the stage reads, before anything is written.
+
+        Raises:
+            InputError: as said.
+        """
+
+    def done(self, run: Run) -> bool:
+        """Whether the stage has left what the next ones need, made from what the ones before it left.
+
+        Raises:
+            UnsafeResume: checkpoints, but none that can be loaded.
+        """
+        raise NotImplementedError
+
+    def cautions(self, run: Run) -> list[str]:
+        """What a person should know before it is made."""
+        return []
+
+    def make(self, run: Run, display: Display) -> list[str]:
+        """Make it; what a person should know before going on."""
+        raise NotImplementedError
+
+    def told(self, run: Run) -> str:
+        """Where it lies, in a line."""
+        raise NotImplementedError
+
+    def progress(self, target: Target, *, verify: bool = False) -> Progress:
+        """How far it is, from the files of the run alone.
+
+        Args:
+            verify: also hash the parts of the newest checkpoint, which takes as long as reading it.
+        """
+        return Progress()
+
+    def shown(self, run: Path) -> str:
+        """How far it is in a word or two, from what lies in the run's folder."""
+        raise NotImplementedError
+
+    def grows(self, run: str) -> tuple[str, ...]:
+        """Patterns of files that change as it gets on, `run` being a pattern of the folder; none for what begins anew each time."""
+        return ()
+
+
+def check_trained(run: Run, *stages: str) -> None:
+    """Say that a network is missing before anything is written; which of its checkpoints is whole is seen as one is loaded.
+
+    Raises:
+        InputError: no commit of one of these trainings.
+    """
+    from ldm.checkpoints.commit import COMMIT
+
+    for stage in stages:
+        folder = getattr(run, stage)
+        if not any((folder / "checkpoints").glob(f"samples-*/{COMMIT}")):
+            raise InputError(
+                f"no trained {stage}",
+                where=folder,
+                expected="a committed checkpoint",
+                mend=command("retinaforge", "train", stage, "PRESET", f"run={run.folder}"),
+            )

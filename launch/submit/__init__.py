@@ -1,0 +1,1 @@
+"""Words to jobs: sites, what is frozen, what is described, pipelines."""
