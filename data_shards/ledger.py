@@ -1,0 +1,138 @@
+"""Who works on what, among any number of processes on any number of hosts: leases, which spare work and do nothing else.
+
+A unit of work is published under a name of its own, the first writer's bytes, and that alone makes a set right. A lease keeps others
+from doing the same at the same time. It is a small file with a token and a count, taken by a hard link, which one alone can make. Its
+holder raises the count; who finds the same count for long enough on his own clock takes the lease over. No clocks are compared, no
+server is asked, and a lease that two hold by a mishap costs the work of one unit, not a wrong one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import logging
+import os
+import secrets
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from data_shards import durable
+
+LOGGER = logging.getLogger("retinaforge")
+LEASE = ".lease-"
+BEAT_S = 5.0
+STILL_S = 60.0  # a holder whose count stood still for so long is taken for dead; network file systems show a change within a minute
+NO_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EACCES)
+
+
+class Ledger:
+    """The leases of one piece of work.
+
+    Args:
+        folder: where the lease files lie; all who share the work name the same.
+        still_s: how long a count stands still until its holder is taken for dead.
+        beat_s: how often a holder counts.
+    """
+
+    def __init__(self, folder: Path, *, still_s: float = STILL_S, beat_s: float = BEAT_S) -> None:
+        self.folder, self.still_s, self.beat_s = folder, still_s, beat_s
+        self.seen: dict[str, tuple[bytes, float]] = {}
+        self.links = True
+
+    @contextlib.contextmanager
+    def lease(self, unit: str) -> Iterator[bool]:
+        """Hold the lease of a unit while the block runs; False where another holds it, who seems to be alive.
+
+        Raises:
+            InputError, TryAgain: the folder cannot be written.
+        """
+        path, token = self.folder / f"{LEASE}{unit}", secrets.token_hex(8)
+        with durable.explained(path):
+            mine = self._taken(path, token)
+        if not mine:
+            yield False
+            return
+        ended = threading.Event()
+        beating = threading.Thread(target=self._beat, args=(path, token, ended), name=f"lease-{unit}", daemon=True)
+        beating.start()
+        try:
+            yield True
+        finally:
+            ended.set()
+            beating.join()
+            if _holder(path) == token:
+                path.unlink(missing_ok=True)
+
+    def _taken(self, path: Path, token: str) -> bool:
+        if self._linked(path, token):
+            return True
+        now, content = time.monotonic(), _content(path)
+        if content is None:  # given back meanwhile
+            return self._linked(path, token)
+        before, since = self.seen.get(path.name, (None, now))
+        if content != before:
+            self.seen[path.name] = (content, now)
+            return False
+        if now - since < self.still_s:
+            return False
+        del self.seen[path.name]
+        LOGGER.warning("%s: its holder has not counted for %.0f s, so it is taken over", path, now - since)
+        _replace(path, token, 0)
+        return _holder(path) == token  # of several who take it over at once, the last stays
+
+    def _linked(self, path: Path, token: str) -> bool:
+        """Make the lease, unless there is one."""
+        part = durable.part_name(path)
+        part.write_bytes(_mark(token, 0))
+        try:
+            if self.links:
+                try:
+                    os.link(part, path)
+                    return True
+                except FileExistsError:
+                    return False
+                except OSError as error:
+                    if error.errno not in NO_LINKS:
+                        raise
+                    self.links = False
+                    LOGGER.warning("%s: no hard links here (%s); leases are made by exclusive creation", self.folder, error.strerror)
+            try:
+                with open(path, "xb") as file:
+                    file.write(_mark(token, 0))
+                return True
+            except FileExistsError:
+                return False
+        finally:
+            part.unlink()
+
+    def _beat(self, path: Path, token: str, ended: threading.Event) -> None:
+        count = 0
+        while not ended.wait(self.beat_s):
+            if _holder(path) != token:  # taken over: this process stood still for too long. What it publishes is right all the same
+                return
+            count += 1
+            with contextlib.suppress(OSError):  # a count that is not raised may cost a lease, and no more
+                _replace(path, token, count)
+
+
+def _mark(token: str, count: int) -> bytes:
+    return f"{token} {count}\n".encode()
+
+
+def _replace(path: Path, token: str, count: int) -> None:
+    part = durable.part_name(path)
+    part.write_bytes(_mark(token, count))
+    os.replace(part, path)
+
+
+def _content(path: Path) -> bytes | None:
+    try:
+        return path.read_bytes()
+    except FileNotFoundError:
+        return None
+
+
+def _holder(path: Path) -> str:
+    return (_content(path) or b"").partition(b" ")[0].decode(errors="replace")
