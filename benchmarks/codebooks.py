@@ -24,6 +24,7 @@ from typing import Any
 from rounds import finish
 
 from data_shards import durable
+from launch.cli.display import Hidden
 from launch.config import load
 from launch.run import Run
 from launch.stages import STAGES
@@ -78,13 +79,6 @@ def configuration(size: str, arm: str, seed: int, folder: Path, more: list[str])
     name = f"{size}-{arm.replace(' ', '-')}-{seed}"
     data = f"data.dataset={folder / f'data-{size}' / 'data'}"
     return [*SIZES[size], *ARMS[arm], f"run={folder / name}", data, f"vqgan.loop.seed={seed}", *more]
-
-
-class Silent:
-    """A display that shows nothing."""
-
-    def over(self, items, *_, **__):
-        return items
 
 
 def trained(words: list[str]) -> dict[str, Any]:
@@ -180,7 +174,7 @@ def main() -> None:
         SIZES["demo"] += ["data.subjects=8", "data.visits=1"]
         args.arms = args.arms[:2]
     for size in sizes:
-        STAGES["data"].make(Run(load(SIZES[size][0], [*SIZES[size][1:], f"run={args.folder / f'data-{size}'}"])), Silent())
+        STAGES["data"].make(Run(load(SIZES[size][0], [*SIZES[size][1:], f"run={args.folder / f'data-{size}'}"])), Hidden())
     asked = [(size, arm, seed) for size in sizes for seed in range(seeds) for arm in args.arms]
     with ThreadPoolExecutor(args.at_once) as pool:
         results = list(pool.map(lambda one: trained(configuration(*one, args.folder.resolve(), more)), asked))

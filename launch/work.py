@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
 from typing import Protocol
 
 from data_shards.errors import RetinaforgeError, TryAgain
@@ -15,6 +16,8 @@ POLL_S = 2.0
 class Units(Protocol):
     """A piece of work in units. Each is published first-writer-wins, and its bytes do not depend on who makes it."""
 
+    out: Path
+    """Where they are published; their leases lie there too."""
     names: Sequence[str]
     """Of the units, as they stand in file names."""
 
@@ -24,21 +27,29 @@ class Units(Protocol):
     def make(self, number: int) -> None:
         """Make a unit and publish it."""
 
+    def finish(self) -> object:
+        """What is made of all units, once they are there; the first who comes writes it."""
+
 
 def work(
-    units: Units, ledger: Ledger, *, start: float = 0.0, watch: Callable[[Iterable[int]], Iterable[int]] = iter, poll_s: float = POLL_S
+    units: Units,
+    ledger: Ledger,
+    *,
+    place: tuple[int, int] = (0, 1),
+    watch: Callable[[Iterable[int]], Iterable[int]] = iter,
+    poll_s: float = POLL_S,
 ) -> None:
     """Make all units that are not there, with whoever else makes them, and return once all are.
 
     Args:
-        start: where on the ring of units this process begins, from 0 to 1: apart, so that several rarely want the same.
+        place: (k, n): this process begins with the units k, k+n, k+2n, …, and goes on with those of k+1: several rarely want the same.
         watch: wraps the numbers of units that this process or another has made.
 
     Raises:
         RetinaforgeError: units that failed for a reason of their own; the others are made. TryAgain: as a unit raises it, at once.
     """
     failed: dict[int, RetinaforgeError] = {}
-    for _ in watch(_done(units, ledger, start, failed, poll_s)):
+    for _ in watch(_done(units, ledger, place, failed, poll_s)):
         pass
     if failed:
         number, error = min(failed.items())
@@ -48,10 +59,10 @@ def work(
         ) from error
 
 
-def _done(units: Units, ledger: Ledger, start: float, failed: dict[int, RetinaforgeError], poll_s: float) -> Iterator[int]:
+def _done(units: Units, ledger: Ledger, place: tuple[int, int], failed: dict[int, RetinaforgeError], poll_s: float) -> Iterator[int]:
     """Numbers of units as they are seen to be there."""
-    first = int(start * len(units.names)) % max(1, len(units.names))
-    left = [*range(first, len(units.names)), *range(first)]
+    k, n = place
+    left = [number for step in range(n) for number in range((k + step) % n, len(units.names), n)]
     while left:
         waiting = []
         for number in left:

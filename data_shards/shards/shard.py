@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import tarfile
 from collections.abc import Iterable
 from itertools import pairwise
@@ -38,19 +39,26 @@ def members_of(cube: Cube, encoding: Encoding, stem: str) -> list[tuple[str, byt
     return members
 
 
-def write_shard(
-    shard: Path, cubes: Iterable[Cube], encoding: Encoding = Encoding(), *, stem: str = "cube", keep_first: bool = False
-) -> ShardIndex:
-    """Write a tar and its index, each whole or absent. The same cubes give the same bytes, whenever and by whom written.
+def write_shard(shard: Path, cubes: Iterable[Cube], encoding: Encoding = Encoding(), *, stem: str = "cube") -> ShardIndex:
+    """Write a tar and its index, each whole or absent. The same cubes give the same bytes, whenever and by whom written."""
+    write_tar(shard, cubes, encoding, stem=stem)
+    return write_index(shard)
 
-    With `keep_first`, another writer's finished shard stands and its index is returned.
-    """
+
+def write_tar(shard: Path, cubes: Iterable[Cube], encoding: Encoding = Encoding(), *, stem: str = "cube", keep_first: bool = False) -> bool:
+    """Write a tar, whole or absent. With `keep_first`, another writer's stands; returns whether it is this one that stands there."""
     with durable.writing(shard, keep_first=keep_first) as file, tarfile.open(fileobj=file, mode="w", format=tarfile.USTAR_FORMAT) as tar:
         for cube in cubes:
             for member, content in members_of(cube, encoding, stem):
                 info = tarfile.TarInfo(f"{cube.meta.key}.{member}")  # mtime, uid and gid stay 0
                 info.size = len(content)
                 tar.addfile(info, io.BytesIO(content))
+        written = os.fstat(file.fileno()).st_ino
+    return os.stat(shard).st_ino == written
+
+
+def write_index(shard: Path) -> ShardIndex:
+    """Write the index of the tar that stands there."""
     index = scan_shard(shard)
     durable.write_bytes(index_path(shard), index_bytes(index))
     return index

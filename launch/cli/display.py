@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from typing import TypeVar
 
 from launch.cli.meter import meter
@@ -22,3 +22,15 @@ class Terminal:
     def training(self, title: str, total: int) -> AbstractContextManager[Callable[[int, dict[str, float]], None]]:
         """A meter of samples and losses."""
         return meter(title, total)
+
+
+class Hidden:
+    """The display of a process beside the one that shows how far all are."""
+
+    def over(self, items: Iterable[T], *_: object, **__: object) -> Iterator[T]:
+        """The items."""
+        return iter(items)
+
+    def training(self, *_: object) -> AbstractContextManager[Callable[[int, dict[str, float]], None]]:
+        """Nothing to see."""
+        return nullcontext(lambda *_: None)

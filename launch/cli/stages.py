@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from data_shards.errors import InputError
-from launch.cli.display import Terminal
+from launch.cli.display import Hidden, Terminal
 from launch.cli.options import DryRun, Hostfile, Overrides, Preset, resolved
 
 if TYPE_CHECKING:
@@ -19,20 +19,27 @@ if TYPE_CHECKING:
 train = typer.Typer(help="Train the VQ-GAN, then the latent diffusion. The same command again resumes.", no_args_is_help=True)
 
 
-def make(name: str, run: Run) -> None:
-    """One stage of a run, by its name."""
+def make(name: str, run: Run, task: tuple[int, int] = (1, 1)) -> None:
+    """One stage of a run, by its name, with whatever other processes make it too.
+
+    Args:
+        task: (K, N), the K-th of N tasks, K from 1, each of which may be several processes.
+    """
     from launch.stages import STAGES
     from launch.worked import counted
     from slurm.rank import placement
 
-    stage = STAGES[name]
+    stage, place, (k, n) = STAGES[name], placement(), task
+    main = place.rank == 0
     if not stage.collective:
-        alone(stage.verb)
+        if not stage.in_units:
+            alone(stage.verb)
         stage.check(run)
-        run.freeze()
-    with counted(run.folder, stage.verb, counts=placement().rank == 0):
-        warnings = stage.make(run, Terminal())
-    if placement().rank == 0:
+        if main:
+            run.freeze()
+    with counted(run.folder, stage.verb, counts=main):
+        warnings = stage.make(run, Terminal() if main else Hidden(), ((k - 1) * place.world + place.rank, n * place.world))
+    if main:
         show_warnings(warnings)
         typer.echo(stage.told(run))
 
@@ -48,8 +55,8 @@ def alone(verb: str) -> None:
     if (world := placement().world) > 1:
         raise InputError(
             f"{verb} was started by {world} processes",
-            expected="one: only the trainers run on several ranks",
-            mend="launch `train vqgan` and `train diffusion` on many ranks; sample in shares by --task K/N",
+            expected="one: it is not made in units",
+            mend="`train`, `encode`, `sample` and `codebook fit` run as any number of processes",
         )
 
 
@@ -140,24 +147,17 @@ def encode(preset: Preset, overrides: Overrides = None, dry_run: DryRun = False)
 def sample(
     preset: Preset,
     overrides: Overrides = None,
-    task: Annotated[str, typer.Option(metavar="K/N", help="Make the K-th of N tasks' share of the shards, K from 1.")] = "1/1",
+    task: Annotated[
+        str, typer.Option(metavar="K/N", help="Begin as the K-th of N tasks, K from 1, with its share of the shards; then help the others.")
+    ] = "1/1",
     dry_run: DryRun = False,
 ) -> None:
     """Generate the synthetic set into shards; image i depends on (seed, i) alone. The same command again goes on; a larger count adds."""
     of = resolved(preset, overrides, dry_run)
-    from launch.stages.sample import Sample
-    from launch.worked import counted
-
     k, slash, n = task.partition("/")
-    if not (slash and k.isdigit() and n.isdigit()):
-        raise InputError(f"--task {task}", expected="K/N, such as 3/16")
-    stage = Sample()
-    alone("sample")
-    stage.check(of)
-    of.freeze()
-    with counted(of.folder, "sample"):
-        whole = stage.make_share(of, Terminal(), (int(k), int(n)))
-    typer.echo(stage.told(of) if whole else f"share {task} is made; the set in {of.synthetic} is whole when all {n} tasks are")
+    if not (slash and k.isdigit() and n.isdigit() and 1 <= int(k) <= int(n)):
+        raise InputError(f"--task {task}", expected="K/N with 1 ≤ K ≤ N, such as 3/16")
+    make("sample", of, (int(k), int(n)))
 
 
 def report(preset: Preset, overrides: Overrides = None) -> None:

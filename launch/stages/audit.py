@@ -29,7 +29,7 @@ class Audit(Stage):
             return False
         return (seen["train"]["digest"], seen["synthetic"]["digest"]) == (run.open(run.dataset).digest, Dataset(run.synthetic).digest)
 
-    def make(self, run: Run, display: Display) -> list[str]:
+    def make(self, run: Run, display: Display, place: tuple[int, int] = (0, 1)) -> list[str]:
         from ldm.evaluation.audit import AuditConfig, audit
 
         if not self.done(run):

@@ -20,7 +20,7 @@ class Data(Stage):
     def done(self, run: Run) -> bool:
         return bool(run.config.data.dataset) or (Path(run.dataset) / NAME).exists()
 
-    def make(self, run: Run, display: Display) -> list[str]:
+    def make(self, run: Run, display: Display, place: tuple[int, int] = (0, 1)) -> list[str]:
         if not self.done(run):
             _phantoms(run, display)
         check_latent_size(run)

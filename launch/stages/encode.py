@@ -10,12 +10,13 @@ from data_shards.manifest import NAME, read_manifest
 from data_shards.reading.dataset import Dataset
 from launch.run import Run, device
 from launch.stages.data import check_inputs
-from launch.stages.stage import Display, Stage, check_trained
+from launch.stages.stage import Display, UnitStage, check_trained
+from launch.work import Units
 
 HEALTH = "health.json"
 
 
-class Encode(Stage):
+class Encode(UnitStage):
     name, verb, after = "encode", "encode", ("vqgan",)
     reads, writes = "dataset, `vqgan/`", "`latents/`, `health.json`; warns when the autoencoder is not fit to diffuse on"
 
@@ -26,23 +27,27 @@ class Encode(Stage):
     def done(self, run: Run) -> bool:
         from ldm.checkpoints.trained import trained_digest
 
-        if not (run.latents / NAME).exists():
+        if not ((run.latents / NAME).exists() and (run.folder / HEALTH).exists()):
             return False
         return read_manifest(run.latents).source.get("encode", {}).get("autoencoder") == trained_digest(run.vqgan)
 
-    def make(self, run: Run, display: Display) -> list[str]:
+    def units(self, run: Run) -> Units:
+        from ldm.checkpoints.trained import load_autoencoder
+        from ldm.generation.encode import LatentSet
+
+        return LatentSet(run.open(run.dataset), load_autoencoder(run.vqgan, device()), run.latents)
+
+    def make(self, run: Run, display: Display, place: tuple[int, int] = (0, 1)) -> list[str]:
         from ldm.checkpoints.trained import load_autoencoder
         from ldm.evaluation.health import check
-        from ldm.generation.encode import encode_dataset
 
-        if self.done(run) and (run.folder / HEALTH).exists():
-            return json.loads((run.folder / HEALTH).read_text())["warnings"]
-        autoencoder = load_autoencoder(run.vqgan, device())
-        watch = lambda batches: display.over(batches, title="encode", unit="batch")  # noqa: E731
-        encode_dataset(run.open(run.dataset), autoencoder, run.latents, watch=watch)
-        health = check(Dataset(run.latents), autoencoder)
-        durable.write_json(run.folder / HEALTH, health)
-        return health["warnings"]
+        super().make(run, display, place)
+        latents = Dataset(run.latents)
+        standing = json.loads((run.folder / HEALTH).read_text()) if (run.folder / HEALTH).exists() else {}
+        if standing.get("latents") != latents.digest:
+            standing = {"latents": latents.digest, **check(latents, load_autoencoder(run.vqgan, device()))}
+            durable.write_json(run.folder / HEALTH, standing)
+        return standing["warnings"]
 
     def told(self, run: Run) -> str:
         return f"latents in {run.latents}"
@@ -51,4 +56,4 @@ class Encode(Stage):
         return "done" if (run / "latents" / NAME).exists() else ""
 
     def grows(self, run: str) -> tuple[str, ...]:
-        return (f"{run}/.part-*-latents/*.tar", f"{run}/latents/{NAME}")
+        return (f"{run}/latents/*.tar", f"{run}/latents/{NAME}")

@@ -41,7 +41,7 @@ class Evaluate(Stage):
         sets = (seen["reference"]["digest"], seen["synthetic"]["digest"])
         return sets == (run.open(run.dataset).digest, Dataset(run.synthetic).digest)
 
-    def make(self, run: Run, display: Display) -> list[str]:
+    def make(self, run: Run, display: Display, place: tuple[int, int] = (0, 1)) -> list[str]:
         if not self.done(run):
             judge(run, display)
         return []

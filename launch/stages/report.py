@@ -18,7 +18,7 @@ class Report(Stage):
         report, results = run.folder / "report.html", [run.folder / name for name in FROM]
         return all(path.exists() and report.exists() and report.stat().st_mtime >= path.stat().st_mtime for path in results)
 
-    def make(self, run: Run, display: Display) -> list[str]:
+    def make(self, run: Run, display: Display, place: tuple[int, int] = (0, 1)) -> list[str]:
         from launch.report.build import build_report
 
         if figures(run):

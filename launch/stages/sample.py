@@ -10,13 +10,14 @@ from data_shards.errors import command
 from data_shards.manifest import NAME, read_manifest
 from data_shards.shards.index import index_path
 from launch.run import Run, device
-from launch.stages.stage import Display, Progress, Stage, Target, check_trained
+from launch.stages.stage import Progress, Target, UnitStage, check_trained
+from launch.work import Units
 
 if TYPE_CHECKING:
     from launch.config import Config
 
 
-class Sample(Stage):
+class Sample(UnitStage):
     name, verb, after = "sample", "sample", ("diffusion",)
     reads, writes = "`vqgan/`, `diffusion/`", "`synthetic/`"
 
@@ -35,17 +36,12 @@ class Sample(Stage):
         asked = read_manifest(run.synthetic).source.get("sample", {})
         return asked.get("count") == run.config.sample.count and asked.get("denoiser") == trained_digest(run.diffusion)
 
-    def make(self, run: Run, display: Display) -> list[str]:
-        self.make_share(run, display, (1, 1))
-        return []
-
-    def make_share(self, run: Run, display: Display, task: tuple[int, int]) -> bool:
-        """Task k of n's shards of the set; True when it is whole."""
+    def units(self, run: Run) -> Units:
         from ldm.checkpoints.trained import load_autoencoder, load_denoiser
-        from ldm.generation.generate import generate_set
+        from ldm.generation.generate import SyntheticSet
 
         wanted = run.config.sample
-        made = generate_set(
+        return SyntheticSet(
             load_autoencoder(run.vqgan, device()),
             load_denoiser(run.diffusion, device()),
             run.synthetic,
@@ -55,10 +51,7 @@ class Sample(Stage):
             sampler=run.config.diffusion.sampler,
             batch=wanted.batch,
             quantise=wanted.quantise,
-            task=task,
-            watch=lambda numbers: display.over(numbers, title="sample", unit="shard"),
         )
-        return made is not None
 
     def told(self, run: Run) -> str:
         from ldm.generation.generate import superseded

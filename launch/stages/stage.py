@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Protocol, TypeVar
 
 from data_shards.errors import InputError, command
+from data_shards.ledger import Ledger
+from launch.work import Units, work
 
 if TYPE_CHECKING:
     from launch.config import Config
@@ -83,6 +85,7 @@ class Stage:
         after: names of the stages that it waits for.
         reads, writes: for the docs' table.
         collective: all ranks work on it together, as the trainers do.
+        in_units: any number of processes make it, each the units that are not there yet.
     """
 
     name: ClassVar[str]
@@ -91,6 +94,7 @@ class Stage:
     reads: ClassVar[str]
     writes: ClassVar[str]
     collective: ClassVar[bool] = False
+    in_units: ClassVar[bool] = False
 
     def target(self, config: Config) -> Target:
         """What a job on this stage makes of a run of this configuration."""
@@ -115,8 +119,12 @@ class Stage:
         """What a person should know before it is made."""
         return []
 
-    def make(self, run: Run, display: Display) -> list[str]:
-        """Make it; what a person should know before going on."""
+    def make(self, run: Run, display: Display, place: tuple[int, int] = (0, 1)) -> list[str]:
+        """Make it; what a person should know before going on.
+
+        Args:
+            place: (k, n): the k-th of n processes that make it together, where it is collective or in units.
+        """
         raise NotImplementedError
 
     def told(self, run: Run) -> str:
@@ -138,6 +146,23 @@ class Stage:
     def grows(self, run: str) -> tuple[str, ...]:
         """Patterns of files that change as it gets on, `run` being a pattern of the folder; none for what begins anew each time."""
         return ()
+
+
+class UnitStage(Stage):
+    """A stage whose work is cut into units, for any number of processes, which may come late, be killed, or be started twice."""
+
+    in_units = True
+
+    def units(self, run: Run) -> Units:
+        """Its units."""
+        raise NotImplementedError
+
+    def make(self, run: Run, display: Display, place: tuple[int, int] = (0, 1)) -> list[str]:
+        units = self.units(run)
+        shown = lambda numbers: display.over(numbers, total=len(units.names), title=self.name, unit="shard")  # noqa: E731
+        work(units, Ledger(units.out), place=place, watch=shown)
+        units.finish()
+        return []
 
 
 def check_trained(run: Run, *stages: str) -> None:

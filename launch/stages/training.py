@@ -52,7 +52,7 @@ class Training(Stage):
     def done(self, run: Run) -> bool:
         return trained(run, self.name)
 
-    def make(self, run: Run, display: Display) -> list[str]:
+    def make(self, run: Run, display: Display, place: tuple[int, int] = (0, 1)) -> list[str]:
         train(self, run, display)
         return []
 
@@ -165,8 +165,7 @@ def train(stage: Training, run: Run, display: Display) -> int:
         engine = Engine(config.engine, batch=config.loop.batch, run_folder=folder)
     held = contextlib.ExitStack()
     try:
-        shown = display.training(stage.name, config.loop.samples) if engine.is_main else contextlib.nullcontext(lambda *_: None)
-        report = held.enter_context(shown)
+        report = held.enter_context(display.training(stage.name, config.loop.samples))
         data = stage.data(run)
         engine.on_main(lambda: run.open(data))  # refuses before anything is written
         taken_over = superseded(os.environ)  # a job that SLURM started again gives its elder copy, if there is one, time to end

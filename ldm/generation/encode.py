@@ -6,51 +6,132 @@ Legend: D latent channel.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
 
+from data_shards import durable
 from data_shards.cube import Cube, CubeMeta
 from data_shards.errors import InputError, moved_aside
-from data_shards.manifest import NAME, Manifest, read_manifest
-from data_shards.packing.pack import write_dataset
-from data_shards.reading.batch import Batch
+from data_shards.manifest import NAME, Manifest, read_manifest, write_manifest
+from data_shards.packing.units import merged, read_unit, write_unit
 from data_shards.reading.dataset import Dataset
 from data_shards.reading.stream import CubeStream
 from ldm.checkpoints.trained import Autoencoder
 
-Watch = Callable[[Iterable[Batch]], Iterable[Batch]]
+REQUEST = "request.json"
 
 
-def encode_dataset(dataset: Dataset, autoencoder: Autoencoder, out: Path, *, batch: int = 16, watch: Watch = iter) -> Manifest:
-    """Write the latents of all splits to `out`; done already by the same autoencoder, nothing is written.
+class LatentSet:
+    """The latents of all splits in units: a shard for each shard of cubes. `finish` writes dataset.json over them.
+
+    Args:
+        out: folder of the latents.
+        batch: cubes at a time.
 
     Raises:
-        InputError: bands or size do not fit the autoencoder; `out` holds other latents; latents are not finite.
+        InputError: bands do not fit the autoencoder, or `out` holds something else.
     """
-    source = {"encode": {"dataset": dataset.digest, "autoencoder": autoencoder.digest}}
-    if (out / NAME).exists() and (done := read_manifest(out)).source == source:
-        return done
-    if out.exists():
-        raise InputError("other latents stand here", where=out, expected="a path that does not exist yet", mend=moved_aside(out))
-    if tuple(dataset.wavelengths_nm) != tuple(autoencoder.data["wavelengths_nm"]):
-        raise InputError(
-            f"bands {dataset.wavelengths_nm} nm",
-            where=dataset.path,
-            expected=f"those of the autoencoder: {autoencoder.data['wavelengths_nm']} nm",
-        )
-    splits = [name for name, info in dataset.splits.items() if info.count]
-    return write_dataset(out, {name: _latents(dataset, name, autoencoder, batch, watch) for name in splits}, source=source)
+
+    def __init__(self, dataset: Dataset, autoencoder: Autoencoder, out: Path, *, batch: int = 16) -> None:
+        self.dataset, self.autoencoder, self.out, self.batch = dataset, autoencoder, out, batch
+        self.source = {"encode": {"dataset": dataset.digest, "autoencoder": autoencoder.digest}}
+        if tuple(dataset.wavelengths_nm) != tuple(autoencoder.data["wavelengths_nm"]):
+            raise InputError(
+                f"bands {dataset.wavelengths_nm} nm",
+                where=dataset.path,
+                expected=f"those of the autoencoder: {autoencoder.data['wavelengths_nm']} nm",
+            )
+        self.done = _claim(out, self.source)
+        self.splits = [name for name, info in dataset.splits.items() if info.count]
+        self.shards = [] if self.done else list(_shards(dataset, self.splits))
+        self.names = [Path(name).stem for _, name, _ in self.shards]
+        self.streams: dict[str, CubeStream] = {}
+
+    def published(self, number: int) -> bool:
+        """Whether the latents of a shard are there, with what they leave for the manifest."""
+        return read_unit(self._path(number)) is not None
+
+    def make(self, number: int) -> None:
+        """Encode a shard.
+
+        Raises:
+            InputError: a size that does not fit the autoencoder, latents that are not finite.
+        """
+        split, _, first_end = self.shards[number]
+        write_unit(self._path(number), split, self._latents(split, *first_end))
+
+    def finish(self) -> Manifest:
+        """Write dataset.json over the shards, which are all there."""
+        if self.done:
+            return self.done
+        units = [read_unit(self._path(number)) for number in range(len(self.shards))]
+        assert all(units), "a shard is missing"
+        manifest = merged(units, self.splits, self.source)
+        write_manifest(self.out, manifest)
+        return manifest
+
+    def _path(self, number: int) -> Path:
+        return self.out / self.shards[number][1]
+
+    @torch.no_grad()
+    def _latents(self, split: str, first: int, end: int) -> Iterator[Cube]:
+        if split not in self.streams:
+            self.streams[split] = CubeStream(self.dataset, split, batch_size=self.batch, maps=True)
+        device = self.autoencoder.normaliser.mean_C11.device
+        for a in range(first, end, self.batch):
+            part = self.streams[split].read(np.arange(a, min(a + self.batch, end)))
+            fov_BHW = part.fov_BHW.to(device) if part.fov_BHW is not None else None
+            x_BCHW = self.autoencoder.normaliser(part.cubes_BCHW.to(device), fov_BHW)
+            h_BDHW = self.autoencoder.vqgan.encode(x_BCHW).float().cpu().numpy()
+            for key, subject, h_DHW in zip(part.keys, part.subjects, h_BDHW, strict=True):
+                # a latent has channels, not bands: their numbers stand where wavelengths would
+                meta = CubeMeta(key=key, wavelengths_nm=tuple(map(float, range(len(h_DHW)))), scale=1.0, subject_id=subject)
+                yield Cube(data_CHW=h_DHW, meta=meta)
 
 
-@torch.no_grad()
-def _latents(dataset: Dataset, split: str, autoencoder: Autoencoder, batch: int, watch: Watch) -> Iterator[Cube]:
-    device = autoencoder.normaliser.mean_C11.device
-    for part in watch(CubeStream(dataset, split, batch_size=batch, maps=True).once()):
-        fov_BHW = part.fov_BHW.to(device) if part.fov_BHW is not None else None
-        h_BDHW = autoencoder.vqgan.encode(autoencoder.normaliser(part.cubes_BCHW.to(device), fov_BHW)).float().cpu().numpy()
-        for key, subject, h_DHW in zip(part.keys, part.subjects, h_BDHW, strict=True):
-            # a latent has channels, not bands: their numbers stand where wavelengths would
-            meta = CubeMeta(key=key, wavelengths_nm=tuple(map(float, range(len(h_DHW)))), scale=1.0, subject_id=subject)
-            yield Cube(data_CHW=h_DHW, meta=meta)
+def encode_dataset(
+    dataset: Dataset, autoencoder: Autoencoder, out: Path, *, batch: int = 16, watch: Callable[[Iterable[int]], Iterable[int]] = iter
+) -> Manifest:
+    """All latents by this process alone; as LatentSet otherwise."""
+    units = LatentSet(dataset, autoencoder, out, batch=batch)
+    for number in watch(range(len(units.names))):
+        if not units.published(number):
+            units.make(number)
+    return units.finish()
+
+
+def _shards(dataset: Dataset, splits: list[str]) -> Iterator[tuple[str, str, tuple[int, int]]]:
+    """Split, name, and first and last-but-one number within the split of each shard."""
+    for split in splits:
+        first = 0
+        for entry in dataset.manifest.shards:
+            if entry.split == split:
+                yield split, entry.name, (first, first + entry.count)
+                first += entry.count
+
+
+def _claim(out: Path, source: dict[str, Any]) -> Manifest | None:
+    """The first process writes what is asked for; all others must ask for the same. The finished set, where it stands.
+
+    Raises:
+        InputError: something else stands there.
+    """
+    if (out / NAME).exists():
+        if (done := read_manifest(out)).source == source:
+            return done
+        raise _taken(out)
+    if out.exists() and any(out.iterdir()) and not (out / REQUEST).exists():
+        raise _taken(out)
+    durable.write_bytes(out / REQUEST, durable.canonical_json(source), keep_first=True)
+    if json.loads((out / REQUEST).read_bytes()) != source:
+        raise _taken(out)
+    return None
+
+
+def _taken(out: Path) -> InputError:
+    return InputError("other latents stand here", where=out, expected="a path that does not exist yet", mend=moved_aside(out))

@@ -1,6 +1,6 @@
 """Bulk generation into shards. Shard k holds images [k·n, (k+1)·n), whoever writes it; image i is a function of (seed, i).
 
-A shard is published first-writer-wins, so any number of tasks, restarted at any time, make the same set once. A set may grow: a larger
+A shard is published first-writer-wins, so any number of processes, restarted at any time, make the same set once. A set may grow: a larger
 count makes the missing shards. The last shard of a set that fills none has a name of its own, synthetic-000001.first2.tar, so that the
 whole one, made later, takes nothing from those who read the smaller set.
 Legend: B batch, C band, H W pixels, D latent channel.
@@ -20,11 +20,9 @@ from data_shards import durable
 from data_shards.cube import Cube, CubeMeta
 from data_shards.errors import InputError, moved_aside
 from data_shards.manifest import NAME, Manifest, read_manifest, write_manifest
-from data_shards.packing.pack import band_stats, describe, entry_of
-from data_shards.reading.dataset import Dataset
+from data_shards.packing.units import Unit, merged, read_unit, write_unit
 from data_shards.reading.reader import Shard
-from data_shards.shards.index import index_bytes, index_path, open_index
-from data_shards.shards.shard import scan_shard, write_shard
+from data_shards.shards.index import index_path, open_index
 from ldm.checkpoints.trained import Autoencoder, Denoiser
 from ldm.models.objective import normal_at
 from ldm.models.sampler import SamplerConfig, scheduler_for, solve
@@ -61,63 +59,95 @@ def images(
             yield Cube(data_CHW=stored_CHW, meta=meta, fov_HW=autoencoder.fov_HW.cpu().numpy())
 
 
-def generate_set(
-    autoencoder: Autoencoder,
-    denoiser: Denoiser,
-    out: Path,
-    *,
-    count: int,
-    shard: int,
-    seed: int,
-    sampler: SamplerConfig,
-    batch: int = 16,
-    quantise: bool = True,
-    task: tuple[int, int] = (1, 1),
-    watch: Callable[[Iterable[int]], Iterable[int]] = iter,
-) -> Manifest | None:
-    """Make this task's shards of a set; the task that finds all shards there writes dataset.json.
+class SyntheticSet:
+    """A set in units: its shards, of which any number of processes make those that are not there. `finish` writes dataset.json over them.
 
     Args:
-        task: (k, n), k from 1: shards k-1, k-1+n, …
-
-    Returns:
-        The manifest when the set is whole, else None: other tasks still have shards to make.
+        out: folder of the set.
+        count, shard: images of the set, and of a shard.
+        batch: images at a time; it stands in each shard.
 
     Raises:
-        InputError: counts or task out of range; a sampler that does not solve the denoiser's objective; a denoiser trained on
-        another autoencoder's latents; `out` holds a set of another request, or a larger one.
+        InputError: counts out of range; a sampler that does not solve the denoiser's objective; a denoiser trained on another
+        autoencoder's latents; `out` holds a set of another request, or a larger one.
     """
-    k, n = task
-    if min(count, shard, batch) < 1 or not 1 <= k <= n:
-        raise InputError(
-            f"count {count}, shard {shard}, batch {batch}, task {k}/{n}",
-            expected="count, shard and batch at least 1, task k/n with 1 ≤ k ≤ n",
-        )
-    if denoiser.autoencoder != autoencoder.digest:
-        raise InputError(
-            "the denoiser was trained on the latents of another autoencoder",
-            expected=f"autoencoder {denoiser.autoencoder[:12]}, this one is {autoencoder.digest[:12]}",
-            mend="retinaforge encode PRESET, then retinaforge train diffusion PRESET, with a fresh run folder",
-        )
-    scheduler_for(sampler, denoiser.objective.target)  # refuses before anything is written
-    models = {"dataset": autoencoder.data["digest"], "autoencoder": autoencoder.digest, "denoiser": denoiser.digest}
-    plan = {"shard": shard, "seed": seed, "sampler": sampler.name, "steps": sampler.steps, "quantise": quantise}
-    batch_before = _claim(out, {**plan, **models})
-    if done := _standing(out, count):
-        return done
-    paths = [out / shard_name(number, shard, count) for number in range(-(-count // shard))]
-    _check_whole(paths, shard, count)  # before hours of work, and once more of what others left meanwhile
-    for number in watch(range(len(paths))[k - 1 :: n]):
-        path, ids = paths[number], np.arange(number * shard, min((number + 1) * shard, count))
-        if not path.exists():
-            made = images(autoencoder, denoiser, ids, seed=seed, sampler=sampler, batch=batch, quantise=quantise)
-            write_shard(path, made, keep_first=True)
-        elif not index_path(path).exists():  # killed between the two
-            durable.write_bytes(index_path(path), index_bytes(scan_shard(path)))
-    if not all(index_path(path).exists() for path in paths):
-        return None
-    _check_whole(paths, shard, count)
-    return _finish(out, paths, {"count": count, **plan, **models}, batch_before)
+
+    def __init__(
+        self,
+        autoencoder: Autoencoder,
+        denoiser: Denoiser,
+        out: Path,
+        *,
+        count: int,
+        shard: int,
+        seed: int,
+        sampler: SamplerConfig,
+        batch: int = 16,
+        quantise: bool = True,
+    ) -> None:
+        if min(count, shard, batch) < 1:
+            raise InputError(f"count {count}, shard {shard}, batch {batch}", expected="at least 1 of each")
+        if denoiser.autoencoder != autoencoder.digest:
+            raise InputError(
+                "the denoiser was trained on the latents of another autoencoder",
+                expected=f"autoencoder {denoiser.autoencoder[:12]}, this one is {autoencoder.digest[:12]}",
+                mend="retinaforge encode PRESET, then retinaforge train diffusion PRESET, with a fresh run folder",
+            )
+        scheduler_for(sampler, denoiser.objective.target)  # refuses before anything is written
+        self.autoencoder, self.denoiser, self.out = autoencoder, denoiser, out
+        self.count, self.shard, self.how = count, shard, {"seed": seed, "sampler": sampler, "batch": batch, "quantise": quantise}
+        models = {"dataset": autoencoder.data["digest"], "autoencoder": autoencoder.digest, "denoiser": denoiser.digest}
+        self.request = {"shard": shard, "seed": seed, "sampler": sampler.name, "steps": sampler.steps, "quantise": quantise, **models}
+        self.batch_before = _claim(out, self.request)
+        self.done = _standing(out, count)
+        self.paths = [] if self.done else [out / shard_name(number, shard, count) for number in range(-(-count // shard))]
+        self.names = [path.stem for path in self.paths]
+        _check_whole(self.paths, shard, count)  # before hours of work, and once more of what others left meanwhile
+
+    def published(self, number: int) -> bool:
+        """Whether a shard is there, with what it leaves for the manifest."""
+        return read_unit(self.paths[number]) is not None
+
+    def make(self, number: int) -> None:
+        """Make a shard, or complete what a killed process left of it."""
+        ids = np.arange(number * self.shard, min((number + 1) * self.shard, self.count))
+        write_unit(self.paths[number], SPLIT, images(self.autoencoder, self.denoiser, ids, **self.how))
+
+    def finish(self) -> Manifest:
+        """Write dataset.json over the shards, which are all there.
+
+        Raises:
+            InputError: who was asked for more images has finished a larger set meanwhile.
+        """
+        if self.done:
+            return self.done
+        _check_whole(self.paths, self.shard, self.count)
+        units = [read_unit(path) for path in self.paths]
+        assert all(units), "a shard is missing"
+        batches = sorted({_batch(self.out, unit, self.batch_before) for unit in units})
+        source = {"sample": {"count": self.count, **self.request, "batch": batches[0] if len(batches) == 1 else batches}}
+        manifest = merged(units, [SPLIT], source)
+        with durable.claimed(self.out / ".finishing", "finishing a set", patience_s=PATIENCE_S):  # nobody writes between look and write
+            if done := _standing(self.out, self.count):
+                return done
+            write_manifest(self.out, manifest)
+        return manifest
+
+
+def generate_set(
+    autoencoder: Autoencoder, denoiser: Denoiser, out: Path, *, watch: Callable[[Iterable[int]], Iterable[int]] = iter, **how: Any
+) -> Manifest:
+    """A whole set by this process alone; as SyntheticSet otherwise."""
+    units = SyntheticSet(autoencoder, denoiser, out, **how)
+    for number in watch(range(len(units.names))):
+        if not units.published(number):
+            units.make(number)
+    return units.finish()
+
+
+def _batch(out: Path, unit: Unit, before: int | None) -> int | None:
+    """The batch that a shard states; of a set that was begun when it was part of the request, that one."""
+    return json.loads(Shard(out, unit.entry).named(0, "json")).get("notes", {}).get("batch", before)
 
 
 def shard_name(number: int, shard: int, count: int) -> str:
@@ -197,24 +227,3 @@ def _check_whole(paths: list[Path], shard: int, count: int) -> None:
                 expected="a whole shard: the set was begun by a version whose sets could not grow",
                 mend="another run folder: run=runs/NAME",
             )
-
-
-def _finish(out: Path, paths: list[Path], request: dict[str, Any], batch_before: int | None) -> Manifest:
-    """Write dataset.json over finished shards.
-
-    Raises:
-        InputError: a task that was asked for more images has finished a larger set meanwhile.
-    """
-    entries = [entry_of(path, open_index(index_path(path)), SPLIT) for path in paths]
-    notes = (json.loads(Shard(out, entry).named(0, "json")).get("notes", {}) for entry in entries)
-    batches = sorted({note.get("batch", batch_before) for note in notes})
-    source = {"sample": {**request, "batch": batches[0] if len(batches) == 1 else batches}}
-    first = Shard(out, entries[0]).cube(0)
-    sizes = {SPLIT: {"count": sum(e.count for e in entries), "subjects": 1}}
-    draft = describe(first, shards=entries, splits=sizes, stats=None, source=source)
-    manifest = describe(first, shards=entries, splits=sizes, stats=band_stats(Dataset(out, draft)), source=source)
-    with durable.claimed(out / ".finishing", "finishing a set", patience_s=PATIENCE_S):  # nobody writes between the look and the write
-        if done := _standing(out, request["count"]):
-            return done
-        write_manifest(out, manifest)
-    return manifest

@@ -26,7 +26,8 @@ from pathlib import Path
 from tests.launch.test_work import Files, COUNT
 from data_shards.ledger import Ledger
 from launch.work import work
-work(Files(Path(sys.argv[1]), seconds=0.05), Ledger(Path(sys.argv[1]), still_s=1.0, beat_s=0.1), start=float(sys.argv[2]), poll_s=0.1)
+folder, place = Path(sys.argv[1]), (int(sys.argv[2]), int(sys.argv[3]))
+work(Files(folder, seconds=0.05), Ledger(folder, still_s=1.0, beat_s=0.1), place=place, poll_s=0.1)
 """
 
 
@@ -63,7 +64,7 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> str:
 def test_any_number_of_processes_killed_at_any_time_and_started_twice_make_the_same(tmp_path: Path, alone: str, processes: int) -> None:
     def started(k: int) -> subprocess.Popen:
         env = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
-        return subprocess.Popen([sys.executable, "-c", WORKER, tmp_path, str(k / processes)], env=env)
+        return subprocess.Popen([sys.executable, "-c", WORKER, tmp_path, str(k), str(processes)], env=env)
 
     chance, running = random.Random(processes), [started(k) for k in range(processes)]
     running.append(started(0))  # one of them twice
@@ -89,8 +90,8 @@ def test_what_is_there_is_not_made_again(tmp_path: Path) -> None:
 
 def test_a_process_begins_at_its_place_on_the_ring(tmp_path: Path) -> None:
     units = Files(tmp_path)
-    work(units, Ledger(tmp_path), start=0.5)
-    assert units.made == [*range(COUNT // 2, COUNT), *range(COUNT // 2)]
+    work(units, Ledger(tmp_path), place=(2, 3))
+    assert units.made == [*range(2, COUNT, 3), *range(0, COUNT, 3), *range(1, COUNT, 3)]
 
 
 def test_a_unit_that_fails_is_named_with_its_cause_and_the_others_are_made(tmp_path: Path) -> None:

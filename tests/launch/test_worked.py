@@ -66,7 +66,7 @@ def test_of_several_ranks_one_counts_and_a_refusal_and_idleness_do_not(run: Path
     [
         (("data", "prepare"), "launch.stages.data.Data.make"),
         (("encode",), "launch.stages.encode.Encode.make"),
-        (("sample",), "launch.stages.sample.Sample.make_share"),
+        (("sample",), "launch.stages.sample.Sample.make"),
         (("evaluate",), "launch.stages.evaluate.Evaluate.make"),
         (("audit",), "launch.stages.audit.Audit.make"),
     ],
@@ -76,7 +76,6 @@ def test_each_verb_that_makes_something_of_a_run_counts(run: Path, monkeypatch: 
     monkeypatch.setattr(made_by, lambda *_: time.sleep(0.3) or [])
     for stage in STAGES.values():
         monkeypatch.setattr(stage, "check", lambda *_: None)
-    monkeypatch.setattr(Sample, "check", lambda *_: None)
     monkeypatch.setattr(Sample, "told", lambda *_: "")
     (run / "run.yaml").unlink()
     Run(load("demo", [f"run={run}"])).freeze()

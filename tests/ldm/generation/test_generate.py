@@ -30,7 +30,6 @@ PLAN = {"count": 4, "shard": 2, "seed": 0, "sampler": SamplerConfig(steps=2), "b
         ({"count": 0}, "count 0"),
         ({"shard": 0}, "shard 0"),
         ({"batch": 0}, "batch 0"),
-        ({"task": (3, 2)}, "task 3/2"),
         ({"sampler": SamplerConfig(name="ddim")}, "does not solve objective 'flow'"),
         ({"autoencoder": "another"}, "latents of another autoencoder"),
     ],
@@ -103,7 +102,7 @@ def test_who_reads_the_smaller_set_while_it_grows_sees_no_damage(made: Callable,
     assert [cube.meta.notes["image"] for cube in smaller.cubes("synthetic")] == list(range(6))
 
 
-def test_a_set_killed_while_it_grew_goes_on_and_tasks_share_it(made: Callable, tmp_path: Path) -> None:
+def test_a_set_killed_while_it_grew_goes_on(made: Callable, tmp_path: Path) -> None:
     def killed(numbers: Iterable[int]) -> Iterator[int]:
         yield next(iter(numbers))
         raise KeyboardInterrupt
@@ -112,9 +111,39 @@ def test_a_set_killed_while_it_grew_goes_on_and_tasks_share_it(made: Callable, t
     with pytest.raises(KeyboardInterrupt):
         made("set", 16, watch=killed)
     assert Dataset(tmp_path / "set").count("synthetic") == 6
-    assert made("set", 16, task=(1, 2)) is None
-    grown = made("set", 16, task=(2, 2))
-    assert grown == made("once", 16) and files(tmp_path / "set")["dataset.json"] == files(tmp_path / "once")["dataset.json"]
+    assert made("set", 16) == made("once", 16)
+    assert files(tmp_path / "set")["dataset.json"] == files(tmp_path / "once")["dataset.json"]
+
+
+@pytest.mark.parametrize("left", [("tar",), ("tar", "index"), ("index", "unit"), ("unit",), ("tar", "unit")])
+def test_whatever_of_a_shard_a_kill_left_it_is_completed_to_the_same(made: Callable, tmp_path: Path, left: tuple[str, ...]) -> None:
+    made("once", 16)
+    made("set", 16)
+    for suffix in {"tar", "index", "unit"} - {*left}:
+        (tmp_path / "set" / f"synthetic-000001.{suffix}").unlink()
+    (tmp_path / "set" / "dataset.json").unlink()
+    made("set", 16)
+    assert files(tmp_path / "set") == files(tmp_path / "once")
+
+
+def test_another_writer_s_shard_stands_and_its_sums_count(made: Callable, tmp_path: Path) -> None:
+    """Two processes make one shard, and their machines round differently."""
+    made("other", 4, batch=2)
+
+    units = generate.SyntheticSet(Painter(), Painter(), tmp_path / "set", **{**PLAN, "shard": 4, "count": 4, "batch": 4})
+    inner = generate.images
+
+    def slow(*words: object, **how: object) -> Iterator[object]:
+        yield from inner(*words, **how)
+        for suffix in ("tar", "index"):
+            (tmp_path / "set" / f"synthetic-000000.{suffix}").write_bytes((tmp_path / "other" / f"synthetic-000000.{suffix}").read_bytes())
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(generate, "images", slow)
+        units.make(0)
+    manifest, other = units.finish(), Dataset(tmp_path / "other").manifest
+    assert (manifest.digest, manifest.stats) == (other.digest, other.stats)
+    assert not [fault for _, faults in verify(tmp_path / "set") for fault in faults]
 
 
 def test_a_task_that_was_asked_for_fewer_does_not_take_a_larger_set_back(made: Callable, tmp_path: Path) -> None:
@@ -175,7 +204,7 @@ def test_a_set_begun_by_an_earlier_version_grows_by_whole_shards_and_its_short_o
     request.write_bytes(json.dumps({**json.loads(request.read_bytes()), "count": 8, "batch": 4}).encode())
     assert made("set", 12).splits["synthetic"]["count"] == 12
     made("short", 6)
-    for suffix in ("tar", "index"):
+    for suffix in ("tar", "index", "unit"):
         (tmp_path / "short" / f"synthetic-000001.first2.{suffix}").rename(tmp_path / "short" / f"synthetic-000001.{suffix}")
     (tmp_path / "short" / "dataset.json").unlink()
     before = files(tmp_path / "short")
