@@ -17,6 +17,7 @@ from data_shards.reading.dataset import Dataset
 from data_shards.reading.stream import CubeStream
 from launch.cli import app
 from launch.config import load
+from launch.stages import STAGES
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "benchmarks" / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -102,9 +103,15 @@ def test_every_file_and_target_that_a_page_names_exists(page):
     assert set(re.findall(r"(?:^|`)make (\w+)", text, re.MULTILINE)) <= targets
 
 
+def test_the_table_of_stages_is_that_of_the_program():
+    page = (ROOT / "docs" / "training.md").read_text()
+    for stage in STAGES.values():
+        assert f"| `{stage.verb}` | {stage.reads} | {stage.writes} |" in page
+
+
 def test_the_tables_that_the_readme_sends_people_to_are_there():
     named = re.findall(r"`([A-Z_]{5,})` (?:in|there)", (ROOT / "README.md").read_text())
-    sources = "\n".join(path.read_text() for folder in ("data_shards", "ldm") for path in (ROOT / folder).rglob("*.py"))
+    sources = "\n".join(path.read_text() for folder in ("data_shards", "ldm", "launch") for path in (ROOT / folder).rglob("*.py"))
     assert {"DENOISERS", "READERS", "EXTRACTORS", "CODECS"} <= set(named)
     assert all(re.search(rf"^{name}\b", sources, re.MULTILINE) for name in named)
 
