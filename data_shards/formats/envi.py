@@ -18,7 +18,7 @@ from data_shards.errors import CorruptData, InputError
 from data_shards.formats import declared, esri
 from data_shards.formats.band_centres import in_nm
 from data_shards.formats.declared import Statement
-from data_shards.formats.faults import READ_FAULTS, unreadable
+from data_shards.formats.faults import READ_FAULTS, refuse_absent_links, unreadable
 from data_shards.formats.raw import Raw, ReadOptions, check_numeric, check_size
 
 MAX_HEADER_BYTES = 1 << 24
@@ -193,7 +193,9 @@ def _data_file(path: Path, needed: int) -> Path:
     """The data beside the header: of its name with a usual suffix; of several, the only one of the size that the header states."""
     stem = path.name[: -len(path.suffix)].lower()
     wanted = {stem + suffix: rank for rank, suffix in enumerate(DATA_SUFFIXES)}
-    there = [file for file in path.parent.iterdir() if file.name.lower() in wanted and file != path and file.is_file()]
+    named = [file for file in path.parent.iterdir() if file.name.lower() in wanted and file != path]
+    refuse_absent_links(sorted(named))
+    there = [file for file in named if file.is_file()]
     there.sort(key=lambda file: (wanted[file.name.lower()], file.name))
     same = [file for file in there if file.name[: len(stem)] == path.name[: len(stem)]] or there
     if not same:

@@ -13,7 +13,7 @@ import numpy as np
 
 from data_shards.errors import InputError
 from data_shards.formats.declared import Statement
-from data_shards.formats.faults import READ_FAULTS, unreadable
+from data_shards.formats.faults import READ_FAULTS, is_absent_link, unreadable
 
 __all__ = [
     "MAX_VALUES",
@@ -82,6 +82,18 @@ def is_litter(path: Path, below: Path) -> bool:
     """What systems leave beside images below a folder: hidden files, '._NAME' (what a Mac notes of NAME), caches of previews."""
     parts = (part for part in path.relative_to(below).parts if part != "..")
     return any(part.startswith(".") or part.lower() in LITTER for part in parts)
+
+
+def listing(folder: Path, pattern: str) -> list[Path]:
+    """Files below a folder that match a glob, sorted, without litter; links whose content is absent are among them.
+
+    `Path.glob` leaves such links out where the last part of the pattern is a plain name.
+    """
+    above, slash, name = pattern.rpartition("/")
+    if name and not any(sign in name for sign in "*?["):
+        name = f"[{name[0]}]{name[1:]}"
+    found = folder.glob(f"{above}{slash}{name}")
+    return sorted(path for path in found if not is_litter(path, folder) and (is_absent_link(path) or path.is_file()))
 
 
 def check_size(shape: tuple[int, ...], options: ReadOptions, path: Path) -> None:

@@ -24,8 +24,9 @@ from data_shards import durable, formats
 from data_shards.cube import CubeMeta
 from data_shards.errors import CorruptData, InputError, UnsafeResume, command, moved_aside
 from data_shards.folder import meta_from, write_cube
+from data_shards.formats.faults import refuse_absent_links
 from data_shards.formats.other_kinds import conversion_of, kinds_of
-from data_shards.formats.raw import is_litter
+from data_shards.formats.raw import is_litter, listing
 from data_shards.importing import labels, map_files, masks, partners
 from data_shards.importing.config import ImportConfig, Item
 from data_shards.importing.conversion import make_cube
@@ -70,11 +71,14 @@ def find_images(config: ImportConfig) -> tuple[list[Path], list[str]]:
         InputError: no such place, or nothing there to read.
     """
     source = config.source
+    refuse_absent_links([source])
     if not source.exists():
         raise InputError("no such file or folder", where=source, expected="an image or a folder of images")
     if config.per_band:
         folders = sorted(path for path in source.iterdir() if path.is_dir() and not is_litter(path, source)) if source.is_dir() else []
-        if not source.is_dir():
+        if source.is_dir():
+            refuse_absent_links(path for path in sorted(source.iterdir()) if not is_litter(path, source))
+        else:
             raise InputError("--per-band on a file", where=source, expected="a folder of folders, or of single-band images")
         return folders or [source], []
     if source.is_file():
@@ -84,8 +88,9 @@ def find_images(config: ImportConfig) -> tuple[list[Path], list[str]]:
         raise InputError("these are cubes already", where=source, expected="images to make cubes of", mend=mend)
     if not config.pattern or config.pattern.startswith("/"):
         raise InputError(f"pattern {config.pattern!r}", where="--pattern", expected="a glob inside SRC", mend="--pattern '**/*.tif'")
-    files = sorted(path for path in source.glob(config.pattern) if path.is_file() and not is_litter(path, source))
+    files = listing(source, config.pattern)
     images = [path for path in files if path.suffix.lower() in formats.READERS]
+    refuse_absent_links(images)
     if not images:
         raise InputError(
             f"no images that match {config.pattern!r}" + (f", but {kinds_of(files)}" if files else ""),

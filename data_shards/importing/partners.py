@@ -10,8 +10,9 @@ from pathlib import Path
 
 from data_shards.cube import KEY
 from data_shards.errors import InputError, nearest
+from data_shards.formats.faults import refuse_absent_links
 from data_shards.formats.other_kinds import conversion_of, kinds_of
-from data_shards.formats.raw import is_litter
+from data_shards.formats.raw import listing
 
 EYES = {"": "", "OD": "OD", "R": "OD", "RIGHT": "OD", "OS": "OS", "L": "OS", "LEFT": "OS"}
 SUBJECT_COLUMNS = ("subject_id", "eye", "acquired", "split")
@@ -77,8 +78,9 @@ def keys_of(images: Sequence[Path]) -> dict[Path, str]:
 def listed(where: str, suffixes: Iterable[str], option: str) -> list[Path]:
     """Files of a folder or of a quoted glob, with one of the suffixes, sorted."""
     folder, pattern = (Path(where), "*") if Path(where).is_dir() else (Path(where).parent, Path(where).name)
-    there = sorted(f for f in folder.glob(pattern) if f.is_file() and not is_litter(f, folder)) if folder.is_dir() else []
+    there = listing(folder, pattern) if folder.is_dir() else []
     files = [file for file in there if file.suffix.lower() in suffixes]
+    refuse_absent_links(files)
     if not files:
         raise InputError(
             f"no files for {option}" + (f", but {kinds_of(there)}" if there else ""),

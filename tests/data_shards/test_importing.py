@@ -629,6 +629,43 @@ def test_an_empty_source_says_where_the_images_may_be(drive_like: Path) -> None:
         importer.plan(config(drive_like, fov="absent"))
 
 
+@pytest.mark.parametrize("kind", ["images", "pattern", "single", "maps", "bands", "folders", "envi"])
+def test_links_whose_content_was_not_fetched_are_named_and_nothing_is_imported_without_them(
+    drive_like: Path, tmp_path: Path, kind: str
+) -> None:
+    wanted, name = ImportConfig(source=drive_like / "images", wavelengths_nm=(610, 545, 465)), "24_training.tif"
+    if kind == "maps":
+        wanted, name = config(drive_like), "24_training.png"
+    link = (drive_like / "av" if kind == "maps" else drive_like / "images") / name
+    if kind == "pattern":
+        wanted, link = ImportConfig(source=drive_like, pattern="*/21_training.tif"), drive_like / "more" / "21_training.tif"
+        link.parent.mkdir()
+    if kind == "single":
+        wanted = ImportConfig(source=link)
+    if kind in ("bands", "folders"):
+        for eye in ("a", "b"):
+            (tmp_path / "eyes" / eye).mkdir(parents=True)
+            for nm in (500, 600):
+                Image.fromarray(photo(nm)[..., 0]).save(tmp_path / "eyes" / eye / f"{nm}nm.png")
+        wanted = ImportConfig(source=tmp_path / "eyes", per_band=True)
+        link = tmp_path / "eyes" / ("c" if kind == "folders" else "a/700nm.png")
+    if kind == "envi":
+        (tmp_path / "e").mkdir()
+        (tmp_path / "e" / "x.hdr").write_text("ENVI\nsamples = 2\nlines = 2\nbands = 1\ndata type = 1\ninterleave = bsq\n")
+        wanted, link = ImportConfig(source=tmp_path / "e", wavelengths_nm=(500,)), tmp_path / "e" / "x.img"
+    link.unlink(missing_ok=True)
+    link.symlink_to(tmp_path / ".git" / "annex" / "objects" / "Xq" / "SHA256E-s1--00.tif")
+    with pytest.raises(InputError, match=f"1 links whose content is absent: {link.name} -> .*annex") as caught:
+        importer.import_cubes(wanted, tmp_path / "out")
+    assert caught.value.where == link.parent and f"git annex get {link.name}" in caught.value.mend
+    assert not (tmp_path / "out").exists() and not list(tmp_path.glob(".part-*"))
+
+
+def test_a_link_that_is_no_image_does_not_stop_an_import(drive_like: Path, tmp_path: Path) -> None:
+    (drive_like / "images" / "notes.txt").symlink_to(tmp_path / "gone")
+    assert importer.import_cubes(config(drive_like), tmp_path / "out").ignored == ["notes.txt", "readme.txt"]
+
+
 # Persons
 
 
