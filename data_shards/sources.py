@@ -76,7 +76,7 @@ def source_of(path: Path | str) -> tuple[list[tuple[str, str, str]], Read, str]:
         return rows, _FromDataset(dataset), dataset.digest
     rows, told = [], hashlib.sha256()
     for key in loose.all_keys_in(path):
-        content = (path / f"{key}.json").read_bytes()
+        content = loose.content_of(path / f"{key}.json")
         told.update(hashlib.sha256(content).digest())
         meta = loose.meta_from(content, where=path / f"{key}.json")
         loose.check_key(meta, key, path)

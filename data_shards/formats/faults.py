@@ -110,7 +110,7 @@ def unreadable(path: Path, error: BaseException, expected: str) -> RetinaforgeEr
     said = " ".join(str(error).split()) or type(error).__name__
     if BUSY.search(said) or getattr(error, "errno", None) in RETRY:
         return TryAgain(f"cannot be read now: {said}", where=path, expected="a file that nobody writes", mend="the same command later")
-    if other := _another_kind(path):
+    if getattr(error, "errno", None) != errno.EIO and (other := _another_kind(path)):
         kind, mend = other
         return InputError(f"{kind}, named {path.suffix}", where=path, expected=expected, mend=mend)
     if isinstance(error, NotImplementedError | ImportError) or NOT_SUPPORTED.search(said):
