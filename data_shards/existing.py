@@ -19,7 +19,7 @@ from data_shards.manifest import NAME, BandStats, Manifest, ShardEntry, read_man
 from data_shards.pack import checked, describe, entry_of, stats_split_of
 from data_shards.reader import Shard
 from data_shards.shard import scan_shard
-from data_shards.splits import stated_splits
+from data_shards.splits import stated_splits, warn_of_look_alikes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,6 +61,8 @@ def index_folder(folder: Path | str, *, changed: bool = False) -> Manifest:
     if not changed:
         _check_against(record, folder, {shard.name: index and index.sha256 for shard, _, index in scanned})
     stated_splits((subject, split) for _, split, index in scanned for subject in index.subjects)
+    people = {subject for _, _, index in scanned for subject in index.subjects}
+    warn_of_look_alikes(people, folder, "correct subject_id in the JSON of its samples")
     _each_once((key, shard.name) for shard, _, index in scanned for key in index.keys)
     _one_shape((f"{shard.name}: sample {key}", index.shape(i)) for shard, _, index in scanned for i, key in enumerate(index.keys))
     for shard, _, index in scanned:

@@ -32,7 +32,7 @@ from data_shards.manifest import FORMAT as DATASET_FORMAT
 from data_shards.manifest import BandStats, Manifest, ShardEntry, write_manifest
 from data_shards.shard import write_shard
 from data_shards.sources import Read, source_of
-from data_shards.splits import SPLITS, check_split_names, look_alike, split_subjects, stated_splits
+from data_shards.splits import SPLITS, check_split_names, split_subjects, stated_splits, warn_of_look_alikes
 from data_shards.standing import stamps_digest, standing, write_stamps
 from data_shards.stores import place_of
 
@@ -96,12 +96,7 @@ def pack(
     request = {"pack": asked, "samples": samples}
     if done := standing(out, encoding, request, read, again, grown=["--splits-from", str(out)] if by_hash and not fixed else []):
         return done
-    if alike := look_alike(subject for _, subject, _ in rows):
-        LOGGER.warning(
-            "%s: subjects written in several ways (%d, first %s) are taken for several people, who may stand in several splits; if each is "
-            "one person, correct subject_id and pack anew",
-            *(source, len(alike), " and ".join(map(repr, alike[0]))),
-        )
+    warn_of_look_alikes([*fixed, *(subject for _, subject, _ in rows)], source, "correct subject_id and pack anew")
     split_of = _splits_for(rows, splits, seed, fixed)
     parts: dict[str, list[str]] = {name: [] for name in dict.fromkeys([*(splits or SPLITS), *split_of.values()])}
     check_split_names(parts)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import re
+import unicodedata
 from collections import Counter
 from collections.abc import Iterable
 
@@ -83,12 +85,37 @@ def split_subjects(
     return split_of
 
 
-def look_alike(subjects: Iterable[str]) -> list[tuple[str, ...]]:
-    """Subjects whose names differ in blanks and capitals alone: likely one person, who may then stand in two splits."""
+def look_alike(names: Iterable[str]) -> list[tuple[str, ...]]:
+    """Names that one person, or one file, may have been given twice, and that no computer takes for one: see `_read_aloud`."""
     spelt: dict[str, set[str]] = {}
-    for subject in subjects:
-        spelt.setdefault("".join(subject.split()).casefold(), set()).add(subject)
-    return sorted(tuple(sorted(names)) for names in spelt.values() if len(names) > 1)
+    for name in set(names):
+        spelt.setdefault(_read_aloud(name), set()).add(name)
+    return sorted(tuple(sorted(spellings)) for spellings in spelt.values() if len(spellings) > 1)
+
+
+def _read_aloud(name: str) -> str:
+    """A name without what spellings of it differ in: Unicode form, width, invisible signs, capitals, blanks, dashes, leading zeros."""
+    visible = "".join(sign for sign in unicodedata.normalize("NFKC", name) if unicodedata.category(sign) != "Cf")
+    text = unicodedata.normalize("NFKC", visible.casefold())
+    text = "".join("-" if sign.isspace() or sign == "_" or unicodedata.category(sign) == "Pd" else sign for sign in text).strip("-")
+    text = re.sub(r"(?<!\d)-+|-+(?!\d)", "", text)  # between digits it stays: 1-2 is not 12
+    text = re.sub(r"\d", lambda digit: str(unicodedata.decimal(digit[0])), text)
+    return re.sub(r"(?<!\d)0+(?=\d)", "", text)
+
+
+def warn_of_look_alikes(subjects: Iterable[str], where: object, mend: str) -> None:
+    """Say which subjects are likely one person, who may then stand in several splits."""
+    if alike := look_alike(subjects):
+        LOGGER.warning(
+            "%s: subjects written in several ways (%d, first %s) are taken for several people, who may stand in several splits; if each is "
+            "one person, %s",
+            *(where, len(alike), " and ".join(map(_shown, alike[0])), mend),
+        )
+
+
+def _shown(name: str) -> str:
+    """A name in quotes, with what cannot be seen written out."""
+    return repr(name) if name.isascii() else f"{name!r} ({name!a})"
 
 
 def _place(seed: int, subject: str) -> float:

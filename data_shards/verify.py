@@ -20,6 +20,7 @@ from data_shards.errors import CorruptData, RetinaforgeError
 from data_shards.index import ShardIndex, index_path, open_index
 from data_shards.manifest import NAME, ShardEntry, read_manifest
 from data_shards.shard import tar_members
+from data_shards.splits import warn_of_look_alikes
 
 GROWING = re.compile(r"synthetic-\d{6}(\.first\d+)?\.tar")
 """Of a generated set: shards of the larger one that it is growing to, and the ends of smaller ones that it was."""
@@ -63,6 +64,7 @@ def verify(folder: Path | str) -> Iterator[tuple[str, list[str]]]:
             whole.append(f"split {split}: {count} samples in its shards, {sizes['count']} in the manifest")
     if within:
         LOGGER.warning("%s: %s", folder, few(within))
+    warn_of_look_alikes(split_of, folder, "correct subject_id in the source and pack it again")
     yield "dataset.json", whole
 
 

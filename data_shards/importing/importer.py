@@ -11,9 +11,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import math
 import os
 import shlex
+import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
@@ -31,7 +33,9 @@ from data_shards.importing import labels, map_files, masks, partners
 from data_shards.importing.config import ImportConfig, Item
 from data_shards.importing.conversion import make_cube
 from data_shards.phantom import eyes as phantoms
+from data_shards.splits import warn_of_look_alikes
 
+LOGGER = logging.getLogger("retinaforge")
 READING = 2  # how files are read: what an elder way of reading has made of the same files is another import
 RECORD = "import.config.json"  # with a dot before .json no sample key can have this name
 SELECTING = ("source", "pattern", "labels", "onh", "fov", "onh_circles", "subjects", "match", "allow_missing")
@@ -214,6 +218,7 @@ def import_cubes(config: ImportConfig, out: Path, track: Callable[[list[Item]], 
         UnsafeResume: `out` already holds something else. TryAgain: the disk is full, or another import is writing `out`.
     """
     items = plan(config)
+    _warn_of_twins(config, items)
     out = Path(os.path.abspath(out))  # '.' has no name to put the stage beside
     options, samples = options_of(config), {}
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
@@ -238,6 +243,20 @@ def import_cubes(config: ImportConfig, out: Path, track: Callable[[list[Item]], 
         durable.write_json(stage / RECORD, {"options": options, "samples": samples})
         summary = summarise(config, items, stage, written=written)
     return summary
+
+
+def _warn_of_twins(config: ImportConfig, items: list[Item]) -> None:
+    """Say which people, and which files, may be one under two spellings: a Mac writes é as two signs, Linux as one."""
+    warn_of_look_alikes((item.person.subject_id for item in items), config.source, "state who is who: --subjects CSV")
+    spelt: dict[Path, list[str]] = {}
+    for item in items:
+        spelt.setdefault(item.image.with_name(unicodedata.normalize("NFC", item.image.name)), []).append(item.image.name)
+    if twins := [names for names in spelt.values() if len(names) > 1]:
+        LOGGER.warning(
+            "%s: files whose names are the same in another Unicode form (%d, first %s) are taken for several images; if they are one, move "
+            "one of them away",
+            *(config.source, len(twins), " and ".join(map(ascii, twins[0]))),
+        )
 
 
 def _with_what_is_kept(error: InputError | CorruptData, made: int, of: int, stage: Path) -> InputError | CorruptData:

@@ -666,6 +666,15 @@ def test_a_link_that_is_no_image_does_not_stop_an_import(drive_like: Path, tmp_p
     assert importer.import_cubes(config(drive_like), tmp_path / "out").ignored == ["notes.txt", "readme.txt"]
 
 
+def test_files_of_one_name_in_two_unicode_forms_are_told(drive_like: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    for number, name in enumerate(("zo\u00eb.tif", "zoe\u0308.tif")):
+        Image.fromarray(photo(number)).save(drive_like / "images" / name)
+    wanted = ImportConfig(source=drive_like / "images", subject_pattern=r"(?P<subject>.+)\.")
+    importer.import_cubes(wanted, tmp_path / "out")
+    assert "in another Unicode form (1, first 'zoe\\u0308.tif' and 'zo\\xeb.tif')" in caplog.text
+    assert "subjects written in several ways (1, first" in caplog.text
+
+
 # Persons
 
 

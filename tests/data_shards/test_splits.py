@@ -16,7 +16,7 @@ from data_shards.folder import write_cube
 from data_shards.manifest import read_manifest, write_manifest
 from data_shards.mixture import Mixture
 from data_shards.pack import pack, write_dataset
-from data_shards.splits import SPLITS, split_subjects
+from data_shards.splits import SPLITS, look_alike, split_subjects
 from data_shards.verify import verify
 from tests.commands import invoke
 from tests.conftest import made_cube
@@ -77,6 +77,38 @@ def test_names_that_differ_in_blanks_and_capitals_alone_are_told(tmp_path: Path,
         write_cube(tmp_path / "loose", made_cube(i, subject=subject))
     pack(tmp_path / "loose", tmp_path / "set")
     assert "subjects written in several ways (1, first 'P0 ' and 'p 0' and 'p0')" in caplog.text
+
+
+TWINS = [
+    "Zo\u00eb-01 ",
+    "Zoe\u0308-01",
+    "ZO\u00cb-1",
+    "zo\u00eb_01",
+    "zo\u00eb01",
+    "zo\u00eb\u200b01",
+    "\ufeffzo\u00eb 1",
+    "zo\u00eb\u201301",
+]
+TWINS += ["zo\u00eb\u201301", "\uff5a\uff4f\u00eb\uff0d\uff10\uff11", "zo\u00ad\u00eb-\u0661"]
+
+
+@pytest.mark.parametrize("twin", TWINS)
+def test_one_person_under_two_spellings_is_told_wherever_people_are_read(tmp_path: Path, caplog, twin: str) -> None:
+    people = ["zo\u00eb-01", twin, *(f"other-{i}" for i in range(14))]
+    for i, subject in enumerate(people):
+        write_cube(tmp_path / "in", made_cube(i, subject=subject))
+    pack(tmp_path / "in", tmp_path / "set")
+    assert "written in several ways (1, first" in caplog.text
+    caplog.clear()
+    assert faults(tmp_path / "set") == [] and "written in several ways (1, first" in caplog.text
+    caplog.clear()
+    (tmp_path / "in" / "c0000.json").unlink(), (tmp_path / "in" / "c0000.npy").unlink()
+    pack(tmp_path / "in", tmp_path / "grown", splits_from=tmp_path / "set")
+    assert "written in several ways (1, first" in caplog.text, "the twin stands in the set before"
+
+
+def test_people_whose_names_are_near_are_not_taken_for_one() -> None:
+    assert look_alike(["1-2", "12", "p1", "p10", "p01-2", "p012", "a", "b", "anna-b", "anna-c", "0", "10", ""]) == []
 
 
 def test_the_fractions_may_fall_short_of_one_by_rounding() -> None:
