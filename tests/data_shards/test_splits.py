@@ -149,6 +149,70 @@ def test_cubes_that_are_added_to_the_source_are_packed_by_the_command_that_is_ad
     assert sum(new.count(split) for split in SPLITS) == 26
 
 
+def stating(place: Path, splits: dict[int, str]) -> Path:
+    for i, split in splits.items():
+        write_cube(place, made_cube(i, subject=f"s{i:03d}", split=split))
+    return place
+
+
+def test_new_people_keep_the_split_that_they_state_beside_a_set_that_stands(tmp_path: Path) -> None:
+    pack(stating(tmp_path / "in", {i: ("train", "val", "test")[i % 3] for i in range(9)}), tmp_path / "old")
+    folder = stating(tmp_path / "in", dict.fromkeys(range(9, 18), "test"))
+    invoke("data", "pack", folder, tmp_path / "new", "--splits-from", tmp_path / "old")
+    assert set(Dataset(tmp_path / "new").subjects("test")) == {"s002", "s005", "s008", *(f"s{i:03d}" for i in range(9, 18))}
+
+
+def test_a_stated_split_against_the_set_that_stands_is_refused_with_both_named(tmp_path: Path) -> None:
+    pack(stating(tmp_path / "in", {i: "train" if i % 2 else "test" for i in range(8)}), tmp_path / "old")
+    folder = stating(tmp_path / "in", {3: "test", 20: "test"})
+    with pytest.raises(InputError, match=r"subject 's003' \(sample c0003\): split 'test' in .*/in, 'train' in .*/old"):
+        pack(folder, tmp_path / "new", splits_from=tmp_path / "old")
+    assert not (tmp_path / "new").exists()
+
+
+def test_of_a_packed_source_nobody_new_moves_and_the_set_that_is_kept_wins(tmp_path: Path, caplog) -> None:
+    cubes = [made_cube(i, subject=f"s{i:03d}") for i in range(12)]
+    write_dataset(tmp_path / "kept", {"train": cubes[:4], "test": cubes[4:6]}, source={})
+    write_dataset(tmp_path / "one", {"train": cubes[4:8], "test": cubes[8:12]}, source={})
+    pack(tmp_path / "one", tmp_path / "new", splits_from=tmp_path / "kept")
+    assert set(Dataset(tmp_path / "new").subjects("train")) == {"s006", "s007"}
+    assert "2 samples stand in other splits" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("splits", "said"), [("train=0.5,hold=0.5", "names 'hold' and leaves out 'test', 'val'"), ("train=1", "leaves out")]
+)
+def test_other_splits_than_the_set_that_stands_has_are_refused(tmp_path: Path, splits: str, said: str) -> None:
+    folder = folder_of(tmp_path / "in", range(20))
+    pack(folder, tmp_path / "old")
+    folder_of(folder, range(20, 24))
+    with pytest.raises(InputError, match=said) as caught:
+        invoke("data", "pack", folder, tmp_path / "new", "--splits-from", tmp_path / "old", "--splits", splits)
+    advised = () if "hold" in splits else shlex.split(caught.value.mend)
+    invoke("data", "pack", folder, tmp_path / "new", "--splits-from", tmp_path / "old", *advised)
+    assert set(Dataset(tmp_path / "new").splits) == set(SPLITS)
+
+
+def test_where_everybody_stands_already_it_is_said_that_nobody_is_left_to_divide(tmp_path: Path) -> None:
+    write_dataset(
+        tmp_path / "old", {"train": [made_cube(i, subject=f"s{i:03d}") for i in range(6)], "test": [made_cube(7, subject="z")]}, source={}
+    )
+    folder = folder_of(tmp_path / "in", range(6))
+    words = ("data", "pack", folder, tmp_path / "new", "--splits-from", tmp_path / "old")
+    with pytest.raises(InputError, match="split 'test' would be empty: all 6 subjects stand in the set .*nobody is left") as caught:
+        invoke(*words, "--splits", "train=0.5,test=0.5")
+    invoke(*words, *shlex.split(caught.value.mend.partition(", which")[0]))
+    assert Dataset(tmp_path / "new").count("train") == 6
+
+
+def test_a_set_divided_by_hand_lends_the_shares_of_its_people(tmp_path: Path) -> None:
+    cubes = [made_cube(i, subject=f"s{i:03d}") for i in range(12)]
+    write_dataset(tmp_path / "old", {"a": cubes[:6], "b": cubes[6:]}, source={})
+    pack(folder_of(tmp_path / "in", range(40)), tmp_path / "new", splits_from=tmp_path / "old")
+    new = Dataset(tmp_path / "new")
+    assert set(new.splits) == {"a", "b"} and new.count("b") > 12
+
+
 # --- the same person or picture on both sides -----------------------------------------------------------------------
 
 
