@@ -40,11 +40,16 @@ class Tags:
     imagej: dict[str, Any]
 
 
+def whole_pages(tiff: tifffile.TiffFile) -> list[tifffile.TiffPage]:
+    """All pages with their tags: of OME and other stacks tifffile keeps frames, which have none."""
+    return [page if isinstance(page, tifffile.TiffPage) else page.aspage() for page in tiff.pages]
+
+
 def gathered(tiff: tifffile.TiffFile) -> Tags:
     """The tags of all pages."""
     content = []
-    for page in tiff.pages:
-        values = [page.tags.valueof(tag) for tag in (GDAL_METADATA, GDAL_NODATA)] if isinstance(page, tifffile.TiffPage) else [None, None]
+    for page in whole_pages(tiff):
+        values = [page.tags.valueof(tag) for tag in (GDAL_METADATA, GDAL_NODATA)]
         content.append(tuple(None if value is None else str(value).strip("\0 \n") for value in values))
     return Tags(pages=content, imagej=tiff.imagej_metadata or {})
 

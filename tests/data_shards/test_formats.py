@@ -255,7 +255,9 @@ def test_tiffs_that_are_not_one_image_are_refused(tmp_path: Path) -> None:
     with tifffile.TiffWriter(tmp_path / "two.tif") as tiff:
         tiff.write(np.zeros((4, 4), np.uint16))
         tiff.write(np.zeros((8, 8), np.uint16))
-    with pytest.raises(InputError, match="2 images of different size"):
+    with pytest.raises(
+        InputError, match="2 images in one TIFF that are not the pages of one stack: 4x4 uint16 on 1 page, 8x8 uint16 on 1 page"
+    ):
         formats.read(tmp_path / "two.tif")
     tifffile.imwrite(tmp_path / "movie.tif", np.zeros((4, 6, 7, 3), np.uint8), photometric="rgb")
     with pytest.raises(InputError, match="rows, columns, and one axis of bands"):
@@ -545,3 +547,39 @@ def test_damaged_files_never_end_in_a_foreign_error(tmp_path: Path) -> None:
         path.write_bytes(content)
         formats.read(path)
     assert refused > 60
+
+
+@pytest.mark.parametrize(
+    "how", ["ome", "ome of several axes", "pyramid", "appended", "one write a page", "ome images", "mixed compression"]
+)
+@pytest.mark.parametrize("nodata", ["", "0"])
+def test_stacks_are_read_whoever_cut_them_into_pages(tmp_path: Path, how: str, nodata: str) -> None:
+    path, data_CHW = tmp_path / ("x.ome.tif" if "ome" in how or how == "pyramid" else "x.tif"), cube()
+    more = {"photometric": "minisblack", "extratags": [(42113, "s", 0, nodata, True)] if nodata else []}
+    if how.startswith("ome") and how != "ome images":
+        data = data_CHW if how == "ome" else data_CHW[:, None]
+        tifffile.imwrite(path, data, metadata={"axes": "CYX" if how == "ome" else "CZYX"}, **more)
+    elif how == "appended":
+        for band_HW in data_CHW:
+            tifffile.imwrite(path, band_HW, append=True, **more)
+    else:
+        with tifffile.TiffWriter(path) as writer:
+            if how == "pyramid":
+                writer.write(data_CHW, subifds=1, metadata={"axes": "CYX"}, **more)
+                writer.write(data_CHW[:, ::2, ::2], subfiletype=1, photometric="minisblack")
+            for c, band_HW in enumerate(data_CHW if how != "pyramid" else ()):
+                writer.write(band_HW, compression="zlib" if c % 2 and how == "mixed compression" else None, **more)
+    raw = formats.read(path)
+    assert np.array_equal(raw.data_CHW, data_CHW)
+    assert [(s.kind, s.value) for s in raw.said] == ([("no-data", "0")] if nodata else [])
+
+
+def test_pages_that_are_no_stack_are_refused_by_what_differs(tmp_path: Path) -> None:
+    first, second = cube()[0], cube()[1]
+    others = {"size": second[:-1], "dtype": (second // 256).astype(np.uint8), "a stack": np.stack([second, second])}
+    for other in others.values():
+        with tifffile.TiffWriter(tmp_path / "x.tif") as writer:
+            writer.write(first, photometric="minisblack"), writer.write(other, photometric="minisblack")
+        with pytest.raises(InputError, match="2 images in one TIFF that are not the pages of one stack") as caught:
+            formats.read(tmp_path / "x.tif")
+        assert f"{'x'.join(map(str, other.shape))} {other.dtype} on {'2 pages' if other.ndim == 3 else '1 page'}" in caught.value.what
