@@ -254,8 +254,8 @@ def _noted_map(notes: dict[str, Any], kind: str) -> str:
         found = {**({"no_data": no_data} if isinstance(pixels, int) and pixels > 0 else {}), **({"operations": padded} if padded else {})}
         names = ("fov",)
     else:
-        found = {name: notes[name] for name in ("label_pixels", "onh_circle_px") if notes.get(name)}
-        names = ("labels", "onh")
+        found = {"label_pixels": notes["label_pixels"]} if notes.get("label_pixels") else {}
+        names = ("labels",)
     found |= {name: notes[name] for name in names if MAP_FILE.fullmatch(str(notes.get(name, "")))}
     return ", ".join(f"{name}: {value}" for name, value in found.items())
 

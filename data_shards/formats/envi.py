@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from data_shards.errors import CorruptData, InputError
+from data_shards.errors import CorruptData, InputError, command
 from data_shards.formats import declared, esri
 from data_shards.formats.band_centres import in_nm
 from data_shards.formats.declared import Statement
@@ -38,6 +38,7 @@ STATEMENTS = {  # fields that speak of the values
 }
 USED = ("samples", "lines", "bands", "header offset", "file type", "data type", "interleave", "byte order", "file compression")
 USED += ("wavelength", "wavelength units", "major frame offsets", "minor frame offsets")
+GZIP = b"\x1f\x8b\x08"
 ANALYZE = (b"\x5c\x01\x00\x00", b"\x00\x00\x01\x5c")  # 348, the length of an Analyze or NIfTI header
 
 
@@ -211,8 +212,28 @@ def _data_file(path: Path, needed: int) -> Path:
     return same[0]
 
 
+def _refuse_packed(file: Path, path: Path) -> None:
+    """Raises: InputError: the data went through gzip, and the header does not say so."""
+    try:
+        with open(file, "rb") as raw:
+            if raw.read(len(GZIP)) != GZIP:
+                return
+        with gzip.open(file) as packed:
+            packed.read(1)
+    except READ_FAULTS:
+        return  # it only begins like gzip, or cannot be read: the reading of it says more
+    raise InputError(
+        "the data are gzip, and the header does not say so",
+        where=path,
+        expected="file compression = 1 in the header",
+        mend="set in the header: file compression = 1; or unpack the data: "
+        f"{command('mv', file, f'{file}.gz')} && {command('gunzip', f'{file}.gz')}",
+    )
+
+
 def _mapped(header: _Header, path: Path) -> np.ndarray:
     file = header.data_file
+    _refuse_packed(file, path)
     if (there := file.stat().st_size) < header.bytes:
         raise CorruptData(
             f"{there} bytes",

@@ -171,14 +171,47 @@ def rows_of(path: Path, needed: Sequence[str], option: str) -> list[dict[str, st
     """Rows of a CSV with a header line; lines that begin with '#' are comments.
 
     Raises:
-        InputError: no such file, not text, or a column that is missing.
+        InputError: no such file, not text, a column that is missing or stands twice, or a line with too many fields.
     """
     try:
-        lines = [line for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip() and not line.startswith("#")]
+        text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"cannot read the table: {error}", where=path, expected="a CSV in UTF-8") from error
-    table = csv.DictReader(lines, skipinitialspace=True)
-    columns = table.fieldnames or []
+    numbered = [(n, line) for n, line in enumerate(text.splitlines(), 1) if line.strip() and not line.startswith("#")]
+    table = csv.DictReader([line for _, line in numbered], skipinitialspace=True, strict=True)
+    rows = []
+    try:
+        columns = [name.strip() for name in table.fieldnames or []]
+        table.fieldnames = columns
+        _check_columns(columns, needed, path, option)
+        for row in table:
+            line = numbered[table.line_num - 1][0]
+            if any(field.strip() for field in row.pop(None, [])):
+                raise InputError(
+                    f"line {line} has more fields than the header: {numbered[table.line_num - 1][1]}",
+                    where=path,
+                    expected=f"{len(columns)} fields: {', '.join(columns)}",
+                    mend="correct the line; a field with a comma in it stands in double quotes",
+                )
+            rows.append({name: (value or "").strip() for name, value in row.items() if name})
+    except csv.Error as error:
+        line = numbered[min(table.line_num, len(numbered) - 1)][0]
+        expected = "a CSV in UTF-8, with every quote closed"
+        raise InputError(f"cannot read the table from line {line} on: {error}", where=path, expected=expected) from error
+    if not rows:
+        raise InputError("a table without rows", where=path, expected="one row for each image")
+    return rows
+
+
+def _check_columns(columns: Sequence[str], needed: Sequence[str], path: Path, option: str) -> None:
+    """Raises: InputError: a column that is missing, or a name that several columns have: which of them counts is not said."""
+    if twice := [name for name in dict.fromkeys(columns) if name and columns.count(name) > 1]:
+        raise InputError(
+            f"{columns.count(twice[0])} columns are called {twice[0]!r}",
+            where=path,
+            expected="every name once in the header",
+            mend="rename or remove all of them but one",
+        )
     for name in needed:
         if name not in columns:
             raise InputError(
@@ -187,13 +220,6 @@ def rows_of(path: Path, needed: Sequence[str], option: str) -> list[dict[str, st
                 expected=f"{', '.join(needed)}; there are: {', '.join(columns)}",
                 mend=f"see {option} in --help",
             )
-    try:
-        rows = [{name: (value or "").strip() for name, value in row.items() if name} for row in table]
-    except csv.Error as error:
-        raise InputError(f"cannot read the table: {error}", where=path, expected="a CSV in UTF-8") from error
-    if not rows:
-        raise InputError("a table without rows", where=path, expected="one row for each image")
-    return rows
 
 
 def rows_by_image(images: Sequence[Path], rows: Sequence[dict[str, str]], column: str, path: Path) -> dict[Path, dict[str, str]]:

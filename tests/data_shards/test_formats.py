@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import gzip
 import os
+import shlex
 import struct
+import subprocess
 import zlib
 from pathlib import Path
 
@@ -216,6 +219,42 @@ def test_an_alpha_of_floats_is_opaque_where_it_is_one_value_of_at_least_1(tmp_pa
         formats.read(tmp_path / "b.tif")
 
 
+def png_chunk_behind_the_header(path: Path, kind: bytes, body: bytes) -> None:
+    content = path.read_bytes()
+    chunk = struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+    path.write_bytes(content[:33] + chunk + content[33:])
+
+
+@pytest.mark.parametrize("kind", ["grey", "grey of 16 bits", "grey of 2 bits", "RGB", "palette", "GIF"])
+@pytest.mark.parametrize("used", [True, False])
+def test_a_value_that_is_transparent_is_no_measurement(tmp_path: Path, kind: str, used: bool) -> None:
+    path, grey_HW = tmp_path / ("a.gif" if kind == "GIF" else "a.png"), np.arange(64, dtype=np.uint8).reshape(8, 8)
+    key = 3 if used else 200
+    if kind == "grey of 16 bits":
+        Image.fromarray(grey_HW.astype(np.uint16) * 300).save(path, transparency=key * 300 % 65536)
+    elif kind == "grey of 2 bits":
+        key = 1 if used else 2
+        write_png_by_hand(path, np.array([[[0b00_01_11_00]], [[0b11_11_01_00]]], np.uint8), 0, (2, 4))
+        content = path.read_bytes()
+        header = content[16:24] + bytes([2]) + content[25:29]  # depth 2 in place of 8
+        body = b"IHDR" + header
+        path.write_bytes(content[:12] + body + struct.pack(">I", zlib.crc32(body)) + content[33:])
+        png_chunk_behind_the_header(path, b"tRNS", struct.pack(">H", key))
+    elif kind == "RGB":
+        Image.fromarray(np.dstack([grey_HW] * 3)).save(path, transparency=(key, key, key))
+    elif kind == "palette":
+        image = Image.fromarray(grey_HW)
+        image.putpalette([v for n in range(256) for v in (n, 255 - n, n)])
+        image.save(path, transparency=key)
+    else:
+        Image.fromarray(grey_HW).save(path, transparency=key)
+    if used:
+        with pytest.raises(InputError, match="transparent pixels"):
+            formats.read(path)
+    else:
+        assert formats.read(path).data_CHW.shape[1:] in ((8, 8), (2, 4))
+
+
 # TIFF
 
 
@@ -326,6 +365,30 @@ def test_envi_faults_are_named(tmp_path: Path) -> None:
     (tmp_path / "text.hdr").write_text("hello")
     with pytest.raises(InputError, match=r"begins with 'hello'[\s\S]*first line 'ENVI'"):
         formats.read(tmp_path / "text.hdr")
+
+
+@pytest.mark.parametrize("compression", ["", "file compression = 0\n"])
+@pytest.mark.parametrize("noise", [False, True])
+def test_gzip_data_that_the_header_does_not_tell_of_are_wrong_input_and_the_advice_reads_them(
+    tmp_path: Path, compression: str, noise: bool
+) -> None:
+    (tmp_path / "a b").mkdir()
+    data_CHW = cube() if noise else np.ones((C, H, W), np.uint16)
+    header = write_envi(tmp_path / "a b", data_CHW, "bsq", extra=compression)
+    data = header.with_suffix(".img")
+    data.write_bytes(gzip.compress(data.read_bytes()))
+    with pytest.raises(InputError, match=r"the data are gzip[\s\S]*set in the header: file compression = 1") as caught:
+        formats.read(header)
+    for words in caught.value.mend.partition("unpack the data: ")[2].split(" && "):
+        subprocess.run(shlex.split(words), check=True)
+    assert np.array_equal(formats.read(header).data_CHW, data_CHW)
+
+
+def test_data_that_only_begin_like_gzip_are_data(tmp_path: Path) -> None:
+    data_CHW = np.frombuffer(b"\x1f\x8b\x08\x00" * 6, np.uint8).reshape(1, 4, 6)
+    header = write_envi(tmp_path, data_CHW, "bsq")
+    header.with_suffix(".img").write_bytes(b"\x1f\x8b\x08\xff" + data_CHW.tobytes())
+    assert np.array_equal(formats.read(header).data_CHW, data_CHW)
 
 
 # Plain arrays

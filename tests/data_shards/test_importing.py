@@ -716,6 +716,12 @@ GOOD = "21_training.tif,a\n22_training.tif,b\n23_training.tif,c\n24_training.tif
         ("file,subject_id\n" + GOOD.replace(",d", ","), "no subject_id for '24_training.tif'"),
         ("file,subject_id,eye\n" + GOOD.replace("\n", ",both\n"), "eye 'both' of '21_training.tif'"),
         ("file,subject_id\n", "a table without rows"),
+        ("file,subject_id, subject_id\n" + GOOD.replace("\n", ",x\n"), r"2 columns are called 'subject_id'[\s\S]*rename or remove"),
+        (
+            "# by hand\n\nfile,subject_id\n" + GOOD.replace(",c", ",c,train"),
+            "line 6 has more fields than the header: 23_training.tif,c,train",
+        ),
+        ("file,subject_id\n" + GOOD.replace(",c", ',"c'), "cannot read the table from line 4 on: unexpected end of data"),
     ],
 )
 def test_wrong_tables_are_refused_by_name(drive_like: Path, tmp_path: Path, text: str, message: str) -> None:
@@ -723,6 +729,26 @@ def test_wrong_tables_are_refused_by_name(drive_like: Path, tmp_path: Path, text
         importer.import_cubes(with_table(drive_like, text), tmp_path / "out")
     assert "people.csv" in str(caught.value)
     assert [path.name for path in tmp_path.iterdir()] == ["drive"]
+
+
+def test_commas_behind_a_table_are_no_fields(drive_like: Path, tmp_path: Path) -> None:
+    text = "file,subject_id ,,\n" + GOOD.replace("\n", ",, , \n")
+    assert importer.import_cubes(with_table(drive_like, text), tmp_path / "out").subjects == 4
+
+
+@pytest.mark.parametrize("where", ["the header", "--wavelengths"])
+def test_two_bands_of_one_centre_are_refused_and_the_advice_leaves_one_out(tmp_path: Path, where: str) -> None:
+    data_CHW = np.arange(4 * 30, dtype=np.uint16).reshape(4, 5, 6)
+    (tmp_path / "x.img").write_bytes(data_CHW.tobytes())
+    nm = (465.0, 640.0, 465.0, 730.0)
+    text = "ENVI\nsamples = 6\nlines = 5\nbands = 4\ndata type = 12\ninterleave = bsq\nbyte order = 0\n"
+    (tmp_path / "x.hdr").write_text(text + (f"wavelength = {{{','.join(map(str, nm))}}}\n" if where == "the header" else ""))
+    more = {} if where == "the header" else {"wavelengths_nm": nm}
+    with pytest.raises(InputError, match="bands 1 and 3 both at 465 nm") as caught:
+        importer.import_cubes(ImportConfig(source=tmp_path / "x.hdr", **more), tmp_path / "out")
+    bad = caught.value.mend.rpartition("--bad-bands ")[2]
+    made = importer.import_cubes(ImportConfig(source=tmp_path / "x.hdr", bad_bands=bad, **more), tmp_path / "out")
+    assert made.wavelengths_nm == (465.0, 640.0, 730.0)
 
 
 def test_subjects_from_names() -> None:

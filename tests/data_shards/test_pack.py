@@ -585,7 +585,7 @@ def test_a_field_of_view_that_got_lost_is_not_packed_as_a_whole_image(tmp_path: 
     assert [path.name for path in tmp_path.iterdir()] == ["in"]
 
 
-@pytest.mark.parametrize("notes", [{"label_pixels": {"vein": 3}}, {"labels": "eye_av.png"}, {"onh": "eye_disc.tif"}])
+@pytest.mark.parametrize("notes", [{"label_pixels": {"vein": 3}}, {"labels": "eye_av.png"}])
 def test_a_label_map_that_got_lost_is_not_packed_as_an_image_without_one(tmp_path: Path, notes: dict) -> None:
     write_cube(tmp_path, made_cube(0, **notes))
     (tmp_path / "c0000.labels.png").unlink()
