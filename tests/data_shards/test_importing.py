@@ -9,6 +9,7 @@ import re
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import h5py
@@ -749,6 +750,50 @@ def test_two_bands_of_one_centre_are_refused_and_the_advice_leaves_one_out(tmp_p
     bad = caught.value.mend.rpartition("--bad-bands ")[2]
     made = importer.import_cubes(ImportConfig(source=tmp_path / "x.hdr", bad_bands=bad, **more), tmp_path / "out")
     assert made.wavelengths_nm == (465.0, 640.0, 730.0)
+
+
+UNWRITTEN = {
+    "nothing was written": {},
+    "no chunk was written": {"chunks": (1, 5, 6)},
+    "chunks are missing": {"chunks": (1, 3, 6)},
+    "a sparse TIFF": {},
+}
+
+
+def unwritten(path: Path, how: str, **attributes: float) -> ImportConfig:
+    """Four bands of 5 x 6, of which rows 3 and 4, or all, were never written."""
+    counts_CHW = np.arange(1, 121, dtype=np.uint16).reshape(4, 5, 6)
+    if how == "a sparse TIFF":
+        tags = [(42113, "s", 0, f"{attributes['_FillValue']:g}", True)] if attributes else []
+        tifffile.imwrite(path / "x.tif", counts_CHW, photometric="minisblack", metadata=None, rowsperstrip=3, extratags=tags)
+        with tifffile.TiffFile(path / "x.tif", mode="r+b") as tiff:
+            for page in tiff.pages:
+                for name in ("StripOffsets", "StripByteCounts"):
+                    page.tags[name].overwrite((page.tags[name].value[0], 0))
+        return ImportConfig(source=path / "x.tif", wavelengths_nm=(465, 555, 640, 730))
+    with h5py.File(path / "x.h5", "w") as file:
+        cube = file.create_dataset("cube", (4, 5, 6), "uint16", **UNWRITTEN[how])
+        cube.attrs.update(attributes)
+        if how == "chunks are missing":
+            cube[:, :3] = counts_CHW[:, :3]
+    return ImportConfig(source=path / "x.h5", wavelengths_nm=(465, 555, 640, 730))
+
+
+@pytest.mark.parametrize("how", UNWRITTEN)
+def test_what_was_never_written_is_no_black_image(tmp_path: Path, how: str) -> None:
+    wanted = unwritten(tmp_path, how)
+    for stated in ({}, {"nodata": "none"}, {"nodata": "7"}):
+        with pytest.raises(InputError, match="were never written, and read as 0: the acquisition or the copy was interrupted"):
+            importer.import_cubes(replace(wanted, **stated), tmp_path / "out")
+
+
+@pytest.mark.parametrize("how", ["chunks are missing", "a sparse TIFF"])
+@pytest.mark.parametrize("declared", [True, False])
+def test_what_was_never_written_and_is_declared_as_no_data_is_outside_the_field_of_view(tmp_path: Path, how: str, declared: bool) -> None:
+    wanted = unwritten(tmp_path, how, **({"_FillValue": 0} if declared else {}))
+    importer.import_cubes(wanted if declared else replace(wanted, nodata="0"), tmp_path / "out")
+    fov_HW = folder.read_cube(tmp_path / "out", "x").fov_HW
+    assert fov_HW[:3].all() and not fov_HW[3:].any()
 
 
 def test_subjects_from_names() -> None:
