@@ -93,6 +93,7 @@ def pack(
             `out` holds something else.
     """
     encoding, source, out = Encoding(codec, max_error, tile), place_of(str(source)), Path(out)
+    _check_outside(source, out)
     rows, read, samples = source_of(source)
     asked = {**asdict(encoding), "seed": seed, "shard_mib": shard_mib, "splits": splits}
     again = _command(source, asked, workers)
@@ -131,6 +132,7 @@ def recode(
 ) -> Manifest:
     """The dataset `source` in another encoding: the same samples in the same splits and shards. As `pack` otherwise."""
     encoding, source, out = Encoding(codec, max_error, tile), place_of(str(source)), Path(out)
+    _check_outside(source, out)
     dataset = Dataset(source)
     _, read, samples = source_of(source)
     request = {"recode": asdict(encoding), "samples": samples}
@@ -140,6 +142,17 @@ def recode(
     shards = {split: [list(shard.index.keys) for shard in dataset.shards(split)] for split, info in dataset.splits.items() if info.count}
     first = dataset.cube(next(iter(shards)), 0)
     return _write_shards(out, shards, read, first, encoding, source=request, workers=workers, watch=watch)
+
+
+def _check_outside(source: Path | str, out: Path) -> None:
+    """Raises: InputError: the place to write lies in what is read: the next to read it would find both."""
+    if isinstance(source, Path) and source.resolve() in out.resolve().parents:
+        raise InputError(
+            f"the place to write, {out}, lies inside the source",
+            where=source,
+            expected="a place outside it",
+            mend=f"write beside it, such as {command(source.resolve().with_name(f'{source.resolve().name}-{out.name}'))}",
+        )
 
 
 DEFAULTS = {"codec": "raw", "max_error": 0, "tile": 0, "seed": 0, "shard_mib": 1024, "splits": None}

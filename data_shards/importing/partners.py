@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import re
+import unicodedata
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -29,9 +31,14 @@ class Person:
     extra: dict[str, str] = field(default_factory=dict)
 
 
+def composed(name: str) -> str:
+    """A name in one Unicode form (NFC): a Mac writes e and its accent as two signs, other systems as one."""
+    return unicodedata.normalize("NFC", name)
+
+
 def tokens(stem: str) -> list[str]:
-    """A name cut at everything that is neither a letter nor a digit."""
-    return [token for token in re.split(r"[^A-Za-z0-9]+", stem) if token]
+    """A name cut at everything that is neither a letter nor a digit, of whatever script."""
+    return [token for token in re.split(r"[\W_]+", composed(stem)) if token]
 
 
 def compiled(pattern: str, option: str) -> re.Pattern[str]:
@@ -53,12 +60,12 @@ def stem_of(image: Path) -> str:
 
 
 def keys_of(images: Sequence[Path]) -> dict[Path, str]:
-    """A sample key for every image: its stem, with '_' for what a key may not hold.
+    """A sample key for every image: see `_key`.
 
     Raises:
         InputError: two images with one key, or a name that cannot be a key.
     """
-    keys = {image: re.sub(r"[^A-Za-z0-9_-]", "_", stem_of(image)) for image in images}
+    keys = {image: _key(stem_of(image)) for image in images}
     seen: dict[str, Path] = {}
     for image, key in keys.items():
         if not KEY.fullmatch(key):
@@ -66,13 +73,22 @@ def keys_of(images: Sequence[Path]) -> dict[Path, str]:
                 f"sample key {key!r} is not allowed", where=image, expected="at most 63 letters, digits, '_', '-'", mend="rename the file"
             )
         if key in seen:
+            one_kind = f", or --pattern '*{image.suffix}' to take one of two kinds" if image.suffix != seen[key].suffix else ""
             raise InputError(
                 f"two images with the key {key!r}: {seen[key]} and {image}",
-                expected="one key for each",
-                mend="rename one, or --pattern '*.tif'",
+                expected="one key for each, by its name without the suffix",
+                mend=("rename one" if image.parent == seen[key].parent else "rename one, or import each folder by itself") + one_kind,
             )
         seen[key] = image
     return keys
+
+
+def _key(stem: str) -> str:
+    """The name with '_' for what a key may not hold. Letters beyond ASCII lose their marks, or are left out; a digest keeps them apart."""
+    if stem.isascii():
+        return re.sub(r"[^A-Za-z0-9_-]", "_", stem)
+    bare = "".join(sign for sign in unicodedata.normalize("NFKD", stem) if not unicodedata.combining(sign))
+    return re.sub(r"[^\x00-\x7f]+|[^A-Za-z0-9_-]", "_", bare) + "-" + hashlib.sha256(stem.encode(errors="surrogateescape")).hexdigest()[:8]
 
 
 def listed(where: str, suffixes: Iterable[str], option: str) -> list[Path]:
@@ -133,7 +149,7 @@ def _words(path: Path, match: str) -> list[str]:
     """The words that identify a file: those of its stem, or what --match finds as one word; [] where it finds nothing."""
     if not match:
         return tokens(stem_of(path))
-    fits = compiled(match, "--match").search(path.name)
+    fits = compiled(match, "--match").search(composed(path.name))
     word = fits and (fits[1] if fits.re.groups else fits[0])
     return [word] if word else []
 
@@ -229,15 +245,16 @@ def rows_by_image(images: Sequence[Path], rows: Sequence[dict[str, str]], column
         InputError: a row whose image is absent, or two rows of one image.
     """
     keys = keys_of(images)
-    known = {name: image for image in images for name in (image.name, stem_of(image), keys[image])}
+    exact = {name: image for image in images for name in (image.name, stem_of(image), keys[image])}
+    known = {composed(name): image for name, image in exact.items()} | exact
     found: dict[Path, dict[str, str]] = {}
     for row in rows:
-        image = known.get(row[column])
+        image = known.get(row[column]) or known.get(composed(row[column]))
         if image is None:
             raise InputError(
                 f"{row[column]!r} has no image",
                 where=path,
-                expected=f"a file of the source folder ({nearest(row[column], known)})",
+                expected=f"a file of the source folder ({nearest(row[column], exact)})",
                 mend="add the image or remove the row",
             )
         if image in found:

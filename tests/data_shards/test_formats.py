@@ -441,7 +441,7 @@ def test_hdf5_data_kept_elsewhere_is_refused(tmp_path: Path) -> None:
         formats.read(tmp_path / "a.h5")
     with h5py.File(tmp_path / "b.h5", "w") as file:
         file["cube"] = h5py.ExternalLink(str(tmp_path / "a.h5"), "cube")
-    with pytest.raises(InputError, match="0 arrays could be the image"):
+    with pytest.raises(InputError, match="no array of numbers"):
         formats.read(tmp_path / "b.h5")
 
 
@@ -646,3 +646,42 @@ def test_pages_that_are_no_stack_are_refused_by_what_differs(tmp_path: Path) -> 
         with pytest.raises(InputError, match="2 images in one TIFF that are not the pages of one stack") as caught:
             formats.read(tmp_path / "x.tif")
         assert f"{'x'.join(map(str, other.shape))} {other.dtype} on {'2 pages' if other.ndim == 3 else '1 page'}" in caught.value.what
+
+
+@pytest.mark.parametrize(
+    ("what", "said"),
+    [
+        ("link", r"cube \(a link into other.h5\)[\s\S]*import the file that the link names"),
+        ("alias", r"cube \(a link to /gone\)"),
+        ("complex", r"cube \(complex numbers, 5x6x7\)[\s\S]*magnitude"),
+        ("table", r"cube \(a table with the columns a, b\)"),
+        ("text", r"cube \(text\)"),
+        ("number", r"cube \(a single number\)"),
+        ("nothing", r"there are: nothing"),
+        ("struct", r"cube \(a struct\)[\s\S]*cube = S.FIELD"),
+        ("cell", r"cube \(a cell\)[\s\S]*cube = C\{1\}"),
+    ],
+)
+def test_a_file_without_an_array_of_numbers_says_what_it_holds(tmp_path: Path, what: str, said: str) -> None:
+    path = tmp_path / ("a.mat" if what in ("struct", "cell") else "a.h5")
+    held = {
+        "link": h5py.ExternalLink("other.h5", "/cube"),
+        "alias": h5py.SoftLink("/gone"),
+        "complex": cube().astype(np.complex64),
+        "table": np.zeros(3, [("a", "f4"), ("b", "i4")]),
+        "text": "a text",
+        "number": 3.0,
+        "struct": {"data": cube()},
+        "cell": np.array([cube(), "a"], object),
+    }
+    if path.suffix == ".mat":
+        scipy.io.savemat(path, {"cube": held[what]})
+    else:
+        with h5py.File(path, "w") as file:
+            if what in held:
+                file["cube"] = held[what]
+    with pytest.raises(InputError, match=f"no array of numbers[\\s\\S]*{said}"):
+        formats.read(path)
+    if what != "nothing":
+        with pytest.raises(InputError, match=r"'cube' is"):
+            formats.read(path, ReadOptions(variable="cube"))

@@ -9,6 +9,7 @@ import re
 import signal
 import subprocess
 import sys
+import unicodedata
 from dataclasses import replace
 from pathlib import Path
 
@@ -614,11 +615,33 @@ def test_wrong_patterns_are_refused(drive_like: Path, wrong: dict[str, str]) -> 
 
 
 def test_keys(tmp_path: Path) -> None:
-    assert list(partners.keys_of([Path("a b.c.tif"), Path("Bild-ö.png")]).values()) == ["a_b_c", "Bild-_"]
-    with pytest.raises(InputError, match=r"two images with the key 'a'[\s\S]*--pattern"):
+    assert list(partners.keys_of([Path("a b.c.tif"), Path("Bild-7.png")]).values()) == ["a_b_c", "Bild-7"]
+    with pytest.raises(InputError, match=r"two images with the key 'a'[\s\S]*--pattern '\*.png'"):
         partners.keys_of([Path("a.tif"), Path("a.png")])
+    for one, other, mend in (("a b.png", "a_b.png", "rename one"), ("x/a.png", "y/a.png", "rename one, or import each folder by itself")):
+        with pytest.raises(InputError, match="two images with the key") as caught:
+            partners.keys_of([Path(one), Path(other)])
+        assert caught.value.mend == mend, "a pattern would not keep them apart"
     with pytest.raises(InputError, match="at most 63"):
         partners.keys_of([Path("x" * 64 + ".tif")])
+
+
+def test_names_in_any_script_have_keys_that_keep_them_apart() -> None:
+    names = ["\u773c.png", "\u76ee.png", "\u00c4 \u00f6 \u00fc.png", "\u00c4 \u00f6 u.png", "zo\u00eb.png", "zoe\u0308.png"]
+    names.append("\u773c" * 60 + ".png")
+    keys = list(partners.keys_of([Path(name) for name in names]).values())
+    assert [key[:-9] for key in keys] == ["_", "_", "A_o_u", "A_o_u", "zoe", "zoe", "_"] and len(set(keys)) == 7
+    assert partners.keys_of([Path(names[0])])[Path(names[0])] == keys[0], "a key does not depend on who else is there"
+    pairs = paired(["\u773c.png", "\u76ee.png", "zo\u00eb.png"], ["\u76ee_av.png", "\u773c_av.png", "zoe\u0308_av.png"])
+    assert pairs == {"\u773c.png": "\u773c_av.png", "\u76ee.png": "\u76ee_av.png", "zo\u00eb.png": "zoe\u0308_av.png"}
+
+
+@pytest.mark.parametrize("form", ["NFC", "NFD"])
+def test_a_table_in_another_unicode_form_than_the_files_fits_them(drive_like: Path, tmp_path: Path, form: str) -> None:
+    name, other = unicodedata.normalize(form, "zo\u00eb.tif"), unicodedata.normalize({"NFC": "NFD", "NFD": "NFC"}[form], "zo\u00eb.tif")
+    (drive_like / "images" / "21_training.tif").rename(drive_like / "images" / name)
+    wanted = with_table(drive_like, "file,subject_id\n" + GOOD.replace("21_training.tif", other), labels="", label_map="", onh="", fov="")
+    assert importer.import_cubes(wanted, tmp_path / "out").subjects == 4
 
 
 def test_an_empty_source_says_where_the_images_may_be(drive_like: Path) -> None:

@@ -7,6 +7,7 @@ import errno
 import io
 import json
 import os
+import shlex
 import shutil
 import signal
 import subprocess
@@ -610,3 +611,31 @@ def test_a_folder_or_a_link_without_content_in_place_of_a_file_is_wrong_input(tm
     with pytest.raises(InputError, match="cannot open: Is a directory" if what == "folder" else "content is absent: c0003") as caught:
         pack(tmp_path / "in", tmp_path / "set")
     assert caught.value.exit_code == 2 and not (tmp_path / "set").exists()
+
+
+@pytest.mark.parametrize("place", ["set", "deeper/set", "../link/set"])
+def test_a_set_is_not_written_into_its_own_source(tmp_path: Path, place: str) -> None:
+    for i in range(10):
+        write_cube(tmp_path / "in", made_cube(i, subject=f"s{i}"))
+    (tmp_path / "link").symlink_to(tmp_path / "in")
+    before = sorted((tmp_path / "in").rglob("*"))
+    with pytest.raises(InputError, match="lies inside the source") as caught:
+        pack(tmp_path / "in", tmp_path / "in" / place)
+    assert sorted((tmp_path / "in").rglob("*")) == before
+    free = Path(caught.value.mend.rpartition("such as ")[2])
+    pack(tmp_path / "in", free)
+    with pytest.raises(InputError, match="lies inside the source"):
+        recode(free, free / "small", codec="pcodec")
+
+
+def test_a_person_in_shards_of_two_splits_is_told_by_shard_and_the_advice_works(tmp_path: Path) -> None:
+    for i in range(10):
+        write_cube(tmp_path / "in", made_cube(i, subject=f"s{i}"))
+    pack(tmp_path / "in", tmp_path / "set")
+    before = Dataset(tmp_path / "set").digest
+    shutil.copy(tmp_path / "set" / "train-000000.tar", tmp_path / "set" / "x-000001.tar")
+    with pytest.raises(InputError, match=r"in two splits: 'train' \(train-000000.tar\) and 'x' \(x-000001.tar\)") as caught:
+        index_folder(tmp_path / "set", changed=True)
+    assert "CSV" not in str(caught.value)
+    subprocess.run(shlex.split(caught.value.mend.partition("aside: ")[2].partition(";")[0]), check=True)
+    assert index_folder(tmp_path / "set", changed=True).digest == before
