@@ -60,9 +60,9 @@ def index_folder(folder: Path | str, *, changed: bool = False) -> Manifest:
     scanned = [(shard, shard.stem.rpartition("-")[0] or shard.stem, _scanned(shard, record, changed)) for shard in shards]
     if not changed:
         _check_against(record, folder, {shard.name: index and index.sha256 for shard, _, index in scanned})
-    _one_split_each(folder, [(subject, shard.name, split) for shard, split, index in scanned for subject in dict.fromkeys(index.subjects)])
-    people = {subject for _, _, index in scanned for subject in index.subjects}
-    warn_of_look_alikes(people, folder, "correct subject_id in the JSON of its samples")
+    people = [(subject, shard.name, split) for shard, split, index in scanned for subject in dict.fromkeys(index.subjects)]
+    _one_split_each(folder, record, people)
+    warn_of_look_alikes((subject for subject, _, _ in people), folder, "correct subject_id in the JSON of its samples")
     _each_once((key, shard.name) for shard, _, index in scanned for key in index.keys)
     _one_shape((f"{shard.name}: sample {key}", index.shape(i)) for shard, _, index in scanned for i, key in enumerate(index.keys))
     for shard, _, index in scanned:
@@ -151,17 +151,18 @@ def _source(record: _Record, entries: list[ShardEntry]) -> dict[str, Any]:
     return {"index": [e.name for e in entries], **({"before": before} if before else {})}
 
 
-def _one_split_each(folder: Path, rows: list[tuple[str, str, str]]) -> None:
+def _one_split_each(folder: Path, record: _Record, rows: list[tuple[str, str, str]]) -> None:
     """Raises: InputError: a subject in shards of two splits."""
     first: dict[str, tuple[str, str]] = {}
     for subject, name, split in rows:
         other, other_split = first.setdefault(subject, (name, split))
         if other_split != split:
+            aside = other if name in record.sha256s and other not in record.sha256s else name  # rather the one that was added
             raise InputError(
                 f"subject {subject!r} stands in two splits: {other_split!r} ({other}) and {split!r} ({name})",
                 where=folder,
                 expected="every cube of one subject in one split, which is the shard's name up to its last '-'",
-                mend=f"move one of the shards aside: {moved_aside(folder / name)}; or pack the set again from its source",
+                mend=f"move one of the shards aside: {moved_aside(folder / aside)}; or pack the set again from its source",
             )
 
 

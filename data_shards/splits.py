@@ -115,6 +115,10 @@ def split_subjects(
     return split_of
 
 
+DASHES = re.compile(r"(?<!\d)-+|-+(?!\d)")  # between digits they stay: 1-2 is not 12
+LEADING_ZEROS = re.compile(r"(?<!\d)0+(?=\d)")
+
+
 def look_alike(names: Iterable[str]) -> list[tuple[str, ...]]:
     """Names that one person, or one file, may have been given twice, and that no computer takes for one: see `_read_aloud`."""
     spelt: dict[str, set[str]] = {}
@@ -125,12 +129,14 @@ def look_alike(names: Iterable[str]) -> list[tuple[str, ...]]:
 
 def _read_aloud(name: str) -> str:
     """A name without what spellings of it differ in: Unicode form, width, invisible signs, capitals, blanks, dashes, leading zeros."""
+    if name.isascii():  # nearly all are, and a set may have a million
+        text = re.sub(r"[\s_]", "-", name).casefold().strip("-")
+        return LEADING_ZEROS.sub("", DASHES.sub("", text))
     visible = "".join(sign for sign in unicodedata.normalize("NFKC", name) if unicodedata.category(sign) != "Cf")
     text = unicodedata.normalize("NFKC", visible.casefold())
     text = "".join("-" if sign.isspace() or sign == "_" or unicodedata.category(sign) == "Pd" else sign for sign in text).strip("-")
-    text = re.sub(r"(?<!\d)-+|-+(?!\d)", "", text)  # between digits it stays: 1-2 is not 12
     text = re.sub(r"\d", lambda digit: str(unicodedata.decimal(digit[0])), text)
-    return re.sub(r"(?<!\d)0+(?=\d)", "", text)
+    return LEADING_ZEROS.sub("", DASHES.sub("", text))
 
 
 def warn_of_look_alikes(subjects: Iterable[str], where: object, mend: str) -> None:

@@ -15,7 +15,7 @@ import zlib
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from data_shards.errors import CorruptData, InputError, RetinaforgeError, TryAgain, command
+from data_shards.errors import CorruptData, InputError, RetinaforgeError, TryAgain, command, moved_aside
 
 READ_FAULTS = (  # what the libraries raise, found by flipping and cutting bytes of every format
     OSError,
@@ -106,6 +106,8 @@ def unreadable(path: Path, error: BaseException, expected: str) -> RetinaforgeEr
         return _absent([path])
     if isinstance(error, FileNotFoundError | PermissionError | IsADirectoryError):
         mend = command("ls", "-l", path)
+        if isinstance(error, IsADirectoryError):
+            mend = f"move the folder away, and put the file in its place: {moved_aside(path)}"
         return InputError(f"cannot open: {error.strerror}", where=path, expected="a file that this user may read", mend=mend)
     said = " ".join(str(error).split()) or type(error).__name__
     if BUSY.search(said) or getattr(error, "errno", None) in RETRY:

@@ -69,7 +69,11 @@ def pack(
     ] = None,
     splits_from: Annotated[
         str | None,
-        typer.Option("--splits-from", metavar="DATASET", help="People of this packed set keep their split; the others are divided."),
+        typer.Option(
+            "--splits-from",
+            metavar="DATASET",
+            help="People of this packed set keep their split; the others keep the one they state, or are divided.",
+        ),
     ] = None,
     seed: Annotated[int, typer.Option(help="Seed of the split.")] = 0,
     codec: Codec = "raw",

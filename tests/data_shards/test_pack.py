@@ -628,13 +628,14 @@ def test_a_set_is_not_written_into_its_own_source(tmp_path: Path, place: str) ->
         recode(free, free / "small", codec="pcodec")
 
 
-def test_a_person_in_shards_of_two_splits_is_told_by_shard_and_the_advice_works(tmp_path: Path) -> None:
+@pytest.mark.parametrize("copy", ["a-000001.tar", "x-000001.tar"])
+def test_a_person_in_shards_of_two_splits_is_told_by_shard_and_the_advice_works(tmp_path: Path, copy: str) -> None:
     for i in range(10):
         write_cube(tmp_path / "in", made_cube(i, subject=f"s{i}"))
     pack(tmp_path / "in", tmp_path / "set")
     before = Dataset(tmp_path / "set").digest
-    shutil.copy(tmp_path / "set" / "train-000000.tar", tmp_path / "set" / "x-000001.tar")
-    with pytest.raises(InputError, match=r"in two splits: 'train' \(train-000000.tar\) and 'x' \(x-000001.tar\)") as caught:
+    shutil.copy(tmp_path / "set" / "train-000000.tar", tmp_path / "set" / copy)
+    with pytest.raises(InputError, match=rf"in two splits: .*\({copy}\)") as caught:
         index_folder(tmp_path / "set", changed=True)
     assert "CSV" not in str(caught.value)
     subprocess.run(shlex.split(caught.value.mend.partition("aside: ")[2].partition(";")[0]), check=True)
