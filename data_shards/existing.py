@@ -14,6 +14,7 @@ from data_shards.band_statistics import BandAccumulator
 from data_shards.cube import Cube
 from data_shards.dataset import Dataset
 from data_shards.errors import CorruptData, InputError, RetinaforgeError, moved_aside
+from data_shards.formats.faults import refuse_absent_links
 from data_shards.index import ShardIndex, index_bytes, index_path, open_index
 from data_shards.manifest import NAME, BandStats, Manifest, ShardEntry, read_manifest, write_manifest
 from data_shards.pack import checked, describe, entry_of, stats_split_of
@@ -56,6 +57,7 @@ def index_folder(folder: Path | str, *, changed: bool = False) -> Manifest:
     shards = sorted(path for path in folder.glob("*.tar") if not path.name.startswith(durable.PART))
     if not shards:
         raise InputError("no shards here", where=folder, expected="SPLIT-000000.tar files")
+    refuse_absent_links(shards)
     record = _record_of(folder)
     scanned = [(shard, shard.stem.rpartition("-")[0] or shard.stem, _scanned(shard, record, changed)) for shard in shards]
     if not changed:

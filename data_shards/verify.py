@@ -17,6 +17,7 @@ from data_shards import durable, payload, stores
 from data_shards.doubles import Doubles, few
 from data_shards.durable import PART
 from data_shards.errors import CorruptData, RetinaforgeError, command
+from data_shards.formats.faults import is_absent_link
 from data_shards.index import ShardIndex, index_path, open_index
 from data_shards.manifest import NAME, ShardEntry, read_manifest
 from data_shards.shard import tar_members
@@ -100,6 +101,8 @@ def _at_hand(folder: Path | str, store: stores.Store, entry: ShardEntry) -> Iter
 
 def check_shard(shard: Path, entry: ShardEntry) -> tuple[list[str], ShardIndex | None]:
     """Faults of one shard, and its index where that could be read."""
+    if is_absent_link(shard):
+        return [f"a link whose content is absent ({entry.count} samples): git annex get or datalad get fetches it"], None
     if not shard.exists():
         return [f"shard is missing ({entry.count} samples)"], None
     faults = []

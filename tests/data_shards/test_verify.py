@@ -285,3 +285,18 @@ def test_a_damaged_shard_is_refused_by_index_changed_too(copy: Path) -> None:
     os.truncate(copy / "val-000000.tar", 3000)
     with pytest.raises(CorruptData):
         index_folder(copy, changed=True)
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_a_shard_that_was_not_fetched_is_told_and_not_taken_for_damage(copy: Path, known: bool) -> None:
+    shard = copy / "val-000000.tar"
+    shard.unlink()
+    shard.symlink_to(copy / ".git" / "annex" / "objects" / "x")
+    assert faults(copy)["val-000000.tar"][0].startswith("a link whose content is absent")
+    if not known:
+        for path in [*copy.glob("*.index"), copy / "dataset.json"]:
+            path.unlink()
+    for changed in (False, True):
+        with pytest.raises(InputError, match="content is absent: val-000000.tar") as caught:
+            index_folder(copy, changed=changed)
+    assert "git annex get val-000000.tar" in caught.value.mend
