@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import re
+import unicodedata
 from collections import Counter
 from collections.abc import Iterable
 
@@ -37,6 +39,28 @@ def check_fractions(fractions: dict[str, float]) -> None:
         )
 
 
+def split_words(fractions: dict[str, float]) -> str:
+    """The fractions as `--splits` takes them."""
+    return ",".join(f"{name}={share}" for name, share in fractions.items())
+
+
+def check_same_splits(fractions: dict[str, float], standing: Iterable[str], where: str) -> None:
+    """Raises: InputError: fractions for other splits than a packed set has: the two sets could not be compared."""
+    strange, lacking = sorted(set(fractions) - set(standing)), sorted(set(standing) - set(fractions))
+    if not strange and not lacking:
+        return
+    said = [f"{what} {', '.join(map(repr, names))}" for what, names in (("names", strange), ("leaves out", lacking)) if names]
+    mend = f"leave --splits out, and that set's own fractions hold; or name the splits {', '.join(sorted(standing))}"
+    if not strange:
+        mend = f"--splits {split_words({**fractions, **dict.fromkeys(lacking, 0)})}"
+    raise InputError(
+        f"--splits {split_words(fractions)} {' and '.join(said)}",
+        where=where,
+        expected=f"the splits of that set: {', '.join(sorted(standing))}",
+        mend=mend,
+    )
+
+
 def split_subjects(
     subjects: Iterable[str], fractions: dict[str, float], seed: int, *, fixed: dict[str, str] | None = None
 ) -> dict[str, str]:
@@ -66,7 +90,15 @@ def split_subjects(
         middle = upper[k] - fractions[name] / 2
         sizes = Counter(split for s, split in split_of.items() if s not in fixed)
         largest = max(sizes, key=lambda split: sizes[split], default=None)
-        if not least or largest is None:
+        if largest is None:
+            kept = dict.fromkeys(split_of.values())
+            raise InputError(
+                f"split {name!r} would be empty: all {len(place)} subjects stand in the set of --splits-from, so nobody is left to divide",
+                where=f"fractions {fractions}",
+                expected="people that the set does not hold, or no share for this split",
+                mend=f"--splits {split_words({n: float(n == next(iter(kept))) for n in fractions})}, which moves nobody; or add people",
+            )
+        if not least:
             raise InputError(
                 f"split {name!r} would be empty",
                 where=f"{len(place)} subjects, fractions {fractions}",
@@ -83,12 +115,43 @@ def split_subjects(
     return split_of
 
 
-def look_alike(subjects: Iterable[str]) -> list[tuple[str, ...]]:
-    """Subjects whose names differ in blanks and capitals alone: likely one person, who may then stand in two splits."""
+DASHES = re.compile(r"(?<!\d)-+|-+(?!\d)")  # between digits they stay: 1-2 is not 12
+LEADING_ZEROS = re.compile(r"(?<!\d)0+(?=\d)")
+
+
+def look_alike(names: Iterable[str]) -> list[tuple[str, ...]]:
+    """Names that one person, or one file, may have been given twice, and that no computer takes for one: see `_read_aloud`."""
     spelt: dict[str, set[str]] = {}
-    for subject in subjects:
-        spelt.setdefault("".join(subject.split()).casefold(), set()).add(subject)
-    return sorted(tuple(sorted(names)) for names in spelt.values() if len(names) > 1)
+    for name in set(names):
+        spelt.setdefault(_read_aloud(name), set()).add(name)
+    return sorted(tuple(sorted(spellings)) for spellings in spelt.values() if len(spellings) > 1)
+
+
+def _read_aloud(name: str) -> str:
+    """A name without what spellings of it differ in: Unicode form, width, invisible signs, capitals, blanks, dashes, leading zeros."""
+    if name.isascii():  # nearly all are, and a set may have a million
+        text = re.sub(r"[\s_]", "-", name).casefold().strip("-")
+        return LEADING_ZEROS.sub("", DASHES.sub("", text))
+    visible = "".join(sign for sign in unicodedata.normalize("NFKC", name) if unicodedata.category(sign) != "Cf")
+    text = unicodedata.normalize("NFKC", visible.casefold())
+    text = "".join("-" if sign.isspace() or sign == "_" or unicodedata.category(sign) == "Pd" else sign for sign in text).strip("-")
+    text = re.sub(r"\d", lambda digit: str(unicodedata.decimal(digit[0])), text)
+    return LEADING_ZEROS.sub("", DASHES.sub("", text))
+
+
+def warn_of_look_alikes(subjects: Iterable[str], where: object, mend: str) -> None:
+    """Say which subjects are likely one person, who may then stand in several splits."""
+    if alike := look_alike(subjects):
+        LOGGER.warning(
+            "%s: subjects written in several ways (%d, first %s) are taken for several people, who may stand in several splits; if each is "
+            "one person, %s",
+            *(where, len(alike), " and ".join(map(_shown, alike[0])), mend),
+        )
+
+
+def _shown(name: str) -> str:
+    """A name in quotes, with what cannot be seen written out."""
+    return repr(name) if name.isascii() else f"{name!r} ({name!a})"
 
 
 def _place(seed: int, subject: str) -> float:
@@ -96,7 +159,10 @@ def _place(seed: int, subject: str) -> float:
     return int.from_bytes(hashlib.sha256(f"{SALT}\0{seed}\0{subject}".encode()).digest()[:8], "big") / 2**64
 
 
-def stated_splits(splits_by_subject: Iterable[tuple[str, str]]) -> dict[str, str]:
+CORRECT_THE_SPLIT = "correct the column 'split' of the subjects CSV and import again"
+
+
+def stated_splits(splits_by_subject: Iterable[tuple[str, str]], *, where: object = None, mend: str = CORRECT_THE_SPLIT) -> dict[str, str]:
     """Subject → split, as the samples' own metadata (`notes.split`) states it.
 
     Raises:
@@ -107,7 +173,8 @@ def stated_splits(splits_by_subject: Iterable[tuple[str, str]]) -> dict[str, str
         if split_of.setdefault(subject, split) != split:
             raise InputError(
                 f"subject {subject!r} stands in two splits: {split_of[subject]!r} and {split!r}",
+                where=where,
                 expected="every cube of one subject in one split",
-                mend="correct the column 'split' of the subjects CSV and import again",
+                mend=mend,
             )
     return split_of
