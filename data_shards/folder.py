@@ -8,10 +8,13 @@ from __future__ import annotations
 
 import io
 import json
+import os
+import re
 import shlex
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
@@ -20,7 +23,7 @@ from data_shards import durable
 from data_shards.cube import Cube, CubeMeta
 from data_shards.errors import CorruptData, InputError
 from data_shards.formats.band_centres import in_nm
-from data_shards.formats.faults import unreadable
+from data_shards.formats.faults import refuse_absent_links, unreadable
 
 
 def png_bytes(map_HW: np.ndarray) -> bytes:
@@ -114,7 +117,9 @@ def keys_in(folder: Path) -> list[str]:
         raise InputError(
             "no such folder", where=folder, expected="a folder of KEY.npy with KEY.json", mend="retinaforge data import --help"
         )
-    keys = sorted(stem for stem in _stems(folder, ".json") if (folder / f"{stem}.npy").exists())
+    arrays = {stem for stem in _stems(folder, ".json") if os.path.lexists(folder / f"{stem}.npy")}
+    refuse_absent_links(folder / f"{stem}{suffix}" for stem in sorted(arrays) for suffix in (".json", ".npy"))
+    keys = sorted(arrays)
     if not keys:
         raise InputError("no cubes here", where=folder, expected="KEY.npy with KEY.json", mend="retinaforge data import --help")
     return keys
@@ -173,11 +178,13 @@ OF_A_SAMPLE = (b'"wavelengths_nm"', b'"scale"', b'"subject_id"')  # other JSON f
 def _check_pairs(folder: Path, keys: set[str]) -> None:
     """Refuse half a sample: it was lost on a copy, or its writer was ended."""
     halves = {f"{stem}.npy": f"{stem}.json" for stem in _stems(folder, ".npy") if stem not in keys}
-    halves |= {
-        f"{stem}.json": f"{stem}.npy"
-        for stem in _stems(folder, ".json")
-        if "." not in stem and stem not in keys and all(field in _content(folder / f"{stem}.json") for field in OF_A_SAMPLE)
-    }
+    for stem in _stems(folder, ".json"):
+        path = folder / f"{stem}.json"
+        if "." in stem or stem in keys or path.is_dir():
+            continue
+        content = content_of(path)
+        if all(field in content for field in OF_A_SAMPLE):
+            halves[path.name] = f"{stem}.npy"
     for name, missing in sorted(halves.items())[:1]:
         raise InputError(
             f"{name} without {missing}" + (f", and {len(halves) - 1} more such files" if len(halves) > 1 else ""),
@@ -187,7 +194,7 @@ def _check_pairs(folder: Path, keys: set[str]) -> None:
         )
 
 
-def _content(path: Path) -> bytes:
+def content_of(path: Path) -> bytes:
     """A file of a sample; who is writing elsewhere is not to blame for it."""
     try:
         return path.read_bytes()
@@ -201,7 +208,7 @@ def read_cube(folder: Path, key: str) -> Cube:
     Raises:
         InputError: wrong shape, dtype, labels or metadata. CorruptData: unreadable bytes. Pickled arrays are refused.
     """
-    meta = meta_from(_content(folder / f"{key}.json"), where=folder / f"{key}.json")
+    meta = meta_from(content_of(folder / f"{key}.json"), where=folder / f"{key}.json")
     check_key(meta, key, folder)
     try:
         data_CHW = np.load(folder / f"{key}.npy", allow_pickle=False)
@@ -213,13 +220,45 @@ def read_cube(folder: Path, key: str) -> Cube:
         ) from error
     if data_CHW.dtype == np.uint16:  # latents have no wavelengths
         in_nm(meta.wavelengths_nm, "nm", folder / f"{key}.json", mend='"wavelengths_nm": [{list}]')
-    labels, fov = folder / f"{key}.labels.png", folder / f"{key}.fov.png"
-    return Cube(
-        data_CHW=data_CHW,
-        meta=meta,
-        labels_HW=png_map(_content(labels), mask=False, where=labels) if labels.exists() else None,
-        fov_HW=png_map(_content(fov), mask=True, where=fov) if fov.exists() else None,
-    )
+    return Cube(data_CHW=data_CHW, meta=meta, labels_HW=_map(folder, meta, "labels"), fov_HW=_map(folder, meta, "fov"))
+
+
+MAP_FILE = re.compile(r".+\.(png|gif|tiff?|bmp|p[bgnp]m|jpe?g)", re.IGNORECASE)
+
+
+def _map(folder: Path, meta: CubeMeta, kind: str) -> np.ndarray | None:
+    """KEY.labels.png or KEY.fov.png; None where there is none, and was none.
+
+    Raises:
+        InputError: it is gone: the notes tell that the import wrote it, or a link lost its content.
+    """
+    path = folder / f"{meta.key}.{kind}.png"
+    if path.exists() or path.is_symlink():
+        return png_map(content_of(path), mask=kind == "fov", where=path)
+    if said := _noted_map(meta.notes, kind):
+        raise InputError(
+            f"no {path.name}, and the notes of the sample say {said}",
+            where=path,
+            expected="the map that was written with the cube",
+            mend=f"bring {path.name} back from where the folder came from, or make the cubes again: retinaforge data import --help",
+        )
+    return None
+
+
+def _noted_map(notes: dict[str, Any], kind: str) -> str:
+    """What in the notes of an import tells that the sample has such a map; '' where nothing does."""
+    if kind == "fov":
+        no_data = notes.get("no_data")
+        pixels = no_data.get("pixels") if isinstance(no_data, dict) else 0
+        operations = notes.get("operations")
+        padded = [step for step in operations if str(step).startswith("pad ")] if isinstance(operations, list) else []
+        found = {**({"no_data": no_data} if isinstance(pixels, int) and pixels > 0 else {}), **({"operations": padded} if padded else {})}
+        names = ("fov",)
+    else:
+        found = {"label_pixels": notes["label_pixels"]} if notes.get("label_pixels") else {}
+        names = ("labels",)
+    found |= {name: notes[name] for name in names if MAP_FILE.fullmatch(str(notes.get(name, "")))}
+    return ", ".join(f"{name}: {value}" for name, value in found.items())
 
 
 def read_folder(folder: Path) -> Iterator[Cube]:

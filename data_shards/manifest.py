@@ -142,6 +142,7 @@ def read_manifest(folder: Path | str) -> Manifest:
         ) from error
     except OSError as error:
         raise CorruptData(f"cannot be read: {error.strerror or error}", where=path, mend=MEND) from error
+    mend = MEND if stores.is_url(folder) else f"{command('retinaforge', 'data', 'index', folder)} (where the shards are whole); else {MEND}"
     try:
         fields = json.loads(content)
         if fields["format"] != FORMAT:
@@ -149,7 +150,7 @@ def read_manifest(folder: Path | str) -> Manifest:
             raise CorruptData(said, where=path, expected=FORMAT, mend=command("retinaforge", "data", "index", folder))
         del fields["sha256"]
         if content != durable.readable_json(_checked(fields)):
-            raise CorruptData("the manifest is not as it was written", where=path, mend=MEND)
+            raise CorruptData("the manifest is not as it was written", where=path, mend=mend)
         digest = fields.pop("digest")
         del fields["format"]
         stats = fields.pop("stats")
@@ -165,7 +166,7 @@ def read_manifest(folder: Path | str) -> Manifest:
     except CorruptData:
         raise
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise CorruptData(f"unreadable manifest: {error}", where=path, mend=MEND) from error
+        raise CorruptData(f"unreadable manifest: {error}", where=path, mend=mend) from error
     if manifest.digest != digest:
-        raise CorruptData("the manifest's digest does not match its content", where=path, mend=MEND)
+        raise CorruptData("the manifest's digest does not match its content", where=path, mend=mend)
     return manifest

@@ -15,6 +15,7 @@ OVER = (CAUSES["TIME LIMIT"], "cancelled")
 CANCELLED = re.compile(r"\*\*\* JOB \d+ ON \S+ CANCELLED AT \S+(?: DUE TO ([A-Z ]+[A-Z]))?")
 OUR_ERROR = re.compile(r"(TryAgain|InputError|UnsafeResume|CorruptData): (.+)")
 EXITED = re.compile(r"task.*: Exited with exit code (\d+)$", re.MULTILINE)
+KILLED = re.compile(r"task.*: Killed$", re.MULTILINE)
 LOST_NODE = re.compile(r"Node failure on")
 # srun's words for what is no fault of the command
 AWAY = re.compile(
@@ -33,6 +34,8 @@ def verdict(said: str, folder: Path, environ: Mapping[str, str], restart: int, *
         said: by srun. status: srun's. told: SLURM asked the script to end.
     """
     code, due = first_code(said, status), cause(said + said_in(folder, environ, restart))
+    if not EXITED.search(said) and (len(KILLED.findall(said)) > 1 or re.search(r"tasks .*: Killed$", said, re.MULTILINE)):
+        code = TryAgain.exit_code  # one was killed, and srun killed the others before they could say that it was lost
     away = AWAY.search(said) if not EXITED.search(said) and (code != 0 or LOST_NODE.search(said)) else None
     if away and (code == 0 or not told):
         code = TryAgain.exit_code  # srun may end with 0 when a node is lost

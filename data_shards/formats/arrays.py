@@ -55,8 +55,10 @@ def read_mat(path: Path, options: ReadOptions) -> Raw:
     if h5py.is_hdf5(path):
         return _from_hdf5(path, options, matlab=True)
     try:
-        candidates = {name: shape for name, shape, kind in scipy.io.whosmat(path) if kind in MATLAB_NUMBERS}
-        name = the_one(candidates, options, path)
+        variables = scipy.io.whosmat(path)
+        candidates = {name: shape for name, shape, kind in variables if kind in MATLAB_NUMBERS}
+        others = {name: "text" if kind == "char" else f"a {kind}" for name, _, kind in variables if name not in candidates}
+        name = the_one(candidates, options, path, others)
         check_size(candidates[name], options, path)
         small = [other for other, shape in candidates.items() if other != name and Neighbour.may_be(shape)]
         variables = scipy.io.loadmat(path, variable_names=[name, *small])
@@ -72,7 +74,7 @@ def _from_hdf5(path: Path, options: ReadOptions, *, matlab: bool) -> Raw:
         with h5py.File(path, "r") as file:
             datasets = _datasets(file)
             shapes = {name: dataset.shape[::-1] if matlab else dataset.shape for name, dataset in datasets.items()}
-            name = the_one(shapes, ReadOptions(variable=options.variable.strip("/")), path)
+            name = the_one(shapes, ReadOptions(variable=options.variable.strip("/")), path, _others(file, datasets))
             dataset = datasets[name]
             _check_inside(dataset, name, path)
             check_size(dataset.shape, options, path)
@@ -117,6 +119,42 @@ def _datasets(file: h5py.File) -> dict[str, h5py.Dataset]:
             found[name] = item
 
     file.visititems(keep)  # visits hard links only: soft and external ones are left out
+    return found
+
+
+def _others(file: h5py.File, datasets: dict[str, h5py.Dataset]) -> dict[str, str]:
+    """Name of all that is no array of numbers, and what it is. No link is followed."""
+    found: dict[str, str] = {}
+
+    def links(group: h5py.Group) -> None:
+        for name in group:
+            link = group.get(name, getlink=True)
+            where = f"{group.name}/{name}".strip("/")
+            if isinstance(link, h5py.ExternalLink):
+                found[where] = f"a link into {link.filename}"
+            elif isinstance(link, h5py.SoftLink):
+                found[where] = f"a link to {link.path}"
+
+    def item(name: str, there: object) -> None:
+        if isinstance(there, h5py.Group):
+            links(there)
+        if not isinstance(there, h5py.Dataset) or name in datasets:
+            return
+        fields = there.dtype.fields or {}
+        shape = "x".join(map(str, there.shape or ()))
+        if (matlab := there.attrs.get("MATLAB_class")) in (b"char", b"cell", b"struct"):
+            found[name] = "text" if matlab == b"char" else f"a {matlab.decode()}"
+        elif there.dtype.kind == "c" or set(fields) == {"real", "imag"}:
+            found[name] = f"complex numbers, {shape}"
+        elif fields:
+            found[name] = f"a table with the columns {', '.join(list(fields)[:5])}"
+        elif there.shape == () and there.dtype.kind in "buif":
+            found[name] = "a single number"
+        else:
+            found[name] = "text" if h5py.check_string_dtype(there.dtype) else f"of type {there.dtype}"
+
+    links(file)
+    file.visititems(item)
     return found
 
 

@@ -11,6 +11,7 @@ import numpy as np
 from data_shards.errors import InputError
 from data_shards.formats import declared
 from data_shards.formats.band_centres import in_nm
+from data_shards.formats.faults import refuse_absent_links
 from data_shards.formats.photographs import read_photograph
 from data_shards.formats.raw import Raw, ReadOptions, check_size, is_litter
 from data_shards.formats.tiff import read_tiff
@@ -81,6 +82,7 @@ def read_band_folder(folder: Path, options: ReadOptions) -> Raw:
 def band_files(folder: Path) -> list[tuple[float, Path]]:
     """(wavelength, file) of one cube's folder, by rising wavelength; two files of one wavelength are refused."""
     images = [path for path in folder.iterdir() if path.suffix.lower() in BAND_READERS and not is_litter(path, folder)]
+    refuse_absent_links(sorted(images))
     files = sorted((wavelength_nm(path), path) for path in images)
     for (a_nm, a), (b_nm, b) in itertools.pairwise(files):
         if a_nm == b_nm:

@@ -14,7 +14,7 @@ import numpy as np
 
 from data_shards.errors import InputError
 
-SCALE, FULL_SCALE, OFFSET, NO_DATA, VALID_MIN, VALID_MAX, BAD_BANDS, UNIT, UNCLEAR_SCALE, UNCLEAR_NO_DATA = KINDS = (
+SCALE, FULL_SCALE, OFFSET, NO_DATA, VALID_MIN, VALID_MAX, BAD_BANDS, UNIT, UNCLEAR_SCALE, UNCLEAR_NO_DATA, UNWRITTEN = KINDS = (
     "scale",  # reflectance = scale * value + offset
     "full scale",  # the value of reflectance 1
     "offset",
@@ -25,6 +25,7 @@ SCALE, FULL_SCALE, OFFSET, NO_DATA, VALID_MIN, VALID_MAX, BAD_BANDS, UNIT, UNCLE
     "unit",
     "unclear scale",
     "unclear no-data",
+    "unwritten",  # pieces of the array were never written, and read as this value
 )
 
 MOST_NAMES = 100
@@ -171,7 +172,7 @@ def of_bands(each: Sequence[Iterable[Statement]], where: object) -> tuple[Statem
         found = [band.get((kind, name)) for band in by_band]
         shown = [s.shown if s else "not stated" for s in found]
         first = next(s for s in found if s)
-        if len(set(shown)) == 1:
+        if len(set(shown)) == 1 or kind == UNWRITTEN:
             stacked.append(first)
         elif kind in (SCALE, OFFSET):
             default = 1.0 if kind == SCALE else 0.0

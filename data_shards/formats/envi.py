@@ -14,11 +14,11 @@ from pathlib import Path
 
 import numpy as np
 
-from data_shards.errors import CorruptData, InputError
+from data_shards.errors import CorruptData, InputError, command
 from data_shards.formats import declared, esri
 from data_shards.formats.band_centres import in_nm
 from data_shards.formats.declared import Statement
-from data_shards.formats.faults import READ_FAULTS, unreadable
+from data_shards.formats.faults import READ_FAULTS, refuse_absent_links, unreadable
 from data_shards.formats.raw import Raw, ReadOptions, check_numeric, check_size
 
 MAX_HEADER_BYTES = 1 << 24
@@ -38,6 +38,7 @@ STATEMENTS = {  # fields that speak of the values
 }
 USED = ("samples", "lines", "bands", "header offset", "file type", "data type", "interleave", "byte order", "file compression")
 USED += ("wavelength", "wavelength units", "major frame offsets", "minor frame offsets")
+GZIP = b"\x1f\x8b\x08"
 ANALYZE = (b"\x5c\x01\x00\x00", b"\x00\x00\x01\x5c")  # 348, the length of an Analyze or NIfTI header
 
 
@@ -193,7 +194,9 @@ def _data_file(path: Path, needed: int) -> Path:
     """The data beside the header: of its name with a usual suffix; of several, the only one of the size that the header states."""
     stem = path.name[: -len(path.suffix)].lower()
     wanted = {stem + suffix: rank for rank, suffix in enumerate(DATA_SUFFIXES)}
-    there = [file for file in path.parent.iterdir() if file.name.lower() in wanted and file != path and file.is_file()]
+    named = [file for file in path.parent.iterdir() if file.name.lower() in wanted and file != path]
+    refuse_absent_links(sorted(named))
+    there = [file for file in named if file.is_file()]
     there.sort(key=lambda file: (wanted[file.name.lower()], file.name))
     same = [file for file in there if file.name[: len(stem)] == path.name[: len(stem)]] or there
     if not same:
@@ -209,8 +212,28 @@ def _data_file(path: Path, needed: int) -> Path:
     return same[0]
 
 
+def _refuse_packed(file: Path, path: Path) -> None:
+    """Raises: InputError: the data went through gzip, and the header does not say so."""
+    try:
+        with open(file, "rb") as raw:
+            if raw.read(len(GZIP)) != GZIP:
+                return
+        with gzip.open(file) as packed:
+            packed.read(1)
+    except READ_FAULTS:
+        return  # it only begins like gzip, or cannot be read: the reading of it says more
+    raise InputError(
+        "the data are gzip, and the header does not say so",
+        where=path,
+        expected="file compression = 1 in the header",
+        mend="set in the header: file compression = 1; or unpack the data: "
+        f"{command('mv', file, f'{file}.gz')} && {command('gunzip', f'{file}.gz')}",
+    )
+
+
 def _mapped(header: _Header, path: Path) -> np.ndarray:
     file = header.data_file
+    _refuse_packed(file, path)
     if (there := file.stat().st_size) < header.bytes:
         raise CorruptData(
             f"{there} bytes",

@@ -6,13 +6,16 @@ Only the last is exit code 4 and 'copy it again': a whole file that is copied ag
 from __future__ import annotations
 
 import errno
+import os
 import re
+import shlex
 import struct
 import tokenize
 import zlib
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from data_shards.errors import CorruptData, InputError, RetinaforgeError, TryAgain, command
+from data_shards.errors import CorruptData, InputError, RetinaforgeError, TryAgain, command, moved_aside
 
 READ_FAULTS = (  # what the libraries raise, found by flipping and cutting bytes of every format
     OSError,
@@ -35,6 +38,7 @@ NOT_SUPPORTED = re.compile(
     r"not (yet )?(supported|implemented|available)|unsupported|imagecodecs|pickle|object arrays|python objects|no appropriate", re.I
 )
 BUSY = re.compile(r"unable to lock file|resource temporarily unavailable|already open for write", re.I)
+LISTED = 20  # names that a command holds; more are fetched all at once
 RETRY = (errno.EAGAIN, errno.ESTALE, errno.ETIMEDOUT, errno.EBUSY, errno.EINTR)
 CONVERT = "convert it with a program that reads it: uncompressed TIFF, ENVI, HDF5 with gzip, or a plain .npy"
 TIFF, JPEG, PNM = (".tif", ".tiff"), (".jpg", ".jpeg"), (".ppm", ".pgm", ".pnm", ".pbm")
@@ -62,20 +66,53 @@ KINDS = (  # first bytes, what they are, suffixes of it, how to go on
         for blank in (b"\n", b" ")
     ),
     (b"version https://git-lfs", "a Git LFS pointer in place of the file", (), "git lfs pull"),
+    (b"/annex/objects/", "a git-annex pointer in place of the file", (), "git annex get FILE"),
 )
+
+
+def is_absent_link(path: Path) -> bool:
+    """A link whose content is not there: pathlib takes it for no file at all, so whoever lists files would lose it."""
+    return os.path.islink(path) and not os.path.exists(path)
+
+
+def refuse_absent_links(paths: Iterable[Path]) -> None:
+    """Raises: InputError: links whose content is not there, as git-annex and DataLad leave them where nothing was fetched."""
+    if absent := [path for path in paths if is_absent_link(path)]:
+        raise _absent(absent)
+
+
+def _absent(links: Sequence[Path]) -> InputError:
+    folder = Path(os.path.commonpath([path.parent for path in links]))
+    targets = {str(path.relative_to(folder)): os.readlink(path) for path in links}
+    shown = ", ".join(f"{name} -> {target}" for name, target in list(targets.items())[:5])
+    if any("annex/objects" in target for target in targets.values()):
+        names = shlex.join(targets) if len(targets) <= LISTED else "."
+        mend = f"(cd {shlex.quote(str(folder))} && git annex get {names}); of a DataLad dataset: datalad get in place of git annex get"
+    else:
+        mend = "bring back what they point to (where git-annex or DataLad keeps it: git annex get, datalad get), or move the links away"
+    return InputError(
+        f"{len(links)} links whose content is absent: {shown}" + (f" and {len(links) - 5} more" if len(links) > 5 else ""),
+        where=folder,
+        expected="files, or links to files that are there",
+        mend=mend,
+    )
 
 
 def unreadable(path: Path, error: BaseException, expected: str) -> RetinaforgeError:
     """The error for a file that may not be opened, that is not understood, or whose bytes are damaged."""
     if isinstance(error, RetinaforgeError):  # one of ours, which is a ValueError too
         return error
+    if is_absent_link(path):
+        return _absent([path])
     if isinstance(error, FileNotFoundError | PermissionError | IsADirectoryError):
         mend = command("ls", "-l", path)
+        if isinstance(error, IsADirectoryError):
+            mend = f"move the folder away, and put the file in its place: {moved_aside(path)}"
         return InputError(f"cannot open: {error.strerror}", where=path, expected="a file that this user may read", mend=mend)
     said = " ".join(str(error).split()) or type(error).__name__
     if BUSY.search(said) or getattr(error, "errno", None) in RETRY:
         return TryAgain(f"cannot be read now: {said}", where=path, expected="a file that nobody writes", mend="the same command later")
-    if other := _another_kind(path):
+    if getattr(error, "errno", None) != errno.EIO and (other := _another_kind(path)):
         kind, mend = other
         return InputError(f"{kind}, named {path.suffix}", where=path, expected=expected, mend=mend)
     if isinstance(error, NotImplementedError | ImportError) or NOT_SUPPORTED.search(said):

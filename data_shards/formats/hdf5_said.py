@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from typing import Any
 
@@ -27,6 +28,7 @@ def array_and_statements(dataset: h5py.Dataset) -> tuple[np.ndarray, list[Statem
     array, unsigned = dataset[()], str(attributes.get("_Unsigned", "")).lower() == "true" and dataset.dtype.kind == "i"
     said = [s for name, value in attributes.items() for s in declared.from_attribute(name, value, f"attribute {name}")]
     said += _fill_value(dataset, said)
+    said += _unwritten(dataset)
     for group in _groups_above(dataset):
         for name, value in _attributes(group).items():
             label = f"attribute {name} of group {group.name}"
@@ -118,6 +120,16 @@ def _fill_value(dataset: h5py.Dataset, said: list[Statement]) -> list[Statement]
     return [Statement(kind=declared.NO_DATA, name="HDF5 fill value", value=value.item())] if value else []
 
 
+def _unwritten(dataset: h5py.Dataset) -> list[Statement]:
+    """What was made and not written, as an acquisition that was interrupted leaves it: HDF5 reads the fill value there."""
+    pieces = 1 if dataset.chunks is None else math.prod(-(-n // size) for n, size in zip(dataset.shape, dataset.chunks, strict=True))
+    there = int(dataset.id.get_storage_size() > 0) if dataset.chunks is None else dataset.id.get_num_chunks()
+    if there >= pieces:
+        return []
+    what = f"{pieces - there} of {pieces} chunks" if dataset.chunks else "all values"
+    return [Statement(kind=declared.UNWRITTEN, name=f"{what} of {dataset.name.strip('/')}", value=float(dataset.fillvalue))]
+
+
 def _as_stored(statement: Statement, attributes: dict[str, Any], dtype: np.dtype) -> Statement:
     """A valid range of floats about packed integers is one of unpacked values (netCDF users' guide): packed again here."""
     limit = statement.kind in (declared.VALID_MIN, declared.VALID_MAX)
@@ -131,7 +143,7 @@ def _as_stored(statement: Statement, attributes: dict[str, Any], dtype: np.dtype
 
 def _wrapped(statement: Statement, bits: int) -> Statement:
     """A negative number of a signed attribute about unsigned values: the same bits."""
-    if statement.kind not in (declared.NO_DATA, declared.VALID_MIN, declared.VALID_MAX):
+    if statement.kind not in (declared.NO_DATA, declared.VALID_MIN, declared.VALID_MAX, declared.UNWRITTEN):
         return statement
     values = [value + 2**bits if value < 0 else value for value in numbers_in(statement.value)]
     return Statement(kind=statement.kind, name=statement.name, value=values)

@@ -81,18 +81,36 @@ def check_depth(image: Image.Image, path: Path) -> bool:
     return deep
 
 
+def _transparent(path: Path) -> InputError:
+    return InputError("an image with transparent pixels", where=path, expected="opaque pixels", mend="flatten the image")
+
+
+def _transparent_value(image: Image.Image) -> np.ndarray | None:
+    """The grey value or colour that PNG's chunk tRNS (or a grey GIF) makes transparent. To be asked before pixels are loaded.
+
+    Pillow spreads grey of 2 and 4 bits over 0 to 255, and leaves the value of the chunk as it is.
+    """
+    if image.mode == "P" or (key := image.info.get("transparency")) is None:
+        return None
+    bits = str(image.tile[0][3]).partition(";")[2]
+    return np.array(key) * (255 // (2 ** int(bits) - 1) if image.mode == "L" and bits in ("1", "2", "4") else 1)
+
+
 def image_array(image: Image.Image, path: Path) -> tuple[np.ndarray, int]:
     """Pixels of the open frame, turned upright as its tag says: (H, W) or (H, W, 3), in the file's own depth; and that tag.
 
     Raises:
         InputError: a mode without a plain meaning as bands, a 16-bit colour PNG, or transparency that is in use.
     """
-    deep, tag = check_depth(image, path), orientation_of(image, path)
+    deep, key = check_depth(image, path), _transparent_value(image)
+    tag = orientation_of(image, path)
+    if key is not None and (np.atleast_3d(np.array(image)) == key).all(axis=-1).any():
+        raise _transparent(path)
     if image.mode == "P":
         image = image.convert("RGBA" if "transparency" in image.info else "RGB")
     if image.mode in ("RGBA", "LA"):
         if image.getchannel("A").getextrema() != (255, 255):
-            raise InputError("an image with transparent pixels", where=path, expected="opaque pixels", mend="flatten the image")
+            raise _transparent(path)
         image = image.convert(image.mode[:-1])
     if image.mode not in ("L", "RGB", "I;16", "I;16L", "I;16B") and not (image.mode == "I" and deep):
         raise InputError(f"pixels of mode {image.mode}", where=path, expected="8- or 16-bit grey or 8-bit RGB", mend="convert the image")

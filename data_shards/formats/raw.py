@@ -5,6 +5,7 @@ Legend: C band, H W pixels, P = H·W pixels in one row.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ import numpy as np
 
 from data_shards.errors import InputError
 from data_shards.formats.declared import Statement
-from data_shards.formats.faults import READ_FAULTS, unreadable
+from data_shards.formats.faults import READ_FAULTS, is_absent_link, unreadable
 
 __all__ = [
     "MAX_VALUES",
@@ -27,6 +28,13 @@ __all__ = [
     "unreadable",
 ]
 MAX_VALUES = 2**30  # 2 GiB as uint16: far above 672 x 672 x 16 (7.2 M), far below what a forged header can claim
+LISTED = 8  # so many things a message shows
+NO_IMAGE = (  # what a file may hold in place of an image, and how to go on
+    ("a link into", "import the file that the link names, in place of this one"),
+    ("complex", "save its magnitude, or its real part, as float32"),
+    ("struct", "in MATLAB, save its field as a variable of its own: cube = S.FIELD; save('cube.mat', 'cube')"),
+    ("cell", "in MATLAB, save its element as a variable of its own: cube = C{1}; save('cube.mat', 'cube')"),
+)
 LITTER = ("__macosx", "thumbs.db", "desktop.ini")
 
 
@@ -82,6 +90,18 @@ def is_litter(path: Path, below: Path) -> bool:
     """What systems leave beside images below a folder: hidden files, '._NAME' (what a Mac notes of NAME), caches of previews."""
     parts = (part for part in path.relative_to(below).parts if part != "..")
     return any(part.startswith(".") or part.lower() in LITTER for part in parts)
+
+
+def listing(folder: Path, pattern: str) -> list[Path]:
+    """Files below a folder that match a glob, sorted, without litter; links whose content is absent are among them.
+
+    `Path.glob` leaves such links out where the last part of the pattern is a plain name.
+    """
+    above, slash, name = pattern.rpartition("/")
+    if name and not any(sign in name for sign in "*?["):
+        name = f"[{name[0]}]{name[1:]}"
+    found = folder.glob(f"{above}{slash}{name}")
+    return sorted(path for path in found if not is_litter(path, folder) and (is_absent_link(path) or path.is_file()))
 
 
 def check_size(shape: tuple[int, ...], options: ReadOptions, path: Path) -> None:
@@ -174,21 +194,29 @@ def _from_matrix(array_NN: np.ndarray, options: ReadOptions, path: Path) -> np.n
     return matrix_CP.reshape(-1, width, height).transpose(0, 2, 1)
 
 
-def the_one(candidates: dict[str, tuple[int, ...]], options: ReadOptions, path: Path) -> str:
+def the_one(candidates: dict[str, tuple[int, ...]], options: ReadOptions, path: Path, others: Mapping[str, str]) -> str:
     """The array to read from a file that holds several.
 
     Args:
         candidates: name to shape of every numeric array.
+        others: name of everything else in the file, and what it is.
 
     Raises:
         InputError: no such name, or none named and no single image-like array.
     """
-    listed = ", ".join(f"{name} {'x'.join(map(str, shape))}" for name, shape in sorted(candidates.items())) or "none"
-    if options.variable:
-        if options.variable not in candidates:
-            raise InputError(f"no numeric array {options.variable!r}", where=path, expected=f"one of: {listed}", mend="--variable NAME")
+    arrays = [f"{name} {'x'.join(map(str, shape))}" for name, shape in sorted(candidates.items())]
+    listed = ", ".join([*arrays, *(f"{name} ({what})" for name, what in sorted(others.items())[:LISTED])]) or "nothing"
+    if options.variable in candidates:
         return options.variable
+    mend = "--variable NAME"
+    if not candidates:
+        mend = next((mend for kind, mend in NO_IMAGE if kind in listed), "give a file that holds the image")
+    if options.variable:
+        held = others.get(options.variable)
+        what = f"{options.variable!r} is {held}" if held else f"no numeric array {options.variable!r}"
+        raise InputError(what, where=path, expected=f"an array of numbers; there are: {listed}", mend=mend)
     images = [name for name, shape in candidates.items() if len(shape) == 3] or list(candidates)
     if len(images) != 1:
-        raise InputError(f"{len(images)} arrays could be the image", where=path, expected=f"one of: {listed}", mend="--variable NAME")
+        what = f"{len(images)} arrays could be the image" if images else "no array of numbers"
+        raise InputError(what, where=path, expected=f"{'one image' if images else 'an image'}; there are: {listed}", mend=mend)
     return images[0]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -35,14 +35,9 @@ def read_tiff(path: Path, options: ReadOptions) -> Raw:
                 raise unreadable(path, ValueError("no page where the header points to the first"), "a whole TIFF")
             series, page = tiff.series, tiff.pages.first
             if len(series) != 1:
-                raise InputError(
-                    f"{len(series)} images of different size or kind in one TIFF: {[s.shape for s in series]}",
-                    where=path,
-                    expected="one image, or pages of one size",
-                    mend="save the wanted image alone (a preview may be in the way)",
-                )
+                _check_stack(series, path)
             tag = _orientation(tiff, path)
-            check_size(series[0].shape, options, path)
+            check_size(series[0].shape if len(series) == 1 else (len(series), *series[0].shape), options, path)
             check_numeric(series[0].dtype, path)
             colour = page.photometric.name if hasattr(page.photometric, "name") else str(page.photometric)
             array, axes, is_upright = _values(tiff, colour, path, options)
@@ -82,13 +77,34 @@ def read_tiff(path: Path, options: ReadOptions) -> Raw:
     )
 
 
+def _check_stack(series: Sequence[tifffile.TiffPageSeries], path: Path) -> None:
+    """Pages that were written one after the other, which tifffile takes for images of their own, are one stack if they are alike.
+
+    Raises:
+        InputError: they are not: of different size or kind, previews, masks, or stacks themselves.
+    """
+    kinds = {(image.shape, image.dtype, image.keyframe.photometric) for image in series}
+    aside = any(image.keyframe.is_reduced or image.keyframe.is_mask for image in series)
+    if len(kinds) == 1 and not aside and all(len(image.pages) == 1 for image in series):
+        return
+    shown = dict.fromkeys(
+        f"{'x'.join(map(str, image.shape))} {image.dtype} on {len(image.pages)} page{'s' * (len(image.pages) > 1)}" for image in series
+    )
+    raise InputError(
+        f"{len(series)} images in one TIFF that are not the pages of one stack: {', '.join(list(shown)[:5])}",
+        where=path,
+        expected="one image, or pages of one size and dtype",
+        mend="save the wanted image alone (a preview, a mask or another scene may be in the way)",
+    )
+
+
 def _orientation(tiff: tifffile.TiffFile, path: Path) -> int:
     """The one orientation tag of all pages that have one; many writers give it to the first alone.
 
     Raises:
         InputError: pages that are turned in different ways.
     """
-    stated = [page.tags.valueof(orientation.TAG) for page in tiff.pages]
+    stated = [page.tags.valueof(orientation.TAG) for page in tiff_tags.whole_pages(tiff)]
     tags = sorted({orientation.known(tag) for tag in stated if tag is not None})
     if len(tags) > 1:
         raise InputError(
@@ -119,6 +135,8 @@ def _values(tiff: tifffile.TiffFile, colour: str, path: Path, options: ReadOptio
     series = tiff.series[0]
     if colour in PHOTOMETRIC:
         try:
+            if len(tiff.series) > 1:
+                return np.stack([image.asarray() for image in tiff.series]), "Q" + series.axes, False
             return series.asarray(), series.axes, False
         except (ValueError, ImportError) as error:
             if isinstance(error, ValueError) and "imagecodecs" not in str(error):

@@ -34,19 +34,30 @@ class Tags:
     Attributes:
         pages: (metadata, no-data) of each page, None where it has no such tag.
         imagej: ImageJ's settings.
+        unwritten: the strips or tiles that were left out, which tifffile fills.
     """
 
     pages: list[tuple[str | None, str | None]]
     imagej: dict[str, Any]
+    unwritten: tuple[Statement, ...]
+
+
+def whole_pages(tiff: tifffile.TiffFile) -> list[tifffile.TiffPage]:
+    """All pages with their tags: of OME and other stacks tifffile keeps frames, which have none."""
+    return [page if isinstance(page, tifffile.TiffPage) else page.aspage() for page in tiff.pages]
 
 
 def gathered(tiff: tifffile.TiffFile) -> Tags:
     """The tags of all pages."""
     content = []
-    for page in tiff.pages:
-        values = [page.tags.valueof(tag) for tag in (GDAL_METADATA, GDAL_NODATA)] if isinstance(page, tifffile.TiffPage) else [None, None]
+    for page in whole_pages(tiff):
+        values = [page.tags.valueof(tag) for tag in (GDAL_METADATA, GDAL_NODATA)]
         content.append(tuple(None if value is None else str(value).strip("\0 \n") for value in values))
-    return Tags(pages=content, imagej=tiff.imagej_metadata or {})
+    counts = [(count, page) for page in whole_pages(tiff) for count in page.databytecounts]
+    absent = [page for count, page in counts if count == 0]
+    name = f"{len(absent)} of {len(counts)} strips or tiles"
+    unwritten = (Statement(kind=declared.UNWRITTEN, name=name, value=float(absent[0].nodata)),) if absent else ()
+    return Tags(pages=content, imagej=tiff.imagej_metadata or {}, unwritten=unwritten)
 
 
 def said_in(
@@ -66,7 +77,7 @@ def said_in(
         said += declared.of_bands([_of_page(*page, 1, path)[0] for page in tags.pages], path)
     elif tagged:
         said, items = _of_page(*tagged[0], bands, path)
-    said = [*said, *_imagej(tags.imagej)]
+    said = [*said, *_imagej(tags.imagej), *tags.unwritten]
     used = {*ROLES, *(declared.letters_of(name) for name in CENTRES)}
     unused = declared.not_used({item["name"]: item["text"] for item in items if declared.letters_of(item["name"]) not in used})
     return tuple(said), _centres(items, path) if options.own_wavelengths else None, unused

@@ -5,6 +5,7 @@ Legend: C band, H W pixels.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -109,9 +110,9 @@ def _wavelengths_nm(raw: formats.Raw, config: ImportConfig, values: Values, wher
             mend=f"--axes {' or --axes '.join(orders)}",
         )
     if len(stated_nm) == bands:
-        return tuple(stated_nm[band] for band in values.kept)
+        return _each_once([stated_nm[band] for band in values.kept], values.kept, where)
     if len(stated_nm) == len(values.kept):
-        return tuple(stated_nm)
+        return _each_once(stated_nm, values.kept, where)
     left_out = f", {bands - len(values.kept)} of them left out" if len(values.kept) < bands else ""
     raise InputError(
         f"{read_as}{left_out}, {len(stated_nm)} wavelengths",
@@ -121,6 +122,20 @@ def _wavelengths_nm(raw: formats.Raw, config: ImportConfig, values: Values, wher
         if orders
         else ("" if config.wavelengths_nm else "state them in place of the file's own: ") + _some_centres(bands),
     )
+
+
+def _each_once(centres_nm: Sequence[float], kept: Sequence[int], where: Path) -> tuple[float, ...]:
+    """The centres, of which no two are the same: bands of one centre are most likely a slip of who wrote the list."""
+    first: dict[float, int] = {}
+    for band, nm in zip(kept, centres_nm, strict=True):
+        if (other := first.setdefault(nm, band)) != band:
+            raise InputError(
+                f"bands {other + 1} and {band + 1} both at {nm:.10g} nm",
+                where=where,
+                expected="a centre of its own for each band",
+                mend=f"state them: {_some_centres(len(kept))}; or leave one out, by its number in the file: --bad-bands {band + 1}",
+            )
+    return tuple(centres_nm)
 
 
 def _some_centres(bands: int) -> str:

@@ -11,9 +11,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import math
 import os
 import shlex
+import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
@@ -24,12 +26,15 @@ from data_shards import durable, formats
 from data_shards.cube import CubeMeta
 from data_shards.errors import CorruptData, InputError, UnsafeResume, command, moved_aside
 from data_shards.folder import IMPORT_RECORD, PHANTOM_RECORD, meta_from, write_cube
+from data_shards.formats.faults import refuse_absent_links
 from data_shards.formats.other_kinds import conversion_of, kinds_of
-from data_shards.formats.raw import is_litter
+from data_shards.formats.raw import is_litter, listing
 from data_shards.importing import labels, map_files, masks, partners
 from data_shards.importing.config import ImportConfig, Item
 from data_shards.importing.conversion import make_cube
+from data_shards.look_alikes import warn_of_look_alikes
 
+LOGGER = logging.getLogger("retinaforge")
 READING = 2  # how files are read: what an elder way of reading has made of the same files is another import
 RECORD = IMPORT_RECORD
 SELECTING = ("source", "pattern", "labels", "onh", "fov", "onh_circles", "subjects", "match", "allow_missing")
@@ -69,11 +74,14 @@ def find_images(config: ImportConfig) -> tuple[list[Path], list[str]]:
         InputError: no such place, or nothing there to read.
     """
     source = config.source
+    refuse_absent_links([source])
     if not source.exists():
         raise InputError("no such file or folder", where=source, expected="an image or a folder of images")
     if config.per_band:
         folders = sorted(path for path in source.iterdir() if path.is_dir() and not is_litter(path, source)) if source.is_dir() else []
-        if not source.is_dir():
+        if source.is_dir():
+            refuse_absent_links(path for path in sorted(source.iterdir()) if not is_litter(path, source))
+        else:
             raise InputError("--per-band on a file", where=source, expected="a folder of folders, or of single-band images")
         return folders or [source], []
     if source.is_file():
@@ -83,8 +91,9 @@ def find_images(config: ImportConfig) -> tuple[list[Path], list[str]]:
         raise InputError("these are cubes already", where=source, expected="images to make cubes of", mend=mend)
     if not config.pattern or config.pattern.startswith("/"):
         raise InputError(f"pattern {config.pattern!r}", where="--pattern", expected="a glob inside SRC", mend="--pattern '**/*.tif'")
-    files = sorted(path for path in source.glob(config.pattern) if path.is_file() and not is_litter(path, source))
+    files = listing(source, config.pattern)
     images = [path for path in files if path.suffix.lower() in formats.READERS]
+    refuse_absent_links(images)
     if not images:
         raise InputError(
             f"no images that match {config.pattern!r}" + (f", but {kinds_of(files)}" if files else ""),
@@ -208,6 +217,7 @@ def import_cubes(config: ImportConfig, out: Path, track: Callable[[list[Item]], 
         UnsafeResume: `out` already holds something else. TryAgain: the disk is full, or another import is writing `out`.
     """
     items = plan(config)
+    _warn_of_twins(config, items)
     out = Path(os.path.abspath(out))  # '.' has no name to put the stage beside
     options, samples = options_of(config), {}
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
@@ -232,6 +242,20 @@ def import_cubes(config: ImportConfig, out: Path, track: Callable[[list[Item]], 
         durable.write_json(stage / RECORD, {"options": options, "samples": samples})
         summary = summarise(config, items, stage, written=written)
     return summary
+
+
+def _warn_of_twins(config: ImportConfig, items: list[Item]) -> None:
+    """Say which people, and which files, may be one under two spellings: a Mac writes é as two signs, Linux as one."""
+    warn_of_look_alikes((item.person.subject_id for item in items), config.source, "state who is who: --subjects CSV")
+    spelt: dict[Path, list[str]] = {}
+    for item in items:
+        spelt.setdefault(item.image.with_name(unicodedata.normalize("NFC", item.image.name)), []).append(item.image.name)
+    if twins := [names for names in spelt.values() if len(names) > 1]:
+        LOGGER.warning(
+            "%s: files whose names are the same in another Unicode form (%d, first %s) are taken for several images; if they are one, move "
+            "one of them away",
+            *(config.source, len(twins), " and ".join(map(ascii, twins[0]))),
+        )
 
 
 def _with_what_is_kept(error: InputError | CorruptData, made: int, of: int, stage: Path) -> InputError | CorruptData:

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import re
+import unicodedata
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from data_shards.cube import KEY
 from data_shards.errors import InputError, nearest
+from data_shards.formats.faults import refuse_absent_links
 from data_shards.formats.other_kinds import conversion_of, kinds_of
-from data_shards.formats.raw import is_litter
+from data_shards.formats.raw import listing
 
 EYES = {"": "", "OD": "OD", "R": "OD", "RIGHT": "OD", "OS": "OS", "L": "OS", "LEFT": "OS"}
 SUBJECT_COLUMNS = ("subject_id", "eye", "acquired", "split")
@@ -28,9 +31,14 @@ class Person:
     extra: dict[str, str] = field(default_factory=dict)
 
 
+def composed(name: str) -> str:
+    """A name in one Unicode form (NFC): a Mac writes e and its accent as two signs, other systems as one."""
+    return unicodedata.normalize("NFC", name)
+
+
 def tokens(stem: str) -> list[str]:
-    """A name cut at everything that is neither a letter nor a digit."""
-    return [token for token in re.split(r"[^A-Za-z0-9]+", stem) if token]
+    """A name cut at everything that is neither a letter nor a digit, of whatever script."""
+    return [token for token in re.split(r"[\W_]+", composed(stem)) if token]
 
 
 def compiled(pattern: str, option: str) -> re.Pattern[str]:
@@ -52,12 +60,12 @@ def stem_of(image: Path) -> str:
 
 
 def keys_of(images: Sequence[Path]) -> dict[Path, str]:
-    """A sample key for every image: its stem, with '_' for what a key may not hold.
+    """A sample key for every image: see `_key`.
 
     Raises:
         InputError: two images with one key, or a name that cannot be a key.
     """
-    keys = {image: re.sub(r"[^A-Za-z0-9_-]", "_", stem_of(image)) for image in images}
+    keys = {image: _key(stem_of(image)) for image in images}
     seen: dict[str, Path] = {}
     for image, key in keys.items():
         if not KEY.fullmatch(key):
@@ -65,20 +73,30 @@ def keys_of(images: Sequence[Path]) -> dict[Path, str]:
                 f"sample key {key!r} is not allowed", where=image, expected="at most 63 letters, digits, '_', '-'", mend="rename the file"
             )
         if key in seen:
+            one_kind = f", or --pattern '*{image.suffix}' to take one of two kinds" if image.suffix != seen[key].suffix else ""
             raise InputError(
                 f"two images with the key {key!r}: {seen[key]} and {image}",
-                expected="one key for each",
-                mend="rename one, or --pattern '*.tif'",
+                expected="one key for each, by its name without the suffix",
+                mend=("rename one" if image.parent == seen[key].parent else "rename one, or import each folder by itself") + one_kind,
             )
         seen[key] = image
     return keys
 
 
+def _key(stem: str) -> str:
+    """The name with '_' for what a key may not hold. Letters beyond ASCII lose their marks, or are left out; a digest keeps them apart."""
+    if stem.isascii():
+        return re.sub(r"[^A-Za-z0-9_-]", "_", stem)
+    bare = "".join(sign for sign in unicodedata.normalize("NFKD", stem) if not unicodedata.combining(sign))
+    return re.sub(r"[^\x00-\x7f]+|[^A-Za-z0-9_-]", "_", bare) + "-" + hashlib.sha256(stem.encode(errors="surrogateescape")).hexdigest()[:8]
+
+
 def listed(where: str, suffixes: Iterable[str], option: str) -> list[Path]:
     """Files of a folder or of a quoted glob, with one of the suffixes, sorted."""
     folder, pattern = (Path(where), "*") if Path(where).is_dir() else (Path(where).parent, Path(where).name)
-    there = sorted(f for f in folder.glob(pattern) if f.is_file() and not is_litter(f, folder)) if folder.is_dir() else []
+    there = listing(folder, pattern) if folder.is_dir() else []
     files = [file for file in there if file.suffix.lower() in suffixes]
+    refuse_absent_links(files)
     if not files:
         raise InputError(
             f"no files for {option}" + (f", but {kinds_of(there)}" if there else ""),
@@ -131,7 +149,7 @@ def _words(path: Path, match: str) -> list[str]:
     """The words that identify a file: those of its stem, or what --match finds as one word; [] where it finds nothing."""
     if not match:
         return tokens(stem_of(path))
-    fits = compiled(match, "--match").search(path.name)
+    fits = compiled(match, "--match").search(composed(path.name))
     word = fits and (fits[1] if fits.re.groups else fits[0])
     return [word] if word else []
 
@@ -169,14 +187,47 @@ def rows_of(path: Path, needed: Sequence[str], option: str) -> list[dict[str, st
     """Rows of a CSV with a header line; lines that begin with '#' are comments.
 
     Raises:
-        InputError: no such file, not text, or a column that is missing.
+        InputError: no such file, not text, a column that is missing or stands twice, or a line with too many fields.
     """
     try:
-        lines = [line for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip() and not line.startswith("#")]
+        text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"cannot read the table: {error}", where=path, expected="a CSV in UTF-8") from error
-    table = csv.DictReader(lines, skipinitialspace=True)
-    columns = table.fieldnames or []
+    numbered = [(n, line) for n, line in enumerate(text.splitlines(), 1) if line.strip() and not line.startswith("#")]
+    table = csv.DictReader([line for _, line in numbered], skipinitialspace=True, strict=True)
+    rows = []
+    try:
+        columns = [name.strip() for name in table.fieldnames or []]
+        table.fieldnames = columns
+        _check_columns(columns, needed, path, option)
+        for row in table:
+            line = numbered[table.line_num - 1][0]
+            if any(field.strip() for field in row.pop(None, [])):
+                raise InputError(
+                    f"line {line} has more fields than the header: {numbered[table.line_num - 1][1]}",
+                    where=path,
+                    expected=f"{len(columns)} fields: {', '.join(columns)}",
+                    mend="correct the line; a field with a comma in it stands in double quotes",
+                )
+            rows.append({name: (value or "").strip() for name, value in row.items() if name})
+    except csv.Error as error:
+        line = numbered[min(table.line_num, len(numbered) - 1)][0]
+        expected = "a CSV in UTF-8, with every quote closed"
+        raise InputError(f"cannot read the table from line {line} on: {error}", where=path, expected=expected) from error
+    if not rows:
+        raise InputError("a table without rows", where=path, expected="one row for each image")
+    return rows
+
+
+def _check_columns(columns: Sequence[str], needed: Sequence[str], path: Path, option: str) -> None:
+    """Raises: InputError: a column that is missing, or a name that several columns have: which of them counts is not said."""
+    if twice := [name for name in dict.fromkeys(columns) if name and columns.count(name) > 1]:
+        raise InputError(
+            f"{columns.count(twice[0])} columns are called {twice[0]!r}",
+            where=path,
+            expected="every name once in the header",
+            mend="rename or remove all of them but one",
+        )
     for name in needed:
         if name not in columns:
             raise InputError(
@@ -185,13 +236,6 @@ def rows_of(path: Path, needed: Sequence[str], option: str) -> list[dict[str, st
                 expected=f"{', '.join(needed)}; there are: {', '.join(columns)}",
                 mend=f"see {option} in --help",
             )
-    try:
-        rows = [{name: (value or "").strip() for name, value in row.items() if name} for row in table]
-    except csv.Error as error:
-        raise InputError(f"cannot read the table: {error}", where=path, expected="a CSV in UTF-8") from error
-    if not rows:
-        raise InputError("a table without rows", where=path, expected="one row for each image")
-    return rows
 
 
 def rows_by_image(images: Sequence[Path], rows: Sequence[dict[str, str]], column: str, path: Path) -> dict[Path, dict[str, str]]:
@@ -201,15 +245,16 @@ def rows_by_image(images: Sequence[Path], rows: Sequence[dict[str, str]], column
         InputError: a row whose image is absent, or two rows of one image.
     """
     keys = keys_of(images)
-    known = {name: image for image in images for name in (image.name, stem_of(image), keys[image])}
+    exact = {name: image for image in images for name in (image.name, stem_of(image), keys[image])}
+    known = {composed(name): image for name, image in exact.items()} | exact
     found: dict[Path, dict[str, str]] = {}
     for row in rows:
-        image = known.get(row[column])
+        image = known.get(row[column]) or known.get(composed(row[column]))
         if image is None:
             raise InputError(
                 f"{row[column]!r} has no image",
                 where=path,
-                expected=f"a file of the source folder ({nearest(row[column], known)})",
+                expected=f"a file of the source folder ({nearest(row[column], exact)})",
                 mend="add the image or remove the row",
             )
         if image in found:

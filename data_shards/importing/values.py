@@ -241,8 +241,24 @@ def _by_band(statements: Sequence[Statement], bands: int, where: object) -> tupl
 
 
 def _no_data(said: Sequence[Statement], stated: Stated, where: object) -> tuple[tuple[float, ...], tuple[float, float]]:
-    if stated.nodata is not None:
-        return (() if stated.nodata == "none" else numbers_in(stated.nodata)), (-np.inf, np.inf)
+    """The values that are no-data, and the valid range."""
+    values, valid = _no_data_of_file(said, where) if stated.nodata is None else ((), (-np.inf, np.inf))
+    if stated.nodata not in (None, "none"):
+        values = numbers_in(stated.nodata)
+    for statement in _of(said, declared.UNWRITTEN):
+        (fill,) = statement.numbers(where, STATE_NO_DATA)
+        outside = fill < valid[0] or fill > valid[1]
+        if not outside and not any(value == fill or (np.isnan(value) and np.isnan(fill)) for value in values):
+            raise InputError(
+                f"{statement.name} were never written, and read as {fill:g}: the acquisition or the copy was interrupted",
+                where=where,
+                expected=f"a file that was written to its end, or {fill:g} declared as no-data",
+                mend=f"copy the file again, or leave it out; if every pixel of {fill:g} counts as not measured: --nodata {fill:g}",
+            )
+    return values, valid
+
+
+def _no_data_of_file(said: Sequence[Statement], where: object) -> tuple[tuple[float, ...], tuple[float, float]]:
     if unclear := _of(said, declared.UNCLEAR_NO_DATA):
         raise InputError(
             f"{unclear[0].name} = {unclear[0].shown}, and which pixels it takes out is not clear",

@@ -11,10 +11,11 @@ from typing import Any
 
 from data_shards import durable
 from data_shards.cube import Cube
-from data_shards.errors import CorruptData, InputError, RetinaforgeError
+from data_shards.errors import CorruptData, InputError, RetinaforgeError, moved_aside
+from data_shards.formats.faults import refuse_absent_links
+from data_shards.look_alikes import warn_of_look_alikes
 from data_shards.manifest import NAME, BandStats, Manifest, ShardEntry, read_manifest, write_manifest
 from data_shards.packing.pack import checked, describe, entry_of, stats_split_of
-from data_shards.packing.splits import stated_splits
 from data_shards.packing.statistics import BandAccumulator
 from data_shards.reading.dataset import Dataset
 from data_shards.reading.reader import Shard
@@ -57,11 +58,14 @@ def index_folder(folder: Path | str, *, changed: bool = False) -> Manifest:
     shards = sorted(path for path in folder.glob("*.tar") if not path.name.startswith(durable.PART))
     if not shards:
         raise InputError("no shards here", where=folder, expected="SPLIT-000000.tar files")
+    refuse_absent_links(shards)
     record = _record_of(folder)
-    scanned = [(shard, shard.stem.rpartition("-")[0] or shard.stem, _scanned(shard, record)) for shard in shards]
+    scanned = [(shard, shard.stem.rpartition("-")[0] or shard.stem, _scanned(shard, record, changed)) for shard in shards]
     if not changed:
         _check_against(record, folder, {shard.name: index and index.sha256 for shard, _, index in scanned})
-    stated_splits((subject, split) for _, split, index in scanned for subject in index.subjects)
+    people = [(subject, shard.name, split) for shard, split, index in scanned for subject in dict.fromkeys(index.subjects)]
+    _one_split_each(folder, record, people)
+    warn_of_look_alikes((subject for subject, _, _ in people), folder, "correct subject_id in the JSON of its samples")
     _each_once((key, shard.name) for shard, _, index in scanned for key in index.keys)
     _one_shape((f"{shard.name}: sample {key}", index.shape(i)) for shard, _, index in scanned for i, key in enumerate(index.keys))
     for shard, _, index in scanned:
@@ -110,8 +114,8 @@ def _record_of(folder: Path) -> _Record:
     return _Record(manifest=None, sha256s=sha256s, source=source, stands=stands)
 
 
-def _scanned(shard: Path, record: _Record) -> ShardIndex | None:
-    """The shard's index; None where it cannot be indexed, and is not what was written down anyway.
+def _scanned(shard: Path, record: _Record, changed: bool) -> ShardIndex | None:
+    """The shard's index; None where it cannot be indexed, and is refused anyway: it is not what was written down.
 
     Raises:
         InputError, CorruptData: as scan_shard.
@@ -119,7 +123,7 @@ def _scanned(shard: Path, record: _Record) -> ShardIndex | None:
     try:
         return scan_shard(shard)
     except RetinaforgeError:
-        if shard.name not in record.sha256s or durable.sha256_of(shard) in record.sha256s[shard.name]:
+        if changed or shard.name not in record.sha256s or durable.sha256_of(shard) in record.sha256s[shard.name]:
             raise
         return None
 
@@ -148,6 +152,21 @@ def _source(record: _Record, entries: list[ShardEntry]) -> dict[str, Any]:
     old = record.manifest
     before = {"digest": old.digest, "source": old.source} if old else {"unchecked": record.source} if record.source else None
     return {"index": [e.name for e in entries], **({"before": before} if before else {})}
+
+
+def _one_split_each(folder: Path, record: _Record, rows: list[tuple[str, str, str]]) -> None:
+    """Raises: InputError: a subject in shards of two splits."""
+    first: dict[str, tuple[str, str]] = {}
+    for subject, name, split in rows:
+        other, other_split = first.setdefault(subject, (name, split))
+        if other_split != split:
+            aside = other if name in record.sha256s and other not in record.sha256s else name  # rather the one that was added
+            raise InputError(
+                f"subject {subject!r} stands in two splits: {other_split!r} ({other}) and {split!r} ({name})",
+                where=folder,
+                expected="every cube of one subject in one split, which is the shard's name up to its last '-'",
+                mend=f"move one of the shards aside: {moved_aside(folder / aside)}; or pack the set again from its source",
+            )
 
 
 def _each_once(rows: Iterable[tuple[str, str]]) -> None:

@@ -20,12 +20,13 @@ import numpy as np
 
 from data_shards import durable
 from data_shards.cube import Cube, same_kind
-from data_shards.errors import InputError
+from data_shards.errors import InputError, command
+from data_shards.look_alikes import warn_of_look_alikes
 from data_shards.manifest import FORMAT as DATASET_FORMAT
 from data_shards.manifest import BandStats, Manifest, ShardEntry, write_manifest
 from data_shards.packing.doubles import Doubles, few
 from data_shards.packing.sources import Read, source_of
-from data_shards.packing.splits import SPLITS, check_split_names, look_alike, split_subjects, stated_splits
+from data_shards.packing.splits import SPLITS, check_same_splits, check_split_names, split_subjects, split_words, stated_splits
 from data_shards.packing.standing import stamps_digest, standing, write_stamps
 from data_shards.packing.statistics import FORMAT as STATISTICS
 from data_shards.packing.statistics import BandAccumulator
@@ -73,37 +74,43 @@ def pack(
 
     Args:
         splits: fractions by subject; None takes the splits that the samples state, else SPLITS.
-        splits_from: a packed set; who stands in it keeps that split, and the fractions (None: that set's) divide the others.
+        splits_from: a packed set; who stands in it keeps that split. The others are divided by the fractions, which name the same
+            splits; None: by what their samples state, else by that set's fractions.
         codec, max_error, tile: as Encoding.
         shard_mib: a shard is closed before it would grow over this, as raw counts.
         workers: threads, each on a shard of its own.
         watch: wraps the keys as they are packed (a progress bar).
 
     Raises:
-        InputError: mixed shapes, bands or dtypes; a subject in two splits; an empty split; `out` holds something else.
+        InputError: mixed shapes, bands or dtypes; a subject in two splits; an empty split; other splits than `splits_from` has;
+            `out` holds something else.
     """
     encoding, source, out = Encoding(codec, max_error, tile), place_of(str(source)), Path(out)
+    _check_outside(source, out)
     rows, read, samples = source_of(source)
     asked = {**asdict(encoding), "seed": seed, "shard_mib": shard_mib, "splits": splits}
     again = _command(source, asked, workers)
-    fixed: dict[str, str] = {}
+    fixed, shares = {}, SPLITS
     if splits_from is not None:
         before = Dataset(place_of(str(splits_from)))
         asked["splits_from"], again = before.digest, [*again, "--splits-from", str(splits_from)]
-        fixed = stated_splits((s, name) for name, info in before.splits.items() if info.count for s in before.subjects(name))
-        splits = splits or before.manifest.source.get("pack", {}).get("splits") or SPLITS
+        fixed = stated_splits(
+            ((s, name) for name, info in before.splits.items() if info.count for s in before.subjects(name)),
+            where=before.path,
+            mend=command("retinaforge", "data", "verify", before.path),
+        )
+        shares = _shares_of(before)
+        if splits is not None:
+            check_same_splits(splits, before.splits, str(splits_from))
     by_hash = splits is not None or not all(split for *_, split in rows)
     request = {"pack": asked, "samples": samples}
     if done := standing(out, encoding, request, read, again, grown=["--splits-from", str(out)] if by_hash and not fixed else []):
         return done
-    if alike := look_alike(subject for _, subject, _ in rows):
-        LOGGER.warning(
-            "%s: subjects written in several ways (%d, first %s) are taken for several people, who may stand in several splits; if each is "
-            "one person, correct subject_id and pack anew",
-            *(source, len(alike), " and ".join(map(repr, alike[0]))),
-        )
-    split_of = _splits_for(rows, splits, seed, fixed)
-    parts: dict[str, list[str]] = {name: [] for name in dict.fromkeys([*(splits or SPLITS), *split_of.values()])}
+    warn_of_look_alikes([*fixed, *(subject for _, subject, _ in rows)], source, "correct subject_id and pack anew")
+    if fixed and splits is None:
+        _check_stated(rows, fixed, source, str(splits_from), packed=read.packed)
+    split_of = _splits_for(rows, splits, seed, fixed, shares)
+    parts: dict[str, list[str]] = {name: [] for name in dict.fromkeys([*(splits or shares), *split_of.values()])}
     check_split_names(parts)
     for key, subject, _ in rows:
         parts[split_of[subject]].append(key)
@@ -118,6 +125,7 @@ def recode(
 ) -> Manifest:
     """The dataset `source` in another encoding: the same samples in the same splits and shards. As `pack` otherwise."""
     encoding, source, out = Encoding(codec, max_error, tile), place_of(str(source)), Path(out)
+    _check_outside(source, out)
     dataset = Dataset(source)
     _, read, samples = source_of(source)
     request = {"recode": asdict(encoding), "samples": samples}
@@ -127,6 +135,17 @@ def recode(
     shards = {split: [list(shard.index.keys) for shard in dataset.shards(split)] for split, info in dataset.splits.items() if info.count}
     first = dataset.cube(next(iter(shards)), 0)
     return _write_shards(out, shards, read, first, encoding, source=request, workers=workers, watch=watch)
+
+
+def _check_outside(source: Path | str, out: Path) -> None:
+    """Raises: InputError: the place to write lies in what is read: the next to read it would find both."""
+    if isinstance(source, Path) and source.resolve() in out.resolve().parents:
+        raise InputError(
+            f"the place to write, {out}, lies inside the source",
+            where=source,
+            expected="a place outside it",
+            mend=f"write beside it, such as {command(source.resolve().with_name(f'{source.resolve().name}-{out.name}'))}",
+        )
 
 
 DEFAULTS = {"codec": "raw", "max_error": 0, "tile": 0, "seed": 0, "shard_mib": 1024, "splits": None}
@@ -140,7 +159,7 @@ def _command(source: Path | str, asked: dict[str, Any], workers: int) -> list[st
 def _options(asked: dict[str, Any], workers: int) -> list[str]:
     words = {name: value for name, value in asked.items() if value != DEFAULTS[name]} | ({"workers": workers} if workers != 1 else {})
     if splits := words.get("splits"):
-        words["splits"] = ",".join(f"{name}={share}" for name, share in splits.items())
+        words["splits"] = split_words(splits)
     return [word for name, value in words.items() for word in (f"--{name.replace('_', '-')}", str(value))]
 
 
@@ -148,18 +167,55 @@ def _samples_a_shard(first: Cube, shard_mib: int) -> int:
     return max(1, (shard_mib << 20) // first.data_CHW.nbytes)
 
 
-def _splits_for(rows: list[tuple[str, str, str]], fractions: dict[str, float] | None, seed: int, fixed: dict[str, str]) -> dict[str, str]:
-    unstated = [key for key, _, split in rows if not split]
+def _splits_for(
+    rows: list[tuple[str, str, str]], fractions: dict[str, float] | None, seed: int, fixed: dict[str, str], shares: dict[str, float]
+) -> dict[str, str]:
+    """Subject to split: as fixed, else as the samples state it, else by fractions (None: `shares`)."""
+    new = [row for row in rows if row[1] not in fixed]
+    unstated = [key for key, _, split in new if not split]
     if fractions is None and not unstated:
-        return stated_splits((subject, split) for _, subject, split in rows)
-    if fractions is None and len(unstated) < len(rows):
+        kept = {subject: fixed[subject] for _, subject, _ in rows if subject in fixed}
+        return kept | stated_splits((subject, split) for _, subject, split in new)
+    if fractions is None and len(unstated) < len(new):
         raise InputError(
-            f"{len(rows) - len(unstated)} of {len(rows)} samples state a split, the others do not",
+            f"{len(new) - len(unstated)} of {len(new)} samples state a split, the others do not",
             where=f"sample {unstated[0]} and {len(unstated) - 1} more",
             expected="a split for all of them, or for none",
-            mend="fill the column 'split' and import again, or divide all anew: --splits train=0.8,val=0.1,test=0.1",
+            mend=f"fill the column 'split' and import again, or divide all anew: --splits {split_words(shares)}",
         )
-    return split_subjects((subject for _, subject, _ in rows), fractions or SPLITS, seed, fixed=fixed)
+    return split_subjects((subject for _, subject, _ in rows), fractions or shares, seed, fixed=fixed)
+
+
+def _shares_of(before: Dataset) -> dict[str, float]:
+    """The fractions that divided a packed set; where it was divided otherwise, the shares that its splits have of its people."""
+    pack_of = before.manifest.source.get("pack")
+    if isinstance(pack_of, dict) and pack_of.get("splits"):
+        return pack_of["splits"]
+    people = {name: len(before.subjects(name)) for name, info in before.splits.items() if info.count}
+    return SPLITS if set(people) == set(SPLITS) else {name: count / sum(people.values()) for name, count in people.items()}
+
+
+def _check_stated(rows: list[tuple[str, str, str]], fixed: dict[str, str], source: Path | str, kept: str, *, packed: bool) -> None:
+    """What the samples state and where their people stand in the set that is kept must agree.
+
+    Raises:
+        InputError: they do not. A packed source only says where people stood in it: there the set that is kept wins, and it is told.
+    """
+    moved = [(key, subject, split) for key, subject, split in rows if split and fixed.get(subject, split) != split]
+    if not moved:
+        return
+    key, subject, split = moved[0]
+    said = f"subject {subject!r} (sample {key}): split {split!r} in {source}, {fixed[subject]!r} in {kept}"
+    if packed:
+        LOGGER.warning("%s; %d samples stand in other splits than in %s: they go where that set has them", said, len(moved), kept)
+        return
+    raise InputError(
+        said + (f"; and {len(moved) - 1} more samples" if len(moved) > 1 else ""),
+        where=source,
+        expected="one split for a person in both",
+        mend="correct the split of these samples (the column 'split' of the subjects CSV, and import again; or notes.split in KEY.json); "
+        "or leave --splits-from out: a set with the samples' own splits, not to be compared with the other",
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

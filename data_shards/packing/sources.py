@@ -17,7 +17,9 @@ from data_shards.stores import is_url
 
 
 class Read(Protocol):
-    """Reads a sample by its key. `stamp` tells whether its file was touched."""
+    """Reads a sample by its key. `stamp` tells whether its file was touched; `packed`: the source is a packed set."""
+
+    packed: bool
 
     def __call__(self, key: str) -> Cube: ...
 
@@ -25,6 +27,8 @@ class Read(Protocol):
 
 
 class _FromDataset:
+    packed = True
+
     def __init__(self, dataset: Dataset) -> None:
         self.dataset = dataset
         self.place = {key: (split, i) for split, info in dataset.splits.items() if info.count for i, key in enumerate(dataset.keys(split))}
@@ -37,6 +41,8 @@ class _FromDataset:
 
 
 class _FromFolder:
+    packed = False
+
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
@@ -76,7 +82,7 @@ def source_of(path: Path | str) -> tuple[list[tuple[str, str, str]], Read, str]:
         return rows, _FromDataset(dataset), dataset.digest
     rows, told = [], hashlib.sha256()
     for key in loose.all_keys_in(path):
-        content = (path / f"{key}.json").read_bytes()
+        content = loose.content_of(path / f"{key}.json")
         told.update(hashlib.sha256(content).digest())
         meta = loose.meta_from(content, where=path / f"{key}.json")
         loose.check_key(meta, key, path)

@@ -39,6 +39,28 @@ def check_fractions(fractions: dict[str, float]) -> None:
         )
 
 
+def split_words(fractions: dict[str, float]) -> str:
+    """The fractions as `--splits` takes them."""
+    return ",".join(f"{name}={share}" for name, share in fractions.items())
+
+
+def check_same_splits(fractions: dict[str, float], standing: Iterable[str], where: str) -> None:
+    """Raises: InputError: fractions for other splits than a packed set has: the two sets could not be compared."""
+    strange, lacking = sorted(set(fractions) - set(standing)), sorted(set(standing) - set(fractions))
+    if not strange and not lacking:
+        return
+    said = [f"{what} {', '.join(map(repr, names))}" for what, names in (("names", strange), ("leaves out", lacking)) if names]
+    mend = f"leave --splits out, and that set's own fractions hold; or name the splits {', '.join(sorted(standing))}"
+    if not strange:
+        mend = f"--splits {split_words({**fractions, **dict.fromkeys(lacking, 0)})}"
+    raise InputError(
+        f"--splits {split_words(fractions)} {' and '.join(said)}",
+        where=where,
+        expected=f"the splits of that set: {', '.join(sorted(standing))}",
+        mend=mend,
+    )
+
+
 def split_subjects(
     subjects: Iterable[str], fractions: dict[str, float], seed: int, *, fixed: dict[str, str] | None = None
 ) -> dict[str, str]:
@@ -68,7 +90,15 @@ def split_subjects(
         middle = upper[k] - fractions[name] / 2
         sizes = Counter(split for s, split in split_of.items() if s not in fixed)
         largest = max(sizes, key=lambda split: sizes[split], default=None)
-        if not least or largest is None:
+        if largest is None:
+            kept = dict.fromkeys(split_of.values())
+            raise InputError(
+                f"split {name!r} would be empty: all {len(place)} subjects stand in the set of --splits-from, so nobody is left to divide",
+                where=f"fractions {fractions}",
+                expected="people that the set does not hold, or no share for this split",
+                mend=f"--splits {split_words({n: float(n == next(iter(kept))) for n in fractions})}, which moves nobody; or add people",
+            )
+        if not least:
             raise InputError(
                 f"split {name!r} would be empty",
                 where=f"{len(place)} subjects, fractions {fractions}",
@@ -92,20 +122,15 @@ def held_out_split(real: Dataset) -> str:
     return next((name for name in held_out if real.splits[name].subjects >= LEAST_PEOPLE), next(iter(held_out), "train"))
 
 
-def look_alike(subjects: Iterable[str]) -> list[tuple[str, ...]]:
-    """Subjects whose names differ in blanks and capitals alone: likely one person, who may then stand in two splits."""
-    spelt: dict[str, set[str]] = {}
-    for subject in subjects:
-        spelt.setdefault("".join(subject.split()).casefold(), set()).add(subject)
-    return sorted(tuple(sorted(names)) for names in spelt.values() if len(names) > 1)
-
-
 def _place(seed: int, subject: str) -> float:
     """Where in [0, 1) a subject stands."""
     return int.from_bytes(hashlib.sha256(f"{SALT}\0{seed}\0{subject}".encode()).digest()[:8], "big") / 2**64
 
 
-def stated_splits(splits_by_subject: Iterable[tuple[str, str]]) -> dict[str, str]:
+CORRECT_THE_SPLIT = "correct the column 'split' of the subjects CSV and import again"
+
+
+def stated_splits(splits_by_subject: Iterable[tuple[str, str]], *, where: object = None, mend: str = CORRECT_THE_SPLIT) -> dict[str, str]:
     """Subject → split, as the samples' own metadata (`notes.split`) states it.
 
     Raises:
@@ -116,7 +141,8 @@ def stated_splits(splits_by_subject: Iterable[tuple[str, str]]) -> dict[str, str
         if split_of.setdefault(subject, split) != split:
             raise InputError(
                 f"subject {subject!r} stands in two splits: {split_of[subject]!r} and {split!r}",
+                where=where,
                 expected="every cube of one subject in one split",
-                mend="correct the column 'split' of the subjects CSV and import again",
+                mend=mend,
             )
     return split_of

@@ -7,7 +7,7 @@ import json
 import logging
 import re
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +15,9 @@ from crc32c import crc32c
 
 from data_shards import durable, stores
 from data_shards.durable import PART
-from data_shards.errors import CorruptData, RetinaforgeError
+from data_shards.errors import CorruptData, RetinaforgeError, command
+from data_shards.formats.faults import is_absent_link
+from data_shards.look_alikes import warn_of_look_alikes
 from data_shards.manifest import NAME, ShardEntry, read_manifest
 from data_shards.packing.doubles import Doubles, few
 from data_shards.shards import payload
@@ -24,6 +26,7 @@ from data_shards.shards.shard import tar_members
 
 GROWING = re.compile(r"synthetic-\d{6}(\.first\d+)?\.tar")
 """Of a generated set: shards of the larger one that it is growing to, and the ends of smaller ones that it was."""
+INDEX_ALONE = "; the shard itself is whole"  # behind what is said of an index
 LOGGER = logging.getLogger("retinaforge")
 
 
@@ -64,7 +67,23 @@ def verify(folder: Path | str) -> Iterator[tuple[str, list[str]]]:
             whole.append(f"split {split}: {count} samples in its shards, {sizes['count']} in the manifest")
     if within:
         LOGGER.warning("%s: %s", folder, few(within))
+    warn_of_look_alikes(split_of, folder, "correct subject_id in the source and pack it again")
     yield "dataset.json", whole
+
+
+def mend_of(faults: Mapping[str, Sequence[str]], folder: Path | str) -> str:
+    """How a dataset with these faults is mended, by the command where there is one."""
+    said = [fault for found in faults.values() for fault in found]
+    if list(faults) == [NAME] and all("splits" in fault or "same picture" in fault for fault in said):
+        return "correct subject_id or split of these cubes, or remove one of a pair, in the source, and pack it again"
+    indices = [fault for fault in said if fault.endswith(INDEX_ALONE)]
+    anew = "copy these indices again"
+    if not stores.is_url(folder):
+        anew = command("retinaforge", "data", "index", folder)
+    if len(indices) == len(said):
+        return anew
+    copied = "copy the named shards again, or pack the set again from its source"
+    return f"{copied}; then, for the indices of whole shards: {anew}" if indices else copied
 
 
 @contextlib.contextmanager
@@ -83,6 +102,8 @@ def _at_hand(folder: Path | str, store: stores.Store, entry: ShardEntry) -> Iter
 
 def check_shard(shard: Path, entry: ShardEntry) -> tuple[list[str], ShardIndex | None]:
     """Faults of one shard, and its index where that could be read."""
+    if is_absent_link(shard):
+        return [f"a link whose content is absent ({entry.count} samples): git annex get or datalad get fetches it"], None
     if not shard.exists():
         return [f"shard is missing ({entry.count} samples)"], None
     faults = []
@@ -90,7 +111,7 @@ def check_shard(shard: Path, entry: ShardEntry) -> tuple[list[str], ShardIndex |
         changed = durable.sha256_of(shard) != entry.sha256
     except OSError as error:  # a bad sector: which samples it hits is found below
         changed, faults = True, [f"cannot be read to its end: {error.strerror or error}"]
-    whole = "" if changed else "; the shard itself is whole: retinaforge data index FOLDER makes the index anew"
+    whole = "" if changed else INDEX_ALONE
     if not index_path(shard).exists():
         return [f"index {index_path(shard).name} is missing{whole}"], None
     try:

@@ -53,7 +53,11 @@ def pack(
     ] = None,
     splits_from: Annotated[
         str | None,
-        typer.Option("--splits-from", metavar="DATASET", help="People of this packed set keep their split; the others are divided."),
+        typer.Option(
+            "--splits-from",
+            metavar="DATASET",
+            help="People of this packed set keep their split; the others keep the one they state, or are divided.",
+        ),
     ] = None,
     seed: Annotated[int, typer.Option(help="Seed of the split.")] = 0,
     codec: Codec = "raw",
@@ -180,6 +184,7 @@ def index(
 @app.command()
 def verify(dataset: SetPath, as_json: AsJson = False) -> None:
     """Check every byte of a dataset; faults are named by shard and sample. Exit code 4 when there is one."""
+    from data_shards.packing.verify import mend_of
     from data_shards.packing.verify import verify as verify_set
 
     shards = len(read_manifest(place_of(dataset)).shards)
@@ -189,14 +194,8 @@ def verify(dataset: SetPath, as_json: AsJson = False) -> None:
         typer.echo(json.dumps({"dataset": str(dataset), "shards": shards, "faults": faults}))
     if faults:
         lines = "\n".join(f"  {name}: {fault}" for name, found in faults.items() for fault in found)
-        people_alone = list(faults) == ["dataset.json"] and all("splits" in f or "same picture" in f for f in faults["dataset.json"])
-        raise CorruptData(
-            f"{sum(map(len, faults.values()))} faults:\n{lines}",
-            where=dataset,
-            mend="correct subject_id or split of these cubes, or remove one of a pair, in the source, and pack it again"
-            if people_alone
-            else "copy the named shards again, or pack the set again from its source",
-        )
+        said = f"{sum(map(len, faults.values()))} faults:\n{lines}"
+        raise CorruptData(said, where=dataset, mend=mend_of(faults, place_of(dataset)))
     if not as_json:
         typer.echo(f"{dataset}: {shards} shards verified, no fault")
 

@@ -26,6 +26,7 @@ from slurm.task import main as become
 
 TOKEN = "5e" * 16
 FAILED_0 = "rank 0: exited with exit code 3"
+KILLED_AND_TOLD = "srun: error: n2: task 1: Killed\nsrun: error: n1: task 0: Exited with exit code 75\n"
 RANK_1_FAILED = "srun: error: n2: task 1: Exited with exit code 75\nsrun: error: n1: task 0: Terminated\n"
 
 
@@ -78,6 +79,10 @@ def slurm_says(why: str) -> str:
         (4, "srun: error: n2: task 1: Exited with exit code 4\n", "", False, 4, "rank 1: exited with exit code 4", False),
         (143, RANK_1_FAILED, "", False, 75, "rank 1: exited with exit code 75", True),
         (137, "srun: error: n1: task 0: Killed\n", "", False, 137, "rank 0: killed", False),
+        (137, "srun: error: n2: task 1: Killed\nsrun: error: n1: task 0: Killed\n", "", False, 75, "rank 1: killed", True),
+        (137, "srun: error: n1: tasks 0-1: Killed\n", "", False, 75, "rank 0: killed", True),
+        (75, KILLED_AND_TOLD, "", False, 75, "rank 1: killed", True),
+        (137, "srun: error: n1: tasks 0-1: Out Of Memory\n", "", False, 137, "rank 0: out of memory", False),
         (137, "srun: error: n1: task 0: Out Of Memory\n", "", False, 137, "rank 0: out of memory", False),
         (75, RANK_1_FAILED, slurm_says(" DUE TO PREEMPTION"), True, 75, "preempted", True),  # SLURM may cancel what it preempts
         (143, "", slurm_says(" DUE TO PREEMPTION"), True, 143, "preempted", True),

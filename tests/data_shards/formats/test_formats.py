@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import gzip
 import os
+import shlex
 import struct
+import subprocess
 import zlib
 from pathlib import Path
 
@@ -216,6 +219,42 @@ def test_an_alpha_of_floats_is_opaque_where_it_is_one_value_of_at_least_1(tmp_pa
         formats.read(tmp_path / "b.tif")
 
 
+def png_chunk_behind_the_header(path: Path, kind: bytes, body: bytes) -> None:
+    content = path.read_bytes()
+    chunk = struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+    path.write_bytes(content[:33] + chunk + content[33:])
+
+
+@pytest.mark.parametrize("kind", ["grey", "grey of 16 bits", "grey of 2 bits", "RGB", "palette", "GIF"])
+@pytest.mark.parametrize("used", [True, False])
+def test_a_value_that_is_transparent_is_no_measurement(tmp_path: Path, kind: str, used: bool) -> None:
+    path, grey_HW = tmp_path / ("a.gif" if kind == "GIF" else "a.png"), np.arange(64, dtype=np.uint8).reshape(8, 8)
+    key = 3 if used else 200
+    if kind == "grey of 16 bits":
+        Image.fromarray(grey_HW.astype(np.uint16) * 300).save(path, transparency=key * 300 % 65536)
+    elif kind == "grey of 2 bits":
+        key = 1 if used else 2
+        write_png_by_hand(path, np.array([[[0b00_01_11_00]], [[0b11_11_01_00]]], np.uint8), 0, (2, 4))
+        content = path.read_bytes()
+        header = content[16:24] + bytes([2]) + content[25:29]  # depth 2 in place of 8
+        body = b"IHDR" + header
+        path.write_bytes(content[:12] + body + struct.pack(">I", zlib.crc32(body)) + content[33:])
+        png_chunk_behind_the_header(path, b"tRNS", struct.pack(">H", key))
+    elif kind == "RGB":
+        Image.fromarray(np.dstack([grey_HW] * 3)).save(path, transparency=(key, key, key))
+    elif kind == "palette":
+        image = Image.fromarray(grey_HW)
+        image.putpalette([v for n in range(256) for v in (n, 255 - n, n)])
+        image.save(path, transparency=key)
+    else:
+        Image.fromarray(grey_HW).save(path, transparency=key)
+    if used:
+        with pytest.raises(InputError, match="transparent pixels"):
+            formats.read(path)
+    else:
+        assert formats.read(path).data_CHW.shape[1:] in ((8, 8), (2, 4))
+
+
 # TIFF
 
 
@@ -255,7 +294,9 @@ def test_tiffs_that_are_not_one_image_are_refused(tmp_path: Path) -> None:
     with tifffile.TiffWriter(tmp_path / "two.tif") as tiff:
         tiff.write(np.zeros((4, 4), np.uint16))
         tiff.write(np.zeros((8, 8), np.uint16))
-    with pytest.raises(InputError, match="2 images of different size"):
+    with pytest.raises(
+        InputError, match="2 images in one TIFF that are not the pages of one stack: 4x4 uint16 on 1 page, 8x8 uint16 on 1 page"
+    ):
         formats.read(tmp_path / "two.tif")
     tifffile.imwrite(tmp_path / "movie.tif", np.zeros((4, 6, 7, 3), np.uint8), photometric="rgb")
     with pytest.raises(InputError, match="rows, columns, and one axis of bands"):
@@ -326,6 +367,30 @@ def test_envi_faults_are_named(tmp_path: Path) -> None:
         formats.read(tmp_path / "text.hdr")
 
 
+@pytest.mark.parametrize("compression", ["", "file compression = 0\n"])
+@pytest.mark.parametrize("noise", [False, True])
+def test_gzip_data_that_the_header_does_not_tell_of_are_wrong_input_and_the_advice_reads_them(
+    tmp_path: Path, compression: str, noise: bool
+) -> None:
+    (tmp_path / "a b").mkdir()
+    data_CHW = cube() if noise else np.ones((C, H, W), np.uint16)
+    header = write_envi(tmp_path / "a b", data_CHW, "bsq", extra=compression)
+    data = header.with_suffix(".img")
+    data.write_bytes(gzip.compress(data.read_bytes()))
+    with pytest.raises(InputError, match=r"the data are gzip[\s\S]*set in the header: file compression = 1") as caught:
+        formats.read(header)
+    for words in caught.value.mend.partition("unpack the data: ")[2].split(" && "):
+        subprocess.run(shlex.split(words), check=True)
+    assert np.array_equal(formats.read(header).data_CHW, data_CHW)
+
+
+def test_data_that_only_begin_like_gzip_are_data(tmp_path: Path) -> None:
+    data_CHW = np.frombuffer(b"\x1f\x8b\x08\x00" * 6, np.uint8).reshape(1, 4, 6)
+    header = write_envi(tmp_path, data_CHW, "bsq")
+    header.with_suffix(".img").write_bytes(b"\x1f\x8b\x08\xff" + data_CHW.tobytes())
+    assert np.array_equal(formats.read(header).data_CHW, data_CHW)
+
+
 # Plain arrays
 
 
@@ -376,7 +441,7 @@ def test_hdf5_data_kept_elsewhere_is_refused(tmp_path: Path) -> None:
         formats.read(tmp_path / "a.h5")
     with h5py.File(tmp_path / "b.h5", "w") as file:
         file["cube"] = h5py.ExternalLink(str(tmp_path / "a.h5"), "cube")
-    with pytest.raises(InputError, match="0 arrays could be the image"):
+    with pytest.raises(InputError, match="no array of numbers"):
         formats.read(tmp_path / "b.h5")
 
 
@@ -545,3 +610,78 @@ def test_damaged_files_never_end_in_a_foreign_error(tmp_path: Path) -> None:
         path.write_bytes(content)
         formats.read(path)
     assert refused > 60
+
+
+@pytest.mark.parametrize(
+    "how", ["ome", "ome of several axes", "pyramid", "appended", "one write a page", "ome images", "mixed compression"]
+)
+@pytest.mark.parametrize("nodata", ["", "0"])
+def test_stacks_are_read_whoever_cut_them_into_pages(tmp_path: Path, how: str, nodata: str) -> None:
+    path, data_CHW = tmp_path / ("x.ome.tif" if "ome" in how or how == "pyramid" else "x.tif"), cube()
+    more = {"photometric": "minisblack", "extratags": [(42113, "s", 0, nodata, True)] if nodata else []}
+    if how.startswith("ome") and how != "ome images":
+        data = data_CHW if how == "ome" else data_CHW[:, None]
+        tifffile.imwrite(path, data, metadata={"axes": "CYX" if how == "ome" else "CZYX"}, **more)
+    elif how == "appended":
+        for band_HW in data_CHW:
+            tifffile.imwrite(path, band_HW, append=True, **more)
+    else:
+        with tifffile.TiffWriter(path) as writer:
+            if how == "pyramid":
+                writer.write(data_CHW, subifds=1, metadata={"axes": "CYX"}, **more)
+                writer.write(data_CHW[:, ::2, ::2], subfiletype=1, photometric="minisblack")
+            for c, band_HW in enumerate(data_CHW if how != "pyramid" else ()):
+                writer.write(band_HW, compression="zlib" if c % 2 and how == "mixed compression" else None, **more)
+    raw = formats.read(path)
+    assert np.array_equal(raw.data_CHW, data_CHW)
+    assert [(s.kind, s.value) for s in raw.said] == ([("no-data", "0")] if nodata else [])
+
+
+def test_pages_that_are_no_stack_are_refused_by_what_differs(tmp_path: Path) -> None:
+    first, second = cube()[0], cube()[1]
+    others = {"size": second[:-1], "dtype": (second // 256).astype(np.uint8), "a stack": np.stack([second, second])}
+    for other in others.values():
+        with tifffile.TiffWriter(tmp_path / "x.tif") as writer:
+            writer.write(first, photometric="minisblack"), writer.write(other, photometric="minisblack")
+        with pytest.raises(InputError, match="2 images in one TIFF that are not the pages of one stack") as caught:
+            formats.read(tmp_path / "x.tif")
+        assert f"{'x'.join(map(str, other.shape))} {other.dtype} on {'2 pages' if other.ndim == 3 else '1 page'}" in caught.value.what
+
+
+@pytest.mark.parametrize(
+    ("what", "said"),
+    [
+        ("link", r"cube \(a link into other.h5\)[\s\S]*import the file that the link names"),
+        ("alias", r"cube \(a link to /gone\)"),
+        ("complex", r"cube \(complex numbers, 5x6x7\)[\s\S]*magnitude"),
+        ("table", r"cube \(a table with the columns a, b\)"),
+        ("text", r"cube \(text\)"),
+        ("number", r"cube \(a single number\)"),
+        ("nothing", r"there are: nothing"),
+        ("struct", r"cube \(a struct\)[\s\S]*cube = S.FIELD"),
+        ("cell", r"cube \(a cell\)[\s\S]*cube = C\{1\}"),
+    ],
+)
+def test_a_file_without_an_array_of_numbers_says_what_it_holds(tmp_path: Path, what: str, said: str) -> None:
+    path = tmp_path / ("a.mat" if what in ("struct", "cell") else "a.h5")
+    held = {
+        "link": h5py.ExternalLink("other.h5", "/cube"),
+        "alias": h5py.SoftLink("/gone"),
+        "complex": cube().astype(np.complex64),
+        "table": np.zeros(3, [("a", "f4"), ("b", "i4")]),
+        "text": "a text",
+        "number": 3.0,
+        "struct": {"data": cube()},
+        "cell": np.array([cube(), "a"], object),
+    }
+    if path.suffix == ".mat":
+        scipy.io.savemat(path, {"cube": held[what]})
+    else:
+        with h5py.File(path, "w") as file:
+            if what in held:
+                file["cube"] = held[what]
+    with pytest.raises(InputError, match=f"no array of numbers[\\s\\S]*{said}"):
+        formats.read(path)
+    if what != "nothing":
+        with pytest.raises(InputError, match=r"'cube' is"):
+            formats.read(path, ReadOptions(variable="cube"))

@@ -9,6 +9,8 @@ import re
 import signal
 import subprocess
 import sys
+import unicodedata
+from dataclasses import replace
 from pathlib import Path
 
 import h5py
@@ -613,11 +615,33 @@ def test_wrong_patterns_are_refused(drive_like: Path, wrong: dict[str, str]) -> 
 
 
 def test_keys(tmp_path: Path) -> None:
-    assert list(partners.keys_of([Path("a b.c.tif"), Path("Bild-ö.png")]).values()) == ["a_b_c", "Bild-_"]
-    with pytest.raises(InputError, match=r"two images with the key 'a'[\s\S]*--pattern"):
+    assert list(partners.keys_of([Path("a b.c.tif"), Path("Bild-7.png")]).values()) == ["a_b_c", "Bild-7"]
+    with pytest.raises(InputError, match=r"two images with the key 'a'[\s\S]*--pattern '\*.png'"):
         partners.keys_of([Path("a.tif"), Path("a.png")])
+    for one, other, mend in (("a b.png", "a_b.png", "rename one"), ("x/a.png", "y/a.png", "rename one, or import each folder by itself")):
+        with pytest.raises(InputError, match="two images with the key") as caught:
+            partners.keys_of([Path(one), Path(other)])
+        assert caught.value.mend == mend, "a pattern would not keep them apart"
     with pytest.raises(InputError, match="at most 63"):
         partners.keys_of([Path("x" * 64 + ".tif")])
+
+
+def test_names_in_any_script_have_keys_that_keep_them_apart() -> None:
+    names = ["\u773c.png", "\u76ee.png", "\u00c4 \u00f6 \u00fc.png", "\u00c4 \u00f6 u.png", "zo\u00eb.png", "zoe\u0308.png"]
+    names.append("\u773c" * 60 + ".png")
+    keys = list(partners.keys_of([Path(name) for name in names]).values())
+    assert [key[:-9] for key in keys] == ["_", "_", "A_o_u", "A_o_u", "zoe", "zoe", "_"] and len(set(keys)) == 7
+    assert partners.keys_of([Path(names[0])])[Path(names[0])] == keys[0], "a key does not depend on who else is there"
+    pairs = paired(["\u773c.png", "\u76ee.png", "zo\u00eb.png"], ["\u76ee_av.png", "\u773c_av.png", "zoe\u0308_av.png"])
+    assert pairs == {"\u773c.png": "\u773c_av.png", "\u76ee.png": "\u76ee_av.png", "zo\u00eb.png": "zoe\u0308_av.png"}
+
+
+@pytest.mark.parametrize("form", ["NFC", "NFD"])
+def test_a_table_in_another_unicode_form_than_the_files_fits_them(drive_like: Path, tmp_path: Path, form: str) -> None:
+    name, other = unicodedata.normalize(form, "zo\u00eb.tif"), unicodedata.normalize({"NFC": "NFD", "NFD": "NFC"}[form], "zo\u00eb.tif")
+    (drive_like / "images" / "21_training.tif").rename(drive_like / "images" / name)
+    wanted = with_table(drive_like, "file,subject_id\n" + GOOD.replace("21_training.tif", other), labels="", label_map="", onh="", fov="")
+    assert importer.import_cubes(wanted, tmp_path / "out").subjects == 4
 
 
 def test_an_empty_source_says_where_the_images_may_be(drive_like: Path) -> None:
@@ -627,6 +651,52 @@ def test_an_empty_source_says_where_the_images_may_be(drive_like: Path) -> None:
         importer.plan(ImportConfig(source=drive_like / "absent"))
     with pytest.raises(InputError, match=r"no files for --fov[\s\S]*absent"):
         importer.plan(config(drive_like, fov="absent"))
+
+
+@pytest.mark.parametrize("kind", ["images", "pattern", "single", "maps", "bands", "folders", "envi"])
+def test_links_whose_content_was_not_fetched_are_named_and_nothing_is_imported_without_them(
+    drive_like: Path, tmp_path: Path, kind: str
+) -> None:
+    wanted, name = ImportConfig(source=drive_like / "images", wavelengths_nm=(610, 545, 465)), "24_training.tif"
+    if kind == "maps":
+        wanted, name = config(drive_like), "24_training.png"
+    link = (drive_like / "av" if kind == "maps" else drive_like / "images") / name
+    if kind == "pattern":
+        wanted, link = ImportConfig(source=drive_like, pattern="*/21_training.tif"), drive_like / "more" / "21_training.tif"
+        link.parent.mkdir()
+    if kind == "single":
+        wanted = ImportConfig(source=link)
+    if kind in ("bands", "folders"):
+        for eye in ("a", "b"):
+            (tmp_path / "eyes" / eye).mkdir(parents=True)
+            for nm in (500, 600):
+                Image.fromarray(photo(nm)[..., 0]).save(tmp_path / "eyes" / eye / f"{nm}nm.png")
+        wanted = ImportConfig(source=tmp_path / "eyes", per_band=True)
+        link = tmp_path / "eyes" / ("c" if kind == "folders" else "a/700nm.png")
+    if kind == "envi":
+        (tmp_path / "e").mkdir()
+        (tmp_path / "e" / "x.hdr").write_text("ENVI\nsamples = 2\nlines = 2\nbands = 1\ndata type = 1\ninterleave = bsq\n")
+        wanted, link = ImportConfig(source=tmp_path / "e", wavelengths_nm=(500,)), tmp_path / "e" / "x.img"
+    link.unlink(missing_ok=True)
+    link.symlink_to(tmp_path / ".git" / "annex" / "objects" / "Xq" / "SHA256E-s1--00.tif")
+    with pytest.raises(InputError, match=f"1 links whose content is absent: {link.name} -> .*annex") as caught:
+        importer.import_cubes(wanted, tmp_path / "out")
+    assert caught.value.where == link.parent and f"git annex get {link.name}" in caught.value.mend
+    assert not (tmp_path / "out").exists() and not list(tmp_path.glob(".part-*"))
+
+
+def test_a_link_that_is_no_image_does_not_stop_an_import(drive_like: Path, tmp_path: Path) -> None:
+    (drive_like / "images" / "notes.txt").symlink_to(tmp_path / "gone")
+    assert importer.import_cubes(config(drive_like), tmp_path / "out").ignored == ["notes.txt", "readme.txt"]
+
+
+def test_files_of_one_name_in_two_unicode_forms_are_told(drive_like: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    for number, name in enumerate(("zo\u00eb.tif", "zoe\u0308.tif")):
+        Image.fromarray(photo(number)).save(drive_like / "images" / name)
+    wanted = ImportConfig(source=drive_like / "images", subject_pattern=r"(?P<subject>.+)\.")
+    importer.import_cubes(wanted, tmp_path / "out")
+    assert "in another Unicode form (1, first 'zoe\\u0308.tif' and 'zo\\xeb.tif')" in caplog.text
+    assert "subjects written in several ways (1, first" in caplog.text
 
 
 # Persons
@@ -670,6 +740,12 @@ GOOD = "21_training.tif,a\n22_training.tif,b\n23_training.tif,c\n24_training.tif
         ("file,subject_id\n" + GOOD.replace(",d", ","), "no subject_id for '24_training.tif'"),
         ("file,subject_id,eye\n" + GOOD.replace("\n", ",both\n"), "eye 'both' of '21_training.tif'"),
         ("file,subject_id\n", "a table without rows"),
+        ("file,subject_id, subject_id\n" + GOOD.replace("\n", ",x\n"), r"2 columns are called 'subject_id'[\s\S]*rename or remove"),
+        (
+            "# by hand\n\nfile,subject_id\n" + GOOD.replace(",c", ",c,train"),
+            "line 6 has more fields than the header: 23_training.tif,c,train",
+        ),
+        ("file,subject_id\n" + GOOD.replace(",c", ',"c'), "cannot read the table from line 4 on: unexpected end of data"),
     ],
 )
 def test_wrong_tables_are_refused_by_name(drive_like: Path, tmp_path: Path, text: str, message: str) -> None:
@@ -677,6 +753,70 @@ def test_wrong_tables_are_refused_by_name(drive_like: Path, tmp_path: Path, text
         importer.import_cubes(with_table(drive_like, text), tmp_path / "out")
     assert "people.csv" in str(caught.value)
     assert [path.name for path in tmp_path.iterdir()] == ["drive"]
+
+
+def test_commas_behind_a_table_are_no_fields(drive_like: Path, tmp_path: Path) -> None:
+    text = "file,subject_id ,,\n" + GOOD.replace("\n", ",, , \n")
+    assert importer.import_cubes(with_table(drive_like, text), tmp_path / "out").subjects == 4
+
+
+@pytest.mark.parametrize("where", ["the header", "--wavelengths"])
+def test_two_bands_of_one_centre_are_refused_and_the_advice_leaves_one_out(tmp_path: Path, where: str) -> None:
+    data_CHW = np.arange(4 * 30, dtype=np.uint16).reshape(4, 5, 6)
+    (tmp_path / "x.img").write_bytes(data_CHW.tobytes())
+    nm = (465.0, 640.0, 465.0, 730.0)
+    text = "ENVI\nsamples = 6\nlines = 5\nbands = 4\ndata type = 12\ninterleave = bsq\nbyte order = 0\n"
+    (tmp_path / "x.hdr").write_text(text + (f"wavelength = {{{','.join(map(str, nm))}}}\n" if where == "the header" else ""))
+    more = {} if where == "the header" else {"wavelengths_nm": nm}
+    with pytest.raises(InputError, match="bands 1 and 3 both at 465 nm") as caught:
+        importer.import_cubes(ImportConfig(source=tmp_path / "x.hdr", **more), tmp_path / "out")
+    bad = caught.value.mend.rpartition("--bad-bands ")[2]
+    made = importer.import_cubes(ImportConfig(source=tmp_path / "x.hdr", bad_bands=bad, **more), tmp_path / "out")
+    assert made.wavelengths_nm == (465.0, 640.0, 730.0)
+
+
+UNWRITTEN = {
+    "nothing was written": {},
+    "no chunk was written": {"chunks": (1, 5, 6)},
+    "chunks are missing": {"chunks": (1, 3, 6)},
+    "a sparse TIFF": {},
+}
+
+
+def unwritten(path: Path, how: str, **attributes: float) -> ImportConfig:
+    """Four bands of 5 x 6, of which rows 3 and 4, or all, were never written."""
+    counts_CHW = np.arange(1, 121, dtype=np.uint16).reshape(4, 5, 6)
+    if how == "a sparse TIFF":
+        tags = [(42113, "s", 0, f"{attributes['_FillValue']:g}", True)] if attributes else []
+        tifffile.imwrite(path / "x.tif", counts_CHW, photometric="minisblack", metadata=None, rowsperstrip=3, extratags=tags)
+        with tifffile.TiffFile(path / "x.tif", mode="r+b") as tiff:
+            for page in tiff.pages:
+                for name in ("StripOffsets", "StripByteCounts"):
+                    page.tags[name].overwrite((page.tags[name].value[0], 0))
+        return ImportConfig(source=path / "x.tif", wavelengths_nm=(465, 555, 640, 730))
+    with h5py.File(path / "x.h5", "w") as file:
+        cube = file.create_dataset("cube", (4, 5, 6), "uint16", **UNWRITTEN[how])
+        cube.attrs.update(attributes)
+        if how == "chunks are missing":
+            cube[:, :3] = counts_CHW[:, :3]
+    return ImportConfig(source=path / "x.h5", wavelengths_nm=(465, 555, 640, 730))
+
+
+@pytest.mark.parametrize("how", UNWRITTEN)
+def test_what_was_never_written_is_no_black_image(tmp_path: Path, how: str) -> None:
+    wanted = unwritten(tmp_path, how)
+    for stated in ({}, {"nodata": "none"}, {"nodata": "7"}):
+        with pytest.raises(InputError, match="were never written, and read as 0: the acquisition or the copy was interrupted"):
+            importer.import_cubes(replace(wanted, **stated), tmp_path / "out")
+
+
+@pytest.mark.parametrize("how", ["chunks are missing", "a sparse TIFF"])
+@pytest.mark.parametrize("declared", [True, False])
+def test_what_was_never_written_and_is_declared_as_no_data_is_outside_the_field_of_view(tmp_path: Path, how: str, declared: bool) -> None:
+    wanted = unwritten(tmp_path, how, **({"_FillValue": 0} if declared else {}))
+    importer.import_cubes(wanted if declared else replace(wanted, nodata="0"), tmp_path / "out")
+    fov_HW = folder.read_cube(tmp_path / "out", "x").fov_HW
+    assert fov_HW[:3].all() and not fov_HW[3:].any()
 
 
 def test_subjects_from_names() -> None:

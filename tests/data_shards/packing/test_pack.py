@@ -7,6 +7,7 @@ import errno
 import io
 import json
 import os
+import shlex
 import shutil
 import signal
 import subprocess
@@ -566,3 +567,74 @@ def test_hidden_files_beside_cubes_are_no_cubes(tmp_path: Path) -> None:
     for path in list((tmp_path / "in").iterdir()):
         path.with_name(f"._{path.name}").write_bytes(b"\0\5\x16\7")
     assert pack(tmp_path / "in", tmp_path / "set", splits={"train": 1.0}).splits["train"]["count"] == 4
+
+
+@pytest.mark.parametrize("notes", [{"no_data": {"pixels": 192}}, {"fov": "eye_mask.gif"}, {"operations": ["pad 1 above"]}])
+@pytest.mark.parametrize("lost", ["removed", "a link without content"])
+def test_a_field_of_view_that_got_lost_is_not_packed_as_a_whole_image(tmp_path: Path, notes: dict, lost: str) -> None:
+    for i in range(10):
+        write_cube(tmp_path / "in", made_cube(i, subject=f"s{i}", **notes))
+    path = tmp_path / "in" / "c0007.fov.png"
+    path.unlink()
+    if lost != "removed":
+        path.symlink_to(tmp_path / "gone")
+    said = "no c0007.fov.png, and the notes" if lost == "removed" else "1 links whose content is absent: c0007.fov.png"
+    with pytest.raises(InputError, match=said):
+        pack(tmp_path / "in", tmp_path / "set")
+    assert [path.name for path in tmp_path.iterdir()] == ["in"]
+
+
+@pytest.mark.parametrize("notes", [{"label_pixels": {"vein": 3}}, {"labels": "eye_av.png"}])
+def test_a_label_map_that_got_lost_is_not_packed_as_an_image_without_one(tmp_path: Path, notes: dict) -> None:
+    write_cube(tmp_path, made_cube(0, **notes))
+    (tmp_path / "c0000.labels.png").unlink()
+    with pytest.raises(InputError, match=r"no c0000.labels.png, and the notes[\s\S]*bring c0000.labels.png back"):
+        read_cube(tmp_path, "c0000")
+
+
+def test_notes_of_others_do_not_ask_for_maps(tmp_path: Path) -> None:
+    cube = replace(made_cube(0, fov="45 deg.", labels=2, operations="pad it", no_data="none"), labels_HW=None, fov_HW=None)
+    write_cube(tmp_path, cube)
+    assert read_cube(tmp_path, "c0000").fov_HW is None
+
+
+@pytest.mark.parametrize("suffix", [".json", ".npy", ".labels.png"])
+@pytest.mark.parametrize("what", ["folder", "link"])
+def test_a_folder_or_a_link_without_content_in_place_of_a_file_is_wrong_input(tmp_path: Path, suffix: str, what: str) -> None:
+    for i in range(10):
+        write_cube(tmp_path / "in", made_cube(i, subject=f"s{i}"))
+    path = tmp_path / "in" / f"c0003{suffix}"
+    path.unlink()
+    path.mkdir() if what == "folder" else path.symlink_to(tmp_path / "gone")
+    with pytest.raises(InputError, match="cannot open: Is a directory" if what == "folder" else "content is absent: c0003") as caught:
+        pack(tmp_path / "in", tmp_path / "set")
+    assert caught.value.exit_code == 2 and not (tmp_path / "set").exists()
+
+
+@pytest.mark.parametrize("place", ["set", "deeper/set", "../link/set"])
+def test_a_set_is_not_written_into_its_own_source(tmp_path: Path, place: str) -> None:
+    for i in range(10):
+        write_cube(tmp_path / "in", made_cube(i, subject=f"s{i}"))
+    (tmp_path / "link").symlink_to(tmp_path / "in")
+    before = sorted((tmp_path / "in").rglob("*"))
+    with pytest.raises(InputError, match="lies inside the source") as caught:
+        pack(tmp_path / "in", tmp_path / "in" / place)
+    assert sorted((tmp_path / "in").rglob("*")) == before
+    free = Path(caught.value.mend.rpartition("such as ")[2])
+    pack(tmp_path / "in", free)
+    with pytest.raises(InputError, match="lies inside the source"):
+        recode(free, free / "small", codec="pcodec")
+
+
+@pytest.mark.parametrize("copy", ["a-000001.tar", "x-000001.tar"])
+def test_a_person_in_shards_of_two_splits_is_told_by_shard_and_the_advice_works(tmp_path: Path, copy: str) -> None:
+    for i in range(10):
+        write_cube(tmp_path / "in", made_cube(i, subject=f"s{i}"))
+    pack(tmp_path / "in", tmp_path / "set")
+    before = Dataset(tmp_path / "set").digest
+    shutil.copy(tmp_path / "set" / "train-000000.tar", tmp_path / "set" / copy)
+    with pytest.raises(InputError, match=rf"in two splits: .*\({copy}\)") as caught:
+        index_folder(tmp_path / "set", changed=True)
+    assert "CSV" not in str(caught.value)
+    subprocess.run(shlex.split(caught.value.mend.partition("aside: ")[2].partition(";")[0]), check=True)
+    assert index_folder(tmp_path / "set", changed=True).digest == before

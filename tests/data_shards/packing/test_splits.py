@@ -12,6 +12,7 @@ import pytest
 
 from data_shards.errors import InputError
 from data_shards.folder import write_cube
+from data_shards.look_alikes import look_alike
 from data_shards.manifest import read_manifest, write_manifest
 from data_shards.packing.pack import pack, write_dataset
 from data_shards.packing.splits import SPLITS, split_subjects
@@ -79,6 +80,38 @@ def test_names_that_differ_in_blanks_and_capitals_alone_are_told(tmp_path: Path,
     assert "subjects written in several ways (1, first 'P0 ' and 'p 0' and 'p0')" in caplog.text
 
 
+TWINS = [
+    "Zo\u00eb-01 ",
+    "Zoe\u0308-01",
+    "ZO\u00cb-1",
+    "zo\u00eb_01",
+    "zo\u00eb01",
+    "zo\u00eb\u200b01",
+    "\ufeffzo\u00eb 1",
+    "zo\u00eb\u201301",
+]
+TWINS += ["zo\u00eb\u201301", "\uff5a\uff4f\u00eb\uff0d\uff10\uff11", "zo\u00ad\u00eb-\u0661"]
+
+
+@pytest.mark.parametrize("twin", TWINS)
+def test_one_person_under_two_spellings_is_told_wherever_people_are_read(tmp_path: Path, caplog, twin: str) -> None:
+    people = ["zo\u00eb-01", twin, *(f"other-{i}" for i in range(14))]
+    for i, subject in enumerate(people):
+        write_cube(tmp_path / "in", made_cube(i, subject=subject))
+    pack(tmp_path / "in", tmp_path / "set")
+    assert "written in several ways (1, first" in caplog.text
+    caplog.clear()
+    assert faults(tmp_path / "set") == [] and "written in several ways (1, first" in caplog.text
+    caplog.clear()
+    (tmp_path / "in" / "c0000.json").unlink(), (tmp_path / "in" / "c0000.npy").unlink()
+    pack(tmp_path / "in", tmp_path / "grown", splits_from=tmp_path / "set")
+    assert "written in several ways (1, first" in caplog.text, "the twin stands in the set before"
+
+
+def test_people_whose_names_are_near_are_not_taken_for_one() -> None:
+    assert look_alike(["1-2", "12", "p1", "p10", "p01-2", "p012", "a", "b", "anna-b", "anna-c", "0", "10", ""]) == []
+
+
 def test_the_fractions_may_fall_short_of_one_by_rounding() -> None:
     fractions = {f"s{k}": 0.1 for k in range(10)}
     assert sum(np.cumsum(list(fractions.values()))[-1:]) != 1.0
@@ -115,6 +148,70 @@ def test_cubes_that_are_added_to_the_source_are_packed_by_the_command_that_is_ad
     old, new = Dataset(tmp_path / "set"), Dataset(tmp_path / "set-2")
     assert all(set(old.subjects(split)) <= set(new.subjects(split)) for split in SPLITS)
     assert sum(new.count(split) for split in SPLITS) == 26
+
+
+def stating(place: Path, splits: dict[int, str]) -> Path:
+    for i, split in splits.items():
+        write_cube(place, made_cube(i, subject=f"s{i:03d}", split=split))
+    return place
+
+
+def test_new_people_keep_the_split_that_they_state_beside_a_set_that_stands(tmp_path: Path) -> None:
+    pack(stating(tmp_path / "in", {i: ("train", "val", "test")[i % 3] for i in range(9)}), tmp_path / "old")
+    folder = stating(tmp_path / "in", dict.fromkeys(range(9, 18), "test"))
+    invoke("data", "pack", folder, tmp_path / "new", "--splits-from", tmp_path / "old")
+    assert set(Dataset(tmp_path / "new").subjects("test")) == {"s002", "s005", "s008", *(f"s{i:03d}" for i in range(9, 18))}
+
+
+def test_a_stated_split_against_the_set_that_stands_is_refused_with_both_named(tmp_path: Path) -> None:
+    pack(stating(tmp_path / "in", {i: "train" if i % 2 else "test" for i in range(8)}), tmp_path / "old")
+    folder = stating(tmp_path / "in", {3: "test", 20: "test"})
+    with pytest.raises(InputError, match=r"subject 's003' \(sample c0003\): split 'test' in .*/in, 'train' in .*/old"):
+        pack(folder, tmp_path / "new", splits_from=tmp_path / "old")
+    assert not (tmp_path / "new").exists()
+
+
+def test_of_a_packed_source_nobody_new_moves_and_the_set_that_is_kept_wins(tmp_path: Path, caplog) -> None:
+    cubes = [made_cube(i, subject=f"s{i:03d}") for i in range(12)]
+    write_dataset(tmp_path / "kept", {"train": cubes[:4], "test": cubes[4:6]}, source={})
+    write_dataset(tmp_path / "one", {"train": cubes[4:8], "test": cubes[8:12]}, source={})
+    pack(tmp_path / "one", tmp_path / "new", splits_from=tmp_path / "kept")
+    assert set(Dataset(tmp_path / "new").subjects("train")) == {"s006", "s007"}
+    assert "2 samples stand in other splits" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("splits", "said"), [("train=0.5,hold=0.5", "names 'hold' and leaves out 'test', 'val'"), ("train=1", "leaves out")]
+)
+def test_other_splits_than_the_set_that_stands_has_are_refused(tmp_path: Path, splits: str, said: str) -> None:
+    folder = folder_of(tmp_path / "in", range(20))
+    pack(folder, tmp_path / "old")
+    folder_of(folder, range(20, 24))
+    with pytest.raises(InputError, match=said) as caught:
+        invoke("data", "pack", folder, tmp_path / "new", "--splits-from", tmp_path / "old", "--splits", splits)
+    advised = () if "hold" in splits else shlex.split(caught.value.mend)
+    invoke("data", "pack", folder, tmp_path / "new", "--splits-from", tmp_path / "old", *advised)
+    assert set(Dataset(tmp_path / "new").splits) == set(SPLITS)
+
+
+def test_where_everybody_stands_already_it_is_said_that_nobody_is_left_to_divide(tmp_path: Path) -> None:
+    write_dataset(
+        tmp_path / "old", {"train": [made_cube(i, subject=f"s{i:03d}") for i in range(6)], "test": [made_cube(7, subject="z")]}, source={}
+    )
+    folder = folder_of(tmp_path / "in", range(6))
+    words = ("data", "pack", folder, tmp_path / "new", "--splits-from", tmp_path / "old")
+    with pytest.raises(InputError, match="split 'test' would be empty: all 6 subjects stand in the set .*nobody is left") as caught:
+        invoke(*words, "--splits", "train=0.5,test=0.5")
+    invoke(*words, *shlex.split(caught.value.mend.partition(", which")[0]))
+    assert Dataset(tmp_path / "new").count("train") == 6
+
+
+def test_a_set_divided_by_hand_lends_the_shares_of_its_people(tmp_path: Path) -> None:
+    cubes = [made_cube(i, subject=f"s{i:03d}") for i in range(12)]
+    write_dataset(tmp_path / "old", {"a": cubes[:6], "b": cubes[6:]}, source={})
+    pack(folder_of(tmp_path / "in", range(40)), tmp_path / "new", splits_from=tmp_path / "old")
+    new = Dataset(tmp_path / "new")
+    assert set(new.splits) == {"a", "b"} and new.count("b") > 12
 
 
 # --- the same person or picture on both sides -----------------------------------------------------------------------

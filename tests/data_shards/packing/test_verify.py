@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import shlex
 import shutil
 import tarfile
 from collections.abc import Callable
@@ -159,7 +161,7 @@ def test_indexing_a_whole_set_keeps_its_source_and_its_digest(copy: Path, lost: 
         path.unlink()
     if lost == "a damaged index":
         flip(copy / "val-000000.index", 900)
-        assert "retinaforge data index FOLDER" in faults(copy)["val-000000.tar"][0]
+        assert faults(copy)["val-000000.tar"][0].endswith("; the shard itself is whole")
     manifest = index_folder(copy)
     assert manifest.source == before.source and manifest.source, "provenance"
     assert same_set(copy, before)
@@ -223,8 +225,78 @@ def test_no_message_about_damaged_bytes_advises_to_index_them(copy: Path) -> Non
     with pytest.raises(CorruptData) as caught:
         list(CubeStream(Dataset(copy), "train", batch_size=4).once())
     assert "data index" not in str(caught.value)
-    for path in (copy / "train-000000.index", copy / "dataset.json"):
-        flip(path, 900)
-        with pytest.raises(CorruptData) as caught:
-            Dataset(copy).cube("train", 0)
-        assert "data index" not in str(caught.value)
+    flip(copy / "train-000000.index", 900)
+    with pytest.raises(CorruptData) as caught:
+        Dataset(copy).cube("train", 0)
+    assert "data index" not in str(caught.value)
+
+
+@pytest.mark.parametrize("index", ["whole", "damaged", "gone"])
+def test_a_damaged_manifest_over_a_damaged_shard_is_not_made_anew(copy: Path, index: str) -> None:
+    """The advice is to index them: followed, it refuses what would take the damage for data."""
+    shard, path = copy / "train-000000.tar", copy / "train-000000.index"
+    flip(shard, int(open_index(path).offset_NM[7, 0]) + 9)
+    flip(copy / "dataset.json", 900)
+    {"whole": lambda: None, "damaged": lambda: flip(path, 900), "gone": path.unlink}[index]()
+    with pytest.raises(CorruptData) as caught:
+        Dataset(copy)
+    with pytest.raises((CorruptData, InputError)):
+        invoke(*shlex.split(caught.value.mend.partition(" (")[0])[1:])
+
+
+def cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-40])
+
+
+def test_a_damaged_index_beside_a_whole_shard_has_one_mend_that_works(packed: Path, tmp_path: Path) -> None:
+    place = tmp_path / "a set"
+    shutil.copytree(packed, place)
+    before = Dataset(place).digest
+    cut(place / "val-000000.index"), (place / "test-000000.index").unlink()
+    with pytest.raises(CorruptData, match="2 faults") as caught:
+        invoke("data", "verify", place)
+    assert "FOLDER" not in str(caught.value) and "copy" not in str(caught.value)
+    invoke(*shlex.split(caught.value.mend)[1:])
+    invoke("data", "verify", place)
+    assert Dataset(place).digest == before
+
+
+def test_indices_and_shards_that_are_damaged_have_a_mend_each(copy: Path) -> None:
+    cut(copy / "val-000000.index"), cut(copy / "test-000000.tar")
+    with pytest.raises(CorruptData) as caught:
+        invoke("data", "verify", copy)
+    assert caught.value.mend.startswith("copy the named shards again")
+    assert caught.value.mend.endswith(f"for the indices of whole shards: retinaforge data index {copy}")
+
+
+@pytest.mark.parametrize("damage", ["cut", "empty", "edited"])
+def test_a_damaged_manifest_over_whole_shards_is_made_anew_by_the_command_that_is_advised(copy: Path, damage: str) -> None:
+    before, path = Dataset(copy).digest, copy / "dataset.json"
+    content = path.read_bytes()
+    path.write_bytes({"cut": content[:-40], "empty": b"", "edited": content.replace(b'"seed": 0', b'"seed": 1')}[damage])
+    with pytest.raises(CorruptData) as caught:
+        invoke("data", "verify", copy)
+    invoke(*shlex.split(caught.value.mend.partition(" (")[0])[1:])
+    invoke("data", "verify", copy)
+    assert Dataset(copy).digest == before
+
+
+def test_a_damaged_shard_is_refused_by_index_changed_too(copy: Path) -> None:
+    os.truncate(copy / "val-000000.tar", 3000)
+    with pytest.raises(CorruptData):
+        index_folder(copy, changed=True)
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_a_shard_that_was_not_fetched_is_told_and_not_taken_for_damage(copy: Path, known: bool) -> None:
+    shard = copy / "val-000000.tar"
+    shard.unlink()
+    shard.symlink_to(copy / ".git" / "annex" / "objects" / "x")
+    assert faults(copy)["val-000000.tar"][0].startswith("a link whose content is absent")
+    if not known:
+        for path in [*copy.glob("*.index"), copy / "dataset.json"]:
+            path.unlink()
+    for changed in (False, True):
+        with pytest.raises(InputError, match="content is absent: val-000000.tar") as caught:
+            index_folder(copy, changed=changed)
+    assert "git annex get val-000000.tar" in caught.value.mend
