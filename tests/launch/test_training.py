@@ -22,8 +22,10 @@ import yaml
 from data_shards.cube import Cube
 from data_shards.errors import InputError
 from data_shards.folder import write_cube
+from data_shards.manifest import read_manifest
 from data_shards.packing.pack import pack, write_dataset
 from data_shards.packing.splits import held_out_split
+from data_shards.packing.verify import verify
 from data_shards.reading.dataset import Dataset, SplitInfo
 from launch.build import check_fit
 from launch.config import from_tree
@@ -350,8 +352,6 @@ def test_bands_of_another_dataset_are_refused(packed: Path, tmp_path: Path) -> N
 
 def test_sampling_in_tasks_gives_the_same_bytes_as_at_once(uninterrupted: Path, packed: Path, tmp_path: Path) -> None:
     """Shards by task, one of them killed and restarted, against one process: the same digest; rerunning writes nothing."""
-    from data_shards.manifest import read_manifest
-
     config = yaml.safe_load((uninterrupted / "run.yaml").read_text())
     folders = []
     for name in ("once", "tasks"):
@@ -371,6 +371,37 @@ def test_sampling_in_tasks_gives_the_same_bytes_as_at_once(uninterrupted: Path, 
     run("sample", tmp_path / "tasks.yaml")
     assert {p: p.stat().st_mtime_ns for p in (folders[1] / "synthetic").iterdir()} == before
     assert "sample.seed" in run("sample", tmp_path / "tasks.yaml", "sample.seed=5", expect=2)
+
+
+def made_from(uninterrupted: Path, folder: Path, *parts: str, **more: object) -> Path:
+    """A configuration like that run's, in a folder that begins with these parts of it."""
+    config = yaml.safe_load((uninterrupted / "run.yaml").read_text())
+    folder.mkdir()
+    for part in parts:
+        (folder / part).symlink_to(uninterrupted / part)
+    path = folder.with_suffix(".yaml")
+    path.write_text(yaml.safe_dump({**config, "run": str(folder), **more}))
+    return path
+
+
+def test_several_processes_encode_and_sample_what_one_makes(uninterrupted: Path, tmp_path: Path) -> None:
+    """As ranks of a launcher; and by `&`. Kills: test_work, where a dead one's lease is given up sooner than after a minute."""
+    sample = {"count": 10, "shard": 2, "batch": 2}
+    run("encode", made_from(uninterrupted, tmp_path / "ranks", "vqgan"), ranks=3)
+    assert read_manifest(tmp_path / "ranks" / "latents") == read_manifest(uninterrupted / "latents")
+    for name, ranks in (("one", 1), ("three", 3)):
+        run("sample", made_from(uninterrupted, tmp_path / name, "vqgan", "diffusion", sample=sample), ranks=ranks)
+    config = made_from(uninterrupted, tmp_path / "apart", "vqgan", "diffusion", sample=sample)
+
+    def started() -> subprocess.Popen:
+        return subprocess.Popen([sys.executable, "-m", "launch", "sample", config], cwd=ROOT, stderr=subprocess.DEVNULL)
+
+    running = [started(), started()]
+    assert [process.wait(timeout=180) for process in running] == [0, 0]
+    manifests = {name: read_manifest(tmp_path / name / "synthetic") for name in ("one", "three", "apart")}
+    assert manifests["one"] == manifests["three"] == manifests["apart"]
+    assert not [fault for _, faults in verify(tmp_path / "three" / "synthetic") for fault in faults]
+    assert not list((tmp_path / "three" / "synthetic").glob(".lease-*"))
 
 
 def test_a_run_says_where_its_parts_are(packed: Path, tmp_path: Path) -> None:
