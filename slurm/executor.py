@@ -126,9 +126,9 @@ def submit(
     check_slurm()
     run_folder = run_folder.absolute()
     spec = replace(spec, umask=spec.umask or umask_here())
-    sent = replace(spec, array=only or spec.array)
+    sent = replace(spec, array=spec.array if only is None else only)
     sbatch_text(sent, run_folder)  # refuses what it refuses before anything is written
-    if only:
+    if only is not None:
         check_part(spec, only, run_folder)
     site = site_here()
     parts = parts_of(sent.array, site.max_array_size) if sent.array else []
@@ -160,7 +160,7 @@ def submit(
                 token=token,
                 cluster=site.cluster,
                 array=sent.array,
-                whole=spec.array if only else None,
+                whole=None if only is None else spec.array,
                 part=len(array_indices(parts[0].array)) if parts else 0,
                 former=(*before.former, replace(before, former=())) if before else (),
                 folder=str(run_folder),

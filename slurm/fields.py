@@ -57,6 +57,13 @@ def check_text(field: str, text: str, longest: int) -> None:
         raise InputError(f"{field}={text!r}", where="job", expected=f"1 to {longest} printable characters, no line break, no backslash")
 
 
+def check_name(name: str) -> None:
+    """Refuse what could be no job's name, or would show a password to everybody who asks for the queue."""
+    check_text("name", name, longest=128)
+    if without_credentials(name) != name:
+        raise InputError(f"name={name!r} holds a password", where="job", expected="no secrets: all users see the names of jobs")
+
+
 def check_path(field: str, path: str) -> None:
     """Refuse a path that is not absolute, or that a script could not hold."""
     check_text(field, path, longest=4096)

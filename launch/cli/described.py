@@ -119,7 +119,7 @@ def described(words: list[str], given: dict[str, Any], name: str | None, jobs: P
     fields["exports"] = sorted({name for names in exports.values() for name in names})
     sources["exports"] = "; ".join(who for who, names in exports.items() if names)
     config = target = None
-    if verb in STAGES and parsed.get("preset"):
+    if verb in STAGES and parsed.get("preset") is not None:
         from launch.config import load
 
         config = load(parsed["preset"], parsed["overrides"] or [])

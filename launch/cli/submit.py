@@ -16,6 +16,7 @@ import typer
 from data_shards.errors import InputError
 from launch.cli.options import Jobs
 from slurm import JOBS
+from slurm.fields import check_name
 
 if TYPE_CHECKING:
     from launch.cli.described import Described
@@ -125,6 +126,8 @@ def command(
         "secrets": str(secrets.absolute()) if secrets else None,
     }
     given = {**_nodes(nodes), **{field: value for field, value in given.items() if value is not None}}
+    if name is not None:
+        check_name(name)
     if wait and (local or words[0] == "pipeline"):
         raise InputError(
             f"--wait with {'--local' if local else 'a pipeline'}",
@@ -179,7 +182,7 @@ def resume(
     from slurm.offers import offers
     from slurm.records import job_folder
 
-    if array and failed:
+    if array is not None and failed:
         raise InputError(f"--array {array} and --failed", expected="one of both")
     changes = {"time_minutes": time_minutes, "partition": partition}
     changes = {**_nodes(nodes), **{field: value for field, value in changes.items() if value is not None}}
@@ -187,9 +190,9 @@ def resume(
     from launch.cli.pipeline import PIPELINE_NAME, submit_pipeline
 
     if (folder / PIPELINE_NAME).exists():
-        if changes or array or failed:
+        if changes or array is not None or failed:
             raise InputError(
-                f"{', '.join([*changes, *['array'] * bool(array), *['failed'] * failed])} for the pipeline {name!r}",
+                f"{', '.join([*changes, *['array'] * (array is not None), *['failed'] * failed])} for the pipeline {name!r}",
                 expected="no resources: each of its jobs has its own",
                 mend=f"{words_on('resume', f'{name}/STAGE', folder / 'STAGE')} …, or edit the file and retinaforge submit -- pipeline FILE",
             )
@@ -233,7 +236,7 @@ def _failed(folder: Path, spec: JobSpec) -> str | None:
 
 def _limited(array: str | None, spec: JobSpec) -> str | None:
     """Indices of an array, of which no more run at once than of the whole, unless they say so themselves."""
-    if array is None or spec.array is None or "%" in array:
+    if not array or spec.array is None or "%" in array:  # an empty one is refused as it is
         return array
     return array + "".join(spec.array.partition("%")[1:])
 

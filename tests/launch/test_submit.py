@@ -147,6 +147,25 @@ def test_bad_options_are_refused(words):
         invoke("submit", *words, "--dry-run", "--", "run", "demo")
 
 
+@pytest.mark.parametrize("option", ["name", "nodes", "partition", "array", "dependency", "time"])
+@pytest.mark.parametrize("words", [("presets",), ("pipeline", "p.yaml")])
+def test_an_option_that_is_empty_is_not_taken_for_one_that_is_left_out(tmp_path, option, words):
+    (tmp_path / "p.yaml").write_text(PIPELINE)
+    with pytest.raises(InputError, match=f"{option}(_minutes)?=''|{option}: ''|--{option} ?|options of a job"):
+        invoke("submit", f"--{option}", "", "--dry-run", "--", *words)
+
+
+def test_an_empty_preset_is_refused_before_it_queues():
+    with pytest.raises(InputError, match="unknown preset ''"):
+        invoke("submit", "--dry-run", "--", "train", "vqgan", "")
+
+
+def test_a_name_that_would_show_a_password_is_refused_and_not_shown():
+    with pytest.raises(InputError, match="holds a password") as caught:
+        invoke("submit", "--name", "s3://me:hunter2@host/set", "--dry-run", "--", "presets")
+    assert "hunter2" not in str(caught.value)
+
+
 def test_local_runs_the_verb_here_and_hands_on_its_exit_code(capfd):
     invoke("submit", "--local", "--name", "here", "--", "presets")
     assert "demo" in capfd.readouterr().out
