@@ -135,7 +135,7 @@ def minutes_of(text: Any) -> int:
     """
     match = re.fullmatch(r"(?:(\d+)-)?(\d+)(?::(\d+))?(?::(\d+))?", str(text))
     if not match:
-        raise InputError(f"time: {text!r}", expected="D-HH:MM:SS, HH:MM:SS or minutes, in quotes in YAML")
+        raise InputError(f"time: {text!r}", expected="D-HH:MM:SS, HH:MM:SS or minutes")
     days, *rest = match.groups()
     numbers = [int(part) for part in rest if part is not None]
     if days is None and len(numbers) < 3:  # minutes, or minutes:seconds

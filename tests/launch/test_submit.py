@@ -201,6 +201,16 @@ def test_a_time_limit_is_read_as_slurm_reads_it(text, minutes):
     assert minutes_of(text) == minutes
 
 
+@pytest.mark.parametrize(("text", "minutes"), [("1:30:00", 90), ("12:30", 13), ("90", 90), ("1-12:00:00", 2160)])
+def test_a_time_limit_without_quotes_is_read_as_slurm_reads_it(tmp_path, text, minutes):
+    (tmp_path / "site.yaml").write_text(f"time: {text}\n")
+    assert f"#SBATCH --time={minutes}\n" in invoke("submit", "--dry-run", "--", "presets")
+    (tmp_path / "site.yaml").unlink()
+    (tmp_path / "p.yaml").write_text(f"preset: demo\njobs:\n  vqgan: {{time: {text}}}\n")
+    stages = json.loads(invoke("submit", "--dry-run", "--json", "--", "pipeline", "p.yaml"))["stages"]
+    assert stages["vqgan"]["job"]["time_minutes"] == minutes
+
+
 def test_what_a_site_needs_is_quoted_and_shown(tmp_path):
     home = tmp_path / "no-config" / "retinaforge" / "site.yaml"
     home.parent.mkdir(parents=True)
