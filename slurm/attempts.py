@@ -139,6 +139,20 @@ def _is_of(path: Path, share: str) -> bool:
     return number is None or int(number[1]) % int(n) == (int(k) - 1) % int(n)
 
 
+NO_FAULT = (CAUSES["PREEMPTION"], CAUSES["JOB REQUEUE"], CAUSES["NODE FAILURE"])
+"""Ends that say nothing of whether a job gets on, where it makes no files that would tell it."""
+
+
+def put_off(attempts: list[Attempt], submission: tuple[str, str]) -> int:
+    """How many attempts in a row, the last ones of this submission, ended with 75 of themselves."""
+    count = 0
+    for attempt in reversed(attempts):
+        if attempt.submission != submission or attempt.code not in (TRY_AGAIN, None):
+            break
+        count += attempt.code == TRY_AGAIN and attempt.why not in NO_FAULT
+    return count
+
+
 def stalls(attempts: list[Attempt], submission: tuple[str, str], now: str) -> int:
     """How many attempts in a row, the last ones of this submission, left what the job makes as it is now."""
     count = 0
@@ -151,8 +165,8 @@ def stalls(attempts: list[Attempt], submission: tuple[str, str], now: str) -> in
 
 def stalled(spec: JobSpec, attempts: list[Attempt], submission: tuple[str, str], now: str) -> str | None:
     """Why no further attempt of this submission is worth its time, or None."""
-    count = stalls(attempts, submission, now)
-    if not spec.progress or count < spec.max_stalls:
+    count = stalls(attempts, submission, now) if spec.progress else put_off(attempts, submission)
+    if count < spec.max_stalls:
         return None
     return f"{count} attempts in a row got nowhere, the last one: {attempts[-1].why}"
 
@@ -181,8 +195,8 @@ def begin(path: Path, environ: Mapping[str, str]) -> None:
         _append(record, replace(mine, ended_unix_s=time.time(), after=now, code=InputError.exit_code, why=why, last=True))
         raise InputError(
             why,
-            where=", ".join(spec.progress),
-            expected=f"a change there at least once in {spec.max_stalls} attempts",
+            where=", ".join(spec.progress) or folder,
+            expected=f"{'a change there' if spec.progress else 'another end than try again'} at least once in {spec.max_stalls} attempts",
             mend=f"{words_on('logs -n 40', spec.name, folder)} shows what stops it; then {words_on('resume', spec.name, folder)}",
         )
 
@@ -230,7 +244,7 @@ def end(path: Path, status: int, told: bool, environ: Mapping[str, str]) -> int:
     again = spec.requeue and not elder and comes_back
     refused = None
     if again:
-        refused = stalled(spec, [*attempts, replace(mine, why=why)], mine.submission, after)
+        refused = stalled(spec, [*attempts, replace(mine, why=why, code=code)], mine.submission, after)
         if mine.restart >= spec.max_restarts:
             refused = f"{why}; it was restarted {mine.restart} times, the most it may"
     if refused or elder:
