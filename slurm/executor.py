@@ -27,7 +27,7 @@ from slurm.meeting import free_port
 from slurm.preempt import ATTEMPT
 from slurm.records import RECORD_NAME, Submitted, current, is_away, is_live, is_unknown, read_record, record_tree, span_of, whereabouts
 from slurm.script import after_setup, sbatch_text
-from slurm.status import ASK_EVERY_S, ENDED, UNKNOWN, Queue, numbers_of
+from slurm.status import ASK_EVERY_S, ENDED, UNKNOWN, JobState, Queue, numbers_of
 
 # fields of a job whose default a user may have in the environment of sbatch, which counts above what stands in a script
 DEFAULTS = {
@@ -234,16 +234,16 @@ def check_free(run_folder: Path, *, force: bool = False) -> str:
             "another --name goes beside it",
         )
     if is_unknown(states) and not force:
-        raise not_known(record, run_folder)
+        raise not_known(record, run_folder, states)
     return record.key
 
 
-def not_known(record: Submitted, run_folder: Path) -> InputError:
+def not_known(record: Submitted, run_folder: Path, states: list[JobState]) -> InputError:
     """The refusal to submit a job again of which SLURM cannot say whether it lives."""
     away = is_away(record)
     look = f"the same command on a machine of cluster {record.cluster}" if away else "squeue --me --all lists the jobs that live"
     return InputError(
-        f"this name may be in use: {whereabouts(record, away)}",
+        f"this name may be in use: {whereabouts(record, away, states)}",
         where=run_folder,
         expected="a job that is known to have ended, to submit it again",
         mend=f"{look}; once you know that it has ended, the same command with --force",

@@ -15,7 +15,7 @@ from typing import Any
 
 from data_shards import durable
 from data_shards.errors import CorruptData, InputError, RetinaforgeError, TryAgain, nearest
-from slurm.arrays import array_indices, site_here
+from slurm.arrays import array_indices, site_here, spelled
 from slurm.attempts import attempts_path, read_attempts
 from slurm.causes import CAUSES
 from slurm.status import ENDED, UNKNOWN, JobState, Queue, starts_in
@@ -185,6 +185,13 @@ class _Piece:
             found |= {index: state for index in span_of(state.job_id) or [""] if index in self.indices and state.state != UNKNOWN}
         return found
 
+    def gone(self, states: Iterable[JobState]) -> set[str]:
+        """The indices that SLURM would list beside others of their number if they waited or ran, and does not; none where it lists none."""
+        spans = [span_of(state.job_id) for state in states if state.token and state.token == self.record.token]
+        if not all(spans):  # a list that cannot be read leaves nothing to conclude
+            return set()
+        return self.indices.keys() - {index for span in spans for index in span} if spans else set()
+
     def _is_here(self, folder: str | None) -> bool:
         return bool(folder and self.record.folder) and Path(folder).resolve() == Path(self.record.folder).resolve()
 
@@ -224,9 +231,11 @@ def current(records: list[Submitted], queue: Queue | None = None, *, fresh: bool
     books = queue.books(piece.number for (_, piece), states in zip(pieces, known, strict=True) if states.keys() != piece.indices.keys())
     found: dict[str, list[JobState]] = {record.name: [] for record in records}
     for (name, piece), states in zip(pieces, known, strict=True):
-        written = piece.own(books.get(piece.number, []))
+        written, gone = piece.own(books.get(piece.number, [])), piece.gone(listed[piece.number])
         for index, true in piece.indices.items():
             state = states.get(index) or written.get(index) or _noted(piece, true)
+            if state.state == UNKNOWN and index in gone:
+                state = replace(state, state="CANCELLED", why="cancelled, or ended without a word: SLURM lists its siblings alone")
             found[name].append(replace(state, job_id=f"{piece.number}_{true}" if true else piece.number))
     return found
 
@@ -284,9 +293,13 @@ def is_away(record: Submitted) -> bool:
     return bool(record.cluster) and record.cluster != site_here().cluster
 
 
-def whereabouts(record: Submitted, away: bool) -> str:
-    """Of a job that is UNKNOWN: its numbers, and why."""
-    numbers = f"job {', '.join(record.job_ids)}"
+def whereabouts(record: Submitted, away: bool, states: list[JobState]) -> str:
+    """Of a job that is UNKNOWN: the numbers that are, of an array with their indices, and why."""
+    unknown: dict[str, list[int]] = {}
+    for state in states:
+        if state.state == UNKNOWN:
+            unknown.setdefault(state.job_id.partition("_")[0], []).extend(map(int, span_of(state.job_id)))
+    numbers = f"job {', '.join(number + ('_' + spelled(indices) if indices else '') for number, indices in unknown.items())}"
     if away:
         return f"{numbers} was submitted on cluster {record.cluster}, which is not the one that is spoken with here"
     return f"{numbers} is not known to SLURM here, and left no word of its end"

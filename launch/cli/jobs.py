@@ -219,11 +219,12 @@ def cancel(
     """Cancel jobs that wait or run. What they have committed stays: `resume`, or the same `submit`, goes on from it."""
     from data_shards.errors import InputError
     from launch.site import queue
-    from slurm.records import CANCELLED, cancelled, is_away, read_records, whereabouts
+    from slurm.records import CANCELLED, cancelled, current, is_away, read_records, whereabouts
     from slurm.status import UNKNOWN
 
     records = read_records(jobs, names)
-    came_of = cancelled(records, queue())
+    shared = queue()
+    came_of = cancelled(records, shared)
     unknown = [record for record in records if came_of[record.name] == UNKNOWN]
     if as_json:  # null: nobody knows
         typer.echo(json.dumps({name: None if said == UNKNOWN else said == CANCELLED for name, said in came_of.items()}))
@@ -232,9 +233,10 @@ def cancel(
             if record not in unknown:
                 typer.echo(f"{record.name}: {came_of[record.name]} (job {', '.join(record.job_ids)})")
     if unknown:
+        states = current(unknown, shared)
         away = {record.cluster for record in unknown if is_away(record)}
         raise InputError(
-            "; ".join(f"{record.name}: {whereabouts(record, is_away(record))}" for record in unknown),
+            "; ".join(f"{record.name}: {whereabouts(record, is_away(record), states[record.name])}" for record in unknown),
             where=jobs,
             expected="jobs that SLURM here knows",
             mend=f"the same command on a machine of cluster {' and of '.join(sorted(away))}"

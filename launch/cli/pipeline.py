@@ -127,7 +127,7 @@ def _left_alone(
     states = current(list(records.values()), fresh=True)
     for stage, record in records.items():
         if is_unknown(found := states[record.name]) and not is_live(found) and not force:
-            raise not_known(record, wanted[stage].folder)
+            raise not_known(record, wanted[stage].folder, found)
     anew: list[str] = []
     for stage in wanted:
         found = states[records[stage].name] if stage in records else []

@@ -18,7 +18,7 @@ from data_shards.durable import claimed
 from data_shards.errors import InputError, TryAgain
 from launch.cli.jobs import summary
 from launch.cli.pipeline import _left_alone, _submit
-from launch.cli.submit import _ended
+from launch.cli.submit import _ended, _failed
 from launch.pipeline import AFTER
 from slurm.attempts import Attempt, attempts_path
 from slurm.executor import _Job, _of_another_job, check_free, submit
@@ -220,13 +220,38 @@ def test_the_books_are_not_asked_more_often_either(site):
 
 
 def test_indices_of_an_array_are_forgotten_one_by_one(site):
-    """Three of five: one runs, one is in the books, of one nobody knows; none falls out of the count."""
+    """Three of five: one runs, one is in the books, one SLURM would list if it lived; none falls out of the count."""
     record = submitted(7, array="1-5")
     site.says("squeue", row(7, "RUNNING", index="4"), row(7, "PENDING", index="2,5%2"))
     site.says("sacct", books("7_3", "FAILED", "4:0", folder="/jobs/job"), books("7_4", "COMPLETED", folder="/jobs/job"))
     found = {state.job_id: state.state for state in current([record], Queue(0.0))["job"]}
-    assert found == {"7_1": UNKNOWN, "7_2": "PENDING", "7_3": "FAILED", "7_4": "RUNNING", "7_5": "PENDING"}
-    assert summary(current([record], Queue(0.0))["job"]) == "2 PENDING, 1 UNKNOWN, 1 FAILED, 1 RUNNING"
+    assert found == {"7_1": "CANCELLED", "7_2": "PENDING", "7_3": "FAILED", "7_4": "RUNNING", "7_5": "PENDING"}
+    assert summary(current([record], Queue(0.0))["job"]) == "2 PENDING, 1 CANCELLED, 1 FAILED, 1 RUNNING"
+
+
+def test_an_index_that_was_cancelled_as_it_waited_does_not_hold_its_name(site, tmp_path):
+    """SLURM keeps nothing of it, but lists the others. Where it lists none, or lists that cannot be read, nothing is concluded."""
+    record = submitted(7, array="0-3", cluster="west", folder=str(tmp_path))
+    (tmp_path / RECORD_NAME).write_text(json.dumps(record_tree(record)))
+    site.says("scontrol", "ClusterName             = west")
+    site.says("squeue", *(row(7, "COMPLETED", index=str(index)) for index in (0, 1)), row(7, "PENDING", index="3"))
+    found = {state.job_id: state.state for state in current([record], Queue(0.0))["job"]}
+    assert found == {"7_0": "COMPLETED", "7_1": "COMPLETED", "7_2": "CANCELLED", "7_3": "PENDING"}
+    site.says("squeue", *(row(7, "COMPLETED", index=str(index)) for index in (0, 1, 3)))
+    assert check_free(tmp_path) == TOKEN and _failed(tmp_path, JobSpec(name="job", command=("x",), folder="/", array="0-3")) == "2"
+    unread = [("1-2,…", TOKEN), ("N/A", TOKEN), ("1,3", ANOTHER)]
+    for index, token in unread:
+        site.says("squeue", row(7, "PENDING", index="0"), row(7, "PENDING", index=index, comment=TOKEN_MARK + token))
+        states = {state.job_id: state.state for state in current([record], Queue(0.0))["job"]}
+        assert states["7_2"] == ("CANCELLED" if token == ANOTHER else UNKNOWN), index
+    site.says("squeue")
+    with pytest.raises(InputError, match="job 7_0-3 is not known to SLURM here"):
+        check_free(tmp_path)
+    noted = Attempt(token=TOKEN, job_id="7", restart=0, nodes="n1", began_unix_s=AT, before="", code=0, why="done", last=True)
+    for index in ("0", "1", "3"):
+        attempts_path(tmp_path, index).write_text(json.dumps(asdict(noted)) + "\n")
+    with pytest.raises(InputError, match="job 7_2 is not known to SLURM here"):
+        check_free(tmp_path)
 
 
 def test_an_array_with_holes_is_told_index_by_index(site):
