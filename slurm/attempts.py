@@ -30,12 +30,14 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
+from pydantic import TypeAdapter
+
 from data_shards import durable
 from data_shards.errors import InputError, RetinaforgeError, TryAgain
 from slurm.arrays import array_task
 from slurm.causes import CAUSES, MARK, OVER, cause, said_in, verdict
 from slurm.jobs import JobSpec, read_spec, words_on
-from slurm.preempt import ATTEMPT
+from slurm.preempt import ATTEMPT, holder_in
 from slurm.restart import is_preempted, may_pass, own_number, requeue, tell
 
 TRY_AGAIN = TryAgain.exit_code
@@ -87,6 +89,10 @@ class Attempt:
         return ".".join(filter(None, (self.token, self.job_id, str(self.restart))))
 
 
+LINE = TypeAdapter(Attempt)
+"""One in a line of JSON."""
+
+
 def attempts_path(folder: Path, index: str | None = None) -> Path:
     """The record of a job, or of one index of an array."""
     return folder / (f"attempts_{index}.jsonl" if index else "attempts.jsonl")
@@ -98,16 +104,16 @@ def holder_path(folder: Path, index: str | None = None) -> Path:
 
 
 def read_attempts(path: Path) -> list[Attempt]:
-    """All attempts, the oldest first; a line that a kill left torn is passed over."""
+    """All attempts, the oldest first; a line that a kill left torn, or a disk damaged, is passed over."""
     found: dict[tuple[str, str, int], Attempt] = {}
     try:
-        lines = path.read_text().splitlines()
+        lines = path.read_bytes().splitlines()
     except FileNotFoundError:
         return []
     for line in lines:
         try:
-            attempt = Attempt(**json.loads(line))
-        except (ValueError, TypeError):
+            attempt = LINE.validate_json(line)
+        except ValueError:
             continue
         found[attempt.key] = attempt
     return list(found.values())
@@ -281,7 +287,7 @@ def _former(record: Path, mine: Attempt) -> tuple[list[Attempt], Attempt]:
 def _holder(folder: Path, index: str | None) -> str:
     """The name of the attempt that holds the job; '' where nobody can say it."""
     try:
-        return holder_path(folder, index).read_text().strip()
+        return holder_in(holder_path(folder, index))
     except OSError:
         return ""
 

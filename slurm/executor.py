@@ -20,7 +20,7 @@ import submitit
 from submitit.core.utils import FailedJobError, FailedSubmissionError
 
 from data_shards import durable
-from data_shards.errors import InputError, TryAgain
+from data_shards.errors import CorruptData, InputError, TryAgain
 from slurm.arrays import Part, array_indices, parts_of, site_here
 from slurm.jobs import JobSpec, check_same, freeze, words_on
 from slurm.meeting import free_port
@@ -141,7 +141,7 @@ def submit(
     check_same(spec, run_folder)
     with durable.claimed(run_folder / ".submit", "submitting this job"):
         path = run_folder / RECORD_NAME
-        before = read_record(path) if path.exists() else None
+        before = known(run_folder, force=force)
         if before and before.key != over:
             check_free(run_folder, force=force)
         frozen_with_it()
@@ -217,12 +217,11 @@ def check_free(run_folder: Path, *, force: bool = False) -> str:
         force: what nobody knows is taken for over.
 
     Raises:
-        InputError: as said. TryAgain: SLURM does not answer.
+        InputError: as said. CorruptData: the record is damaged. TryAgain: SLURM does not answer.
     """
-    path = run_folder / RECORD_NAME
-    if not path.exists():
+    record = known(run_folder, force=force)
+    if record is None:
         return ""
-    record = read_record(path)
     states = current([record], fresh=True)[record.name]
     if is_live(states):
         live = next(state for state in states if is_live([state]))
@@ -236,6 +235,21 @@ def check_free(run_folder: Path, *, force: bool = False) -> str:
     if is_unknown(states) and not force:
         raise not_known(record, run_folder, states)
     return record.key
+
+
+def known(run_folder: Path, *, force: bool) -> Submitted | None:
+    """The record of a job that was submitted; None where there is none, or by force where it is damaged.
+
+    Raises:
+        CorruptData: it is damaged.
+    """
+    path = run_folder / RECORD_NAME
+    try:
+        return read_record(path) if path.exists() else None
+    except CorruptData:
+        if force:
+            return None
+        raise
 
 
 def not_known(record: Submitted, run_folder: Path, states: list[JobState]) -> InputError:

@@ -217,6 +217,17 @@ def test_a_job_without_files_of_its_progress_is_ended_when_it_only_says_try_agai
     assert len(script.asked) == 4, "submitted again, it has all its attempts"
 
 
+def test_damaged_notes_lose_no_restart(script, capsys):
+    """Bytes that are no text, in what was noted and in the file that names who holds the job."""
+    for _ in range(2):
+        for path in (attempts_path(script.folder), holder_path(script.folder)):
+            path.write_bytes(b"\xff\xfe{\n")
+        script.begins(capsys)
+        holder_path(script.folder).write_bytes(b"\xff\xfe{\n")
+        script.ends(75, errors=RANK_1_FAILED)
+    assert script.asked == ["7", "7"] and script.last.code == 75
+
+
 def test_a_copy_that_was_taken_over_asks_for_nothing(script, capsys):
     script.begins(capsys)
     holder_path(script.folder).write_text(f"{TOKEN}.7.1\n")
@@ -249,7 +260,7 @@ FAULTS = [errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.ESTALE]
 def test_what_cannot_be_noted_at_an_end_keeps_no_job_from_its_next_attempt(script, capsys, monkeypatch, what, number):
     script.begins(capsys)
 
-    def fails(*_):
+    def fails(*_, **__):
         raise OSError(number, os.strerror(number))
 
     class Fails:
