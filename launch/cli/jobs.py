@@ -222,10 +222,34 @@ def logs(
             expected=f"one of {several}",
             mend=words_on("logs", records[-1].name, job_folder(jobs, records[-1].name)),
         )
+    folder = job_folder(jobs, name)
+    if rank is not None and not follow:
+        _check_rank(rank, record, folder)
     over = _asked_politely(record, queue()) if follow else lambda: True
-    for who, line in lines(job_folder(jobs, name), last=last, ended=over, true_id=record.true_id):
+    for who, line in lines(folder, last=last, ended=over, true_id=record.true_id):
         if rank in (None, who):
             typer.echo(json.dumps({"rank": who, "line": line}) if as_json else f"[{who}] {line}")
+    if rank is not None and follow:  # one that was waited for
+        _check_rank(rank, record, folder)
+
+
+def _check_rank(rank: str, record: Submitted, folder: Path) -> None:
+    """Refuse a rank of which there is no log.
+
+    Raises:
+        InputError: as said, with those there are.
+    """
+    from data_shards.errors import InputError
+    from slurm.jobs import words_on
+    from slurm.logs import log_files
+
+    if rank not in (there := log_files(folder, record.true_id)):
+        raise InputError(
+            f"--rank {rank}: no log of it",
+            where=folder,
+            expected=f"one of {', '.join(there)}" if there else "a job that has begun",
+            mend=words_on("logs" if there else "status", record.name, folder),
+        )
 
 
 def cancel(

@@ -180,7 +180,7 @@ def resume(
     from slurm import executor
     from slurm.jobs import SPEC_NAME, read_spec, words_on
     from slurm.offers import offers
-    from slurm.records import job_folder
+    from slurm.records import job_folder, no_job
 
     if array is not None and failed:
         raise InputError(f"--array {array} and --failed", expected="one of both")
@@ -199,7 +199,7 @@ def resume(
         submit_pipeline([str(folder / PIPELINE_NAME)], {}, name, jobs=jobs, local=False, dry_run=False, as_json=as_json, force=force)
         return
     if not (folder / SPEC_NAME).exists():
-        raise InputError(f"no job {name!r}", where=jobs, expected="one that was submitted", mend="retinaforge runs lists them")
+        raise no_job(name, jobs)
     spec = replace(read_spec(folder / SPEC_NAME), **changes, dependency=None)  # what it waited for may be long gone
     from launch.cli.described import Described
 

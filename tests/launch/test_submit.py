@@ -26,6 +26,7 @@ from launch.stages import Run, check_outdated
 from slurm.executor import run_local
 from slurm.jobs import JobSpec
 from slurm.rank import Placement
+from slurm.records import RECORD_NAME
 from slurm.status import JobState
 from slurm.task import few_cores, read_secrets, task_environ
 from tests.commands import invoke
@@ -441,9 +442,26 @@ def test_behind_a_missing_stage_all_is_missing():
     assert looked == ["data", "vqgan"], "what stands behind a missing stage may not even be readable"
 
 
-def test_resume_of_what_was_never_submitted_says_so():
-    with pytest.raises(InputError, match="no job 'x'"):
-        invoke("resume", "x")
+@pytest.mark.parametrize("verb", ["resume", "logs", "cancel", "status"])
+def test_what_was_never_submitted_is_said_and_what_was_is_listed(tmp_path, verb):
+    with pytest.raises(InputError, match="no job 'x'(.|\n)*mend: +retinaforge status lists them"):
+        invoke(verb, "x")
+    with pytest.raises(InputError, match=f"no job 'x'(.|\n)*retinaforge status --jobs {tmp_path}/other lists them"):
+        invoke(verb, "x", "--jobs", tmp_path / "other")
+
+
+@pytest.mark.parametrize("logs", [("7_batch.out", "7_0_log.out", "7_1_log.out"), ("7_3_batch.out", "7_3_0_log.out"), ()])
+def test_a_rank_that_there_is_not_is_refused_with_those_there_are(tmp_path, logs):
+    folder = tmp_path / "runs" / "jobs" / "job"
+    folder.mkdir(parents=True)
+    (folder / RECORD_NAME).write_text(json.dumps({"job_ids": ["7"], "name": "job", "submitted_unix_s": 1.0}))
+    for name in logs:
+        (folder / name).touch()  # it has said nothing yet
+    there = ["batch", "0", "1"] if len(logs) == 3 else ["3:batch", "3:0"] if logs else []
+    for rank in ("9", "9:0", "", "0 "):
+        with pytest.raises(InputError, match=f"--rank {rank}: no log(.|\n)*" + (f"one of {', '.join(there)}" if there else "has begun")):
+            invoke("logs", "job", "--rank", rank)
+    assert [invoke("logs", "job", "--rank", rank) for rank in there] == [""] * len(there)
 
 
 def test_runs_are_listed_with_how_far_they_are(tmp_path):
