@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-import re
 import shutil
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from time import sleep
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -99,6 +98,7 @@ def command(
     it left, also with other resources.
     """
     given = {
+        "nodes": nodes,
         "tasks_per_node": tasks_per_node,
         "cpus_per_task": cpus_per_task,
         "gpus_per_task": gpus_per_task,
@@ -125,7 +125,7 @@ def command(
         "exports": export or None,
         "secrets": str(secrets.absolute()) if secrets else None,
     }
-    given = {**_nodes(nodes), **{field: value for field, value in given.items() if value is not None}}
+    given = {field: value for field, value in given.items() if value is not None}
     if name is not None:
         check_name(name)
     if wait and (local or words[0] == "pipeline"):
@@ -177,6 +177,7 @@ def resume(
 ) -> None:
     """Submit a job again as it was frozen; it goes on from its newest verified checkpoint. Of a pipeline, what is missing."""
     from launch.jobs import read_target
+    from launch.site import as_fields
     from slurm import executor
     from slurm.jobs import SPEC_NAME, read_spec, words_on
     from slurm.offers import offers
@@ -184,8 +185,8 @@ def resume(
 
     if array is not None and failed:
         raise InputError(f"--array {array} and --failed", expected="one of both")
-    changes = {"time_minutes": time_minutes, "partition": partition}
-    changes = {**_nodes(nodes), **{field: value for field, value in changes.items() if value is not None}}
+    changes = {"nodes": nodes, "time_minutes": time_minutes, "partition": partition}
+    changes = as_fields({field: value for field, value in changes.items() if value is not None}, where="the command line")
     folder = job_folder(jobs, name)
     from launch.cli.pipeline import PIPELINE_NAME, submit_pipeline
 
@@ -273,17 +274,3 @@ def _ended(folder: Path) -> int:
         return 0
     codes = (attempts[-1].code for attempts in read_all(folder).values() if attempts[-1].token == record.token)
     return next((code for code in codes if code), 1)
-
-
-def _nodes(text: str | None) -> dict[str, Any]:
-    """'2' or '1-4', as fields of a job; what a site's file says of either is void then.
-
-    Raises:
-        InputError: neither.
-    """
-    if text is None:
-        return {}
-    match = re.fullmatch(r"([0-9]+)(?:-([0-9]+))?", text)
-    if not match:
-        raise InputError(f"--nodes {text}", expected="a number, or the fewest and the most: 1-4")
-    return {"nodes": int(match[1]), "most_nodes": int(match[2]) if match[2] else None}

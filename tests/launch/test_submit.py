@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -115,7 +116,17 @@ def test_one_thing_is_not_said_in_two_ways(words, message):
         ("verbs: {run: {gpus: 1}}", "verbs: run(.|\n)*did you mean|unknown key 'gpus'"),
         ("verbs: {smaple: {}}", "unknown verb 'smaple'(.|\n)*'sample'"),
         ("- partition", "in place of keys and values"),
-        ("nodes: two", "nodes: "),
+        ("nodes: two", "site.yaml(.|\n)*1-4"),
+        ("nodes: 1-4\nmost_nodes: 3", "nodes: 1-4 and most_nodes(.|\n)*site.yaml"),
+        ("nodes: true", "nodes: True"),
+        ("account: 123", 'account: 123(.|\n)*site.yaml(.|\n)*account: "123"'),
+        ("verbs: {run: {partition: on}}", "partition: True(.|\n)*verbs: run(.|\n)*in quotes"),
+        ("memory: 64", 'memory: 64(.|\n)*site.yaml(.|\n)*memory: "64"'),
+        ("snapshot: maybe", "snapshot: 'maybe'(.|\n)*site.yaml(.|\n)*true or false"),
+        *(
+            (f"ask_every_seconds: {every}", "ask_every_seconds: (.|\n)*site.yaml(.|\n)*above 0")
+            for every in ("0", "-1", "often", ".inf", ".nan")
+        ),
         ("partition: [", "not YAML"),
     ],
 )
@@ -210,6 +221,24 @@ def test_a_time_limit_without_quotes_is_read_as_slurm_reads_it(tmp_path, text, m
     (tmp_path / "p.yaml").write_text(f"preset: demo\njobs:\n  vqgan: {{time: {text}}}\n")
     stages = json.loads(invoke("submit", "--dry-run", "--json", "--", "pipeline", "p.yaml"))["stages"]
     assert stages["vqgan"]["job"]["time_minutes"] == minutes
+
+
+def test_what_needs_no_quotes_is_read_without(tmp_path):
+    (tmp_path / "site.yaml").write_text("umask: 0027\naccount: 0123\nnodes: 1-4\nverbs: {run: {nodes: 2}}\n")
+    job = json.loads(invoke("submit", "--dry-run", "--json", "--", "presets"))["job"]
+    assert (job["umask"], job["account"], job["nodes"], job["most_nodes"]) == ("0027", "0123", 1, 4)
+    job = json.loads(invoke("submit", "--dry-run", "--json", "--", "run", "demo"))["job"]
+    assert (job["nodes"], job["most_nodes"]) == (2, None), "the closer word counts"
+
+
+def test_a_dry_run_shows_the_umask_that_the_job_would_have(tmp_path):
+    before = os.umask(0o027)
+    try:
+        assert "\numask 0027\n" in invoke("submit", "--dry-run", "--", "presets")
+        (tmp_path / "site.yaml").write_text('umask: "0002"\n')
+        assert "\numask 0002\n" in invoke("submit", "--dry-run", "--", "presets")
+    finally:
+        os.umask(before)
 
 
 def test_what_a_site_needs_is_quoted_and_shown(tmp_path):
