@@ -214,7 +214,7 @@ class _Piece:
         A site may write something of its own over the comment, and older versions left none. Then the folder that the job starts in
         tells it, which is asked for where it matters.
         """
-        mine = [state for state in states if state.token and state.token == self.record.token]
+        mine = self._by_token(states)
         doubtful = [state for state in states if not state.token and state.name.strip() == self.record.name.strip()]
         if doubtful and fresh:
             asked = None if all(state.folder for state in doubtful) else starts_in(self.number)
@@ -226,10 +226,13 @@ class _Piece:
 
     def gone(self, states: Iterable[JobState]) -> set[str]:
         """The indices that SLURM would list beside others of their number if they waited or ran, and does not; none where it lists none."""
-        spans = [span_of(state.job_id) for state in states if state.token and state.token == self.record.token]
+        spans = [span_of(state.job_id) for state in self._by_token(states)]
         if not all(spans):  # a list that cannot be read leaves nothing to conclude
             return set()
         return self.indices.keys() - {index for span in spans for index in span} if spans else set()
+
+    def _by_token(self, states: Iterable[JobState]) -> list[JobState]:
+        return [state for state in states if state.token and state.token == self.record.token]
 
     def _is_here(self, folder: str | None) -> bool:
         return bool(folder and self.record.folder) and Path(folder).resolve() == Path(self.record.folder).resolve()
