@@ -14,8 +14,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pydantic import TypeAdapter
+
 from data_shards import durable
-from data_shards.errors import CorruptData, InputError
+from data_shards.errors import CorruptData, InputError, moved_aside
 from data_shards.manifest import NAME
 from ldm.training.committed import COMMIT, faults_of, read_commit
 from slurm.jobs import JobSpec
@@ -83,6 +85,9 @@ class Progress:
         if self.done is None or not (self.goal and self.per_s):
             return None
         return max(0, self.goal - self.done) / self.per_s
+
+
+TARGET = TypeAdapter(Target)
 
 
 def target_of(config: Config, verb: str) -> Target:
@@ -158,11 +163,12 @@ def read_target(folder: Path) -> Target | None:
     """
     path = folder / TARGET_NAME
     try:
-        return Target(**json.loads(path.read_bytes()))
+        return TARGET.validate_json(path.read_bytes())
     except FileNotFoundError:
         return None
-    except (ValueError, TypeError) as error:
-        raise CorruptData(f"not a target: {error}", where=path, mend="submit the job again") from error
+    except ValueError as error:
+        mend = f"{moved_aside(path)}; the next submit writes it anew"
+        raise CorruptData(f"what the job makes cannot be read: {error}", where=path, expected="run, stage, goal", mend=mend) from error
 
 
 def progress_of(target: Target, *, verify: bool = False) -> Progress:
@@ -172,7 +178,7 @@ def progress_of(target: Target, *, verify: bool = False) -> Progress:
         verify: also hash the parts of the newest checkpoint, which takes as long as reading it.
     """
     run = Path(target.run)
-    if target.stage == "sample":
+    if target.stage == "sample" and target.shard > 0:
         full = sum(1 for path in (run / "synthetic").glob("*.tar") if re.fullmatch(r"synthetic-\d+\.tar", path.name))
         number, last = divmod(target.goal, target.shard)  # ends of smaller sets are no part of it
         has_last = (run / "synthetic" / f"synthetic-{number:06d}.first{last}.tar").exists()
