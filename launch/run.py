@@ -6,14 +6,13 @@ import json
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from data_shards import durable
 from data_shards.errors import InputError
 from data_shards.manifest import NAME, read_manifest
 from data_shards.reading.dataset import Dataset
 from data_shards.stores import Cache, is_url
 from launch.config import CREDENTIALS, Config, completed, concealed, to_public_yaml, to_tree
+from launch.parse import parse_yaml
 from launch.provenance import environment
 from launch.worked import working_seconds
 
@@ -52,7 +51,7 @@ class Run:
         """
         path = self.folder / "run.yaml"
         if path.exists():
-            differing = _changed(concealed(completed(yaml.safe_load(path.read_text()))), concealed(to_tree(self.config)))
+            differing = _changed(concealed(completed(parse_yaml(path.read_text(), path))), concealed(to_tree(self.config)))
             if "sample.count" in differing and (self.synthetic / NAME).exists():
                 from ldm.generation.generate import check_count
 

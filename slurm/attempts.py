@@ -30,12 +30,14 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
+from pydantic import TypeAdapter
+
 from data_shards import durable
 from data_shards.errors import InputError, RetinaforgeError, TryAgain
 from slurm.arrays import array_task
 from slurm.causes import CAUSES, MARK, OVER, cause, said_in, verdict
 from slurm.jobs import JobSpec, read_spec, words_on
-from slurm.preempt import ATTEMPT
+from slurm.preempt import ATTEMPT, holder_in
 from slurm.restart import is_preempted, may_pass, own_number, requeue, tell
 
 TRY_AGAIN = TryAgain.exit_code
@@ -87,6 +89,10 @@ class Attempt:
         return ".".join(filter(None, (self.token, self.job_id, str(self.restart))))
 
 
+LINE = TypeAdapter(Attempt)
+"""One in a line of JSON."""
+
+
 def attempts_path(folder: Path, index: str | None = None) -> Path:
     """The record of a job, or of one index of an array."""
     return folder / (f"attempts_{index}.jsonl" if index else "attempts.jsonl")
@@ -98,16 +104,16 @@ def holder_path(folder: Path, index: str | None = None) -> Path:
 
 
 def read_attempts(path: Path) -> list[Attempt]:
-    """All attempts, the oldest first; a line that a kill left torn is passed over."""
+    """All attempts, the oldest first; a line that a kill left torn, or a disk damaged, is passed over."""
     found: dict[tuple[str, str, int], Attempt] = {}
     try:
-        lines = path.read_text().splitlines()
+        lines = path.read_bytes().splitlines()
     except FileNotFoundError:
         return []
     for line in lines:
         try:
-            attempt = Attempt(**json.loads(line))
-        except (ValueError, TypeError):
+            attempt = LINE.validate_json(line)
+        except ValueError:
             continue
         found[attempt.key] = attempt
     return list(found.values())
@@ -139,6 +145,20 @@ def _is_of(path: Path, share: str) -> bool:
     return number is None or int(number[1]) % int(n) == (int(k) - 1) % int(n)
 
 
+NO_FAULT = (CAUSES["PREEMPTION"], CAUSES["JOB REQUEUE"], CAUSES["NODE FAILURE"])
+"""Ends that say nothing of whether a job gets on, where it makes no files that would tell it."""
+
+
+def put_off(attempts: list[Attempt], submission: tuple[str, str]) -> int:
+    """How many attempts in a row, the last ones of this submission, ended with 75 of themselves."""
+    count = 0
+    for attempt in reversed(attempts):
+        if attempt.submission != submission or attempt.code not in (TRY_AGAIN, None):
+            break
+        count += attempt.code == TRY_AGAIN and attempt.why not in NO_FAULT
+    return count
+
+
 def stalls(attempts: list[Attempt], submission: tuple[str, str], now: str) -> int:
     """How many attempts in a row, the last ones of this submission, left what the job makes as it is now."""
     count = 0
@@ -151,8 +171,8 @@ def stalls(attempts: list[Attempt], submission: tuple[str, str], now: str) -> in
 
 def stalled(spec: JobSpec, attempts: list[Attempt], submission: tuple[str, str], now: str) -> str | None:
     """Why no further attempt of this submission is worth its time, or None."""
-    count = stalls(attempts, submission, now)
-    if not spec.progress or count < spec.max_stalls:
+    count = stalls(attempts, submission, now) if spec.progress else put_off(attempts, submission)
+    if count < spec.max_stalls:
         return None
     return f"{count} attempts in a row got nowhere, the last one: {attempts[-1].why}"
 
@@ -181,8 +201,8 @@ def begin(path: Path, environ: Mapping[str, str]) -> None:
         _append(record, replace(mine, ended_unix_s=time.time(), after=now, code=InputError.exit_code, why=why, last=True))
         raise InputError(
             why,
-            where=", ".join(spec.progress),
-            expected=f"a change there at least once in {spec.max_stalls} attempts",
+            where=", ".join(spec.progress) or folder,
+            expected=f"{'a change there' if spec.progress else 'another end than try again'} at least once in {spec.max_stalls} attempts",
             mend=f"{words_on('logs -n 40', spec.name, folder)} shows what stops it; then {words_on('resume', spec.name, folder)}",
         )
 
@@ -230,7 +250,7 @@ def end(path: Path, status: int, told: bool, environ: Mapping[str, str]) -> int:
     again = spec.requeue and not elder and comes_back
     refused = None
     if again:
-        refused = stalled(spec, [*attempts, replace(mine, why=why)], mine.submission, after)
+        refused = stalled(spec, [*attempts, replace(mine, why=why, code=code)], mine.submission, after)
         if mine.restart >= spec.max_restarts:
             refused = f"{why}; it was restarted {mine.restart} times, the most it may"
     if refused or elder:
@@ -267,7 +287,7 @@ def _former(record: Path, mine: Attempt) -> tuple[list[Attempt], Attempt]:
 def _holder(folder: Path, index: str | None) -> str:
     """The name of the attempt that holds the job; '' where nobody can say it."""
     try:
-        return holder_path(folder, index).read_text().strip()
+        return holder_in(holder_path(folder, index))
     except OSError:
         return ""
 

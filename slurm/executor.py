@@ -20,14 +20,14 @@ import submitit
 from submitit.core.utils import FailedJobError, FailedSubmissionError
 
 from data_shards import durable
-from data_shards.errors import InputError, TryAgain
+from data_shards.errors import CorruptData, InputError, TryAgain
 from slurm.arrays import Part, array_indices, parts_of, site_here
 from slurm.jobs import JobSpec, check_same, freeze, words_on
 from slurm.meeting import free_port
 from slurm.preempt import ATTEMPT
 from slurm.records import RECORD_NAME, Submitted, current, is_away, is_live, is_unknown, read_record, record_tree, span_of, whereabouts
 from slurm.script import after_setup, sbatch_text
-from slurm.status import ASK_EVERY_S, ENDED, UNKNOWN, Queue, numbers_of
+from slurm.status import ASK_EVERY_S, ENDED, UNKNOWN, JobState, Queue, numbers_of
 
 # fields of a job whose default a user may have in the environment of sbatch, which counts above what stands in a script
 DEFAULTS = {
@@ -126,9 +126,9 @@ def submit(
     check_slurm()
     run_folder = run_folder.absolute()
     spec = replace(spec, umask=spec.umask or umask_here())
-    sent = replace(spec, array=only or spec.array)
+    sent = replace(spec, array=spec.array if only is None else only)
     sbatch_text(sent, run_folder)  # refuses what it refuses before anything is written
-    if only:
+    if only is not None:
         check_part(spec, only, run_folder)
     site = site_here()
     parts = parts_of(sent.array, site.max_array_size) if sent.array else []
@@ -141,7 +141,7 @@ def submit(
     check_same(spec, run_folder)
     with durable.claimed(run_folder / ".submit", "submitting this job"):
         path = run_folder / RECORD_NAME
-        before = read_record(path) if path.exists() else None
+        before = known(run_folder, force=force)
         if before and before.key != over:
             check_free(run_folder, force=force)
         frozen_with_it()
@@ -160,7 +160,7 @@ def submit(
                 token=token,
                 cluster=site.cluster,
                 array=sent.array,
-                whole=spec.array if only else None,
+                whole=None if only is None else spec.array,
                 part=len(array_indices(parts[0].array)) if parts else 0,
                 former=(*before.former, replace(before, former=())) if before else (),
                 folder=str(run_folder),
@@ -217,12 +217,11 @@ def check_free(run_folder: Path, *, force: bool = False) -> str:
         force: what nobody knows is taken for over.
 
     Raises:
-        InputError: as said. TryAgain: SLURM does not answer.
+        InputError: as said. CorruptData: the record is damaged. TryAgain: SLURM does not answer.
     """
-    path = run_folder / RECORD_NAME
-    if not path.exists():
+    record = known(run_folder, force=force)
+    if record is None:
         return ""
-    record = read_record(path)
     states = current([record], fresh=True)[record.name]
     if is_live(states):
         live = next(state for state in states if is_live([state]))
@@ -234,16 +233,31 @@ def check_free(run_folder: Path, *, force: bool = False) -> str:
             "another --name goes beside it",
         )
     if is_unknown(states) and not force:
-        raise not_known(record, run_folder)
+        raise not_known(record, run_folder, states)
     return record.key
 
 
-def not_known(record: Submitted, run_folder: Path) -> InputError:
+def known(run_folder: Path, *, force: bool) -> Submitted | None:
+    """The record of a job that was submitted; None where there is none, or by force where it is damaged.
+
+    Raises:
+        CorruptData: it is damaged.
+    """
+    path = run_folder / RECORD_NAME
+    try:
+        return read_record(path) if path.exists() else None
+    except CorruptData:
+        if force:
+            return None
+        raise
+
+
+def not_known(record: Submitted, run_folder: Path, states: list[JobState]) -> InputError:
     """The refusal to submit a job again of which SLURM cannot say whether it lives."""
     away = is_away(record)
     look = f"the same command on a machine of cluster {record.cluster}" if away else "squeue --me --all lists the jobs that live"
     return InputError(
-        f"this name may be in use: {whereabouts(record, away)}",
+        f"this name may be in use: {whereabouts(record, away, states)}",
         where=run_folder,
         expected="a job that is known to have ended, to submit it again",
         mend=f"{look}; once you know that it has ended, the same command with --force",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 from pathlib import Path
 
 from data_shards.errors import InputError, without_credentials
@@ -14,7 +15,7 @@ SECRET = re.compile(
 )
 """In the names of secrets, whole words of them: TOKENIZERS_PARALLELISM and MAX_TOKENS are none."""
 ABOUT = re.compile(
-    "_(FILE|FILES|PATH|DIR|FOLDER|HOME|NAME|TYPE|MODE|LIMIT|LENGTH|LEN|SIZE|COUNT|TTL|TIMEOUT|PARALLELISM|ENABLED|DISABLED)$|^GOOGLE_APPLICATION_CREDENTIALS$"
+    "_(FILE|FILES|PATH|DIR|FOLDER|HOME|NAME|TYPE|MODE|LIMIT|LENGTH|LEN|SIZE|COUNT|TTL|TIMEOUT|PARALLELISM|ENABLED|DISABLED|STDIN)$|^GOOGLE_APPLICATION_CREDENTIALS$"
 )
 """What ends a name that speaks of a secret, or of where it lies, and holds none."""
 AFTER = r"(singleton|(after|afterany|afterburstbuffer|aftercorr|afternotok|afterok|expand)(:\d+(_(\d+|\*))?(\+\d+)?)+)"
@@ -55,6 +56,13 @@ def check_text(field: str, text: str, longest: int) -> None:
     """Refuse what a line of a script could not hold."""
     if not (text.strip() and text.isprintable() and "\\" not in text and len(text) <= longest):  # sbatch unescapes \ inside quotes
         raise InputError(f"{field}={text!r}", where="job", expected=f"1 to {longest} printable characters, no line break, no backslash")
+
+
+def check_name(name: str) -> None:
+    """Refuse what could be no job's name, or would show a password to everybody who asks for the queue."""
+    check_text("name", name, longest=128)
+    if without_credentials(name) != name:
+        raise InputError(f"name={name!r} holds a password", where="job", expected="no secrets: all users see the names of jobs")
 
 
 def check_path(field: str, path: str) -> None:
@@ -118,18 +126,35 @@ def check_setup(line: str) -> None:
         )
 
 
+VALUE = r"""(?:'[^']|"[^"$`]|[^\s'"$`])"""
+"""How a value begins that stands there itself; what the shell fetches from elsewhere ($HF_TOKEN, $(cat FILE)) is none."""
+SCHEME = "(?:bearer|basic|digest|token|apikey)"
+GIVEN = (  # what gives a name its value: NAME=VALUE, --name VALUE, and a header of HTTP
+    re.compile(rf"""(?<![^\s;,='"({{&|])-*([A-Za-z_][\w-]*)=(?={VALUE})"""),
+    re.compile(rf"""(?<![^\s'"])--?([A-Za-z][\w-]*)['"]?\s+(?!-)(?={VALUE})"""),
+    re.compile(rf"""(?<![^\s'"=])([A-Za-z][\w-]*):\s*(?:{SCHEME}\s+|(?!{SCHEME}\s))(?={VALUE})""", re.IGNORECASE),
+)
+USER = re.compile(rf"""\bcurl\b.*\s(?:-u\s*|--(?:proxy-)?user[\s=]+)['"]?[^\s:'"]+:{VALUE}""")
+"""curl's NAME:PASSWORD."""
+
+
 def check_no_secret(field: str, line: str) -> None:
-    """Refuse in the script what SLURM would keep and show: NAME=VALUE of a secret's name, and a URL with a password."""
-    names = re.findall(r"(?:^|[\s;,=])([A-Za-z_]\w*)=[^\s$]", line)
-    secret = next((name for name in names if is_secret(name)), None)
-    if secret is None and without_credentials(line) == line:
-        return
-    raise InputError(
-        f"{field} sets {secret}" if secret else f"{field} holds a password: {without_credentials(line)}",
-        where="job",
-        expected="no secrets: the script is kept by SLURM",
-        mend=f"put the line {secret or 'NAME'}=… into a file that only you may read (chmod 600), and submit with --secrets FILE",
-    )
+    """Refuse in the script what SLURM would keep and show: a secret after its name, however it is quoted, and a URL with a password."""
+    try:
+        as_read = shlex.split(line)  # '' within a name, or around it
+    except ValueError:
+        as_read = []
+    for text in (line, *as_read):
+        names = [name for pattern in GIVEN for name in pattern.findall(text)]
+        secret = next((name for name in names if is_secret(name) or name.lower().endswith("authorization")), None)
+        if secret or USER.search(text) or without_credentials(text) != text:
+            raise InputError(
+                f"{field} sets {secret}" if secret else f"{field} holds a password: {USER.sub('curl ***', without_credentials(line))}",
+                where="job",
+                expected="no secrets: the script is kept by SLURM",
+                mend=f"put the line {re.sub('[^A-Z0-9]+', '_', secret.upper()) if secret else 'NAME'}=… into a file that only you may read "
+                "(chmod 600), and submit with --secrets FILE",
+            )
 
 
 def check_comment(line: str) -> None:

@@ -12,6 +12,7 @@ import contextlib
 import json
 import os
 import pwd
+import re
 import secrets
 import shutil
 import signal
@@ -22,15 +23,18 @@ import tempfile
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 
 from data_shards import durable
-from data_shards.errors import InputError, TryAgain
+from data_shards.errors import CorruptData, InputError, TryAgain, command
 from slurm.local_conf import DBD_CONF, slurm_conf
 
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "srun", "scontrol")
 ACCOUNTING = ("slurmdbd", "mariadbd", "mariadb-install-db")
+STEP, ONE_EACH = "slurmstepd", ("munged", "slurmctld", "slurmdbd", "mariadbd")
 STATE = "daemons.json"
+LONGEST_SOCKET = 107  # characters of a socket's path
 FIRST_PORT, PORTS = 10000, 10000
 SBIN = os.pathsep.join([os.environ.get("PATH", os.defpath), "/usr/sbin", "/usr/local/sbin"])
 
@@ -45,6 +49,16 @@ def missing(*, accounting: bool = False) -> str | None:
 def default_root() -> Path:
     """One cluster a user: a short path, for a socket's has 107 characters at most."""
     return Path(tempfile.gettempdir()) / f"retinaforge-slurm-{os.getuid()}"
+
+
+def words_on(verb: str, root: Path) -> str:
+    """`retinaforge slurm-local VERB` on the cluster of this folder, as a shell reads it."""
+    return command("retinaforge", "slurm-local", verb, *([] if root == default_root() else ["--root", root]))
+
+
+def elsewhere() -> str:
+    """The command that starts a cluster in a folder that is free."""
+    return words_on("start", next(free for n in count(2) if not os.path.lexists(free := Path(f"/tmp/{default_root().name}-{n}"))))
 
 
 class LocalCluster:
@@ -80,7 +94,7 @@ class LocalCluster:
         """The detached cluster whose folder this is; None: there is none.
 
         Raises:
-            InputError: the folder is another user's.
+            InputError: the folder is another user's. CorruptData: the list of its daemons cannot be read; `left_at` finds them.
         """
         path = root / STATE
         if not os.path.lexists(root):
@@ -88,10 +102,38 @@ class LocalCluster:
         _check_own(root)
         if not path.exists():
             return None
-        state = json.loads(path.read_text())
-        found = cls(state["nodes"], state["cpus"], accounting=state["accounting"], root=root, detached=True)
+        try:
+            state = json.loads(path.read_bytes())
+            found = cls(state["nodes"], state["cpus"], accounting=state["accounting"], root=root, detached=True)
+            found.daemons = {name: Process(int(pid), int(started)) for name, (pid, started) in state["daemons"].items()}
+        except (ValueError, TypeError, KeyError, AttributeError, OSError) as error:
+            raise CorruptData(
+                f"the list of the cluster's daemons is damaged: {error!r}",
+                where=path,
+                expected="what `slurm-local start` wrote",
+                mend=f"{words_on('stop', root)} ends what runs of it, and removes its folder",
+            ) from error
         found.begun = True
-        found.daemons = {name: Process(*known) for name, known in state["daemons"].items()}
+        return found
+
+    @classmethod
+    def left_at(cls, root: Path) -> LocalCluster:
+        """The cluster of a folder whose list of daemons is damaged: they are known by the configuration that they were started with.
+
+        Raises:
+            InputError: there is no cluster's configuration.
+        """
+        if not (root / "slurm.conf").is_file():
+            raise InputError(
+                "no cluster's folder", where=root, expected="slurm.conf in it", mend=f"it stays as it is; a cluster: {elsewhere()}"
+            )
+        found = cls(root=root, detached=True)
+        found.begun = True
+        found.daemons = {
+            name if name in ONE_EACH else f"{name}-{pid}": Process(pid, started_at(pid) or 0)
+            for pid, name in found._processes().items()
+            if name != STEP
+        }
         return found
 
     @property
@@ -122,17 +164,21 @@ class LocalCluster:
             InputError: the folder holds a cluster already. TryAgain: a daemon does not come up; its logs are told.
         """
         _user()
-        if not os.path.lexists(self.root):
-            with durable.explained(self.root):
-                self.root.mkdir(parents=True, exist_ok=True)
-        _check_own(self.root)
-        if any(self.root.iterdir()):
-            raise InputError(
-                "the folder of a cluster is not empty",
-                where=self.root,
-                expected="none, or an empty one",
-                mend="retinaforge slurm-local stop",
-            )
+        if os.path.lexists(self.root):
+            _check_own(self.root)
+            if any(self.root.iterdir()):
+                raise InputError(
+                    "the folder of a cluster is not empty",
+                    where=self.root,
+                    expected="none, or an empty one",
+                    mend=f"another one: {elsewhere()}",
+                )
+        _check_reach(self.root, self.nodes)
+        with durable.explained(self.root):
+            for folder in reversed([self.root, *self.root.parents]):
+                if not folder.exists():
+                    folder.mkdir()
+                    folder.chmod(0o755)  # whatever the umask is
         self.begun = True
         self.root.chmod(0o755)
         for name, mode in (("munge", 0o755), ("state", 0o700)):
@@ -273,25 +319,29 @@ class LocalCluster:
             return subprocess.run(command, stdin=subprocess.DEVNULL, stdout=out, stderr=out, timeout=120, check=False).returncode
 
     def _steps(self) -> list[int]:
-        """slurmstepd outlives its slurmd by design; ours are those that were started with our configuration."""
-        mine = f"SLURM_CONF={self.root}/slurm.conf".encode()
-        daemons = {daemon.pid for daemon in self.daemons.values()} | {os.getpid()}
-        found = []
+        """slurmstepd outlives its slurmd by design."""
+        return [pid for pid, name in self._processes().items() if name == STEP]
+
+    def _processes(self) -> dict[int, str]:
+        """The programs of SLURM that run here and were started with our configuration, by their numbers."""
+        mine = {f"SLURM_CONF={self.root}/{conf}".encode() for conf in ("slurm.conf", "slurmdbd.conf")}
+        found = {}
         for folder in Path("/proc").iterdir():
-            if folder.name.isdecimal() and int(folder.name) not in daemons:
+            if folder.name.isdecimal():
                 try:
-                    if mine in (folder / "environ").read_bytes().split(b"\0") and b"slurmstepd" in (folder / "comm").read_bytes():
-                        found.append(int(folder.name))
+                    name = (folder / "comm").read_text(errors="replace").strip()
+                    if name in (*PROGRAMS, *ACCOUNTING, STEP) and mine & set((folder / "environ").read_bytes().split(b"\0")):
+                        found[int(folder.name)] = name
                 except OSError:
                     continue  # it has ended meanwhile, or is another user's
         return found
 
-    def _succeeds(self, *command: str) -> bool:
+    def _succeeds(self, *words: str) -> bool:
         environ = {**os.environ, **self.environ}
-        return (
-            subprocess.run(command, env=environ, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, timeout=30, check=False).returncode
-            == 0
-        )
+        try:
+            return not subprocess.run(words, env=environ, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, timeout=30).returncode
+        except subprocess.TimeoutExpired:  # scancel of a cluster whose munged is gone
+            return False
 
     def _wait(self, what: str, ready: Callable[[], bool], seconds: float = 30) -> None:
         until = time.monotonic() + seconds
@@ -330,7 +380,48 @@ def _check_own(root: Path) -> None:
     about = root.lstat()
     if not stat.S_ISDIR(about.st_mode) or about.st_uid != os.getuid():
         kind = "a link" if stat.S_ISLNK(about.st_mode) else "no folder" if not stat.S_ISDIR(about.st_mode) else "another user's"
-        raise InputError(f"the folder of the cluster is {kind}", where=root, expected="a folder of your own", mend="another --root")
+        raise InputError(
+            f"the folder of the cluster is {kind}", where=root, expected="a folder of your own", mend=f"another one: {elsewhere()}"
+        )
+
+
+def _check_reach(root: Path, nodes: int) -> None:
+    """Refuse a folder where SLURM would not start: one that not everybody reaches, that another could swap, or whose path it cannot have.
+
+    Raises:
+        InputError: as said.
+    """
+    for folder in filter(Path.exists, root.absolute().parents):
+        about = folder.stat().st_mode
+        if about & 0o111 != 0o111:
+            raise InputError(
+                f"not every user may pass the folder {folder} (mode {stat.S_IMODE(about):o}), as munged wants it",
+                where=root,
+                expected="folders that everybody may pass, if not read",
+                mend=f"{command('chmod', f'{stat.S_IMODE(about) | 0o111:o}', folder)}, or another one: {elsewhere()}",
+            )
+        if about & 0o022 and not about & stat.S_ISVTX:
+            raise InputError(
+                f"others may write to the folder {folder} (mode {stat.S_IMODE(about):o}), where munged then makes no socket",
+                where=root,
+                expected="folders that only their owners may write to",
+                mend=f"{command('chmod', f'{stat.S_IMODE(about) & ~0o022:o}', folder)}, or another one: {elsewhere()}",
+            )
+    if not re.fullmatch(r"[A-Za-z0-9_./+-]+", str(root)):
+        raise InputError(
+            f"the path of the folder is {str(root)!r}",
+            where=root,
+            expected="letters, digits and _ . / + - : it stands in slurm.conf, which has no quotes",
+            mend=f"another one: {elsewhere()}",
+        )
+    longest = LONGEST_SOCKET - len(f"/spool-n{nodes}/n{nodes}_100000.4294967291")
+    if len(os.fsencode(root)) > longest:
+        raise InputError(
+            f"the path of the folder has {len(os.fsencode(root))} characters",
+            where=root,
+            expected=f"at most {longest}: sockets lie there",
+            mend=f"another one: {elsewhere()}",
+        )
 
 
 def _free_ports(count: int) -> list[int]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import select
 import signal
 import threading
@@ -46,12 +47,17 @@ def superseded(environ: Mapping[str, str]) -> Callable[[], bool] | None:
 
     def asked() -> bool:
         try:
-            holder = Path(environ[HOLDER]).read_text().strip()
+            return holder_in(Path(environ[HOLDER])) not in ("", environ[ATTEMPT])
         except OSError:
             return False  # a file system that is away says nothing of who holds the job
-        return holder not in ("", environ[ATTEMPT])
 
     return asked
+
+
+def holder_in(path: Path) -> str:
+    """The name of the attempt that holds the job, [TOKEN.]NUMBER.RESTART; '' where the file is damaged, and says nothing of it."""
+    name = path.read_text(errors="replace").strip()
+    return name if re.fullmatch(r"(\w+\.)?\d+\.\d+", name, re.ASCII) else ""
 
 
 LOOK_EVERY_S = 5.0

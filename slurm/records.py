@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
-import logging
 import re
 import subprocess
 import time
@@ -13,14 +11,18 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from pydantic import TypeAdapter, ValidationError
+
 from data_shards import durable
-from data_shards.errors import CorruptData, InputError, RetinaforgeError, TryAgain, nearest
-from slurm.arrays import array_indices, site_here
+from data_shards.errors import CorruptData, InputError, RetinaforgeError, TryAgain, command, nearest
+from slurm import JOBS
+from slurm.arrays import array_indices, site_here, spelled
 from slurm.attempts import attempts_path, read_attempts
 from slurm.causes import CAUSES
+from slurm.fields import PATTERNS, check_array
+from slurm.jobs import words_on
 from slurm.status import ENDED, UNKNOWN, JobState, Queue, starts_in
 
-LOGGER = logging.getLogger("retinaforge")
 RECORD_NAME, CANCELLED_NAME = "submitted.json", "cancelled"
 LOST = ("NODE_FAIL", "PREEMPTED")
 """What squeue calls a job that it does not start again; of others' words (sacct, submitit) it may yet be."""
@@ -55,6 +57,14 @@ class Submitted:
     part: int = 0
     former: tuple[Submitted, ...] = ()
     folder: str = ""
+
+    def __post_init__(self) -> None:
+        if not self.job_ids or not all(number.isdecimal() for number in self.job_ids):
+            raise ValueError(f"job_ids={self.job_ids!r}")
+        for array in filter(None, (self.array, self.whole)):
+            if not re.fullmatch(PATTERNS["array"][0], array):
+                raise ValueError(f"array={array!r}")
+            check_array(array)
 
     @property
     def key(self) -> str:
@@ -93,8 +103,12 @@ class Submitted:
         return f"{number}_" + re.sub(r"\d+", lambda match: str(indices[int(match[0])]), span)
 
 
-def read_records(jobs: Path, names: list[str]) -> list[Submitted]:
-    """The submitted jobs whose folders lie in `jobs`: those of these names, or all, by time of submission.
+RECORD = TypeAdapter(Submitted)
+
+
+def read_records(jobs: Path, names: list[str]) -> tuple[list[Submitted], dict[str, CorruptData]]:
+    """The submitted jobs whose folders lie in `jobs`: those of these names, or all, by time of submission; and by name those whose
+    records are damaged, which hide no others.
 
     Args:
         names: of jobs; a name also stands for all that begin with NAME/, as a run's jobs do.
@@ -102,18 +116,34 @@ def read_records(jobs: Path, names: list[str]) -> list[Submitted]:
     Raises:
         InputError: nothing was submitted under one of the names.
     """
-    records = []
-    for path in jobs.rglob(RECORD_NAME):
+    records, damaged = [], {}
+    for path in sorted(jobs.rglob(RECORD_NAME)):
         try:
             records.append(read_record(path))
-        except CorruptData as error:  # one damaged file hides no other job
-            LOGGER.warning("left out: %s", error)
-    known = {record.name for record in records}
+        except CorruptData as error:
+            damaged[path.parent.relative_to(jobs).as_posix()] = error
+    known = {record.name for record in records} | damaged.keys()
     for name in names:
-        if not any(of(name, record.name) for record in records):
-            raise InputError(f"no job {name!r} was submitted", where=jobs, expected=nearest(name, known) if known else "a submitted job")
-    chosen = [record for record in records if not names or any(of(name, record.name) for name in names)]
-    return sorted(chosen, key=lambda record: (record.submitted_unix_s, record.name))
+        if not any(of(name, job) for job in known):
+            raise no_job(name, jobs, known)
+
+    def chosen(job: str) -> bool:
+        return not names or any(of(name, job) for name in names)
+
+    records = sorted((r for r in records if chosen(r.name)), key=lambda record: (record.submitted_unix_s, record.name))
+    return records, {job: error for job, error in damaged.items() if chosen(job)}
+
+
+def no_job(name: str, jobs: Path, known: Iterable[str] = ()) -> InputError:
+    """The refusal of a name that none of the submitted jobs has."""
+    listed = command("retinaforge", "status", *([] if jobs.absolute() == JOBS.absolute() else ["--jobs", jobs]))
+    known = set(known)
+    return InputError(
+        f"no job {name!r} was submitted",
+        where=jobs,
+        expected=nearest(name, known) if known else "a submitted job",
+        mend=f"{listed} lists them",
+    )
 
 
 def read_record(path: Path) -> Submitted:
@@ -123,9 +153,20 @@ def read_record(path: Path) -> Submitted:
         CorruptData: it cannot be read.
     """
     try:
-        return _record(json.loads(path.read_bytes()), str(path.parent))
-    except (ValueError, TypeError, KeyError) as error:
-        raise CorruptData(f"not a submission record: {error}", where=path, mend="submit the job again") from error
+        return _in(RECORD.validate_json(path.read_bytes()), str(path.parent))
+    except (ValueError, OSError) as error:
+        raise CorruptData(
+            f"the record of a submitted job is damaged: {first_of(error)}",
+            where=path,
+            expected="what was written as it was submitted",
+            mend="squeue --me --all lists the jobs that live; once you know that this one has ended, "
+            f"{words_on('resume', path.parent.name, path.parent)} --force",
+        ) from error
+
+
+def first_of(error: Exception) -> str:
+    """An error in one line, also one of many of pydantic's."""
+    return error.errors()[0]["msg"] if isinstance(error, ValidationError) else str(error)
 
 
 def span_of(job_id: str) -> list[str]:
@@ -140,10 +181,8 @@ def record_tree(record: Submitted) -> dict[str, Any]:
     return {**tree, "former": [record_tree(before) for before in record.former]}
 
 
-def _record(fields: dict[str, Any], folder: str) -> Submitted:
-    former = tuple(_record(before, folder) for before in fields.get("former", ()))
-    known = {field: value for field, value in fields.items() if field != "took_s"}  # written by an older version
-    return Submitted(**{**known, "job_ids": tuple(fields["job_ids"]), "former": former, "folder": folder})
+def _in(record: Submitted, folder: str) -> Submitted:
+    return replace(record, folder=folder, former=tuple(_in(before, folder) for before in record.former))
 
 
 def of(name: str, job: str) -> bool:
@@ -175,7 +214,7 @@ class _Piece:
         A site may write something of its own over the comment, and older versions left none. Then the folder that the job starts in
         tells it, which is asked for where it matters.
         """
-        mine = [state for state in states if state.token and state.token == self.record.token]
+        mine = self._by_token(states)
         doubtful = [state for state in states if not state.token and state.name.strip() == self.record.name.strip()]
         if doubtful and fresh:
             asked = None if all(state.folder for state in doubtful) else starts_in(self.number)
@@ -184,6 +223,16 @@ class _Piece:
         for state in (*mine, *doubtful):
             found |= {index: state for index in span_of(state.job_id) or [""] if index in self.indices and state.state != UNKNOWN}
         return found
+
+    def gone(self, states: Iterable[JobState]) -> set[str]:
+        """The indices that SLURM would list beside others of their number if they waited or ran, and does not; none where it lists none."""
+        spans = [span_of(state.job_id) for state in self._by_token(states)]
+        if not all(spans):  # a list that cannot be read leaves nothing to conclude
+            return set()
+        return self.indices.keys() - {index for span in spans for index in span} if spans else set()
+
+    def _by_token(self, states: Iterable[JobState]) -> list[JobState]:
+        return [state for state in states if state.token and state.token == self.record.token]
 
     def _is_here(self, folder: str | None) -> bool:
         return bool(folder and self.record.folder) and Path(folder).resolve() == Path(self.record.folder).resolve()
@@ -224,9 +273,11 @@ def current(records: list[Submitted], queue: Queue | None = None, *, fresh: bool
     books = queue.books(piece.number for (_, piece), states in zip(pieces, known, strict=True) if states.keys() != piece.indices.keys())
     found: dict[str, list[JobState]] = {record.name: [] for record in records}
     for (name, piece), states in zip(pieces, known, strict=True):
-        written = piece.own(books.get(piece.number, []))
+        written, gone = piece.own(books.get(piece.number, [])), piece.gone(listed[piece.number])
         for index, true in piece.indices.items():
             state = states.get(index) or written.get(index) or _noted(piece, true)
+            if state.state == UNKNOWN and index in gone:
+                state = replace(state, state="CANCELLED", why="cancelled, or ended without a word: SLURM lists its siblings alone")
             found[name].append(replace(state, job_id=f"{piece.number}_{true}" if true else piece.number))
     return found
 
@@ -253,14 +304,14 @@ def _note_cancelled(record: Submitted) -> None:
     """For when SLURM has forgotten it. Earlier submissions stay noted: indices of theirs may not have been submitted again."""
     path = Path(record.folder) / CANCELLED_NAME
     with contextlib.suppress(OSError, RetinaforgeError):
-        noted = path.read_text().split() if path.exists() else []
+        noted = path.read_text(errors="replace").split() if path.exists() else []
         durable.write_bytes(path, "".join(f"{token}\n" for token in dict.fromkeys([*noted, record.token])).encode())
 
 
 def _cancelled(record: Submitted) -> bool:
     """Whether it was, by `cancelled`."""
     try:
-        return record.token in (Path(record.folder) / CANCELLED_NAME).read_text().split()
+        return record.token in (Path(record.folder) / CANCELLED_NAME).read_text(errors="replace").split()
     except OSError:
         return False
 
@@ -284,9 +335,13 @@ def is_away(record: Submitted) -> bool:
     return bool(record.cluster) and record.cluster != site_here().cluster
 
 
-def whereabouts(record: Submitted, away: bool) -> str:
-    """Of a job that is UNKNOWN: its numbers, and why."""
-    numbers = f"job {', '.join(record.job_ids)}"
+def whereabouts(record: Submitted, away: bool, states: list[JobState]) -> str:
+    """Of a job that is UNKNOWN: the numbers that are, of an array with their indices, and why."""
+    unknown: dict[str, list[int]] = {}
+    for state in states:
+        if state.state == UNKNOWN:
+            unknown.setdefault(state.job_id.partition("_")[0], []).extend(map(int, span_of(state.job_id)))
+    numbers = f"job {', '.join(number + ('_' + spelled(indices) if indices else '') for number, indices in unknown.items())}"
     if away:
         return f"{numbers} was submitted on cluster {record.cluster}, which is not the one that is spoken with here"
     return f"{numbers} is not known to SLURM here, and left no word of its end"

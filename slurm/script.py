@@ -99,6 +99,7 @@ SCRIPT = """\
 
 told=
 trap 'told=--told' TERM  # SLURM asks the script to end: it waits for its tasks, which commit, and notes why
+trap '' USR1 USR2  # a wish of a person's, scancel -s USR1 --full: for the tasks, and no end of this script
 {setup}set -u
 {code}{umask}{first}attempts() {{ {python} -m slurm.attempts "$1" {job} "${{@:2}}"; }}
 export {attempt}"$SLURM_JOB_ID.${{SLURM_RESTART_COUNT:-0}}"
@@ -116,8 +117,9 @@ export MASTER_ADDR  # the port is told by rank 0, which sees what is free there
 # --export=ALL hands on the variables of this script (the list above already limits what came from outside);
 # --cpus-per-task is repeated because srun of SLURM 22.05 and later does not take it from the job
 errors=$(mktemp) || errors=/dev/null  # of this node: the job's folder may be on a full disk
+trap : USR1 USR2  # srun hands them on
 srun{tasks} {srun} 2>"$errors"
 status=$?
-trap '' TERM  # what is noted, and the request for another attempt, take a moment
+trap '' TERM USR1 USR2  # what is noted, and the request for another attempt, take a moment
 {note}="$errors" attempts end "$status" $told
 """

@@ -41,8 +41,8 @@ def status(
     from launch.submit.site import queue
     from slurm.records import current, is_live, read_records
 
-    records = read_records(jobs, names or [])
-    if not records:
+    records, damaged = read_records(jobs, names or [])
+    if not (records or damaged):
         typer.echo(
             json.dumps({"as_of_unix_s": None, "jobs": {}}) if as_json else f"nothing was submitted from {jobs}; retinaforge submit --help"
         )
@@ -52,7 +52,9 @@ def status(
     answer = shared.answer()
     told = {record.name: _told(record, found[record.name], jobs, verify) for record in records}
     if as_json:
-        typer.echo(json.dumps({"as_of_unix_s": answer.asked_unix_s, "jobs": {name: _as_json(*row) for name, row in told.items()}}))
+        rows = {name: _as_json(*row) for name, row in told.items()}
+        rows |= {name: {"state": DAMAGED, "jobs": [], "attempts": [], "fault": str(error)} for name, error in damaged.items()}
+        typer.echo(json.dumps({"as_of_unix_s": answer.asked_unix_s, "jobs": rows}))
         return
     from rich import box
     from rich.console import Console
@@ -69,8 +71,12 @@ def status(
         runs = any(state.state == "RUNNING" for state in states)
         cells = (record.name, ", ".join(record.job_ids), summary(states), pace(progress, runs), checkpoint(progress))
         table.add_row(*map(escape, (*cells, restarts(record, states, attempts), reason(states, attempts))))
+    for name, error in damaged.items():
+        table.add_row(escape(name), "", DAMAGED, "", "", "", escape(str(error.where)))
     console = Console()
     console.print(table)
+    for error in damaged.values():
+        console.print(str(error), markup=False, highlight=False, soft_wrap=True)
     if names:
         for record in records:
             states, _, attempts = told[record.name]
@@ -80,6 +86,8 @@ def status(
         typer.secho(f"warning: SLURM does not answer since then ({answer.said}); the states are those of before", fg="yellow", err=True)
 
 
+DAMAGED = "record damaged"
+"""In place of a state, of a job of which nothing can be said."""
 Attempts = dict[str, list["Attempt"]]
 """By index of an array; of a job that is none, under ''."""
 Told = tuple[list["JobState"], "Progress", Attempts]
@@ -87,13 +95,18 @@ Told = tuple[list["JobState"], "Progress", Attempts]
 
 def _told(record: Submitted, states: list[JobState], jobs: Path, verify: bool) -> Told:
     """What is known of one job beside its states."""
+    from data_shards.errors import CorruptData
     from launch.stages.stage import Progress
     from launch.submit.frozen import progress_of, read_target
     from slurm.attempts import read_all
     from slurm.records import job_folder
 
     folder = job_folder(jobs, record.name)
-    target = read_target(folder)
+    try:
+        target = read_target(folder)
+    except CorruptData as error:  # its progress alone is not known
+        typer.secho(f"warning: {error}", fg="yellow", err=True)
+        target = None
     return states, progress_of(target, verify=verify) if target else Progress(), read_all(folder)
 
 
@@ -197,8 +210,12 @@ def logs(
     from slurm.logs import lines
     from slurm.records import job_folder, read_records
 
-    records = read_records(jobs, [name])
+    records, damaged = read_records(jobs, [name])
+    if name in damaged:
+        raise damaged[name]
     record = next((record for record in records if record.name == name), None)
+    if record is None and not records:
+        raise next(iter(damaged.values()))
     if record is None:
         several = ", ".join(record.name for record in records)
         raise InputError(
@@ -206,10 +223,34 @@ def logs(
             expected=f"one of {several}",
             mend=words_on("logs", records[-1].name, job_folder(jobs, records[-1].name)),
         )
+    folder = job_folder(jobs, name)
+    if rank is not None and not follow:
+        _check_rank(rank, record, folder)
     over = _asked_politely(record, queue()) if follow else lambda: True
-    for who, line in lines(job_folder(jobs, name), last=last, ended=over, true_id=record.true_id):
+    for who, line in lines(folder, last=last, ended=over, true_id=record.true_id):
         if rank in (None, who):
             typer.echo(json.dumps({"rank": who, "line": line}) if as_json else f"[{who}] {line}")
+    if rank is not None and follow:  # one that was waited for
+        _check_rank(rank, record, folder)
+
+
+def _check_rank(rank: str, record: Submitted, folder: Path) -> None:
+    """Refuse a rank of which there is no log.
+
+    Raises:
+        InputError: as said, with those there are.
+    """
+    from data_shards.errors import InputError
+    from slurm.jobs import words_on
+    from slurm.logs import log_files
+
+    if rank not in (there := log_files(folder, record.true_id)):
+        raise InputError(
+            f"--rank {rank}: no log of it",
+            where=folder,
+            expected=f"one of {', '.join(there)}" if there else "a job that has begun",
+            mend=words_on("logs" if there else "status", record.name, folder),
+        )
 
 
 def cancel(
@@ -220,11 +261,12 @@ def cancel(
     """Cancel jobs that wait or run. What they have committed stays: `resume`, or the same `submit`, goes on from it."""
     from data_shards.errors import InputError
     from launch.submit.site import queue
-    from slurm.records import CANCELLED, cancelled, is_away, read_records, whereabouts
+    from slurm.records import CANCELLED, cancelled, current, is_away, read_records, whereabouts
     from slurm.status import UNKNOWN
 
-    records = read_records(jobs, names)
-    came_of = cancelled(records, queue())
+    records, damaged = read_records(jobs, names)
+    shared = queue()
+    came_of = cancelled(records, shared)
     unknown = [record for record in records if came_of[record.name] == UNKNOWN]
     if as_json:  # null: nobody knows
         typer.echo(json.dumps({name: None if said == UNKNOWN else said == CANCELLED for name, said in came_of.items()}))
@@ -232,10 +274,13 @@ def cancel(
         for record in records:
             if record not in unknown:
                 typer.echo(f"{record.name}: {came_of[record.name]} (job {', '.join(record.job_ids)})")
+    for error in damaged.values():
+        raise error  # what could be cancelled is
     if unknown:
+        states = current(unknown, shared)
         away = {record.cluster for record in unknown if is_away(record)}
         raise InputError(
-            "; ".join(f"{record.name}: {whereabouts(record, is_away(record))}" for record in unknown),
+            "; ".join(f"{record.name}: {whereabouts(record, is_away(record), states[record.name])}" for record in unknown),
             where=jobs,
             expected="jobs that SLURM here knows",
             mend=f"the same command on a machine of cluster {' and of '.join(sorted(away))}"
@@ -273,7 +318,7 @@ def runs(
     from launch.stages import STAGES
     from slurm.records import of, read_records
 
-    records = read_records(jobs, []) if jobs.exists() else []
+    records = read_records(jobs, [])[0] if jobs.exists() else []
     found = {}
     for path in sorted(folder.glob("*/run.yaml")):
         names = [record.name for record in records if of(path.parent.name, record.name)]

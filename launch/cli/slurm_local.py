@@ -22,13 +22,13 @@ def start(
     root: Root = None,
 ) -> None:
     """Start it and leave it running; no root needed. Then: eval "$(retinaforge slurm-local env)"."""
-    from slurm.local_cluster import LocalCluster, default_root, missing
+    from slurm.local_cluster import LocalCluster, default_root, missing, words_on
 
     if reason := missing(accounting=accounting):
         raise InputError("SLURM cannot be started here", expected="its programs", mend=reason)
     place = (root or default_root()).absolute()
     if (there := LocalCluster.at(place)) and not there.dead:
-        raise InputError("it runs already", where=place, mend="retinaforge slurm-local status, or stop")
+        raise InputError("it runs already", where=place, mend=f"{words_on('status', place)}, or {words_on('stop', place)}")
     if there:
         there.stop()  # what a crash or a restart of the machine left
     cluster = LocalCluster(nodes, cpus, accounting=accounting, root=place, detached=True)
@@ -37,19 +37,27 @@ def start(
     except BaseException:
         cluster.stop()
         raise
-    typer.echo(f'{nodes} nodes are idle; to speak with them: eval "$(retinaforge slurm-local env{f" --root {root}" if root else ""})"')
+    typer.echo(f'{nodes} nodes are idle; to speak with them: eval "$({words_on("env", place)})"')
 
 
 @app.command()
 def stop(root: Root = None) -> None:
     """End its jobs and its daemons, and remove its folder."""
-    _running(root).stop()
+    from data_shards.errors import CorruptData
+    from slurm.local_cluster import LocalCluster, default_root
+
+    try:
+        cluster = _running(root)
+    except CorruptData:
+        cluster = LocalCluster.left_at((root or default_root()).absolute())
+    cluster.stop()
 
 
 @app.command()
 def status(root: Root = None, as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False) -> None:
     """Its daemons and nodes. Exit code 75 when a daemon is gone."""
     from data_shards.errors import TryAgain
+    from slurm.local_cluster import words_on
 
     cluster = _running(root)
     said = {name: {"pid": daemon.pid, "alive": daemon.alive()} for name, daemon in cluster.daemons.items()}
@@ -63,7 +71,12 @@ def status(root: Root = None, as_json: Annotated[bool, typer.Option("--json", he
         for name, state in nodes.items():
             typer.echo(f"{name:12} {state}")
     if cluster.dead:
-        raise TryAgain(f"gone: {', '.join(cluster.dead)}", where=cluster.root, mend="retinaforge slurm-local start")
+        raise TryAgain(
+            f"gone: {', '.join(cluster.dead)}",
+            where=cluster.root,
+            expected="daemons that run",
+            mend=f"{words_on('stop', cluster.root)}, then {words_on('start', cluster.root)}",
+        )
 
 
 @app.command()
@@ -76,10 +89,16 @@ def env(root: Root = None) -> None:
 
 
 def _running(root: Path | None):
-    from slurm.local_cluster import LocalCluster, default_root
+    from slurm.local_cluster import LocalCluster, default_root, elsewhere, words_on
 
     place = (root or default_root()).absolute()
     cluster = LocalCluster.at(place)
     if cluster is None:
-        raise InputError("no cluster was started here", where=place, mend="retinaforge slurm-local start")
+        free = not place.exists() or not any(place.iterdir())
+        raise InputError(
+            "no cluster was started here",
+            where=place,
+            expected="the folder of one that was",
+            mend=words_on("start", place) if free else elsewhere(),
+        )
     return cluster

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import json
-import re
 import shutil
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from time import sleep
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from data_shards.errors import InputError
 from launch.cli.options import Jobs
 from slurm import JOBS
+from slurm.fields import check_name
 
 if TYPE_CHECKING:
     from launch.submit.described import Described
@@ -99,6 +99,7 @@ def command(
     it left, also with other resources.
     """
     given = {
+        "nodes": nodes,
         "tasks_per_node": tasks_per_node,
         "cpus_per_task": cpus_per_task,
         "gpus_per_task": gpus_per_task,
@@ -125,7 +126,9 @@ def command(
         "exports": export or None,
         "secrets": str(secrets.absolute()) if secrets else None,
     }
-    given = {**_nodes(nodes), **{field: value for field, value in given.items() if value is not None}}
+    given = {field: value for field, value in given.items() if value is not None}
+    if name is not None:
+        check_name(name)
     if wait and (local or words[0] == "pipeline"):
         raise InputError(
             f"--wait with {'--local' if local else 'a pipeline'}",
@@ -178,23 +181,24 @@ def resume(
 ) -> None:
     """Submit a job again as it was frozen; it goes on from its newest verified checkpoint. Of a pipeline, what is missing."""
     from launch.submit.frozen import read_target
+    from launch.submit.site import as_fields
     from slurm import executor
     from slurm.jobs import SPEC_NAME, read_spec, words_on
     from slurm.offers import offers
-    from slurm.records import job_folder
+    from slurm.records import job_folder, no_job
 
-    if array and failed:
+    if array is not None and failed:
         raise InputError(f"--array {array} and --failed", expected="one of both")
-    changes = {"time_minutes": time_minutes, "partition": partition}
-    changes = {**_nodes(nodes), **{field: value for field, value in changes.items() if value is not None}}
+    changes = {"nodes": nodes, "time_minutes": time_minutes, "partition": partition}
+    changes = as_fields({field: value for field, value in changes.items() if value is not None}, where="the command line")
     folder = job_folder(jobs, name)
     from launch.cli.pipeline import submit_pipeline
     from launch.submit.graph import PIPELINE_NAME
 
     if (folder / PIPELINE_NAME).exists():
-        if changes or array or failed:
+        if changes or array is not None or failed:
             raise InputError(
-                f"{', '.join([*changes, *['array'] * bool(array), *['failed'] * failed])} for the pipeline {name!r}",
+                f"{', '.join([*changes, *['array'] * (array is not None), *['failed'] * failed])} for the pipeline {name!r}",
                 expected="no resources: each of its jobs has its own",
                 mend=f"{words_on('resume', f'{name}/STAGE', folder / 'STAGE')} …, or edit the file and retinaforge submit -- pipeline FILE",
             )
@@ -202,7 +206,7 @@ def resume(
         submit_pipeline(context.find_root().command, [file], {}, name, jobs=jobs, local=False, dry_run=False, as_json=as_json, force=force)
         return
     if not (folder / SPEC_NAME).exists():
-        raise InputError(f"no job {name!r}", where=jobs, expected="one that was submitted", mend="retinaforge runs lists them")
+        raise no_job(name, jobs)
     spec = replace(read_spec(folder / SPEC_NAME), **changes, dependency=None)  # what it waited for may be long gone
     from launch.submit.described import Described
 
@@ -239,7 +243,7 @@ def _failed(folder: Path, spec: JobSpec) -> str | None:
 
 def _limited(array: str | None, spec: JobSpec) -> str | None:
     """Indices of an array, of which no more run at once than of the whole, unless they say so themselves."""
-    if array is None or spec.array is None or "%" in array:
+    if not array or spec.array is None or "%" in array:  # an empty one is refused as it is
         return array
     return array + "".join(spec.array.partition("%")[1:])
 
@@ -276,17 +280,3 @@ def _ended(folder: Path) -> int:
         return 0
     codes = (attempts[-1].code for attempts in read_all(folder).values() if attempts[-1].token == record.token)
     return next((code for code in codes if code), 1)
-
-
-def _nodes(text: str | None) -> dict[str, Any]:
-    """'2' or '1-4', as fields of a job; what a site's file says of either is void then.
-
-    Raises:
-        InputError: neither.
-    """
-    if text is None:
-        return {}
-    match = re.fullmatch(r"([0-9]+)(?:-([0-9]+))?", text)
-    if not match:
-        raise InputError(f"--nodes {text}", expected="a number, or the fewest and the most: 1-4")
-    return {"nodes": int(match[1]), "most_nodes": int(match[2]) if match[2] else None}

@@ -63,6 +63,8 @@ class Sample(UnitStage):
         return "\n".join(lines)
 
     def progress(self, target: Target, *, verify: bool = False) -> Progress:
+        if target.shard < 1:
+            return Progress()
         folder = Path(target.run) / "synthetic"
         full = sum(1 for path in folder.glob("*.tar") if re.fullmatch(r"synthetic-\d+\.tar", path.name))
         number, last = divmod(target.goal, target.shard)  # ends of smaller sets are no part of it

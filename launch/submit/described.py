@@ -129,7 +129,7 @@ def described(
     fields["exports"] = sorted({name for names in exports.values() for name in names})
     sources["exports"] = "; ".join(who for who, names in exports.items() if names)
     config = target = None
-    if verb in verbs_on_runs() and parsed.get("preset"):
+    if verb in verbs_on_runs() and parsed.get("preset") is not None:
         from launch.config import load
 
         config = load(parsed["preset"], parsed["overrides"] or [])
@@ -227,13 +227,15 @@ def show(job: Described, as_json: bool) -> None:
 
 def as_tree(job: Described) -> dict[str, Any]:
     """The same as plain values, with secrets starred."""
+    from slurm.executor import umask_here
     from slurm.fields import masked
     from slurm.jobs import spec_json
     from slurm.script import sbatch_text
     from slurm.task import read_secrets
 
     secrets = dict.fromkeys(read_secrets(Path(job.spec.secrets)), "***") if job.spec.secrets else {}
-    spec = json.loads(spec_json(replace(job.spec, command=tuple(map(masked, job.spec.command)))))
+    sent = replace(job.spec, umask=job.spec.umask or umask_here())  # as `submit` notes it
+    spec = json.loads(spec_json(replace(sent, command=tuple(map(masked, sent.command)))))
     config = None
     if job.config:
         from launch.config import concealed, to_tree
@@ -241,7 +243,7 @@ def as_tree(job: Described) -> dict[str, Any]:
         config = concealed(to_tree(job.config))
     return {
         "folder": str(job.folder),
-        "sbatch": sbatch_text(job.spec, job.folder),
+        "sbatch": sbatch_text(sent, job.folder),
         "job": spec,
         "sources": dict(job.sources),
         "config": config,

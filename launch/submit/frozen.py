@@ -7,14 +7,15 @@ preset or a file that is edited afterwards does not change what a requeued job d
 from __future__ import annotations
 
 import glob
-import json
 import time
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pydantic import TypeAdapter
+
 from data_shards import durable
-from data_shards.errors import CorruptData, InputError
+from data_shards.errors import CorruptData, InputError, moved_aside
 from launch.stages import STAGES
 from launch.stages.stage import Progress, Target
 from slurm.jobs import JobSpec
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from launch.config import Config
 
 CONFIG_NAME, TARGET_NAME, ENVIRONMENT_NAME = "config.yaml", "target.json", "environment.json"
+TARGET = TypeAdapter(Target)
 ALL = "run"
 """The verb that makes all stages, and what its jobs are called: RUN/run."""
 
@@ -101,11 +103,12 @@ def read_target(folder: Path) -> Target | None:
     """
     path = folder / TARGET_NAME
     try:
-        return Target(**json.loads(path.read_bytes()))
+        return TARGET.validate_json(path.read_bytes())
     except FileNotFoundError:
         return None
-    except (ValueError, TypeError) as error:
-        raise CorruptData(f"not a target: {error}", where=path, mend="submit the job again") from error
+    except ValueError as error:
+        mend = f"{moved_aside(path)}; the next submit writes it anew"
+        raise CorruptData(f"what the job makes cannot be read: {error}", where=path, expected="run, stage, goal", mend=mend) from error
 
 
 def check_time(spec: JobSpec, target: Target) -> None:

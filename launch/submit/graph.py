@@ -70,14 +70,15 @@ def _left_alone(wanted: dict[str, Described], force: bool) -> tuple[dict[str, tu
     Raises:
         InputError: nobody knows whether the job of a stage still lives.
     """
-    from slurm.executor import not_known
-    from slurm.records import RECORD_NAME, cancelled, current, is_live, is_unknown, read_record
+    from slurm.executor import known, not_known
+    from slurm.records import cancelled, current, is_live, is_unknown
 
-    records = {stage: read_record(job.folder / RECORD_NAME) for stage, job in wanted.items() if (job.folder / RECORD_NAME).exists()}
+    read = {stage: known(job.folder, force=force) for stage, job in wanted.items()}
+    records = {stage: record for stage, record in read.items() if record}
     states = current(list(records.values()), fresh=True)
     for stage, record in records.items():
         if is_unknown(found := states[record.name]) and not is_live(found) and not force:
-            raise not_known(record, wanted[stage].folder)
+            raise not_known(record, wanted[stage].folder, found)
     anew: list[str] = []
     for stage in wanted:
         found = states[records[stage].name] if stage in records else []

@@ -15,6 +15,7 @@ setup, launcher) is taken from the user's own file alone.
 from __future__ import annotations
 
 import grp
+import math
 import os
 import pwd
 import re
@@ -24,6 +25,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import yaml
 
 from data_shards.errors import InputError, nearest
 from launch.parse import parse_yaml
@@ -38,6 +41,7 @@ GPUS = {"gpus_per_task", "gpus_per_node"}
 SPELLED = {"time", "snapshot"}
 """Keys that stand for fields of a job, see `as_fields`."""
 KEYS = set(JobSpec.__dataclass_fields__) - OF_ONE_JOB | SPELLED
+TEXTS = {field for field, kind in JobSpec.__annotations__.items() if kind in ("str", "str | None")}
 ASK = "ask_every_seconds"
 """How often SLURM may be asked; no field of a job."""
 
@@ -79,7 +83,7 @@ def site_defaults(verb: str, verbs: set[str]) -> Defaults:
     sources: dict[str, str] = {}
     for path in site_files():
         tree = _tree(path)
-        tree.pop(ASK, None)
+        _check_ask(tree.pop(ASK, ASK_EVERY_S), path)
         by_verb = _mapping(tree.pop("verbs", {}), f"{path}: verbs")
         for name in by_verb:
             if name not in verbs:
@@ -104,12 +108,20 @@ def as_fields(given: Mapping[str, Any], *, where: object = None) -> dict[str, An
     """Fields of a JobSpec, where some are spelled as SLURM spells them: time D-HH:MM:SS, GPUs TYPE:NUMBER.
 
     Raises:
-        InputError: neither that nor a number, one thing said twice, or one value in place of a list.
+        InputError: neither that nor a number, one thing said twice, one value in place of a list, or no text in place of one.
     """
     fields = {key: tuple(value) if isinstance(value, list) else value for key, value in given.items()}
     for key in LISTS & fields.keys():
         if not isinstance(fields[key], tuple):
             raise InputError(f"{key}: {fields[key]!r}", where=where, expected="a list, also of one: [" + str(fields[key]) + "]")
+    for key in fields.keys() & TEXTS:
+        if fields[key] is not None and not isinstance(fields[key], str):
+            written = yaml.safe_dump(fields[key]).partition("\n")[0]
+            raise InputError(f"{key}: {fields[key]!r}", where=where, expected=f'text, in quotes in YAML: {key}: "{written}"')
+    if not isinstance(fields.get("snapshot", True), bool):
+        raise InputError(f"snapshot: {fields['snapshot']!r}", where=where, expected="true or false")
+    if "nodes" in fields:
+        fields |= _nodes(fields, where)
     if "time" in fields:
         if "time_minutes" in fields:
             raise InputError("time and time_minutes", where=where, expected="one of both: they say the same")
@@ -127,6 +139,20 @@ def as_fields(given: Mapping[str, Any], *, where: object = None) -> dict[str, An
     return fields | ({"gpu_type": next(iter(named), None)} if types else {})
 
 
+def _nodes(fields: Mapping[str, Any], where: object) -> dict[str, Any]:
+    """nodes: 2 or 1-4 as fields of a job. Without most_nodes beside it, what was said of that farther away is void.
+
+    Raises:
+        InputError: neither, or the most said twice.
+    """
+    match = re.fullmatch(r"([0-9]+)(?:-([0-9]+))?", str(fields["nodes"]))
+    if not match:
+        raise InputError(f"nodes: {fields['nodes']!r}", where=where, expected="a number, or the fewest and the most: 1-4")
+    if match[2] and "most_nodes" in fields:
+        raise InputError(f"nodes: {match[0]} and most_nodes", where=where, expected="one of both: they say the same")
+    return {"nodes": int(match[1]), "most_nodes": int(match[2]) if match[2] else fields.get("most_nodes")}
+
+
 def minutes_of(text: Any) -> int:
     """A time limit in minutes, a part of one counted whole, in any of SLURM's forms: 90, 90:30, 1:30:00, 2-0, 2-12:30, 2-12:30:00.
 
@@ -135,7 +161,7 @@ def minutes_of(text: Any) -> int:
     """
     match = re.fullmatch(r"(?:(\d+)-)?(\d+)(?::(\d+))?(?::(\d+))?", str(text))
     if not match:
-        raise InputError(f"time: {text!r}", expected="D-HH:MM:SS, HH:MM:SS or minutes, in quotes in YAML")
+        raise InputError(f"time: {text!r}", expected="D-HH:MM:SS, HH:MM:SS or minutes")
     days, *rest = match.groups()
     numbers = [int(part) for part in rest if part is not None]
     if days is None and len(numbers) < 3:  # minutes, or minutes:seconds
@@ -216,9 +242,13 @@ def queue() -> Queue:
     every: Any = ASK_EVERY_S
     for path in site_files():
         every = _tree(path).get(ASK, every)
-        if isinstance(every, bool) or not isinstance(every, (int, float)) or not every > 0:
-            raise InputError(f"{ASK}: {every!r}", where=path, expected="seconds, above 0")
+        _check_ask(every, path)
     return Queue(every)
+
+
+def _check_ask(every: Any, path: Path) -> None:
+    if isinstance(every, bool) or not isinstance(every, (int, float)) or not 0 < every < math.inf:
+        raise InputError(f"{ASK}: {every!r}", where=path, expected="seconds, above 0")
 
 
 def network_variables(environ: Mapping[str, str]) -> set[str]:

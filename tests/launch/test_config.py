@@ -11,6 +11,7 @@ import yaml
 
 from data_shards.errors import InputError
 from launch.config import from_tree, load, preset_names, to_tree, to_yaml
+from launch.parse import parse_yaml
 
 
 @pytest.mark.parametrize("name", preset_names())
@@ -106,3 +107,24 @@ def test_a_wrong_key_ends_the_command_with_code_2() -> None:
     words = [sys.executable, "-m", "launch", "train", "vqgan", "demo", "vqgan.modle.channels=8"]
     done = subprocess.run(words, capture_output=True, text=True, timeout=120)
     assert done.returncode == 2 and "did you mean 'model'" in done.stderr and "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("written", "read"),
+    [
+        *[(text, text) for text in ("1:30:00", "12:30", "-1:30", "1:30.5", "0123", "0027", "-010", "00", "2026-11-28")],
+        *[("90", 90), ("0", 0), ("-1", -1), ("0.5", 0.5), ("01.5", 1.5), ("1.0e-3", 0.001), ("0x10", 16), ("true", True), ("'90'", "90")],
+    ],
+)
+def test_no_number_is_read_as_another_than_stands_there(written, read):
+    """YAML 1.1 counts what has a colon to the base of 60, and what begins with 0 to that of 8."""
+    assert parse_yaml(f"key: [{written}]", "file") == {"key": [read]} and type(parse_yaml(written, "file")) is type(read)
+    assert parse_yaml(yaml.safe_dump({"key": read}), "file") == {"key": read}, "what we write is read as it was"
+
+
+def test_a_number_with_a_colon_is_refused_where_a_number_is_asked_for(tmp_path):
+    (tmp_path / "mine.yaml").write_text("sample: {count: 1:30:00}\n")
+    with pytest.raises(InputError, match="sample.count = '1:30:00'"):
+        load(str(tmp_path / "mine.yaml"))
+    with pytest.raises(InputError, match="sample.count = '1:30'"):
+        load("demo", ["sample.count=1:30"])

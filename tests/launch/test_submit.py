@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -28,6 +29,7 @@ from launch.submit.site import minutes_of, queue
 from slurm.executor import run_local
 from slurm.jobs import JobSpec
 from slurm.rank import Placement
+from slurm.records import RECORD_NAME
 from slurm.status import JobState
 from slurm.task import few_cores, read_secrets, task_environ
 from tests.commands import invoke
@@ -116,7 +118,17 @@ def test_one_thing_is_not_said_in_two_ways(words, message):
         ("verbs: {run: {gpus: 1}}", "verbs: run(.|\n)*did you mean|unknown key 'gpus'"),
         ("verbs: {smaple: {}}", "unknown verb 'smaple'(.|\n)*'sample'"),
         ("- partition", "in place of keys and values"),
-        ("nodes: two", "nodes: "),
+        ("nodes: two", "site.yaml(.|\n)*1-4"),
+        ("nodes: 1-4\nmost_nodes: 3", "nodes: 1-4 and most_nodes(.|\n)*site.yaml"),
+        ("nodes: true", "nodes: True"),
+        ("account: 123", 'account: 123(.|\n)*site.yaml(.|\n)*account: "123"'),
+        ("verbs: {run: {partition: on}}", "partition: True(.|\n)*verbs: run(.|\n)*in quotes"),
+        ("memory: 64", 'memory: 64(.|\n)*site.yaml(.|\n)*memory: "64"'),
+        ("snapshot: maybe", "snapshot: 'maybe'(.|\n)*site.yaml(.|\n)*true or false"),
+        *(
+            (f"ask_every_seconds: {every}", "ask_every_seconds: (.|\n)*site.yaml(.|\n)*above 0")
+            for every in ("0", "-1", "often", ".inf", ".nan")
+        ),
         ("partition: [", "not YAML"),
     ],
 )
@@ -147,6 +159,25 @@ def test_a_verb_that_is_not_there_is_refused_before_it_queues():
 def test_bad_options_are_refused(words):
     with pytest.raises(InputError):
         invoke("submit", *words, "--dry-run", "--", "run", "demo")
+
+
+@pytest.mark.parametrize("option", ["name", "nodes", "partition", "array", "dependency", "time"])
+@pytest.mark.parametrize("words", [("presets",), ("pipeline", "p.yaml")])
+def test_an_option_that_is_empty_is_not_taken_for_one_that_is_left_out(tmp_path, option, words):
+    (tmp_path / "p.yaml").write_text(PIPELINE)
+    with pytest.raises(InputError, match=f"{option}(_minutes)?=''|{option}: ''|--{option} ?|options of a job"):
+        invoke("submit", f"--{option}", "", "--dry-run", "--", *words)
+
+
+def test_an_empty_preset_is_refused_before_it_queues():
+    with pytest.raises(InputError, match="unknown preset ''"):
+        invoke("submit", "--dry-run", "--", "train", "vqgan", "")
+
+
+def test_a_name_that_would_show_a_password_is_refused_and_not_shown():
+    with pytest.raises(InputError, match="holds a password") as caught:
+        invoke("submit", "--name", "s3://me:hunter2@host/set", "--dry-run", "--", "presets")
+    assert "hunter2" not in str(caught.value)
 
 
 def test_local_runs_the_verb_here_and_hands_on_its_exit_code(capfd):
@@ -182,6 +213,34 @@ def test_a_user_without_a_name_or_a_home_goes_on(tmp_path):
 )
 def test_a_time_limit_is_read_as_slurm_reads_it(text, minutes):
     assert minutes_of(text) == minutes
+
+
+@pytest.mark.parametrize(("text", "minutes"), [("1:30:00", 90), ("12:30", 13), ("90", 90), ("1-12:00:00", 2160)])
+def test_a_time_limit_without_quotes_is_read_as_slurm_reads_it(tmp_path, text, minutes):
+    (tmp_path / "site.yaml").write_text(f"time: {text}\n")
+    assert f"#SBATCH --time={minutes}\n" in invoke("submit", "--dry-run", "--", "presets")
+    (tmp_path / "site.yaml").unlink()
+    (tmp_path / "p.yaml").write_text(f"preset: demo\njobs:\n  vqgan: {{time: {text}}}\n")
+    stages = json.loads(invoke("submit", "--dry-run", "--json", "--", "pipeline", "p.yaml"))["stages"]
+    assert stages["vqgan"]["job"]["time_minutes"] == minutes
+
+
+def test_what_needs_no_quotes_is_read_without(tmp_path):
+    (tmp_path / "site.yaml").write_text("umask: 0027\naccount: 0123\nnodes: 1-4\nverbs: {run: {nodes: 2}}\n")
+    job = json.loads(invoke("submit", "--dry-run", "--json", "--", "presets"))["job"]
+    assert (job["umask"], job["account"], job["nodes"], job["most_nodes"]) == ("0027", "0123", 1, 4)
+    job = json.loads(invoke("submit", "--dry-run", "--json", "--", "run", "demo"))["job"]
+    assert (job["nodes"], job["most_nodes"]) == (2, None), "the closer word counts"
+
+
+def test_a_dry_run_shows_the_umask_that_the_job_would_have(tmp_path):
+    before = os.umask(0o027)
+    try:
+        assert "\numask 0027\n" in invoke("submit", "--dry-run", "--", "presets")
+        (tmp_path / "site.yaml").write_text('umask: "0002"\n')
+        assert "\numask 0002\n" in invoke("submit", "--dry-run", "--", "presets")
+    finally:
+        os.umask(before)
 
 
 def test_what_a_site_needs_is_quoted_and_shown(tmp_path):
@@ -421,9 +480,26 @@ def test_behind_a_missing_stage_all_is_missing(monkeypatch):
     assert looked == ["data", "vqgan"], "what stands behind a missing stage may not even be readable"
 
 
-def test_resume_of_what_was_never_submitted_says_so():
-    with pytest.raises(InputError, match="no job 'x'"):
-        invoke("resume", "x")
+@pytest.mark.parametrize("verb", ["resume", "logs", "cancel", "status"])
+def test_what_was_never_submitted_is_said_and_what_was_is_listed(tmp_path, verb):
+    with pytest.raises(InputError, match="no job 'x'(.|\n)*mend: +retinaforge status lists them"):
+        invoke(verb, "x")
+    with pytest.raises(InputError, match=f"no job 'x'(.|\n)*retinaforge status --jobs {tmp_path}/other lists them"):
+        invoke(verb, "x", "--jobs", tmp_path / "other")
+
+
+@pytest.mark.parametrize("logs", [("7_batch.out", "7_0_log.out", "7_1_log.out"), ("7_3_batch.out", "7_3_0_log.out"), ()])
+def test_a_rank_that_there_is_not_is_refused_with_those_there_are(tmp_path, logs):
+    folder = tmp_path / "runs" / "jobs" / "job"
+    folder.mkdir(parents=True)
+    (folder / RECORD_NAME).write_text(json.dumps({"job_ids": ["7"], "name": "job", "submitted_unix_s": 1.0}))
+    for name in logs:
+        (folder / name).touch()  # it has said nothing yet
+    there = ["batch", "0", "1"] if len(logs) == 3 else ["3:batch", "3:0"] if logs else []
+    for rank in ("9", "9:0", "", "0 "):
+        with pytest.raises(InputError, match=f"--rank {rank}: no log(.|\n)*" + (f"one of {', '.join(there)}" if there else "has begun")):
+            invoke("logs", "job", "--rank", rank)
+    assert [invoke("logs", "job", "--rank", rank) for rank in there] == [""] * len(there)
 
 
 def test_runs_are_listed_with_how_far_they_are(tmp_path):

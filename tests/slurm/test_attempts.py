@@ -196,6 +196,38 @@ def test_what_has_no_way_to_go_on_comes_back_only_as_often_as_it_may(tmp_path, m
     assert len(script.asked) == 2, "it would meet its limit again"
 
 
+def test_a_job_without_files_of_its_progress_is_ended_when_it_only_says_try_again(tmp_path, monkeypatch, capsys):
+    """What SLURM did to it meanwhile is not counted."""
+    script, again = Script(tmp_path, monkeypatch, progress=()), []
+    preempted, requeued, lost_node = (slurm_says(f" DUE TO {why}") for why in ("PREEMPTION", "JOB REQUEUE", "NODE FAILURE"))
+    for log in ("", preempted, "", requeued, lost_node, "lost", ""):
+        script.begins(capsys)
+        if log == "lost":
+            script.restart += 1
+        else:
+            script.ends(75, errors=RANK_1_FAILED, log=log, told=bool(log))
+            again.append(len(script.asked))
+    assert again == [1, 2, 3, 3, 3, 3], "SLURM itself restarts a requeue and a lost node; the third of its own is the last"
+    assert script.last.why == "3 attempts in a row got nowhere, the last one: rank 1: exited with exit code 75" and script.last.last
+    with pytest.raises(InputError, match="3 attempts in a row(.|\n)*another end than try again(.|\n)*retinaforge resume job"):
+        script.begins(capsys)
+    script.token, script.restart = "6f" * 16, 0
+    script.begins(capsys)
+    script.ends(75, errors=RANK_1_FAILED)
+    assert len(script.asked) == 4, "submitted again, it has all its attempts"
+
+
+def test_damaged_notes_lose_no_restart(script, capsys):
+    """Bytes that are no text, in what was noted and in the file that names who holds the job."""
+    for _ in range(2):
+        for path in (attempts_path(script.folder), holder_path(script.folder)):
+            path.write_bytes(b"\xff\xfe{\n")
+        script.begins(capsys)
+        holder_path(script.folder).write_bytes(b"\xff\xfe{\n")
+        script.ends(75, errors=RANK_1_FAILED)
+    assert script.asked == ["7", "7"] and script.last.code == 75
+
+
 def test_a_copy_that_was_taken_over_asks_for_nothing(script, capsys):
     script.begins(capsys)
     holder_path(script.folder).write_text(f"{TOKEN}.7.1\n")
@@ -228,7 +260,7 @@ FAULTS = [errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.ESTALE]
 def test_what_cannot_be_noted_at_an_end_keeps_no_job_from_its_next_attempt(script, capsys, monkeypatch, what, number):
     script.begins(capsys)
 
-    def fails(*_):
+    def fails(*_, **__):
         raise OSError(number, os.strerror(number))
 
     class Fails:

@@ -90,7 +90,41 @@ def test_options_survive_quoting():
     assert "--gpus-per-node=4" in options, "all GPUs of a node for all its tasks; the local rank chooses"
 
 
+TELL_A_SECRET = [
+    "env 'HF_TOKEN=hunter2'",
+    'env "HF_TOKEN=hunter2" x',
+    "bash -c 'export HF_TOKEN=hunter2'",
+    "export 'HF_TOKEN=hunter2'",
+    "export HF_TOKEN='hunter2'",
+    'export HF_TOKEN="hunter2"',
+    "true;HF_TOKEN=hunter2 x",
+    "(export HF_TOKEN=hunter2)",
+    "curl -H 'Authorization: Bearer hunter2' x",
+    'curl -H "authorization:hunter2" x',
+    "curl --header='X-Api-Key: hunter2' x",
+    "curl -u ann:hunter2 x",
+    "curl --user 'ann:hunter2' x",
+    "cmd --password hunter2",
+    "cmd --password=hunter2",
+    "cmd '--password' 'hunter2'",
+    "cmd --hf-token 'hunter2'",
+    "wget 'https://ann:hunter2@host/x'",
+]
+ELSEWHERE = [
+    'export HF_TOKEN="$(cat ~/.token)"',
+    "export HF_TOKEN=`cat token`",
+    'export HF_TOKEN="$MY_TOKEN"',
+    'curl -H "Authorization: Bearer $HF_TOKEN" x',
+    "docker login --password-stdin registry",
+    "cmd --password-file /run/x --token-path y",
+    "cmd --password $PASSWORD --token",
+    "apptainer exec docker://registry/token:latest",
+    "podman run --user 1000:1000 x",
+    "module load cuda:12.4 key/1",
+]
+"""What a shell fetches from where it is kept, and what only sounds like a secret."""
 VALID = [
+    *({"setup": (line,)} for line in ELSEWHERE),
     {"account": "a@b"},
     {"memory": "0"},
     {"memory": "16g"},
@@ -144,6 +178,9 @@ def test_json_round_trip(spec):
         ({"setup": ("export https_proxy=http://ann:hunter2@proxy:3128",)}, r"holds a password: export https_proxy=http://ann:\*\*\*@"),
         ({"launcher": "apptainer exec --env WANDB_API_KEY=abc x.sif"}, "launcher sets WANDB_API_KEY"),
         ({"srun_options": ("--container-env=HF_TOKEN=abc",)}, "srun_options sets HF_TOKEN"),
+        *(({"setup": (line,)}, "setup (sets|holds a password)(.|\n)*--secrets FILE") for line in TELL_A_SECRET),
+        *(({"launcher": line}, "launcher (sets|holds a password)(.|\n)*--secrets FILE") for line in TELL_A_SECRET),
+        ({"launcher": "env HF_'TO'KEN=hunter2"}, "launcher sets HF_TOKEN"),
         ({"extra": ("--comment=" + "x" * 148,)}, "at most 147 bytes"),
         ({"extra": ("--comm=mine",)}, "in full"),
         ({"launcher": "env 'x"}, "launcher=(.|\n)*No closing quotation"),
@@ -166,8 +203,9 @@ def test_json_round_trip(spec):
     ],
 )
 def test_what_cannot_be_a_job_is_refused(change, words):
-    with pytest.raises(InputError, match=words):
+    with pytest.raises(InputError, match=words) as caught:
         dataclasses.replace(PLAIN, **change)
+    assert "hunter2" not in str(caught.value)
 
 
 @pytest.mark.parametrize(

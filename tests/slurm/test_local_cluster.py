@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import pwd
+import shlex
 import shutil
 import signal
 import subprocess
@@ -16,7 +17,7 @@ from pathlib import Path
 
 import pytest
 
-from data_shards.errors import InputError, TryAgain
+from data_shards.errors import CorruptData, InputError, TryAgain
 from slurm import local_cluster
 from tests.commands import invoke
 
@@ -100,9 +101,16 @@ def test_the_verb_leaves_it_running_and_ends_it(module):
             exported = words("env", "--root", root)
             script = f"{exported}\nsrun -N3 hostname | wc -l"
             assert subprocess.run(["bash", "-c", script], capture_output=True, text=True, timeout=60, check=True).stdout == "3\n"
-            assert "it runs already" in words("start", "--root", root, code=2)
+            advice = words("start", "--root", root, code=2)
+            assert (
+                "it runs already" in advice and f"slurm-local status --root {root}, or retinaforge slurm-local stop --root {root}" in advice
+            )
             os.kill(state["daemons"]["slurmd-n2"]["pid"], signal.SIGKILL)
-            assert "gone: slurmd-n2" in words("status", "--root", root, code=75)
+            advice = words("status", "--root", root, code=75)
+            assert (
+                "gone: slurmd-n2" in advice
+                and f"slurm-local stop --root {root}, then retinaforge slurm-local start --root {root}" in advice
+            )
             words("start", "--nodes", 1, "--root", root)
             assert json.loads(words("status", "--root", root, "--json"))["nodes"] == {"n1": "idle"}
         finally:
@@ -169,3 +177,64 @@ def test_a_folder_that_is_refused_is_left_as_it_is(tmp_path):
     with pytest.raises(InputError, match="is a link"):
         invoke("slurm-local", "start", "--root", link)
     assert not (tmp_path / "nowhere").exists()
+
+
+def advised(message: object) -> list[str]:
+    """The last command in an error's advice, as a shell reads it, without the program's name."""
+    return shlex.split(str(message).rpartition("retinaforge ")[2])
+
+
+def test_advice_on_a_folder_that_is_no_cluster_is_a_folder_that_is_free(tmp_path):
+    (tmp_path / "thesis.txt").touch()
+    for verb in ("start", "status", "stop"):
+        with pytest.raises(InputError, match="not empty|no cluster was started") as caught:
+            invoke("slurm-local", verb, "--root", tmp_path)
+        assert advised(caught.value)[:3] == ["slurm-local", "start", "--root"] and not Path(advised(caught.value)[3]).exists()
+    with pytest.raises(InputError, match="no cluster was started") as caught:
+        invoke("slurm-local", "status", "--root", tmp_path / "not there")
+    assert advised(caught.value) == ["slurm-local", "start", "--root", str(tmp_path / "not there")]
+
+
+@pytest.mark.parametrize("torn", ["", '{"nodes": 2', "[]", '{"nodes": 1, "cpus": 1, "accounting": false, "daemons": {"slurmd-n1": ["x"]}}'])
+def test_a_damaged_list_of_daemons_says_how_to_clear_it(tmp_path, torn):
+    (tmp_path / "daemons.json").write_text(torn)
+    for verb in ("start", "status", "env"):
+        with pytest.raises(CorruptData, match="list of the cluster's daemons is damaged") as caught:
+            invoke("slurm-local", verb, "--root", tmp_path)
+        assert f"retinaforge slurm-local stop --root {tmp_path} ends what runs" in str(caught.value)
+    with pytest.raises(InputError, match="no cluster's folder"):
+        invoke("slurm-local", "stop", "--root", tmp_path)
+    (tmp_path / "slurm.conf").touch()
+    invoke("slurm-local", "stop", "--root", tmp_path)
+    assert not tmp_path.exists()
+
+
+def test_advice_on_a_cluster_with_a_damaged_list_and_without_munged_clears_it(module):
+    with tempfile.TemporaryDirectory(prefix="slurm-", dir="/tmp") as place:
+        os.chmod(place, 0o755)  # munged wants to be reached by all
+        root = Path(place) / "c"
+        words("start", "--nodes", 1, "--root", root)
+        state = json.loads((root / "daemons.json").read_text())
+        os.kill(state["daemons"]["munged"][0], signal.SIGKILL)
+        assert len(processes_of(root)) >= 2
+        (root / "daemons.json").write_text("{")
+        assert f"stop --root {root} ends what runs" in words("status", "--root", root, code=4)
+        words("stop", "--root", root)
+        assert not root.exists() and processes_of(root) == []
+
+
+@pytest.mark.parametrize(("mode", "mended"), [(0o700, "711"), (0o750, "751"), (0o777, "755"), (0o775, "755")])
+def test_a_folder_that_munged_would_not_take_is_named_with_what_mends_it(tmp_path, monkeypatch, mode, mended):
+    monkeypatch.setattr("slurm.local_cluster.missing", lambda **_: None)
+    with tempfile.TemporaryDirectory(prefix="slurm-", dir="/tmp") as place:
+        os.chmod(place, 0o755)
+        closed = Path(place) / "closed"
+        closed.mkdir()
+        closed.chmod(mode)
+        with pytest.raises(InputError, match=f"folder {closed} (.|\n)*chmod {mended} {closed}, or another one: retinaforge slurm-local"):
+            invoke("slurm-local", "start", "--root", closed / "c")
+        assert not (closed / "c").exists()
+        for name, message in (("x" * 80, "at most"), ("a b", "letters, digits"), ("100%", "letters, digits")):
+            with pytest.raises(InputError, match=message):
+                invoke("slurm-local", "start", "--root", Path(place) / name)
+            assert not (Path(place) / name).exists()

@@ -233,6 +233,35 @@ os.remove("writing")
     assert [(attempt.why, attempt.code) for attempt in read_attempts(attempts_path(folder))] == [("preempted", 75), ("done", 0)]
 
 
+@pytest.mark.parametrize("name", ["USR1", "USR2"])
+def test_a_signal_to_the_script_is_a_wish_to_stop_and_no_end_of_the_job(cluster, tmp_path, name):
+    """To the script alone nothing happens; with `--full` the tasks commit, and the job comes back."""
+    code = """
+import os, signal, sys, time
+again = os.path.exists("committed")
+def stop(*_):
+    open("committed", "x").close()
+    sys.exit(75)
+signal.signal(signal.SIGUSR1, stop)
+signal.signal(signal.SIGUSR2, stop)
+print("again" if again else "first", flush=True)
+while not (again or os.path.exists("enough")):
+    time.sleep(0.1)
+"""
+    job = submit(JobSpec(name="told", command=("python", "-c", code), folder=str(tmp_path)), folder := tmp_path / "job")
+    log, until = folder / f"{job.job_id}_0_log.out", time.monotonic() + 60
+    while not (log.exists() and "first" in log.read_text()):
+        assert time.monotonic() < until, everything_said(folder)
+        time.sleep(0.1)
+    cluster.run("scancel", "--batch", f"--signal={name}", job.job_id)
+    time.sleep(1.0)
+    assert wait(job.job_id, until={"RUNNING"})[0].restarts == 0 and not (tmp_path / "committed").exists()
+    cluster.run("scancel", "--full", f"--signal={name}", job.job_id)
+    [state] = wait(job.job_id, seconds=90)
+    assert (state.state, state.restarts) == ("COMPLETED", 1), everything_said(folder)
+    assert [attempt.code for attempt in read_attempts(attempts_path(folder))] == [75, 0]
+
+
 def test_what_sbatch_refuses_is_said_in_its_words(cluster, tmp_path):
     spec = JobSpec(name="nowhere", command=("python", "-V"), folder=str(tmp_path), partition="no-such-partition")
     with pytest.raises(InputError, match="invalid partition specified: no-such-partition"):

@@ -15,13 +15,14 @@ from types import SimpleNamespace
 import pytest
 
 from data_shards.durable import claimed
-from data_shards.errors import InputError, TryAgain
+from data_shards.errors import CorruptData, InputError, TryAgain
 from launch.cli.jobs import summary
-from launch.cli.submit import _ended
+from launch.cli.submit import _ended, _failed
 from launch.submit.graph import _left_alone, submit_all
-from slurm.attempts import Attempt, attempts_path
+from slurm.attempts import Attempt, attempts_path, read_attempts
 from slurm.executor import _Job, _of_another_job, check_free, submit
 from slurm.jobs import JobSpec
+from slurm.preempt import ATTEMPT, HOLDER, superseded
 from slurm.records import (
     CANCELLED,
     RECORD_NAME,
@@ -37,6 +38,7 @@ from slurm.records import (
     record_tree,
 )
 from slurm.status import BETWEEN, FORMAT, TOKEN_MARK, UNKNOWN, JobState, Queue
+from tests.commands import invoke
 
 AT = 1_790_000_000.0
 TOKEN, ANOTHER = "1f" * 16, "2e" * 16
@@ -219,13 +221,38 @@ def test_the_books_are_not_asked_more_often_either(site):
 
 
 def test_indices_of_an_array_are_forgotten_one_by_one(site):
-    """Three of five: one runs, one is in the books, of one nobody knows; none falls out of the count."""
+    """Three of five: one runs, one is in the books, one SLURM would list if it lived; none falls out of the count."""
     record = submitted(7, array="1-5")
     site.says("squeue", row(7, "RUNNING", index="4"), row(7, "PENDING", index="2,5%2"))
     site.says("sacct", books("7_3", "FAILED", "4:0", folder="/jobs/job"), books("7_4", "COMPLETED", folder="/jobs/job"))
     found = {state.job_id: state.state for state in current([record], Queue(0.0))["job"]}
-    assert found == {"7_1": UNKNOWN, "7_2": "PENDING", "7_3": "FAILED", "7_4": "RUNNING", "7_5": "PENDING"}
-    assert summary(current([record], Queue(0.0))["job"]) == "2 PENDING, 1 UNKNOWN, 1 FAILED, 1 RUNNING"
+    assert found == {"7_1": "CANCELLED", "7_2": "PENDING", "7_3": "FAILED", "7_4": "RUNNING", "7_5": "PENDING"}
+    assert summary(current([record], Queue(0.0))["job"]) == "2 PENDING, 1 CANCELLED, 1 FAILED, 1 RUNNING"
+
+
+def test_an_index_that_was_cancelled_as_it_waited_does_not_hold_its_name(site, tmp_path):
+    """SLURM keeps nothing of it, but lists the others. Where it lists none, or lists that cannot be read, nothing is concluded."""
+    record = submitted(7, array="0-3", cluster="west", folder=str(tmp_path))
+    (tmp_path / RECORD_NAME).write_text(json.dumps(record_tree(record)))
+    site.says("scontrol", "ClusterName             = west")
+    site.says("squeue", *(row(7, "COMPLETED", index=str(index)) for index in (0, 1)), row(7, "PENDING", index="3"))
+    found = {state.job_id: state.state for state in current([record], Queue(0.0))["job"]}
+    assert found == {"7_0": "COMPLETED", "7_1": "COMPLETED", "7_2": "CANCELLED", "7_3": "PENDING"}
+    site.says("squeue", *(row(7, "COMPLETED", index=str(index)) for index in (0, 1, 3)))
+    assert check_free(tmp_path) == TOKEN and _failed(tmp_path, JobSpec(name="job", command=("x",), folder="/", array="0-3")) == "2"
+    unread = [("1-2,…", TOKEN), ("N/A", TOKEN), ("1,3", ANOTHER)]
+    for index, token in unread:
+        site.says("squeue", row(7, "PENDING", index="0"), row(7, "PENDING", index=index, comment=TOKEN_MARK + token))
+        states = {state.job_id: state.state for state in current([record], Queue(0.0))["job"]}
+        assert states["7_2"] == ("CANCELLED" if token == ANOTHER else UNKNOWN), index
+    site.says("squeue")
+    with pytest.raises(InputError, match="job 7_0-3 is not known to SLURM here"):
+        check_free(tmp_path)
+    noted = Attempt(token=TOKEN, job_id="7", restart=0, nodes="n1", began_unix_s=AT, before="", code=0, why="done", last=True)
+    for index in ("0", "1", "3"):
+        attempts_path(tmp_path, index).write_text(json.dumps(asdict(noted)) + "\n")
+    with pytest.raises(InputError, match="job 7_2 is not known to SLURM here"):
+        check_free(tmp_path)
 
 
 def test_an_array_with_holes_is_told_index_by_index(site):
@@ -447,11 +474,83 @@ def test_what_squeue_does_not_start_again_may_be_submitted_again(site, state):
     assert not is_live(current([submitted(7)], Queue(0.0))["job"])
 
 
-def test_a_damaged_record_hides_no_other(tmp_path, caplog):
-    for name, text in (("a", json.dumps({"job_ids": ["1"], "name": "a", "submitted_unix_s": 1.0})), ("b", "{")):
-        (tmp_path / name).mkdir()
-        (tmp_path / name / RECORD_NAME).write_text(text)
-    assert [record.name for record in read_records(tmp_path, [])] == ["a"] and "left out" in caplog.text
+WHOLE = {"job_ids": ["1"], "name": "kid", "submitted_unix_s": 1.0, "token": TOKEN}
+WRONG = [{"array": "zz"}, {"array": "5-1"}, {"whole": "x"}, {"submitted_unix_s": "a"}, {"job_ids": []}, {"job_ids": ["-1"]}]
+WRONG += [{"job_ids": "7"}, {"former": [{}]}, {"name": None}, {"part": "two"}]
+DAMAGED = [b"{", b"", b"[]", b"7", b"\xff\xfe", *(json.dumps(WHOLE | wrong).encode() for wrong in WRONG)]
+
+
+@pytest.mark.parametrize("content", DAMAGED)
+def test_a_damaged_record_is_known_as_one(tmp_path, content):
+    (tmp_path / RECORD_NAME).write_bytes(content)
+    with pytest.raises(CorruptData, match="record of a submitted job is damaged"):
+        read_record(tmp_path / RECORD_NAME)
+
+
+def test_a_damaged_record_hides_no_other_and_says_how_to_go_on(site, tmp_path, monkeypatch):
+    content = b"{"
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("launch.submit.site.queue", lambda: Queue(0.0))
+    site.has_scancel()
+    site.says("squeue", row(1, "RUNNING", name="eyes/whole"))
+    site.says("scontrol", "ClusterName             = west", "MaxArraySize            = 1001")
+    for name, text in (("eyes/whole", json.dumps({**WHOLE, "name": "eyes/whole"}).encode()), ("eyes/kid", content)):
+        folder = job_folder(Path("runs/jobs"), name)
+        folder.mkdir(parents=True)
+        (folder / RECORD_NAME).write_bytes(text)
+    told = json.loads(invoke("status", "--json"))["jobs"]
+    assert (told["eyes/whole"]["state"], told["eyes/kid"]["state"]) == ("RUNNING", "record damaged")
+    said = invoke("status", "eyes/kid")
+    assert "record damaged" in said and "squeue --me --all" in said and "retinaforge resume kid --jobs" in said
+    assert "eyes" not in invoke("runs")
+    for words in (("logs", "eyes/kid"), ("cancel", "eyes/kid")):
+        with pytest.raises(CorruptData, match="record of a submitted job is damaged"):
+            invoke(*words)
+    with pytest.raises(CorruptData, match="record of a submitted job is damaged"):
+        invoke("cancel", "eyes")
+    assert (site.folder / "cancelled").read_text() == "1\n", "what could be cancelled is"
+    with pytest.raises(CorruptData, match="(.|\n)*squeue --me --all(.|\n)*--force"):
+        check_free(folder)
+    for program in ("sbatch", "srun"):
+        (site.folder / program).write_text("#!/bin/sh\necho Submitted batch job 9\n")
+        (site.folder / program).chmod(0o755)
+    spec = JobSpec(name="eyes/kid", command=("python", "-V"), folder=str(tmp_path))
+    with pytest.raises(CorruptData, match="damaged"):
+        submit(spec, folder)
+    assert (folder / RECORD_NAME).read_bytes() == content and not (folder / "job.json").exists()
+    submit(spec, folder, force=True)
+    assert read_record(folder / RECORD_NAME).job_ids == ("9",)
+    (folder / RECORD_NAME).write_bytes(content)
+    monkeypatch.setattr("launch.submit.described.Described.check_on", lambda *_: None)
+    monkeypatch.setattr("slurm.offers.offers", list)
+    with pytest.raises(CorruptData, match="damaged"):
+        invoke("resume", "eyes/kid")
+    invoke("resume", "kid", "--jobs", folder.parent, "--force")
+    assert read_record(folder / RECORD_NAME).job_ids == ("9",), "as it was advised"
+
+
+@pytest.mark.parametrize("content", [b"\xff{}\n", b"[]\n", b'{"job_id": "7"}\n', b"\x00\n"])
+def test_a_damaged_note_of_an_attempt_hides_no_other(site, tmp_path, content):
+    """Nor does it keep the job from its restart."""
+    ended = Attempt(token=TOKEN, job_id="7", restart=0, nodes="n1", began_unix_s=AT, before="", code=4, why="rank 0", last=True)
+    wrong = json.dumps({**asdict(ended), "began_unix_s": "a"}).encode() + b"\n"
+    attempts_path(tmp_path).write_bytes(content + wrong + json.dumps(asdict(ended)).encode() + b"\n" + content)
+    assert read_attempts(attempts_path(tmp_path)) == [ended]
+    (tmp_path / "cancelled").write_bytes(content)
+    (tmp_path / "holder").write_bytes(content)
+    assert current([submitted(7, folder=str(tmp_path))], Queue(0.0))["job"][0].state == "FAILED"
+    assert not superseded({HOLDER: str(tmp_path / "holder"), ATTEMPT: "7.0"})(), "which says nothing of who holds the job"
+
+
+def test_a_damaged_target_hides_the_progress_of_its_job_alone(site, tmp_path, monkeypatch, capfd):
+    monkeypatch.chdir(tmp_path)
+    site.says("squeue", row(1, "RUNNING", name="kid"))
+    folder = job_folder(Path("runs/jobs"), "kid")
+    folder.mkdir(parents=True)
+    (folder / RECORD_NAME).write_text(json.dumps(WHOLE))
+    for content in ("{", "[]", '{"run": "r", "stage": "sample", "goal": "many"}', '{"run": "r", "stage": "sample", "goal": 4}'):
+        (folder / "target.json").write_text(content)
+        assert json.loads(invoke("status", "--json"))["jobs"]["kid"]["state"] == "RUNNING"
 
 
 def test_submitit_s_handle_takes_node_fail_for_no_end(site, tmp_path, monkeypatch):
@@ -469,8 +568,8 @@ def test_records_are_found_by_job_and_by_run(tmp_path):
         folder = job_folder(tmp_path, name)
         folder.mkdir(parents=True)
         (folder / RECORD_NAME).write_text(json.dumps({"job_ids": ["1"], "name": name, "submitted_unix_s": 1.0}))
-    assert [record.name for record in read_records(tmp_path, ["eyes"])] == ["eyes/encode", "eyes/vqgan"]
-    assert [record.name for record in read_records(tmp_path, ["plain", "eyes/vqgan"])] == ["eyes/vqgan", "plain"]
+    assert [record.name for record in read_records(tmp_path, ["eyes"])[0]] == ["eyes/encode", "eyes/vqgan"]
+    assert [record.name for record in read_records(tmp_path, ["plain", "eyes/vqgan"])[0]] == ["eyes/vqgan", "plain"]
 
 
 @pytest.mark.parametrize("name", ["../../etc/x", "/etc/x", "a//b", "a/./b", "..", " ", "a/..", "-rf", "$(id)", "a b/c'd"])

@@ -86,6 +86,23 @@ def test_a_name_in_use_is_refused_until_its_job_has_ended(tmp_path):
     invoke("cancel", "held")
 
 
+@pytest.mark.parametrize("array", ["0-1%1", None])
+def test_an_option_that_is_empty_is_refused_and_starts_nothing_again(tmp_path, array):
+    """As an unset variable of a shell leaves it: nothing is not all."""
+    folder = tmp_path / "runs" / "jobs" / "held"
+    job = submit(python("0", tmp_path, name="held", array=array), folder)
+    until(lambda: {state.state for state in read_squeue(squeue(), [job.job_id])[job.job_id]} == {"COMPLETED"})
+    record = (folder / RECORD_NAME).read_text()
+    for option in ("--array", "--nodes", "--partition"):
+        with pytest.raises(InputError, match="array=''|nodes|partition=''"):
+            invoke("resume", "held", option, "")
+    with pytest.raises(InputError, match="one of both"):
+        invoke("resume", "held", "--array", "", "--failed")
+    with pytest.raises(InputError, match="array=''"):
+        submit(read_spec(folder / "job.json"), folder, only="")
+    assert (folder / RECORD_NAME).read_text() == record
+
+
 def test_two_who_submit_at_once_make_one_job(cluster, tmp_path):
     """Both had seen that the name is free."""
     spec = python("import time; time.sleep(60)", tmp_path, name="at-once")
