@@ -7,7 +7,6 @@ import shlex
 from pathlib import Path
 
 from data_shards.errors import InputError
-from data_shards.reading.dataset import Dataset
 from launch.run import Run
 from launch.stages.training import trained
 
@@ -21,6 +20,7 @@ def outdated(run: Run) -> list[Path]:
     from ldm.checkpoints.store import CheckpointStore
     from ldm.checkpoints.trained import trained_digest
     from ldm.comm import Alone
+    from ldm.generation.encode import asked_of
     from ldm.generation.generate import request_of
 
     found = []
@@ -28,7 +28,7 @@ def outdated(run: Run) -> list[Path]:
     denoiser = newest if newest and newest.samples else None
     if run.latents.exists() or denoiser:
         vqgan = trained_digest(run.vqgan) if trained(run, "vqgan") else None
-        if run.latents.exists() and Dataset(run.latents).manifest.source.get("encode", {}).get("autoencoder") != vqgan:
+        if run.latents.exists() and asked_of(run.latents).get("autoencoder") != vqgan:
             found.append(run.latents)
         if denoiser and denoiser.state["identity"].get("autoencoder", vqgan) != vqgan:
             found.append(run.diffusion)

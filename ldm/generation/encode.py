@@ -105,6 +105,13 @@ def encode_dataset(
     return units.finish()
 
 
+def asked_of(out: Path) -> dict[str, Any]:
+    """What the latents in this folder, whole or not, were asked for: {} where there are none."""
+    if (out / NAME).exists():
+        return read_manifest(out).source.get("encode", {})
+    return json.loads((out / REQUEST).read_bytes())["encode"] if (out / REQUEST).exists() else {}
+
+
 def _shards(dataset: Dataset, splits: list[str]) -> Iterator[tuple[str, str, tuple[int, int]]]:
     """Split, name, and first and last-but-one number within the split of each shard."""
     for split in splits:

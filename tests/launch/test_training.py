@@ -30,6 +30,7 @@ from data_shards.reading.dataset import Dataset, SplitInfo
 from launch.build import check_fit
 from launch.config import from_tree
 from launch.run import Run
+from launch.stages.outdated import check_outdated
 from launch.stages.training import trained
 from launch.worked import working_seconds
 from ldm.checkpoints.commit import USED, faults_of
@@ -402,6 +403,24 @@ def test_several_processes_encode_and_sample_what_one_makes(uninterrupted: Path,
     assert manifests["one"] == manifests["three"] == manifests["apart"]
     assert not [fault for _, faults in verify(tmp_path / "three" / "synthetic") for fault in faults]
     assert not list((tmp_path / "three" / "synthetic").glob(".lease-*"))
+
+
+def test_latents_that_a_kill_left_unfinished_are_gone_on_with_and_those_of_another_autoencoder_are_outdated(
+    uninterrupted: Path, tmp_path: Path
+) -> None:
+    path = made_from(uninterrupted, tmp_path / "cut", "vqgan")
+    latents, built = tmp_path / "cut" / "latents", Run(from_tree(yaml.safe_load(path.read_text())))
+    run("encode", path)
+    whole = read_manifest(latents)
+    (latents / "dataset.json").unlink()
+    min(latents.glob("*.unit")).unlink()
+    check_outdated(built)
+    run("encode", path)
+    assert read_manifest(latents) == whole
+    (latents / "dataset.json").unlink()
+    (latents / "request.json").write_text(json.dumps({"encode": {"dataset": "d", "autoencoder": "another"}}))
+    with pytest.raises(InputError, match="made from an earlier state of what it depends on: latents"):
+        check_outdated(built)
 
 
 def test_a_run_says_where_its_parts_are(packed: Path, tmp_path: Path) -> None:

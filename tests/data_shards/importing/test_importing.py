@@ -31,7 +31,7 @@ from data_shards.importing.geometry import Geometry, Planes
 from data_shards.importing.values import Values
 from data_shards.importing.wavelengths import parse_wavelengths
 
-REAL = Path(os.environ.get("RETINAFORGE_REAL_DATA", Path(__file__).resolve().parents[3] / "shared" / "data"))
+REAL = Path(os.environ.get("RETINAFORGE_REAL_DATA", Path(__file__).resolve().parents[4] / "shared" / "data"))
 H, W = 24, 20
 MAP = "0=background,1=artery,2=vein,3=background"
 

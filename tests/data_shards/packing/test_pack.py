@@ -336,7 +336,7 @@ def test_a_kill_between_write_and_rename_leaves_no_dataset(cube_folder: Path, tm
 PACK_AND = """
 import os, signal, sys, time
 from pathlib import Path
-from data_shards.pack import pack, recode
+from data_shards.packing.pack import pack, recode
 def watch(keys):
     for i, key in enumerate(keys):
         if i == 20:

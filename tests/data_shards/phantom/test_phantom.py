@@ -26,7 +26,7 @@ from data_shards.phantom.persons import person, view
 
 QUIET = PhantomConfig(size=224, wavelengths_nm=(900, 845, 815, 730, 700, 640, 585, 555, 465), noise=0, uneven_light=0, seed=5)
 SMALL = PhantomConfig(size=64, wavelengths_nm=(730, 640, 555))
-REAL = Path(os.environ.get("RETINAFORGE_REAL_DATA", Path(__file__).parents[3] / "shared" / "data"))
+REAL = Path(os.environ.get("RETINAFORGE_REAL_DATA", Path(__file__).parents[4] / "shared" / "data"))
 
 
 def digest(cube: Cube) -> str:
@@ -67,11 +67,11 @@ def test_a_cube_is_a_function_of_its_place_in_any_order_and_process() -> None:
     forwards = [digest(phantom_cube(SMALL, subject=s, eye=e, visit=v)) for s, e, v in places]
     backwards = [digest(phantom_cube(SMALL, subject=s, eye=e, visit=v)) for s, e, v in reversed(places)][::-1]
     code = (
-        "from tests.data_shards.test_phantom import SMALL, digest, phantom_cube\n"
+        "from tests.data_shards.phantom.test_phantom import SMALL, digest, phantom_cube\n"
         f"for s, e, v in {places!r}: print(digest(phantom_cube(SMALL, subject=s, eye=e, visit=v)))"
     )
     elsewhere = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=Path(__file__).parents[2]
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=Path(__file__).parents[3]
     ).stdout.split()
     assert forwards == backwards == elsewhere
     assert len(set(forwards)) == len(places)

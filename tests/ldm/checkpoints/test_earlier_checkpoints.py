@@ -28,7 +28,7 @@ from ldm.comm import Alone
 from ldm.generation.generate import latents_of
 from ldm.models.sampler import SamplerConfig
 
-ARCHIVE = Path(__file__).parents[1] / "golden" / "checkpoints" / "run-9e356b7.tar.xz"
+ARCHIVE = Path(__file__).parents[2] / "golden" / "checkpoints" / "run-9e356b7.tar.xz"
 
 
 @pytest.fixture(scope="module")

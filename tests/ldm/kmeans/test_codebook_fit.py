@@ -24,7 +24,7 @@ from ldm.kmeans.fit import FitConfig, FittedCodebook, drawn, fit_codebook
 from ldm.training.engine import Engine
 from tests.threads import Threads
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 MPIEXEC = shutil.which("mpiexec", path=str(Path(sys.executable).parent))
 CONFIG = FitConfig(codes=16, vectors=600, iterations=12, tolerance=-1.0)
 

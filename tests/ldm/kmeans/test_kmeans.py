@@ -179,7 +179,7 @@ def test_an_iteration_is_one_all_reduce_of_sums_and_counts() -> None:
 MPIEXEC = shutil.which("mpiexec", path=str(Path(sys.executable).parent))  # the one of the same MPI as mpi4py's
 OVER_MPI = """
 import sys, numpy as np, torch
-from ldm.kmeans import kmeans, matched
+from ldm.kmeans.lloyd import kmeans, matched
 from slurm.rank import MpiCommunicator
 comm = MpiCommunicator()
 z, ids = torch.from_numpy(np.load(f"{sys.argv[1]}/z.npy")), np.arange(3000)
@@ -196,7 +196,7 @@ def test_mpi_ranks_find_what_one_process_finds(tmp_path: Path) -> None:
     z = blobs(3000, 30)
     np.save(tmp_path / "z.npy", z.numpy())
     words = [MPIEXEC, "-n", "3", sys.executable, "-c", OVER_MPI, str(tmp_path)]
-    done = subprocess.run(words, cwd=Path(__file__).parents[2], capture_output=True, text=True, timeout=120, check=False)
+    done = subprocess.run(words, cwd=Path(__file__).parents[3], capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
     parts = [np.load(tmp_path / f"{rank}.npz") for rank in range(3)]
     used = np.concatenate([part["used"] for part in parts])
@@ -212,7 +212,7 @@ def test_a_rank_that_is_killed_ends_the_others(tmp_path: Path) -> None:
 import os, signal, sys, time, numpy as np, torch
 import torch.distributed as dist
 from ldm.comm import Group
-from ldm.kmeans import kmeans, matched
+from ldm.kmeans.lloyd import kmeans, matched
 rank = int(sys.argv[1])
 dist.init_process_group("gloo", init_method=f"file://{sys.argv[2]}", rank=rank, world_size=3)
 z = torch.randn(3000, 4, generator=torch.Generator().manual_seed(rank))
@@ -221,7 +221,7 @@ kmeans(z, np.arange(3000) + 3000 * rank, k=40, comm=Group(), seed=0, iterations=
 """
     words = [sys.executable, "-c", code]
     started = [
-        subprocess.Popen([*words, str(rank), str(tmp_path / "meet")], cwd=Path(__file__).parents[2], stderr=subprocess.PIPE, text=True)
+        subprocess.Popen([*words, str(rank), str(tmp_path / "meet")], cwd=Path(__file__).parents[3], stderr=subprocess.PIPE, text=True)
         for rank in range(3)
     ]
     said = [process.communicate(timeout=90)[1] for process in started]
