@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from data_shards import durable, stores
-from data_shards.cube import KEY
+from data_shards.cube import KEY, Cube
 from data_shards.errors import CorruptData, InputError, command
 
 FORMAT = "retinaforge-dataset-2"
@@ -63,14 +63,13 @@ class BandStats:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Manifest:
-    """Attributes:
-    payload: 'cube' (uint16) or 'latent' (float32).
-    shape: (C, H, W), the same for every sample.
-    scale, offset: reflectance = scale * stored + offset.
-    max_error: how far a stored count may lie from the source's; 0: lossless.
-    splits: for each split its number of samples and of subjects.
-    source: how the set was made (command, options, digests of what it came from).
+class Kind:
+    """What all samples of a set have in common.
+
+    Attributes:
+        payload: 'cube' (uint16) or 'latent' (float32).
+        shape: (C, H, W).
+        scale, offset: reflectance = scale * stored + offset.
     """
 
     payload: str
@@ -79,6 +78,34 @@ class Manifest:
     wavelengths_nm: tuple[float, ...]
     scale: float
     offset: float
+
+    @classmethod
+    def of(cls, cube: Cube) -> Kind:
+        """That of a sample."""
+        meta = cube.meta
+        return cls(
+            payload=payload_of(cube),
+            dtype=cube.data_CHW.dtype.name,
+            shape=cube.data_CHW.shape,
+            wavelengths_nm=meta.wavelengths_nm,
+            scale=meta.scale,
+            offset=meta.offset,
+        )
+
+
+def payload_of(cube: Cube) -> str:
+    """'cube' for stored counts, 'latent' for floats."""
+    return "cube" if cube.data_CHW.dtype == np.uint16 else "latent"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Manifest(Kind):
+    """Attributes:
+    max_error: how far a stored count may lie from the source's; 0: lossless.
+    splits: for each split its number of samples and of subjects.
+    source: how the set was made (command, options, digests of what it came from).
+    """
+
     shards: tuple[ShardEntry, ...]
     splits: dict[str, dict[str, int]]
     max_error: int = 0

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +14,9 @@ from data_shards.cube import Cube
 from data_shards.errors import CorruptData, InputError, RetinaforgeError, moved_aside
 from data_shards.formats.faults import refuse_absent_links
 from data_shards.look_alikes import warn_of_look_alikes
-from data_shards.manifest import NAME, BandStats, Manifest, ShardEntry, read_manifest, write_manifest
-from data_shards.packing.pack import checked, describe, entry_of, stats_split_of
+from data_shards.manifest import NAME, BandStats, Kind, Manifest, ShardEntry, read_manifest, write_manifest
 from data_shards.packing.statistics import BandAccumulator
+from data_shards.packing.units import entry_of, stats_split_of, summed
 from data_shards.reading.dataset import Dataset
 from data_shards.reading.reader import Shard
 from data_shards.shards import payload
@@ -87,7 +87,9 @@ def index_folder(folder: Path | str, *, changed: bool = False) -> Manifest:
         fresh = {entry.name: entry for entry in entries}
         manifest = replace(old, shards=tuple(fresh[s.name] for s in old.shards))  # order and provenance as they were
     else:
-        manifest = describe(first, shards=entries, splits=splits, stats=None, source=_source(record, entries), max_error=max(bounds))
+        manifest = Manifest(
+            **asdict(Kind.of(first)), shards=tuple(entries), splits=splits, source=_source(record, entries), max_error=max(bounds)
+        )
     manifest = replace(manifest, stats=_checked_stats(Dataset(folder, manifest), first))
     write_manifest(folder, manifest)
     return manifest
@@ -190,7 +192,7 @@ def _checked_stats(dataset: Dataset, first: Cube) -> BandStats:
     """Band statistics of shards from elsewhere, every cube of every split decoded and compared with the first on the way."""
     bands, stats_split = BandAccumulator(), stats_split_of(dataset.splits)
     for split in (name for name, info in dataset.splits.items() if info.count):
-        for _ in checked(dataset.cubes(split), first, bands if split == stats_split else None):
+        for _ in summed(dataset.cubes(split), first, bands if split == stats_split else None):
             pass
     return bands.stats(stats_split, dataset.scale, dataset.offset)
 

@@ -5,12 +5,11 @@ Legend: C band, H W pixels.
 
 from __future__ import annotations
 
-import json
 import logging
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from itertools import chain, islice
 from pathlib import Path
 from queue import SimpleQueue
@@ -23,34 +22,23 @@ from data_shards.cube import Cube, same_kind
 from data_shards.errors import InputError, command
 from data_shards.look_alikes import warn_of_look_alikes
 from data_shards.manifest import FORMAT as DATASET_FORMAT
-from data_shards.manifest import BandStats, Manifest, ShardEntry, write_manifest
+from data_shards.manifest import BandStats, Kind, Manifest, ShardEntry, payload_of, write_manifest
 from data_shards.packing.doubles import Doubles, few
 from data_shards.packing.sources import Read, source_of
 from data_shards.packing.splits import SPLITS, check_same_splits, check_split_names, split_subjects, split_words, stated_splits
 from data_shards.packing.standing import stamps_digest, standing, write_stamps
-from data_shards.packing.statistics import FORMAT as STATISTICS
 from data_shards.packing.statistics import BandAccumulator
+from data_shards.packing.units import FORMAT as UNIT_FORMAT
+from data_shards.packing.units import Unit, entry_of, merged, read_unit, record_path, stats_split_of, summed
 from data_shards.reading.dataset import Dataset
 from data_shards.shards.codecs import Encoding
 from data_shards.shards.index import FORMAT as INDEX_FORMAT
-from data_shards.shards.index import ShardIndex, index_path, open_index
+from data_shards.shards.index import index_path, open_index
 from data_shards.shards.shard import write_shard
 from data_shards.stores import place_of
 
 LOGGER = logging.getLogger("retinaforge")
 Watch = Callable[[Iterable[Any]], Iterable[Any]]  # wraps what is iterated over, to show progress
-
-
-def entry_of(shard: Path, index: ShardIndex, split: str) -> ShardEntry:
-    """The manifest's line for a finished shard."""
-    return ShardEntry(
-        name=shard.name,
-        split=split,
-        count=len(index),
-        bytes=index.shard_bytes,
-        sha256=index.sha256,
-        index_sha256=durable.sha256_of(index_path(shard)),
-    )
 
 
 def pack(
@@ -218,40 +206,15 @@ def _check_stated(rows: list[tuple[str, str, str]], fixed: dict[str, str], sourc
     )
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Written:
-    """A finished shard, and what the manifest needs of it; `stamps` of the files that it was made of."""
-
-    entry: ShardEntry
-    subjects: list[str]
-    bands: BandAccumulator
-    stamps: str = ""
-
-    def save(self, staging: Path) -> None:
-        fields = {"entry": asdict(self.entry), "subjects": self.subjects, "bands": self.bands.fields(), "stamps": self.stamps}
-        durable.write_bytes(staging / f"{self.entry.name}{WRITTEN}", durable.canonical_json(fields))
-
-    @classmethod
-    def load(cls, staging: Path, name: str, stamps: str) -> _Written | None:
-        """The shard as a killed packing left it; None where it is not whole, or was made of other files."""
-        record = staging / f"{name}{WRITTEN}"
-        if not record.exists() or (fields := json.loads(record.read_bytes()))["stamps"] != stamps:
-            return None
-        return cls(**{**fields, "entry": ShardEntry(**fields["entry"]), "bands": BandAccumulator(**fields["bands"])})
-
-
-WRITTEN = ".written"  # beside a shard of an unfinished dataset
-WRITTEN_FORMAT = 2
-
-
-def _write_one(staging: Path, split: str, number: int, cubes: Iterable[Cube], first: Cube, encoding: Encoding) -> _Written:
+def _write_one(staging: Path, split: str, number: int, cubes: Iterable[Cube], first: Cube, encoding: Encoding, stamps: str = "") -> Unit:
     shard, bands = staging / f"{split}-{number:06d}.tar", BandAccumulator()
     near = encoding.coder if encoding.max_error else None
     if near and first.data_CHW.dtype != np.uint16:
         raise InputError("codec 'near' on latents", where=first.meta.key, expected="counts (uint16): its bound is in counts")
     stored = (replace(cube, data_CHW=near.rounded(cube.data_CHW)) for cube in cubes) if near else cubes
-    index = write_shard(shard, checked(stored, first, bands), encoding, stem=payload_of(first))
-    return _Written(entry=entry_of(shard, index, split), subjects=sorted(set(index.subjects)), bands=bands)
+    index = write_shard(shard, summed(stored, first, bands), encoding, stem=payload_of(first))
+    subjects = tuple(sorted(set(index.subjects)))
+    return Unit(entry=entry_of(shard, index, split), kind=Kind.of(first), subjects=subjects, bands=bands, stamps=stamps)
 
 
 def _write_shards(
@@ -276,22 +239,22 @@ def _write_shards(
             yield read(key)
             told.put(None)
 
-    def write(staging: Path, split: str, number: int, keys: list[str]) -> _Written:
+    def write(staging: Path, split: str, number: int, keys: list[str]) -> Unit:
         try:
-            stamps = stamps_digest(read, keys)
-            written = _Written.load(staging, f"{split}-{number:06d}.tar", stamps)
-            if written:
+            stamps, shard = stamps_digest(read, keys), staging / f"{split}-{number:06d}.tar"
+            unit = read_unit(shard)
+            if unit and unit.stamps == stamps:  # as a killed packing left it
                 for _ in keys:
                     told.put(None)
             else:
-                written = replace(_write_one(staging, split, number, cubes(keys), first, encoding), stamps=stamps)
-                written.save(staging)
-            return written
+                unit = _write_one(staging, split, number, cubes(keys), first, encoding, stamps)
+                unit.save(shard)
+            return unit
         except BaseException as error:
             told.put(error)
             raise
 
-    formats = [DATASET_FORMAT, INDEX_FORMAT, WRITTEN_FORMAT, STATISTICS]
+    formats = [DATASET_FORMAT, INDEX_FORMAT, UNIT_FORMAT]
     request = durable.canonical_json({**source, "shards": shards, "formats": formats}).decode()
     with durable.writing_folder(out, request=request) as staging, ThreadPoolExecutor(workers) as pool:
         try:
@@ -300,8 +263,8 @@ def _write_shards(
                 if error := told.get():
                     raise error
             written = [job.result() for job in jobs]
-            _warn_of_doubles(staging, out, [shard.entry for shard in written])
-            return _describe_written(staging, written, list(shards), first, encoding.max_error, source)
+            _warn_of_doubles(staging, out, [unit.entry for unit in written])
+            return _finished(staging, written, list(shards), encoding.max_error, source)
         finally:
             ended.set()
             pool.shutdown(cancel_futures=True)
@@ -348,46 +311,17 @@ def write_dataset(
                 chunk = chain([head], islice(waiting, _samples_a_shard(head, shard_mib) - 1))
                 written.append(_write_one(staging, split, number, chunk, first, encoding))
                 number += 1
-        return _describe_written(staging, written, list(parts), first, encoding.max_error, source)
+        return _finished(staging, written, list(parts), encoding.max_error, source)
 
 
-def _describe_written(
-    staging: Path, written: list[_Written], splits: list[str], first: Cube, max_error: int, source: dict[str, Any]
-) -> Manifest:
-    """Write dataset.json over finished shards; their statistics are added up in the order of the shards, whoever wrote them."""
-    stats_split, bands, sizes = stats_split_of(splits), BandAccumulator(), {}
-    for split in splits:
-        mine = [w for w in written if w.entry.split == split]
-        sizes[split] = {"count": sum(w.entry.count for w in mine), "subjects": len({s for w in mine for s in w.subjects})}
-    for shard in written:
-        if shard.entry.split == stats_split:
-            bands.merge(shard.bands)
-        (staging / f"{shard.entry.name}{WRITTEN}").unlink(missing_ok=True)
-    stats = bands.stats(stats_split, first.meta.scale, first.meta.offset)
-    write_stamps(staging, {shard.entry.name: shard.stamps for shard in written})
-    manifest = describe(first, shards=[shard.entry for shard in written], splits=sizes, stats=stats, source=source, max_error=max_error)
+def _finished(staging: Path, units: list[Unit], splits: list[str], max_error: int, source: dict[str, Any]) -> Manifest:
+    """Write dataset.json over finished shards, and what they were made of; their records go."""
+    for unit in units:
+        record_path(staging / unit.entry.name).unlink(missing_ok=True)
+    write_stamps(staging, {unit.entry.name: unit.stamps for unit in units})
+    manifest = merged(units, splits, source, max_error=max_error)
     write_manifest(staging, manifest)
     return manifest
-
-
-def checked(cubes: Iterable[Cube], first: Cube, bands: BandAccumulator | None) -> Iterator[Cube]:
-    """The cubes, each of the kind of `first`, entered into the statistics as they pass."""
-    for cube in cubes:
-        same_kind(cube, first)
-        if bands is not None:
-            bands.add(cube)
-        yield cube
-
-
-def payload_of(cube: Cube) -> str:
-    """'cube' for stored counts, 'latent' for floats."""
-    return "cube" if cube.data_CHW.dtype == np.uint16 else "latent"
-
-
-def stats_split_of(splits: Iterable[str]) -> str:
-    """The split that statistics are taken from: 'train', or the first where there is none of that name."""
-    names = list(splits)
-    return "train" if "train" in names else names[0]
 
 
 def band_stats(dataset: Dataset, watch: Watch = iter) -> BandStats:
@@ -403,28 +337,3 @@ def band_stats(dataset: Dataset, watch: Watch = iter) -> BandStats:
         same_kind(cube, first)
         bands.add(cube)
     return bands.stats(split, dataset.scale, dataset.offset)
-
-
-def describe(
-    first: Cube,
-    *,
-    shards: Iterable[ShardEntry],
-    splits: dict[str, dict[str, int]],
-    stats: BandStats | None,
-    source: dict[str, Any],
-    max_error: int = 0,
-) -> Manifest:
-    """The manifest of a set of which `first` is one sample."""
-    return Manifest(
-        payload=payload_of(first),
-        dtype=first.data_CHW.dtype.name,
-        shape=first.data_CHW.shape,
-        wavelengths_nm=first.meta.wavelengths_nm,
-        scale=first.meta.scale,
-        offset=first.meta.offset,
-        shards=tuple(shards),
-        splits=splits,
-        max_error=max_error,
-        stats=stats,
-        source=source,
-    )

@@ -8,57 +8,56 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 from data_shards import durable
 from data_shards.cube import Cube, same_kind
 from data_shards.errors import CorruptData, InputError
-from data_shards.manifest import Manifest, ShardEntry
-from data_shards.packing.pack import entry_of, payload_of, stats_split_of
+from data_shards.manifest import Kind, Manifest, ShardEntry, payload_of
 from data_shards.packing.statistics import FORMAT as STATISTICS
 from data_shards.packing.statistics import BandAccumulator
 from data_shards.reading.reader import Shard
-from data_shards.shards.index import index_path
+from data_shards.shards.index import ShardIndex, index_path
 from data_shards.shards.shard import write_index, write_tar
 
 RECORD = ".unit"
-FORMAT = f"retinaforge-unit-1, {STATISTICS}"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Kind:
-    """What all samples of a set have in common."""
-
-    payload: str
-    dtype: str
-    shape: tuple[int, int, int]
-    wavelengths_nm: tuple[float, ...]
-    scale: float
-    offset: float
-
-    @classmethod
-    def of(cls, cube: Cube) -> Kind:
-        """That of a sample."""
-        meta = cube.meta
-        return cls(
-            payload=payload_of(cube),
-            dtype=cube.data_CHW.dtype.name,
-            shape=cube.data_CHW.shape,
-            wavelengths_nm=meta.wavelengths_nm,
-            scale=meta.scale,
-            offset=meta.offset,
-        )
+FORMAT = f"retinaforge-unit-2, {STATISTICS}"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Unit:
-    """What a finished shard leaves: its line in the manifest, who is in it, the sums of its bands."""
+    """What a finished shard leaves: its line in the manifest, who is in it, the sums of its bands; `stamps` of the files it was made of."""
 
     entry: ShardEntry
     kind: Kind
     subjects: tuple[str, ...]
     bands: BandAccumulator
+    stamps: str = ""
+
+    def save(self, shard: Path) -> None:
+        """Write the record beside the shard."""
+        fields = {"entry": asdict(self.entry), "kind": asdict(self.kind), "subjects": self.subjects, "bands": self.bands.fields()}
+        durable.write_bytes(record_path(shard), durable.canonical_json({"format": FORMAT, **fields, "stamps": self.stamps}))
+
+
+def entry_of(shard: Path, index: ShardIndex, split: str) -> ShardEntry:
+    """The manifest's line for a finished shard."""
+    return ShardEntry(
+        name=shard.name,
+        split=split,
+        count=len(index),
+        bytes=index.shard_bytes,
+        sha256=index.sha256,
+        index_sha256=durable.sha256_of(index_path(shard)),
+    )
+
+
+def stats_split_of(splits: Iterable[str]) -> str:
+    """The split that statistics are taken from: 'train', or the first where there is none of that name."""
+    names = list(splits)
+    return "train" if "train" in names else names[0]
 
 
 def record_path(shard: Path) -> Path:
@@ -78,7 +77,7 @@ def write_unit(shard: Path, split: str, cubes: Iterable[Cube]) -> None:
         first = next(waiting, None)
         if first is None:
             raise InputError("no sample for a shard", where=shard)
-        ours = write_tar(shard, _summed(first, waiting, bands), stem=payload_of(first), keep_first=True)
+        ours = write_tar(shard, summed(chain([first], waiting), first, bands), stem=payload_of(first), keep_first=True)
     index = write_index(shard)
     entry = entry_of(shard, index, split)
     there = Shard(shard.parent, entry)
@@ -86,14 +85,7 @@ def write_unit(shard: Path, split: str, cubes: Iterable[Cube]) -> None:
         bands = BandAccumulator()
         for i in range(entry.count):
             bands.add(there.cube(i))
-    record = {
-        "format": FORMAT,
-        "entry": asdict(entry),
-        "kind": asdict(Kind.of(there.cube(0))),
-        "subjects": sorted(set(index.subjects)),
-        "bands": bands.fields(),
-    }
-    durable.write_bytes(record_path(shard), durable.canonical_json(record))
+    Unit(entry=entry, kind=Kind.of(there.cube(0)), subjects=tuple(sorted(set(index.subjects))), bands=bands).save(shard)
 
 
 def read_unit(shard: Path) -> Unit | None:
@@ -113,6 +105,7 @@ def read_unit(shard: Path) -> Unit | None:
             kind=kind,
             subjects=tuple(fields["subjects"]),
             bands=BandAccumulator(**fields["bands"]),
+            stamps=fields["stamps"],
         )
     except (FileNotFoundError, ValueError, KeyError, TypeError):
         return None
@@ -127,7 +120,7 @@ def read_unit(shard: Path) -> Unit | None:
     return unit
 
 
-def merged(units: Sequence[Unit], splits: Sequence[str], source: dict[str, Any]) -> Manifest:
+def merged(units: Sequence[Unit], splits: Sequence[str], source: dict[str, Any], *, max_error: int = 0) -> Manifest:
     """The manifest of a set of these shards, in their order.
 
     Raises:
@@ -146,13 +139,14 @@ def merged(units: Sequence[Unit], splits: Sequence[str], source: dict[str, Any])
             bands.merge(unit.bands)
     kind = first.kind
     stats = bands.stats(stats_split, kind.scale, kind.offset)
-    return Manifest(**asdict(kind), shards=tuple(unit.entry for unit in units), splits=sizes, stats=stats, source=source)
+    entries = tuple(unit.entry for unit in units)
+    return Manifest(**asdict(kind), shards=entries, splits=sizes, max_error=max_error, stats=stats, source=source)
 
 
-def _summed(first: Cube, others: Iterable[Cube], bands: BandAccumulator) -> Iterator[Cube]:
-    bands.add(first)
-    yield first
-    for cube in others:
+def summed(cubes: Iterable[Cube], first: Cube, bands: BandAccumulator | None) -> Iterator[Cube]:
+    """The cubes, each of the kind of `first`, entered into the sums as they pass."""
+    for cube in cubes:
         same_kind(cube, first)
-        bands.add(cube)
+        if bands is not None:
+            bands.add(cube)
         yield cube

@@ -71,7 +71,7 @@ def pack(
     The same cubes give the same bytes, whatever --workers is. Killed, the same command goes on behind the shards it finished.
     """
     from data_shards.packing.pack import pack as pack_set
-    from data_shards.packing.pack import stats_split_of
+    from data_shards.packing.units import stats_split_of
     from data_shards.reading.dataset import Dataset
     from data_shards.reading.fields_of_view import unlike
 

@@ -401,7 +401,7 @@ def test_a_killed_packing_goes_on_behind_the_shards_that_it_finished(bulky: Path
     for _ in range(2):  # the second time it is killed further on
         killed_packing(bulky, tmp_path / "set")
     (left,) = tmp_path.glob(".part-*-set")
-    finished = {path.name.removesuffix(".written") for path in left.glob("*.written")}
+    finished = {path.with_suffix(".tar").name for path in left.glob("*.unit")}
     inodes = {name: (left / name).stat().st_ino for name in finished}
     assert len(finished) >= 6
     pack(bulky, tmp_path / "set", shard_mib=1, workers=2)
@@ -466,12 +466,12 @@ def test_a_terminated_packing_keeps_what_it_finished(bulky: Path, tmp_path: Path
     words = [sys.executable, "-m", "launch", "data", "pack", str(bulky), str(tmp_path / "set"), "--shard-mib", "1", "--codec", "pcodec"]
     process = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 60
-    while time.monotonic() < deadline and len(list(tmp_path.glob(".part-*/*.written"))) < 3:
+    while time.monotonic() < deadline and len(list(tmp_path.glob(".part-*/*.unit"))) < 3:
         time.sleep(0.01)
     process.terminate()
     said = process.communicate(timeout=60)[1]
     assert process.returncode == 75 and "the same command again" in said
-    kept = {path.name for path in tmp_path.glob(".part-*/*.written")}
+    kept = {path.name for path in tmp_path.glob(".part-*/*.unit")}
     assert len(kept) >= 3
     pack(bulky, tmp_path / "set", shard_mib=1, codec="pcodec")
     assert [p.name for p in tmp_path.iterdir()] == ["set"]
