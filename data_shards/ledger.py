@@ -15,7 +15,7 @@ import os
 import secrets
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from data_shards import durable
@@ -64,6 +64,11 @@ class Ledger:
             beating.join()
             if _holder(path) == token:
                 path.unlink(missing_ok=True)
+
+    def clear(self, units: Iterable[str]) -> None:
+        """Remove the leases of units that are published: who was killed between publishing and giving back left one."""
+        for unit in units:
+            (self.folder / f"{LEASE}{unit}").unlink(missing_ok=True)
 
     def _taken(self, path: Path, token: str) -> bool:
         if self._linked(path, token):

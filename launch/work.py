@@ -51,6 +51,7 @@ def work(
     failed: dict[int, RetinaforgeError] = {}
     for _ in watch(_done(units, ledger, place, failed, poll_s)):
         pass
+    ledger.clear(name for number, name in enumerate(units.names) if number not in failed)
     if failed:
         number, error = min(failed.items())
         more = f", and {len(failed) - 1} more units" if len(failed) > 1 else ""

@@ -25,7 +25,7 @@ from data_shards.manifest import FORMAT as DATASET_FORMAT
 from data_shards.manifest import BandStats, Kind, Manifest, ShardEntry, payload_of, write_manifest
 from data_shards.packing.doubles import Doubles, few
 from data_shards.packing.sources import Read, source_of
-from data_shards.packing.splits import SPLITS, check_same_splits, check_split_names, split_subjects, split_words, stated_splits
+from data_shards.packing.splits import Kept, check_split_names, divided, split_words
 from data_shards.packing.standing import stamps_digest, standing, write_stamps
 from data_shards.packing.statistics import BandAccumulator
 from data_shards.packing.units import FORMAT as UNIT_FORMAT
@@ -78,27 +78,18 @@ def pack(
     rows, read, samples = source_of(source)
     asked = {**asdict(encoding), "seed": seed, "shard_mib": shard_mib, "splits": splits}
     again = _command(source, asked, workers)
-    fixed, shares = {}, SPLITS
+    kept = Kept() if splits_from is None else Kept.of(splits_from, splits)
     if splits_from is not None:
-        before = Dataset(place_of(str(splits_from)))
-        asked["splits_from"], again = before.digest, [*again, "--splits-from", str(splits_from)]
-        fixed = stated_splits(
-            ((s, name) for name, info in before.splits.items() if info.count for s in before.subjects(name)),
-            where=before.path,
-            mend=command("retinaforge", "data", "verify", before.path),
-        )
-        shares = _shares_of(before)
-        if splits is not None:
-            check_same_splits(splits, before.splits, str(splits_from))
+        asked["splits_from"], again = kept.digest, [*again, "--splits-from", str(splits_from)]
     by_hash = splits is not None or not all(split for *_, split in rows)
     request = {"pack": asked, "samples": samples}
-    if done := standing(out, encoding, request, read, again, grown=["--splits-from", str(out)] if by_hash and not fixed else []):
+    if done := standing(out, encoding, request, read, again, grown=["--splits-from", str(out)] if by_hash and not kept.split_of else []):
         return done
-    warn_of_look_alikes([*fixed, *(subject for _, subject, _ in rows)], source, "correct subject_id and pack anew")
-    if fixed and splits is None:
-        _check_stated(rows, fixed, source, str(splits_from), packed=read.packed)
-    split_of = _splits_for(rows, splits, seed, fixed, shares)
-    parts: dict[str, list[str]] = {name: [] for name in dict.fromkeys([*(splits or shares), *split_of.values()])}
+    warn_of_look_alikes([*kept.split_of, *(subject for _, subject, _ in rows)], source, "correct subject_id and pack anew")
+    if kept.split_of and splits is None:
+        kept.check_stated(rows, source, packed=read.packed)
+    split_of = divided(rows, splits, seed, kept)
+    parts: dict[str, list[str]] = {name: [] for name in dict.fromkeys([*(splits or kept.shares), *split_of.values()])}
     check_split_names(parts)
     for key, subject, _ in rows:
         parts[split_of[subject]].append(key)
@@ -153,57 +144,6 @@ def _options(asked: dict[str, Any], workers: int) -> list[str]:
 
 def _samples_a_shard(first: Cube, shard_mib: int) -> int:
     return max(1, (shard_mib << 20) // first.data_CHW.nbytes)
-
-
-def _splits_for(
-    rows: list[tuple[str, str, str]], fractions: dict[str, float] | None, seed: int, fixed: dict[str, str], shares: dict[str, float]
-) -> dict[str, str]:
-    """Subject to split: as fixed, else as the samples state it, else by fractions (None: `shares`)."""
-    new = [row for row in rows if row[1] not in fixed]
-    unstated = [key for key, _, split in new if not split]
-    if fractions is None and not unstated:
-        kept = {subject: fixed[subject] for _, subject, _ in rows if subject in fixed}
-        return kept | stated_splits((subject, split) for _, subject, split in new)
-    if fractions is None and len(unstated) < len(new):
-        raise InputError(
-            f"{len(new) - len(unstated)} of {len(new)} samples state a split, the others do not",
-            where=f"sample {unstated[0]} and {len(unstated) - 1} more",
-            expected="a split for all of them, or for none",
-            mend=f"fill the column 'split' and import again, or divide all anew: --splits {split_words(shares)}",
-        )
-    return split_subjects((subject for _, subject, _ in rows), fractions or shares, seed, fixed=fixed)
-
-
-def _shares_of(before: Dataset) -> dict[str, float]:
-    """The fractions that divided a packed set; where it was divided otherwise, the shares that its splits have of its people."""
-    pack_of = before.manifest.source.get("pack")
-    if isinstance(pack_of, dict) and pack_of.get("splits"):
-        return pack_of["splits"]
-    people = {name: len(before.subjects(name)) for name, info in before.splits.items() if info.count}
-    return SPLITS if set(people) == set(SPLITS) else {name: count / sum(people.values()) for name, count in people.items()}
-
-
-def _check_stated(rows: list[tuple[str, str, str]], fixed: dict[str, str], source: Path | str, kept: str, *, packed: bool) -> None:
-    """What the samples state and where their people stand in the set that is kept must agree.
-
-    Raises:
-        InputError: they do not. A packed source only says where people stood in it: there the set that is kept wins, and it is told.
-    """
-    moved = [(key, subject, split) for key, subject, split in rows if split and fixed.get(subject, split) != split]
-    if not moved:
-        return
-    key, subject, split = moved[0]
-    said = f"subject {subject!r} (sample {key}): split {split!r} in {source}, {fixed[subject]!r} in {kept}"
-    if packed:
-        LOGGER.warning("%s; %d samples stand in other splits than in %s: they go where that set has them", said, len(moved), kept)
-        return
-    raise InputError(
-        said + (f"; and {len(moved) - 1} more samples" if len(moved) > 1 else ""),
-        where=source,
-        expected="one split for a person in both",
-        mend="correct the split of these samples (the column 'split' of the subjects CSV, and import again; or notes.split in KEY.json); "
-        "or leave --splits-from out: a set with the samples' own splits, not to be compared with the other",
-    )
 
 
 def _write_one(staging: Path, split: str, number: int, cubes: Iterable[Cube], first: Cube, encoding: Encoding, stamps: str = "") -> Unit:

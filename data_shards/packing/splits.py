@@ -5,13 +5,16 @@ from __future__ import annotations
 import hashlib
 import logging
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 
 from data_shards.cube import KEY
-from data_shards.errors import InputError
+from data_shards.errors import InputError, command
 from data_shards.reading.dataset import Dataset
+from data_shards.stores import place_of
 
 LOGGER = logging.getLogger("retinaforge")
 SALT = "split-374"  # the splits of every set depend on it
@@ -146,3 +149,92 @@ def stated_splits(splits_by_subject: Iterable[tuple[str, str]], *, where: object
                 mend=mend,
             )
     return split_of
+
+
+Row = tuple[str, str, str]
+"""Key, subject and stated split ('': none) of a sample."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Kept:
+    """Where people stand in a set that was packed before, and how the others are divided beside it.
+
+    Attributes:
+        split_of: subject to split; empty without such a set.
+        shares: the fractions that divide who is new and states no split.
+    """
+
+    split_of: Mapping[str, str] = field(default_factory=dict)
+    shares: Mapping[str, float] = field(default_factory=lambda: SPLITS)
+    place: str = ""
+    digest: str = ""
+
+    @classmethod
+    def of(cls, place: Path | str, splits: Mapping[str, float] | None) -> Kept:
+        """Of a packed set; `splits` that are asked for have to be its own.
+
+        Raises:
+            InputError: other splits than it has, or a person who stands in two of them.
+        """
+        before = Dataset(place_of(str(place)))
+        split_of = stated_splits(
+            ((s, name) for name, info in before.splits.items() if info.count for s in before.subjects(name)),
+            where=before.path,
+            mend=command("retinaforge", "data", "verify", before.path),
+        )
+        if splits is not None:
+            check_same_splits(splits, before.splits, str(place))
+        return cls(split_of=split_of, shares=_shares_of(before), place=str(place), digest=before.digest)
+
+    def check_stated(self, rows: list[Row], source: Path | str, *, packed: bool) -> None:
+        """What the samples state and where their people stand in the set that is kept must agree.
+
+        Raises:
+            InputError: they do not. A packed source only says where people stood in it: there the set that is kept wins, and it is told.
+        """
+        moved = [(key, subject, split) for key, subject, split in rows if split and self.split_of.get(subject, split) != split]
+        if not moved:
+            return
+        key, subject, split = moved[0]
+        said = f"subject {subject!r} (sample {key}): split {split!r} in {source}, {self.split_of[subject]!r} in {self.place}"
+        if packed:
+            LOGGER.warning("%s; %d samples stand in other splits than in %s: they go where that set has them", said, len(moved), self.place)
+            return
+        raise InputError(
+            said + (f"; and {len(moved) - 1} more samples" if len(moved) > 1 else ""),
+            where=source,
+            expected="one split for a person in both",
+            mend="correct the split of these samples (the column 'split' of the subjects CSV, and import again; or notes.split in "
+            "KEY.json); or leave --splits-from out: a set with the samples' own splits, not to be compared with the other",
+        )
+
+
+def divided(rows: list[Row], fractions: dict[str, float] | None, seed: int, kept: Kept) -> dict[str, str]:
+    """Subject to split: as kept, else as the samples state it, else by fractions (None: those of the kept).
+
+    Raises:
+        InputError: some samples state a split, and others do not; else as split_subjects.
+    """
+    fixed, shares = dict(kept.split_of), dict(kept.shares)
+    new = [row for row in rows if row[1] not in fixed]
+    unstated = [key for key, _, split in new if not split]
+    if fractions is None and not unstated:
+        kept = {subject: fixed[subject] for _, subject, _ in rows if subject in fixed}
+        return kept | stated_splits((subject, split) for _, subject, split in new)
+    if fractions is None and len(unstated) < len(new):
+        raise InputError(
+            f"{len(new) - len(unstated)} of {len(new)} samples state a split, the others do not",
+            where=f"sample {unstated[0]} and {len(unstated) - 1} more",
+            expected="a split for all of them, or for none",
+            mend=f"fill the column 'split' and import again, or divide all anew: --splits {split_words(shares)}",
+        )
+    return split_subjects((subject for _, subject, _ in rows), fractions or shares, seed, fixed=fixed)
+
+
+def _shares_of(before: Dataset) -> dict[str, float]:
+    """The fractions that divided a packed set; where it was divided otherwise, the shares that its splits have of its people."""
+    pack_of = before.manifest.source.get("pack")
+    if isinstance(pack_of, dict) and pack_of.get("splits"):
+        return pack_of["splits"]
+    people = {name: len(before.subjects(name)) for name, info in before.splits.items() if info.count}
+    return SPLITS if set(people) == set(SPLITS) else {name: count / sum(people.values()) for name, count in people.items()}

@@ -10,12 +10,15 @@ from data_shards.manifest import NAME
 from data_shards.packing.splits import held_out_split
 from data_shards.reading.dataset import Dataset
 from launch.run import Run, device
-from launch.stages.stage import Display, Stage
+from launch.stages.stage import Display, Stage, check_sampled
 
 
 class Audit(Stage):
     name, verb, after = "audit", "audit", ("sample",)
     reads, writes = "dataset, `synthetic/`", "`audit.json`"
+
+    def check(self, run: Run) -> None:
+        check_sampled(run)
 
     def done(self, run: Run) -> bool:
         """It has seen the present sets, and as this version judges."""

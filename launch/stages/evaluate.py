@@ -16,7 +16,7 @@ from data_shards.packing.splits import LEAST_PEOPLE, held_out_split
 from data_shards.reading.dataset import Dataset
 from launch.headline import HEADLINE
 from launch.run import Run, device, figures, record
-from launch.stages.stage import Display, Stage
+from launch.stages.stage import Display, Stage, check_sampled, check_trained
 
 BASELINE_IMAGES = 1024
 MORE_PEOPLE = "retinaforge data pack FOLDER DATASET --splits train=0.7,val=0.2,test=0.1, into another folder"
@@ -25,6 +25,10 @@ MORE_PEOPLE = "retinaforge data pack FOLDER DATASET --splits train=0.7,val=0.2,t
 class Evaluate(Stage):
     name, verb, after = "evaluate", "evaluate", ("sample",)
     reads, writes = "dataset, `synthetic/`", "`evaluate.json`, `reconstruction.json`, `gaussian-latents/`"
+
+    def check(self, run: Run) -> None:
+        check_trained(run, "vqgan", "diffusion")
+        check_sampled(run)
 
     def done(self, run: Run) -> bool:
         """It has seen the present sets, and as this version judges."""

@@ -14,6 +14,9 @@ class Report(Stage):
     name, verb, after = "report", "report", ("evaluate", "audit")
     reads, writes = "the folder", "`report.html`"
 
+    def check(self, run: Run) -> None:
+        run.open(run.dataset)
+
     def done(self, run: Run) -> bool:
         report, results = run.folder / "report.html", [run.folder / name for name in FROM]
         return all(path.exists() and report.exists() and report.stat().st_mtime >= path.stat().st_mtime for path in results)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING, ClassVar, Protocol, TypeVar
 
 from data_shards.errors import InputError, command
 from data_shards.ledger import Ledger
+from data_shards.manifest import NAME
 from launch.work import Units, work
 
 if TYPE_CHECKING:
@@ -76,7 +78,7 @@ class Progress:
         return max(0, self.goal - self.done) / self.per_s
 
 
-class Stage:
+class Stage(ABC):
     """A stage finds what those before it left in the run folder and leaves its own; one that is done does nothing when called again.
 
     Attributes:
@@ -100,6 +102,7 @@ class Stage:
         """What a job on this stage makes of a run of this configuration."""
         return Target(run=str(Path(config.run).absolute()), stage=self.name)
 
+    @abstractmethod
     def check(self, run: Run) -> None:
         """Say what is wrong with what the stage reads, before anything is written.
 
@@ -107,29 +110,29 @@ class Stage:
             InputError: as said.
         """
 
+    @abstractmethod
     def done(self, run: Run) -> bool:
         """Whether the stage has left what the next ones need, made from what the ones before it left.
 
         Raises:
             UnsafeResume: checkpoints, but none that can be loaded.
         """
-        raise NotImplementedError
 
     def cautions(self, run: Run) -> list[str]:
         """What a person should know before it is made."""
         return []
 
+    @abstractmethod
     def make(self, run: Run, display: Display, place: tuple[int, int] = (0, 1)) -> list[str]:
         """Make it; what a person should know before going on.
 
         Args:
             place: (k, n): the k-th of n processes that make it together, where it is collective or in units.
         """
-        raise NotImplementedError
 
+    @abstractmethod
     def told(self, run: Run) -> str:
         """Where it lies, in a line."""
-        raise NotImplementedError
 
     def progress(self, target: Target, *, verify: bool = False) -> Progress:
         """How far it is, from the files of the run alone.
@@ -139,9 +142,9 @@ class Stage:
         """
         return Progress()
 
+    @abstractmethod
     def shown(self, run: Path) -> str:
         """How far it is in a word or two, from what lies in the run's folder."""
-        raise NotImplementedError
 
     def grows(self, run: str) -> tuple[str, ...]:
         """Patterns of files that change as it gets on, `run` being a pattern of the folder; none for what begins anew each time."""
@@ -153,9 +156,9 @@ class UnitStage(Stage):
 
     in_units = True
 
+    @abstractmethod
     def units(self, run: Run) -> Units:
         """Its units."""
-        raise NotImplementedError
 
     def make(self, run: Run, display: Display, place: tuple[int, int] = (0, 1)) -> list[str]:
         units = self.units(run)
@@ -163,6 +166,21 @@ class UnitStage(Stage):
         work(units, Ledger(units.out), place=place, watch=shown)
         units.finish()
         return []
+
+
+def check_sampled(run: Run) -> None:
+    """Say that there is no synthetic set to judge, before anything is written.
+
+    Raises:
+        InputError: as said.
+    """
+    if not (run.synthetic / NAME).exists():
+        raise InputError(
+            "no synthetic set",
+            where=run.synthetic,
+            expected=f"{NAME}: a set that is whole",
+            mend=command("retinaforge", "sample", "PRESET", f"run={run.folder}"),
+        )
 
 
 def check_trained(run: Run, *stages: str) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+from abc import abstractmethod
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -34,13 +35,13 @@ class Training(Stage):
 
     collective = True
 
+    @abstractmethod
     def data(self, run: Run) -> Path | str:
         """The set that it trains on."""
-        raise NotImplementedError
 
+    @abstractmethod
     def builder(self) -> Callable[..., Any]:
         """Trainer, stream and identity from (configuration, dataset, engine, read)."""
-        raise NotImplementedError
 
     def check_data(self, run: Run) -> None:
         """Refuse a set that does not fit what was trained before. On one rank, with the folder claimed."""
@@ -48,6 +49,9 @@ class Training(Stage):
     def target(self, config: Config) -> Target:
         loop = getattr(config, self.name).loop
         return Target(run=str(Path(config.run).absolute()), stage=self.name, goal=loop.samples, every=loop.checkpoint_every)
+
+    def check(self, run: Run) -> None:
+        run.open(self.data(run))
 
     def done(self, run: Run) -> bool:
         return trained(run, self.name)
@@ -166,15 +170,14 @@ def train(stage: Training, run: Run, display: Display) -> int:
     held = contextlib.ExitStack()
     try:
         report = held.enter_context(display.training(stage.name, config.loop.samples))
-        data = stage.data(run)
-        engine.on_main(lambda: run.open(data))  # refuses before anything is written
+        engine.on_main(lambda: stage.check(run))
         taken_over = superseded(os.environ)  # a job that SLURM started again gives its elder copy, if there is one, time to end
         patience_s = CLAIM_PATIENCE_S if taken_over else 0.0
         claim = durable.claimed(folder / ".training", "training in this folder", patience_s=patience_s)
         engine.on_main(lambda: held.enter_context(claim))
         engine.on_main(run.freeze)
         engine.on_main(lambda: stage.check_data(run))
-        dataset, read = run.open(data), run.config.data.read
+        dataset, read = run.open(stage.data(run)), run.config.data.read
         trainer, stream, identity = stage.builder()(config, dataset, engine, read)
         store = CheckpointStore(folder / "checkpoints", engine, keep=config.loop.keep, used=trainer.USED)
         log = MetricLog(folder / "metrics.jsonl", writes=engine.is_main)

@@ -420,9 +420,9 @@ def test_waiting_for_what_is_no_one_job_of_slurm_is_refused(tmp_path, words):
     assert not (tmp_path / "runs").exists()
 
 
-@pytest.mark.parametrize("verb", [("encode",), ("sample",), ("train", "diffusion")])
+@pytest.mark.parametrize("verb", [("encode",), ("sample",), ("train", "diffusion"), ("evaluate",), ("audit",)])
 def test_a_verb_without_what_comes_before_it_leaves_nothing(tmp_path, packed, verb):
-    with pytest.raises(InputError, match="no trained vqgan|no packed dataset"):
+    with pytest.raises(InputError, match="no trained vqgan|no packed dataset|no synthetic set"):
         invoke(*verb, "demo", f"data.dataset={packed}", "run=runs/none")
     assert not (tmp_path / "runs").exists()
 

@@ -88,6 +88,14 @@ def test_what_is_there_is_not_made_again(tmp_path: Path) -> None:
     assert again.made == []
 
 
+def test_the_lease_of_one_who_was_killed_behind_publishing_does_not_stay(tmp_path: Path) -> None:
+    units = Files(tmp_path)
+    units.make(3)
+    (tmp_path / f"{LEASE}{units.names[3]}").write_text("dead 7\n")
+    work(units, Ledger(tmp_path))
+    assert sorted(path.name for path in tmp_path.iterdir()) == units.names
+
+
 def test_a_process_begins_at_its_place_on_the_ring(tmp_path: Path) -> None:
     units = Files(tmp_path)
     work(units, Ledger(tmp_path), place=(2, 3))
