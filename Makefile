@@ -43,7 +43,7 @@ test: lint
 	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/python -m pytest -q -n 2 --no-loadscope-reorder
 
 faults: $(READY)
-	FAULTS=all OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/python -m pytest -q -s --timeout=7200 tests/faults tests/slurm tests/launch/test_zero.py tests/launch/test_universal.py tests/launch/test_launchers.py
+	FAULTS=all OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/python -m pytest -q -s --timeout=7200 tests/faults tests/slurm tests/launch/test_zero.py tests/launch/test_universal.py tests/launch/test_launchers.py tests/launch/test_training.py
 
 lint: $(READY)
 	$(BIN)/ruff check .

@@ -136,8 +136,9 @@ WANTED = "cubes.wanted.json"  # how many cubes the folder will hold; by those wh
 
 def note_wanted(folder: Path, cubes: int) -> None:
     """Say how many cubes a folder will hold, before they are there; the largest number that was said stands."""
-    if cubes > wanted_in(folder):
-        durable.write_json(folder / WANTED, {"cubes": cubes})
+    with durable.claimed(folder.with_name(f".wanted-{folder.name}"), "noting what is wanted", patience_s=60):
+        if cubes > wanted_in(folder):
+            durable.write_json(folder / WANTED, {"cubes": cubes})
 
 
 def wanted_in(folder: Path) -> int:

@@ -15,16 +15,85 @@ import os
 import secrets
 import threading
 import time
-from collections.abc import Iterable, Iterator
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
 
 from data_shards import durable
+from data_shards.errors import RetinaforgeError
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 LOGGER = logging.getLogger("retinaforge")
 LEASE = ".lease-"
 BEAT_S = 5.0
 STILL_S = 60.0  # a holder whose count stood still for so long is taken for dead; network file systems show a change within a minute
 NO_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EACCES)
+
+
+class Units(ABC):
+    """A piece of work in units. Each is published first-writer-wins, and its bytes do not depend on who makes it, nor when.
+
+    Used as a context while units are made.
+
+    Attributes:
+        out: where they are published; their leases lie there too.
+        names: of the units, as they stand in file names.
+    """
+
+    out: Path
+    names: Sequence[str]
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        """Finished units stay, whatever happened."""
+        return None
+
+    @abstractmethod
+    def published(self, number: int) -> bool:
+        """Whether a unit is there, whole."""
+
+    @abstractmethod
+    def make(self, number: int) -> None:
+        """Make a unit and publish it."""
+
+    def finish(self) -> Any:
+        """Make what follows from all units, once they are there; the first who comes writes it."""
+        return None
+
+    def size(self, number: int) -> int:
+        """How many images a unit holds, for those who watch."""
+        return 1
+
+    def complete(self, watch: Callable[[Iterable[int]], Iterable[int]] = iter) -> Any:
+        """Make all units and finish them by this process alone.
+
+        Args:
+            watch: wraps what passes as images are made: the number of their unit.
+        """
+        with self:
+            for _ in watch(self.by_image(self._made_here())):
+                pass
+            return self.finish()
+
+    def by_image(self, numbers: Iterable[int]) -> Iterator[int]:
+        """Each number of a unit as often as it has images."""
+        return (number for number in numbers for _ in range(self.size(number)))
+
+    def _made_here(self) -> Iterator[int]:
+        for number in range(len(self.names)):
+            try:
+                if not self.published(number):
+                    self.make(number)
+            except RetinaforgeError:
+                if not self.published(number):  # by others, meanwhile
+                    raise
+            yield number
 
 
 class Ledger:

@@ -2,33 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
+import logging
+import multiprocessing
+import signal
+import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from pathlib import Path
-from typing import Protocol
+from collections.abc import Callable, Iterable, Iterator
 
 from data_shards.errors import RetinaforgeError, TryAgain
-from data_shards.ledger import Ledger
+from data_shards.ledger import Ledger, Units
+
+LOGGER = logging.getLogger("retinaforge")
 
 POLL_S = 2.0
-
-
-class Units(Protocol):
-    """A piece of work in units. Each is published first-writer-wins, and its bytes do not depend on who makes it."""
-
-    out: Path
-    """Where they are published; their leases lie there too."""
-    names: Sequence[str]
-    """Of the units, as they stand in file names."""
-
-    def published(self, number: int) -> bool:
-        """Whether a unit is there, whole."""
-
-    def make(self, number: int) -> None:
-        """Make a unit and publish it."""
-
-    def finish(self) -> object:
-        """What is made of all units, once they are there; the first who comes writes it."""
 
 
 def work(
@@ -43,13 +30,13 @@ def work(
 
     Args:
         place: (k, n): this process begins with the units k, k+n, k+2n, …, and goes on with those of k+1: several rarely want the same.
-        watch: wraps the numbers of units that this process or another has made.
+        watch: wraps the numbers of units that this process or another has made, each as often as it has images.
 
     Raises:
         RetinaforgeError: units that failed for a reason of their own; the others are made. TryAgain: as a unit raises it, at once.
     """
     failed: dict[int, RetinaforgeError] = {}
-    for _ in watch(_done(units, ledger, place, failed, poll_s)):
+    for _ in watch(units.by_image(_done(units, ledger, place, failed, poll_s))):
         pass
     ledger.clear(name for number, name in enumerate(units.names) if number not in failed)
     if failed:
@@ -67,22 +54,66 @@ def _done(units: Units, ledger: Ledger, place: tuple[int, int], failed: dict[int
     while left:
         waiting = []
         for number in left:
-            if units.published(number):
-                yield number
-                continue
-            with ledger.lease(units.names[number]) as mine:
-                if not mine:
-                    waiting.append(number)
-                    continue
-                try:
-                    if not units.published(number):  # before it was ours
-                        units.make(number)
-                except TryAgain:
+            try:
+                there = units.published(number) or _made(units, ledger, number)
+            except RetinaforgeError as error:
+                there = units.published(number)  # another process was first, and has finished
+                if not there and isinstance(error, TryAgain):
                     raise
-                except RetinaforgeError as error:
+                if not there:
+                    LOGGER.warning("unit %s failed, the others are made first: %s", units.names[number], error.what)
                     failed[number] = error
                     continue
-            yield number
+            if there:
+                yield number
+            else:
+                waiting.append(number)
         if waiting and len(waiting) == len(left):
             time.sleep(poll_s)
         left = waiting
+
+
+def _made(units: Units, ledger: Ledger, number: int) -> bool:
+    """Make a unit, unless somebody else is about it."""
+    with ledger.lease(units.names[number]) as mine:
+        if mine and not units.published(number):  # it may have been made before it was ours
+            units.make(number)
+        return mine
+
+
+@contextlib.contextmanager
+def side_by_side(build: Callable[[], Units], workers: int, place: tuple[int, int]) -> Iterator[None]:
+    """Further processes on the same units while the block runs; what they cannot make is met by this one.
+
+    Args:
+        build: of the units, in each process; it is pickled.
+        workers: processes, this one counted.
+        place: (k, n) of this process and its helpers together.
+    """
+    (k, n), spawn = place, multiprocessing.get_context("spawn")  # a fork would copy locks that other threads hold
+    helpers = [spawn.Process(target=_help, args=(build, (k * workers + w, n * workers)), daemon=True) for w in range(1, workers)]
+    for helper in helpers:
+        helper.start()
+    try:
+        yield
+    finally:
+        for helper in helpers:
+            helper.terminate()
+            helper.join()
+
+
+def _help(build: Callable[[], Units], place: tuple[int, int]) -> None:
+    """Make units until all are there, or until who asked for help is gone."""
+    parent = multiprocessing.parent_process()
+    assert parent
+
+    def while_wanted(numbers: Iterable[int]) -> Iterator[int]:
+        for number in numbers:
+            if not parent.is_alive():
+                raise SystemExit(1)
+            yield number
+
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that it leaves nothing behind
+    logging.disable()
+    with contextlib.suppress(RetinaforgeError), build() as units:
+        work(units, Ledger(units.out), place=place, watch=while_wanted)

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 from data_shards.errors import RetinaforgeError
 from data_shards.manifest import ShardEntry
 from data_shards.reading.reader import Shard
-from data_shards.shards.index import ShardIndex
+from data_shards.shards.index import ShardIndex, index_path, open_index
 
+LOGGER = logging.getLogger("retinaforge")
 SHOWN = 5
 
 
@@ -72,3 +75,18 @@ class Doubles:
 def few(doubles: list[Double]) -> str:
     """Some of them, and how many there are."""
     return "; ".join(map(str, doubles[:SHOWN])) + (f"; and {len(doubles) - SHOWN} more" if len(doubles) > SHOWN else "")
+
+
+def warn_of_doubles(folder: Path, out: Path, entries: Iterable[ShardEntry]) -> None:
+    """Say which pictures stand twice in the shards in a folder, which are going to be the set `out`."""
+    doubles = Doubles(folder)
+    found = [double for entry in entries for double in doubles.add(entry, open_index(index_path(folder / entry.name)))]
+    across = [double for double in found if double.across]
+    if across:
+        LOGGER.error(
+            "%s: %s. What is held out is trained on, and `data verify` refuses this set: remove one of each pair from the source, or "
+            "give both one subject_id (and one split), and pack again",
+            *(out, few(across)),
+        )
+    if within := [double for double in found if not double.across]:
+        LOGGER.warning("%s: %s", out, few(within))

@@ -5,14 +5,10 @@ Legend: C band, H W pixels.
 
 from __future__ import annotations
 
-import logging
-import threading
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, replace
 from itertools import chain, islice
 from pathlib import Path
-from queue import SimpleQueue
 from typing import Any
 
 import numpy as np
@@ -20,10 +16,11 @@ import numpy as np
 from data_shards import durable
 from data_shards.cube import Cube, same_kind
 from data_shards.errors import InputError, command
+from data_shards.ledger import Units
 from data_shards.look_alikes import warn_of_look_alikes
 from data_shards.manifest import FORMAT as DATASET_FORMAT
-from data_shards.manifest import BandStats, Kind, Manifest, ShardEntry, payload_of, write_manifest
-from data_shards.packing.doubles import Doubles, few
+from data_shards.manifest import NAME, BandStats, Kind, Manifest, payload_of, read_manifest, write_manifest
+from data_shards.packing.doubles import warn_of_doubles
 from data_shards.packing.sources import Read, source_of
 from data_shards.packing.splits import Kept, check_split_names, divided, split_words
 from data_shards.packing.standing import stamps_digest, standing, write_stamps
@@ -33,15 +30,27 @@ from data_shards.packing.units import Unit, entry_of, merged, read_unit, record_
 from data_shards.reading.dataset import Dataset
 from data_shards.shards.codecs import Encoding
 from data_shards.shards.index import FORMAT as INDEX_FORMAT
-from data_shards.shards.index import index_path, open_index
 from data_shards.shards.shard import write_shard
 from data_shards.stores import place_of
 
-LOGGER = logging.getLogger("retinaforge")
 Watch = Callable[[Iterable[Any]], Iterable[Any]]  # wraps what is iterated over, to show progress
 
 
-def pack(
+def pack(source: Path | str, out: Path, *, watch: Watch = iter, **how: Any) -> Manifest:
+    """Pack by this process alone; as `packing` otherwise.
+
+    Args:
+        watch: wraps what passes as cubes are packed (a progress bar).
+    """
+    return packing(source, out, **how).complete(watch)
+
+
+def recode(source: Path | str, out: Path, *, watch: Watch = iter, **how: Any) -> Manifest:
+    """Recode by this process alone; as `recoding` otherwise."""
+    return recoding(source, out, **how).complete(watch)
+
+
+def packing(
     source: Path | str,
     out: Path,
     *,
@@ -52,12 +61,10 @@ def pack(
     max_error: int = 0,
     tile: int = 0,
     shard_mib: int = 1024,
-    workers: int = 1,
-    watch: Watch = iter,
-) -> Manifest:
-    """Pack loose cubes, or repack a dataset, into `out`. `out` appears whole when all is written, or not at all.
+) -> Units:
+    """Loose cubes, or a dataset, packed anew into `out`, in units. `out` appears whole when all is written, or not at all.
 
-    The same samples give the same bytes, whatever `workers` is and however often the packing was killed: finished shards are kept
+    The same samples give the same bytes, however many processes pack them and however often they were killed: finished shards are kept
     and the same call goes on behind them.
 
     Args:
@@ -66,8 +73,6 @@ def pack(
             splits; None: by what their samples state, else by that set's fractions.
         codec, max_error, tile: as Encoding.
         shard_mib: a shard is closed before it would grow over this, as raw counts.
-        workers: threads, each on a shard of its own.
-        watch: wraps the keys as they are packed (a progress bar).
 
     Raises:
         InputError: mixed shapes, bands or dtypes; a subject in two splits; an empty split; other splits than `splits_from` has;
@@ -77,14 +82,14 @@ def pack(
     _check_outside(source, out)
     rows, read, samples = source_of(source)
     asked = {**asdict(encoding), "seed": seed, "shard_mib": shard_mib, "splits": splits}
-    again = _command(source, asked, workers)
+    again = _command(source, asked)
     kept = Kept() if splits_from is None else Kept.of(splits_from, splits)
     if splits_from is not None:
         asked["splits_from"], again = kept.digest, [*again, "--splits-from", str(splits_from)]
     by_hash = splits is not None or not all(split for *_, split in rows)
     request = {"pack": asked, "samples": samples}
     if done := standing(out, encoding, request, read, again, grown=["--splits-from", str(out)] if by_hash and not kept.split_of else []):
-        return done
+        return Standing(done, out)
     warn_of_look_alikes([*kept.split_of, *(subject for _, subject, _ in rows)], source, "correct subject_id and pack anew")
     if kept.split_of and splits is None:
         kept.check_stated(rows, source, packed=read.packed)
@@ -96,24 +101,98 @@ def pack(
     first = read(next(keys for keys in parts.values() if keys)[0])
     each = _samples_a_shard(first, shard_mib)
     shards = {name: [keys[a : a + each] for a in range(0, len(keys), each)] for name, keys in parts.items() if keys}
-    return _write_shards(out, shards, read, first, encoding, source=request, workers=workers, watch=watch)
+    return Packing(out, shards, read, first, encoding, request)
 
 
-def recode(
-    source: Path | str, out: Path, *, codec: str, max_error: int = 0, tile: int = 0, workers: int = 1, watch: Watch = iter
-) -> Manifest:
-    """The dataset `source` in another encoding: the same samples in the same splits and shards. As `pack` otherwise."""
+def recoding(source: Path | str, out: Path, *, codec: str, max_error: int = 0, tile: int = 0) -> Units:
+    """The dataset `source` in another encoding: the same samples in the same splits and shards. As `packing` otherwise."""
     encoding, source, out = Encoding(codec, max_error, tile), place_of(str(source)), Path(out)
     _check_outside(source, out)
     dataset = Dataset(source)
     _, read, samples = source_of(source)
     request = {"recode": asdict(encoding), "samples": samples}
-    options = _options({"max_error": max_error, "tile": tile}, workers)
+    options = _options({"max_error": max_error, "tile": tile})
     if done := standing(out, encoding, request, read, ["retinaforge", "data", "recode", str(source), "{}", codec, *options]):
-        return done
+        return Standing(done, out)
     shards = {split: [list(shard.index.keys) for shard in dataset.shards(split)] for split, info in dataset.splits.items() if info.count}
-    first = dataset.cube(next(iter(shards)), 0)
-    return _write_shards(out, shards, read, first, encoding, source=request, workers=workers, watch=watch)
+    return Packing(out, shards, read, dataset.cube(next(iter(shards)), 0), encoding, request)
+
+
+class Standing(Units):
+    """A set that stands already."""
+
+    names = ()
+
+    def __init__(self, manifest: Manifest, out: Path) -> None:
+        self.manifest, self.out = manifest, out
+
+    def published(self, number: int) -> bool:
+        raise IndexError(number)
+
+    def make(self, number: int) -> None:
+        raise IndexError(number)
+
+    def finish(self) -> Manifest:
+        return self.manifest
+
+
+class Packing(Units):
+    """Shards, named by the keys in each, side by side in a folder that appears at `final` when all are there."""
+
+    def __init__(
+        self, final: Path, shards: dict[str, list[list[str]]], read: Read, first: Cube, encoding: Encoding, source: dict[str, Any]
+    ) -> None:
+        self.final, self.read, self.first, self.encoding, self.source = final, read, first, encoding, source
+        self.splits = list(shards)
+        self.shards = [(split, f"{split}-{n:06d}", keys) for split, parts in shards.items() for n, keys in enumerate(parts)]
+        self.names = [name for _, name, _ in self.shards]
+        formats = [DATASET_FORMAT, INDEX_FORMAT, UNIT_FORMAT]
+        self.folder = durable.SharedFolder(final, durable.canonical_json({**source, "shards": shards, "formats": formats}).decode())
+
+    def __enter__(self) -> Packing:
+        self.folder.__enter__()
+        self.out = self.folder.path
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self.folder.__exit__(*error)
+
+    def size(self, number: int) -> int:
+        return len(self.shards[number][2])
+
+    def published(self, number: int) -> bool:
+        """Whether a shard is there, made of the files as they are now."""
+        return self._is_whole() or ((unit := read_unit(self._path(number))) is not None and unit.stamps == self._stamps(number))
+
+    def make(self, number: int) -> None:
+        """Write a shard; one that was made of other files is replaced.
+
+        Raises:
+            InputError: mixed shapes, bands or dtypes; latents in codec 'near'.
+        """
+        split, _, keys = self.shards[number]
+        stamps = self._stamps(number)
+        write_one(self._path(number), split, map(self.read, keys), self.first, self.encoding, stamps).save(self._path(number))
+
+    def finish(self) -> Manifest:
+        with self.folder.publishing() as ours:
+            if ours:
+                units = [unit for number in range(len(self.names)) if (unit := read_unit(self._path(number)))]
+                assert len(units) == len(self.names), "a shard is missing"
+                warn_of_doubles(self.out, self.final, [unit.entry for unit in units])
+                finished(self.out, units, self.splits, self.encoding.max_error, self.source)
+        for name in self.names:  # who waits for the last shards needs the records until the set is there
+            record_path(self.final / name).unlink(missing_ok=True)
+        return read_manifest(self.final)
+
+    def _is_whole(self) -> bool:
+        return (self.final / NAME).exists()
+
+    def _path(self, number: int) -> Path:
+        return self.out / f"{self.names[number]}.tar"
+
+    def _stamps(self, number: int) -> str:
+        return stamps_digest(self.read, self.shards[number][2])
 
 
 def _check_outside(source: Path | str, out: Path) -> None:
@@ -130,13 +209,13 @@ def _check_outside(source: Path | str, out: Path) -> None:
 DEFAULTS = {"codec": "raw", "max_error": 0, "tile": 0, "seed": 0, "shard_mib": 1024, "splits": None}
 
 
-def _command(source: Path | str, asked: dict[str, Any], workers: int) -> list[str]:
+def _command(source: Path | str, asked: dict[str, Any]) -> list[str]:
     """The words that ask for this packing on the command line, with '{}' for its place."""
-    return ["retinaforge", "data", "pack", str(source), "{}", *_options(asked, workers)]
+    return ["retinaforge", "data", "pack", str(source), "{}", *_options(asked)]
 
 
-def _options(asked: dict[str, Any], workers: int) -> list[str]:
-    words = {name: value for name, value in asked.items() if value != DEFAULTS[name]} | ({"workers": workers} if workers != 1 else {})
+def _options(asked: dict[str, Any]) -> list[str]:
+    words = {name: value for name, value in asked.items() if value != DEFAULTS[name]}
     if splits := words.get("splits"):
         words["splits"] = split_words(splits)
     return [word for name, value in words.items() for word in (f"--{name.replace('_', '-')}", str(value))]
@@ -146,82 +225,15 @@ def _samples_a_shard(first: Cube, shard_mib: int) -> int:
     return max(1, (shard_mib << 20) // first.data_CHW.nbytes)
 
 
-def _write_one(staging: Path, split: str, number: int, cubes: Iterable[Cube], first: Cube, encoding: Encoding, stamps: str = "") -> Unit:
-    shard, bands = staging / f"{split}-{number:06d}.tar", BandAccumulator()
-    near = encoding.coder if encoding.max_error else None
+def write_one(shard: Path, split: str, cubes: Iterable[Cube], first: Cube, encoding: Encoding, stamps: str = "") -> Unit:
+    """Write a shard of cubes like `first`; what it leaves for the manifest."""
+    bands, near = BandAccumulator(), encoding.coder if encoding.max_error else None
     if near and first.data_CHW.dtype != np.uint16:
         raise InputError("codec 'near' on latents", where=first.meta.key, expected="counts (uint16): its bound is in counts")
     stored = (replace(cube, data_CHW=near.rounded(cube.data_CHW)) for cube in cubes) if near else cubes
     index = write_shard(shard, summed(stored, first, bands), encoding, stem=payload_of(first))
     subjects = tuple(sorted(set(index.subjects)))
     return Unit(entry=entry_of(shard, index, split), kind=Kind.of(first), subjects=subjects, bands=bands, stamps=stamps)
-
-
-def _write_shards(
-    out: Path,
-    shards: dict[str, list[list[str]]],
-    read: Read,
-    first: Cube,
-    encoding: Encoding,
-    *,
-    source: dict[str, Any],
-    workers: int,
-    watch: Watch,
-) -> Manifest:
-    """Write the shards, named by the keys in each, side by side."""
-    told: SimpleQueue[BaseException | None] = SimpleQueue()  # a None for each cube that is done, or what went wrong
-    ended = threading.Event()
-
-    def cubes(keys: list[str]) -> Iterator[Cube]:
-        for key in keys:
-            if ended.is_set():
-                raise KeyboardInterrupt
-            yield read(key)
-            told.put(None)
-
-    def write(staging: Path, split: str, number: int, keys: list[str]) -> Unit:
-        try:
-            stamps, shard = stamps_digest(read, keys), staging / f"{split}-{number:06d}.tar"
-            unit = read_unit(shard)
-            if unit and unit.stamps == stamps:  # as a killed packing left it
-                for _ in keys:
-                    told.put(None)
-            else:
-                unit = _write_one(staging, split, number, cubes(keys), first, encoding, stamps)
-                unit.save(shard)
-            return unit
-        except BaseException as error:
-            told.put(error)
-            raise
-
-    formats = [DATASET_FORMAT, INDEX_FORMAT, UNIT_FORMAT]
-    request = durable.canonical_json({**source, "shards": shards, "formats": formats}).decode()
-    with durable.writing_folder(out, request=request) as staging, ThreadPoolExecutor(workers) as pool:
-        try:
-            jobs = [pool.submit(write, staging, split, n, keys) for split, parts in shards.items() for n, keys in enumerate(parts)]
-            for _ in watch([key for parts in shards.values() for keys in parts for key in keys]):
-                if error := told.get():
-                    raise error
-            written = [job.result() for job in jobs]
-            _warn_of_doubles(staging, out, [unit.entry for unit in written])
-            return _finished(staging, written, list(shards), encoding.max_error, source)
-        finally:
-            ended.set()
-            pool.shutdown(cancel_futures=True)
-
-
-def _warn_of_doubles(staging: Path, out: Path, entries: list[ShardEntry]) -> None:
-    doubles = Doubles(staging)
-    found = [double for entry in entries for double in doubles.add(entry, open_index(index_path(staging / entry.name)))]
-    across = [double for double in found if double.across]
-    if across:
-        LOGGER.error(
-            "%s: %s. What is held out is trained on, and `data verify` refuses this set: remove one of each pair from the source, or "
-            "give both one subject_id (and one split), and pack again",
-            *(out, few(across)),
-        )
-    if within := [double for double in found if not double.across]:
-        LOGGER.warning("%s: %s", out, few(within))
 
 
 def write_dataset(
@@ -249,15 +261,13 @@ def write_dataset(
             while (head := next(waiting, None)) is not None:
                 first = first or head
                 chunk = chain([head], islice(waiting, _samples_a_shard(head, shard_mib) - 1))
-                written.append(_write_one(staging, split, number, chunk, first, encoding))
+                written.append(write_one(staging / f"{split}-{number:06d}.tar", split, chunk, first, encoding))
                 number += 1
-        return _finished(staging, written, list(parts), encoding.max_error, source)
+        return finished(staging, written, list(parts), encoding.max_error, source)
 
 
-def _finished(staging: Path, units: list[Unit], splits: list[str], max_error: int, source: dict[str, Any]) -> Manifest:
-    """Write dataset.json over finished shards, and what they were made of; their records go."""
-    for unit in units:
-        record_path(staging / unit.entry.name).unlink(missing_ok=True)
+def finished(staging: Path, units: list[Unit], splits: list[str], max_error: int, source: dict[str, Any]) -> Manifest:
+    """Write dataset.json over finished shards, and what they were made of."""
     write_stamps(staging, {unit.entry.name: unit.stamps for unit in units})
     manifest = merged(units, splits, source, max_error=max_error)
     write_manifest(staging, manifest)

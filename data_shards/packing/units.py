@@ -109,9 +109,12 @@ def read_unit(shard: Path) -> Unit | None:
         )
     except (FileNotFoundError, ValueError, KeyError, TypeError):
         return None
-    if not (shard.exists() and index_path(shard).exists()):
+    try:
+        index_path(shard).stat()
+        found = shard.stat().st_size
+    except FileNotFoundError:
         return None
-    if (found := shard.stat().st_size) != entry.bytes:
+    if found != entry.bytes:
         raise CorruptData(
             f"a finished shard of {found} bytes, {entry.bytes} were written",
             where=shard,

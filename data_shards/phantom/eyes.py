@@ -9,14 +9,9 @@ Anatomy: `vessels`, `fundus`. Who and when: `persons`. Optics: `spectra`, `camer
 
 from __future__ import annotations
 
-import concurrent.futures
-import contextlib
 import functools
 import json
-import multiprocessing
-import os
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures.process import BrokenProcessPool
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,8 +20,9 @@ import numpy as np
 
 from data_shards import durable
 from data_shards.cube import LABELS, Cube, CubeMeta
-from data_shards.errors import InputError, TryAgain, UnsafeResume, moved_aside
+from data_shards.errors import InputError, UnsafeResume, moved_aside
 from data_shards.folder import PHANTOM_RECORD, note_wanted, write_cube
+from data_shards.ledger import Units
 from data_shards.phantom.camera import FIELD_SHARE, field_of_view, render
 from data_shards.phantom.drawing import VEIN_REFLEX, Footprint, rasterise
 from data_shards.phantom.fundus import Fundus, layers, make_fundus
@@ -39,6 +35,7 @@ __all__ = ["PhantomConfig", "phantom_cube", "write_phantoms"]
 EYES = ("OD", "OS")
 FINE_RASTER = 280  # smaller images are drawn on at least so many pixels and averaged
 RECORD = PHANTOM_RECORD
+Watch = Callable[[Iterable[int]], Iterable[int]]  # wraps what passes as cubes are written, to show progress
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -169,84 +166,90 @@ def key_of(subject: int, eye: str, visit: int) -> str:
     return f"s{subject:04d}-{eye}-v{visit}"
 
 
-def write_phantoms(
-    config: PhantomConfig,
-    out: Path,
-    *,
-    subjects: int,
-    visits: int = 2,
-    workers: int = 1,
-    watch: Callable[..., Iterable[str]] = lambda keys, **_: keys,
-) -> int:
-    """Write loose cubes of both eyes of each subject at each visit; what is already there stays.
+class LooseCubes(Units):
+    """Loose cubes in units: those of one eye or photograph. A cube is there once its metadata are, which are written last.
 
     Args:
-        out: folder; `phantom.json` in it records the config. More subjects or visits may be asked for later.
-        watch: wraps the iterable of finished keys to show progress, called with total, title and unit.
-
-    Returns: how many cubes were written now.
+        out: folder; `phantom.json` in it holds `record`. More cubes may be asked for later.
+        units: the keys of each unit, by its name.
 
     Raises:
-        InputError: no subjects or visits, or a place that cannot be written. UnsafeResume: `out` holds phantoms of another
-        config, or other files. TryAgain: the disk is full.
+        InputError: a place that cannot be written. UnsafeResume: it holds phantoms of another config, or other files.
     """
-    if subjects < 1 or visits < 1 or workers < 1:
-        raise InputError(
-            f"{subjects} subjects, {visits} visits, {workers} workers",
-            expected="1 or more of each",
-            mend="--subjects 60 --visits 2 --workers 2",
-        )
-    with claimed(out, {"phantom": config.record()}, cubes=subjects * len(EYES) * visits):
-        jobs = [
-            (subject, eye, [v for v in range(visits) if not is_whole(out, key_of(subject, eye, v))])
-            for subject in range(subjects)
-            for eye in EYES
-        ]
-        jobs = [(write_eye, config, out, *job) for job in jobs if job[2]]
-        total = sum(len(job[-1]) for job in jobs)
-        return sum(1 for _ in watch(run_jobs(jobs, workers), total=total, title=f"phantom {out.name}", unit="cube"))
+
+    def __init__(self, out: Path, record: dict[str, Any], units: dict[str, list[str]]) -> None:
+        self.out, self.names, self.keys = Path(out), list(units), list(units.values())
+        claim(self.out, record, cubes=sum(map(len, self.keys)))
+        self.missing = sum(not is_whole(self.out, key) for keys in self.keys for key in keys)
+
+    def size(self, number: int) -> int:
+        return len(self.keys[number])
+
+    def published(self, number: int) -> bool:
+        """Whether all cubes of a unit are there."""
+        return all(is_whole(self.out, key) for key in self.keys[number])
+
+    def make(self, number: int) -> None:
+        """Write the cubes that are missing of a unit."""
+        for visit, key in enumerate(self.keys[number]):
+            if not is_whole(self.out, key):
+                write_cube(self.out, self.cube(number, visit))
+
+    def cube(self, number: int, visit: int) -> Cube:
+        """A cube of a unit."""
+        raise NotImplementedError
+
+    def finish(self) -> int:
+        """Remove what killed processes left; how many cubes were missing when this one began."""
+        durable.sweep_published(self.out)
+        return self.missing
 
 
-@contextlib.contextmanager
-def claimed(out: Path, record: dict[str, Any], *, cubes: int) -> Iterator[None]:
-    """Hold `out` while it is filled; it says of what, and how many cubes it will hold, so that nobody takes a part for the whole.
+class Phantoms(LooseCubes):
+    """Phantoms of both eyes of each subject at each visit, in units of an eye; what is already there stays.
 
     Raises:
-        UnsafeResume: it holds something else. TryAgain: another process is filling it.
+        InputError: no subjects or visits; and as LooseCubes.
     """
-    out = Path(os.path.abspath(out))  # '.' has no name to put the lock beside
-    with durable.explained(out):
-        durable.make_folder(out.parent)
-    with durable.sole_writer(out):
-        _claim(out, record)
-        note_wanted(out, cubes)
-        yield
+
+    def __init__(self, config: PhantomConfig, out: Path, *, subjects: int, visits: int = 2) -> None:
+        if subjects < 1 or visits < 1:
+            raise InputError(f"{subjects} subjects, {visits} visits", expected="1 or more of each", mend="--subjects 60 --visits 2")
+        self.config, self.eyes = config, [(subject, eye) for subject in range(subjects) for eye in EYES]
+        units = {f"s{subject:04d}-{eye}": [key_of(subject, eye, v) for v in range(visits)] for subject, eye in self.eyes}
+        super().__init__(out, {"phantom": config.record()}, units)
+
+    def cube(self, number: int, visit: int) -> Cube:
+        subject, eye = self.eyes[number]
+        return phantom_cube(self.config, subject=subject, eye=eye, visit=visit)
 
 
-def _claim(out: Path, record: dict[str, Any]) -> None:
-    """Record what `out` will hold, or check that it already holds the same.
+def write_phantoms(config: PhantomConfig, out: Path, *, subjects: int, visits: int = 2, watch: Watch = iter) -> int:
+    """Phantoms by this process alone; how many cubes were written now."""
+    return Phantoms(config, out, subjects=subjects, visits=visits).complete(watch)
+
+
+def claim(out: Path, record: dict[str, Any], *, cubes: int) -> None:
+    """Write down what `out` will hold, and how many cubes, so that nobody takes a part for the whole; or see that it holds the same.
 
     Raises:
-        UnsafeResume: it holds something else.
+        UnsafeResume: it holds something else. InputError: the place cannot be written.
     """
     if out.exists() and not out.is_dir():
         raise InputError(
             "a file, where a folder of cubes has to stand", where=out, expected="an absent or empty folder", mend="choose another OUT"
         )
     with durable.explained(out):
-        out.mkdir(parents=True, exist_ok=True)
-        durable.sweep(out)
-        there = (out / RECORD).read_bytes() if (out / RECORD).exists() else None
-        if there is None and any(out.iterdir()):
+        durable.make_folder(out)
+        if not (out / RECORD).exists() and any(not path.name.startswith(".") and path.name != RECORD for path in out.iterdir()):
             raise UnsafeResume(
                 "the folder is not empty and no phantoms stand in it",
                 where=out,
                 expected="an absent or empty folder",
                 mend="choose another OUT",
             )
-    if there is None:
-        durable.write_json(out / RECORD, record)
-        return
+        durable.write_bytes(out / RECORD, durable.readable_json(record), keep_first=True)
+        there = (out / RECORD).read_bytes()
     try:
         held = json.loads(there)
     except ValueError:
@@ -258,6 +261,7 @@ def _claim(out: Path, record: dict[str, Any]) -> None:
             expected="the same options",
             mend=f"choose another OUT, or {moved_aside(out)}",
         )
+    note_wanted(out, cubes)
 
 
 def _difference(held: Any, record: dict[str, Any]) -> str:
@@ -279,31 +283,3 @@ def _difference(held: Any, record: dict[str, Any]) -> str:
 def is_whole(out: Path, key: str) -> bool:
     """KEY.json is written last, so it marks a whole sample."""
     return (out / f"{key}.json").exists() and (out / f"{key}.npy").exists()
-
-
-def write_eye(config: PhantomConfig, out: Path, subject: int, eye: str, visits: list[int]) -> list[str]:
-    """One job: all missing visits of one eye, whose anatomy is drawn once. Returns the keys written."""
-    for visit in visits:
-        write_cube(out, phantom_cube(config, subject=subject, eye=eye, visit=visit))
-    return [key_of(subject, eye, visit) for visit in visits]
-
-
-def run_jobs(jobs: list[tuple], workers: int) -> Iterator[str]:
-    """Keys as their jobs finish; each job is (function, *arguments) and returns keys. One worker: in this process."""
-    if workers == 1 or len(jobs) < 2:
-        for function, *arguments in jobs:
-            yield from function(*arguments)
-        return
-    # Spawned, not forked: the caller may hold threads (a progress bar, torch), whose locks a fork would copy.
-    spawn = multiprocessing.get_context("spawn")
-    with concurrent.futures.ProcessPoolExecutor(min(workers, len(jobs)), mp_context=spawn) as pool:
-        futures = [pool.submit(function, *arguments) for function, *arguments in jobs]
-        try:
-            for future in concurrent.futures.as_completed(futures):
-                yield from future.result()
-        except BrokenProcessPool as error:
-            raise TryAgain(
-                "a worker process was killed", expected="enough memory for all workers", mend="the same command with --workers 1"
-            ) from error
-        finally:
-            pool.shutdown(cancel_futures=True)

@@ -6,7 +6,6 @@ Legend: H W pixels of the photograph, S S pixels of the raster painted on.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,10 +17,9 @@ from skimage.morphology import convex_hull_image, skeletonize
 from data_shards import durable
 from data_shards.cube import LABELS, Cube
 from data_shards.errors import InputError
-from data_shards.folder import write_cube
 from data_shards.phantom.camera import FIELD_SHARE, render
 from data_shards.phantom.drawing import REFLEX_SHARE, VEIN_REFLEX, chord_px
-from data_shards.phantom.eyes import FINE_RASTER, claimed, is_whole, label_map, meta_of, run_jobs
+from data_shards.phantom.eyes import FINE_RASTER, LooseCubes, Watch, label_map, meta_of
 from data_shards.phantom.eyes import mean_over as mean
 from data_shards.phantom.fundus import layers, make_fundus
 from data_shards.phantom.persons import TEXTURE, PhantomConfig, person, stream, view
@@ -213,49 +211,38 @@ def paint_labels(
     return Cube(data_CHW=data_CHW, meta=meta, labels_HW=labels, fov_HW=fov)
 
 
-def write_painted(
-    config: PhantomConfig,
-    source: Path,
-    out: Path,
-    *,
-    visits: int = 1,
-    workers: int = 1,
-    watch: Callable[..., Iterable[str]] = lambda keys, **_: keys,
-) -> int:
-    """Paint every cube of a loose folder or packed dataset; returns how many were written now. See `phantom.write_phantoms`.
+class Painted(LooseCubes):
+    """The vessels and nerve head of every cube of a loose folder or packed dataset, painted, in units of one of them.
 
     Raises:
-        InputError: a source without labels of arteries and veins. UnsafeResume: `out` holds something else.
+        InputError: a source without labels of arteries and veins (on making); and as LooseCubes.
     """
-    people: dict[str, int] = {}
-    jobs, digest = [], hashlib.sha256()
-    for cube in cubes_of(source):
-        number = people.setdefault(cube.meta.subject_id, len(people))
-        labels_HW = np.zeros(cube.data_CHW.shape[1:], np.uint8) if cube.labels_HW is None else cube.labels_HW
-        kept = {"anatomy_key": cube.meta.key, **{name: cube.meta.notes[name] for name in ("split",) if name in cube.meta.notes}}
-        paint = {"number": number, "subject_id": cube.meta.subject_id, "eye": cube.meta.eye, "notes": kept}
-        keys = {painted_key(cube.meta.key, visit): visit for visit in range(visits)}
-        jobs.append((_paint_one, config, out, labels_HW, cube.fov_HW, paint, keys))
-        digest.update(
-            durable.canonical_json([cube.meta.key, paint]) + labels_HW.tobytes() + (b"" if cube.fov_HW is None else cube.fov_HW.tobytes())
-        )
-    with claimed(out, {"phantom": config.record(), "anatomy": digest.hexdigest()}, cubes=len(jobs) * visits):
-        jobs = [(*job[:-1], {key: visit for key, visit in job[-1].items() if not is_whole(out, key)}) for job in jobs]
-        jobs = [job for job in jobs if job[-1]]
-        total = sum(len(job[-1]) for job in jobs)
-        return sum(1 for _ in watch(run_jobs(jobs, workers), total=total, title=f"paint {out.name}", unit="cube"))
+
+    def __init__(self, config: PhantomConfig, source: Path, out: Path, *, visits: int = 1) -> None:
+        self.config, people, digest, units = config, {}, hashlib.sha256(), {}
+        self.anatomies: list[tuple[np.ndarray, np.ndarray | None, dict[str, Any]]] = []
+        for cube in cubes_of(source):
+            number = people.setdefault(cube.meta.subject_id, len(people))
+            labels_HW = np.zeros(cube.data_CHW.shape[1:], np.uint8) if cube.labels_HW is None else cube.labels_HW
+            kept = {"anatomy_key": cube.meta.key, **{name: cube.meta.notes[name] for name in ("split",) if name in cube.meta.notes}}
+            paint = {"number": number, "subject_id": cube.meta.subject_id, "eye": cube.meta.eye, "notes": kept}
+            self.anatomies.append((labels_HW, cube.fov_HW, paint))
+            units[painted_key(cube.meta.key, 0)] = [painted_key(cube.meta.key, visit) for visit in range(visits)]
+            fov = b"" if cube.fov_HW is None else cube.fov_HW.tobytes()
+            digest.update(durable.canonical_json([cube.meta.key, paint]) + labels_HW.tobytes() + fov)
+        super().__init__(out, {"phantom": config.record(), "anatomy": digest.hexdigest()}, units)
+
+    def cube(self, number: int, visit: int) -> Cube:
+        labels_HW, fov_HW, paint = self.anatomies[number]
+        return paint_labels(self.config, labels_HW, fov_HW, key=self.keys[number][visit], visit=visit, **paint)
+
+
+def write_painted(config: PhantomConfig, source: Path, out: Path, *, visits: int = 1, watch: Watch = iter) -> int:
+    """Paint by this process alone; how many cubes were written now."""
+    return Painted(config, source, out, visits=visits).complete(watch)
 
 
 def painted_key(key: str, visit: int) -> str:
     """As 21_training-v0. Keys end at 63 letters, so a long name is cut and a hash keeps it unlike the others."""
     named = f"{key}-v{visit}"
     return named if len(named) <= 63 else f"{key[:48]}-{hashlib.sha256(key.encode()).hexdigest()[:8]}-v{visit}"
-
-
-def _paint_one(
-    config: PhantomConfig, out: Path, labels_HW: np.ndarray, fov_HW: np.ndarray | None, paint: dict[str, Any], keys: dict[str, int]
-) -> list[str]:
-    """One job: the missing visits of one photograph."""
-    for key, visit in keys.items():
-        write_cube(out, paint_labels(config, labels_HW, fov_HW, key=key, visit=visit, **paint))
-    return list(keys)

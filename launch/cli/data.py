@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -15,6 +16,7 @@ from data_shards.manifest import Manifest, read_manifest
 from data_shards.stores import is_url, place_of
 from launch.cli import data_import, data_phantom, stages
 from launch.cli.progress import progress
+from launch.cli.units import made
 
 app = typer.Typer(help="Cubes on disk: make or import them, pack them into shards, check and describe them.", no_args_is_help=True)
 app.command("phantom")(data_phantom.command)
@@ -70,12 +72,13 @@ def pack(
 
     The same cubes give the same bytes, whatever --workers is. Killed, the same command goes on behind the shards it finished.
     """
-    from data_shards.packing.pack import pack as pack_set
+    from data_shards.packing.pack import packing
     from data_shards.packing.units import stats_split_of
     from data_shards.reading.dataset import Dataset
     from data_shards.reading.fields_of_view import unlike
 
-    manifest = pack_set(
+    build = partial(
+        packing,
         place_of(source),
         out,
         splits=split_option(splits),
@@ -85,9 +88,8 @@ def pack(
         max_error=max_error,
         tile=tile,
         shard_mib=shard_mib,
-        workers=workers,
-        watch=lambda keys: progress(keys, title=f"pack {out.name}", unit="cube"),
     )
+    manifest = made([(f"pack {out.name}", build)], workers=workers, unit="cube")
     typer.echo(f"{out}: {_told(manifest)}")
     dataset = Dataset(out)
     if different := unlike(dataset, stats_split_of(dataset.splits)):
@@ -104,17 +106,10 @@ def recode(
     workers: Workers = 1,
 ) -> None:
     """Write a dataset anew in another codec or in tiles: the same samples, splits and shards. `data bench` says which suits."""
-    from data_shards.packing.pack import recode as recode_set
+    from data_shards.packing.pack import recoding
 
-    manifest = recode_set(
-        place_of(source),
-        out,
-        codec=codec,
-        max_error=max_error,
-        tile=tile,
-        workers=workers,
-        watch=lambda keys: progress(keys, title=f"recode {out.name}", unit="cube"),
-    )
+    build = partial(recoding, place_of(source), out, codec=codec, max_error=max_error, tile=tile)
+    manifest = made([(f"recode {out.name}", build)], workers=workers, unit="cube")
     before, after = (sum(s.bytes for s in m.shards) for m in (read_manifest(place_of(source)), manifest))
     typer.echo(f"{out}: {_told(manifest)}; {before / after:.2f} times smaller")
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from data_shards.errors import InputError
-from launch.cli.progress import progress
+from launch.cli.units import made
 
 PEOPLE, CAMERA = "Subjects", "Camera and noise"
 
@@ -63,8 +64,8 @@ def command(
     """
     from data_shards.cube import BANDS_16_NM
     from data_shards.importing.wavelengths import parse_wavelengths
-    from data_shards.phantom.eyes import PhantomConfig, write_phantoms
-    from data_shards.phantom.painted import write_painted
+    from data_shards.phantom.eyes import PhantomConfig, Phantoms
+    from data_shards.phantom.painted import Painted
 
     try:
         wavelengths_nm = parse_wavelengths(bands) if bands else BANDS_16_NM
@@ -84,9 +85,10 @@ def command(
         noise=noise,
     )
     if anatomy:
-        written = write_painted(config, anatomy, out, visits=visits, workers=workers, watch=progress)
+        build = partial(Painted, config, anatomy, out, visits=visits)
     else:
-        written = write_phantoms(config, out, subjects=subjects, visits=visits, workers=workers, watch=progress)
+        build = partial(Phantoms, config, out, subjects=subjects, visits=visits)
+    written = made([(f"phantom {out.name}", build)], workers=workers, unit="cube")
     typer.echo(
         f"{out}: {written} cubes written now, {len(config.wavelengths_nm)} bands, {size}x{size}; next: retinaforge data pack {out} DATASET"
     )

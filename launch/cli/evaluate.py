@@ -14,8 +14,8 @@ from rich.table import Table
 from data_shards.errors import InputError
 from data_shards.stores import place_of
 from launch.cli.options import Overrides, resolved
-from launch.cli.progress import progress
 from launch.cli.stages import make
+from launch.cli.units import made
 
 OfRun = Annotated[
     str | None, typer.Argument(metavar="[PRESET]", help="A run, as `retinaforge run` takes it, in place of --real and --synthetic.")
@@ -50,19 +50,21 @@ def evaluate(
         _of_run("evaluate", preset, overrides, real or synthetic)
         return
     real, synthetic = _sets(real, synthetic)
-    from data_shards.durable import write_json
     from data_shards.reading.dataset import Dataset
-    from ldm.evaluation.evaluate import EvaluateConfig, rows
-    from ldm.evaluation.evaluate import evaluate as evaluate_set
+    from ldm.evaluation.evaluate import EvaluateConfig, Evaluation
+    from ldm.evaluation.tables import rows_of_evaluation
 
     config = EvaluateConfig(against=against, limit=limit, seed=seed, pairs=pairs, extractor=extractor, device=checked_device(device))
-    result = evaluate_set(Dataset(place_of(real)), Dataset(place_of(synthetic)), config, progress)
-    write_json(out, result)
+    units = Evaluation(Dataset(place_of(real)), Dataset(place_of(synthetic)), config, out)
+    result = made([("evaluate", lambda: units)])
     if as_json:
         typer.echo(json.dumps(result))
         return
     reference, floor = result["reference"], result["floor_from"]
-    show(f"{synthetic} against {reference['n']} images of {reference['subjects']} people (split {reference['split']!r})", rows(result))
+    show(
+        f"{synthetic} against {reference['n']} images of {reference['subjects']} people (split {reference['split']!r})",
+        rows_of_evaluation(result),
+    )
     source = (
         f"{floor['n']} other real images of {floor['subjects']} people (split {floor['split']!r})" if floor else "no other people: no floor"
     )
@@ -92,20 +94,19 @@ def audit(
         _of_run("audit", preset, overrides, real or synthetic)
         return
     real, synthetic = _sets(real, synthetic)
-    from data_shards.durable import write_json
     from data_shards.reading.dataset import Dataset
-    from ldm.evaluation.audit import AuditConfig, rows
-    from ldm.evaluation.audit import audit as audit_set
+    from ldm.evaluation.audit import Audit, AuditConfig
+    from ldm.evaluation.tables import rows_of_audit
 
     config = AuditConfig(train=train, against=against, limit=limit, closest=closest, backend=backend, device=checked_device(device))
-    result = audit_set(Dataset(place_of(real)), Dataset(place_of(synthetic)), config, progress)
-    write_json(out, result)
+    units = Audit(Dataset(place_of(real)), Dataset(place_of(synthetic)), config, out)
+    result = made([("descriptors", lambda: units.descriptors), ("audit", lambda: units)])
     if as_json:
         typer.echo(json.dumps(result))
         return
     floor = result["floor_from"]
     searched = f"{result['train']['n']} training images of {result['train']['subjects']} people"
-    show(f"{synthetic}: {result['synthetic']['n']} images searched for copies of {searched}", rows(result))
+    show(f"{synthetic}: {result['synthetic']['n']} images searched for copies of {searched}", rows_of_audit(result))
     typer.echo(
         f"floor: {floor['n']} real images of {floor['subjects']} people (split {floor['split']!r}), to training images of other people"
     )

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from launch.run import Run
     from launch.stages.stage import Stage
     from launch.worked import Worked
+    from slurm.rank import Placement
 
 train = typer.Typer(help="Train the VQ-GAN, then the latent diffusion. The same command again resumes.", no_args_is_help=True)
 
@@ -31,9 +32,9 @@ def make(name: str, run: Run, task: tuple[int, int] = (1, 1)) -> None:
 
     stage, place, (k, n) = STAGES[name], placement(), task
     main = place.rank == 0
+    if not (main or stage.collective or stage.in_units):
+        return
     if not stage.collective:
-        if not stage.in_units:
-            alone(stage.verb)
         stage.check(run)
         if main:
             run.freeze()
@@ -44,32 +45,18 @@ def make(name: str, run: Run, task: tuple[int, int] = (1, 1)) -> None:
         typer.echo(stage.told(run))
 
 
-def alone(verb: str) -> None:
-    """Refuse to start several copies of what one process does.
-
-    Raises:
-        InputError: a launcher started more than one.
-    """
-    from slurm.rank import placement
-
-    if (world := placement().world) > 1:
-        raise InputError(
-            f"{verb} was started by {world} processes",
-            expected="one: it is not made in units",
-            mend="`train`, `encode`, `sample` and `codebook fit` run as any number of processes",
-        )
-
-
 def run(preset: Preset, overrides: Overrides = None, dry_run: DryRun = False) -> None:
     """From cubes to a report: data, vqgan, encode, diffusion, sample, evaluate, audit, report. Run again, it goes on."""
     of = resolved(preset, overrides, dry_run)
     from launch.worked import counted
+    from slurm.rank import placement
 
-    with counted(of.folder, "run") as worked:
-        complete(of, worked)
+    place = placement()
+    with counted(of.folder, "run", counts=place.rank == 0) as worked:
+        complete(of, worked, place)
 
 
-def complete(of: Run, worked: Worked) -> None:
+def complete(of: Run, worked: Worked, place: Placement) -> None:
     """All stages that are not done, and the report."""
     from launch import headline
     from launch.run import figures
@@ -77,15 +64,18 @@ def complete(of: Run, worked: Worked) -> None:
     from launch.stages.data import check_inputs, check_latent_size
     from launch.stages.outdated import check_outdated
 
-    alone("run")
+    main = place.rank == 0
     check_inputs(of)
     of.check()
     check_outdated(of)
-    of.freeze()
+    if main:
+        of.freeze()
     data, *stages, report = STAGES.values()
-    made = [_made(data, of)]
+    made = [_made(data, of, place)]
     check_latent_size(of)
-    made += [_made(stage, of) for stage in stages]
+    made += [_made(stage, of, place) for stage in stages]
+    if not main:
+        return
     if not any(made):
         worked.forget()  # to look whether all is done is no work on it
     worked.note()
@@ -94,12 +84,16 @@ def complete(of: Run, worked: Worked) -> None:
     typer.echo(report.told(of))
 
 
-def _made(stage: Stage, of: Run) -> bool:
-    """Make a stage that is not done."""
+def _made(stage: Stage, of: Run, place: Placement) -> bool:
+    """Make a stage that is not done, together with the other processes."""
     if stage.done(of):
         return False
-    show_warnings(stage.cautions(of))
-    show_warnings(stage.make(of, Terminal()))
+    main = place.rank == 0
+    if main:
+        show_warnings(stage.cautions(of))
+    warnings = stage.make(of, Terminal() if main else Hidden(), (place.rank, place.world))
+    if main:
+        show_warnings(warnings)
     return True
 
 

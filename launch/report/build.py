@@ -249,19 +249,19 @@ def time_spent(rows: list[dict[str, float]]) -> dict[str, float]:
 
 
 def metric_part(run: Run) -> dict[str, Any]:
-    from ldm.evaluation.evaluate import rows
+    from ldm.evaluation.tables import rows_of_evaluation
 
     result = json.loads((run.folder / "evaluate.json").read_text())
     fov = result["spectral"]["fov"]
     return {
         "evaluation": result,
-        "metric_rows": rows(result),
+        "metric_rows": rows_of_evaluation(result),
         "kl_plot": fig.kl_by_band(result["spectral"]["wavelengths_nm"], fov["kl_C"], fov["floor_kl_C"]) if fov["kl_C"] else None,
     }
 
 
 def audit_part(run: Run, real: Dataset, display: fig.Display) -> dict[str, Any]:
-    from ldm.evaluation.audit import rows
+    from ldm.evaluation.tables import rows_of_audit
 
     result = json.loads((run.folder / "audit.json").read_text())
     synthetic, reflect = Dataset(run.synthetic), Reflectance(real)
@@ -273,4 +273,4 @@ def audit_part(run: Run, real: Dataset, display: fig.Display) -> dict[str, Any]:
         kept = kept[..., ::-1] if pair["mirrored"] else kept
         tiles = fig.montage([[display.colour(made, rgb), display.colour(kept, rgb)]])
         pairs.append({**pair, "image": fig.data_uri(tiles, scale=enlarge(made.shape[1]))})
-    return {"audit": result, "audit_rows": rows(result), "pairs": pairs}
+    return {"audit": result, "audit_rows": rows_of_audit(result), "pairs": pairs}

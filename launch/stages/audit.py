@@ -5,15 +5,14 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from data_shards import durable
 from data_shards.manifest import NAME
 from data_shards.packing.splits import held_out_split
 from data_shards.reading.dataset import Dataset
 from launch.run import Run, device
-from launch.stages.stage import Display, Stage, check_sampled
+from launch.stages.stage import Phases, UnitStage, check_sampled
 
 
-class Audit(Stage):
+class Audit(UnitStage):
     name, verb, after = "audit", "audit", ("sample",)
     reads, writes = "dataset, `synthetic/`", "`audit.json`"
 
@@ -32,14 +31,15 @@ class Audit(Stage):
             return False
         return (seen["train"]["digest"], seen["synthetic"]["digest"]) == (run.open(run.dataset).digest, Dataset(run.synthetic).digest)
 
-    def make(self, run: Run, display: Display, place: tuple[int, int] = (0, 1)) -> list[str]:
-        from ldm.evaluation.audit import AuditConfig, audit
+    def phases(self, run: Run) -> Phases:
+        from ldm.evaluation import audit
 
         if not self.done(run):
             real = run.open(run.dataset)
-            config = AuditConfig(against=held_out_split(real), device=device())
-            durable.write_json(run.folder / "audit.json", audit(real, Dataset(run.synthetic), config, display.over))
-        return []
+            config = audit.AuditConfig(against=held_out_split(real), device=device())
+            units = audit.Audit(real, Dataset(run.synthetic), config, run.folder / "audit.json")
+            yield "descriptors", lambda: units.descriptors
+            yield self.name, lambda: units
 
     def told(self, run: Run) -> str:
         return f"result: {run.folder / 'audit.json'}"

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 from data_shards.errors import InputError
 from data_shards.manifest import NAME
 from launch.run import Run
-from launch.stages.stage import Display, Stage
+from launch.stages.stage import Phases, UnitStage
 
 
-class Data(Stage):
+class Data(UnitStage):
     name, verb = "data", "data prepare"
     reads, writes = "`data.phantom`, unless `data.dataset` is set", "`cubes/`, `data/`"
 
@@ -20,11 +21,19 @@ class Data(Stage):
     def done(self, run: Run) -> bool:
         return bool(run.config.data.dataset) or (Path(run.dataset) / NAME).exists()
 
-    def make(self, run: Run, display: Display, place: tuple[int, int] = (0, 1)) -> list[str]:
+    def workers(self, run: Run) -> int:
+        return run.config.data.workers
+
+    def phases(self, run: Run) -> Phases:
+        from data_shards.packing.pack import packing
+        from data_shards.phantom.eyes import Phantoms
+
         if not self.done(run):
-            _phantoms(run, display)
+            data, cubes = run.config.data, run.folder / "cubes"
+            yield "phantom", partial(Phantoms, data.phantom, cubes, subjects=data.subjects, visits=data.visits)
+            how = {"splits": data.splits, "codec": data.codec, "max_error": data.max_error, "tile": data.tile}
+            yield "pack", partial(packing, cubes, Path(run.dataset), **how)
         check_latent_size(run)
-        return []
 
     def told(self, run: Run) -> str:
         return f"dataset: {run.dataset}"
@@ -65,21 +74,3 @@ def check_latent_size(run: Run) -> None:
             expected=f"height and width multiples of {step}: 4 × vqgan.model.compression",
             mend=f"retinaforge data import --resize HxW (or --crop) to multiples of {step}",
         )
-
-
-def _phantoms(run: Run, display: Display) -> None:
-    from data_shards.packing.pack import pack
-    from data_shards.phantom.eyes import write_phantoms
-
-    data = run.config.data
-    write_phantoms(data.phantom, run.folder / "cubes", subjects=data.subjects, visits=data.visits, workers=data.workers, watch=display.over)
-    pack(
-        run.folder / "cubes",
-        run.dataset,
-        splits=data.splits,
-        codec=data.codec,
-        max_error=data.max_error,
-        tile=data.tile,
-        workers=data.workers,
-        watch=lambda keys: display.over(keys, title="pack", unit="cube"),
-    )

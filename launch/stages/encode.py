@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 
 from data_shards import durable
@@ -10,8 +11,7 @@ from data_shards.manifest import NAME, read_manifest
 from data_shards.reading.dataset import Dataset
 from launch.run import Run, device
 from launch.stages.data import check_inputs
-from launch.stages.stage import Display, UnitStage, check_trained
-from launch.work import Units
+from launch.stages.stage import Display, Phases, UnitStage, check_trained
 
 HEALTH = "health.json"
 
@@ -31,11 +31,11 @@ class Encode(UnitStage):
             return False
         return read_manifest(run.latents).source.get("encode", {}).get("autoencoder") == trained_digest(run.vqgan)
 
-    def units(self, run: Run) -> Units:
+    def phases(self, run: Run) -> Phases:
         from ldm.checkpoints.trained import load_autoencoder
         from ldm.generation.encode import LatentSet
 
-        return LatentSet(run.open(run.dataset), load_autoencoder(run.vqgan, device()), run.latents)
+        yield self.name, partial(LatentSet, run.open(run.dataset), load_autoencoder(run.vqgan, device()), run.latents)
 
     def make(self, run: Run, display: Display, place: tuple[int, int] = (0, 1)) -> list[str]:
         from ldm.checkpoints.trained import load_autoencoder

@@ -3,26 +3,29 @@
 from __future__ import annotations
 
 import json
-import shutil
-from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from data_shards import durable
-from data_shards.manifest import NAME, read_manifest
+from data_shards.manifest import NAME
 from data_shards.packing.splits import LEAST_PEOPLE, held_out_split
 from data_shards.reading.dataset import Dataset
 from launch.headline import HEADLINE
 from launch.run import Run, device, figures, record
-from launch.stages.stage import Display, Stage, check_sampled, check_trained
+from launch.stages.stage import Phases, UnitStage, check_sampled, check_trained
+
+if TYPE_CHECKING:
+    from ldm.evaluation.evaluate import Evaluation
+    from ldm.evaluation.sets import Part
 
 BASELINE_IMAGES = 1024
 MORE_PEOPLE = "retinaforge data pack FOLDER DATASET --splits train=0.7,val=0.2,test=0.1, into another folder"
 
 
-class Evaluate(Stage):
+class Evaluate(UnitStage):
     name, verb, after = "evaluate", "evaluate", ("sample",)
     reads, writes = "dataset, `synthetic/`", "`evaluate.json`, `reconstruction.json`, `gaussian-latents/`"
 
@@ -45,10 +48,27 @@ class Evaluate(Stage):
         sets = (seen["reference"]["digest"], seen["synthetic"]["digest"])
         return sets == (run.open(run.dataset).digest, Dataset(run.synthetic).digest)
 
-    def make(self, run: Run, display: Display, place: tuple[int, int] = (0, 1)) -> list[str]:
-        if not self.done(run):
-            judge(run, display)
-        return []
+    def phases(self, run: Run) -> Phases:
+        from ldm.checkpoints.trained import load_autoencoder, load_denoiser
+        from ldm.evaluation.baseline import GaussianLatents
+        from ldm.evaluation.evaluate import EvaluateConfig, Evaluation
+        from ldm.evaluation.reconstruction import Reconstruction
+
+        if self.done(run):
+            return
+        autoencoder, denoiser = load_autoencoder(run.vqgan, device()), load_denoiser(run.diffusion, device())
+        real, wanted = run.open(run.dataset), run.config.sample
+        how = {"shard": wanted.shard, "seed": wanted.seed, "batch": wanted.batch, "quantise": wanted.quantise}
+        count = min(wanted.count, BASELINE_IMAGES)
+        yield "baseline", partial(GaussianLatents, autoencoder, denoiser, run.folder / "gaussian-latents", count=count, **how)
+        rebuilt = Reconstruction(real, autoencoder, run.folder / "reconstruction.json")
+        yield "training images", lambda: rebuilt.training
+        yield "reconstruction", lambda: rebuilt
+        judged = HeldOut.of(real, Dataset(run.synthetic), Dataset(run.folder / "gaussian-latents"))
+        config = EvaluateConfig(against=held_out_split(real), device=device())
+        units = Evaluation(real, Dataset(run.synthetic), config, run.folder / "evaluate.json", also=judged.parts)
+        yield self.name, lambda: units
+        note_figures(run, rebuilt.result(), judged.frechet(units))
 
     def told(self, run: Run) -> str:
         return f"result: {run.folder / 'evaluate.json'}"
@@ -57,29 +77,10 @@ class Evaluate(Stage):
         return "done" if (run / "evaluate.json").exists() else ""
 
 
-def judge(run: Run, display: Display) -> None:
-    """Judge the set, whatever stands there."""
-    from data_shards.packing.pack import write_dataset
-    from ldm.checkpoints.trained import load_autoencoder, load_denoiser
-    from ldm.evaluation.evaluate import FEW_PEOPLE, EvaluateConfig
-    from ldm.evaluation.evaluate import evaluate as evaluate_set
-    from ldm.evaluation.reconstruction import decoded_gaussian_latents, reconstruction
+def note_figures(run: Run, rebuilt: dict[str, Any], frechet: dict[str, Any]) -> None:
+    """The headline figures, into metrics.json; those that the data cannot bear with their reason."""
+    from ldm.evaluation.tables import FEW_PEOPLE
 
-    autoencoder, denoiser = load_autoencoder(run.vqgan, device()), load_denoiser(run.diffusion, device())
-    real, wanted = run.open(run.dataset), run.config.sample
-    count = min(wanted.count, BASELINE_IMAGES)
-    baseline = run.folder / "gaussian-latents"
-    source = {"baseline": denoiser.digest, "seed": wanted.seed, "quantise": wanted.quantise, "count": count}
-    if (baseline / NAME).exists() and read_manifest(baseline).source != source:
-        shutil.rmtree(baseline)  # of an earlier state of the denoiser, or of another number; it can always be made again
-    if not (baseline / NAME).exists():
-        cubes = decoded_gaussian_latents(autoencoder, denoiser, count, seed=wanted.seed, batch=wanted.batch, quantise=wanted.quantise)
-        write_dataset(baseline, {"synthetic": display.over(cubes, total=count, title="baseline", unit="cube")}, source=source)
-    rebuilt = reconstruction(real, autoencoder)
-    evaluation = evaluate_set(real, Dataset(run.synthetic), EvaluateConfig(against=held_out_split(real), device=device()), display.over)
-    frechet = frechet_to_held_out(real, {"samples": Dataset(run.synthetic), "gaussian_latents": Dataset(baseline)}, display.over)
-    durable.write_json(run.folder / "reconstruction.json", rebuilt)
-    durable.write_json(run.folder / "evaluate.json", evaluation)
     figures_of, left_out = {"codes_used": rebuilt["codes_used"], "psnr_gain_db": rebuilt["psnr_gain_db"]}, {}
     if rebuilt["splits"] == ["train"]:
         figures_of["psnr_gain_db"], left_out["psnr_gain_db"] = None, "no people held out of training"
@@ -103,48 +104,70 @@ def out_of_reach(frechet: dict[str, Any]) -> str | None:
     return f"of {frechet['n']} images even training images come to {frechet['ratio_floor']:.2f}, where at most {wanted} is wanted: too few"
 
 
-def frechet_to_held_out(real: Dataset, sets: dict[str, Dataset], watch: Callable[..., Iterable[Any]]) -> dict[str, Any]:
-    """Fréchet distances of both sets to all people held out of training, at one number of images, on whitened features.
+@dataclass(frozen=True, kw_only=True)
+class HeldOut:
+    """All people held out of training, and equally many images of two sets and of training people, to be compared with them.
 
-    To the training split they would be a yardstick that a set of copies wins.
-
-    Keys: a distance by set; `floor`, that of as many training images; `ratio`, of the first set over the second, and `ratio_floor`, of the
-    training images; `images`, `people`: held out; `n`: images of each set; `n_floor`: training images beside them;
-    `effective_rank_whitened`; `reason`, why there are no figures.
+    To the training split the distances would be a yardstick that a set of copies wins.
     """
-    from ldm.evaluation.evaluate import features_of, whitening_of
-    from ldm.evaluation.features import get_extractor
-    from ldm.evaluation.frechet import frechet_distance
-    from ldm.evaluation.sets import Part, evenly
 
-    extractor = get_extractor("seeded-conv-v1", real.stats)
+    held_out: tuple[Part, ...]
+    samples: Part
+    gaussian_latents: Part
+    floor: Part
 
-    def features(dataset: Dataset, split: str, most: int | None = None) -> np.ndarray:
-        part = Part(dataset=dataset, split=split, sample_N=evenly(dataset.count(split), most))
-        return features_of(part, extractor, device=device(), watch=watch)
+    @classmethod
+    def of(cls, real: Dataset, samples: Dataset, gaussian_latents: Dataset) -> HeldOut:
+        """At the number of images that both sets have."""
+        from ldm.evaluation.sets import Part, evenly
 
-    held_out = [name for name, info in real.splits.items() if info.count and name != "train"]
-    people = len({subject for name in held_out for subject in real.subjects(name)})
-    n = min(dataset.count("synthetic") for dataset in sets.values())
-    found: dict[str, Any] = {
-        **dict.fromkeys((*sets, "floor", "ratio", "ratio_floor", "effective_rank_whitened")),
-        "images": sum(real.count(name) for name in held_out),
-        "people": people,
-        "n": n,
-        "n_floor": min(n, real.count("train")),
-        "reason": None,
-    }
-    white = whitening_of(real, extractor, device=device(), watch=watch) if people >= LEAST_PEOPLE and n > 1 else None
-    if people < LEAST_PEOPLE:
-        return found | {"reason": f"{people} people held out of training, at least {LEAST_PEOPLE} wanted: {MORE_PEOPLE}"}
-    if white is None:
-        return found | {"reason": "one synthetic image" if n < 2 else "the training images do not differ in their features"}
-    held_out_ND = white(np.concatenate([features(real, name) for name in held_out]))
-    parts = {name: (dataset, "synthetic") for name, dataset in sets.items()} | {"floor": (real, "train")}
-    for name, (dataset, split) in parts.items():
-        x_ND = white(features(dataset, split, n))
-        found[name] = frechet_distance(held_out_ND, x_ND)
-    above, below = (found[name] for name in sets)
-    if below <= 0:
-        return found | {"reason": "decoded Gaussian latents are at distance 0"}
-    return found | {"ratio": above / below, "ratio_floor": found["floor"] / below, "effective_rank_whitened": white.effective_rank_whitened}
+        def part(dataset: Dataset, split: str, most: int | None = None) -> Part:
+            return Part(dataset=dataset, split=split, sample_N=evenly(dataset.count(split), most))
+
+        n = min(dataset.count("synthetic") for dataset in (samples, gaussian_latents))
+        splits = [name for name, info in real.splits.items() if info.count and name != "train"]
+        return cls(
+            held_out=tuple(part(real, split) for split in splits),
+            samples=part(samples, "synthetic", n),
+            gaussian_latents=part(gaussian_latents, "synthetic", n),
+            floor=part(real, "train", n),
+        )
+
+    @property
+    def parts(self) -> list[Part]:
+        """Whose features are wanted."""
+        return [*self.held_out, self.samples, self.gaussian_latents, self.floor]
+
+    def frechet(self, measured: Evaluation) -> dict[str, Any]:
+        """Fréchet distances to the held-out people on whitened features.
+
+        Keys: `samples` and `gaussian_latents`, the distances of both sets; `floor`, that of as many training images; `ratio`, of the
+        first set over the second, and `ratio_floor`, of the training images; `images`, `people`: held out; `n`: images of each set;
+        `n_floor`: training images beside them; `effective_rank_whitened`; `reason`, why there are no figures.
+        """
+        from ldm.evaluation.frechet import frechet_distance
+
+        people = len({subject for part in self.held_out for subject in part.units()})
+        compared = {"samples": self.samples, "gaussian_latents": self.gaussian_latents, "floor": self.floor}
+        n = len(self.samples.sample_N)
+        found: dict[str, Any] = {
+            **dict.fromkeys((*compared, "ratio", "ratio_floor", "effective_rank_whitened")),
+            "images": sum(len(part.sample_N) for part in self.held_out),
+            "people": people,
+            "n": n,
+            "n_floor": len(self.floor.sample_N),
+            "reason": None,
+        }
+        if people < LEAST_PEOPLE:
+            return found | {"reason": f"{people} people held out of training, at least {LEAST_PEOPLE} wanted: {MORE_PEOPLE}"}
+        if n < 2:
+            return found | {"reason": "one synthetic image"}
+        white = measured.whitening()
+        if white is None:
+            return found | {"reason": "the training images do not differ in their features"}
+        held_out_ND = white(np.concatenate([measured.features(part) for part in self.held_out]))
+        found |= {name: frechet_distance(held_out_ND, white(measured.features(part))) for name, part in compared.items()}
+        if found["gaussian_latents"] <= 0:
+            return found | {"reason": "decoded Gaussian latents are at distance 0"}
+        ratios = {"ratio": found["samples"] / found["gaussian_latents"], "ratio_floor": found["floor"] / found["gaussian_latents"]}
+        return found | ratios | {"effective_rank_whitened": white.effective_rank_whitened}

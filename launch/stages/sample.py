@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,8 +11,7 @@ from data_shards.errors import command
 from data_shards.manifest import NAME, read_manifest
 from data_shards.shards.index import index_path
 from launch.run import Run, device
-from launch.stages.stage import Progress, Target, UnitStage, check_trained
-from launch.work import Units
+from launch.stages.stage import Phases, Progress, Target, UnitStage, check_trained
 
 if TYPE_CHECKING:
     from launch.config import Config
@@ -36,12 +36,13 @@ class Sample(UnitStage):
         asked = read_manifest(run.synthetic).source.get("sample", {})
         return asked.get("count") == run.config.sample.count and asked.get("denoiser") == trained_digest(run.diffusion)
 
-    def units(self, run: Run) -> Units:
+    def phases(self, run: Run) -> Phases:
         from ldm.checkpoints.trained import load_autoencoder, load_denoiser
         from ldm.generation.generate import SyntheticSet
 
         wanted = run.config.sample
-        return SyntheticSet(
+        build = partial(
+            SyntheticSet,
             load_autoencoder(run.vqgan, device()),
             load_denoiser(run.diffusion, device()),
             run.synthetic,
@@ -52,6 +53,7 @@ class Sample(UnitStage):
             batch=wanted.batch,
             quantise=wanted.quantise,
         )
+        yield self.name, build
 
     def told(self, run: Run) -> str:
         from ldm.generation.generate import superseded

@@ -6,13 +6,14 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeVar
 
 from data_shards.errors import InputError, command
-from data_shards.ledger import Ledger
+from data_shards.ledger import Ledger, Units
 from data_shards.manifest import NAME
-from launch.work import Units, work
+from launch.work import side_by_side, work
 
 if TYPE_CHECKING:
     from launch.config import Config
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 Report = Callable[[int, dict[str, float]], None]
+Phases = Iterable[tuple[str, Callable[[], Units]]]
 
 
 class Display(Protocol):
@@ -157,15 +159,35 @@ class UnitStage(Stage):
     in_units = True
 
     @abstractmethod
-    def units(self, run: Run) -> Units:
-        """Its units."""
+    def phases(self, run: Run) -> Phases:
+        """Its units: each phase is asked for once all units of the one before are there, and what they make is finished."""
+
+    def workers(self, run: Run) -> int:
+        """Processes that each of those started by a launcher, or by hand, makes of itself."""
+        return 1
 
     def make(self, run: Run, display: Display, place: tuple[int, int] = (0, 1)) -> list[str]:
-        units = self.units(run)
-        shown = lambda numbers: display.over(numbers, total=len(units.names), title=self.name, unit="shard")  # noqa: E731
-        work(units, Ledger(units.out), place=place, watch=shown)
-        units.finish()
+        make_phases(self.phases(run), display, place, workers=self.workers(run))
         return []
+
+
+def make_phases(phases: Phases, display: Display, place: tuple[int, int], *, workers: int = 1, unit: str = "image") -> Any:
+    """Make all units, phase by phase, with whoever else makes them; what the last phase makes of them.
+
+    Args:
+        phases: title of each, and what gives its units; that is pickled where there are further workers.
+        place: (k, n): the k-th of n processes that do so.
+        workers: processes, this one counted, that share its place.
+        unit: what is counted, for those who watch.
+    """
+    (k, n), result = place, None
+    for title, build in phases:
+        with side_by_side(build, workers, place), build() as units:
+            sizes = [units.size(number) for number in range(len(units.names))]
+            shown = partial(display.over, total=sum(sizes), title=title, unit=unit)
+            work(units, Ledger(units.out), place=(k * workers, n * workers), watch=shown)
+            result = units.finish()
+    return result
 
 
 def check_sampled(run: Run) -> None:

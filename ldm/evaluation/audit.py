@@ -10,7 +10,10 @@ Legend: N query, M reference, K neighbour, D dimension, B batch, C band, H W pix
 from __future__ import annotations
 
 from collections import defaultdict
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, fields
+from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,8 +22,9 @@ from data_shards.errors import InputError, nearest
 from data_shards.reading.dataset import Dataset
 from ldm.evaluation.copies import EXACT_SHARE, Judged, judged, verdict
 from ldm.evaluation.features import standardise
-from ldm.evaluation.neighbours import DESCRIPTORS, nearest_neighbours
-from ldm.evaluation.sets import Part, Watch, check_comparable, evenly, silent
+from ldm.evaluation.measurements import Arrays, ImageMeasurements, Piece, beside, written
+from ldm.evaluation.neighbours import DESCRIPTORS, Nearest, mirrored, nearest_of
+from ldm.evaluation.sets import Part, Watch, check_comparable, evenly, reflectance
 
 FORMAT = "retinaforge-audit-2"
 CAVEAT = (
@@ -53,59 +57,20 @@ class AuditConfig:
     device: str = "cpu"
 
 
-@dataclass(frozen=True, kw_only=True)
-class Described:
-    """A set in one descriptor: as it is, and mirrored left to right."""
+class Descriptors(ImageMeasurements):
+    """Every descriptor of every image of some parts, standardised by the real training set's bands, in units."""
 
-    plain_ND: np.ndarray
-    mirrored_ND: np.ndarray
+    def __init__(self, real: Dataset, parts: Sequence[Part], config: AuditConfig, out: Path | None) -> None:
+        self.stats, self.config = real.stats, config
+        super().__init__(parts, out)
 
-
-def describe(part: Part, real: Dataset, config: AuditConfig, watch: Watch, title: str) -> dict[str, Described]:
-    """Every descriptor of every image of a part, in one pass; standardised by the real training set's bands."""
-    found: dict[str, tuple[list, list]] = {name: ([], []) for name in DESCRIPTORS}
-    for batch in part.batches(config.batch_size, watch, title):
-        x_BCHW = standardise(part.reflectance(batch.cubes_BCHW, config.device), real.stats)
-        for name, descriptor in DESCRIPTORS.items():
-            for into, view_BCHW in zip(found[name], (x_BCHW, x_BCHW.flip(-1)), strict=True):
-                into.append(descriptor(view_BCHW).cpu().numpy())
-    return {
-        name: Described(plain_ND=np.concatenate(plain), mirrored_ND=np.concatenate(mirrored)) for name, (plain, mirrored) in found.items()
-    }
-
-
-@dataclass(frozen=True, kw_only=True)
-class Nearest:
-    """The nearest reference image of each query, over the query as it is and mirrored."""
-
-    distance_N: np.ndarray
-    index_N: np.ndarray
-    mirrored_N: np.ndarray
-
-
-def nearest_of(
-    queries: Described, reference_MD: np.ndarray, backend: str, *, not_in: tuple[np.ndarray, np.ndarray] | None = None
-) -> Nearest:
-    """Nearest reference image of each query.
-
-    Args:
-        not_in: groups (N,) and (M,): a reference of the query's own group does not count (the person's other images;
-            the image itself). A query with no reference of another group has distance infinity and index -1.
-    """
-    k = 1 if not_in is None else int(np.unique(not_in[1], return_counts=True)[1].max()) + 1
-    k = min(k, len(reference_MD))
-    best: list[tuple[np.ndarray, np.ndarray]] = []
-    for query_ND in (queries.plain_ND, queries.mirrored_ND):
-        distance_NK, index_NK = nearest_neighbours(query_ND, reference_MD, k, backend=backend)
-        if not_in is not None:
-            distance_NK[not_in[1][index_NK] == not_in[0][:, None]] = np.inf
-        first_N = distance_NK.argmin(1)[:, None]
-        best.append((np.take_along_axis(distance_NK, first_N, 1)[:, 0], np.take_along_axis(index_NK, first_N, 1)[:, 0]))
-    (plain_N, plain_index_N), (mirrored_N, mirrored_index_N) = best
-    turned_N = mirrored_N < plain_N
-    distance_N = np.where(turned_N, mirrored_N, plain_N)
-    index_N = np.where(np.isinf(distance_N), -1, np.where(turned_N, mirrored_index_N, plain_index_N))
-    return Nearest(distance_N=distance_N, index_N=index_N, mirrored_N=turned_N)
+    def measured(self, piece: Piece) -> Arrays:
+        found: dict[str, list[np.ndarray]] = {name: [] for name in DESCRIPTORS}
+        for batch in piece.batches(self.config.batch_size):
+            x_BCHW = standardise(reflectance(piece.dataset, batch.cubes_BCHW, self.config.device), self.stats)
+            for name, descriptor in DESCRIPTORS.items():
+                found[name].append(descriptor(x_BCHW).cpu().numpy())
+        return {name: np.concatenate(of_batches) for name, of_batches in found.items()}
 
 
 def quantiles(distance_N: np.ndarray) -> dict[str, float] | None:
@@ -169,7 +134,92 @@ def by_patient(near: Nearest, found: Judged, subjects: np.ndarray, most: int) ->
     }
 
 
-def audit(real: Dataset, synthetic: Dataset, config: AuditConfig, watch: Watch = silent) -> dict[str, Any]:
+class Audit(ImageMeasurements):
+    """An audit in units: the nearest neighbours of each shard's images, in every descriptor; `result` judges them.
+
+    `descriptors` are units too, and come first: what is searched is what they left.
+
+    Args:
+        path: file for the result, beside which the units lie; None: they are kept in memory.
+
+    Raises:
+        InputError: sets that cannot be compared, an empty or unknown split.
+    """
+
+    def __init__(self, real: Dataset, synthetic: Dataset, config: AuditConfig, path: Path | None = None) -> None:
+        split, self.config, self.path = check_comparable(real, synthetic), config, path
+        made_from = synthetic.manifest.source.get("sample", {}).get("dataset")
+        if made_from not in (None, real.digest):
+            raise InputError(
+                f"made by models trained on dataset {made_from[:12]}",
+                where=synthetic.path,
+                expected=f"{real.digest[:12]}, that of {real.path}: copies are copies of the training set",
+            )
+        if config.against not in real.splits:
+            raise InputError(f"unknown split {config.against!r}", where=real.path, expected=nearest(config.against, real.splits))
+        self.train, self.floor = (Part(dataset=real, split=s, sample_N=np.arange(real.count(s))) for s in (config.train, config.against))
+        self.made = Part(dataset=synthetic, split=split, sample_N=evenly(synthetic.count(split), config.limit), independent=True)
+        parts = [self.train, self.floor, self.made]
+        out = beside(path, {"format": FORMAT, "sets": [real.digest, synthetic.digest], "config": asdict(config)})
+        self.descriptors = Descriptors(real, parts, config, out and out / "descriptors")
+        self._references: dict[tuple[str, str], np.ndarray] = {}
+        super().__init__(parts, out)
+
+    @cached_property
+    def train_people(self) -> np.ndarray:
+        """Person of each training image."""
+        return np.array(self.train.units())
+
+    @cached_property
+    def floor_people(self) -> np.ndarray:
+        """Person of each of the floor's images."""
+        return np.array(self.floor.units())
+
+    def measured(self, piece: Piece) -> Arrays:
+        arrays: Arrays = {}
+        for name in DESCRIPTORS:
+            query_ND = self.descriptors.arrays(piece.name)[name]
+            views = query_ND, mirrored(query_ND, self.train.dataset.shape[0])
+            for what, (reference, not_in) in self._searches(piece).items():
+                near = nearest_of(*views, self._described(reference, name), self.config.backend, not_in=not_in)
+                arrays |= {f"{what}.{name}.{key}": array for key, array in asdict(near).items()}
+        return arrays
+
+    def _searches(self, piece: Piece) -> dict[str, tuple[Part, tuple[np.ndarray, np.ndarray] | None]]:
+        """What the images of a shard are looked for in, and which of it does not count."""
+        if piece.holds(self.made):
+            own_N = np.searchsorted(self.made.sample_N, piece.sample_N), np.arange(len(self.made.sample_N))
+            return {"copies": (self.train, None), "repeats": (self.made, own_N)}
+        people = np.array(piece.dataset.subjects(piece.split))[piece.sample_N]
+        return {"people": (self.train, (people, self.train_people))}
+
+    def _described(self, part: Part, name: str) -> np.ndarray:
+        key = part.dataset.digest, name
+        if key not in self._references:
+            self._references[key] = self.descriptors.of(part, name)
+        return self._references[key]
+
+    def nearest(self, part: Part, what: str, name: str) -> Nearest:
+        """What a search found for the images of a part."""
+        return Nearest(**{field.name: self.of(part, f"{what}.{name}.{field.name}") for field in fields(Nearest)})
+
+    def result(self) -> dict[str, Any]:
+        """The judgement, of units that are all there; see `audit`."""
+        return {
+            "format": FORMAT,
+            "train": self.train.described(),
+            "synthetic": self.made.described(),
+            "floor_from": self.floor.described(),
+            "config": asdict(self.config),
+            "caveat": CAVEAT,
+            "descriptors": {name: descriptor_figures(self, name) for name in DESCRIPTORS},
+        }
+
+    def finish(self) -> dict[str, Any]:
+        return written(self.path, self.result(), self.out)
+
+
+def audit(real: Dataset, synthetic: Dataset, config: AuditConfig, watch: Watch = iter) -> dict[str, Any]:
     """Distances of synthetic images to their nearest training images, beside those of real images of other people.
 
     Keys:
@@ -179,35 +229,12 @@ def audit(real: Dataset, synthetic: Dataset, config: AuditConfig, watch: Watch =
     Raises:
         InputError: sets that cannot be compared, an empty or unknown split. CorruptData: damaged shards.
     """
-    split = check_comparable(real, synthetic)
-    made_from = synthetic.manifest.source.get("sample", {}).get("dataset")
-    if made_from not in (None, real.digest):
-        raise InputError(
-            f"made by models trained on dataset {made_from[:12]}",
-            where=synthetic.path,
-            expected=f"{real.digest[:12]}, that of {real.path}: copies are copies of the training set",
-        )
-    train = Part(dataset=real, split=config.train, sample_N=np.arange(real.count(config.train)))
-    generated = Part(dataset=synthetic, split=split, sample_N=evenly(synthetic.count(split), config.limit), independent=True)
-    if config.against not in real.splits:
-        raise InputError(f"unknown split {config.against!r}", where=real.path, expected=nearest(config.against, real.splits))
-    floor = Part(dataset=real, split=config.against, sample_N=np.arange(real.count(config.against)))
-    parts = {"train": train, "synthetic": generated, "floor": floor}
-    described = {name: describe(part, real, config, watch, f"descriptors, {name}") for name, part in parts.items()}
-    return {
-        "format": FORMAT,
-        "train": train.described(),
-        "synthetic": generated.described(),
-        "floor_from": floor.described(),
-        "config": asdict(config),
-        "caveat": CAVEAT,
-        "descriptors": {
-            name: descriptor_figures({part: sets[name] for part, sets in described.items()}, parts, config) for name in DESCRIPTORS
-        },
-    }
+    units = Audit(real, synthetic, config)
+    units.descriptors.complete(watch)
+    return units.complete(watch)
 
 
-def descriptor_figures(sets: dict[str, Described], parts: dict[str, Part], config: AuditConfig) -> dict[str, Any]:
+def descriptor_figures(units: Audit, name: str) -> dict[str, Any]:
     """One descriptor's figures.
 
     Keys:
@@ -227,27 +254,21 @@ def descriptor_figures(sets: dict[str, Described], parts: dict[str, Part], confi
         duplicates, by_patient; closest: the closest pairs, for people to look at. The training image's key and person stand in it
             only where the pair is flagged; `train_index` finds the image.
     """
-    train, generated = parts["train"], parts["synthetic"]
-    train_keys, subjects = np.array(train.dataset.keys(train.split)), np.array(train.units())
-    floor_people, reference_MD = np.array(parts["floor"].units()), sets["train"].plain_ND
-    near = nearest_of(sets["synthetic"], reference_MD, config.backend)
-    real = nearest_of(sets["floor"], reference_MD, config.backend, not_in=(floor_people, subjects))
-    _, person_M = np.unique(subjects, return_inverse=True)
-    radius_M = nearest_of(sets["train"], reference_MD, config.backend, not_in=(person_M, person_M)).distance_N
-    level = LEVEL / len(DESCRIPTORS)
-    image_N = np.arange(len(near.index_N))
-    repeats = nearest_of(sets["synthetic"], sets["synthetic"].plain_ND, config.backend, not_in=(image_N, image_N))
-    own, made_ND = config.against == config.train, sets["synthetic"].plain_ND
-    found = judged(near.distance_N, made_ND, real.distance_N, floor_people, radius_M, own=own, level=level)
+    train, generated, config, subjects = units.train, units.made, units.config, units.train_people
+    train_keys, keys = np.array(train.dataset.keys(train.split)), generated.units()
+    near, real = units.nearest(generated, "copies", name), units.nearest(units.floor, "people", name)
+    radius_M = units.nearest(train, "people", name).distance_N
+    level, own = LEVEL / len(DESCRIPTORS), config.against == config.train
+    repeats, made_ND = units.nearest(generated, "repeats", name), units.descriptors.of(generated, name)
+    found = judged(near.distance_N, made_ND, real.distance_N, units.floor_people, radius_M, own=own, level=level)
     counted_N = np.isfinite(real.distance_N) & ~found.double_N
     floor = quantiles(found.real_N)
     p1 = floor["p1"] if floor else None
-    keys = generated.units()
     return {
-        "dimension": reference_MD.shape[1],
+        "dimension": made_ND.shape[1],
         "synthetic_to_train": quantiles(near.distance_N),
         "floor_to_train": floor,
-        "floor_doubles": doubles(real, found, parts["floor"], train_keys, config.closest),
+        "floor_doubles": doubles(real, found, units.floor, train_keys, config.closest),
         "flagged": {
             "below_min": int(found.below_N.sum()) if floor else None,
             **(asdict(found.chance) if found.chance else dict.fromkeys(("expected", "p_value", "telling", "at_least"))),
@@ -293,49 +314,3 @@ def doubles(real: Nearest, found: Judged, floor: Part, train_keys: np.ndarray, m
         "images": int(found.double_N.sum()),
         "pairs": [{"keys": list(pair), "distance": pairs[pair]} for pair in nearest_first[:most]],
     }
-
-
-def rows(result: dict[str, Any]) -> list[dict[str, Any]]:
-    """The result as a table for people: metric, value, interval, floor, floor_interval, n (synthetic / training images), note."""
-    n = f"{result['synthetic']['n']} / {result['train']['n']}"
-    table = []
-    for name, d in result["descriptors"].items():
-        floor, found, flagged = d["floor_to_train"] or {}, d["synthetic_to_train"], d["flagged"]
-        for at, words in (("min", "least"), ("p1", "1 %"), ("median", "median")):
-            table.append(
-                {"metric": f"{name}: distance to nearest training image, {words}", "value": found[at], "floor": floor.get(at), "note": ""}
-            )
-        table += [
-            {
-                "metric": f"{name}: within the floor's nearest 1 %",
-                "value": flagged["share_below_p1"],
-                "floor": flagged["floor_share_below_p1"],
-                "note": "share",
-            },
-            {
-                "metric": f"{name}: nearer than two people are",
-                "value": d["share_nearer_than_real"],
-                "floor": d["floor_share_nearer_than_real"],
-                "note": "share",
-            },
-            {
-                "metric": f"{name}: nearer than the floor's least",
-                "value": flagged["below_min"],
-                "floor": flagged["expected"],
-                "note": "images" if flagged["p_value"] is None else f"images; floor: by chance; p = {flagged['p_value']:.2g}",
-            },
-            {"metric": f"{name}: training images, but for rounding", "value": flagged["exact"], "floor": 0, "note": "images"},
-            {
-                "metric": f"{name}: people with flagged images",
-                "value": d["by_patient"]["patients_flagged"],
-                "floor": None,
-                "note": f"of {d['by_patient']['patients']}",
-            },
-            {
-                "metric": f"{name}: repeats in the synthetic set",
-                "value": d["duplicates"]["images"],
-                "floor": d["duplicates"]["expected"],
-                "note": "images; floor: about so many by chance",
-            },
-        ]
-    return [{"interval": None, "floor_interval": None, "n": n, "reason": None, "verdict": "", **row} for row in table]

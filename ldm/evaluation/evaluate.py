@@ -5,7 +5,10 @@ Legend: N image, P pair, B batch, C band, H W pixels, D feature.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from functools import cached_property, partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,7 +18,8 @@ from data_shards.reading.dataset import Dataset
 from data_shards.reading.stream import CubeStream
 from ldm.evaluation import frechet, ms_ssim, spectral
 from ldm.evaluation.features import Extractor, get_extractor
-from ldm.evaluation.sets import Part, Watch, check_comparable, common_fov, evenly, real_parts, silent
+from ldm.evaluation.measurements import Arrays, ImageMeasurements, Piece, beside, written
+from ldm.evaluation.sets import Part, Watch, check_comparable, common_fov, evenly, real_parts, reflectance
 from ldm.evaluation.whitening import Whitening, whitening
 
 FRECHET_KEYS = (
@@ -23,10 +27,10 @@ FRECHET_KEYS = (
     *("kid", "kid_interval", "kid_subset", "kid_floor", "kid_floor_interval", "kid_floor_subset"),
 )
 FLOORS = tuple(f"floor_{name}" for name in ("kl_C", "js_C", "kl_mean", "kl_interval", "js_mean", "js_interval"))
-NOT_TOLD_APART = "not told apart here"
 COPIES_WIN = "no people held out: a set of copies would come nearest to the training images"
+PARTS = ("real", "synthetic", "floor")
+PAIRS_A_UNIT = 32
 WHITENED_BY = 4096  # training images at most, evenly spaced
-FEW_PEOPLE = 10  # held out: with fewer, who they happen to be decides the figure, and that is said beside it
 FORMAT = "retinaforge-evaluation-2"
 
 
@@ -52,42 +56,123 @@ class EvaluateConfig:
     device: str = "cpu"
 
 
-@dataclass(frozen=True, kw_only=True)
-class Measured:
-    """What one pass over a part leaves."""
+class Evaluation(ImageMeasurements):
+    """An evaluation in units: features and histograms of each shard, and MS-SSIM of some pairs at a time; `result` merges them.
 
-    features_ND: np.ndarray
-    histograms: spectral.BandHistograms
+    Args:
+        path: file for the result, beside which the units lie; None: they are kept in memory.
+        also: further images of which features are wanted.
 
+    Raises:
+        InputError: sets that cannot be compared, an empty or unknown split.
+    """
 
-def measure(
-    part: Part, extractor: Extractor, edges_CE: np.ndarray, fov_HW: np.ndarray, config: EvaluateConfig, watch: Watch, title: str
-) -> Measured:
-    """One pass over a part: features of every image, histograms by unit."""
-    histograms = spectral.BandHistograms(edges_CE, scale=part.dataset.scale, offset=part.dataset.offset)
-    features = []
-    for batch in part.batches(config.batch_size, watch, title):
-        features.append(extractor(part.reflectance(batch.cubes_BCHW, config.device)).numpy())
-        cubes_BCHW = batch.cubes_BCHW.numpy()
-        for b, unit in enumerate(batch.keys if part.independent else batch.subjects):
-            histograms.add(
-                cubes_BCHW[b], unit=unit, fov_HW=fov_HW, labels_HW=None if batch.labels_BHW is None else batch.labels_BHW[b].numpy()
-            )
-    return Measured(features_ND=np.concatenate(features), histograms=histograms)
+    def __init__(
+        self, real: Dataset, synthetic: Dataset, config: EvaluateConfig, path: Path | None = None, also: Sequence[Part] = ()
+    ) -> None:
+        split = check_comparable(real, synthetic)
+        if config.limit is not None and config.limit < 2:
+            raise InputError(f"limit {config.limit}", expected="at least 2 images of each set")
+        self.real, self.config, self.path = real, config, path
+        reference, floor = real_parts(real, config.against, config.limit)
+        generated = Part(dataset=synthetic, split=split, sample_N=evenly(synthetic.count(split), config.limit), independent=True)
+        compared = {"real": reference, "synthetic": generated, "floor": floor}
+        self.parts = {name: part for name, part in compared.items() if part is not None}
+        train = real.stats.split
+        self.whitened_by = Part(dataset=real, split=train, sample_N=evenly(real.count(train), WHITENED_BY))
+        self.extractor, self.edges_CE = get_extractor(config.extractor, real.stats), spectral.band_edges(real.stats)
+        self.range, self.window = ms_ssim.data_range(real.stats), ms_ssim.window_for(*real.shape[1:])
+        sets = [(part.dataset.digest, part.split, len(part.sample_N)) for part in (*self.parts.values(), *also)]
+        request = {"format": FORMAT, "extractor": self.extractor.name, "sets": sets, "config": asdict(config)}
+        super().__init__([*self.parts.values(), self.whitened_by, *also], beside(path, request))
+        self.pairs = {name: ms_ssim.draw_pairs(part.units(), config.pairs, seed=config.seed) for name, part in self.parts.items()}
+        for name in self.pairs if self.window is not None else ():
+            self.add({chunk: partial(self._pair_values, name, n) for n, chunk in enumerate(self._chunks(name))})
 
+    @cached_property
+    def fov_HW(self) -> np.ndarray:
+        """The field of view of all images."""
+        known = self.real.stats.split in self.real.splits
+        return common_fov(self.real, self.real.stats.split if known else self.config.against)
 
-def features_of(part: Part, extractor: Extractor, *, batch_size: int = 8, device: str = "cpu", watch: Watch = silent) -> np.ndarray:
-    """Features (N, D) of a part, for whoever wants a Fréchet distance and nothing else."""
-    return np.concatenate([extractor(part.reflectance(b.cubes_BCHW, device)).numpy() for b in part.batches(batch_size, watch, "features")])
+    def measured(self, piece: Piece) -> Arrays:
+        features, histograms = [], {name: self._histograms(part) for name, part in self.parts.items() if piece.holds(part)}
+        unit_of = {
+            name: dict(zip(self.parts[name].sample_N.tolist(), self.parts[name].unit_N().tolist(), strict=True)) for name in histograms
+        }
+        for batch in piece.batches(self.config.batch_size):
+            features.append(self.extractor(reflectance(piece.dataset, batch.cubes_BCHW, self.config.device)).numpy())
+            for b, sample in enumerate(batch.sample_B.tolist()):
+                for name, histogram in histograms.items():
+                    if (unit := unit_of[name].get(sample)) is not None:
+                        labels_HW = None if batch.labels_BHW is None else batch.labels_BHW[b].numpy()
+                        histogram.add(batch.cubes_BCHW[b].numpy(), unit=unit, fov_HW=self.fov_HW, labels_HW=labels_HW)
+        counted = {f"{name}.{key}": array for name, histogram in histograms.items() for key, array in histogram.arrays().items()}
+        return {"features_ND": np.concatenate(features), **counted}
 
+    def features(self, part: Part) -> np.ndarray:
+        """Features (N, D) of a part."""
+        return self.of(part, "features_ND")
 
-def whitening_of(
-    real: Dataset, extractor: Extractor, *, batch_size: int = 8, device: str = "cpu", watch: Watch = silent
-) -> Whitening | None:
-    """The whitening by the features of the training split, of which the real set's statistics are."""
-    split = real.stats.split
-    train = Part(dataset=real, split=split, sample_N=evenly(real.count(split), WHITENED_BY))
-    return whitening(features_of(train, extractor, batch_size=batch_size, device=device, watch=watch))
+    def whitening(self) -> Whitening | None:
+        """The whitening by the features of the training split, of which the real set's statistics are."""
+        return whitening(self.features(self.whitened_by))
+
+    def histograms(self, name: str) -> spectral.BandHistograms:
+        """Of one of the sets compared."""
+        merged = self._histograms(self.parts[name])
+        for piece in self.pieces_of(self.parts[name]):
+            arrays = self.arrays(piece.name)
+            merged.merge(arrays[f"{name}.unit_U"], arrays[f"{name}.counts_URCK"])
+        return merged
+
+    def pair_mean(self, name: str) -> ms_ssim.PairMean | None:
+        """MS-SSIM over the pairs of one of the sets compared; None where it has none."""
+        if self.window is None or name not in self.parts or not len(self.pairs[name]):
+            return None
+        units, values_P = self.parts[name].units(), np.concatenate([self.arrays(chunk)["values_P"] for chunk in self._chunks(name)])
+        return ms_ssim.pair_mean(values_P, [(units[i], units[j]) for i, j in self.pairs[name]], seed=self.config.seed)
+
+    def result(self) -> dict[str, Any]:
+        """All metrics, of units that are all there; see `evaluate`."""
+        reference, floor, seed = self.parts["real"], self.parts.get("floor"), self.config.seed
+        features = {name: self.features(part) for name, part in self.parts.items()}
+        histograms = {name: self.histograms(name) for name in self.parts}
+        bands = {"wavelengths_nm": list(self.real.wavelengths_nm), "bins": self.edges_CE.shape[1] + 1, "fov_pixels": int(self.fov_HW.sum())}
+        return {
+            "format": FORMAT,
+            "reference": reference.described(),
+            "synthetic": self.parts["synthetic"].described(),
+            "floor_from": floor and floor.described(),
+            "config": asdict(self.config),
+            "frechet": frechet_figures(reference, features, self.whitening(), self.extractor, seed),
+            "spectral": bands | spectral_figures(histograms, seed, reason=COPIES_WIN if reference.split == "train" else None),
+            "ms_ssim": ms_ssim_figures({name: self.pair_mean(name) for name in PARTS}, self.range, self.window),
+        }
+
+    def size(self, number: int) -> int:
+        return super().size(number) if self.names[number] in self.pieces else PAIRS_A_UNIT
+
+    def finish(self) -> dict[str, Any]:
+        return written(self.path, self.result(), self.out)
+
+    def _histograms(self, part: Part) -> spectral.BandHistograms:
+        return spectral.BandHistograms(self.edges_CE, scale=part.dataset.scale, offset=part.dataset.offset)
+
+    def _chunks(self, name: str) -> list[str]:
+        """Names of the units of a set's pairs."""
+        return [f"pairs-{name}-{n:03d}" for n in range(-(-len(self.pairs[name]) // PAIRS_A_UNIT))]
+
+    def _pair_values(self, name: str, number: int) -> Arrays:
+        """MS-SSIM of some seeded pairs of images of different people, or of two synthetic ones."""
+        part, at_once = self.parts[name], max(1, self.config.batch_size // 2)
+        pairs_P2 = self.pairs[name][number * PAIRS_A_UNIT : (number + 1) * PAIRS_A_UNIT]
+        stream, values = CubeStream(part.dataset, part.split, batch_size=1), []
+        for start in range(0, len(pairs_P2), at_once):
+            sides = (stream.read(part.sample_N[pairs_P2[start : start + at_once, side]]).cubes_BCHW for side in (0, 1))
+            a, b = (reflectance(part.dataset, cubes_BCHW, self.config.device) for cubes_BCHW in sides)
+            values.append(ms_ssim.ms_ssim_of_pairs(a, b, range_=self.range, window=self.window))
+        return {"values_P": np.concatenate(values)}
 
 
 def unfit_reference(part: Part) -> str | None:
@@ -142,45 +227,35 @@ def frechet_figures(
     return result
 
 
-def spectral_figures(reference: Measured, synthetic: Measured, floor: Measured | None, seed: int, *, reason: str | None) -> dict[str, Any]:
+def spectral_figures(histograms: dict[str, spectral.BandHistograms], seed: int, *, reason: str | None) -> dict[str, Any]:
     """The `spectral` part of the result; see `evaluate`.
 
     Args:
+        histograms: of 'real', 'synthetic' and, where there is one, 'floor'.
         reason: why nothing shall be compared, if so.
     """
     if reason:
         left_out = {**asdict(spectral.SpectralDistance(reason=reason)), **dict.fromkeys(FLOORS)}
         return dict.fromkeys(spectral.REGIONS, left_out)
+    reference, synthetic, floor = histograms["real"], histograms["synthetic"], histograms.get("floor")
     result = {}
     for region in spectral.REGIONS:
-        real_UCK = reference.histograms.counts_UCK(region)
-        figures = asdict(spectral.spectral_distance(real_UCK, synthetic.histograms.counts_UCK(region), seed=seed))
-        if region != "fov" and not synthetic.histograms.labelled:
-            figures["reason"] = "the synthetic set has no labels" if reference.histograms.labelled else "neither set has labels"
-        below = None if floor is None else spectral.spectral_distance(real_UCK, floor.histograms.counts_UCK(region), seed=seed)
+        real_UCK = reference.counts_UCK(region)
+        figures = asdict(spectral.spectral_distance(real_UCK, synthetic.counts_UCK(region), seed=seed))
+        if region != "fov" and not synthetic.labelled:
+            figures["reason"] = "the synthetic set has no labels" if reference.labelled else "neither set has labels"
+        below = None if floor is None else spectral.spectral_distance(real_UCK, floor.counts_UCK(region), seed=seed)
         figures |= {name: below and getattr(below, name.removeprefix("floor_")) for name in FLOORS}
         result[region] = figures
     return result
 
 
-def pair_values(part: Part, config: EvaluateConfig, *, range_: float, window: int, watch: Watch, title: str) -> ms_ssim.PairMean | None:
-    """MS-SSIM over seeded pairs of different units of a part; None where it has no such pair."""
-    units = part.units()
-    pairs_P2 = ms_ssim.draw_pairs(units, config.pairs, seed=config.seed)
-    if not len(pairs_P2):
-        return None
-    stream, size = CubeStream(part.dataset, part.split, batch_size=1), max(1, config.batch_size // 2)
-    chunks = [pairs_P2[a : a + size] for a in range(0, len(pairs_P2), size)]
-    values = []
-    for chunk in watch(chunks, total=len(chunks), title=title, unit="batch"):
-        a, b = (part.reflectance(stream.read(part.sample_N[chunk[:, side]]).cubes_BCHW, config.device) for side in (0, 1))
-        values.append(ms_ssim.ms_ssim_of_pairs(a, b, range_=range_, window=window))
-    return ms_ssim.pair_mean(np.concatenate(values), [(units[i], units[j]) for i, j in pairs_P2], seed=config.seed)
+def ms_ssim_figures(means: dict[str, ms_ssim.PairMean | None], range_: float, window: int | None) -> dict[str, Any]:
+    """The `ms_ssim` part of the result; see `evaluate`.
 
-
-def ms_ssim_figures(reference: Part, synthetic: Part, floor: Part | None, config: EvaluateConfig, watch: Watch) -> dict[str, Any]:
-    """The `ms_ssim` part of the result; see `evaluate`."""
-    range_, window = ms_ssim.data_range(reference.dataset.stats), ms_ssim.window_for(*reference.dataset.shape[1:])
+    Args:
+        means: of 'real', 'synthetic' and 'floor'.
+    """
     result: dict[str, Any] = {
         "window": window,
         "sigma_px": ms_ssim.SIGMA_PX,
@@ -188,24 +263,19 @@ def ms_ssim_figures(reference: Part, synthetic: Part, floor: Part | None, config
         "data_range": range_,
         "reason": None,
     }
-    found: dict[str, ms_ssim.PairMean | None] = {"real": None, "synthetic": None, "floor": None}
     if window is None:
         result["reason"] = "images of 32 pixels or less have no five levels"
-    else:
-        for name, part in (("real", reference), ("synthetic", synthetic), ("floor", floor)):
-            if part is not None:
-                found[name] = pair_values(part, config, range_=range_, window=window, watch=watch, title=f"MS-SSIM, {name}")
-        if missing := [name for name in ("real", "synthetic") if found[name] is None]:
-            result["reason"] = f"no two images of different people in the {' and the '.join(missing)} set"
-    for name, mean in found.items():
+    elif missing := [name for name in ("real", "synthetic") if means[name] is None]:
+        result["reason"] = f"no two images of different people in the {' and the '.join(missing)} set"
+    for name, mean in means.items():
         result |= {name: mean and mean.mean, f"{name}_interval": mean and mean.interval, f"pairs_{name}": mean.pairs if mean else 0}
     for name, other in (("difference", "synthetic"), ("difference_floor", "floor")):
-        both = found["real"] and found[other] and ms_ssim.difference(found[other], found["real"])
+        both = means["real"] and means[other] and ms_ssim.difference(means[other], means["real"])
         result[name], result[f"{name}_interval"] = both or (None, None)
     return result
 
 
-def evaluate(real: Dataset, synthetic: Dataset, config: EvaluateConfig, watch: Watch = silent) -> dict[str, Any]:
+def evaluate(real: Dataset, synthetic: Dataset, config: EvaluateConfig, watch: Watch = iter) -> dict[str, Any]:
     """All metrics, as a JSON value without NaN. A figure that could not be had is None, with a `reason` beside it.
 
     Keys:
@@ -224,117 +294,4 @@ def evaluate(real: Dataset, synthetic: Dataset, config: EvaluateConfig, watch: W
     Raises:
         InputError: sets that cannot be compared, an empty or unknown split. CorruptData: damaged shards.
     """
-    split = check_comparable(real, synthetic)
-    if config.limit is not None and config.limit < 2:
-        raise InputError(f"limit {config.limit}", expected="at least 2 images of each set")
-    reference, floor = real_parts(real, config.against, config.limit)
-    generated = Part(dataset=synthetic, split=split, sample_N=evenly(synthetic.count(split), config.limit), independent=True)
-    extractor, edges_CE = get_extractor(config.extractor, real.stats), spectral.band_edges(real.stats)
-    fov_HW = common_fov(real, real.stats.split if real.stats.split in real.splits else config.against)
-    seen = {
-        name: measure(part, extractor, edges_CE, fov_HW, config, watch, f"features, {name}")
-        for name, part in (("real", reference), ("synthetic", generated), ("floor", floor))
-        if part is not None
-    }
-    features = {name: measured.features_ND for name, measured in seen.items()}
-    white = whitening_of(real, extractor, batch_size=config.batch_size, device=config.device, watch=watch)
-    bands = {"wavelengths_nm": list(real.wavelengths_nm), "bins": edges_CE.shape[1] + 1, "fov_pixels": int(fov_HW.sum())}
-    return {
-        "format": FORMAT,
-        "reference": reference.described(),
-        "synthetic": generated.described(),
-        "floor_from": floor and floor.described(),
-        "config": asdict(config),
-        "frechet": frechet_figures(reference, features, white, extractor, config.seed),
-        "spectral": bands
-        | spectral_figures(
-            seen["real"], seen["synthetic"], seen.get("floor"), config.seed, reason=COPIES_WIN if reference.split == "train" else None
-        ),
-        "ms_ssim": ms_ssim_figures(reference, generated, floor, config, watch),
-    }
-
-
-def rows(result: dict[str, Any]) -> list[dict[str, Any]]:
-    """The result as a table for people: metric, value, interval, floor, floor_interval, n (real / synthetic), note, reason, verdict.
-
-    `reason` says why a value is None; a region that could not be measured has one row.
-    """
-    f, m = result["frechet"], result["ms_ssim"]
-    images = f"{f['n_real']} / {f['n_synthetic']}"
-    matched = f"{f['n_real']} / {f['n_floor'] or f['n_synthetic']}"
-    few = f"; people: only {f['people_real']}" if f["people_real"] < FEW_PEOPLE else ""
-    rank = "" if f["effective_rank"] is None else f"d={f['d']}, {f['effective_rank_whitened']:.0f} effective"
-    table = [
-        {
-            "metric": "Fréchet distance",
-            "value": f["value_at_floor_n"] if f["n_floor"] else f["value"],
-            "floor": f["floor"],
-            "n": matched,
-            "note": rank + few,
-            "reason": f["reason"],
-        },
-        {
-            "metric": "Fréchet distance, N → ∞",
-            "value": f["infinity"],
-            "floor": f["infinity_floor"],
-            "n": images,
-            "note": "" if f["infinity"] is None else f"± {f['infinity_standard_error']:.2g}",
-            "reason": f["reason"] or ("fewer than 40 images in a set" if f["infinity"] is None else None),
-        },
-        {
-            "metric": "KID",
-            "value": f["kid"],
-            "interval": f["kid_interval"],
-            "floor": f["kid_floor"],
-            "floor_interval": f["kid_floor_interval"],
-            "n": images,
-            "note": f"subsets of {f['kid_subset']}" + few if f["kid_subset"] else "",
-            "reason": f["reason"],
-        },
-    ]
-    for region in spectral.REGIONS:
-        s = result["spectral"][region]
-        for name in ("kl", "js") if s["reason"] is None else ("kl",):
-            table.append(
-                {
-                    "metric": f"{name.upper()}, {'field of view' if region == 'fov' else region}",
-                    "value": s[f"{name}_mean"],
-                    "interval": s[f"{name}_interval"],
-                    "floor": s[f"floor_{name}_mean"],
-                    "floor_interval": s[f"floor_{name}_interval"],
-                    "n": images,
-                    "note": "band histograms, nats" + few,
-                    "reason": s["reason"],
-                }
-            )
-    for metric, value, floor in (("MS-SSIM of pairs", "synthetic", "real"), ("|MS-SSIM difference|", "difference", "difference_floor")):
-        row = {
-            "metric": metric,
-            "value": m[value],
-            "floor": m[floor],
-            "n": f"{m['pairs_real']} / {m['pairs_synthetic']}",
-            "reason": m["reason"],
-        }
-        row["note"] = f"pairs, window {m['window']}"
-        if value == "synthetic":
-            row |= {"interval": m["synthetic_interval"], "floor_interval": m["real_interval"]}
-        elif m["difference_interval"] and m["difference_interval"][0] <= 0 <= m["difference_interval"][1]:
-            row["verdict"] = NOT_TOLD_APART  # the interval of a difference is signed and would not fit beside its size
-        table.append(row)
-    whole = [{"interval": None, "floor_interval": None, "reason": None, **row} for row in table]
-    return [{"verdict": verdict(row), **row} for row in whole]
-
-
-def verdict(row: dict[str, Any]) -> str:
-    """What a row says beside its floor. It blames or it abstains: no single metric can praise, for blurred images pass some of them."""
-    value, floor = row["value"], row["floor"]
-    if row["reason"] or value is None:
-        return ""
-    if floor is None:
-        return "no floor to compare with"
-    if not (row["interval"] and row["floor_interval"]):
-        return "above the floor" if value > floor else NOT_TOLD_APART
-    (low, high), (floor_low, floor_high) = row["interval"], row["floor_interval"]
-    if row["metric"] == "MS-SSIM of pairs":
-        return "less varied than real" if low > floor_high else "more varied than real" if high < floor_low else NOT_TOLD_APART
-    return "worse than real" if low > floor_high else NOT_TOLD_APART
+    return Evaluation(real, synthetic, config).complete(watch)

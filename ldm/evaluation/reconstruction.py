@@ -1,103 +1,131 @@
-"""How well held-out subjects are reconstructed, against the simplest predictor there is; and a baseline for samples.
+"""How well held-out subjects are reconstructed, against the simplest predictor there is.
 
-Legend: B batch, C band, H W pixels, D latent channel, K code.
+Legend: B batch, C band, H W pixels, K code.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from data_shards.cube import Cube, CubeMeta
+from data_shards.reading.batch import Batch
 from data_shards.reading.dataset import Dataset
-from data_shards.reading.stream import CubeStream
-from ldm.checkpoints.trained import Autoencoder, Denoiser
+from ldm.checkpoints.trained import Autoencoder
+from ldm.evaluation.measurements import Arrays, ImageMeasurements, Piece, beside, written
+from ldm.evaluation.sets import Part
 from ldm.models.codebook import usage_and_perplexity
-from ldm.models.objective import normal_at
 from ldm.training.losses import spectral_angle_rad
 
-
-def mean_cube(dataset: Dataset, autoencoder: Autoencoder) -> Tensor:
-    """Mean reflectance of the training split, pixel by pixel, (C, H, W) float64."""
-    total, count = torch.zeros(dataset.shape, dtype=torch.float64), 0
-    normaliser = autoencoder.normaliser
-    for batch in CubeStream(dataset, "train", batch_size=16).once():
-        stored = batch.cubes_BCHW.double()
-        total += (stored * normaliser.scale + normaliser.offset).sum(0)
-        count += len(stored)
-    return total / count
+MEAN_OF = 4096  # training images at least, as far as there are so many: whole shards, evenly spaced
 
 
-def reconstruction(dataset: Dataset, autoencoder: Autoencoder, *, batch: int = 16) -> dict[str, Any]:
-    """PSNR within the field of view on every held-out split together, and that of the training mean image.
+class TrainingImages(ImageMeasurements):
+    """The mean of training images, and the codes of all, in units."""
 
-    Peak: the range of reflectance over the training split, the same for both, so their difference does not depend on
-    it. Also the mean spectral angle, and the share and perplexity of codes used over the training split.
+    def __init__(self, dataset: Dataset, autoencoder: Autoencoder, out: Path | None, *, batch: int) -> None:
+        self.autoencoder, self.batch = autoencoder, batch
+        super().__init__([Part(dataset=dataset, split="train", sample_N=np.arange(dataset.count("train")))], out)
+        sizes = [len(piece.sample_N) for piece in self.pieces.values()]
+        few = min(len(sizes), -(-MEAN_OF * len(sizes) // sum(sizes)))
+        self.averaged = [self.names[k * len(sizes) // few] for k in range(few)]
+
+    def measured(self, piece: Piece) -> Arrays:
+        counts_K = np.zeros(self.autoencoder.codebook.config.codes, np.int64)
+        sum_CHW = np.zeros(piece.dataset.shape, np.uint64)
+        for batch in piece.batches(self.batch):
+            counts_K += np.bincount(reconstructed(self.autoencoder, batch)[1].flatten().numpy(), minlength=len(counts_K))
+            if piece.name in self.averaged:
+                sum_CHW += batch.cubes_BCHW.numpy().sum(0, dtype=np.uint64)
+        averaged = {"sum_CHW": sum_CHW} if piece.name in self.averaged else {}
+        return {"codes_K": counts_K, **averaged}
+
+    def mean_CHW(self) -> Tensor:
+        """Mean stored values, pixel by pixel, float64."""
+        total_CHW = sum(self.arrays(name)["sum_CHW"] for name in self.averaged)
+        return torch.from_numpy(total_CHW / sum(len(self.pieces[name].sample_N) for name in self.averaged))
+
+    def codes_K(self) -> Tensor:
+        """How often each code is the nearest."""
+        return torch.from_numpy(np.sum([self.arrays(name)["codes_K"] for name in self.names], axis=0)).double()
+
+
+class Reconstruction(ImageMeasurements):
+    """How well every held-out split is reconstructed, in units; `training` are units too, and come first.
+
+    Args:
+        path: file for the result, beside which the units lie; None: they are kept in memory.
     """
-    held_out = [name for name, info in dataset.splits.items() if info.count and name != "train"] or ["train"]
-    mean_CHW = mean_cube(dataset, autoencoder)
-    device = autoencoder.normaliser.mean_C11.device
-    error = baseline = pixels = angle = 0.0
-    count = 0
-    for split in held_out:
-        for part in CubeStream(dataset, split, batch_size=batch, maps=True).once():
-            truth = part.cubes_BCHW.double() * autoencoder.normaliser.scale + autoencoder.normaliser.offset
-            rec, _ = autoencoder.reconstruct(part.cubes_BCHW.to(device), part.fov_BHW.to(device) if part.fov_BHW is not None else None)
-            rec = rec.double().cpu()
-            within_BHW = part.fov_BHW if part.fov_BHW is not None else torch.ones(truth.shape[0], *truth.shape[2:], dtype=torch.bool)
+
+    def __init__(self, dataset: Dataset, autoencoder: Autoencoder, path: Path | None = None, *, batch: int = 16) -> None:
+        self.dataset, self.autoencoder, self.path, self.batch = dataset, autoencoder, path, batch
+        device = str(autoencoder.normaliser.mean_C11.device)
+        out = beside(path, {"dataset": dataset.digest, "autoencoder": autoencoder.digest, "batch": batch, "device": device})
+        self.training = TrainingImages(dataset, autoencoder, out and out / "training", batch=batch)
+        self.splits = [name for name, info in dataset.splits.items() if info.count and name != "train"] or ["train"]
+        super().__init__([Part(dataset=dataset, split=s, sample_N=np.arange(dataset.count(s))) for s in self.splits], out)
+
+    @cached_property
+    def mean_CHW(self) -> Tensor:
+        """Mean reflectance of training images, float64."""
+        return self.training.mean_CHW() * self.dataset.scale + self.dataset.offset
+
+    def measured(self, piece: Piece) -> Arrays:
+        error = baseline = angle = pixels = 0.0
+        for batch in piece.batches(self.batch):
+            truth = batch.cubes_BCHW.double() * self.dataset.scale + self.dataset.offset
+            rec = reconstructed(self.autoencoder, batch)[0].double()
+            within_BHW = batch.fov_BHW if batch.fov_BHW is not None else torch.ones(truth.shape[0], *truth.shape[2:], dtype=torch.bool)
             within = within_BHW[:, None].double()
             error += float(((rec - truth).square() * within).sum())
-            baseline += float(((mean_CHW - truth).square() * within).sum())
+            baseline += float(((self.mean_CHW - truth).square() * within).sum())
             pixels += float(within.sum()) * truth.shape[1]
             angle += float(spectral_angle_rad(rec, truth, within_BHW)) * len(truth)
-            count += len(truth)
-    stats = dataset.stats
-    peak = max(stats.max_C) - min(stats.min_C)
-    psnr, mean_psnr = (10 * math.log10(peak**2 / max(e / pixels, 1e-30)) for e in (error, baseline))
-    usage, perplexity = training_codes(dataset, autoencoder, batch=batch)
-    return {
-        "splits": held_out,
-        "cubes": count,
-        "psnr_db": psnr,
-        "mean_image_psnr_db": mean_psnr,
-        "psnr_gain_db": psnr - mean_psnr,
-        "peak_reflectance": peak,
-        "spectral_angle_rad": angle / count,
-        "codes_used": usage,
-        "codes_perplexity": perplexity,
-    }
+        return {name: np.array(v) for name, v in (("error", error), ("baseline", baseline), ("angle", angle), ("pixels", pixels))}
+
+    def result(self) -> dict[str, Any]:
+        """PSNR within the field of view on every held-out split together, and that of the training mean image.
+
+        Peak: the range of reflectance over the training split, the same for both, so their difference does not depend on
+        it. Also the mean spectral angle, and the share and perplexity of codes used over the training split.
+        """
+        units = [self.arrays(name) for name in self.names]
+        error, baseline, angle, pixels = (float(sum(unit[key] for unit in units)) for key in ("error", "baseline", "angle", "pixels"))
+        stats, cubes = self.dataset.stats, sum(len(piece.sample_N) for piece in self.pieces.values())
+        peak = max(stats.max_C) - min(stats.min_C)
+        psnr, mean_psnr = (10 * math.log10(peak**2 / max(e / pixels, 1e-30)) for e in (error, baseline))
+        usage, perplexity = usage_and_perplexity(self.training.codes_K())
+        return {
+            "splits": self.splits,
+            "cubes": cubes,
+            "psnr_db": psnr,
+            "mean_image_psnr_db": mean_psnr,
+            "psnr_gain_db": psnr - mean_psnr,
+            "peak_reflectance": peak,
+            "spectral_angle_rad": angle / cubes,
+            "codes_used": usage,
+            "codes_perplexity": perplexity,
+        }
+
+    def finish(self) -> dict[str, Any]:
+        return written(self.path, self.result(), self.out)
 
 
-def training_codes(dataset: Dataset, autoencoder: Autoencoder, *, batch: int = 16) -> tuple[float, float]:
-    """Usage and perplexity of the final codebook over one pass of the training split."""
-    counts_K = torch.zeros(autoencoder.codebook.config.codes, dtype=torch.float64)
+def reconstruction(dataset: Dataset, autoencoder: Autoencoder) -> dict[str, Any]:
+    """The figures of `Reconstruction.result`, by this process alone."""
+    units = Reconstruction(dataset, autoencoder)
+    units.training.complete()
+    return units.complete()
+
+
+def reconstructed(autoencoder: Autoencoder, batch: Batch) -> tuple[Tensor, Tensor]:
+    """Reflectance and code indices of a batch, on the CPU."""
     device = autoencoder.normaliser.mean_C11.device
-    with torch.no_grad():
-        for part in CubeStream(dataset, "train", batch_size=batch, maps=True).once():
-            fov_BHW = part.fov_BHW.to(device) if part.fov_BHW is not None else None
-            _, index_BHW = autoencoder.codebook(autoencoder.vqgan.encode(autoencoder.normaliser(part.cubes_BCHW.to(device), fov_BHW)))
-            counts_K += torch.bincount(index_BHW.flatten().cpu(), minlength=len(counts_K))
-    return usage_and_perplexity(counts_K)
-
-
-def decoded_gaussian_latents(
-    autoencoder: Autoencoder, denoiser: Denoiser, count: int, *, seed: int, batch: int = 16, quantise: bool = True
-) -> Iterator[Cube]:
-    """Cubes decoded from white noise of the latents' own per-channel mean and deviation: what samples have to beat."""
-    data = autoencoder.data
-    kind = {
-        "wavelengths_nm": tuple(data["wavelengths_nm"]),
-        "scale": data["scale"],
-        "offset": data["offset"],
-        "subject_id": "gaussian-latents",
-    }
-    for ids in np.array_split(np.arange(count), max(1, -(-count // batch))):
-        noise = normal_at(seed, ids, denoiser.latent_shape, stream=3).to(denoiser.normaliser.mean_C11.device)
-        stored_BCHW = autoencoder.decode(denoiser.normaliser.reflectance(noise), quantise=quantise).cpu().numpy()
-        for i, stored_CHW in zip(ids, stored_BCHW, strict=True):
-            yield Cube(data_CHW=stored_CHW, meta=CubeMeta(key=f"{i:09d}", **kind), fov_HW=autoencoder.fov_HW.cpu().numpy())
+    fov_BHW = None if batch.fov_BHW is None else batch.fov_BHW.to(device)
+    rec_BCHW, index_BHW = autoencoder.reconstruct(batch.cubes_BCHW.to(device), fov_BHW)
+    return rec_BCHW.cpu(), index_BHW.cpu()

@@ -13,18 +13,12 @@ import numpy as np
 import torch
 
 from data_shards.errors import InputError, nearest, without_credentials
-from data_shards.reading.batch import Batch
 from data_shards.reading.dataset import Dataset
 from data_shards.reading.fields_of_view import common_fov as common_fov
-from data_shards.reading.stream import CubeStream
 
-Watch = Callable[..., Iterable]
-"""(iterable, total=, title=, unit=) → the same items, shown as they pass; launch.cli.progress.progress is one."""
-
-
-def silent(items: Iterable, **_: Any) -> Iterable:
-    """The Watch that shows nothing."""
-    return items
+UNITS = 512  # above this many patients or images, several share a unit: still a fair resampling, at bounded memory
+Watch = Callable[[Iterable[int]], Iterable[int]]
+"""Wraps what passes as images are measured, to show progress."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,22 +35,22 @@ class Part:
         names = self.dataset.keys(self.split) if self.independent else self.dataset.subjects(self.split)
         return [names[i] for i in self.sample_N]
 
-    def batches(self, batch_size: int, watch: Watch, title: str) -> Iterable[Batch]:
-        """The images with their maps, in order."""
-        stream = CubeStream(self.dataset, self.split, batch_size=batch_size, maps=True)
-        chunks = [self.sample_N[a : a + batch_size] for a in range(0, len(self.sample_N), batch_size)]
-        found = stream.once() if len(self.sample_N) == stream.count else map(stream.read, chunks)
-        return watch(found, total=len(chunks), title=title, unit="batch")
-
-    def reflectance(self, cubes_BCHW: torch.Tensor, device: str) -> torch.Tensor:
-        """Stored values as float32 reflectance on a device."""
-        return cubes_BCHW.to(device).float() * self.dataset.scale + self.dataset.offset
+    def unit_N(self, most: int = UNITS) -> np.ndarray:
+        """Number of the resampling unit of each image, in the order in which they first come; neighbours share one where there are more."""
+        _, first_U, number_N = np.unique(np.asarray(self.units()), return_index=True, return_inverse=True)
+        rank_U = np.argsort(np.argsort(first_U))
+        return rank_U[number_N] * min(most, len(first_U)) // len(first_U)
 
     def described(self) -> dict[str, Any]:
         """For the result: path, digest, split, numbers of images and of people."""
         people = {} if self.independent else {"subjects": len(set(self.units()))}
         place = without_credentials(str(self.dataset.path))
         return {"path": place, "digest": self.dataset.digest, "split": self.split, "n": len(self.sample_N), **people}
+
+
+def reflectance(dataset: Dataset, cubes_BCHW: torch.Tensor, device: str) -> torch.Tensor:
+    """Stored values of a set as float32 reflectance on a device."""
+    return cubes_BCHW.to(device).float() * dataset.scale + dataset.offset
 
 
 def evenly(count: int, limit: int | None) -> np.ndarray:

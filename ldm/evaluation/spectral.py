@@ -2,7 +2,7 @@
 
 Edges come from the real training set's statistics alone, so that every set, run and machine counts into the same bins.
 
-Legend: C band, H W pixels, E inner edge, K bin, U resampling unit (a patient, or an independent synthetic image), R resample.
+Legend: C band, H W pixels, E inner edge, K bin, U resampling unit (a patient, or an independent synthetic image), R region; resample.
 """
 
 from __future__ import annotations
@@ -17,8 +17,6 @@ from data_shards.manifest import BandStats
 REGIONS = ("fov", *(name for name in LABELS if name != "background"))
 """The whole field of view, then each class of the label map."""
 
-UNITS = 512  # above this many patients or images, several share a unit: still a fair resampling, at bounded memory
-
 
 def band_edges(stats: BandStats, bins: int = 64) -> np.ndarray:
     """Inner edges (C, E), E = bins - 1: evenly from mean - 4 std to mean + 4 std, cut to the range seen in training.
@@ -31,7 +29,7 @@ def band_edges(stats: BandStats, bins: int = 64) -> np.ndarray:
 
 
 class BandHistograms:
-    """Counts of stored values by unit, region, band and bin; filled cube by cube.
+    """Counts of stored values by unit, region, band and bin; filled cube by cube, or by what was counted of other cubes.
 
     Args:
         edges_CE: inner edges in reflectance units.
@@ -45,28 +43,41 @@ class BandHistograms:
         self._bin_CV = np.stack([np.searchsorted(edges_E, reflectance_V, side="right") for edges_E in edges_CE]).astype(
             np.uint8 if self.bins <= 256 else np.uint16
         )
-        self._units: dict[str, int] = {}
-        self._counts: dict[str, np.ndarray] = {region: np.zeros((0, len(edges_CE), self.bins), np.int64) for region in REGIONS}
+        self._counts: dict[int, np.ndarray] = {}
         self.labelled = False
 
-    def add(self, data_CHW: np.ndarray, *, unit: str, fov_HW: np.ndarray, labels_HW: np.ndarray | None = None) -> None:
+    def add(self, data_CHW: np.ndarray, *, unit: int, fov_HW: np.ndarray, labels_HW: np.ndarray | None = None) -> None:
         """Count one cube (uint16) under `unit`; labels outside the field of view do not count."""
-        u = self._units.setdefault(unit, len(self._units) % UNITS)
-        masks = {"fov": fov_HW}
+        masks = [fov_HW]
         if labels_HW is not None:
             self.labelled = True
-            masks |= {name: fov_HW & (labels_HW == LABELS[name]) for name in REGIONS[1:]}
-        for region, mask_HW in masks.items():
-            if u >= len(self._counts[region]):
-                more = np.zeros((u + 1 - len(self._counts[region]), *self._counts[region].shape[1:]), np.int64)
-                self._counts[region] = np.concatenate([self._counts[region], more])
+            masks += [fov_HW & (labels_HW == LABELS[name]) for name in REGIONS[1:]]
+        counts_RCK = self._of(unit)
+        for r, mask_HW in enumerate(masks):
             for c, values_N in enumerate(data_CHW[:, mask_HW]):
-                self._counts[region][u, c] += np.bincount(self._bin_CV[c][values_N], minlength=self.bins)
+                counts_RCK[r, c] += np.bincount(self._bin_CV[c][values_N], minlength=self.bins)
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """What `merge` adds to others: the units, and their counts in the whole field of view and, of a labelled set, in each region."""
+        regions = len(REGIONS) if self.labelled else 1
+        counts = [counts_RCK[:regions] for counts_RCK in self._counts.values()]
+        shape = 0, regions, len(self._bin_CV), self.bins
+        return {"unit_U": np.array(list(self._counts), np.int64), "counts_URCK": np.array(counts, np.int64).reshape(-1, *shape[1:])}
+
+    def merge(self, unit_U: np.ndarray, counts_URCK: np.ndarray) -> None:
+        """Add what was counted of other cubes of the set."""
+        self.labelled |= counts_URCK.shape[1] > 1
+        for unit, counts_RCK in zip(unit_U.tolist(), counts_URCK, strict=True):
+            self._of(unit)[: len(counts_RCK)] += counts_RCK
 
     def counts_UCK(self, region: str) -> np.ndarray:
-        """Counts of a region, without the units that have none of it."""
-        counts_UCK = self._counts[region]
+        """Counts of a region, by unit in their order, without the units that have none of it."""
+        counts_UCK = np.array([self._counts[unit][REGIONS.index(region)] for unit in sorted(self._counts)])
+        counts_UCK = counts_UCK.reshape(-1, len(self._bin_CV), self.bins)
         return counts_UCK[counts_UCK.sum((1, 2)) > 0]
+
+    def _of(self, unit: int) -> np.ndarray:
+        return self._counts.setdefault(unit, np.zeros((len(REGIONS), len(self._bin_CV), self.bins), np.int64))
 
 
 def posterior(counts_CK: np.ndarray) -> np.ndarray:

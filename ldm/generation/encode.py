@@ -17,6 +17,7 @@ import torch
 from data_shards import durable
 from data_shards.cube import Cube, CubeMeta
 from data_shards.errors import InputError, moved_aside
+from data_shards.ledger import Units
 from data_shards.manifest import NAME, Manifest, read_manifest, write_manifest
 from data_shards.packing.units import merged, read_unit, write_unit
 from data_shards.reading.dataset import Dataset
@@ -26,7 +27,7 @@ from ldm.checkpoints.trained import Autoencoder
 REQUEST = "request.json"
 
 
-class LatentSet:
+class LatentSet(Units):
     """The latents of all splits in units: a shard for each shard of cubes. `finish` writes dataset.json over them.
 
     Args:
@@ -65,6 +66,10 @@ class LatentSet:
         split, _, first_end = self.shards[number]
         write_unit(self._path(number), split, self._latents(split, *first_end))
 
+    def size(self, number: int) -> int:
+        first, end = self.shards[number][2]
+        return end - first
+
     def finish(self) -> Manifest:
         """Write dataset.json over the shards, which are all there."""
         if self.done:
@@ -98,11 +103,7 @@ def encode_dataset(
     dataset: Dataset, autoencoder: Autoencoder, out: Path, *, batch: int = 16, watch: Callable[[Iterable[int]], Iterable[int]] = iter
 ) -> Manifest:
     """All latents by this process alone; as LatentSet otherwise."""
-    units = LatentSet(dataset, autoencoder, out, batch=batch)
-    for number in watch(range(len(units.names))):
-        if not units.published(number):
-            units.make(number)
-    return units.finish()
+    return LatentSet(dataset, autoencoder, out, batch=batch).complete(watch)
 
 
 def asked_of(out: Path) -> dict[str, Any]:

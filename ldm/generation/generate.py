@@ -19,6 +19,7 @@ from torch import Tensor
 from data_shards import durable
 from data_shards.cube import Cube, CubeMeta
 from data_shards.errors import InputError, moved_aside
+from data_shards.ledger import Units
 from data_shards.manifest import NAME, Manifest, read_manifest, write_manifest
 from data_shards.packing.units import Unit, merged, read_unit, write_unit
 from data_shards.reading.reader import Shard
@@ -59,7 +60,7 @@ def images(
             yield Cube(data_CHW=stored_CHW, meta=meta, fov_HW=autoencoder.fov_HW.cpu().numpy())
 
 
-class SyntheticSet:
+class SyntheticSet(Units):
     """A set in units: its shards, of which any number of processes make those that are not there. `finish` writes dataset.json over them.
 
     Args:
@@ -113,6 +114,9 @@ class SyntheticSet:
         ids = np.arange(number * self.shard, min((number + 1) * self.shard, self.count))
         write_unit(self.paths[number], SPLIT, images(self.autoencoder, self.denoiser, ids, **self.how))
 
+    def size(self, number: int) -> int:
+        return min(self.shard, self.count - number * self.shard)
+
     def finish(self) -> Manifest:
         """Write dataset.json over the shards, which are all there.
 
@@ -138,11 +142,7 @@ def generate_set(
     autoencoder: Autoencoder, denoiser: Denoiser, out: Path, *, watch: Callable[[Iterable[int]], Iterable[int]] = iter, **how: Any
 ) -> Manifest:
     """A whole set by this process alone; as SyntheticSet otherwise."""
-    units = SyntheticSet(autoencoder, denoiser, out, **how)
-    for number in watch(range(len(units.names))):
-        if not units.published(number):
-            units.make(number)
-    return units.finish()
+    return SyntheticSet(autoencoder, denoiser, out, **how).complete(watch)
 
 
 def _batch(out: Path, unit: Unit, before: int | None) -> int | None:

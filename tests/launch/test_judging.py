@@ -10,11 +10,10 @@ import pytest
 
 from data_shards.packing.pack import write_dataset
 from data_shards.reading.dataset import Dataset
-from launch.stages.evaluate import frechet_to_held_out, out_of_reach
-from ldm.evaluation.evaluate import features_of, whitening_of
-from ldm.evaluation.features import get_extractor
+from launch.stages.evaluate import HeldOut, out_of_reach
+from ldm.evaluation.evaluate import EvaluateConfig, Evaluation
 from ldm.evaluation.frechet import frechet_distance
-from ldm.evaluation.sets import Part, silent
+from ldm.evaluation.sets import Part
 from tests.conftest import made_cube
 
 
@@ -27,13 +26,14 @@ def synthetic(folder: Path, first: int, count: int) -> Dataset:
 def test_the_ratio_is_measured_against_all_people_held_out_and_never_against_the_training_split(packed: Path, tmp_path: Path) -> None:
     real = Dataset(packed)
     sets = {"samples": synthetic(tmp_path / "a", 500, 12), "gaussian_latents": synthetic(tmp_path / "b", 700, 8)}
-    found = frechet_to_held_out(real, sets, silent)
+    judged = HeldOut.of(real, *sets.values())
+    measured = Evaluation(real, sets["samples"], EvaluateConfig(pairs=4), also=judged.parts)
+    measured.complete()
+    found = judged.frechet(measured)
     assert (found["images"], found["people"], found["n"], found["reason"]) == (8, 4, 8, None)
-    extractor = get_extractor("seeded-conv-v1", real.stats)
-    white = whitening_of(real, extractor)
 
     def features(dataset: Dataset, split: str, sample_N: np.ndarray) -> np.ndarray:
-        return white(features_of(Part(dataset=dataset, split=split, sample_N=sample_N), extractor))
+        return measured.whitening()(measured.features(Part(dataset=dataset, split=split, sample_N=sample_N)))
 
     held_out_ND = np.concatenate([features(real, split, np.arange(4)) for split in ("val", "test")])
     baseline = frechet_distance(held_out_ND, features(sets["gaussian_latents"], "synthetic", np.arange(8)))

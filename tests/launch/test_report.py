@@ -12,7 +12,7 @@ from data_shards.folder import write_cube
 from data_shards.packing.pack import pack
 from launch import headline
 from launch.report.build import cards, of_this_version, time_spent
-from ldm.evaluation.evaluate import verdict
+from ldm.evaluation.tables import verdict
 from tests.commands import invoke
 from tests.conftest import made_cube
 from tests.runs import configured

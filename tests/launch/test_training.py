@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import random
 import shutil
 import signal
 import subprocess
@@ -14,6 +15,7 @@ import time
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -58,6 +60,8 @@ TINY = {
     },
     "sample": {"count": 10, "shard": 4, "batch": 4},
 }
+LONG = pytest.mark.skipif(os.environ.get("FAULTS") != "all", reason="make faults runs it: half a minute each")
+SAMPLE = {"count": 10, "shard": 2, "batch": 2}
 
 
 def configured(tmp_path: Path, packed: Path, name: str) -> Path:
@@ -385,24 +389,68 @@ def made_from(uninterrupted: Path, folder: Path, *parts: str, **more: object) ->
     return path
 
 
-def test_several_processes_encode_and_sample_what_one_makes(uninterrupted: Path, tmp_path: Path) -> None:
-    """As ranks of a launcher; and by `&`. Kills: test_work, where a dead one's lease is given up sooner than after a minute."""
-    sample = {"count": 10, "shard": 2, "batch": 2}
-    run("encode", made_from(uninterrupted, tmp_path / "ranks", "vqgan"), ranks=3)
-    assert read_manifest(tmp_path / "ranks" / "latents") == read_manifest(uninterrupted / "latents")
-    for name, ranks in (("one", 1), ("three", 3)):
-        run("sample", made_from(uninterrupted, tmp_path / name, "vqgan", "diffusion", sample=sample), ranks=ranks)
-    config = made_from(uninterrupted, tmp_path / "apart", "vqgan", "diffusion", sample=sample)
+UNIT_STAGES = ("encode", "sample", "evaluate", "audit")
+APART = """
+import functools, sys
+from data_shards.ledger import Ledger
+from launch.cli.options import resolved
+from launch.cli.stages import make
+from launch.stages import stage
+stage.Ledger = functools.partial(Ledger, still_s=1.0, beat_s=0.1)  # a dead one's lease is given up sooner than after a minute
+for name in sys.argv[2:]:
+    make(name, resolved(sys.argv[1], []))
+"""
+
+
+def outcome(folder: Path) -> dict[str, Any]:
+    """What the unit stages of a run left: the bytes of their sets, and what was measured on them."""
+    sets = {name: read_manifest(folder / name) for name in ("latents", "synthetic", "gaussian-latents")}
+    results = {
+        name: json.loads((folder / f"{name}.json").read_text()) for name in ("health", "reconstruction", "evaluate", "audit", "metrics")
+    }
+    results["metrics"].pop("seconds", None)
+    for judged in (results["evaluate"], results["audit"]):
+        judged["synthetic"].pop("path")
+    return sets | results
+
+
+@pytest.fixture(scope="module")
+def by_one(uninterrupted: Path) -> dict[str, Any]:
+    """The same from one process."""
+    path = made_from(uninterrupted, uninterrupted.parent / "one", "vqgan", "diffusion", sample=SAMPLE)
+    for stage in UNIT_STAGES:
+        run(stage, path)
+    return outcome(uninterrupted.parent / "one")
+
+
+def test_ranks_of_a_launcher_make_in_units_what_one_process_makes(uninterrupted: Path, by_one: dict[str, Any], tmp_path: Path) -> None:
+    path = made_from(uninterrupted, tmp_path / "ranks", "vqgan", "diffusion", sample=SAMPLE)
+    for stage in UNIT_STAGES:
+        run(stage, path, ranks=3)
+    assert outcome(tmp_path / "ranks") == by_one
+    assert not [fault for _, faults in verify(tmp_path / "ranks" / "synthetic") for fault in faults]
+    assert not list((tmp_path / "ranks").glob("**/.lease-*"))
+
+
+@pytest.mark.parametrize("processes", [2, *(pytest.param(n, marks=LONG) for n in (1, 3, 5))])
+def test_processes_that_are_killed_and_one_that_is_started_twice_make_in_units_what_one_makes(
+    uninterrupted: Path, by_one: dict[str, Any], tmp_path: Path, processes: int
+) -> None:
+    path = made_from(uninterrupted, tmp_path / "apart", "vqgan", "diffusion", sample=SAMPLE)
 
     def started() -> subprocess.Popen:
-        return subprocess.Popen([sys.executable, "-m", "launch", "sample", config], cwd=ROOT, stderr=subprocess.DEVNULL)
+        return subprocess.Popen([sys.executable, "-c", APART, path, *UNIT_STAGES], cwd=ROOT, stdout=subprocess.DEVNULL, env=environment())
 
-    running = [started(), started()]
-    assert [process.wait(timeout=180) for process in running] == [0, 0]
-    manifests = {name: read_manifest(tmp_path / name / "synthetic") for name in ("one", "three", "apart")}
-    assert manifests["one"] == manifests["three"] == manifests["apart"]
-    assert not [fault for _, faults in verify(tmp_path / "three" / "synthetic") for fault in faults]
-    assert not list((tmp_path / "three" / "synthetic").glob(".lease-*"))
+    chance, running = random.Random(processes), [started() for _ in range(processes + 1)]
+    for _ in range(2):
+        time.sleep(chance.uniform(5, 9))
+        victim = chance.randrange(len(running))
+        running[victim].kill()
+        running[victim].wait()
+        running[victim] = started()
+    assert {process.wait(timeout=300) for process in running} == {0}
+    assert outcome(tmp_path / "apart") == by_one
+    assert not list((tmp_path / "apart").glob("**/.lease-*"))
 
 
 def test_latents_that_a_kill_left_unfinished_are_gone_on_with_and_those_of_another_autoencoder_are_outdated(

@@ -16,7 +16,7 @@ import pytest
 
 from data_shards import durable
 from data_shards.errors import CorruptData, TryAgain
-from data_shards.ledger import LEASE, Ledger
+from data_shards.ledger import LEASE, Ledger, Units
 from launch.work import work
 
 COUNT = 40
@@ -31,22 +31,22 @@ work(Files(folder, seconds=0.05), Ledger(folder, still_s=1.0, beat_s=0.1), place
 """
 
 
-class Files:
+class Files(Units):
     """A unit is a file whose bytes follow from its number."""
 
     def __init__(self, folder: Path, *, seconds: float = 0.0, bad: tuple[int, ...] = ()) -> None:
-        self.folder, self.seconds, self.bad, self.made = folder, seconds, bad, []
+        self.out, self.seconds, self.bad, self.made = folder, seconds, bad, []
         self.names = [f"unit-{number:03d}" for number in range(COUNT)]
 
     def published(self, number: int) -> bool:
-        return (self.folder / self.names[number]).exists()
+        return (self.out / self.names[number]).exists()
 
     def make(self, number: int) -> None:
         time.sleep(self.seconds)
         if number in self.bad:
             raise CorruptData("a damaged shard", where=self.names[number])
         self.made.append(number)
-        durable.write_bytes(self.folder / self.names[number], hashlib.sha256(str(number).encode()).digest(), keep_first=True)
+        durable.write_bytes(self.out / self.names[number], hashlib.sha256(str(number).encode()).digest(), keep_first=True)
 
 
 def digest(folder: Path) -> str:
@@ -111,7 +111,7 @@ def test_a_unit_that_fails_is_named_with_its_cause_and_the_others_are_made(tmp_p
 def test_a_full_disk_ends_the_work_at_once(tmp_path: Path) -> None:
     class Full(Files):
         def make(self, number: int) -> None:
-            raise TryAgain("the disk is full", where=self.folder)
+            raise TryAgain("the disk is full", where=self.out)
 
     with pytest.raises(TryAgain, match="the disk is full"):
         work(Full(tmp_path), Ledger(tmp_path))

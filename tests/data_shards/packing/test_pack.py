@@ -356,13 +356,16 @@ def test_the_next_pack_clears_away_what_a_killed_one_left(cube_folder: Path, pac
     assert Dataset(tmp_path / "set").digest == Dataset(packed).digest
 
 
-def test_a_second_live_writer_is_refused_and_the_first_finishes(cube_folder: Path, packed: Path, tmp_path: Path) -> None:
+def test_a_second_live_writer_of_another_request_is_refused_and_one_of_the_same_helps(
+    cube_folder: Path, packed: Path, tmp_path: Path
+) -> None:
     script = PACK_AND.format(then="print('half way', flush=True); sys.stdin.read()")
     words = [sys.executable, "-c", script, cube_folder, tmp_path / "set"]
     with subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as first:
         assert first.stdout.readline() == b"half way\n"
         with pytest.raises(TryAgain, match="another process is writing this place"):
-            pack(cube_folder, tmp_path / "set", shard_mib=1)
+            pack(cube_folder, tmp_path / "set", shard_mib=2)
+        assert pack(cube_folder, tmp_path / "set", shard_mib=1).digest == Dataset(packed).digest
         first.communicate(b"", timeout=60)
     assert first.returncode == 0
     assert [p.name for p in tmp_path.iterdir()] == ["set"]
@@ -384,10 +387,12 @@ def bulky(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize(("codec", "bound"), [("raw", 0), ("blosc2", 0), ("near", 3)])
 def test_the_number_of_workers_changes_no_byte(bulky: Path, tmp_path: Path, codec: str, bound: int) -> None:
-    for workers in (1, 2, 5):
-        pack(bulky, tmp_path / str(workers), shard_mib=1, workers=workers, codec=codec, max_error=bound)
+    for workers in (1, 3):
+        words = ["--shard-mib", "1", "--workers", str(workers), "--codec", codec, "--max-error", str(bound)]
+        subprocess.run([sys.executable, "-m", "launch", "data", "pack", bulky, tmp_path / str(workers), *words], check=True, timeout=120)
     one = content_of(tmp_path / "1")
-    assert len(one) > 30 and one == content_of(tmp_path / "2") == content_of(tmp_path / "5")
+    assert len(one) > 30 and one == content_of(tmp_path / "3")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["1", "3"]
 
 
 def killed_packing(source: Path, out: Path) -> None:
@@ -404,7 +409,7 @@ def test_a_killed_packing_goes_on_behind_the_shards_that_it_finished(bulky: Path
     finished = {path.with_suffix(".tar").name for path in left.glob("*.unit")}
     inodes = {name: (left / name).stat().st_ino for name in finished}
     assert len(finished) >= 6
-    pack(bulky, tmp_path / "set", shard_mib=1, workers=2)
+    pack(bulky, tmp_path / "set", shard_mib=1)
     assert content_of(tmp_path / "set") == content_of(tmp_path / "whole")
     assert {name: (tmp_path / "set" / name).stat().st_ino for name in finished} == inodes, "kept, not written again"
     assert sorted(p.name for p in tmp_path.iterdir()) == ["set", "whole"]
@@ -428,18 +433,18 @@ def test_another_request_does_not_take_what_a_killed_one_left(bulky: Path, tmp_p
     assert [p.name for p in tmp_path.iterdir()] == ["set"]
 
 
-def test_an_error_in_a_worker_ends_the_packing_with_its_name(bulky: Path, tmp_path: Path) -> None:
+def test_an_error_ends_the_packing_with_its_name(bulky: Path, tmp_path: Path) -> None:
     source = tmp_path / "source"
     shutil.copytree(bulky, source)
     (source / "c0031.npy").write_bytes(b"no array")
     with pytest.raises(CorruptData, match="not a plain .npy") as caught:
-        pack(source, tmp_path / "set", shard_mib=1, workers=3)
+        pack(source, tmp_path / "set", shard_mib=1)
     assert str(caught.value.where).endswith("c0031.npy")
     assert [p.name for p in tmp_path.iterdir()] == ["source"]
 
 
 def test_recoding_keeps_every_cube_in_its_shard(packed: Path, tmp_path: Path) -> None:
-    recode(packed, tmp_path / "small", codec="pcodec", workers=2)
+    recode(packed, tmp_path / "small", codec="pcodec")
     a, b = Dataset(packed), Dataset(tmp_path / "small")
     assert [(s.name, s.count, s.split) for s in a.manifest.shards] == [(s.name, s.count, s.split) for s in b.manifest.shards]
     assert (a.stats, a.splits, a.shape) == (b.stats, b.splits, b.shape)
@@ -477,16 +482,13 @@ def test_a_terminated_packing_keeps_what_it_finished(bulky: Path, tmp_path: Path
     assert [p.name for p in tmp_path.iterdir()] == ["set"]
 
 
-def test_of_many_packings_at_once_one_writes(bulky: Path, tmp_path: Path) -> None:
+def test_of_many_packings_at_once_each_writes_some(bulky: Path, tmp_path: Path) -> None:
     script = "import sys; from data_shards.packing.pack import pack; pack(sys.argv[1], sys.argv[2], shard_mib=1)"
     racing = [
         subprocess.Popen([sys.executable, "-c", script, bulky, tmp_path / "set"], stderr=subprocess.PIPE, text=True) for _ in range(6)
     ]
     said = [process.communicate(timeout=120)[1] for process in racing]
-    assert all(
-        process.returncode == 0 or "another process is writing this place" in told for process, told in zip(racing, said, strict=True)
-    )
-    assert any(process.returncode == 0 for process in racing)
+    assert [process.returncode for process in racing] == [0] * 6, said
     pack(bulky, tmp_path / "again", shard_mib=1)
     assert content_of(tmp_path / "set") == content_of(tmp_path / "again")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["again", "set"]

@@ -17,8 +17,8 @@ import pytest
 from typer.testing import CliRunner
 
 from data_shards.cube import BANDS_16_NM, KEY, LABELS, Cube, CubeMeta, reflectance
-from data_shards.errors import InputError, RetinaforgeError, TryAgain, UnsafeResume
-from data_shards.folder import keys_in, meta_bytes, read_cube, write_cube
+from data_shards.errors import InputError, RetinaforgeError, UnsafeResume
+from data_shards.folder import keys_in, meta_bytes, read_cube, wanted_in, write_cube
 from data_shards.packing.pack import pack
 from data_shards.phantom.eyes import EYES, PhantomConfig, make_eye, phantom_cube, tissue_of, write_phantoms
 from data_shards.phantom.painted import paint_labels, painted_key, write_painted
@@ -264,7 +264,7 @@ def test_a_folder_is_completed_and_another_config_refused(tmp_path) -> None:
     (out / "s0000-OS-v0.json").unlink()
     assert write_phantoms(SMALL, out, subjects=1, visits=1) == 1
     assert {path.name: path.read_bytes() for path in out.iterdir()} == before
-    assert write_phantoms(SMALL, out, subjects=2, visits=1, workers=2) == 2  # spawned processes
+    assert write_phantoms(SMALL, out, subjects=2, visits=1) == 2
     assert keys_in(out) == ["s0000-OD-v0", "s0000-OS-v0", "s0001-OD-v0", "s0001-OS-v0"]
     assert digest(read_cube(out, "s0001-OS-v0")) == digest(phantom_cube(SMALL, subject=1, eye="OS", visit=0))
     with pytest.raises(UnsafeResume, match="seed 0, now 1"):
@@ -390,7 +390,7 @@ import os, signal
 from pathlib import Path
 from data_shards.phantom.eyes import PhantomConfig, write_phantoms
 
-def watch(keys, **_):
+def watch(keys):
     for n, key in enumerate(keys, 1):
         if n == {after}:
             os.kill(os.getpid(), signal.SIGKILL)
@@ -421,16 +421,18 @@ def test_fewer_phantoms_than_a_killed_run_was_asked_for_are_not_the_whole(tmp_pa
         pack(tmp_path / "cubes", tmp_path / "set")
 
 
-def test_two_phantoms_at_once_in_one_place_disturb_nothing(tmp_path: Path) -> None:
+def test_two_phantoms_at_once_in_one_place_make_it_together(tmp_path: Path) -> None:
     config = PhantomConfig(size=32, wavelengths_nm=(555.0, 640.0))
 
-    def while_another_starts(keys, **_):
-        for key in keys:
-            with pytest.raises(TryAgain, match="another process is writing"):
-                write_phantoms(config, tmp_path / "out", subjects=2, visits=1)
+    def while_another_asks_for_more(keys):
+        for n, key in enumerate(keys):
+            if n == 0:
+                assert write_phantoms(config, tmp_path / "out", subjects=2, visits=1) == 3
             yield key
 
-    assert write_phantoms(config, tmp_path / "out", subjects=1, visits=1, watch=while_another_starts) == 2
+    assert write_phantoms(config, tmp_path / "out", subjects=1, visits=1, watch=while_another_asks_for_more) == 2
+    assert len(keys_in(tmp_path / "out")) == 4 and wanted_in(tmp_path / "out") == 4
+    assert not list(tmp_path.glob("out/.*"))
 
 
 def test_a_painting_that_was_killed_before_its_first_cube_goes_on(tmp_path: Path) -> None:

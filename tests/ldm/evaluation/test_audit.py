@@ -14,7 +14,9 @@ from data_shards.packing.pack import pack
 from data_shards.reading.dataset import Dataset
 from launch.cli import app
 from ldm.evaluation import audit as audit_module
-from ldm.evaluation.audit import AuditConfig, Described, audit, nearest_of, rows
+from ldm.evaluation.audit import AuditConfig, audit
+from ldm.evaluation.neighbours import nearest_of
+from ldm.evaluation.tables import rows_of_audit
 from tests.conftest import made_cube
 
 COPIES = {"noisy": 3, "mirrored": 10, "brighter": 21, "rolled": 30, **{f"noisy{i}": i for i in (4, 5, 6, 7, 8, 9)}}
@@ -152,9 +154,9 @@ def test_backends_agree(packed, planted, result):
 def test_own_group_does_not_count():
     reference = np.array([[0.0], [0.1], [1.0]])
     group = np.array([0, 0, 1])
-    found = nearest_of(Described(plain_ND=reference, mirrored_ND=reference), reference, "auto", not_in=(group, group))
+    found = nearest_of(reference, reference, reference, "auto", not_in=(group, group))
     assert found.index_N.tolist() == [2, 2, 1]
-    alone = nearest_of(Described(plain_ND=reference, mirrored_ND=reference), reference, "auto", not_in=(np.zeros(3), np.zeros(3)))
+    alone = nearest_of(reference, reference, reference, "auto", not_in=(np.zeros(3), np.zeros(3)))
     assert np.isinf(alone.distance_N).all() and (alone.index_N == -1).all()
 
 
@@ -171,7 +173,7 @@ def test_one_person_alone_is_no_yardstick_but_gets_an_answer(planted, tmp_path):
     result = audit(Dataset(tmp_path / "set"), planted, AuditConfig(against="train"))
     figures = result["descriptors"]["pooled"]
     assert figures["floor_to_train"] is None and figures["flagged"]["below_min"] is None and len(figures["closest"]) == 12
-    assert all(row["floor"] is None for row in rows(result) if "for rounding" not in row["metric"])
+    assert all(row["floor"] is None for row in rows_of_audit(result) if "for rounding" not in row["metric"])
     json.dumps(result, allow_nan=False)
 
 

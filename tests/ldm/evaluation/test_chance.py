@@ -7,9 +7,9 @@ from math import comb
 import numpy as np
 import pytest
 
-from ldm.evaluation.audit import Described, nearest_of
 from ldm.evaluation.chance import chance
 from ldm.evaluation.copies import judged
+from ldm.evaluation.neighbours import nearest_of
 
 LEVEL = 0.05
 
@@ -50,7 +50,7 @@ def one_audit(seed: int, *, held_out: int, copies: int = 0, times: int = 1, vari
     made_ND[:copies] = train_MD[: 2 * copies : 2] + 0.02 * rng.normal(size=(copies, 6))
 
     def nearest(x_ND: np.ndarray, group_N: np.ndarray) -> np.ndarray:
-        return nearest_of(Described(plain_ND=x_ND, mirrored_ND=x_ND), train_MD, "auto", not_in=(group_N, person_M)).distance_N
+        return nearest_of(x_ND, x_ND, train_MD, "auto", not_in=(group_N, person_M)).distance_N
 
     made_N, real_N, radius_M = (nearest(*pair) for pair in ((made_ND, np.full(40, -1)), (floor_ND, floor_N), (train_MD, person_M)))
     return judged(made_N, made_ND, real_N, floor_N, radius_M, own=not held_out, level=LEVEL)

@@ -13,10 +13,10 @@ from data_shards.folder import write_cube
 from data_shards.packing.pack import pack
 from data_shards.reading.dataset import Dataset
 from launch.cli import app
-from ldm.evaluation.evaluate import EvaluateConfig, evaluate, features_of, rows, whitening_of
-from ldm.evaluation.features import get_extractor
+from ldm.evaluation.evaluate import EvaluateConfig, Evaluation, evaluate
 from ldm.evaluation.frechet import frechet_distance
 from ldm.evaluation.sets import Part, check_comparable, evenly
+from ldm.evaluation.tables import rows_of_evaluation
 from tests.conftest import made_cube
 
 SIZE = 40  # MS-SSIM needs 33
@@ -102,7 +102,7 @@ def test_few_images_give_no_infinity_and_small_images_no_ms_ssim(dataset, tmp_pa
     result = evaluate(dataset, Dataset(tmp_path / "set"), EvaluateConfig())
     assert result["frechet"]["infinity"] is None and result["frechet"]["value"] > 0
     assert result["ms_ssim"]["synthetic"] is None and "32 pixels" in result["ms_ssim"]["reason"]
-    reasons = {row["metric"]: row["reason"] for row in rows(result)}
+    reasons = {row["metric"]: row["reason"] for row in rows_of_evaluation(result)}
     assert reasons["Fréchet distance, N → ∞"] and reasons["|MS-SSIM difference|"] and not reasons["Fréchet distance"]
 
 
@@ -114,11 +114,11 @@ def test_limit_takes_that_many_of_each(real, good):
 
 
 def test_features_alone_for_a_distance_alone(real, good, of_good):
-    extractor = get_extractor("seeded-conv-v1", real.stats)
     reference = Part(dataset=real, split="val", sample_N=evenly(40, None))
     generated = Part(dataset=good, split=check_comparable(real, good), sample_N=evenly(24, None), independent=True)
-    white = whitening_of(real, extractor)
-    distance = frechet_distance(*(white(features_of(part, extractor)) for part in (reference, generated)))
+    measured = Evaluation(real, good, EvaluateConfig(pairs=4), also=[reference, generated])
+    measured.complete()
+    distance = frechet_distance(*(measured.whitening()(measured.features(part)) for part in (reference, generated)))
     assert distance == pytest.approx(of_good["frechet"]["value"], rel=1e-6)
 
 
@@ -137,7 +137,7 @@ def test_one_person_held_out_leaves_out_that_figure_with_its_reason_and_the_rest
         result = evaluate(real, good, EvaluateConfig(pairs=4))
         assert result["frechet"]["value"] is None and "one person alone in split 'val'" in result["frechet"]["reason"]
         assert result["spectral"]["fov"]["kl_mean"] > 0
-        shown = {row["metric"]: row for row in rows(result)}
+        shown = {row["metric"]: row for row in rows_of_evaluation(result)}
         assert shown["Fréchet distance"]["reason"] == shown["KID"]["reason"] == result["frechet"]["reason"]
         assert "people: only 1" in shown["KL, field of view"]["note"]
         json.dumps(result, allow_nan=False)
@@ -145,8 +145,8 @@ def test_one_person_held_out_leaves_out_that_figure_with_its_reason_and_the_rest
 
 def test_few_people_are_said_beside_the_figure(good, of_good, tmp_path):
     few = evaluate(folder_of(tmp_path, {"train": (0, 8), "val": (8, 3)}), good, EvaluateConfig(pairs=4))
-    assert "people: only 3" in rows(few)[0]["note"] and few["frechet"]["value"] > 0
-    assert "people" not in rows(of_good)[0]["note"]
+    assert "people: only 3" in rows_of_evaluation(few)[0]["note"] and few["frechet"]["value"] > 0
+    assert "people" not in rows_of_evaluation(of_good)[0]["note"]
 
 
 def test_no_distance_to_the_training_split_is_a_mark_of_quality(real, good, tmp_path):
@@ -162,12 +162,11 @@ def test_a_distance_rests_on_more_directions_than_the_features_vary_in_as_they_a
 
 def test_a_slight_blur_that_features_as_they_are_hardly_see_is_seen(real, good, tmp_path):
     blurred = synthetic_set(tmp_path, lambda x: scipy.ndimage.gaussian_filter(x, (0, 0.7, 0.7)))
-    extractor = get_extractor("seeded-conv-v1", real.stats)
-    of = {
-        name: features_of(Part(dataset=d, split=s, sample_N=evenly(24, None)), extractor)
-        for name, d, s in (("val", real, "val"), ("train", real, "train"), ("blurred", blurred, "synthetic"))
-    }
-    white = whitening_of(real, extractor)
+    sets = (("val", real, "val"), ("train", real, "train"), ("blurred", blurred, "synthetic"))
+    parts = {name: Part(dataset=d, split=s, sample_N=evenly(24, None)) for name, d, s in sets}
+    measured = Evaluation(real, blurred, EvaluateConfig(pairs=4), also=list(parts.values()))
+    measured.complete()
+    of, white = {name: measured.features(part) for name, part in parts.items()}, measured.whitening()
     plain, whitened = (
         frechet_distance(by(of["val"]), by(of["blurred"])) / frechet_distance(by(of["val"]), by(of["train"])) for by in (lambda x: x, white)
     )

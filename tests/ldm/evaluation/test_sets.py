@@ -9,7 +9,8 @@ from data_shards.errors import InputError
 from data_shards.folder import write_cube
 from data_shards.packing.pack import pack
 from data_shards.reading.dataset import Dataset
-from ldm.evaluation.sets import Part, check_comparable, common_fov, evenly, real_parts, silent
+from ldm.evaluation.measurements import by_shard
+from ldm.evaluation.sets import Part, check_comparable, common_fov, evenly, real_parts, reflectance
 from tests.conftest import made_cube
 
 
@@ -46,13 +47,13 @@ def test_one_person_has_no_floor(tmp_path):
 
 
 @pytest.mark.parametrize("limit", [None, 5])
-def test_a_part_gives_its_images_in_order(dataset, limit):
+def test_the_shards_of_a_part_give_its_images_in_order(dataset, limit):
     part = Part(dataset=dataset, split="train", sample_N=evenly(32, limit))
-    batches = list(part.batches(3, silent, ""))
+    batches = [batch for piece in by_shard([part, part]) for batch in piece.batches(3)]
     keys = dataset.keys("train")
     assert [key for batch in batches for key in batch.keys] == [keys[i] for i in part.sample_N]
     assert batches[0].fov_BHW is not None and batches[0].labels_BHW is not None
-    first = part.reflectance(batches[0].cubes_BCHW, "cpu")[0].numpy()
+    first = reflectance(dataset, batches[0].cubes_BCHW, "cpu")[0].numpy()
     np.testing.assert_allclose(first, dataset.cube("train", 0).data_CHW / 4095, rtol=1e-5)
 
 
@@ -88,3 +89,11 @@ def test_what_cannot_be_compared(dataset, tmp_path):
     assert "--splits synthetic=1" in refused.value.mend
     with pytest.raises(InputError, match="did you mean 'val'"):
         real_parts(dataset, "vall", None)
+
+
+def test_units_are_people_or_images_and_so_few_that_what_is_kept_of_each_is_bounded(dataset):
+    people = Part(dataset=dataset, split="train", sample_N=np.arange(32))
+    names = people.units()
+    assert [names.index(name) for name in names] == [int(np.flatnonzero(people.unit_N() == u)[0]) for u in people.unit_N()]
+    images = Part(dataset=dataset, split="train", sample_N=np.arange(32), independent=True)
+    assert images.unit_N().tolist() == list(range(32)) and images.unit_N(8).tolist() == [i // 4 for i in range(32)]

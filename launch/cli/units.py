@@ -1,0 +1,24 @@
+"""Work in units from the command line: by this process, by further ones beside it, and by those that a launcher started."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import typer
+
+from launch.cli.display import Hidden, Terminal
+from launch.stages.stage import Phases, make_phases
+from slurm.rank import placement
+
+
+def made(phases: Phases, *, workers: int = 1, unit: str = "image") -> Any:
+    """What the last of some phases makes of its units, as `make_phases`.
+
+    All but the first of the processes that a launcher started end here: one tells of it.
+    """
+    place = placement()
+    display = Hidden() if place.rank else Terminal()
+    result = make_phases(phases, display, (place.rank, place.world), workers=workers, unit=unit)
+    if place.rank:
+        raise typer.Exit
+    return result
