@@ -95,7 +95,7 @@ class Reconstruction(ImageMeasurements):
         it. Also the mean spectral angle, and the share and perplexity of codes used over the training split.
         """
         units = [self.arrays(name) for name in self.names]
-        error, baseline, angle, pixels = (float(sum(unit[key] for unit in units)) for key in ("error", "baseline", "angle", "pixels"))
+        error, baseline, angle, pixels = (float(np.sum([unit[key] for unit in units])) for key in ("error", "baseline", "angle", "pixels"))
         stats, cubes = self.dataset.stats, sum(len(piece.sample_N) for piece in self.pieces.values())
         peak = max(stats.max_C) - min(stats.min_C)
         psnr, mean_psnr = (10 * math.log10(peak**2 / max(e / pixels, 1e-30)) for e in (error, baseline))
