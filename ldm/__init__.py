@@ -1,1 +1,30 @@
 """Models, training, generation and evaluation. Knows data_shards; never slurm or launch."""
+
+from typing import TYPE_CHECKING
+
+from data_shards.on_demand import on_demand
+
+__all__ = [
+    "AuditConfig",
+    "Autoencoder",
+    "Denoiser",
+    "EvaluateConfig",
+    "SamplerConfig",
+    "audit",
+    "encode_dataset",
+    "evaluate",
+    "generate_set",
+    "images",
+    "load_autoencoder",
+    "load_denoiser",
+]
+
+if TYPE_CHECKING:
+    from ldm.checkpoints.trained import Autoencoder, Denoiser, load_autoencoder, load_denoiser
+    from ldm.evaluation.audit import AuditConfig, audit
+    from ldm.evaluation.evaluate import EvaluateConfig, evaluate
+    from ldm.generation.encode import encode_dataset
+    from ldm.generation.generate import generate_set, images
+    from ldm.models.sampler import SamplerConfig
+else:
+    __getattr__, __dir__ = on_demand(__name__)

@@ -1,6 +1,29 @@
 """Jobs on SLURM. No torch here; knows data_shards; never ldm or launch."""
 
-from pathlib import Path
+from typing import TYPE_CHECKING
 
-JOBS = Path("runs/jobs")
-"""Where job folders lie unless --jobs says otherwise; that of a job is JOBS/NAME."""
+from data_shards.on_demand import on_demand
+
+__all__ = [
+    "JOBS",
+    "JobSpec",
+    "JobState",
+    "Placement",
+    "Submitted",
+    "current",
+    "is_live",
+    "placement",
+    "read_record",
+    "run_local",
+    "submit",
+]
+
+if TYPE_CHECKING:
+    from slurm.executor import run_local, submit
+    from slurm.fields import JOBS
+    from slurm.jobs import JobSpec
+    from slurm.rank import Placement, placement
+    from slurm.records import Submitted, current, is_live, read_record
+    from slurm.status import JobState
+else:
+    __getattr__, __dir__ = on_demand(__name__)

@@ -9,6 +9,9 @@ from pathlib import Path
 from data_shards.errors import InputError, without_credentials
 from slurm.status import COMMENT_BYTES, TOKEN_MARK
 
+JOBS = Path("runs/jobs")
+"""Where job folders lie unless --jobs says otherwise; that of a job is JOBS/NAME."""
+
 SECRET = re.compile(
     r"(TOKEN|SECRETS?|PASSWORD|PASSWD|PASSPHRASE|PRIVATE|CREDENTIALS?|CONNECTION_STRING|SSHPASS|_PWD|(^|_)PASS"
     r"|(API|ACCESS|SECRET|PRIVATE|STORAGE|ACCOUNT|SHARED|ENCRYPTION|SIGNING|LICENSE|AUTH)_?KEYS?)\d*(_|$)"

@@ -18,7 +18,8 @@ import pydantic
 
 from data_shards import durable
 from data_shards.errors import InputError, nearest
-from slurm import JOBS, fields
+from slurm import fields
+from slurm.fields import JOBS
 
 SPEC_NAME = "job.json"
 LONGEST_FOLDER = 255  # bytes; what file systems take

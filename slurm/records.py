@@ -15,11 +15,10 @@ from pydantic import TypeAdapter, ValidationError
 
 from data_shards import durable
 from data_shards.errors import CorruptData, InputError, RetinaforgeError, TryAgain, command, nearest
-from slurm import JOBS
 from slurm.arrays import array_indices, site_here, spelled
 from slurm.attempts import attempts_path, read_attempts
 from slurm.causes import CAUSES
-from slurm.fields import PATTERNS, check_array
+from slurm.fields import JOBS, PATTERNS, check_array
 from slurm.jobs import words_on
 from slurm.status import ENDED, UNKNOWN, JobState, Queue, starts_in
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from launch.cli.options import Jobs
-from slurm import JOBS
+from slurm.fields import JOBS
 
 if TYPE_CHECKING:
     from launch.stages.stage import Progress

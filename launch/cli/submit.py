@@ -14,8 +14,7 @@ import typer
 
 from data_shards.errors import InputError
 from launch.cli.options import Jobs
-from slurm import JOBS
-from slurm.fields import check_name
+from slurm.fields import JOBS, check_name
 
 if TYPE_CHECKING:
     from launch.submit.described import Described

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import yaml
@@ -18,10 +19,13 @@ from slurm.attempts import attempts_path, read_attempts
 from slurm.executor import check_free, submit
 from slurm.jobs import JobSpec, read_spec
 from slurm.local_cluster import LocalCluster
+from slurm.logs import log_files
 from slurm.records import RECORD_NAME, current, read_record
 from slurm.status import UNKNOWN, Queue, read_squeue, squeue
 from tests.commands import has_ended, invoke
 from tests.runs import NETWORKS
+from tests.test_docs import blocks
+from tests.test_python import PAGE
 
 pytestmark = pytest.mark.slurm
 LONG = pytest.mark.skipif(os.environ.get("FAULTS") != "all", reason="make faults runs it: over a minute")
@@ -118,6 +122,19 @@ def test_two_who_submit_at_once_make_one_job(cluster, tmp_path):
     [record] = [one for one in said if not isinstance(one, RetinaforgeError)]
     assert squeue().count("at-once") == 1
     cluster.run("scancel", record.job_id)
+
+
+def test_a_job_is_submitted_from_python_as_the_page_says(cluster, packed):
+    known: dict = {"Path": Path, "run": SimpleNamespace(dataset=packed)}
+    for code in blocks(PAGE, "python"):
+        if "from slurm import" in code:
+            exec(compile(code, PAGE.name, "exec"), known)
+    folder = known["JOBS"] / "look"
+    record = read_record(folder / "submitted.json")
+    assert known["code"] == 0 and record.key == known["record"].key
+    until(lambda: has_ended(current([record], fresh=True)[record.name]))
+    assert [state.state for state in current([record], fresh=True)[record.name]] == ["COMPLETED"]
+    assert "wavelengths_nm" in log_files(folder)["0"].read_text()
 
 
 HOSTILE = ["-rf", "--wrap=id", "%j %A", "a;b|c&d", "..", "../../up", "ü 96² 🙂", "'\"`$(id)", "x" * 128]
