@@ -9,6 +9,9 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager
+from functools import partial
+from typing import Any, Protocol, TypeVar
 
 from data_shards.errors import RetinaforgeError, TryAgain
 from data_shards.ledger import Ledger, Units
@@ -16,6 +19,20 @@ from data_shards.ledger import Ledger, Units
 LOGGER = logging.getLogger("retinaforge")
 
 POLL_S = 2.0
+T = TypeVar("T")
+Report = Callable[[int, dict[str, float]], None]
+Phases = Iterable[tuple[str, Callable[[], Units]]]
+"""Title of each phase, and what gives its units. A phase is asked for once all units of the one before are there, and finished."""
+
+
+class Display(Protocol):
+    """Where a person sees how far the work is."""
+
+    def over(self, items: Iterable[T], total: int | None = None, title: str = "", unit: str = "it") -> Iterator[T]:
+        """Pass the items through, and show how many have passed."""
+
+    def training(self, title: str, total: int) -> AbstractContextManager[Report]:
+        """Show a training of so many samples: samples seen, and the losses of late."""
 
 
 def work(
@@ -79,6 +96,25 @@ def _made(units: Units, ledger: Ledger, number: int) -> bool:
         if mine and not units.published(number):  # it may have been made before it was ours
             units.make(number)
         return mine
+
+
+def make_phases(phases: Phases, display: Display, place: tuple[int, int], *, workers: int = 1, unit: str = "image") -> Any:
+    """Make all units, phase by phase, with whoever else makes them; what the last phase makes of them.
+
+    Args:
+        phases: what gives units is pickled where there are further workers.
+        place: (k, n): the k-th of n processes that do so.
+        workers: processes, this one counted, that share its place.
+        unit: what is counted, for those who watch.
+    """
+    (k, n), result = place, None
+    for title, build in phases:
+        with side_by_side(build, workers, place), build() as units:
+            sizes = [units.size(number) for number in range(len(units.names))]
+            shown = partial(display.over, total=sum(sizes), title=title, unit=unit)
+            work(units, Ledger(units.out), place=(k * workers, n * workers), watch=shown)
+            result = units.finish()
+    return result
 
 
 @contextlib.contextmanager

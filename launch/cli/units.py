@@ -7,7 +7,7 @@ from typing import Any
 import typer
 
 from launch.cli.display import Hidden, Terminal
-from launch.stages.stage import Phases, make_phases
+from launch.work import Phases, make_phases
 from slurm.rank import placement
 
 

@@ -9,7 +9,8 @@ from data_shards.manifest import NAME
 from data_shards.packing.splits import held_out_split
 from data_shards.reading.dataset import Dataset
 from launch.run import Run, device
-from launch.stages.stage import Phases, UnitStage, check_sampled
+from launch.stages.stage import UnitStage, check_sampled
+from launch.work import Phases
 
 
 class Audit(UnitStage):

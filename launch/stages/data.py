@@ -8,7 +8,8 @@ from pathlib import Path
 from data_shards.errors import InputError
 from data_shards.manifest import NAME
 from launch.run import Run
-from launch.stages.stage import Phases, UnitStage
+from launch.stages.stage import UnitStage
+from launch.work import Phases
 
 
 class Data(UnitStage):

@@ -11,7 +11,8 @@ from data_shards.manifest import NAME, read_manifest
 from data_shards.reading.dataset import Dataset
 from launch.run import Run, device
 from launch.stages.data import check_inputs
-from launch.stages.stage import Display, Phases, UnitStage, check_trained
+from launch.stages.stage import UnitStage, check_trained
+from launch.work import Display, Phases
 
 HEALTH = "health.json"
 

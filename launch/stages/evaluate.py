@@ -15,7 +15,8 @@ from data_shards.packing.splits import LEAST_PEOPLE, held_out_split
 from data_shards.reading.dataset import Dataset
 from launch.headline import HEADLINE
 from launch.run import Run, device, figures, record
-from launch.stages.stage import Phases, UnitStage, check_sampled, check_trained
+from launch.stages.stage import UnitStage, check_sampled, check_trained
+from launch.work import Phases
 
 if TYPE_CHECKING:
     from ldm.evaluation.evaluate import Evaluation

@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from launch.run import Run, figures, record_seconds
-from launch.stages.stage import Display, Stage
+from launch.stages.stage import Stage
+from launch.work import Display
 
 FROM = ("evaluate.json", "audit.json")
 

@@ -11,7 +11,8 @@ from data_shards.errors import command
 from data_shards.manifest import NAME, read_manifest
 from data_shards.shards.index import index_path
 from launch.run import Run, device
-from launch.stages.stage import Phases, Progress, Target, UnitStage, check_trained
+from launch.stages.stage import Progress, Target, UnitStage, check_trained
+from launch.work import Phases
 
 if TYPE_CHECKING:
     from launch.config import Config

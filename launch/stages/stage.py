@@ -3,35 +3,17 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeVar
+from typing import TYPE_CHECKING, ClassVar
 
 from data_shards.errors import InputError, command
-from data_shards.ledger import Ledger, Units
 from data_shards.manifest import NAME
-from launch.work import side_by_side, work
+from launch.work import Display, Phases, make_phases
 
 if TYPE_CHECKING:
     from launch.config import Config
     from launch.run import Run
-
-T = TypeVar("T")
-Report = Callable[[int, dict[str, float]], None]
-Phases = Iterable[tuple[str, Callable[[], Units]]]
-
-
-class Display(Protocol):
-    """Where a person sees how far the work is."""
-
-    def over(self, items: Iterable[T], total: int | None = None, title: str = "", unit: str = "it") -> Iterator[T]:
-        """Pass the items through, and show how many have passed."""
-
-    def training(self, title: str, total: int) -> AbstractContextManager[Report]:
-        """Show a training of so many samples: samples seen, and the losses of late."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -169,25 +151,6 @@ class UnitStage(Stage):
     def make(self, run: Run, display: Display, place: tuple[int, int] = (0, 1)) -> list[str]:
         make_phases(self.phases(run), display, place, workers=self.workers(run))
         return []
-
-
-def make_phases(phases: Phases, display: Display, place: tuple[int, int], *, workers: int = 1, unit: str = "image") -> Any:
-    """Make all units, phase by phase, with whoever else makes them; what the last phase makes of them.
-
-    Args:
-        phases: title of each, and what gives its units; that is pickled where there are further workers.
-        place: (k, n): the k-th of n processes that do so.
-        workers: processes, this one counted, that share its place.
-        unit: what is counted, for those who watch.
-    """
-    (k, n), result = place, None
-    for title, build in phases:
-        with side_by_side(build, workers, place), build() as units:
-            sizes = [units.size(number) for number in range(len(units.names))]
-            shown = partial(display.over, total=sum(sizes), title=title, unit=unit)
-            work(units, Ledger(units.out), place=(k * workers, n * workers), watch=shown)
-            result = units.finish()
-    return result
 
 
 def check_sampled(run: Run) -> None:

@@ -15,7 +15,8 @@ from data_shards.errors import TryAgain
 from launch.config import concealed, to_tree
 from launch.provenance import versions
 from launch.run import Run
-from launch.stages.stage import Display, Progress, Stage, Target
+from launch.stages.stage import Progress, Stage, Target
+from launch.work import Display
 from ldm.checkpoints.commit import COMMIT, faults_of, read_commit
 
 if TYPE_CHECKING:
