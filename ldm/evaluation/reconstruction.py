@@ -98,6 +98,6 @@ def decoded_gaussian_latents(
     }
     for ids in np.array_split(np.arange(count), max(1, -(-count // batch))):
         noise = normal_at(seed, ids, denoiser.latent_shape, stream=3).to(denoiser.normaliser.mean_C11.device)
-        stored_BCHW = autoencoder.decode(denoiser.normaliser.reflectance(noise), quantise=quantise).cpu().numpy()
+        stored_BCHW = autoencoder.decode(denoiser.normaliser.latents(noise), quantise=quantise).cpu().numpy()
         for i, stored_CHW in zip(ids, stored_BCHW, strict=True):
             yield Cube(data_CHW=stored_CHW, meta=CubeMeta(key=f"{i:09d}", **kind), fov_HW=autoencoder.fov_HW.cpu().numpy())
