@@ -61,7 +61,7 @@ def main() -> None:
         added = resident_mib("VmHWM") - before
         read = Reader(store.newest(progress_exists=True))
         equal = all(torch.equal(read(name), value) for name, value in tensors.items())
-        assert folder == store.place(args.rounds + 1)
+        assert folder == store.folder_at(args.rounds + 1)
     rows = [
         row("stall_vs_copy", statistics.median(stalls), statistics.median(copies), "s", equal, cost=True),
         row("memory_over_state", added, state_mib, "MiB", equal, cost=True),

@@ -27,7 +27,7 @@ from data_shards.reading.order import sample_at
 from launch import build
 from launch.config import DiffusionStage, VQGANStage, load
 from ldm.models.objective import noised, schedule
-from ldm.normalise import BandNormaliser
+from ldm.normalise import CubeNormaliser, LatentNormaliser
 from ldm.training.engine import Engine
 from ldm.training.losses import adaptive_weight, feature_matching, gradient_difference, hinge_discriminator, spectral_angle_rad
 
@@ -89,7 +89,7 @@ def ours(stage: VQGANStage | DiffusionStage, data: shards.Dataset, steps: int) -
     return train
 
 
-def plain(stage: VQGANStage | DiffusionStage, data: shards.Dataset) -> tuple[Accelerator, BandNormaliser, Any]:
+def plain(stage: VQGANStage | DiffusionStage, data: shards.Dataset) -> tuple[Accelerator, CubeNormaliser | LatentNormaliser, Any]:
     """Accelerator, normaliser and an endless DataLoader over the same samples."""
     AcceleratorState._reset_state()
     accelerator = Accelerator(
@@ -97,8 +97,9 @@ def plain(stage: VQGANStage | DiffusionStage, data: shards.Dataset) -> tuple[Acc
     )
     stored = torch.from_numpy(np.stack([data.cube("train", i).data_CHW for i in range(SAMPLES)]))
     loader = DataLoader(Tensors(stored, stage.loop.seed), batch_size=stage.loop.batch, shuffle=False)
-    normaliser = BandNormaliser(data.stats, scale=data.scale, offset=data.offset, dtype=data.manifest.dtype).to(accelerator.device)
-    return accelerator, normaliser, iter(loader)
+    latents = data.payload == "latent"
+    normaliser = LatentNormaliser(data.stats) if latents else CubeNormaliser(data.stats, scale=data.scale, offset=data.offset)
+    return accelerator, normaliser.to(accelerator.device), iter(loader)
 
 
 def plain_diffusion(stage: DiffusionStage, data: shards.Dataset, steps: int) -> Any:

@@ -23,7 +23,7 @@ from ldm.models.discriminator import PatchGAN
 from ldm.models.objective import SCHEDULES
 from ldm.models.other_codebooks import codebook_from
 from ldm.models.vqgan import VQGAN, initialised
-from ldm.normalise import BandNormaliser
+from ldm.normalise import CubeNormaliser, LatentNormaliser
 from ldm.training.diffusion import DiffusionTrainer
 from ldm.training.engine import Engine
 from ldm.training.loop import LoopConfig
@@ -140,14 +140,13 @@ def vqgan_trainer(
         vqgan,
         codebook,
         discriminator,
-        BandNormaliser(dataset.stats, scale=dataset.scale, offset=dataset.offset, dtype=dataset.manifest.dtype),
+        CubeNormaliser(dataset.stats, scale=dataset.scale, offset=dataset.offset),
         train,
         fov_HW=torch.from_numpy(common_fov(dataset, "train")),
         dataset=dataset.digest,
         loss=stage.loss,
         optimizer=stage.optimizer,
         total=stage.loop.samples,
-        seed=stage.loop.seed,
         flip=stage.flip,
     )
     model = {"kind": "vqgan", **to_tree(vqgan.config)}
@@ -188,7 +187,7 @@ def diffusion_trainer(
     trainer = DiffusionTrainer(
         engine,
         denoiser,
-        BandNormaliser(latents.stats, scale=latents.scale, offset=latents.offset, dtype=latents.manifest.dtype),
+        LatentNormaliser(latents.stats),
         objective=stage.objective,
         optimizer=stage.optimizer,
         ema=stage.ema,

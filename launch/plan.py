@@ -94,7 +94,7 @@ def _networks(config: Config, stage: str) -> tuple[list[nn.Module], Callable[[in
 
     def forward(B: int) -> object:
         x_BCHW = torch.empty(B, C, H, W, device="meta")
-        return vqgan.decode(vqgan(x_BCHW)), discriminator(torch.cat([x_BCHW, x_BCHW]))
+        return vqgan.decode(vqgan.encode(x_BCHW)), discriminator(torch.cat([x_BCHW, x_BCHW]))
 
     return [vqgan, discriminator], forward
 

@@ -1,18 +1,20 @@
-"""What distributed code asks of its processes, and the answers of one that is alone and of torch's process group.
+"""What distributed code asks of its processes: collectives, and that all ranks come to the same value or the same error.
 
-MPI ranks answer it too: slurm/rank.py.
+A process that is alone answers it (Alone), torch's process group (Group), and MPI (slurm/rank.py).
 """
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
-from typing import Any, Protocol
+from collections.abc import Callable, Iterator
+from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import Tensor
 
 from data_shards.errors import TryAgain
+
+T = TypeVar("T")
 
 
 class Communicator(Protocol):
@@ -24,7 +26,6 @@ class Communicator(Protocol):
     def all_reduce_sum_(self, tensor: Tensor) -> Tensor: ...
     def broadcast(self, value: Any) -> Any: ...
     def gather(self, value: Any) -> list[Any]: ...
-    def barrier(self) -> None: ...
 
 
 class Alone:
@@ -41,48 +42,75 @@ class Alone:
     def gather(self, value: Any) -> list[Any]:
         return [value]
 
-    def barrier(self) -> None:
-        return
-
 
 class Group:
-    """torch.distributed's default process group.
-
-    Raises (from any method): TryAgain: a rank is gone, or did not come in time.
-    """
+    """torch.distributed's default process group."""
 
     def __init__(self) -> None:
         self.rank, self.world = torch.distributed.get_rank(), torch.distributed.get_world_size()
 
     def all_reduce_sum_(self, tensor: Tensor) -> Tensor:
         """Sum over ranks, in place."""
-        with _told():
-            torch.distributed.all_reduce(tensor)
+        torch.distributed.all_reduce(tensor)
         return tensor
 
     def broadcast(self, value: Any) -> Any:
         """Rank 0's value, on every rank."""
         box = [value]
-        with _told():
-            torch.distributed.broadcast_object_list(box, src=0)
+        torch.distributed.broadcast_object_list(box, src=0)
         return box[0]
 
     def gather(self, value: Any) -> list[Any]:
         """Every rank's value, on every rank, by rank."""
         values: list[Any] = [None] * self.world
-        with _told():
-            torch.distributed.all_gather_object(values, value)
+        torch.distributed.all_gather_object(values, value)
         return values
 
-    def barrier(self) -> None:
-        with _told():
-            torch.distributed.barrier()
+
+def on_rank_0(comm: Communicator, action: Callable[[], T]) -> T:
+    """What `action` gives on rank 0, on every rank. An error of it is raised on all: none waits for a rank that left.
+
+    It is a border too: nobody goes on before rank 0 is done.
+    """
+    value, error = _outcome(action) if comm.rank == 0 else (None, None)
+    value, error = comm.broadcast((value, error))
+    if error is not None:
+        raise error
+    return value
+
+
+def on_each(comm: Communicator, action: Callable[[], T]) -> T:
+    """What `action` gives on this rank. An error of it on any rank is raised on all: its own where there is one, else the first."""
+    value, error = _outcome(action)
+    errors = [other for other in comm.gather(error) if other is not None]
+    if errors:
+        raise error or errors[0]
+    return value
+
+
+def _outcome(action: Callable[[], T]) -> tuple[T | None, Exception | None]:
+    try:
+        return action(), None
+    except Exception as error:  # whatever it is: the others wait for a word
+        return None, error
+
+
+def is_of_a_collective(error: BaseException | None) -> bool:
+    """Whether this is what torch raises when a rank is gone, or did not come in time. Gloo's are RuntimeErrors that name it."""
+    return isinstance(error, torch.distributed.DistBackendError) or "gloo" in str(error)
 
 
 @contextlib.contextmanager
-def _told() -> Iterator[None]:
+def lost_ranks_told() -> Iterator[None]:
+    """Around collectives of a Group.
+
+    Raises:
+        TryAgain: a rank is gone, or did not come in time.
+    """
     try:
         yield
     except RuntimeError as error:
-        said = str(error).strip().splitlines()[0]
-        raise TryAgain(f"a rank is gone, or did not come in time: {said}", mend="run the same command again") from error
+        if not is_of_a_collective(error):
+            raise
+        reason = str(error).strip().splitlines()[0]
+        raise TryAgain(f"a rank is gone, or did not come in time: {reason}", mend="run the same command again") from error

@@ -16,7 +16,7 @@ from data_shards import durable
 from data_shards.errors import InputError, TryAgain
 from slurm.nodelist import expand
 from slurm.preempt import ATTEMPT
-from slurm.rank import Communicator, MpiCommunicator, Placement, has_own_mpiexec, slurm_step
+from slurm.rank import MpiCommunicator, Placement, has_own_mpiexec, slurm_step
 
 # below the ports that systems give to outgoing connections (Linux: from 32768): between choice and use none of those takes it
 FIRST_PORT, PORTS = 20000, 10000
@@ -78,7 +78,7 @@ def meeting_point(place: Placement, environ: Mapping[str, str]) -> dict[str, str
     )
 
 
-def told_by_rank_0(place: Placement, comm: Communicator) -> dict[str, str]:
+def told_by_rank_0(place: Placement, comm: MpiCommunicator) -> dict[str, str]:
     """Rank 0's host and a port that is free there, told over `comm`."""
     found: dict[str, str] | InputError | None = None
     if place.rank == 0:

@@ -13,7 +13,7 @@ import sys
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 from data_shards.errors import InputError
 
@@ -46,18 +46,6 @@ class Placement:
                 expected="0 <= rank < world and 0 <= local rank < local world <= world",
                 mend="unset what an earlier launcher exported (RANK, WORLD_SIZE, LOCAL_RANK, PMI_*, OMPI_COMM_WORLD_*)",
             )
-
-
-class Communicator(Protocol):
-    """What a distributed computation needs of its processes: the shape that `ldm.comm` states."""
-
-    rank: int
-    world: int
-
-    def all_reduce_sum_(self, array: Any) -> Any: ...
-    def broadcast(self, value: Any) -> Any: ...
-    def gather(self, value: Any) -> list[Any]: ...
-    def barrier(self) -> None: ...
 
 
 def placement(environ: Mapping[str, str] | None = None) -> Placement:
@@ -185,7 +173,7 @@ def _number(env: Mapping[str, str], name: str, default: int | None = None) -> in
 
 
 class MpiCommunicator:
-    """A Communicator over MPI, for CPU work such as the distributed k-means.
+    """The Communicator of `ldm.comm` over MPI, for CPU work such as the distributed k-means.
 
     Args:
         place: what the environment says; MPI has to agree.
@@ -230,25 +218,6 @@ class MpiCommunicator:
     def barrier(self) -> None:
         """Wait until all are here."""
         self._comm.Barrier()
-
-
-class Alone:
-    """The Communicator of a run of one process."""
-
-    rank, world = 0, 1
-
-    def all_reduce_sum_(self, array: Any) -> Any:
-        """The sum over one rank is what is there."""
-        return array
-
-    def broadcast(self, value: Any) -> Any:
-        return value
-
-    def gather(self, value: Any) -> list[Any]:
-        return [value]
-
-    def barrier(self) -> None:
-        """Nobody to wait for."""
 
 
 def end_mpi(code: int) -> None:

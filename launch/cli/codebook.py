@@ -36,6 +36,7 @@ def fit(
     from data_shards.errors import InputError
     from data_shards.reading.dataset import Dataset
     from data_shards.stores import is_url, place_of
+    from ldm.comm import lost_ranks_told
     from ldm.kmeans.fit import FitConfig, fit_codebook
 
     if metric not in ("euclidean", "cosine"):
@@ -47,15 +48,16 @@ def fit(
     comm = _communicator()
     main = comm.rank == 0
 
-    def told(done: int, inertia: float) -> None:
+    def report(iterations: int, inertia: float) -> None:
         if main:
-            typer.echo(f"iteration {done}: inertia {inertia:.6g}", err=True)
+            typer.echo(f"iteration {iterations}: inertia {inertia:.6g}", err=True)
 
     watch = (lambda parts: progress(parts, title="read latents", unit="parts")) if main else iter
-    found = fit_codebook(Dataset(place_of(latents)), out, config, comm, watch=watch, told=told)
+    with lost_ranks_told():
+        fitted = fit_codebook(Dataset(place_of(latents)), out, config, comm, watch=watch, report=report)
     if main:
-        empty = int((found.counts_K == 0).sum())
-        typer.echo(f"{out}: {codes} codes, inertia {found.about['inertia']:.6g} after {found.about['made']} iterations, {empty} unused")
+        unused = int((fitted.counts_K == 0).sum())
+        typer.echo(f"{out}: {codes} codes, inertia {fitted.about['inertia']:.6g} after {fitted.about['made']} iterations, {unused} unused")
 
 
 def _communicator() -> Any:

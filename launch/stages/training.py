@@ -160,6 +160,7 @@ def train(stage: Training, run: Run, display: Display) -> int:
     check_meeting_point(os.environ)
     from launch import build  # it takes seconds, and what was wrong up to here is said at once
     from ldm.checkpoints.store import CheckpointStore
+    from ldm.comm import on_rank_0
     from ldm.training.clock import traced
     from ldm.training.engine import Engine
     from ldm.training.log import MetricLog
@@ -171,16 +172,16 @@ def train(stage: Training, run: Run, display: Display) -> int:
     held = contextlib.ExitStack()
     try:
         report = held.enter_context(display.training(stage.name, config.loop.samples))
-        engine.on_main(lambda: stage.check(run))
+        on_rank_0(engine.comm, lambda: stage.check(run))
         taken_over = superseded(os.environ)  # a job that SLURM started again gives its elder copy, if there is one, time to end
         patience_s = CLAIM_PATIENCE_S if taken_over else 0.0
         claim = durable.claimed(folder / ".training", "training in this folder", patience_s=patience_s)
-        engine.on_main(lambda: held.enter_context(claim))
-        engine.on_main(run.freeze)
-        engine.on_main(lambda: stage.check_data(run))
+        on_rank_0(engine.comm, lambda: held.enter_context(claim))
+        on_rank_0(engine.comm, run.freeze)
+        on_rank_0(engine.comm, lambda: stage.check_data(run))
         dataset, read = run.open(stage.data(run)), run.config.data.read
         trainer, stream, identity = stage.builder()(config, dataset, engine, read)
-        store = CheckpointStore(folder / "checkpoints", engine, keep=config.loop.keep, used=trainer.USED)
+        store = CheckpointStore(folder / "checkpoints", engine.comm, keep=config.loop.keep, used=trainer.USED)
         log = MetricLog(folder / "metrics.jsonl", writes=engine.is_main)
         trace = folder / "trace.json" if config.loop.profile and engine.is_main else None
         with stop_on_signals(taken_over) as stop, traced(trace) as stepped:

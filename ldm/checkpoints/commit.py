@@ -42,8 +42,8 @@ def read_commit(folder: Path) -> Checkpoint | None:
     """The commit of a checkpoint folder; None when it was never committed, or is not what was committed there."""
     try:
         commit = json.loads((folder / COMMIT).read_bytes())
-        told = commit.pop("sha256")
-        if commit["format"] not in (FORMAT, FORMAT_3) or told != digest_of(commit) or folder.name != folder_name(commit["samples"]):
+        sha256 = commit.pop("sha256")
+        if commit["format"] not in (FORMAT, FORMAT_3) or sha256 != digest_of(commit) or folder.name != folder_name(commit["samples"]):
             return None
         parts = [(name, sha256) for name, sha256 in commit["parts"] if PART.fullmatch(name)]
         if len(parts) != len(commit["parts"]):

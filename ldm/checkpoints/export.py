@@ -63,7 +63,7 @@ def export_autoencoder(autoencoder: Autoencoder, out: Path) -> None:
     Raises:
         InputError: `out` exists, or cannot be written; a codebook that diffusers does not have. TryAgain: disk full.
     """
-    told = {
+    about = {
         "config": asdict(autoencoder.vqgan.config),
         "data": autoencoder.data,
         "counts_max": int(STORED_MAX),
@@ -74,7 +74,7 @@ def export_autoencoder(autoencoder: Autoencoder, out: Path) -> None:
     weights["fov_HW"] = autoencoder.fov_HW.to(torch.uint8)
     with fresh(out) as stage:
         as_vqmodel(autoencoder).save_pretrained(stage / "vqvae", safe_serialization=True)
-        _plain(stage, "vqgan", weights, told)
+        _plain(stage, "vqgan", weights, about)
 
 
 def export_denoiser(denoiser: Denoiser, out: Path) -> None:
@@ -86,7 +86,7 @@ def export_denoiser(denoiser: Denoiser, out: Path) -> None:
     if not isinstance(denoiser.net, UNet):
         raise InputError(f"a denoiser of class {type(denoiser.net).__name__}", expected="UNet: diffusers has no other of ours")
     normaliser = denoiser.normaliser
-    told = {
+    about = {
         "config": asdict(denoiser.net.config),
         "objective": asdict(denoiser.objective),
         "latent_shape": denoiser.latent_shape,
@@ -99,7 +99,7 @@ def export_denoiser(denoiser: Denoiser, out: Path) -> None:
     with fresh(out) as stage:
         denoiser.net.net.save_pretrained(stage / "unet", safe_serialization=True)
         scheduler_for(SamplerConfig(), denoiser.objective.target).save_pretrained(stage / "scheduler")
-        _plain(stage, "denoiser", denoiser.net.state_dict(), told)
+        _plain(stage, "denoiser", denoiser.net.state_dict(), about)
 
 
 @contextlib.contextmanager
@@ -119,6 +119,6 @@ def fresh(out: Path) -> Iterator[Path]:
                 path.chmod(stage.stat().st_mode & 0o666)
 
 
-def _plain(stage: Path, name: str, weights: dict[str, torch.Tensor], told: dict[str, Any]) -> None:
+def _plain(stage: Path, name: str, weights: dict[str, torch.Tensor], about: dict[str, Any]) -> None:
     save_file({k: v.detach().cpu().contiguous() for k, v in weights.items()}, stage / f"{name}.safetensors")
-    durable.write_json(stage / f"{name}.json", told)
+    durable.write_json(stage / f"{name}.json", about)

@@ -9,15 +9,17 @@ from __future__ import annotations
 
 import hashlib
 import json
+import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from data_shards import durable
-from data_shards.errors import UnsafeResume
+from data_shards.errors import TryAgain, UnsafeResume
 
 DTYPES = {
     "F64": torch.float64,
@@ -33,7 +35,10 @@ DTYPES = {
 }
 NAMES = {dtype: name for name, dtype in DTYPES.items()}
 METADATA = "__metadata__"
+SHAPES = "shapes"  # of the metadata: the whole shape of each tensor that the part holds a stretch of
 CHUNK = 16 << 20  # bytes that are hashed and written in turn
+Share = tuple[dict[str, Tensor], dict[str, tuple[int, ...]]]
+"""What a rank writes into one part: tensors by key, and the whole shapes of those that it holds a stretch of."""
 
 
 def write_part(final: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> str:
@@ -115,3 +120,38 @@ class Part:
                     raise UnsafeResume(f"{name}: the file ends early", where=self.path, expected="the length it had when it was opened")
                 done += count
         return flat
+
+
+class Writing(threading.Thread):
+    """One rank's parts on their way to the disk."""
+
+    def __init__(self, final: Path, samples: int, state: dict[str, Any], shares: dict[str, Share]) -> None:
+        super().__init__(name=f"checkpoint-{samples}", daemon=True)
+        self.final, self.samples, self.state, self.shares = final, samples, state, shares
+        self.parts: list[tuple[str, str]] = []
+        self.fault: BaseException | None = None
+        self.start()
+
+    def run(self) -> None:
+        try:
+            while self.shares:
+                name = next(iter(self.shares))
+                share, shapes = self.shares.pop(name)
+                self.parts.append((name, write_part(self.final / name, share, {SHAPES: json.dumps(shapes)})))
+        except BaseException as raised:
+            self.fault = raised
+        finally:
+            self.shares = {}
+
+    def result(self) -> list[tuple[str, str]]:
+        """(file name, sha256) of each part, once they are written.
+
+        Raises:
+            RetinaforgeError: they could not be.
+        """
+        self.join()
+        if isinstance(self.fault, OSError):
+            raise TryAgain(f"writing failed: {self.fault}", where=self.final, mend="run the same command again") from self.fault
+        if self.fault is not None:
+            raise self.fault
+        return self.parts

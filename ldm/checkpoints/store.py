@@ -11,7 +11,6 @@ from __future__ import annotations
 import json
 import logging
 import shutil
-import threading
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,13 +19,12 @@ import torch
 from torch import Tensor
 
 from data_shards import durable
-from data_shards.errors import InputError, RetinaforgeError, TryAgain, UnsafeResume, moved_aside
+from data_shards.errors import InputError, RetinaforgeError, UnsafeResume, moved_aside
 from ldm.checkpoints.commit import COMMIT, FORMAT, USED, Checkpoint, digest_of, faults_of, folder_name, read_commit, unreadable
-from ldm.checkpoints.parts import Part, write_part
-from ldm.comm import Communicator
+from ldm.checkpoints.parts import SHAPES, Part, Share, Writing
+from ldm.comm import Communicator, on_each, on_rank_0
 
 LOGGER = logging.getLogger("retinaforge")
-SHAPES = "shapes"  # metadata of a part: the whole shape of each tensor that it holds a stretch of
 
 
 @dataclass(frozen=True)
@@ -40,8 +38,16 @@ class Fragment:
 
 State = dict[str, Tensor | Fragment]
 """By name. A whole tensor is the same on every rank, and written by one of them."""
-Share = tuple[dict[str, Tensor], dict[str, tuple[int, ...]]]
-"""What a rank writes into one part: tensors by key, and the whole shapes of those that it holds a stretch of."""
+
+
+@dataclass(frozen=True)
+class _Piece:
+    """The stretch [start, stop) of a flattened tensor, and under which key it stands in which part."""
+
+    start: int
+    stop: int
+    part: Part
+    key: str
 
 
 class Reader:
@@ -53,18 +59,18 @@ class Reader:
 
     def __init__(self, checkpoint: Checkpoint, *, used: bool = False) -> None:
         self.folder = checkpoint.folder
-        self.files = [Part(checkpoint.folder / name) for name, _ in (checkpoint.used if used else checkpoint.parts)]
-        self.places: dict[str, list[tuple[int, int, int, str]]] = {}  # name to (start, stop, file, key)
+        self.pieces: dict[str, list[_Piece]] = {}
         self.shapes: dict[str, tuple[int, ...]] = {}
-        for i, file in enumerate(self.files):
-            cut = json.loads(file.metadata.get(SHAPES, "{}"))
-            for key, shape in file.shapes().items():
+        for file_name, _ in checkpoint.used if used else checkpoint.parts:
+            part = Part(checkpoint.folder / file_name)
+            cut = json.loads(part.metadata.get(SHAPES, "{}"))
+            for key, shape in part.shapes().items():
                 name, _, start = key.rpartition("@") if key.rpartition("@")[0] in cut else (key, "", "0")
-                self.places.setdefault(name, []).append((int(start), int(start) + torch.Size(shape).numel(), i, key))
+                self.pieces.setdefault(name, []).append(_Piece(int(start), int(start) + torch.Size(shape).numel(), part, key))
                 self.shapes[name] = tuple(cut.get(name, shape))
 
     def __contains__(self, name: str) -> bool:
-        return name in self.places
+        return name in self.shapes
 
     def __call__(self, name: str, *, shape: tuple[int, ...] | None = None, start: int | None = None, stop: int | None = None) -> Tensor:
         """A tensor, or the stretch [start, stop) of it, flattened.
@@ -75,27 +81,28 @@ class Reader:
         Raises:
             InputError: no such tensor, or one of another shape.
         """
-        if name not in self.places or (shape is not None and tuple(shape) != self.shapes[name]):
+        if name not in self or (shape is not None and tuple(shape) != self.shapes[name]):
             raise InputError(
-                f"{name}: {'missing' if name not in self.places else f'shape {self.shapes[name]}'}",
+                f"{name}: {f'shape {self.shapes[name]}' if name in self else 'missing'}",
                 where=self.folder,
                 expected=f"a tensor of shape {tuple(shape)}" if shape is not None else "a tensor of that name",
                 mend="continue with the configuration that the checkpoint was trained with: run.yaml in its run folder",
             )
         begin, end = start or 0, torch.Size(self.shapes[name]).numel() if stop is None else stop
-        pieces, reached = [], begin
-        for first, last, i, key in sorted(self.places[name]):
-            if first <= reached < min(last, end):
-                pieces.append(self.files[i].read(key, reached - first, min(last, end) - first))
-                reached = min(last, end)
+        values, reached = [], begin
+        for piece in sorted(self.pieces[name], key=lambda piece: piece.start):
+            stop_here = min(piece.stop, end)
+            if piece.start <= reached < stop_here:
+                values.append(piece.part.read(piece.key, reached - piece.start, stop_here - piece.start))
+                reached = stop_here
         if reached < end:
             raise UnsafeResume(f"{name}: values from {reached} on are in no part", where=self.folder, expected=f"values up to {end}")
-        flat = pieces[0] if len(pieces) == 1 else torch.cat(pieces) if pieces else torch.empty(0)
+        flat = values[0] if len(values) == 1 else torch.cat(values or [torch.empty(0)])
         return flat if start is not None else flat.view(self.shapes[name])
 
     def under(self, prefix: str) -> dict[str, Tensor]:
         """All tensors whose names begin with `prefix`, without it."""
-        return {name.removeprefix(prefix): self(name) for name in self.places if name.startswith(prefix)}
+        return {name.removeprefix(prefix): self(name) for name in self.shapes if name.startswith(prefix)}
 
 
 class CheckpointStore:
@@ -110,13 +117,13 @@ class CheckpointStore:
 
     def __init__(self, folder: Path, comm: Communicator, *, keep: int = 2, used: tuple[str, ...] = ()) -> None:
         self.folder, self.comm, self.keep, self.used = folder, comm, max(2, keep), used
-        self.pending: _Writing | None = None
+        self.pending: Writing | None = None
         self.copies: dict[str, Tensor] = {}
 
     def committed(self) -> list[Checkpoint]:
         """All committed checkpoints, newest first, their parts not yet verified."""
-        found = (read_commit(path) for path in self.folder.glob("samples-*"))
-        return sorted((c for c in found if c), key=lambda c: -c.samples)
+        commits = (read_commit(path) for path in self.folder.glob("samples-*"))
+        return sorted((commit for commit in commits if commit), key=lambda commit: -commit.samples)
 
     def commit(self, samples: int, state: dict[str, Any], tensors: State) -> Path:
         """Write and publish. Collective: every rank calls it with its own `tensors` and the same `samples` and `state`.
@@ -130,22 +137,13 @@ class CheckpointStore:
     def begin(self, samples: int, state: dict[str, Any], tensors: State) -> None:
         """Copy this rank's share of `tensors` and write it in the background. Collective; `finish` publishes it."""
         assert self.pending is None, "one checkpoint at a time"
-        final, error = self.place(samples), None
-        if self.comm.rank == 0:
-            try:
-                with durable.explained(final):
-                    if final.exists() and read_commit(final) is None:
-                        shutil.rmtree(final)  # what a killed writer left; were it kept, a dead rank's part could mix in
-                    durable.make_folder(final)
-            except RetinaforgeError as raised:
-                error = raised
-        if error := self.comm.broadcast(error):  # also the border behind which all may write
-            raise error
+        final = self.folder_at(samples)
+        on_rank_0(self.comm, lambda: _make_place(final))  # also the border behind which all may write
         used = {name: value for name, value in tensors.items() if name.startswith(self.used)}
         shares = {f"rank-{self.comm.rank:05d}.safetensors": self._share({k: v for k, v in tensors.items() if k not in used})}
         if used:
             shares[f"rank-{self.comm.rank:05d}{USED}"] = self._share(used)
-        self.pending = _Writing(final, samples, state, shares)
+        self.pending = Writing(final, samples, state, shares)
 
     @property
     def writing(self) -> bool:
@@ -180,24 +178,19 @@ class CheckpointStore:
         """
         writing, self.pending = self.pending, None
         assert writing is not None, "nothing was begun"
-        results, error = self.comm.gather(writing.result()), None
-        if faults := [fault for _, fault in results if fault]:
-            error = faults[0]
-        elif self.comm.rank == 0:
-            try:
-                self._publish(writing, [part for parts, _ in results for part in parts])
-            except RetinaforgeError as raised:
-                error = raised
-        if error := self.comm.broadcast(error):
+        try:
+            parts_of_ranks = self.comm.gather(on_each(self.comm, writing.result))
+            on_rank_0(self.comm, lambda: self._publish(writing, [part for parts in parts_of_ranks for part in parts]))
+        except RetinaforgeError:
             if self.comm.rank == 0 and read_commit(writing.final) is None:
                 shutil.rmtree(writing.final, ignore_errors=True)  # a full disk is no place for half a checkpoint
-            raise error
+            raise
         return writing.final
 
-    def _publish(self, writing: _Writing, parts: list[tuple[str, str]]) -> None:
-        told = {"format": FORMAT, "samples": writing.samples, "world": self.comm.world, "state": writing.state, "parts": parts}
-        told = json.loads(json.dumps(told))  # tuples become lists, as a reader will see them
-        durable.write_json(writing.final / COMMIT, {**told, "sha256": digest_of(told)})
+    def _publish(self, writing: Writing, parts: list[tuple[str, str]]) -> None:
+        commit = {"format": FORMAT, "samples": writing.samples, "world": self.comm.world, "state": writing.state, "parts": parts}
+        commit = json.loads(json.dumps(commit))  # tuples become lists, as a reader will see them
+        durable.write_json(writing.final / COMMIT, {**commit, "sha256": digest_of(commit)})
         with durable.explained(self.folder):
             self._prune(writing.samples, (writing.state.get("best") or {}).get("samples"))
 
@@ -209,10 +202,10 @@ class CheckpointStore:
         """
         oldest = [c for c in self.committed() if c.samples <= samples][: self.keep][-1].folder.name
         for folder in [path for path in self.folder.glob("samples-*") if path.name < oldest]:
-            if best is None or folder != self.place(best):
+            if best is None or folder != self.folder_at(best):
                 self.remove(folder)
 
-    def place(self, samples: int) -> Path:
+    def folder_at(self, samples: int) -> Path:
         """The folder of the checkpoint at so many samples."""
         return self.folder / folder_name(samples)
 
@@ -230,15 +223,16 @@ class CheckpointStore:
         Raises:
             UnsafeResume: the run shows progress, but nothing can be loaded.
         """
-        faults: list[str] = self.comm.broadcast(unreadable(self.folder))
-        for checkpoint in self.comm.broadcast(self.committed()):
+        faults = on_rank_0(self.comm, lambda: unreadable(self.folder))
+        for checkpoint in on_rank_0(self.comm, self.committed):
             parts = checkpoint.used if used else checkpoint.parts
             mine = faults_of(checkpoint, parts[self.comm.rank :: self.comm.world])
-            if not (found := [fault for share in self.comm.gather(mine) for fault in share]):
+            its_faults = [fault for share in self.comm.gather(mine) for fault in share]
+            if not its_faults:
                 if faults and self.comm.rank == 0:
                     LOGGER.warning("taking %s, as there are faults beside it:%s", checkpoint.folder, "".join(f"\n  {f}" for f in faults))
                 return checkpoint
-            faults += found
+            faults += its_faults
         if faults or self.comm.broadcast(progress_exists):
             raise UnsafeResume(
                 "the run shows progress, but no checkpoint of it can be loaded" + "".join(f"\n  {f}" for f in faults),
@@ -255,45 +249,22 @@ class CheckpointStore:
             InputError: none was validated, or it is not there any more. UnsafeResume: nothing can be loaded.
         """
         newest = self.newest(progress_exists=False, used=True)
-        told = newest.state.get("best") if newest else None
-        found = read_commit(self.place(told["samples"])) if told else None
-        if found is None or faults_of(found, found.used):
+        best = newest.state.get("best") if newest else None
+        checkpoint = read_commit(self.folder_at(best["samples"])) if best else None
+        if checkpoint is None or faults_of(checkpoint, checkpoint.used):
             raise InputError(
-                "no checkpoint of the best validation loss" + (f", that at {told['samples']} samples" if told else ""),
+                "no checkpoint of the best validation loss" + (f", that at {best['samples']} samples" if best else ""),
                 where=self.folder,
                 expected="a run with a split 'val' and loop.validate_samples above 0, that was judged once all it comes to took part "
                 "(codes, discriminator), its checkpoints untouched",
                 mend="take the newest: without --best",
             )
-        return found
+        return checkpoint
 
 
-class _Writing(threading.Thread):
-    """One rank's parts on their way to the disk."""
-
-    def __init__(self, final: Path, samples: int, state: dict[str, Any], shares: dict[str, Share]) -> None:
-        super().__init__(name=f"checkpoint-{samples}", daemon=True)
-        self.final, self.samples, self.state, self.shares = final, samples, state, shares
-        self.parts: list[tuple[str, str]] = []
-        self.fault: BaseException | None = None
-        self.start()
-
-    def run(self) -> None:
-        try:
-            while self.shares:
-                name = next(iter(self.shares))
-                share, shapes = self.shares.pop(name)
-                self.parts.append((name, write_part(self.final / name, share, {SHAPES: json.dumps(shapes)})))
-        except BaseException as raised:
-            self.fault = raised
-        finally:
-            self.shares = {}
-
-    def result(self) -> tuple[list[tuple[str, str]], RetinaforgeError | None]:
-        """(file name, sha256) of each part and what went wrong, once they are written."""
-        self.join()
-        if isinstance(self.fault, OSError):
-            self.fault = TryAgain(f"writing failed: {self.fault}", where=self.final, mend="run the same command again")
-        if self.fault is not None and not isinstance(self.fault, RetinaforgeError):
-            raise self.fault
-        return self.parts, self.fault
+def _make_place(final: Path) -> None:
+    """An empty folder, or a committed one as it is. What a killed writer left would mix a dead rank's part in."""
+    with durable.explained(final):
+        if final.exists() and read_commit(final) is None:
+            shutil.rmtree(final)
+        durable.make_folder(final)

@@ -20,7 +20,7 @@ from ldm.models.denoiser import denoiser_from
 from ldm.models.objective import SCHEDULES, ObjectiveConfig
 from ldm.models.other_codebooks import codebook_from
 from ldm.models.vqgan import VQGAN, VQGANConfig
-from ldm.normalise import BandNormaliser
+from ldm.normalise import CubeNormaliser, LatentNormaliser
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class Autoencoder:
 
     vqgan: VQGAN
     codebook: Codebook
-    normaliser: BandNormaliser
+    normaliser: CubeNormaliser
     fov_HW: Tensor
     data: dict[str, Any]
     digest: str
@@ -37,8 +37,8 @@ class Autoencoder:
     @torch.no_grad()
     def reconstruct(self, stored_BCHW: Tensor, fov_BHW: Tensor | None) -> tuple[Tensor, Tensor]:
         """Stored counts → reconstructed reflectance (0 outside the field of view), code indices."""
-        rec_BCHW, _, index_BHW, _ = self.vqgan(self.normaliser(stored_BCHW, fov_BHW), self.codebook)
-        reflectance_BCHW = self.normaliser.reflectance(rec_BCHW)
+        q_BDHW, index_BHW = self.codebook(self.vqgan.encode(self.normaliser(stored_BCHW, fov_BHW)))
+        reflectance_BCHW = self.normaliser.reflectance(self.vqgan.decode(q_BDHW))
         return reflectance_BCHW if fov_BHW is None else reflectance_BCHW * fov_BHW[:, None], index_BHW
 
     @torch.no_grad()
@@ -62,7 +62,7 @@ class Denoiser:
     """EMA weights of a denoiser, the latents' normaliser, and the objective it was trained for."""
 
     net: nn.Module
-    normaliser: BandNormaliser
+    normaliser: LatentNormaliser
     objective: ObjectiveConfig
     latent_shape: tuple[int, int, int]
     autoencoder: str
@@ -76,10 +76,9 @@ def describe_data(manifest: Manifest) -> dict[str, Any]:
     return {**{k: getattr(manifest, k) for k in kept}, "stats": manifest.stats.fields(), "digest": manifest.digest}
 
 
-def normaliser_from(data: dict[str, Any]) -> BandNormaliser:
-    """The normaliser of a `describe_data`."""
-    stats = BandStats(**data["stats"])
-    return BandNormaliser(stats, scale=data["scale"], offset=data["offset"], dtype=data["dtype"])
+def cube_normaliser(data: dict[str, Any]) -> CubeNormaliser:
+    """That of a `describe_data`."""
+    return CubeNormaliser(BandStats(**data["stats"]), scale=data["scale"], offset=data["offset"])
 
 
 def trained_digest(folder: Path) -> str | None:
@@ -110,9 +109,16 @@ def load_autoencoder(folder: Path, device: torch.device | str = "cpu", *, best: 
     vqgan = VQGAN(VQGANConfig(**{k: v for k, v in identity["model"].items() if k != "kind"}))
     load_strictly(vqgan, read.under("vqgan.model."), folder)
     codebook = codebook_from(CodebookConfig(**identity["codebook"]), channels=vqgan.config.latent_channels, seed=0)
-    load_strictly(codebook, read.under("codebook."), folder)
-    parts = (vqgan.eval().to(device), codebook.to(device), normaliser_from(identity["data"]).to(device), read("fov_HW").bool().to(device))
-    return Autoencoder(*parts, data=identity["data"], digest=digest)
+    # by its own names: earlier versions kept averages with kinds that have none, too
+    load_strictly(codebook, {name: read(f"codebook.{name}") for name in codebook.state_dict()}, folder)
+    return Autoencoder(
+        vqgan=vqgan.eval().to(device),
+        codebook=codebook.to(device),
+        normaliser=cube_normaliser(identity["data"]).to(device),
+        fov_HW=read("fov_HW").bool().to(device),
+        data=identity["data"],
+        digest=digest,
+    )
 
 
 def load_denoiser(folder: Path, device: torch.device | str = "cpu", *, best: bool = False) -> Denoiser:
@@ -133,12 +139,12 @@ def load_denoiser(folder: Path, device: torch.device | str = "cpu", *, best: boo
     net = denoiser_from(identity["model"])
     load_strictly(net, read.under("ema."), folder)
     return Denoiser(
-        net.eval().to(device),
-        normaliser_from(identity["data"]).to(device),
-        objective,
-        tuple(identity["data"]["shape"]),
-        identity["autoencoder"],
-        digest,
+        net=net.eval().to(device),
+        normaliser=LatentNormaliser(BandStats(**identity["data"]["stats"])).to(device),
+        objective=objective,
+        latent_shape=tuple(identity["data"]["shape"]),
+        autoencoder=identity["autoencoder"],
+        digest=digest,
     )
 
 

@@ -52,7 +52,7 @@ def write_universal(stores: Mapping[str, CheckpointStore], out: Path) -> list[Pa
             if checkpoint is None:
                 raise InputError("no checkpoint was committed", where=store.folder, expected="one", mend="retinaforge train …")
             read = Reader(checkpoint)
-            for network in sorted(name.removesuffix(".optimizer.step") for name in read.places if name.endswith(".optimizer.step")):
+            for network in sorted(name.removesuffix(".optimizer.step") for name in read.shapes if name.endswith(".optimizer.step")):
                 _write_network(stage / training / network, network, checkpoint, read)
                 written.append(out / training / network)
     return written
@@ -62,7 +62,7 @@ def _write_network(folder: Path, network: str, checkpoint: Checkpoint, read: Rea
     """One network, a parameter at a time: a model may be larger than the memory left beside it."""
     tag = checkpoint.folder.name
     of_slot = f"{network}.{STATES['exp_avg']}."
-    names = [name.removeprefix(of_slot) for name in read.places if name.startswith(of_slot)]
+    names = [name.removeprefix(of_slot) for name in read.shapes if name.startswith(of_slot)]
     step = read(f"{network}.optimizer.step", shape=())
     for name in names:
         for theirs, ours in STATES.items():
@@ -87,7 +87,7 @@ def _model_states(network: str, names: list[str], checkpoint: Checkpoint, read: 
     config = identity[{"discriminator": "discriminator", "code_map": "codebook"}.get(network, "model")]
     digest = durable.sha256_of(checkpoint.folder / COMMIT)
     prefix = f"{network}.model."
-    buffers = sorted({name.removeprefix(prefix) for name in read.places if name.startswith(prefix)} - set(names))
+    buffers = sorted({name.removeprefix(prefix) for name in read.shapes if name.startswith(prefix)} - set(names))
     return {
         "module": {name: read(prefix + name) for name in buffers},  # for completeness: load_universal restores no buffer
         "buffer_names": buffers,
@@ -107,11 +107,11 @@ def _model_states(network: str, names: list[str], checkpoint: Checkpoint, read: 
 
 def _hyperparameters(checkpoint: Checkpoint) -> dict[str, Any]:
     """AdamW's, as the next step here would have them: they replace those that the loading optimizer was made with."""
-    told = checkpoint.state["record"].get("config", {}).get(checkpoint.state["identity"]["stage"])
-    if told is None:  # not trained by the command line: the loading optimizer keeps its own
+    trained_with = checkpoint.state["record"].get("config", {}).get(checkpoint.state["identity"]["stage"])
+    if trained_with is None:  # not trained by the command line: the loading optimizer keeps its own
         return {"params": [0]}
-    optimizer = OptimizerConfig(**told["optimizer"])
-    rate = learning_rate(checkpoint.samples, told["loop"]["samples"], optimizer)
+    optimizer = OptimizerConfig(**trained_with["optimizer"])
+    rate = learning_rate(checkpoint.samples, trained_with["loop"]["samples"], optimizer)
     return {"params": [0], "lr": rate, "betas": (optimizer.beta1, optimizer.beta2), "weight_decay": optimizer.weight_decay}
 
 

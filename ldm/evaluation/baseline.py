@@ -74,7 +74,7 @@ class GaussianLatents(Units):
         for start in range(first, end, self.batch):
             ids = np.arange(start, min(start + self.batch, end))
             noise = normal_at(self.seed, ids, self.denoiser.latent_shape, stream=3).to(device)
-            stored_BCHW = self.autoencoder.decode(self.denoiser.normaliser.reflectance(noise), quantise=self.quantise).cpu().numpy()
+            stored_BCHW = self.autoencoder.decode(self.denoiser.normaliser.latents(noise), quantise=self.quantise).cpu().numpy()
             for i, stored_CHW in zip(ids, stored_BCHW, strict=True):
                 meta = CubeMeta(key=f"{i:09d}", subject_id="gaussian-latents", **kind)
                 yield Cube(data_CHW=stored_CHW, meta=meta, fov_HW=self.autoencoder.fov_HW.cpu().numpy())

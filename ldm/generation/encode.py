@@ -93,10 +93,13 @@ class LatentSet(Units):
             fov_BHW = part.fov_BHW.to(device) if part.fov_BHW is not None else None
             x_BCHW = self.autoencoder.normaliser(part.cubes_BCHW.to(device), fov_BHW)
             h_BDHW = self.autoencoder.vqgan.encode(x_BCHW).float().cpu().numpy()
-            for key, subject, h_DHW in zip(part.keys, part.subjects, h_BDHW, strict=True):
-                # a latent has channels, not bands: their numbers stand where wavelengths would
-                meta = CubeMeta(key=key, wavelengths_nm=tuple(map(float, range(len(h_DHW)))), scale=1.0, subject_id=subject)
-                yield Cube(data_CHW=h_DHW, meta=meta)
+            yield from map(stored_latent, part.keys, part.subjects, h_BDHW)
+
+
+def stored_latent(key: str, subject: str, h_DHW: np.ndarray) -> Cube:
+    """A latent as shards hold it, in the format of cubes. It has channels, not bands: their numbers stand where wavelengths would."""
+    numbers = tuple(float(d) for d in range(len(h_DHW)))
+    return Cube(data_CHW=h_DHW, meta=CubeMeta(key=key, wavelengths_nm=numbers, scale=1.0, subject_id=subject))
 
 
 def encode_dataset(

@@ -38,7 +38,7 @@ def latents_of(denoiser: Denoiser, ids: np.ndarray, *, seed: int, sampler: Sampl
     device = denoiser.normaliser.mean_C11.device
     noise = normal_at(seed, ids, denoiser.latent_shape).to(device)
     z_BDHW = solve(denoiser.net, noise, scheduler_for(sampler, denoiser.objective.target), sampler.steps)
-    return denoiser.normaliser.reflectance(z_BDHW)
+    return denoiser.normaliser.latents(z_BDHW)
 
 
 def images(

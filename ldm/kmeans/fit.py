@@ -26,7 +26,7 @@ from data_shards.errors import CorruptData, InputError, moved_aside
 from data_shards.reading.dataset import Dataset
 from data_shards.reading.order import hash64
 from data_shards.reading.stream import CubeStream
-from ldm.comm import Communicator
+from ldm.comm import Communicator, on_each, on_rank_0
 from ldm.kmeans.lloyd import kmeans
 
 LOGGER = logging.getLogger("retinaforge")
@@ -99,6 +99,10 @@ class FittedCodebook:
             raise CorruptData("not a codebook, or a damaged one", **damaged)
         return cls(codes_KD, counts_K, about)
 
+    def is_of(self, request: dict[str, Any]) -> bool:
+        """Whether this was asked for."""
+        return {**self.about, **request} == self.about
+
     def check(self, *, codes: int, channels: int, dataset: str, where: object) -> None:
         """Raises: InputError: unfinished, for directions alone, of other codes or channels, or from another dataset's latents."""
         if not self.about["done"] or self.about.get("metric") != "euclidean":
@@ -107,10 +111,10 @@ class FittedCodebook:
                 where=where,
                 expected="one that `codebook fit` finished, with --metric euclidean: the VQ-GAN compares by distance",
             )
-        found, wanted = (*self.codes_KD.shape, self.about.get("dataset")), (codes, channels, dataset)
-        if found != wanted:
+        (own_codes, own_channels), own_dataset = self.codes_KD.shape, self.about.get("dataset")
+        if (own_codes, own_channels, own_dataset) != (codes, channels, dataset):
             raise InputError(
-                f"a codebook of {found[0]} codes of {found[1]} channels, from dataset {str(found[2])[:12]}",
+                f"a codebook of {own_codes} codes of {own_channels} channels, from dataset {str(own_dataset)[:12]}",
                 where=where,
                 expected=f"{codes} codes (vqgan.codebook.codes) of {channels} channels (vqgan.model.latent_channels), "
                 f"from dataset {dataset[:12]}",
@@ -136,15 +140,15 @@ def drawn(latents: Dataset, config: FitConfig, rank: int, world: int, watch: Cal
             else np.arange(places)
         )
 
-    wanted = [(i, at) for i in range(rank, count, world) if len(at := chosen(i))]
-    stream, parts, ids = CubeStream(latents, config.split, batch_size=1), [torch.empty(0, d)], [np.empty(0, np.int64)]
+    wanted = [(i, place_N) for i in range(rank, count, world) if len(place_N := chosen(i))]
+    stream, latents_of_chunks, ids = CubeStream(latents, config.split, batch_size=1), [torch.empty(0, d)], [np.empty(0, np.int64)]
     for first in watch(range(0, len(wanted), 16)):
-        some = wanted[first : first + 16]
-        batch = stream.read(np.array([i for i, _ in some]))
-        for (i, at), z_DHW in zip(some, batch.cubes_BCHW, strict=True):
-            parts.append(z_DHW.flatten(1).T[torch.from_numpy(at)].float())
-            ids.append(i * places + at)
-    return torch.cat(parts), np.concatenate(ids)
+        chunk = wanted[first : first + 16]
+        batch = stream.read(np.array([i for i, _ in chunk]))
+        for (i, place_N), z_DHW in zip(chunk, batch.cubes_BCHW, strict=True):
+            latents_of_chunks.append(z_DHW.flatten(1).T[torch.from_numpy(place_N)].float())
+            ids.append(i * places + place_N)
+    return torch.cat(latents_of_chunks), np.concatenate(ids)
 
 
 def fit_codebook(
@@ -155,31 +159,32 @@ def fit_codebook(
     *,
     device: torch.device | str = "cpu",
     watch: Callable[[Any], Any] = iter,
-    told: Callable[[int, float], None] = lambda done, inertia: None,
+    report: Callable[[int, float], None] = lambda iterations, inertia: None,
 ) -> FittedCodebook:
     """Fit and write a codebook; fitted already, it is only read. Killed, the same call goes on from the last iteration. Collective.
+
+    Args:
+        watch: wraps the steps of reading.
+        report: called after each iteration.
 
     Raises:
         InputError, CorruptData, TryAgain (on every rank, whichever it happened on): cubes in place of latents, another codebook at
             `out`, latents that cannot be read, a full disk, or as ldm.kmeans.lloyd.
     """
-    encoded = latents.manifest.source.get("encode")
-    origin = {name: str(encoded.get(name, "")) for name in ("dataset", "autoencoder")} if isinstance(encoded, dict) else {}
-    source = {**asdict(config), "latents": latents.digest, **origin}
-    kept = out.with_name(f".{out.name}.unfinished")
-    begun = _together(comm, lambda: _standing(latents, out, kept, source) if comm.rank == 0 else None)
+    request, unfinished = _request(latents, config), out.with_name(f".{out.name}.unfinished")
+    begun = on_rank_0(comm, lambda: _standing(latents, out, unfinished, request))
     if begun is not None and begun.about["done"]:
         return begun
-    z_ND, ids_N = _together(comm, lambda: drawn(latents, config, comm.rank, comm.world, watch), each=True)
+    z_ND, ids_N = on_each(comm, lambda: drawn(latents, config, comm.rank, comm.world, watch))
     before = begun.about["made"] if begun else 0
 
-    def keep(done: int, codes_KD: Tensor, inertia: float, converged: bool) -> None:
-        told(before + done, inertia)
-        about = {**source, "made": before + done, "inertia": inertia, "converged": converged, "done": False}
+    def keep(iterations: int, codes_KD: Tensor, inertia: float, converged: bool) -> None:
+        report(before + iterations, inertia)
+        about = {**request, "made": before + iterations, "inertia": inertia, "converged": converged, "done": False}
         state = FittedCodebook(codes_KD, torch.zeros(len(codes_KD), dtype=torch.float64), about)
-        _together(comm, lambda: state.write(kept) if comm.rank == 0 else None)
+        on_rank_0(comm, lambda: state.write(unfinished))
 
-    found = kmeans(
+    result = kmeans(
         z_ND.to(device),
         ids_N,
         k=config.codes,
@@ -193,46 +198,40 @@ def fit_codebook(
         metric=config.metric,
         watch=keep,
     )
-    about = {**source, "made": before + found.iterations, "inertia": found.inertia, "done": True}
-    fitted = FittedCodebook(found.codes_KD.cpu(), found.counts_K.cpu(), about)
+    about = {**request, "made": before + result.iterations, "inertia": result.inertia, "done": True}
+    fitted = FittedCodebook(result.codes_KD.cpu(), result.counts_K.cpu(), about)
 
     def publish() -> None:
         fitted.write(out)
-        kept.unlink(missing_ok=True)
+        unfinished.unlink(missing_ok=True)
 
-    _together(comm, lambda: publish() if comm.rank == 0 else None)
+    on_rank_0(comm, publish)
     return fitted
 
 
-def _standing(latents: Dataset, out: Path, kept: Path, source: dict[str, Any]) -> FittedCodebook | None:
+def _request(latents: Dataset, config: FitConfig) -> dict[str, Any]:
+    """What a codebook was asked for: it stands in its file."""
+    encoded = latents.manifest.source.get("encode")
+    origin = {name: str(encoded.get(name, "")) for name in ("dataset", "autoencoder")} if isinstance(encoded, dict) else {}
+    return {**asdict(config), "latents": latents.digest, **origin}
+
+
+def _standing(latents: Dataset, out: Path, unfinished: Path, request: dict[str, Any]) -> FittedCodebook | None:
     """The codebook at `out` where it is the one asked for, or what a killed fit left of it."""
     if latents.payload != "latent":
         raise InputError(f"a set of {latents.payload}s", where=latents.path, expected="latents", mend="retinaforge encode PRESET")
-    latents.check(source["split"])
+    latents.check(request["split"])
     if out.exists():
-        found = FittedCodebook.read(out)
-        if not found.about["done"] or {**found.about, **source} != found.about:
+        codebook = FittedCodebook.read(out)
+        if not codebook.about["done"] or not codebook.is_of(request):
             raise InputError("another codebook stands here", where=out, mend=f"choose another place, or {moved_aside(out)}")
-        return found
-    if not kept.exists():
+        return codebook
+    if not unfinished.exists():
         return None
     try:
-        found = FittedCodebook.read(kept)
+        codebook = FittedCodebook.read(unfinished)
     except CorruptData as error:
-        LOGGER.warning("what a killed fit left cannot be used, so it begins anew: %s: %s", kept, error.what)
+        LOGGER.warning("what a killed fit left cannot be used, so it begins anew: %s: %s", unfinished, error.what)
         return None
-    same = {**found.about, **source} == found.about and found.codes_KD.shape == (source["codes"], latents.shape[0])
-    return found if same and not found.about["done"] else None
-
-
-def _together(comm: Communicator, action: Callable[[], Any], *, each: bool = False) -> Any:
-    """What `action` gives on rank 0, on every rank (`each`: to each its own). An error of it on any rank ends them all."""
-    value, error = None, None
-    try:
-        value = action()
-    except Exception as raised:
-        error = raised
-    for rank, other in enumerate(comm.gather(error)):
-        if other is not None:
-            raise error or other from (None if rank == comm.rank else other)
-    return value if each else comm.broadcast(value)
+    fits = codebook.is_of(request) and codebook.codes_KD.shape == (request["codes"], latents.shape[0])
+    return codebook if fits and not codebook.about["done"] else None

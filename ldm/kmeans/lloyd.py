@@ -21,7 +21,7 @@ from scipy.sparse import csc_array
 from torch import Tensor
 
 from data_shards.errors import InputError
-from ldm.comm import Communicator
+from ldm.comm import Communicator, on_rank_0
 from ldm.kmeans.nearest import BLOCK, nearest_code, on_one_core, parts_of, threads_alone
 from ldm.kmeans.seeding import seeded, too_few
 from ldm.threads import in_parts
@@ -45,15 +45,6 @@ class KMeans:
     inertia: float
     iterations: int
     fresh: bool
-
-
-@dataclass(frozen=True)
-class _Assigned:
-    """All vectors to the nearest of some codes: the sum and the count of each code, and the mean squared distance."""
-
-    sums_KD: Tensor
-    counts_K: Tensor
-    inertia: float
 
 
 def kmeans(
@@ -89,55 +80,118 @@ def kmeans(
         InputError (on every rank): fewer different vectors than codes; vectors that are not finite, of another dimension on
             another rank or, under 'cosine', of length 0.
     """
-    z_ND, unit = z_ND.detach().float(), metric == "cosine"
+    if start_KD is not None and not bool(start_KD.isfinite().all()):
+        raise InputError("codes to begin with that are NaN or infinite", where="k-means of the codebook", expected="finite codes")
+    vectors = _compared(z_ND.detach().float(), ids_N, k, comm, unit=metric == "cosine")
+    now, fresh = _begun(vectors, ids_N, k, seed, start_KD, reseed)
+    codes_KD, before, done, converged = now.codes_KD, previous, 0, False
+    while done < iterations and not converged:
+        now = now if done == 0 else vectors.assigned(codes_KD)
+        codes_KD = vectors.as_codes(_split_large(_means(now), now.counts_K))
+        done, converged, before = done + 1, before - now.inertia <= tolerance * now.inertia, now.inertia
+        if watch:
+            watch(done, vectors.placed(codes_KD), now.inertia, converged)
+    if bool((now.counts_K == 0).any()):  # codes that were just moved into a large cluster: who is near them?
+        now = vectors.assigned(codes_KD)
+        inertia = now.inertia
+    else:
+        inertia = vectors.inertia(codes_KD, now.sums_KD, now.counts_K)
+    return KMeans(vectors.placed(codes_KD), now.counts_K, inertia, done, fresh)
+
+
+@dataclass(frozen=True)
+class _Assigned:
+    """All vectors to the nearest of some codes: the sum and the count of each code's, and the mean squared distance."""
+
+    codes_KD: Tensor
+    sums_KD: Tensor
+    counts_K: Tensor
+    inertia: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Vectors:
+    """All ranks' vectors as they are compared with codes.
+
+    Attributes:
+        z_ND: this rank's; of length 1 under 'cosine', else without their mean where that is far from the origin: there a float32 product
+            cannot tell near codes apart.
+        centre_D: the mean that was taken out; None: none was.
+        squares: squared lengths of all ranks' vectors, summed.
+        count: vectors of all ranks.
+        unit: they are of length 1, and so are their codes.
+    """
+
+    z_ND: Tensor
+    centre_D: Tensor | None
+    squares: float
+    count: int
+    unit: bool
+    comm: Communicator
+
+    def assigned(self, codes_KD: Tensor) -> _Assigned:
+        """Who is near these codes: one search, and one all-reduce. Collective."""
+        packed = self.comm.all_reduce_sum_(_packed_sums(self.z_ND, codes_KD))
+        sums_KD, counts_K = packed[:, :-1], packed[:, -1]
+        return _Assigned(codes_KD, sums_KD, counts_K, self.inertia(codes_KD, sums_KD, counts_K))
+
+    def inertia(self, codes_KD: Tensor, sums_KD: Tensor, counts_K: Tensor) -> float:
+        """Mean of ‖z − c‖² = ‖z‖² − 2 z·c + ‖c‖² from the sums alone; in float64, and of vectors that lie around the origin."""
+        wide_KD = codes_KD.double()
+        total = self.squares - 2 * (wide_KD * sums_KD).sum() + (counts_K * wide_KD.square().sum(1)).sum()
+        return max(0.0, float(total) / self.count) if bool(total.isfinite()) else float("inf")
+
+    def as_codes(self, codes_KD: Tensor) -> Tensor:
+        """For 'cosine' of length 1; a code of length 0, the mean of opposites, stays what it is."""
+        return codes_KD / codes_KD.norm(dim=1, keepdim=True).clamp(min=1e-12) if self.unit else codes_KD
+
+    def taken_in(self, codes_KD: Tensor) -> Tensor:
+        """Codes from outside, to be compared with these vectors."""
+        codes_KD = codes_KD.to(self.z_ND)
+        return self.as_codes(codes_KD if self.centre_D is None else (codes_KD.double() - self.centre_D).float())
+
+    def placed(self, codes_KD: Tensor) -> Tensor:
+        """The inverse: codes where the vectors came from."""
+        return codes_KD if self.centre_D is None else (codes_KD.double() + self.centre_D).float()
+
+
+def _begun(vectors: _Vectors, ids_N: np.ndarray, k: int, seed: int, start_KD: Tensor | None, reseed: bool) -> tuple[_Assigned, bool]:
+    """Who is near the codes to begin with, and whether these were drawn: of given and drawn ones those that fit better."""
+    starts: list[tuple[_Assigned, bool]] = []
+    if start_KD is not None:
+        starts.append((vectors.assigned(vectors.taken_in(start_KD)), False))
+    if start_KD is None or reseed:
+        drawn_KD = vectors.as_codes(seeded(vectors.z_ND, ids_N, k, vectors.comm, seed, vectors.count))
+        starts.append((vectors.assigned(drawn_KD), True))
+    return min(starts, key=lambda start: start[0].inertia)
+
+
+def _compared(z_ND: Tensor, ids_N: np.ndarray, k: int, comm: Communicator, *, unit: bool) -> _Vectors:
+    """The vectors as they are compared, checked. Collective."""
     if unit:
         z_ND = z_ND / z_ND.norm(dim=1, keepdim=True)  # of length 0: NaN from here on
     moments = _moments(z_ND)
     count = _checked(z_ND, ids_N, k, comm, sound=float(moments[-1]) < LARGEST_SQUARE, unit=unit)
-    if start_KD is not None and not bool(start_KD.isfinite().all()):
-        raise InputError("codes to begin with that are NaN or infinite", where="k-means of the codebook", expected="finite codes")
-    z_ND, centre_D, squares = _centred(z_ND, comm.all_reduce_sum_(moments), comm, count, unit=unit)
-
-    def assigned(codes_KD: Tensor) -> _Assigned:
-        packed = comm.all_reduce_sum_(_packed_sums(z_ND, codes_KD))
-        sums_KD, counts_K = packed[:, :-1], packed[:, -1]
-        return _Assigned(sums_KD, counts_K, _inertia(codes_KD, sums_KD, counts_K, squares, count))
-
-    codes_KD = _at_length_1(seeded(z_ND, ids_N, k, comm, seed, count), unit) if start_KD is None or reseed else None
-    now = assigned(codes_KD) if codes_KD is not None else None
-    fresh = True
-    if start_KD is not None:
-        given_KD = _at_length_1(start_KD.to(z_ND) if centre_D is None else (start_KD.to(z_ND).double() - centre_D).float(), unit)
-        given = assigned(given_KD)
-        fresh = now is not None and now.inertia < given.inertia
-        if not fresh:
-            codes_KD, now = given_KD, given
-    before, done, converged = previous, 0, False
-    while done < iterations and not converged:
-        now = now if done == 0 else assigned(codes_KD)
-        codes_KD = _at_length_1(_split_large(_means(codes_KD, now), now.counts_K), unit)
-        done, converged, before = done + 1, before - now.inertia <= tolerance * now.inertia, now.inertia
-        if watch:
-            watch(done, _placed(codes_KD, centre_D), now.inertia, converged)
-    if bool((now.counts_K == 0).any()):  # codes that were just moved into a large cluster: who is near them?
-        now = assigned(codes_KD)
-        inertia = now.inertia
-    else:
-        inertia = _inertia(codes_KD, now.sums_KD, now.counts_K, squares, count)
-    return KMeans(_placed(codes_KD, centre_D), now.counts_K, inertia, done, fresh)
+    moments = comm.all_reduce_sum_(moments)
+    centre_D, squares = moments[:-1] / count, float(moments[-1])
+    if unit or float(centre_D.square().sum()) <= 0.5 * squares / count:
+        return _Vectors(z_ND=z_ND, centre_D=None, squares=squares, count=count, unit=unit, comm=comm)
+    z_ND = torch.cat([(block.double() - centre_D).float() for block in z_ND.split(BLOCK)])
+    squares = float(comm.all_reduce_sum_(_moments(z_ND))[-1])
+    return _Vectors(z_ND=z_ND, centre_D=centre_D, squares=squares, count=count, unit=unit, comm=comm)
 
 
 def _checked(z_ND: Tensor, ids_N: np.ndarray, k: int, comm: Communicator, *, sound: bool, unit: bool) -> int:
     """How many vectors all ranks have. Every rank sees what is wrong on any, so none waits for one that left."""
     wrong = torch.empty(0) if sound else torch.nonzero(~(z_ND.double().square().sum(1) < LARGEST_SQUARE)).flatten()
     first = int(ids_N[int(wrong[0])]) if len(wrong) else -1
-    told = comm.gather((len(z_ND), z_ND.shape[1], len(wrong), first))
-    count, where = sum(n for n, *_ in told), "k-means of the codebook"
-    if len({d for _, d, *_ in told}) > 1:
-        by_rank = ", ".join(f"rank {rank}: {d}" for rank, (_, d, *_) in enumerate(told))
+    counts, dimensions, wrong_counts, first_wrong = zip(*comm.gather((len(z_ND), z_ND.shape[1], len(wrong), first)), strict=True)
+    count, where = sum(counts), "k-means of the codebook"
+    if len(set(dimensions)) > 1:
+        by_rank = ", ".join(f"rank {rank}: {d}" for rank, d in enumerate(dimensions))
         raise InputError("latents of different dimensions", where=where, expected=f"one on all ranks ({by_rank})")
-    if bad := sum(b for *_, b, _ in told):
-        rank, number = next((rank, first) for rank, (*_, b, first) in enumerate(told) if b)
+    if bad := sum(wrong_counts):
+        rank, number = next((rank, first_wrong[rank]) for rank, n in enumerate(wrong_counts) if n)
         kind = "NaN, infinite or of length 0" if unit else "NaN, infinite or too large"
         raise InputError(
             f"{bad} of {count} latents are {kind}, the first: number {number}, on rank {rank}",
@@ -150,18 +204,6 @@ def _checked(z_ND: Tensor, ids_N: np.ndarray, k: int, comm: Communicator, *, sou
     return count
 
 
-def _centred(z_ND: Tensor, moments: Tensor, comm: Communicator, count: int, *, unit: bool) -> tuple[Tensor, Tensor | None, float]:
-    """The vectors, the mean that was taken out of them (None: they lie around the origin), and their squared lengths summed up.
-
-    Far from the origin a float32 product cannot tell near codes apart.
-    """
-    centre_D, squares = moments[:-1] / count, float(moments[-1])
-    if unit or float(centre_D.square().sum()) <= 0.5 * squares / count:
-        return z_ND, None, squares
-    z_ND = torch.cat([(block.double() - centre_D).float() for block in z_ND.split(BLOCK)])
-    return z_ND, centre_D, float(comm.all_reduce_sum_(_moments(z_ND))[-1])
-
-
 def _moments(z_ND: Tensor) -> Tensor:
     """Sum of the vectors, and sum of their squared lengths: (D + 1) float64."""
 
@@ -172,11 +214,6 @@ def _moments(z_ND: Tensor) -> Tensor:
 
     parts = in_parts(of, parts_of(z_ND)) if z_ND.device.type == "cpu" else [of(block) for block in z_ND.split(BLOCK)]
     return sum(parts, torch.zeros(z_ND.shape[1] + 1, dtype=torch.float64, device=z_ND.device))
-
-
-def _placed(codes_KD: Tensor, centre_D: Tensor | None) -> Tensor:
-    """Codes where the vectors came from."""
-    return codes_KD if centre_D is None else (codes_KD.double() + centre_D).float()
 
 
 def _packed_sums(z_ND: Tensor, codes_KD: Tensor) -> Tensor:
@@ -201,22 +238,10 @@ def _summed(z_ND: Tensor, index_N: Tensor, k: int) -> tuple[np.ndarray, np.ndarr
     return codes_KN @ z_ND.double().numpy(), np.bincount(index, minlength=k)
 
 
-def _inertia(codes_KD: Tensor, sums_KD: Tensor, counts_K: Tensor, squares: float, count: int) -> float:
-    """Mean of ‖z − c‖² = ‖z‖² − 2 z·c + ‖c‖² from the sums alone; in float64, and of vectors that lie around the origin."""
-    wide_KD = codes_KD.double()
-    total = squares - 2 * (wide_KD * sums_KD).sum() + (counts_K * wide_KD.square().sum(1)).sum()
-    return max(0.0, float(total) / count) if bool(total.isfinite()) else float("inf")
-
-
-def _means(codes_KD: Tensor, now: _Assigned) -> Tensor:
+def _means(now: _Assigned) -> Tensor:
     """The mean of each code's vectors; a code without any stays."""
     means_KD = now.sums_KD / now.counts_K.clamp(min=1)[:, None]
-    return torch.where((now.counts_K == 0)[:, None], codes_KD.double(), means_KD).float()
-
-
-def _at_length_1(codes_KD: Tensor, unit: bool) -> Tensor:
-    """For 'cosine'; a code of length 0, the mean of opposites, stays what it is."""
-    return codes_KD / codes_KD.norm(dim=1, keepdim=True).clamp(min=1e-12) if unit else codes_KD
+    return torch.where((now.counts_K == 0)[:, None], now.codes_KD.double(), means_KD).float()
 
 
 def _split_large(codes_KD: Tensor, counts_K: Tensor) -> Tensor:
@@ -234,7 +259,6 @@ def _split_large(codes_KD: Tensor, counts_K: Tensor) -> Tensor:
 
 def matched(codes_KD: Tensor, to_KD: Tensor, comm: Communicator) -> Tensor:
     """The order in which `codes_KD` lie nearest to `to_KD`, pair by pair (Hungarian method): so a code's number keeps its meaning."""
-    order = None
-    if comm.rank == 0:  # on rank 0 alone: processors of other kinds may round otherwise
-        order = linear_sum_assignment(torch.cdist(to_KD.double(), codes_KD.double()).square().cpu().numpy())[1]
-    return torch.from_numpy(comm.broadcast(order)).to(codes_KD.device)
+    # on rank 0 alone: processors of other kinds may round otherwise
+    order_K = on_rank_0(comm, lambda: linear_sum_assignment(torch.cdist(to_KD.double(), codes_KD.double()).square().cpu().numpy())[1])
+    return torch.from_numpy(order_K).to(codes_KD.device)

@@ -41,17 +41,17 @@ def nearest_code(z_ND: Tensor, codes_KD: Tensor) -> Tensor:
 def on_one_core(z_ND: Tensor, codes_KD: Tensor) -> Tensor:
     """The same for some of the vectors, in fp32 on a processor, by the thread that calls."""
     if z_ND.shape[1] <= FEW and (faiss := _faiss()):
-        found_N1 = faiss.knn(z_ND.contiguous().numpy(), codes_KD.contiguous().numpy(), 1)[1]
-        return torch.from_numpy(found_N1[:, 0].clip(min=0))  # -1: of a vector that is not finite
+        index_N1 = faiss.knn(z_ND.contiguous().numpy(), codes_KD.contiguous().numpy(), 1)[1]
+        return torch.from_numpy(index_N1[:, 0].clip(min=0))  # -1: of a vector that is not finite
     rows, k = max(64, SCORES // len(codes_KD)), len(codes_KD)
     # argmax z·c − ‖c‖²/2, the norm as one dimension more: added to products that are there already it would cost another pass
     wide_DK = torch.cat([codes_KD, -0.5 * codes_KD.square().sum(1, keepdim=True)], dim=1).T.contiguous()
     wide_ND = torch.cat([z_ND, torch.ones(len(z_ND), 1)], dim=1)
-    score_NK, found_N = torch.empty(min(rows, len(z_ND)), k), np.empty(len(z_ND), np.int64)
-    for block_ND, found in zip(wide_ND.split(rows), np.split(found_N, range(rows, len(z_ND), rows)), strict=True):
-        score = torch.mm(block_ND, wide_DK, out=score_NK[: len(found)])
-        np.argmax(score.numpy(), axis=1, out=found)  # torch's argmax takes longer than the product; numpy's is vectorised
-    return torch.from_numpy(found_N)
+    score_NK, index_N = torch.empty(min(rows, len(z_ND)), k), np.empty(len(z_ND), np.int64)
+    for block_ND, index in zip(wide_ND.split(rows), np.split(index_N, range(rows, len(z_ND), rows)), strict=True):
+        score = torch.mm(block_ND, wide_DK, out=score_NK[: len(index)])
+        np.argmax(score.numpy(), axis=1, out=index)  # torch's argmax takes longer than the product; numpy's is vectorised
+    return torch.from_numpy(index_N)
 
 
 def parts_of(z_ND: Tensor, least: int = 1 << 12) -> tuple[Tensor, ...]:

@@ -11,16 +11,16 @@ from torch import Tensor
 
 from data_shards.errors import InputError
 from data_shards.reading.order import hash64
-from ldm.comm import Communicator
+from ldm.comm import Communicator, on_rank_0
 from ldm.kmeans.nearest import BLOCK, nearest_code
 
 SAMPLE_A_CODE, ROUNDS, OVERSAMPLING, REFINED = 128, 5, 2, 5
 MOST_TRIED = 4096  # codes; of more, a start by several draws each would take minutes
 
 
-def too_few(found: int, what: str, k: int) -> InputError:
+def too_few(count: int, what: str, k: int) -> InputError:
     return InputError(
-        f"{found} {what} for {k} codes",
+        f"{count} {what} for {k} codes",
         where="k-means of the codebook",
         expected="at least one a code",
         mend="fewer codes (vqgan.codebook.codes; --codes), or more latents (vqgan.codebook.kmeans_vectors; --vectors)",
@@ -59,8 +59,8 @@ def seeded(z_ND: Tensor, ids_N: np.ndarray, k: int, comm: Communicator, seed: in
         weights_M += torch.bincount(nearest_code(z_SD, candidates), minlength=len(candidates))
     weights_M = comm.all_reduce_sum_(weights_M).clamp(min=1e-3)
     # on rank 0 alone: processors of other kinds may round otherwise
-    codes = _of_candidates(candidates.cpu(), weights_M.cpu(), k, seed).numpy() if comm.rank == 0 else None
-    return torch.from_numpy(comm.broadcast(codes)).to(z_SD.device)
+    codes_KD = on_rank_0(comm, lambda: _of_candidates(candidates.cpu(), weights_M.cpu(), k, seed).numpy())
+    return torch.from_numpy(codes_KD).to(z_SD.device)
 
 
 def _of_candidates(z_MD: Tensor, weights_M: Tensor, k: int, seed: int) -> Tensor:
@@ -84,9 +84,9 @@ def _first(ids_S: np.ndarray, comm: Communicator, seed: int) -> np.ndarray:
 def _gathered(z_SD: Tensor, ids_S: np.ndarray, chosen_S: np.ndarray, comm: Communicator) -> Tensor:
     """The chosen vectors of all ranks, in the order of their numbers."""
     mine = np.flatnonzero(chosen_S)
-    found = comm.gather((ids_S[mine], z_SD[torch.from_numpy(mine).to(z_SD.device)].cpu().numpy()))
-    order = np.argsort(np.concatenate([ids for ids, _ in found]), kind="stable")
-    return torch.from_numpy(np.concatenate([z for _, z in found])[order]).to(z_SD.device)
+    ids, z = zip(*comm.gather((ids_S[mine], z_SD[torch.from_numpy(mine).to(z_SD.device)].cpu().numpy())), strict=True)
+    order = np.argsort(np.concatenate(ids), kind="stable")
+    return torch.from_numpy(np.concatenate(z)[order]).to(z_SD.device)
 
 
 def _different(z_ND: Tensor, k: int, comm: Communicator) -> Tensor:

@@ -1,4 +1,4 @@
-"""The codebook: settings of all kinds, and the one of kind 'ema': nearest codes, averages, re-initialisation, revival, usage.
+"""The codebook: settings of all kinds, what all do, and the one of kind 'ema': averages, re-initialisation, revival.
 
 All state is fp32 buffers, never parameters: an optimizer or a half-precision engine that owned them would round or zero
 them in silence. The codebook is handed to the autoencoder at each call, and so stays outside whatever wraps that.
@@ -25,7 +25,7 @@ from ldm.kmeans.nearest import nearest_code
 class CodebookConfig:
     """Attributes:
     codes: K.
-    kind: how codes come to be: 'ema' by k-means and exponential averages (Codebook); 'simvq' by a learned map of fixed vectors, 'fsq'
+    kind: how codes come to be: 'ema' by k-means and exponential averages (EMACodebook); 'simvq' by a learned map of fixed vectors, 'fsq'
         by rounding (other_codebooks.py). The last two know no k-means.
     levels: of 'fsq': steps of each latent channel, 3 or more; their product is `codes`.
     gradient: what reaches the encoder through the rounding: 'straight_through' the decoder's gradient as it is, 'rotation' turned and
@@ -83,24 +83,22 @@ class CodebookConfig:
 
 
 class Codebook(nn.Module):
-    """K codes of D numbers, moved by exponential averages of the latents assigned to them."""
+    """K codes of D numbers, of which a latent takes the nearest. How they come to be says the kind.
+
+    What a step asks of any kind: `statistics` of each batch, added up over ranks, then `update`; `dead` codes to revive; and what an
+    optimizer has to learn.
+    """
 
     codes_KD: Tensor
-    share_K: Tensor
-    sum_KD: Tensor
 
-    def __init__(self, config: CodebookConfig, *, channels: int, seed: int) -> None:
+    def __init__(self, config: CodebookConfig, codes_KD: Tensor) -> None:
         super().__init__()
         self.config = config
-        codes_KD = torch.randn(config.codes, channels, generator=torch.Generator().manual_seed(seed), device="cpu")
         self.register_buffer("codes_KD", codes_KD)
-        self.register_buffer("share_K", torch.ones(config.codes))
-        self.register_buffer("sum_KD", codes_KD.clone())
 
     def forward(self, h_BDHW: Tensor) -> tuple[Tensor, Tensor]:
         """Latents → (quantised latents with the straight-through gradient, code index as B, H, W)."""
-        z_ND = h_BDHW.detach().movedim(1, -1).reshape(-1, h_BDHW.shape[1])
-        index_BHW = nearest_code(z_ND, self.codes_KD).view(h_BDHW.shape[0], *h_BDHW.shape[2:])
+        index_BHW = nearest_code(vectors(h_BDHW), self.codes_KD).view(h_BDHW.shape[0], *h_BDHW.shape[2:])
         q_BDHW = self.codes_KD[index_BHW].movedim(-1, 1)
         if self.config.gradient == "rotation" and h_BDHW.requires_grad:
             return rotated(h_BDHW, q_BDHW), index_BHW
@@ -115,15 +113,37 @@ class Codebook(nn.Module):
         return None
 
     def statistics(self, h_BDHW: Tensor, index_BHW: Tensor) -> Tensor:
-        """Sums of the assigned latents and their counts, (K, D + 1) float64: add over ranks, then `update`."""
-        z_ND = h_BDHW.detach().movedim(1, -1).reshape(-1, h_BDHW.shape[1]).double()
-        packed = z_ND.new_zeros(self.config.codes, z_ND.shape[1] + 1)
-        packed.index_add_(0, index_BHW.reshape(-1), torch.cat([z_ND, z_ND.new_ones(len(z_ND), 1)], dim=1))
-        return packed
+        """What `update` takes, float64; its last column counts how often each code was taken."""
+        return torch.bincount(index_BHW.flatten(), minlength=self.config.codes).double()[:, None]
 
-    def update(self, packed: Tensor) -> None:
-        """EMA step from the global statistics. Counts enter as shares of an even spread, so batch size does not matter."""
-        sums_KD, counts_K = packed[:, :-1], packed[:, -1]
+    def update(self, statistics: Tensor) -> None:
+        """A step's move of the codes, from the statistics of all ranks: none."""
+
+    def dead(self) -> Tensor:
+        """Indices of the codes to revive: none."""
+        return torch.empty(0, dtype=torch.int64, device=self.codes_KD.device)
+
+
+class EMACodebook(Codebook):
+    """Codes moved by exponential averages of the latents assigned to them (van den Oord et al. 2017, appendix A.1)."""
+
+    share_K: Tensor
+    sum_KD: Tensor
+
+    def __init__(self, config: CodebookConfig, *, channels: int, seed: int) -> None:
+        super().__init__(config, normal_codes(config.codes, channels, seed))
+        self.register_buffer("share_K", torch.ones(config.codes))
+        self.register_buffer("sum_KD", self.codes_KD.clone())
+
+    def statistics(self, h_BDHW: Tensor, index_BHW: Tensor) -> Tensor:
+        """Sums of the assigned latents, and their counts: (K, D + 1)."""
+        z_ND = vectors(h_BDHW).double()
+        packed = z_ND.new_zeros(self.config.codes, z_ND.shape[1] + 1)
+        return packed.index_add_(0, index_BHW.reshape(-1), torch.cat([z_ND, z_ND.new_ones(len(z_ND), 1)], dim=1))
+
+    def update(self, statistics: Tensor) -> None:
+        """Counts enter as shares of an even spread, so batch size does not matter."""
+        sums_KD, counts_K = statistics[:, :-1], statistics[:, -1]
         even = counts_K.sum() / self.config.codes
         decay = self.config.decay
         self.share_K.mul_(decay).add_((counts_K / even).to(self.share_K), alpha=1 - decay)
@@ -132,7 +152,7 @@ class Codebook(nn.Module):
         self.codes_KD[alive_K] = self.sum_KD[alive_K] / self.share_K[alive_K, None]
 
     def reset(self, codes_KD: Tensor, counts_K: Tensor) -> None:
-        """New codes, with EMA state to match: stale sums would pull the codes back (the fault of many revivals)."""
+        """New codes, with averages to match: stale sums would pull the codes back (the fault of many revivals)."""
         share_K = counts_K.double() * (len(counts_K) / counts_K.sum())
         self.codes_KD.copy_(codes_KD)
         self.share_K.copy_(share_K)
@@ -147,6 +167,16 @@ class Codebook(nn.Module):
         self.codes_KD[dead] = z_ND.to(self.codes_KD)
         self.share_K[dead] = 4 * self.config.dead_below
         self.sum_KD[dead] = self.codes_KD[dead] * self.share_K[dead, None]
+
+
+def vectors(h_BDHW: Tensor) -> Tensor:
+    """Latents one by one, (N, D), without gradient."""
+    return h_BDHW.detach().movedim(1, -1).reshape(-1, h_BDHW.shape[1])
+
+
+def normal_codes(codes: int, channels: int, seed: int) -> Tensor:
+    """Standard normal, a function of the seed: (K, D)."""
+    return torch.randn(codes, channels, generator=torch.Generator().manual_seed(seed), device="cpu")
 
 
 def rotated(h_BDHW: Tensor, q_BDHW: Tensor) -> Tensor:

@@ -85,17 +85,17 @@ def described(config: UNetConfig) -> dict[str, Any]:
     return json.loads(json.dumps({"kind": config.kind, **dataclasses.asdict(config)}))
 
 
-def denoiser_from(told: dict[str, Any]) -> nn.Module:
+def denoiser_from(description: dict[str, Any]) -> nn.Module:
     """The denoiser of a `described`.
 
     Raises:
         InputError: a kind or a setting that this version does not have.
     """
     kinds = {config.kind: config for config in DENOISERS}
-    fields = {k: tuple(v) if isinstance(v, list) else v for k, v in told.items() if k != "kind"}
-    config = kinds.get(told["kind"])
+    fields = {k: tuple(v) if isinstance(v, list) else v for k, v in description.items() if k != "kind"}
+    config = kinds.get(description["kind"])
     if config is None:
-        raise InputError(f"a denoiser of kind {told['kind']!r}", expected=f"one of {', '.join(kinds)}")
+        raise InputError(f"a denoiser of kind {description['kind']!r}", expected=f"one of {', '.join(kinds)}")
     if unknown := fields.keys() - {f.name for f in dataclasses.fields(config)}:
-        raise InputError(f"a {told['kind']} with {', '.join(sorted(unknown))}", expected="settings of this version, or an older one")
+        raise InputError(f"a {description['kind']} with {', '.join(sorted(unknown))}", expected="settings of this version, or an older one")
     return DENOISERS[config](config(**fields))

@@ -1,4 +1,4 @@
-"""Codebooks without averages, for comparison, and the table of all kinds. Each is used as a `Codebook` is.
+"""Codebooks whose codes are no means of latents, and the table of all kinds.
 
 Legend: B batch, D latent channel, H W latent pixels, K code.
 """
@@ -10,20 +10,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from data_shards.errors import InputError
-from ldm.models.codebook import Codebook, CodebookConfig, library
+from ldm.models.codebook import Codebook, CodebookConfig, EMACodebook, library, normal_codes
 
 
-class NotAveraged(Codebook):
-    """Statistics count how codes are used, and move none."""
-
-    def update(self, packed: Tensor) -> None:
-        pass
-
-    def dead(self) -> Tensor:
-        return torch.empty(0, dtype=torch.int64, device=self.codes_KD.device)
-
-
-class SimVQ(NotAveraged):
+class SimVQ(Codebook):
     """Codes c = v W: fixed normal vectors v under one learned map W, which moves all codes at once (Zhu et al. 2024, arXiv 2411.02038).
 
     `codes_KD` are those of the present map; who trains the map sets them after each of its steps.
@@ -32,7 +22,7 @@ class SimVQ(NotAveraged):
     fixed_KD: Tensor
 
     def __init__(self, config: CodebookConfig, *, channels: int, seed: int) -> None:
-        super().__init__(config, channels=channels, seed=seed)
+        super().__init__(config, normal_codes(config.codes, channels, seed))
         self.seed = seed
         self.register_buffer("fixed_KD", self.codes_KD * channels**-0.5)
 
@@ -54,15 +44,14 @@ class CodeMap(nn.Module):
             return F.linear(fixed_KD.to(self.weight.dtype), self.weight).float()
 
 
-class FSQ(NotAveraged):
+class FSQ(Codebook):
     """Each channel bounded and rounded to a few levels (Mentzer et al. 2023, arXiv 2309.15505), by vector-quantize-pytorch.
 
     Raises:
         InputError: other levels than latent channels, or the library is not installed.
     """
 
-    def __init__(self, config: CodebookConfig, *, channels: int, seed: int) -> None:
-        super().__init__(config, channels=channels, seed=seed)
+    def __init__(self, config: CodebookConfig, *, channels: int, seed: int) -> None:  # nothing in it is random
         if channels != len(config.levels):
             raise InputError(
                 f"{len(config.levels)} levels for {channels} latent channels",
@@ -70,8 +59,9 @@ class FSQ(NotAveraged):
                 expected="one a channel",
                 mend=f"vqgan.model.latent_channels={len(config.levels)}",
             )
-        self.rounding = library("vector_quantize_pytorch", "vqgan.codebook.kind=fsq").FSQ(list(config.levels))
-        self.codes_KD.copy_(self.rounding.implicit_codebook)
+        rounding = library("vector_quantize_pytorch", "vqgan.codebook.kind=fsq").FSQ(list(config.levels))
+        super().__init__(config, rounding.implicit_codebook.clone())
+        self.rounding = rounding
 
     def forward(self, h_BDHW: Tensor) -> tuple[Tensor, Tensor]:
         q_BDHW, index_BHW = self.rounding(h_BDHW)
@@ -83,7 +73,7 @@ class FSQ(NotAveraged):
         return h_BDHW.new_zeros(())
 
 
-CODEBOOKS = {"ema": Codebook, "simvq": SimVQ, "fsq": FSQ}
+CODEBOOKS = {"ema": EMACodebook, "simvq": SimVQ, "fsq": FSQ}
 
 
 def codebook_from(config: CodebookConfig, *, channels: int, seed: int) -> Codebook:

@@ -1,12 +1,12 @@
 """The autoencoder of the VQ-GAN: diffusers' encoder and decoder around a latent of D channels.
 
-Legend: B batch, C band, H W pixels, D latent channel, h w latent pixels.
+Legend: B batch, C band, H W pixels, D latent channel, F feature of the last layer's input, h w latent pixels.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 from diffusers.models.attention_processor import Attention
@@ -50,6 +50,22 @@ class VQGANConfig:
             raise InputError(f"channels {self.channels}", expected=f"a multiple of norm_groups ({self.norm_groups})")
 
 
+class VQGANOutput(NamedTuple):
+    """What the autoencoder makes of normalised cubes. A tuple: DDP and DeepSpeed look for tensors in it.
+
+    Attributes:
+        h_BDHW: latents before quantisation.
+        index_BHW: the nearest code of each. This and what follows: None where cubes were only encoded.
+        trunk_BFHW: what the last layer was given, without gradient (for the adaptive weight).
+        rec_BCHW: reconstruction.
+    """
+
+    h_BDHW: Tensor
+    index_BHW: Tensor | None = None
+    trunk_BFHW: Tensor | None = None
+    rec_BCHW: Tensor | None = None
+
+
 class VQGAN(nn.Module):
     """Encoder, decoder and the two 1×1 convolutions beside the codebook (Esser et al. 2021). Any number of bands."""
 
@@ -91,31 +107,34 @@ class VQGAN(nn.Module):
 
     def decode(self, z_BDHW: Tensor) -> Tensor:
         """Quantised latents → normalised cubes."""
-        return self.decoder(self.post_quant_conv(z_BDHW))
+        return self.last_layer(self.trunk(z_BDHW))
 
-    def forward(
-        self, x_BCHW: Tensor, codebook: Codebook | None = None, *, quantise: bool = True
-    ) -> Tensor | tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Reconstruction, latents, code indices, and the input of the decoder's last layer (for the adaptive weight).
-
-        Without a codebook the latents alone: a wrapper that gathers weights sees calls of the module, not of its methods.
-        """
-        h_BDHW = self.encode(x_BCHW)
-        if codebook is None:
-            return h_BDHW
-        z_BDHW, index_BHW = codebook(h_BDHW)
-        z_BDHW = z_BDHW if quantise else h_BDHW
-        caught: list[Tensor] = []
-        handle = self.last_layer.register_forward_pre_hook(lambda _, args: caught.append(args[0].detach()))
-        try:
-            rec_BCHW = self.decode(z_BDHW)
-        finally:
-            handle.remove()
-        return rec_BCHW, h_BDHW, index_BHW, caught[0]
+    def trunk(self, z_BDHW: Tensor) -> Tensor:
+        """Quantised latents → what the last layer makes cubes of: diffusers' decoder up to there."""
+        decoder = self.decoder
+        recomputed = decoder.gradient_checkpointing and torch.is_grad_enabled()
+        x = decoder.conv_in(self.post_quant_conv(z_BDHW))
+        for block in (decoder.mid_block, *decoder.up_blocks):
+            x = decoder._gradient_checkpointing_func(block, x) if recomputed else block(x)
+        return decoder.conv_act(decoder.conv_norm_out(x))
 
     @property
     def last_layer(self) -> nn.Conv2d:
         return self.decoder.conv_out
+
+    def forward(self, x_BCHW: Tensor, codebook: Codebook | None = None, *, quantise: bool = True) -> VQGANOutput:
+        """Everything that a step needs, in one call: a wrapper that gathers weights, or exchanges gradients, sees no other.
+
+        Args:
+            codebook: None: encode only.
+            quantise: whether the decoder is given the codes, or the latents as they are.
+        """
+        h_BDHW = self.encode(x_BCHW)
+        if codebook is None:
+            return VQGANOutput(h_BDHW)
+        q_BDHW, index_BHW = codebook(h_BDHW)
+        trunk_BFHW = self.trunk(q_BDHW if quantise else h_BDHW)
+        return VQGANOutput(h_BDHW, index_BHW, trunk_BFHW.detach(), self.last_layer(trunk_BFHW))
 
 
 def initialised(build, seed: int) -> nn.Module:

@@ -60,12 +60,12 @@ class Clock:
 class Work:
     """Floating-point operations of a training step: forward and backward of matrix products and convolutions, counted once.
 
-    Counted anew when the trained parts change, as when a discriminator joins. Utilisation is the share of what a bare matrix
+    Counted anew when other networks are trained, as when a discriminator joins. Utilisation is the share of what a bare matrix
     product reaches on this device in the same precision.
     """
 
     def __init__(self, device: torch.device, dtype: torch.dtype) -> None:
-        self.per_sample, self.parts, self.wanted = 0.0, None, True
+        self.per_sample, self.networks, self.wanted = 0.0, None, True
         self.peak = matmul_flops_per_s(device, dtype)
 
     @contextlib.contextmanager
@@ -78,11 +78,11 @@ class Work:
             yield
         self.per_sample, self.wanted = counter.total / samples, False
 
-    def trained(self, parts: set[str]) -> None:
+    def trained(self, networks: set[str]) -> None:
         """What a loss was given for in this step."""
-        if self.parts is not None and parts != self.parts:
+        if self.networks is not None and networks != self.networks:
             self.wanted = True
-        self.parts = parts
+        self.networks = networks
 
     def row(self, samples_per_s: float, world: int) -> dict[str, float]:
         flops_per_s = self.per_sample * samples_per_s

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from data_shards.reading.batch import Batch
 from ldm.checkpoints.store import Reader, State
 from ldm.models.objective import ObjectiveConfig, noised, schedule
-from ldm.normalise import BandNormaliser
+from ldm.normalise import LatentNormaliser
 from ldm.schedules import OptimizerConfig, learning_rate
 from ldm.training.ema import EMA, EMAConfig, decay_at
 from ldm.training.engine import Engine
@@ -29,7 +29,7 @@ class DiffusionTrainer:
         self,
         engine: Engine,
         denoiser: nn.Module,
-        normaliser: BandNormaliser,
+        normaliser: LatentNormaliser,
         *,
         objective: ObjectiveConfig,
         optimizer: OptimizerConfig,
@@ -42,7 +42,7 @@ class DiffusionTrainer:
             "denoiser", denoiser, lr=optimizer.lr, betas=(optimizer.beta1, optimizer.beta2), weight_decay=optimizer.weight_decay
         )
         self.module, self.normaliser = denoiser, normaliser.to(engine.device)
-        self.ema = EMA(engine.parts["denoiser"].masters())
+        self.ema = EMA(engine.networks["denoiser"].masters())
         self.scheduler = schedule(objective.target)
 
     def losses(self, batch: Batch, samples: int) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
@@ -70,11 +70,11 @@ class DiffusionTrainer:
     @contextlib.contextmanager
     def as_loaded(self) -> Iterator[None]:
         """The averaged weights in the place of those of the last step."""
-        part = self.engine.parts["denoiser"]
+        denoiser = self.engine.networks["denoiser"]
         with self.ema.exchanged():
-            part.refresh()
+            denoiser.refresh()
             yield
-        part.refresh()
+        denoiser.refresh()
 
     def taking_part(self, samples: int) -> tuple[str, ...]:
         return ("denoiser",)

@@ -61,8 +61,9 @@ class LoopConfig:
                 "a length below 1", where="loop", expected="samples, batch, checkpoint_every, log_every, max_bad_steps at least 1"
             )
         if min(self.validate_samples, self.epoch_samples) < 0:
-            said = f"validate_samples {self.validate_samples}, epoch_samples {self.epoch_samples}"
-            raise InputError(said, where="loop", expected="0 or more of each")
+            raise InputError(
+                f"validate_samples {self.validate_samples}, epoch_samples {self.epoch_samples}", where="loop", expected="0 or more of each"
+            )
 
 
 class Diverged(RetinaforgeError):
@@ -122,14 +123,14 @@ def fit(
     """
     kept = {"identity": identity, "record": record or {}}
     samples, epoch, best = _resume(trainer, engine, store, log, kept, config.batch)
-    batches, clock, commits = stream.batches(samples), Clock(engine.device, engine.entered), Commits(store)
+    batches, clock, commits = stream.batches(samples), Clock(engine.device, engine.pace.entered), Commits(store)
     work, bad, returned, counted = Work(engine.device, engine.dtype), 0, False, samples
     part_taken: tuple[str, ...] = ()
     while samples < config.samples:
         epoch_values: dict[str, float] = {}
         if part_taken != trainer.taking_part(samples):
             part_taken = trainer.taking_part(samples)
-            engine.changed()
+            engine.pace.changed()
         if samples // stream.epoch_samples > epoch:
             epoch = samples // stream.epoch_samples
             with clock("epoch"):
@@ -177,13 +178,13 @@ def fit(
         due, judged = samples >= config.samples or _crossed(samples, config.batch, config.checkpoint_every), {}
         if due and validation is not None and config.validate_samples:
             with clock("validate"), engine.autocast():
-                judged = validated(trainer, engine, validation, samples=samples - config.batch, limit=config.validate_samples)
+                judged = validated(trainer, engine.comm, validation, samples=samples - config.batch, limit=config.validate_samples)
             if trainer.may_be_best(samples - config.batch):
                 best = better(best, judged, samples)
         if epoch_values or judged or _crossed(samples, config.batch, config.log_every) or samples >= config.samples:
             names = sorted(values)
             unreadable = torch.tensor(len(stream.bad), dtype=torch.float64, device=engine.device)
-            *sums, unreadable = engine.all_reduce_sum_(torch.stack([*(values[n].double() for n in names), unreadable])).tolist()
+            *sums, unreadable = engine.comm.all_reduce_sum_(torch.stack([*(values[n].double() for n in names), unreadable])).tolist()
             row = {
                 **{name: value / engine.world for name, value in zip(names, sums, strict=True)},
                 **({"data/unreadable": unreadable} if unreadable else {}),
@@ -198,7 +199,7 @@ def fit(
             row |= {"epoch": float(epoch), "skipped": float(skipped), "checkpoint_failures": float(commits.failures)}
             counted = samples
             log.add(samples, row)
-            engine.log(row, samples)
+            engine.tracking.log(row, samples)
             report(samples, row)
         stopping, writing = engine.any_rank(stop(), store.writing)
         last = stopping or samples >= config.samples
@@ -207,8 +208,8 @@ def fit(
                 commits.settle()
             if last or due:
                 log.flush()
-                told = {"epoch": epoch, "best": best, "tracker": engine.tracker_run, **kept}
-                commits.begin(samples, told, {**engine.state(), **trainer.state()})
+                state = {"epoch": epoch, "best": best, "tracker": engine.tracking.run, **kept}
+                commits.begin(samples, state, {**engine.state(), **trainer.state()})
             if last or not config.background:
                 commits.settle(last=last)
         stepped()
@@ -234,12 +235,12 @@ def _resume(
     trainer: Trainer, engine: Engine, store: CheckpointStore, log: MetricLog, kept: dict[str, Any], batch: int
 ) -> tuple[int, int, Best | None]:
     """(samples, epoch, best) of the newest checkpoint, its state loaded; (0, -1, None) for a new run, its first state committed."""
-    engine.entered("start")  # to read and check it may take minutes
-    checkpoint = store.newest(progress_exists=engine.broadcast(log.exists()))
+    engine.pace.entered("start")  # to read and check it may take minutes
+    checkpoint = store.newest(progress_exists=log.exists())
     if checkpoint is None:
-        engine.track(0)
-        told = {"epoch": -1, "best": None, "tracker": engine.tracker_run, **kept}
-        store.commit(0, told, {**engine.state(), **trainer.state()})
+        engine.tracking.begin(0)
+        state = {"epoch": -1, "best": None, "tracker": engine.tracking.run, **kept}
+        store.commit(0, state, {**engine.state(), **trainer.state()})
         return 0, -1, None
     for key in {**kept["identity"], **checkpoint.state["identity"]}:
         mine, theirs = kept["identity"].get(key), checkpoint.state["identity"].get(key)
@@ -256,7 +257,7 @@ def _resume(
     log.cut(checkpoint.samples)
     if engine.is_main:
         _say_other_rates(trainer, log, kept, checkpoint.state, batch)
-    engine.track(checkpoint.samples, checkpoint.state.get("tracker"))
+    engine.tracking.begin(checkpoint.samples, checkpoint.state.get("tracker"))
     best = checkpoint.state.get("best")
     if best and not trainer.may_be_best(best["samples"] - batch):  # the run is longer now, and comes to more than it did
         best = None
@@ -274,6 +275,6 @@ def _say_other_rates(trainer: Trainer, log: MetricLog, kept: dict[str, Any], sta
     stage = kept["identity"].get("stage", "")
     begun = state["record"].get("config", {}).get(stage)
     former = begun["optimizer"].get("decay_samples") or begun["loop"]["samples"] if begun else 0
-    told = ", ".join(f"{name} {then[name]:.3g} → {now[name]:.3g}" for name in changed)
+    rates = ", ".join(f"{name} {then[name]:.3g} → {now[name]:.3g}" for name in changed)
     keep = f"; {stage}.optimizer.decay_samples={former} keeps the decay as it was, and its last rate from there on" if former else ""
-    LOGGER.warning("at %d samples the learning rate was another, as its decay ends elsewhere now: %s%s", last["samples"], told, keep)
+    LOGGER.warning("at %d samples the learning rate was another, as its decay ends elsewhere now: %s%s", last["samples"], rates, keep)

@@ -38,10 +38,10 @@ def validated(judge: Judge, comm: Communicator, stream: CubeStream, *, samples: 
         for start in range(0, count, stream.batch_size * comm.world):
             position_B = start + comm.rank + comm.world * np.arange(stream.batch_size)
             inside_B = torch.from_numpy(position_B < count)
-            said = judge.validate(stream.read(np.where(position_B < count, position_B, 0)), samples)
-            names = sorted(said)
-            part = torch.stack([torch.where(inside_B.to(said[n].device), said[n].double(), 0).sum() for n in names])
-            sums = part if sums is None else sums + part
+            values = judge.validate(stream.read(np.where(position_B < count, position_B, 0)), samples)
+            names = sorted(values)
+            of_batch = torch.stack([torch.where(inside_B.to(values[n].device), values[n].double(), 0).sum() for n in names])
+            sums = of_batch if sums is None else sums + of_batch
     return {f"val/{name}": value / count for name, value in zip(names, comm.all_reduce_sum_(sums).tolist(), strict=True)}
 
 

@@ -1,16 +1,13 @@
 """Trainer of the VQ-GAN: reconstruction, codebook, and a PatchGAN with the adaptive weight taken by leaf gradients.
 
-Legend: B batch, C band, H W pixels, D latent channel, K code, N vector.
+Legend: B batch, C band, H W pixels, D latent channel, F feature of the last layer's input, K code, N vector.
 """
 
 from __future__ import annotations
 
 import contextlib
-import math
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,13 +20,10 @@ from data_shards.reading.batch import Batch
 from data_shards.reading.order import hash64
 from data_shards.reading.stream import CubeStream
 from ldm.checkpoints.store import Reader, State
-from ldm.kmeans.fit import FittedCodebook
-from ldm.kmeans.lloyd import kmeans, matched
-from ldm.kmeans.seeding import MOST_TRIED
 from ldm.models.codebook import Codebook, library, usage_and_perplexity
 from ldm.models.discriminator import PatchGAN
 from ldm.models.vqgan import VQGAN
-from ldm.normalise import BandNormaliser
+from ldm.normalise import CubeNormaliser
 from ldm.schedules import OptimizerConfig, learning_rate
 from ldm.training.engine import Engine
 from ldm.training.losses import (
@@ -40,6 +34,7 @@ from ldm.training.losses import (
     last_layer_gradient,
     spectral_angle_rad,
 )
+from ldm.training.reseeding import Reseeding
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,7 +64,7 @@ class VQGANTrainer:
     """Losses and codebook of the VQ-GAN. The codebook stays outside the engine, in fp32.
 
     Args:
-        stream: the training stream; k-means reads the epoch's first samples through it.
+        stream: the training stream; its seed is the training's.
         fov_HW: the field of view that generated cubes get; kept in the checkpoint.
         dataset: digest of what it is trained on; a codebook to begin with has to come from it.
         total: samples of the whole run, for the schedules.
@@ -84,7 +79,7 @@ class VQGANTrainer:
         vqgan: VQGAN,
         codebook: Codebook,
         discriminator: PatchGAN,
-        normaliser: BandNormaliser,
+        normaliser: CubeNormaliser,
         stream: CubeStream,
         *,
         fov_HW: Tensor,
@@ -92,10 +87,9 @@ class VQGANTrainer:
         loss: VQGANLossConfig,
         optimizer: OptimizerConfig,
         total: int,
-        seed: int,
         flip: bool = True,
     ) -> None:
-        self.engine, self.config, self.optimizer, self.total, self.seed, self.flip = engine, loss, optimizer, total, seed, flip
+        self.engine, self.config, self.optimizer, self.total, self.flip = engine, loss, optimizer, total, flip
         rates: dict[str, Any] = {"lr": optimizer.lr, "betas": (optimizer.beta1, optimizer.beta2), "weight_decay": optimizer.weight_decay}
         self.last_layer_shape = vqgan.last_layer.weight.shape  # ZeRO-3 takes the weight apart
         self.vqgan = engine.add("vqgan", vqgan, **rates)
@@ -108,7 +102,10 @@ class VQGANTrainer:
         self.code_map = engine.add("code_map", learned, **rates) if learned is not None else None
         self._map_codes()
         self.normaliser = normaliser.to(engine.device)
-        self.stream, self.fov_HW, self.dataset = stream, fov_HW, dataset
+        self.stream, self.fov_HW, self.seed = stream, fov_HW, stream.seed
+        height, width = (side // vqgan.config.compression for side in stream.shape[1:])
+        latent_shape = (vqgan.config.latent_channels, height, width)
+        self.reseeding = Reseeding(self.codebook, stream, self._encoded, engine.comm, latent_shape=latent_shape, dataset=dataset)
         self.statistics: Tensor | None = None
         self.latents: list[tuple[np.ndarray, Tensor]] = []
         self.counts_K = torch.zeros(codebook.config.codes, dtype=torch.float64, device=engine.device)
@@ -117,7 +114,7 @@ class VQGANTrainer:
         """One micro batch: the loss of each network, and their terms for the log."""
         x_BCHW, fov_BHW = self._prepared(batch)
         quantise = self._quantises(samples)
-        rec_BCHW, h_BDHW, index_BHW, last_input = self.vqgan(x_BCHW, self.codebook, quantise=quantise)
+        h_BDHW, index_BHW, trunk_BFHW, rec_BCHW = self.vqgan(x_BCHW, self.codebook, quantise=quantise)
         if quantise:
             self._remember(batch, h_BDHW, index_BHW)
         # outside the field of view both are 0: nothing there is judged, by any term
@@ -130,7 +127,7 @@ class VQGANTrainer:
         losses: dict[str, Tensor] = {}
         if samples >= self.config.gan_start_samples and self.config.gan:
             losses["discriminator"], real_features, d_terms = self._discriminator(x_BCHW, rec_BCHW)
-            generator, gan_terms = self._generator(leaf, real_features, direction, last_input, fov_BHW)
+            generator, gan_terms = self._generator(leaf, real_features, direction, trunk_BFHW, fov_BHW)
             direction, terms = direction + generator, {**terms, **gan_terms, **d_terms}
         fed_back = (rec_BCHW * direction).sum()
         commitment = self.codebook.commitment(h_BDHW, index_BHW)
@@ -146,7 +143,7 @@ class VQGANTrainer:
         x_BCHW, fov_BHW = self._normalised(batch)
         quantise = self._quantises(samples)
         self.module.eval()
-        rec_BCHW = self.module(x_BCHW, self.codebook, quantise=quantise)[0].float()
+        rec_BCHW = self.module(x_BCHW, self.codebook, quantise=quantise).rec_BCHW.float()
         self.module.train()
         rec_BCHW = rec_BCHW if fov_BHW is None else rec_BCHW * fov_BHW[:, None]
         cubes = [slice(b, b + 1) for b in range(len(x_BCHW))]
@@ -165,7 +162,7 @@ class VQGANTrainer:
         return self.config.l1 * l1 + self.config.gradient * gradient + self.config.spectral_angle * angle, terms
 
     def _generator(
-        self, leaf_BCHW: Tensor, real_features: list[Tensor], rec_gradient_BCHW: Tensor, last_input: Tensor, fov_BHW: Tensor | None
+        self, leaf_BCHW: Tensor, real_features: list[Tensor], rec_gradient_BCHW: Tensor, trunk_BFHW: Tensor, fov_BHW: Tensor | None
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Gradient of the generator's terms at the reconstruction, under the adaptive weight."""
         with frozen(self.plain_discriminator):
@@ -175,8 +172,8 @@ class VQGANTrainer:
             (matching_gradient,) = torch.autograd.grad(matching, leaf_BCHW)
         inside = 1.0 if fov_BHW is None else fov_BHW[:, None].float()  # the mask is part of the way back to the last layer
         at_output = (rec_gradient_BCHW, gan_gradient)
-        at_weight = torch.stack([last_layer_gradient(last_input, g * inside, self.last_layer_shape) for g in at_output])
-        rec_weight, gan_weight = self.engine.all_reduce_sum_(at_weight) / self.engine.world
+        at_weight = torch.stack([last_layer_gradient(trunk_BFHW, g * inside, self.last_layer_shape) for g in at_output])
+        rec_weight, gan_weight = self.engine.comm.all_reduce_sum_(at_weight) / self.engine.world
         weight = adaptive_weight(rec_weight, gan_weight, scale=self.config.gan)
         terms = {"loss/generator": hinge.detach(), "loss/feature_matching": matching.detach(), "gan/adaptive_weight": weight}
         return weight * (gan_gradient + self.config.feature_matching * matching_gradient), terms
@@ -206,8 +203,8 @@ class VQGANTrainer:
 
     def _remember(self, batch: Batch, h_BDHW: Tensor, index_BHW: Tensor) -> None:
         """Keep what the codebook's step needs: sums of the step so far, and the latents revival may draw from."""
-        packed = self.codebook.statistics(h_BDHW, index_BHW)
-        self.statistics = packed if self.statistics is None else self.statistics + packed
+        statistics = self.codebook.statistics(h_BDHW, index_BHW)
+        self.statistics = statistics if self.statistics is None else self.statistics + statistics
         self.latents.append((batch.position_B, h_BDHW.detach().float()))
 
     def after_step(self, samples: int, batch: int, *, skipped: bool) -> dict[str, float]:
@@ -215,15 +212,13 @@ class VQGANTrainer:
         statistics, latents, self.statistics, self.latents = self.statistics, self.latents, None, []
         if skipped or statistics is None:
             return {}
-        packed = self.engine.all_reduce_sum_(statistics)
-        self.counts_K += packed[:, -1]
-        self.codebook.update(packed)
+        statistics = self.engine.comm.all_reduce_sum_(statistics)
+        self.counts_K += statistics[:, -1]
+        self.codebook.update(statistics)
         self._map_codes()
-        dead = self.codebook.dead()
-        if len(dead):
-            self.codebook.revive(dead, self._drawn(latents, samples, batch, len(dead)))
+        revived = self.reseeding.revive(latents, samples, batch)
         usage, perplexity = usage_and_perplexity(self.counts_K)
-        return {"codes/usage": usage, "codes/perplexity": perplexity, "codes/revived": float(len(dead))}
+        return {"codes/usage": usage, "codes/perplexity": perplexity, "codes/revived": float(revived)}
 
     @torch.no_grad()
     def _map_codes(self) -> None:
@@ -231,82 +226,22 @@ class VQGANTrainer:
         if self.code_map is not None:
             self.codebook.codes_KD.copy_(self.code_map(self.codebook.fixed_KD))
 
-    def _drawn(self, latents: list[tuple[np.ndarray, Tensor]], samples: int, batch: int, n: int) -> Tensor:
-        """n latents of the global batch by hash of their place in it: each rank fills in those it holds, then all add."""
-        D, h, w = latents[0][1].shape[1:]
-        flat = hash64(self.seed, samples, np.arange(n), 11) % np.uint64(batch * h * w)
-        position, place = samples + (flat // np.uint64(h * w)).astype(np.int64), (flat % np.uint64(h * w)).astype(np.int64)
-        drawn_ND = torch.zeros(n, D, device=self.engine.device)
-        for position_B, h_BDHW in latents:
-            z_BND = h_BDHW.flatten(2).movedim(1, -1)
-            for b, p in enumerate(position_B):
-                mine = np.flatnonzero(position == p)
-                drawn_ND[mine] = z_BND[b, place[mine]]
-        return self.engine.all_reduce_sum_(drawn_ND)
-
     def start_epoch(self, epoch: int) -> dict[str, float]:
-        """Usage of the epoch that ended; then, where configured, new codes by k-means over this epoch's latents."""
+        """Usage of the epoch that ended; then, where configured, new codes."""
         ended = {}
         if self.counts_K.sum() > 0:
             usage, perplexity = usage_and_perplexity(self.counts_K)
             ended = {"codes/usage_epoch": usage, "codes/perplexity_epoch": perplexity}
         self.counts_K.zero_()
-        config = self.codebook.config
-        if config.start and epoch == 0:
-            begun = FittedCodebook.read(Path(config.start))
-            channels = self.module.config.latent_channels
-            begun.check(codes=config.codes, channels=channels, dataset=self.dataset, where=config.start)
-            self.codebook.reset(begun.codes_KD.to(self.counts_K.device), begun.counts_K.to(self.counts_K.device))
-        when, warmup = config.kmeans, config.warmup_epochs
-        if when == "never" or epoch < warmup or (when == "first" and epoch > warmup):
-            return ended
-        z_ND, ids_N = self._epoch_latents(epoch)
-        began, first = time.perf_counter(), epoch == warmup
-        start = None if first and not config.start else self.codebook.codes_KD
-        # codes that were given are kept; of very many, drawing new ones and matching them with the old takes minutes
-        reseed = not (first and config.start) and config.codes <= MOST_TRIED
-        found = kmeans(
-            z_ND,
-            ids_N,
-            k=config.codes,
-            comm=self.engine,
-            seed=self.seed,
-            start_KD=start,
-            reseed=reseed,
-            iterations=config.kmeans_iterations,
-        )
-        codes_KD, counts_K = found.codes_KD, found.counts_K
-        if found.fresh and start is not None:
-            order_K = matched(codes_KD, start, self.engine)
-            codes_KD, counts_K = codes_KD[order_K], counts_K[order_K]
-        self.codebook.reset(codes_KD, counts_K)
-        told = {"kmeans/inertia": found.inertia, "kmeans/iterations": float(found.iterations), "kmeans/fresh": float(found.fresh)}
-        return {**ended, **told, "speed/kmeans_s": time.perf_counter() - began}
+        return {**ended, **self.reseeding.start_epoch(epoch)}
 
-    @torch.no_grad()
-    def _epoch_latents(self, epoch: int) -> tuple[Tensor, np.ndarray]:
-        """This rank's share of the latents that k-means sees: places by hash in the epoch's first samples."""
-        count, wanted = self.stream.epoch_samples, self.codebook.config.kmeans_vectors
-        side = [n // self.module.config.compression for n in self.stream.shape[1:]]
-        places = side[0] * side[1]
-        n_samples = min(count, max(math.ceil(wanted / places), min(32, count)))
-        each = min(places, math.ceil(wanted / n_samples))
-        g = epoch * count + np.arange(n_samples)[self.engine.rank :: self.engine.world]
-        g_first = np.array([epoch * count])
-        latents, ids = [torch.empty(0, self.module.config.latent_channels, device=self.engine.device)], [np.empty(0, np.int64)]
-        # under ZeRO-3 a call gathers weights from all ranks: each makes as many calls as the one with the most samples
-        calls = math.ceil(math.ceil(n_samples / self.engine.world) / self.stream.batch_size)
+    def _encoded(self, batch: Batch) -> Tensor:
+        """Latents of a batch, as validation would see them."""
         self.module.eval()
-        for chunk in np.array_split(g, calls):
-            sample_B, epoch_B = self.stream.place(chunk if len(chunk) else g_first)
-            with self.engine.autocast():
-                h_BDHW = self.module(self._normalised(self.stream.read(sample_B, epoch_B))[0])
-            for b, position in enumerate(chunk):
-                chosen = np.argsort(hash64(self.seed, position, np.arange(places), 13))[:each]
-                latents.append(h_BDHW[b].flatten(1).T[torch.from_numpy(chosen).to(h_BDHW.device)].float())
-                ids.append(position * places + chosen)
+        with self.engine.autocast():
+            h_BDHW = self.module(self._normalised(batch)[0]).h_BDHW
         self.module.train()
-        return torch.cat(latents), np.concatenate(ids)
+        return h_BDHW
 
     # --- schedules and state ------------------------------------------------------------------------------------
 

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from data_shards.reading.stream import CubeStream
 from launch.cli import main
-from ldm.training import vqgan
+from ldm.training import reseeding
 from ldm.training.vqgan import VQGANTrainer
 
 RANKS, HOW, NOTE = sys.argv[1].split(","), sys.argv[2], Path(f"{sys.argv[3]}-{os.environ['RANK']}")
@@ -68,7 +68,7 @@ def killed(*args, **options):
 
 if os.environ["RANK"] in RANKS:
     if HOW == "kmeans":
-        kmeans, vqgan.kmeans = vqgan.kmeans, killed
+        kmeans, reseeding.kmeans = reseeding.kmeans, killed
     elif HOW in ("forward", "nan"):
         losses, VQGANTrainer.losses = VQGANTrainer.losses, hung if HOW == "forward" else spoiled
     else:

@@ -48,13 +48,13 @@ def guard(name: str, file: str, old: str, new: str, *test: str) -> Guard:
 BY_AUTOGRAD = (
     ("        leaf = rec_BCHW.detach()", "        self.through = rec_BCHW\n        leaf = rec_BCHW.detach()"),
     (
-        "[last_layer_gradient(last_input, g * inside, self.last_layer_shape) for g in at_output]",
+        "[last_layer_gradient(trunk_BFHW, g * inside, self.last_layer_shape) for g in at_output]",
         "[torch.autograd.grad(self.through, self.module.last_layer.weight, g, retain_graph=True)[0] for g in at_output]",
     ),
 )
 GUARDS = [
     guard("hash of a part", COMMITTED, "elif durable.sha256_of(path) != sha256:", "elif False:", STATE),
-    guard("digest of a commit", COMMITTED, " or told != digest_of(commit)", "", STATE),
+    guard("digest of a commit", COMMITTED, " or sha256 != digest_of(commit)", "", STATE),
     guard("names of parts", COMMITTED, " if PART.fullmatch(name)", "", STATE),
     guard(
         "limit of restarts asked for",
@@ -100,8 +100,14 @@ GUARDS = [
     ),
     guard("order within a removal", CHECKPOINT, "        (folder / COMMIT).unlink(missing_ok=True)\n", "", STATE),
     guard("progress without a checkpoint", CHECKPOINT, "if faults or self.comm.broadcast(progress_exists):", "if False:", STATE),
-    guard("barrier before anyone writes", CHECKPOINT, "if error := self.comm.broadcast(error):  # also", "if error:  # also", STATE),
-    guard("barrier before the commit", CHECKPOINT, "self.comm.gather(writing.result()), None", "[writing.result()] * 2, None", POWER),
+    guard(
+        "barrier before anyone writes",
+        CHECKPOINT,
+        "on_rank_0(self.comm, lambda: _make_place(final))",
+        "self.comm.rank or _make_place(final)",
+        STATE,
+    ),
+    guard("barrier before the commit", CHECKPOINT, "self.comm.gather(on_each(self.comm, writing.result))", "[writing.result()] * 2", POWER),
     guard("fsync of a file", "data_shards/durable.py", "                os.fsync(file.fileno())\n", "", POWER),
     guard(
         "fsync after a rename", "data_shards/durable.py", "            fsync_path(final.parent)\n        except", "        except", POWER
@@ -127,8 +133,8 @@ GUARDS = [
     guard("the log is cut", LOOP, "    log.cut(checkpoint.samples)\n", "", "tests/ldm/training/test_loop.py"),
     guard(
         "the world that came up",
-        "ldm/training/engine/__init__.py",
-        'if self.world != asked or zero != self.mode.startswith("zero") or (not zero and several != (asked > 1)):',
+        "ldm/training/engine/start.py",
+        'if accelerator.num_processes != world or zero != mode.startswith("zero") or (not zero and several != (world > 1)):',
         "if False:",
         "tests/ldm/training/test_engine.py",
     ),
@@ -153,15 +159,15 @@ GUARDS = [
     guard(
         "sums of the codebook",
         VQGAN,
-        "packed = self.engine.all_reduce_sum_(statistics)",
-        "packed = statistics",
+        "statistics = self.engine.comm.all_reduce_sum_(statistics)",
+        "pass",
         ZERO,
         "what_one_process and vqgan and ddp",
     ),
     guard(
         "gradients at the last layer, summed",
         VQGAN,
-        "self.engine.all_reduce_sum_(at_weight) / self.engine.world",
+        "self.engine.comm.all_reduce_sum_(at_weight) / self.engine.world",
         "at_weight",
         ZERO,
         "what_one_process and vqgan and ddp",
@@ -169,7 +175,7 @@ GUARDS = [
     guard(
         "one training a folder",
         "launch/stages/training.py",
-        "        engine.on_main(lambda: held.enter_context(claim))\n",
+        "        on_rank_0(engine.comm, lambda: held.enter_context(claim))\n",
         "",
         LOST,
         "two_trainings",

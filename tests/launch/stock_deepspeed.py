@@ -19,9 +19,10 @@ from torch import Tensor, nn
 from ldm.checkpoints.commit import Checkpoint
 from ldm.checkpoints.store import CheckpointStore, Reader
 from ldm.comm import Alone
-from ldm.models.codebook import Codebook, CodebookConfig
+from ldm.models.codebook import CodebookConfig
 from ldm.models.denoiser import denoiser_from
 from ldm.models.discriminator import PatchGAN, PatchGANConfig
+from ldm.models.other_codebooks import codebook_from
 from ldm.models.vqgan import VQGAN, VQGANConfig
 
 Number = Callable[[nn.Module], Tensor]
@@ -38,11 +39,11 @@ def networks(identity: dict) -> dict[str, tuple[nn.Module, Number]]:
     if identity["stage"] == "diffusion":
         t_B = torch.tensor([3.0, 700.0])
         return {"denoiser": (denoiser_from(identity["model"]), lambda net: net(z_BDHW, t_B).square().mean())}
-    codebook = Codebook(CodebookConfig(**identity["codebook"]), channels=4, seed=0)
+    codebook = codebook_from(CodebookConfig(**identity["codebook"]), channels=4, seed=0)
     discriminator = PatchGAN(PatchGANConfig(**{**identity["discriminator"], "bands": 4}))
     model = {name: value for name, value in identity["model"].items() if name != "kind"}
     return {
-        "vqgan": (VQGAN(VQGANConfig(**model)), lambda net: net(x_BCHW, codebook, quantise=False)[0].square().mean()),
+        "vqgan": (VQGAN(VQGANConfig(**model)), lambda net: net(x_BCHW, codebook, quantise=False).rec_BCHW.square().mean()),
         "discriminator": (discriminator, lambda net: net(x_BCHW)[0].square().mean()),
     }
 

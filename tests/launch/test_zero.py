@@ -56,7 +56,7 @@ def far(place: Place, name: str, other: str, stage: str, part: str) -> float:
     As one vector, for a bias before a group norm has no gradient but rounding, and Adam moves it by the rate all the same.
     """
     mine, theirs = (Reader(place.store(run, stage).newest(progress_exists=True)) for run in (name, other))
-    assert mine.places.keys() == theirs.places.keys()
+    assert mine.shapes.keys() == theirs.shapes.keys()
     a, b = (torch.cat([v.flatten().double() for _, v in sorted(read.under(part).items())]) for read in (mine, theirs))
     return float(torch.linalg.vector_norm(a - b) / torch.linalg.vector_norm(a))
 

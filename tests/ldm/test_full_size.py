@@ -9,16 +9,17 @@ import pytest
 
 SCRIPT = """
 import resource, sys, torch
-from ldm.models.codebook import Codebook, CodebookConfig
+from ldm.models.codebook import CodebookConfig
 from ldm.models.denoiser import UNet, UNetConfig
+from ldm.models.other_codebooks import codebook_from
 from ldm.models.vqgan import VQGAN, VQGANConfig
 before = next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("VmRSS"))
 if sys.argv[1] == "vqgan":
     model = VQGAN(VQGANConfig(bands=16, compression=8, channels=16, layers=1, norm_groups=8))
     x = torch.rand(1, 16, 672, 672)
-    rec, h, index, _ = model(x, Codebook(CodebookConfig(), channels=8, seed=0))
-    assert rec.shape == x.shape and h.shape == (1, 8, 84, 84) and index.shape == (1, 84, 84)
-    (rec - x).abs().mean().backward()
+    out = model(x, codebook_from(CodebookConfig(), channels=8, seed=0))
+    assert out.rec_BCHW.shape == x.shape and out.h_BDHW.shape == (1, 8, 84, 84) and out.index_BHW.shape == (1, 84, 84)
+    (out.rec_BCHW - x).abs().mean().backward()
 else:
     model = UNet(UNetConfig(latent_channels=8, channels=32, layers=1))
     z = torch.randn(1, 8, 84, 84)

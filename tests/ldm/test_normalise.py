@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from data_shards.manifest import BandStats
-from ldm.checkpoints.trained import normaliser_from
-from ldm.normalise import BandNormaliser
+from ldm.checkpoints.trained import cube_normaliser
+from ldm.normalise import CubeNormaliser
 
 
 def stats(**more: object) -> BandStats:
@@ -19,7 +19,7 @@ def stats(**more: object) -> BandStats:
 
 @pytest.mark.parametrize(("offset", "zero"), [(0.0, 0.0), (-3.2768, 32768.0), (-0.1, 1000.0), (0.2, -2000.0)])
 def test_counts_enter_by_their_distance_from_reflectance_0_and_come_back(offset: float, zero: float) -> None:
-    normaliser = BandNormaliser(stats(log_zero=zero), scale=1e-4, offset=offset, dtype="uint16")
+    normaliser = CubeNormaliser(stats(log_zero=zero), scale=1e-4, offset=offset)
     stored = [n for n in (0, 40, 990, 1000, 1016, 5000, 32760, 32768, 33000, 41000) if n * 1e-4 + offset <= 0.9]
     x = normaliser(torch.tensor(stored, dtype=torch.int32).view(1, 1, 1, -1))
     for value, seen in zip(stored, x.flatten().tolist(), strict=True):
@@ -34,12 +34,12 @@ def test_what_a_checkpoint_of_before_kept_still_takes_the_logarithm_of_stored_co
     fields = stats().fields()
     assert "log_zero" not in fields
     data = {"stats": fields, "scale": 1e-4, "offset": -3.2768, "dtype": "uint16"}
-    x = normaliser_from(data)(torch.full((1, 1, 1, 1), 33000, dtype=torch.int32))
+    x = cube_normaliser(data)(torch.full((1, 1, 1, 1), 33000, dtype=torch.int32))
     assert x.item() == pytest.approx((math.log(1 + 33000 / 16) - 3.0) / 0.5, abs=1e-4)
 
 
 def test_what_is_decoded_stays_within_what_can_be_stored_and_may_be_brighter_than_what_was_seen() -> None:
-    normaliser = BandNormaliser(stats(log_zero=1000.0), scale=1e-4, offset=-0.1, dtype="uint16")
+    normaliser = CubeNormaliser(stats(log_zero=1000.0), scale=1e-4, offset=-0.1)
     low, high = normaliser.reflectance(torch.tensor([-1e9, 1e9]).view(2, 1, 1, 1)).flatten().tolist()
     assert low == pytest.approx(-0.1, abs=1e-5)
     assert high == pytest.approx(65535 * 1e-4 - 0.1, rel=1e-5)

@@ -9,8 +9,9 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from data_shards.errors import InputError, TryAgain
+from ldm.comm import Alone
 from slurm.meeting import FIRST_PORT, PORTS, agreed_port, check_meeting_point, free_port, meeting_point, told_by_rank_0
-from slurm.rank import Alone, Placement
+from slurm.rank import Placement
 
 STEP = {"SLURM_JOB_ID": "12345", "SLURM_STEP_ID": "2", "SLURM_PROCID": "1", "SLURM_STEP_NUM_TASKS": "2", "SLURM_NODEID": "1"}
 STEP |= {"SLURM_STEP_TASKS_PER_NODE": "1(x2)", "SLURM_STEP_NODELIST": "localhost,n[3-4]"}

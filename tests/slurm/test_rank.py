@@ -8,11 +8,10 @@ import subprocess
 import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from data_shards.errors import InputError
-from slurm.rank import Alone, MpiCommunicator, Placement, placement, tasks_on_node, torch_environ
+from slurm.rank import MpiCommunicator, Placement, placement, tasks_on_node, torch_environ
 
 TASK = {"SLURM_JOB_ID": "7", "SLURM_STEP_ID": "0", "SLURM_PROCID": "5", "SLURM_NTASKS": "6", "SLURM_LOCALID": "1", "SLURM_NODEID": "2"}
 TASK |= {"SLURM_STEP_NUM_TASKS": "6", "SLURM_STEP_TASKS_PER_NODE": "2(x3)"}
@@ -102,12 +101,6 @@ def test_run_lengths():
         tasks_on_node("2(x3),1", 4)
     with pytest.raises(InputError, match="run lengths"):
         tasks_on_node("2(x3", 0)
-
-
-def test_alone_is_a_communicator():
-    array = np.arange(3.0)
-    Alone().all_reduce_sum_(array)
-    assert array.tolist() == [0, 1, 2] and Alone().broadcast("x") == "x"
 
 
 MPIEXEC = shutil.which("mpiexec", path=str(Path(sys.executable).parent))  # the one of the same MPI as mpi4py's, not any on PATH

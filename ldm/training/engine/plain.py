@@ -13,7 +13,7 @@ from ldm.checkpoints.store import Reader, State
 MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
-class PlainPart:
+class PlainNetwork:
     """The module, what it is wrapped in, its optimizer, and a loss scale where gradients are fp16.
 
     Optimizer states stand from the beginning, at zero, so that a checkpoint always holds the same names.

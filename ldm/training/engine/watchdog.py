@@ -22,6 +22,8 @@ from datetime import timedelta
 
 from torch.distributed import DistNetworkError, TCPStore
 
+from ldm.comm import Communicator
+
 LOGGER = logging.getLogger("retinaforge")
 BEAT_S = 2.0
 SILENT_S = 25.0  # a rank that was not heard for so long is gone
@@ -43,16 +45,6 @@ class Beat:
     seconds: float = 0.0
     late: bool = False
     waiting: bool = False
-
-
-def served(host: str, world: int) -> TCPStore:
-    """Rank 0's store, at a port that is free."""
-    return TCPStore(host, 0, world, is_master=True, wait_for_workers=False, timeout=timedelta(seconds=SILENT_S))
-
-
-def joined(host: str, port: int, world: int) -> TCPStore:
-    """The same store, from another rank."""
-    return TCPStore(host, port, world, is_master=False, wait_for_workers=False, timeout=timedelta(seconds=SILENT_S))
 
 
 class Pace:
@@ -190,8 +182,8 @@ class Watchdog:
         for rank, beat in beats.items():
             if rank not in heard or heard[rank][0] != beat.number:
                 heard[rank] = (beat.number, now)
-        if found := _gone({rank: (beat, now - heard[rank][1]) for rank, beat in beats.items()}):
-            rank, why = found
+        if lost := _gone({rank: (beat, now - heard[rank][1]) for rank, beat in beats.items()}):
+            rank, why = lost
             who = self.store.get(f"who/{rank}").decode() if self.store.check([f"who/{rank}"]) else "never heard"
             self.verdict = f"rank {rank} is gone ({who}): {why}"
             self.store.set("gone", self.verdict)
@@ -203,6 +195,17 @@ class Watchdog:
             f"TryAgain: {verdict}\n  mend:     run the same command again; it goes on from the last checkpoint", file=sys.stderr, flush=True
         )
         os._exit(EXIT_CODE)
+
+
+def watching(comm: Communicator, pace: Pace, host: str) -> Watchdog:
+    """This rank's watchdog, over a store that rank 0 serves on `host`, at a port that is free. Collective."""
+
+    def store(port: int, *, serves: bool) -> TCPStore:
+        return TCPStore(host, port, comm.world, is_master=serves, wait_for_workers=False, timeout=timedelta(seconds=SILENT_S))
+
+    served = store(0, serves=True) if comm.rank == 0 else None
+    port = comm.broadcast(served.port if served else None)
+    return Watchdog(comm.rank, comm.world, served or store(port, serves=False), pace)
 
 
 def _gone(seen: dict[int, tuple[Beat, float]]) -> tuple[int, str] | None:

@@ -31,7 +31,7 @@ class HeldAdamW(torch.optim.AdamW):
         return None if self.held else super().step(closure)
 
 
-class ZeroPart:
+class ZeroNetwork:
     """One DeepSpeed engine, driven by the caller's accumulation boundaries."""
 
     def __init__(self, module: nn.Module, engine, optimizer: HeldAdamW) -> None:

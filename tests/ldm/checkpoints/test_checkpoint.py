@@ -105,7 +105,7 @@ def two_commits(folder: Path) -> CheckpointStore:
 def test_whatever_is_cut_flipped_or_zeroed_is_found(tmp_path: Path, name: str) -> None:
     """Every truncation of the file, every byte of it changed, every stretch of zeros: 16 is not taken any more, 8 is."""
     store = two_commits(tmp_path)
-    path = store.place(16) / name
+    path = store.folder_at(16) / name
     whole = path.read_bytes()
     spoiled = [whole[:i] for i in range(len(whole))]
     for i in range(len(whole)):
@@ -123,7 +123,7 @@ def test_a_foreign_pickle_is_never_opened(tmp_path: Path) -> None:
     marker = tmp_path / "opened"
     bomb = pickle.dumps(Bomb(str(marker)))
     store = two_commits(tmp_path)
-    folder, part = store.place(16), store.place(16) / "rank-00000.safetensors"
+    folder, part = store.folder_at(16), store.folder_at(16) / "rank-00000.safetensors"
     (folder / "mp_rank_00_model_states.pt").write_bytes(bomb)
     assert store.newest(progress_exists=True).samples == 16
     part.write_bytes(bomb)
@@ -158,10 +158,10 @@ def forge(folder: Path, commit: dict, name: str, content: bytes) -> Checkpoint |
 def test_a_torn_commit_alone_is_progress_that_cannot_be_loaded(tmp_path: Path) -> None:
     store = CheckpointStore(tmp_path / "checkpoints", Alone())
     store.commit(8, {"epoch": 0}, tensors(8))
-    (store.place(8) / COMMIT).write_bytes(b"{")
+    (store.folder_at(8) / COMMIT).write_bytes(b"{")
     with pytest.raises(UnsafeResume, match="not a commit of format"):
         store.newest(progress_exists=False)
-    shutil.rmtree(store.place(8))
+    shutil.rmtree(store.folder_at(8))
     with pytest.raises(UnsafeResume, match="shows progress"):
         store.newest(progress_exists=True)
     assert store.newest(progress_exists=False) is None
@@ -170,15 +170,15 @@ def test_a_torn_commit_alone_is_progress_that_cannot_be_loaded(tmp_path: Path) -
 def test_what_a_killed_writer_left_is_gone_before_anyone_writes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Rank 0 takes its time to remove it, and still finds nothing of the others' there."""
     store = CheckpointStore(tmp_path / "checkpoints", Alone())
-    store.place(8).mkdir(parents=True)
-    (store.place(8) / "rank-00003.safetensors").write_bytes(b"left over")
+    store.folder_at(8).mkdir(parents=True)
+    (store.folder_at(8) / "rank-00003.safetensors").write_bytes(b"left over")
     remove = shutil.rmtree
     monkeypatch.setattr(shutil, "rmtree", lambda *words, **more: (time.sleep(0.5), remove(*words, **more)))
     results = Threads(2).run(
         lambda rank: CheckpointStore(store.folder, rank).commit(8, {}, {f"w{rank.rank}": torch.ones(2), "z": torch.ones(3)})
     )
-    assert results == [store.place(8)] * 2
-    assert sorted(p.name for p in store.place(8).iterdir()) == [COMMIT, "rank-00000.safetensors", "rank-00001.safetensors"]
+    assert results == [store.folder_at(8)] * 2
+    assert sorted(p.name for p in store.folder_at(8).iterdir()) == [COMMIT, "rank-00000.safetensors", "rank-00001.safetensors"]
 
 
 def test_the_best_stays_and_the_newest_two(tmp_path: Path) -> None:

@@ -64,7 +64,7 @@ def test_what_is_used_lies_apart_and_is_found_without_what_only_a_resume_needs(t
     state = {"model.w": torch.ones(6), "ema.w": Fragment(torch.arange(6.0), 0, (2, 3)), "ema.b": torch.ones(2)}
     store.commit(8, {}, state)
     newest = store.newest(progress_exists=True)
-    assert Reader(newest).places.keys() == state.keys() and newest.ranks == 1
+    assert Reader(newest).shapes.keys() == state.keys() and newest.ranks == 1
     (newest.folder / "rank-00000.safetensors").unlink()
     found = CheckpointStore(tmp_path, Alone()).newest(progress_exists=True, used=True)
     read = Reader(found, used=True)

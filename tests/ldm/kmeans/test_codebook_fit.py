@@ -49,7 +49,7 @@ def test_a_fit_is_written_found_again_and_the_same_on_any_number_of_ranks(latent
     for found in results:
         torch.testing.assert_close(found.codes_KD, one.codes_KD, rtol=1e-5, atol=1e-5)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["one", "three"]
-    again = fit_codebook(latents, tmp_path / "one", CONFIG, Alone(), told=lambda *_: pytest.fail("fitted anew"))
+    again = fit_codebook(latents, tmp_path / "one", CONFIG, Alone(), report=lambda *_: pytest.fail("fitted anew"))
     assert torch.equal(again.codes_KD, one.codes_KD)
     results = Threads(2).run(lambda comm: fit_codebook(latents, tmp_path / "one", dataclasses.replace(CONFIG, seed=1), comm))
     assert all(isinstance(found, InputError) and "another codebook stands here" in str(found) for found in results)
@@ -70,7 +70,7 @@ def test_a_killed_fit_goes_on_to_the_very_same_codes(latents: Dataset, tmp_path:
         patch.setattr(FittedCodebook, "write", stop)
         fit_codebook(latents, tmp_path / "cut", CONFIG, Alone())
     assert [path.name for path in tmp_path.iterdir() if "cut" in path.name] == [".cut.unfinished"]
-    found = fit_codebook(latents, tmp_path / "cut", CONFIG, Alone(), told=lambda done, inertia: said.append(done))
+    found = fit_codebook(latents, tmp_path / "cut", CONFIG, Alone(), report=lambda done, inertia: said.append(done))
     assert said == list(range(at + 1, 13)) and found.about["made"] == 12 and torch.equal(found.codes_KD, straight.codes_KD)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["cut", "straight"]
     if at < 12:

@@ -6,11 +6,11 @@ import pytest
 import torch
 
 from data_shards.errors import InputError
-from ldm.models.codebook import Codebook, CodebookConfig, usage_and_perplexity
+from ldm.models.codebook import CodebookConfig, EMACodebook, usage_and_perplexity
 
 
-def made(codes: int = 16, channels: int = 4, **options) -> Codebook:
-    return Codebook(CodebookConfig(codes=codes, kmeans_vectors=1024, **options), channels=channels, seed=3)
+def made(codes: int = 16, channels: int = 4, **options) -> EMACodebook:
+    return EMACodebook(CodebookConfig(codes=codes, kmeans_vectors=1024, **options), channels=channels, seed=3)
 
 
 def latents(n: int = 2, channels: int = 4, side: int = 8, seed: int = 0) -> torch.Tensor:

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import functools
 import json
 
 import pytest
 import torch
 import torch.nn.functional as F
 from diffusers.models.attention_processor import Attention
+from torch.utils.checkpoint import checkpoint
 
 from data_shards.errors import InputError
-from ldm.models.codebook import Codebook, CodebookConfig
+from ldm.models.codebook import CodebookConfig
 from ldm.models.denoiser import UNet, UNetConfig, denoiser_from, described
 from ldm.models.discriminator import PatchGAN, PatchGANConfig
+from ldm.models.other_codebooks import codebook_from
 from ldm.models.vqgan import VQGAN, VQGANConfig, initialised
 from ldm.training.losses import last_layer_gradient, spectral_angle_rad
 
@@ -24,9 +27,11 @@ SMALL = {"channels": 8, "layers": 1, "norm_groups": 4}
 def test_shapes_at_each_compression(compression: int, bands: int, latent_channels: int) -> None:
     model = VQGAN(VQGANConfig(bands=bands, compression=compression, latent_channels=latent_channels, **SMALL))
     x = torch.rand(1, bands, 32, 48)
-    rec, h, index, _ = model(x, Codebook(CodebookConfig(), channels=latent_channels, seed=0))
-    assert rec.shape == x.shape
-    assert h.shape == (1, latent_channels, 32 // compression, 48 // compression) and index.shape == h.shape[:1] + h.shape[2:]
+    out = model(x, codebook_from(CodebookConfig(), channels=latent_channels, seed=0))
+    assert out.rec_BCHW.shape == x.shape
+    assert out.h_BDHW.shape == (1, latent_channels, 32 // compression, 48 // compression)
+    assert out.index_BHW.shape == out.h_BDHW.shape[:1] + out.h_BDHW.shape[2:]
+    assert torch.equal(model(x).h_BDHW, out.h_BDHW) and model(x).rec_BCHW is None
 
 
 def test_sizes_and_bands_that_do_not_fit_are_refused_with_the_mend() -> None:
@@ -66,11 +71,24 @@ def test_last_layer_gradient_is_that_of_autograd() -> None:
     """The adaptive weight by leaf gradients, against autograd through the layer: equal."""
     model = initialised(lambda: VQGAN(VQGANConfig(bands=4, **SMALL)), 0)
     x = torch.rand(2, 4, 32, 32)
-    rec, _, _, caught = model(x, Codebook(CodebookConfig(), channels=8, seed=0))
-    (through,) = torch.autograd.grad(F.l1_loss(rec, x), model.last_layer.weight)
-    leaf = rec.detach().requires_grad_()
+    out = model(x, codebook_from(CodebookConfig(), channels=8, seed=0))
+    (through,) = torch.autograd.grad(F.l1_loss(out.rec_BCHW, x), model.last_layer.weight)
+    leaf = out.rec_BCHW.detach().requires_grad_()
     (at_leaf,) = torch.autograd.grad(F.l1_loss(leaf, x), leaf)
-    torch.testing.assert_close(last_layer_gradient(caught, at_leaf, model.last_layer.weight.shape), through, rtol=1e-4, atol=1e-9)
+    torch.testing.assert_close(last_layer_gradient(out.trunk_BFHW, at_leaf, model.last_layer.weight.shape), through, rtol=1e-4, atol=1e-9)
+
+
+def test_trunk_and_last_layer_are_diffusers_decoder_with_and_without_recomputing() -> None:
+    model = initialised(lambda: VQGAN(VQGANConfig(bands=4, **SMALL)), 0)
+    z = torch.rand(2, 8, 4, 4)
+    theirs, gradients = model.decoder(model.post_quant_conv(z)), []
+    for recomputed in (False, True):
+        model.decoder.gradient_checkpointing = recomputed
+        model.decoder._gradient_checkpointing_func = functools.partial(checkpoint, use_reentrant=False)
+        decoded = model.decode(z)
+        assert torch.equal(decoded, theirs)
+        gradients.append(torch.autograd.grad(decoded.square().sum(), model.post_quant_conv.weight)[0])
+    assert torch.equal(*gradients)
 
 
 def test_spectral_angle_against_the_definition() -> None:

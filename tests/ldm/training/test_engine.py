@@ -14,7 +14,7 @@ def test_a_process_that_came_up_alone_among_two_is_refused(monkeypatch: pytest.M
     """Accelerate falls back to one process in silence: each rank would train a copy of the run."""
     for name, value in {"WORLD_SIZE": "2", "RANK": "0", "LOCAL_RANK": "0"}.items():
         monkeypatch.setenv(name, value)
-    monkeypatch.setattr(Engine, "_accelerator", lambda self, *words: alone)
+    monkeypatch.setattr("ldm.training.engine.start.Accelerator", lambda **words: alone)
     with monkeypatch.context() as single:
         for name in ("WORLD_SIZE", "RANK", "LOCAL_RANK"):
             single.delenv(name)

@@ -84,7 +84,7 @@ def trained(
 ) -> Line:
     engine = Engine(EngineConfig(tracker="none"))
     trainer = Line(engine, **spoil)
-    store, log = CheckpointStore(folder / "checkpoints", engine), MetricLog(folder / "metrics.jsonl", writes=True)
+    store, log = CheckpointStore(folder / "checkpoints", engine.comm), MetricLog(folder / "metrics.jsonl", writes=True)
     config = LoopConfig(samples=samples, batch=2, checkpoint_every=every, log_every=2, max_bad_steps=bad, background=background)
     fit(trainer, Numbers(), engine, store, log, config, identity=identity or {"task": "line"}, stop=lambda: False)
     return trainer
