@@ -107,6 +107,10 @@ class Layout:
         band, row = min(c, group * self.bands), strip * self.rows
         return band * h * w + min(self.bands, c - band) * (row * w + min(self.rows, h - row) * column * self.columns)
 
+    def starts(self) -> list[int]:
+        """Values before each block, and in all of them."""
+        return [self.start(k) for k in range(len(self) + 1)]
+
     def runs(self, region: Region | None = None) -> list[list[Box]]:
         """The blocks that hold a region (None: all), in their order; those without another between them together, for one read.
 

@@ -115,8 +115,8 @@ class _Sample:
         self.waiting = b""
         if len(self.shape) == 3 and 0 not in self.shape:
             self.blocks = payload.blocks_of(content, codec, self.shape, self.dtype, self.where)
-            edges, view = self.blocks.edge_K1.tolist(), memoryview(content)
-            self.block_crcs = [crc32c(view[a:b]) for a, b in pairwise(edges)]
+            view = memoryview(content)
+            self.block_crcs = [crc32c(view[a:b]) for a, b in pairwise(self.blocks.edges_K1)]
 
 
 def stated_array(fields: dict[str, object], key: str, where: str) -> tuple[tuple[int, ...], str]:
@@ -211,6 +211,6 @@ def _index_of(shard: Path, samples: list[_Sample]) -> ShardIndex:
         size_NM=table_NM3[..., 1],
         crc_NM=table_NM3[..., 2].astype(np.uint32),
         block=one and one.block,
-        edge_NK1=np.array([sample.blocks.edge_K1 for sample in samples] if one else np.zeros((len(samples), 0)), np.uint32),
+        edge_NK1=np.array([sample.blocks.edges_K1 for sample in samples] if one else np.zeros((len(samples), 0)), np.uint32),
         block_crc_NK=np.array([sample.block_crcs for sample in samples] if one else np.zeros((len(samples), 0)), np.uint32),
     )
