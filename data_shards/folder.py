@@ -202,13 +202,23 @@ def content_of(path: Path) -> bytes:
         raise unreadable(path, error, "a file of a sample") from error
 
 
+def read_meta(folder: Path, key: str) -> CubeMeta:
+    """The metadata of one loose sample.
+
+    Raises:
+        InputError, CorruptData: as `meta_from`, or unreadable bytes.
+    """
+    path = folder / f"{key}.json"
+    return meta_from(content_of(path), where=path)
+
+
 def read_cube(folder: Path, key: str) -> Cube:
     """Read one loose sample.
 
     Raises:
         InputError: wrong shape, dtype, labels or metadata. CorruptData: unreadable bytes. Pickled arrays are refused.
     """
-    meta = meta_from(content_of(folder / f"{key}.json"), where=folder / f"{key}.json")
+    meta = read_meta(folder, key)
     check_key(meta, key, folder)
     try:
         data_CHW = np.load(folder / f"{key}.npy", allow_pickle=False)

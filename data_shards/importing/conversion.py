@@ -19,8 +19,9 @@ from data_shards.formats.raw import axes_with_bands
 from data_shards.importing import geometry, labels
 from data_shards.importing.config import ImportConfig, Item
 from data_shards.importing.counts import to_uint16
+from data_shards.importing.no_data import measured, no_data_note
 from data_shards.importing.overlays import field_of_view, labels_of
-from data_shards.importing.values import Values, measured, no_data_note, understood
+from data_shards.importing.values import Values, understood
 
 
 def make_cube(item: Item, config: ImportConfig, hashes: dict[str, str], digest: str) -> Cube:
