@@ -80,42 +80,46 @@ def split_subjects(
     """
     check_fractions(fractions)
     fixed = fixed or {}
-    place = {s: _place(seed, s) for s in set(subjects)}
+    place_of = {subject: _place(seed, subject) for subject in set(subjects)}
     names = [name for name, share in fractions.items() if share > 0]
     upper = np.cumsum([fractions[name] for name in names])
     upper[-1] = 1.0  # a sum of fractions may fall short of it by rounding
-    split_of = {s: fixed.get(s) or names[int(np.searchsorted(upper, at, side="right"))] for s, at in sorted(place.items())}
-    people = np.rint(np.cumsum([0.0, *fractions.values()]) * len(place)).astype(int)
-    for name, least in zip(fractions, np.diff(people), strict=True):
+    split_of = {s: fixed.get(s) or names[int(np.searchsorted(upper, at, side="right"))] for s, at in sorted(place_of.items())}
+    people = np.rint(np.cumsum([0.0, *fractions.values()]) * len(place_of)).astype(int)
+    for name, share_people in zip(fractions, np.diff(people), strict=True):
         if fractions[name] == 0 or name in split_of.values():
             continue
-        k = names.index(name)
-        middle = upper[k] - fractions[name] / 2
-        sizes = Counter(split for s, split in split_of.items() if s not in fixed)
-        largest = max(sizes, key=lambda split: sizes[split], default=None)
-        if largest is None:
-            kept = dict.fromkeys(split_of.values())
-            raise InputError(
-                f"split {name!r} would be empty: all {len(place)} subjects stand in the set of --splits-from, so nobody is left to divide",
-                where=f"fractions {fractions}",
-                expected="people that the set does not hold, or no share for this split",
-                mend=f"--splits {split_words({n: float(n == next(iter(kept))) for n in fractions})}, which moves nobody; or add people",
-            )
-        if not least:
-            raise InputError(
-                f"split {name!r} would be empty",
-                where=f"{len(place)} subjects, fractions {fractions}",
-                expected="at least one subject in every split (splits are by subject, never by image)",
-                mend="add subjects, or change --splits",
-            )
-        chosen = min((s for s, split in split_of.items() if split == largest and s not in fixed), key=lambda s: abs(place[s] - middle))
-        split_of[chosen] = name
+        _check_fillable(name, split_of, fractions, fixed, share_people)
+        free_of = {subject: split for subject, split in split_of.items() if subject not in fixed}
+        largest = Counter(free_of.values()).most_common(1)[0][0]
+        middle = upper[names.index(name)] - fractions[name] / 2
+        nearest = min((s for s, split in free_of.items() if split == largest), key=lambda subject: abs(place_of[subject] - middle))
+        split_of[nearest] = name
         LOGGER.warning(
             "split %r: none of the %d subjects falls there by its hash, so %r was put there from %r. When people are added, pack with "
             "--splits-from THIS_SET, so that nobody moves",
-            *(name, len(place), chosen, largest),
+            *(name, len(place_of), nearest, largest),
         )
     return split_of
+
+
+def _check_fillable(name: str, split_of: dict[str, str], fractions: dict[str, float], fixed: dict[str, str], share_people: int) -> None:
+    """Raises: InputError: an empty split that nobody may be moved to, or whose share of the people is not one person."""
+    if not set(split_of) - set(fixed):
+        kept = next(iter(split_of.values()), None)
+        raise InputError(
+            f"split {name!r} would be empty: all {len(split_of)} subjects stand in the set of --splits-from, so nobody is left to divide",
+            where=f"fractions {fractions}",
+            expected="people that the set does not hold, or no share for this split",
+            mend=f"--splits {split_words({n: float(n == kept) for n in fractions})}, which moves nobody; or add people",
+        )
+    if not share_people:
+        raise InputError(
+            f"split {name!r} would be empty",
+            where=f"{len(split_of)} subjects, fractions {fractions}",
+            expected="at least one subject in every split (splits are by subject, never by image)",
+            mend="add subjects, or change --splits",
+        )
 
 
 def held_out_split(real: Dataset) -> str:
