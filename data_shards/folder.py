@@ -45,6 +45,12 @@ def png_map(content: bytes, *, mask: bool, where: object) -> np.ndarray:
     return map_HW > 0 if mask else map_HW
 
 
+def maps_from(labels: bytes, fov: bytes, *, where: object) -> tuple[np.ndarray | None, np.ndarray | None]:
+    """Labels and field of view of one sample; None where there are no bytes."""
+    labels_HW = png_map(labels, mask=False, where=where) if labels else None
+    return labels_HW, png_map(fov, mask=True, where=where) if fov else None
+
+
 def meta_bytes(meta: CubeMeta, data_CHW: np.ndarray) -> bytes:
     """KEY.json: the metadata, and shape and dtype so that bare bytes can be read by anybody.
 

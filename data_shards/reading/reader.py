@@ -217,14 +217,10 @@ class Shard:
         """Sample `i`, whole and checked."""
         data_CHW = np.empty(self.index.shape(i), self.index.dtype)
         self.array_into(i, data_CHW)
-        labels, fov = self.named(i, "labels.png"), self.named(i, "fov.png")
         where = f"{self.path}: sample {self.index.keys[i]}"
-        return Cube(
-            data_CHW=data_CHW,
-            meta=loose.meta_from(self.named(i, "json"), where=where, key=self.index.keys[i]),
-            labels_HW=loose.png_map(labels, mask=False, where=where) if labels else None,
-            fov_HW=loose.png_map(fov, mask=True, where=where) if fov else None,
-        )
+        meta = loose.meta_from(self.named(i, "json"), where=where, key=self.index.keys[i])
+        labels_HW, fov_HW = loose.maps_from(self.named(i, "labels.png"), self.named(i, "fov.png"), where=where)
+        return Cube(data_CHW=data_CHW, meta=meta, labels_HW=labels_HW, fov_HW=fov_HW)
 
     def where(self, i: int, m: int) -> str:
         return f"{self.path}: sample {self.index.keys[i]}, member {self.index.members[m]}"

@@ -13,7 +13,6 @@ import numpy as np
 
 from data_shards import folder as loose
 from data_shards.errors import CorruptData, InputError, without_credentials
-from data_shards.reading.config import ReadConfig
 from data_shards.reading.dataset import Dataset
 from data_shards.reading.mixture import Mixture
 from data_shards.reading.order import hash64
@@ -83,14 +82,16 @@ class SampleReader:
     Args:
         seed: of what takes the place of unreadable samples.
         maps: also read labels and field-of-view masks.
+        check: compare crc32c.
+        bad_share: the share of the split's samples that may be unreadable.
 
     Attributes:
         bad: samples that could not be read, and why.
     """
 
-    def __init__(self, dataset: Dataset | Mixture, split: str, cut: Cut, config: ReadConfig, *, seed: int, maps: bool) -> None:
-        self.dataset, self.split, self.cut, self.config, self.seed, self.maps = dataset, split, cut, config, seed, maps
-        self.count = dataset.count(split)
+    def __init__(self, dataset: Dataset | Mixture, split: str, cut: Cut, *, seed: int, maps: bool, check: bool, bad_share: float) -> None:
+        self.dataset, self.split, self.cut, self.count = dataset, split, cut, dataset.count(split)
+        self.seed, self.maps, self.check, self.bad_share = seed, maps, check, bad_share
         self.bad: dict[int, str] = {}
         self._unreadable: set[tuple[int, int, int]] = set()
 
@@ -107,7 +108,7 @@ class SampleReader:
         """
         shard, row = self.dataset.locate(self.split, i)
         region = self.cut.region(top, left)
-        shard.array_into(row, out_CHW, region=region, check=self.config.check)
+        shard.array_into(row, out_CHW, region=region, check=self.check)
         labels_HW = self._map(shard, row, "labels.png", region) if self.maps else None
         fov_HW = self._map(shard, row, "fov.png", region) if self.maps else None
         return Sample(i, shard.index.keys[row], shard.index.subjects[row], labels_HW, fov_HW)
@@ -142,9 +143,9 @@ class SampleReader:
     def _note_bad(self, i: int, error: CorruptData) -> None:
         if i not in self.bad:
             self.bad[i] = without_credentials(f"{error.where}: {error.what}")
-            if self.config.bad_share:
+            if self.bad_share:
                 LOGGER.warning("sample left out, another takes its place: %s", self.bad[i])
-        allowed = int(self.config.bad_share * self.count)
+        allowed = int(self.bad_share * self.count)
         if len(self.bad) <= allowed:
             return
         if not allowed:
@@ -152,6 +153,6 @@ class SampleReader:
         raise CorruptData(
             f"{len(self.bad)} samples cannot be read, the last: {error.what}",
             where=error.where,
-            expected=f"at most {allowed} of {self.count} (a share of {self.config.bad_share:g})",
+            expected=f"at most {allowed} of {self.count} (a share of {self.bad_share:g})",
             mend=error.mend,
         ) from error
