@@ -263,18 +263,20 @@ def _map(folder: Path, meta: CubeMeta, kind: str) -> np.ndarray | None:
 
 def _noted_map(notes: dict[str, Any], kind: str) -> str:
     """What in the notes of an import tells that the sample has such a map; '' where nothing does."""
+    traces = {}
+    if kind == "labels" and notes.get("label_pixels"):
+        traces["label_pixels"] = notes["label_pixels"]
     if kind == "fov":
-        no_data = notes.get("no_data")
+        no_data, operations = notes.get("no_data"), notes.get("operations")
         pixels = no_data.get("pixels") if isinstance(no_data, dict) else 0
-        operations = notes.get("operations")
+        if isinstance(pixels, int) and pixels > 0:
+            traces["no_data"] = no_data
         padded = [step for step in operations if str(step).startswith("pad ")] if isinstance(operations, list) else []
-        found = {**({"no_data": no_data} if isinstance(pixels, int) and pixels > 0 else {}), **({"operations": padded} if padded else {})}
-        names = ("fov",)
-    else:
-        found = {"label_pixels": notes["label_pixels"]} if notes.get("label_pixels") else {}
-        names = ("labels",)
-    found |= {name: notes[name] for name in names if MAP_FILE.fullmatch(str(notes.get(name, "")))}
-    return ", ".join(f"{name}: {value}" for name, value in found.items())
+        if padded:
+            traces["operations"] = padded
+    if MAP_FILE.fullmatch(str(notes.get(kind, ""))):
+        traces[kind] = notes[kind]
+    return ", ".join(f"{name}: {value}" for name, value in traces.items())
 
 
 def read_folder(folder: Path) -> Iterator[Cube]:

@@ -98,11 +98,11 @@ def _metas(folder: Path, items: Iterable[Item]) -> dict[str, CubeMeta]:
     return {item.key: read_meta(folder, item.key) for item in items}
 
 
-def _with_what_is_kept(error: InputError | CorruptData, made: int, of: int, stage: Path) -> InputError | CorruptData:
+def _with_what_is_kept(error: InputError | CorruptData, finished: int, of: int, stage: Path) -> InputError | CorruptData:
     """The same fault, and what the next run finds."""
-    if not made:
+    if not finished:
         return error
-    kept = f"the {made} of {of} cubes made before it are kept: the same command goes on behind them"
+    kept = f"the {finished} of {of} cubes made before it are kept: the same command goes on behind them"
     kept += f" (to give up: rm -r {shlex.quote(str(stage))})"
     return type(error)(error.what, where=error.where, expected=error.expected, mend=f"{error.mend or 'mend the file'}; {kept}")
 

@@ -31,10 +31,10 @@ class _FromDataset:
 
     def __init__(self, dataset: Dataset) -> None:
         self.dataset = dataset
-        self.place = {key: (split, i) for split, info in dataset.splits.items() if info.count for i, key in enumerate(dataset.keys(split))}
+        self.row_of = {key: (split, i) for split, info in dataset.splits.items() if info.count for i, key in enumerate(dataset.keys(split))}
 
     def __call__(self, key: str) -> Cube:
-        return self.dataset.cube(*self.place[key])
+        return self.dataset.cube(*self.row_of[key])
 
     def stamp(self, key: str) -> list[int]:
         return []  # the dataset's digest names its bytes
@@ -80,12 +80,12 @@ def source_of(path: Path | str) -> tuple[list[tuple[str, str, str]], Read, str]:
             for k, s in zip(dataset.keys(split), dataset.subjects(split), strict=True)
         ]
         return rows, _FromDataset(dataset), dataset.digest
-    rows, told = [], hashlib.sha256()
+    rows, digest = [], hashlib.sha256()
     for key in loose.all_keys_in(path):
         content = loose.content_of(path / f"{key}.json")
-        told.update(hashlib.sha256(content).digest())
+        digest.update(hashlib.sha256(content).digest())
         meta = loose.meta_from(content, where=path / f"{key}.json")
         loose.check_key(meta, key, path)
         loose.check_notes(meta, path / f"{key}.json")
         rows.append((key, meta.subject_id, str(meta.notes.get("split", ""))))
-    return rows, _FromFolder(path), told.hexdigest()
+    return rows, _FromFolder(path), digest.hexdigest()

@@ -67,7 +67,7 @@ def check_same_splits(fractions: dict[str, float], standing: Iterable[str], wher
 def split_subjects(
     subjects: Iterable[str], fractions: dict[str, float], seed: int, *, fixed: dict[str, str] | None = None
 ) -> dict[str, str]:
-    """Subject → split. A hash of (seed, subject) gives each a place in [0, 1); the fractions cut it into one interval a split.
+    """Subject → split. A hash of (seed, subject) gives each a point in [0, 1); the fractions cut it into one interval a split.
 
     So where a person stands does not depend on who else is there: people who are added move nobody. One thing does move people: a
     split whose interval nobody hit, as happens with few, gets the nearest person of the largest split, and is warned of.
@@ -80,12 +80,12 @@ def split_subjects(
     """
     check_fractions(fractions)
     fixed = fixed or {}
-    place_of = {subject: _place(seed, subject) for subject in set(subjects)}
+    point_of = {subject: _point(seed, subject) for subject in set(subjects)}
     names = [name for name, share in fractions.items() if share > 0]
     upper = np.cumsum([fractions[name] for name in names])
     upper[-1] = 1.0  # a sum of fractions may fall short of it by rounding
-    split_of = {s: fixed.get(s) or names[int(np.searchsorted(upper, at, side="right"))] for s, at in sorted(place_of.items())}
-    people = np.rint(np.cumsum([0.0, *fractions.values()]) * len(place_of)).astype(int)
+    split_of = {s: fixed.get(s) or names[int(np.searchsorted(upper, at, side="right"))] for s, at in sorted(point_of.items())}
+    people = np.rint(np.cumsum([0.0, *fractions.values()]) * len(point_of)).astype(int)
     for name, share_people in zip(fractions, np.diff(people), strict=True):
         if fractions[name] == 0 or name in split_of.values():
             continue
@@ -93,12 +93,12 @@ def split_subjects(
         free_of = {subject: split for subject, split in split_of.items() if subject not in fixed}
         largest = Counter(free_of.values()).most_common(1)[0][0]
         middle = upper[names.index(name)] - fractions[name] / 2
-        nearest = min((s for s, split in free_of.items() if split == largest), key=lambda subject: abs(place_of[subject] - middle))
+        nearest = min((s for s, split in free_of.items() if split == largest), key=lambda subject: abs(point_of[subject] - middle))
         split_of[nearest] = name
         LOGGER.warning(
             "split %r: none of the %d subjects falls there by its hash, so %r was put there from %r. When people are added, pack with "
             "--splits-from THIS_SET, so that nobody moves",
-            *(name, len(place_of), nearest, largest),
+            *(name, len(point_of), nearest, largest),
         )
     return split_of
 
@@ -129,7 +129,7 @@ def held_out_split(real: Dataset) -> str:
     return next((name for name in held_out if real.splits[name].subjects >= LEAST_PEOPLE), next(iter(held_out), "train"))
 
 
-def _place(seed: int, subject: str) -> float:
+def _point(seed: int, subject: str) -> float:
     """Where in [0, 1) a subject stands."""
     return int.from_bytes(hashlib.sha256(f"{SALT}\0{seed}\0{subject}".encode()).digest()[:8], "big") / 2**64
 

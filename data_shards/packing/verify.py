@@ -128,8 +128,7 @@ def check_shard(shard: Path, entry: ShardEntry) -> tuple[list[str], ShardIndex |
         faults.append(f"truncated: {size} bytes of {entry.bytes}; {f'lost samples: {_few(lost)}' if lost else 'only the end mark is lost'}")
     elif size > entry.bytes:
         faults.append(f"{size} bytes, {entry.bytes} in the manifest: something was added")
-    found = [fault for i in range(len(index)) for fault in check_sample(shard, index, i)]
-    faults += found
+    faults += [fault for i in range(len(index)) for fault in check_sample(shard, index, i)]
     if changed and not faults:
         faults.append("sha256 mismatch: bytes between the members changed (tar headers or padding)")
     return faults, index

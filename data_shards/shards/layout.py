@@ -153,7 +153,7 @@ def _boxes(layout: Layout, groups: tuple[int, ...], rows: tuple[int, int], colum
             yield Box(k, k + 1, band, row, column, (bands, min(layout.rows, h - row), min(layout.columns, w - column)))
 
 
-def place(values_N: np.ndarray, box: Box, region: Region | None, out_CHW: np.ndarray) -> None:
+def paste(values_N: np.ndarray, box: Box, region: Region | None, out_CHW: np.ndarray) -> None:
     """Copy what a box holds of a region (None: of the whole array) to where it belongs in `out_CHW`."""
     region = region or Region(0, out_CHW.shape[1], 0, out_CHW.shape[2])
     _, _, first, row, column, (bands, rows, columns) = box

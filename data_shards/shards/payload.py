@@ -19,7 +19,7 @@ import numpy as np
 
 from data_shards.errors import CorruptData, InputError
 from data_shards.shards.codecs import BARE, CODECS, STORED, Codec, Encoding, decoder
-from data_shards.shards.layout import ENCODED_BYTES, STORED_BYTES, Box, Layout, Region, place
+from data_shards.shards.layout import ENCODED_BYTES, STORED_BYTES, Box, Layout, Region, paste
 from data_shards.shards.scratch import SCRATCH
 
 BLOCKS = b"RFBLOCK2"
@@ -59,13 +59,13 @@ class Blocks:
         for box in run:
             if codec is None:
                 values = content[self.edges_K1[box.first] - begin : self.edges_K1[box.last] - begin]
-                place(np.frombuffer(values, out_CHW.dtype), box, region, out_CHW)
+                paste(np.frombuffer(values, out_CHW.dtype), box, region, out_CHW)
             elif region is None and layout.in_order:  # the blocks' values lie one behind the other, as the array's do
                 self._decode(codec, content, begin, box, out_CHW.reshape(-1)[layout.start(box.first) : layout.start(box.last)], where)
             else:
                 values_N = SCRATCH.take("values", math.prod(box.shape) * out_CHW.itemsize).view(out_CHW.dtype)
                 self._decode(codec, content, begin, box, values_N, where)
-                place(values_N, box, region, out_CHW)
+                paste(values_N, box, region, out_CHW)
 
     def _decode(self, codec: Codec, content: memoryview, begin: int, box: Box, out_N: np.ndarray, where: object) -> None:
         """The blocks of a box, one behind the other; `content` begins at byte `begin` of the payload."""
