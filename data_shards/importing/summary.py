@@ -47,7 +47,8 @@ def summarise(config: ImportConfig, items: Sequence[Item], metas: Mapping[str, C
     for note in notes:
         pixels.update(note.get("label_pixels", {}))
     for item in items:
-        with_maps.update([*sorted(item.maps), *(["onh circle"] if item.circle else [])])
+        with_maps.update(sorted(item.maps))
+        with_maps.update(["onh circle"] if item.circle else [])
     return ImportSummary(
         cubes=len(items),
         written=written,

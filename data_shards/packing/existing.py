@@ -166,9 +166,12 @@ def _check_against(record: _Record, folder: Path, sha256_of: dict[str, str | Non
 
 def _source(record: _Record, entries: list[ShardEntry]) -> dict[str, Any]:
     """Provenance of shards that were not one set before, with what is known of the set that stood here."""
-    old = record.manifest
-    before = {"digest": old.digest, "source": old.source} if old else {"unchecked": record.source} if record.source else None
-    return {"index": [e.name for e in entries], **({"before": before} if before else {})}
+    source = {"index": [entry.name for entry in entries]}
+    if record.manifest:
+        source["before"] = {"digest": record.manifest.digest, "source": record.manifest.source}
+    elif record.source:
+        source["before"] = {"unchecked": record.source}
+    return source
 
 
 def _one_split_each(folder: Path, record: _Record, rows: list[tuple[str, str, str]]) -> None:

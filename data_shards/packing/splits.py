@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -155,8 +156,12 @@ def stated_splits(splits_by_subject: Iterable[tuple[str, str]], *, where: object
     return split_of
 
 
-Row = tuple[str, str, str]
-"""Key, subject and stated split ('': none) of a sample."""
+class Row(NamedTuple):
+    """A sample, its person, and the split that its metadata state ('': none)."""
+
+    key: str
+    subject: str
+    split: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -194,9 +199,9 @@ class Kept:
         """What the samples state and where their people stand in the set that is kept must agree.
 
         Raises:
-            InputError: they do not. A packed source only says where people stood in it: there the set that is kept wins, and it is told.
+            InputError: they do not. A packed source only says where people stood in it: there the set that is kept wins, with a warning.
         """
-        moved = [(key, subject, split) for key, subject, split in rows if split and self.split_of.get(subject, split) != split]
+        moved = [row for row in rows if row.split and self.split_of.get(row.subject, row.split) != row.split]
         if not moved:
             return
         key, subject, split = moved[0]
@@ -220,11 +225,11 @@ def divided(rows: list[Row], fractions: dict[str, float] | None, seed: int, kept
         InputError: some samples state a split, and others do not; else as split_subjects.
     """
     fixed, shares = dict(kept.split_of), dict(kept.shares)
-    new = [row for row in rows if row[1] not in fixed]
-    unstated = [key for key, _, split in new if not split]
+    new = [row for row in rows if row.subject not in fixed]
+    unstated = [row.key for row in new if not row.split]
     if fractions is None and not unstated:
-        kept = {subject: fixed[subject] for _, subject, _ in rows if subject in fixed}
-        return kept | stated_splits((subject, split) for _, subject, split in new)
+        standing = {row.subject: fixed[row.subject] for row in rows if row.subject in fixed}
+        return standing | stated_splits((row.subject, row.split) for row in new)
     if fractions is None and len(unstated) < len(new):
         raise InputError(
             f"{len(new) - len(unstated)} of {len(new)} samples state a split, the others do not",
@@ -232,7 +237,7 @@ def divided(rows: list[Row], fractions: dict[str, float] | None, seed: int, kept
             expected="a split for all of them, or for none",
             mend=f"fill the column 'split' and import again, or divide all anew: --splits {split_words(shares)}",
         )
-    return split_subjects((subject for _, subject, _ in rows), fractions or shares, seed, fixed=fixed)
+    return split_subjects((row.subject for row in rows), fractions or shares, seed, fixed=fixed)
 
 
 def _shares_of(before: Dataset) -> dict[str, float]:

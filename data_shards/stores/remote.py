@@ -61,7 +61,7 @@ class RemoteStore:
             except PROGRAMMING_ERRORS:
                 raise
             except Exception as caught:
-                error = caught
+                error = caught  # or its cause
                 if isinstance(error, FileNotFoundError):
                     cause = error.__cause__  # fsspec says this of a web server's every trouble
                     absent = isinstance(cause, (FileNotFoundError, KeyError)) or "NoSuchKey" in type(cause).__name__
