@@ -90,9 +90,12 @@ def meta_from(content: bytes, *, where: object, key: str | None = None) -> CubeM
         InputError: not JSON, unknown or missing fields, or values CubeMeta refuses.
     """
     try:
-        fields = {**({"key": key} if key else {}), **json.loads(content)}
-        fields.pop("shape", None), fields.pop("dtype", None)  # the array's own; whoever holds the array has them
-        return CubeMeta(**{**fields, "wavelengths_nm": tuple(float(w) for w in fields["wavelengths_nm"])})
+        fields = {**json.loads(content)}
+        if key:
+            fields.setdefault("key", key)
+        fields["wavelengths_nm"] = tuple(float(w) for w in fields["wavelengths_nm"])
+        # shape and dtype are the array's own; whoever holds the array has them
+        return CubeMeta(**{name: value for name, value in fields.items() if name not in ("shape", "dtype")})
     except (ValueError, TypeError, KeyError, RecursionError) as error:
         if isinstance(error, InputError):
             raise

@@ -23,10 +23,10 @@ from data_shards.durable import explained
 from data_shards.errors import InputError
 from data_shards.packing.pack import write_dataset
 from data_shards.reading.dataset import Dataset
-from data_shards.reading.ring import page_aligned
 from data_shards.shards.codecs import CODECS, STORED, Encoding
 from data_shards.shards.layout import TILE, Region
 from data_shards.shards.payload import encode
+from data_shards.shards.scratch import page_aligned
 
 
 @dataclass(frozen=True, kw_only=True)
