@@ -43,9 +43,9 @@ def make_cube(item: Item, config: ImportConfig, hashes: dict[str, str], digest: 
     fov_HW = _seen(field_of_view(item, config, raw), source_HW, item.image)
     planes = geometry.Planes(data_CHW=_blanked(data_CHW, source_HW), labels_HW=labels_of(item, config, raw), fov_HW=fov_HW)
     planes, operations, measured_HW = _shaped(config, planes, source_HW, item.image)
-    stored_CHW, scale, offset, how = to_uint16(planes.data_CHW, config, values, item.image, measured_HW)
+    stored = to_uint16(planes.data_CHW, config, values, item.image, measured_HW)
     if planes.data_CHW.dtype.kind != "f" and any(step.startswith("resize") for step in operations):
-        how = how.replace("exact", "rounded to whole counts by the resizing")
+        stored = stored._replace(how=stored.how.replace("exact", "rounded to whole counts by the resizing"))
     notes = {
         **_origin(item, config, raw),
         **values.words,
@@ -53,22 +53,22 @@ def make_cube(item: Item, config: ImportConfig, hashes: dict[str, str], digest: 
         "import": digest,
         "sha256": hashes,
         "operations": operations,
-        "stored": how,
-        "shape": list(stored_CHW.shape),
+        "stored": stored.how,
+        "shape": list(stored.counts_CHW.shape),
     }
     if planes.labels_HW is not None:
         notes["label_pixels"] = labels.pixels_per_class(planes.labels_HW)
     meta = CubeMeta(
         key=item.key,
         wavelengths_nm=tuple(float(w) for w in wavelengths_nm),
-        scale=scale,
-        offset=offset,
+        scale=stored.scale,
+        offset=stored.offset,
         subject_id=item.person.subject_id,
         eye=item.person.eye,
         acquired=item.person.acquired,
         notes=notes,
     )
-    return Cube(data_CHW=np.ascontiguousarray(stored_CHW), meta=meta, labels_HW=planes.labels_HW, fov_HW=planes.fov_HW)
+    return Cube(data_CHW=np.ascontiguousarray(stored.counts_CHW), meta=meta, labels_HW=planes.labels_HW, fov_HW=planes.fov_HW)
 
 
 def _origin(item: Item, config: ImportConfig, raw: formats.Raw) -> dict[str, Any]:
