@@ -45,6 +45,12 @@ def png_map(content: bytes, *, mask: bool, where: object) -> np.ndarray:
     return map_HW > 0 if mask else map_HW
 
 
+def maps_from(labels: bytes, fov: bytes, *, where: object) -> tuple[np.ndarray | None, np.ndarray | None]:
+    """Labels and field of view of one sample; None where there are no bytes."""
+    labels_HW = png_map(labels, mask=False, where=where) if labels else None
+    return labels_HW, png_map(fov, mask=True, where=where) if fov else None
+
+
 def meta_bytes(meta: CubeMeta, data_CHW: np.ndarray) -> bytes:
     """KEY.json: the metadata, and shape and dtype so that bare bytes can be read by anybody.
 
@@ -84,9 +90,12 @@ def meta_from(content: bytes, *, where: object, key: str | None = None) -> CubeM
         InputError: not JSON, unknown or missing fields, or values CubeMeta refuses.
     """
     try:
-        fields = {**({"key": key} if key else {}), **json.loads(content)}
-        fields.pop("shape", None), fields.pop("dtype", None)  # the array's own; whoever holds the array has them
-        return CubeMeta(**{**fields, "wavelengths_nm": tuple(float(w) for w in fields["wavelengths_nm"])})
+        fields = {**json.loads(content)}
+        if key:
+            fields.setdefault("key", key)
+        fields["wavelengths_nm"] = tuple(float(w) for w in fields["wavelengths_nm"])
+        # shape and dtype are the array's own; whoever holds the array has them
+        return CubeMeta(**{name: value for name, value in fields.items() if name not in ("shape", "dtype")})
     except (ValueError, TypeError, KeyError, RecursionError) as error:
         if isinstance(error, InputError):
             raise
@@ -203,13 +212,23 @@ def content_of(path: Path) -> bytes:
         raise unreadable(path, error, "a file of a sample") from error
 
 
+def read_meta(folder: Path, key: str) -> CubeMeta:
+    """The metadata of one loose sample.
+
+    Raises:
+        InputError, CorruptData: as `meta_from`, or unreadable bytes.
+    """
+    path = folder / f"{key}.json"
+    return meta_from(content_of(path), where=path)
+
+
 def read_cube(folder: Path, key: str) -> Cube:
     """Read one loose sample.
 
     Raises:
         InputError: wrong shape, dtype, labels or metadata. CorruptData: unreadable bytes. Pickled arrays are refused.
     """
-    meta = meta_from(content_of(folder / f"{key}.json"), where=folder / f"{key}.json")
+    meta = read_meta(folder, key)
     check_key(meta, key, folder)
     try:
         data_CHW = np.load(folder / f"{key}.npy", allow_pickle=False)
@@ -248,18 +267,20 @@ def _map(folder: Path, meta: CubeMeta, kind: str) -> np.ndarray | None:
 
 def _noted_map(notes: dict[str, Any], kind: str) -> str:
     """What in the notes of an import tells that the sample has such a map; '' where nothing does."""
+    traces = {}
+    if kind == "labels" and notes.get("label_pixels"):
+        traces["label_pixels"] = notes["label_pixels"]
     if kind == "fov":
-        no_data = notes.get("no_data")
+        no_data, operations = notes.get("no_data"), notes.get("operations")
         pixels = no_data.get("pixels") if isinstance(no_data, dict) else 0
-        operations = notes.get("operations")
+        if isinstance(pixels, int) and pixels > 0:
+            traces["no_data"] = no_data
         padded = [step for step in operations if str(step).startswith("pad ")] if isinstance(operations, list) else []
-        found = {**({"no_data": no_data} if isinstance(pixels, int) and pixels > 0 else {}), **({"operations": padded} if padded else {})}
-        names = ("fov",)
-    else:
-        found = {"label_pixels": notes["label_pixels"]} if notes.get("label_pixels") else {}
-        names = ("labels",)
-    found |= {name: notes[name] for name in names if MAP_FILE.fullmatch(str(notes.get(name, "")))}
-    return ", ".join(f"{name}: {value}" for name, value in found.items())
+        if padded:
+            traces["operations"] = padded
+    if MAP_FILE.fullmatch(str(notes.get(kind, ""))):
+        traces[kind] = notes[kind]
+    return ", ".join(f"{name}: {value}" for name, value in traces.items())
 
 
 def read_folder(folder: Path) -> Iterator[Cube]:

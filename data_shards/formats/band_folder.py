@@ -28,15 +28,15 @@ def wavelength_nm(path: Path) -> float:
     Raises:
         InputError: none or several.
     """
-    found = (WITH_UNIT if UNIT.search(path.stem) else BARE).findall(path.stem)
-    if len(found) != 1:
+    numbers = (WITH_UNIT if UNIT.search(path.stem) else BARE).findall(path.stem)
+    if len(numbers) != 1:
         raise InputError(
-            f"{len(found)} wavelengths in the name {path.name!r}",
+            f"{len(numbers)} wavelengths in the name {path.name!r}",
             where=path,
             expected="one, such as 555nm, apart from other digits",
             mend="rename the file",
         )
-    return float(found[0].lower().replace("p", "."))
+    return float(numbers[0].lower().replace("p", "."))
 
 
 def read_band_folder(folder: Path, options: ReadOptions) -> Raw:

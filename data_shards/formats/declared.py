@@ -147,9 +147,9 @@ def is_numeric(value: Any) -> bool:
         return False
 
 
-def not_used(found: Mapping[str, Any]) -> dict[str, Any]:
+def not_used(fields: Mapping[str, Any]) -> dict[str, Any]:
     """For the notes: names of attributes or fields that say nothing of the values by their names, as far as we know."""
-    names = sorted(name for name, value in found.items() if not from_attribute(name, value, name))
+    names = sorted(name for name, value in fields.items() if not from_attribute(name, value, name))
     return {"not_used": names[:MOST_NAMES]} if names else {}
 
 
@@ -169,14 +169,14 @@ def of_bands(each: Sequence[Iterable[Statement]], where: object) -> tuple[Statem
     by_band = [{(s.kind, s.name): s for s in statements} for statements in each]
     stacked = []
     for kind, name in dict.fromkeys(key for band in by_band for key in band):
-        found = [band.get((kind, name)) for band in by_band]
-        shown = [s.shown if s else "not stated" for s in found]
-        first = next(s for s in found if s)
+        one_a_band = [band.get((kind, name)) for band in by_band]
+        shown = [s.shown if s else "not stated" for s in one_a_band]
+        first = next(s for s in one_a_band if s)
         if len(set(shown)) == 1 or kind == UNWRITTEN:
             stacked.append(first)
         elif kind in (SCALE, OFFSET):
             default = 1.0 if kind == SCALE else 0.0
-            values = [s.numbers(where, "--full-scale N --offset X")[0] if s else default for s in found]
+            values = [s.numbers(where, "--full-scale N --offset X")[0] if s else default for s in one_a_band]
             stacked.append(Statement(kind=kind, name=name, value=values))
         else:
             other = next(i for i, text in enumerate(shown) if text != shown[0])

@@ -145,8 +145,8 @@ def header_fields(path: Path) -> dict[str, str]:
 def _parsed(text: str) -> dict[str, str]:
     """`name = value` a line, a value in braces over several; lines from ';' on are comments."""
     lines = "\n".join(line for line in text.splitlines() if not line.lstrip().startswith(";"))
-    found = re.findall(r"^[ \t]*([^={}\n]+?)[ \t]*=[ \t]*(\{[^}]*\}?|[^\n]*)", lines, re.MULTILINE)
-    return {" ".join(name.lower().split()): value.strip() for name, value in found}
+    pairs = re.findall(r"^[ \t]*([^={}\n]+?)[ \t]*=[ \t]*(\{[^}]*\}?|[^\n]*)", lines, re.MULTILINE)
+    return {" ".join(name.lower().split()): value.strip() for name, value in pairs}
 
 
 def _whole(fields: dict[str, str], name: str, path: Path, *, default: int | None = None) -> int:
@@ -276,8 +276,8 @@ def _statements(fields: dict[str, str]) -> tuple[Statement, ...]:
     """What the header says of its values; other fields of such names are listed as unclear."""
     said = [Statement(kind=kind, name=name, value=fields[name]) for name, kind in STATEMENTS.items() if name in fields]
     for name in sorted(set(fields) - set(STATEMENTS)):
-        found = declared.from_attribute(name, fields[name], name) if name not in ("wavelength units", "gain", "offset") else []
-        said += [declared.unclear(statement) for statement in found]
+        statements = declared.from_attribute(name, fields[name], name) if name not in ("wavelength units", "gain", "offset") else []
+        said += [declared.unclear(statement) for statement in statements]
     return tuple(said)
 
 

@@ -45,7 +45,7 @@ def array_and_statements(dataset: h5py.Dataset) -> tuple[np.ndarray, list[Statem
 def neighbours(file: h5py.File, datasets: dict[str, h5py.Dataset], image: str) -> list[Neighbour]:
     """Lists and single numbers of the file, and those in attributes of the image and the groups above it."""
     folder = image.rpartition("/")[0]
-    found = [
+    beside = [
         Neighbour(
             name=name,
             values=np.asarray(dataset[()]),
@@ -56,15 +56,15 @@ def neighbours(file: h5py.File, datasets: dict[str, h5py.Dataset], image: str) -
         if name != image and Neighbour.may_be(dataset.shape) and _is_readable(dataset)
     ]
     scalars = [item for item in file[folder or "/"].values() if isinstance(item, h5py.Dataset) and item.shape == ()]
-    found += [Neighbour(name=item.name.strip("/"), values=np.asarray(item[()])) for item in scalars if item.dtype.kind in "buif"]
+    beside += [Neighbour(name=item.name.strip("/"), values=np.asarray(item[()])) for item in scalars if item.dtype.kind in "buif"]
     for item in (datasets[image], *_groups_above(datasets[image])):
         attributes = _attributes(item)
-        found += [
+        beside += [
             Neighbour(name=f"{item.name.strip('/')}@{name}", values=np.asarray(value), unit=_unit(attributes, name))
             for name, value in attributes.items()
             if isinstance(value, np.ndarray) and value.dtype.kind in "buif" and value.size > 1 and Neighbour.may_be(value.shape)
         ]
-    return found
+    return beside
 
 
 def missing_filters(dataset: h5py.Dataset) -> list[tuple[int, str]]:
@@ -81,7 +81,7 @@ def _is_readable(dataset: h5py.Dataset) -> bool:
 
 def _attributes(item: h5py.Dataset | h5py.Group) -> dict[str, Any]:
     """Attributes that are numbers or text; references and empty ones say nothing of values."""
-    found = {}
+    attributes = {}
     for name in item.attrs:
         if name in HOUSEKEEPING:
             continue
@@ -89,8 +89,8 @@ def _attributes(item: h5py.Dataset | h5py.Group) -> dict[str, Any]:
         if isinstance(value, bytes | str | int | float | np.number | np.bool_) or (
             isinstance(value, np.ndarray) and value.dtype.kind in "buifSOU" and value.size
         ):
-            found[name] = value
-    return found
+            attributes[name] = value
+    return attributes
 
 
 def _groups_above(dataset: h5py.Dataset) -> list[h5py.Group]:

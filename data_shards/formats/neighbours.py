@@ -73,12 +73,12 @@ def centres_of(
                 mend="--wavelengths hdf5:NAME",
             )
         return _nm(chosen, path), "", chosen.name
-    found = [n for n in beside if n.is_centres] if options.own_wavelengths else []
-    fitting = [n for n in found if n.values.size == bands]
+    lists = [n for n in beside if n.is_centres] if options.own_wavelengths else []
+    fitting = [n for n in lists if n.values.size == bands]
     if fitting and all(np.array_equal(n.values.ravel(), fitting[0].values.ravel()) for n in fitting):
         return _nm(fitting[0], path), "", fitting[0].name
-    _refuse_other_axis(found, fitting, shape_CHW, path, axes_unstated)
-    return None, f"they may stand in {_listed(found)}: --wavelengths hdf5:NAME" if found else "", ""
+    _refuse_other_axis(lists, fitting, shape_CHW, path, axes_unstated)
+    return None, f"they may stand in {_listed(lists)}: --wavelengths hdf5:NAME" if lists else "", ""
 
 
 def _nm(chosen: Neighbour, path: Path) -> tuple[float, ...]:
@@ -86,13 +86,13 @@ def _nm(chosen: Neighbour, path: Path) -> tuple[float, ...]:
     return in_nm([float(v) for v in chosen.values.ravel()], unit, f"{path}, {chosen.name}")
 
 
-def _refuse_other_axis(found: list[Neighbour], fitting: list[Neighbour], shape_CHW: tuple[int, ...], path: Path, axes: str) -> None:
+def _refuse_other_axis(lists: list[Neighbour], fitting: list[Neighbour], shape_CHW: tuple[int, ...], path: Path, axes: str) -> None:
     """As many centres as the array has rows or columns, and not as many as bands: the axes are read in the wrong order."""
-    sizes = {n.values.size for n in found}
+    sizes = {n.values.size for n in lists}
     if fitting or not axes or len(sizes) != 1 or not (orders := axes_with_bands(shape_CHW, axes, *sizes)):
         return
     raise InputError(
-        f"{shape_CHW[0]} bands ({'x'.join(map(str, shape_CHW))} as bands x rows x columns), {sizes.pop()} band centres in {found[0].name}",
+        f"{shape_CHW[0]} bands ({'x'.join(map(str, shape_CHW))} as bands x rows x columns), {sizes.pop()} band centres in {lists[0].name}",
         where=path,
         expected="a centre for each band",
         mend=f"state the order of the axes: --axes {' or --axes '.join(orders)}",
@@ -106,9 +106,9 @@ def unclear_said(beside: list[Neighbour], bands: int) -> list[Statement]:
         own = n.name.rpartition("/")[2]
         if "@" in n.name or n.values.size not in (1, bands):
             continue
-        found = declared.from_attribute(own, n.values, f"{n.name} beside the image")
-        said += [s for s in found if s.kind == declared.BAD_BANDS and n.values.size == bands]
-        said += [declared.unclear(s) for s in found if n.near and s.kind not in (declared.BAD_BANDS, declared.UNIT)]
+        statements = declared.from_attribute(own, n.values, f"{n.name} beside the image")
+        said += [s for s in statements if s.kind == declared.BAD_BANDS and n.values.size == bands]
+        said += [declared.unclear(s) for s in statements if n.near and s.kind not in (declared.BAD_BANDS, declared.UNIT)]
     return said
 
 

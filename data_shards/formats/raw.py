@@ -88,8 +88,8 @@ class Raw:
 
 def is_litter(path: Path, below: Path) -> bool:
     """What systems leave beside images below a folder: hidden files, '._NAME' (what a Mac notes of NAME), caches of previews."""
-    parts = (part for part in path.relative_to(below).parts if part != "..")
-    return any(part.startswith(".") or part.lower() in LITTER for part in parts)
+    names = (part for part in path.relative_to(below).parts if part != "..")
+    return any(name.startswith(".") or name.lower() in LITTER for name in names)
 
 
 def listing(folder: Path, pattern: str) -> list[Path]:
@@ -100,8 +100,8 @@ def listing(folder: Path, pattern: str) -> list[Path]:
     above, slash, name = pattern.rpartition("/")
     if name and not any(sign in name for sign in "*?["):
         name = f"[{name[0]}]{name[1:]}"
-    found = folder.glob(f"{above}{slash}{name}")
-    return sorted(path for path in found if not is_litter(path, folder) and (is_absent_link(path) or path.is_file()))
+    matches = folder.glob(f"{above}{slash}{name}")
+    return sorted(path for path in matches if not is_litter(path, folder) and (is_absent_link(path) or path.is_file()))
 
 
 def check_size(shape: tuple[int, ...], options: ReadOptions, path: Path) -> None:

@@ -42,7 +42,7 @@ def read_tiff(path: Path, options: ReadOptions) -> Raw:
             colour = page.photometric.name if hasattr(page.photometric, "name") else str(page.photometric)
             array, axes, is_upright = _values(tiff, colour, path, options)
             tags = tiff_tags.gathered(tiff)
-            alpha = colour == "RGB" and page.samplesperpixel == 4
+            with_alpha = colour == "RGB" and page.samplesperpixel == 4
             if lost := [text for text in said if LOST_PAGES.search(text)]:
                 raise unreadable(path, ValueError(f"pages are missing ({lost[0]})"), "a whole TIFF")
     except READ_FAULTS as error:
@@ -57,11 +57,8 @@ def read_tiff(path: Path, options: ReadOptions) -> Raw:
     data_CHW = _bands_first(array, axes, options, path)
     if not is_upright:
         data_CHW = np.ascontiguousarray(orientation.upright(data_CHW, tag))
-    if alpha and len(data_CHW) == 4:
-        opaque = np.iinfo(data_CHW.dtype).max if data_CHW.dtype.kind in "ui" else max(1.0, data_CHW[3].max())
-        if (data_CHW[3] != opaque).any():
-            raise InputError("an image with transparent pixels", where=path, expected="opaque pixels", mend="flatten the image")
-        data_CHW = data_CHW[:3]
+    if with_alpha and len(data_CHW) == 4:
+        data_CHW = _opaque(data_CHW, path)
     said, centres_nm, unused = tiff_tags.said_in(tags, len(data_CHW), path, options)
     is_rgb = colour in ("RGB", "YCBCR", "PALETTE") and len(data_CHW) == 3
     nominal = is_rgb and not centres_nm
@@ -75,6 +72,19 @@ def read_tiff(path: Path, options: ReadOptions) -> Raw:
         said=said,
         facts={**facts, **unused},
     )
+
+
+def _opaque(data_4HW: np.ndarray, path: Path) -> np.ndarray:
+    """Red, green and blue.
+
+    Raises:
+        InputError: pixels that the fourth channel makes transparent.
+    """
+    alpha_HW = data_4HW[3]
+    opaque = np.iinfo(alpha_HW.dtype).max if alpha_HW.dtype.kind in "ui" else max(1.0, alpha_HW.max())
+    if (alpha_HW != opaque).any():
+        raise InputError("an image with transparent pixels", where=path, expected="opaque pixels", mend="flatten the image")
+    return data_4HW[:3]
 
 
 def _check_stack(series: Sequence[tifffile.TiffPageSeries], path: Path) -> None:

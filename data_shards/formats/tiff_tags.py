@@ -90,13 +90,13 @@ def _of_page(metadata: str | None, nodata: str | None, bands: int, path: Path) -
     if nodata is not None:
         said.append(Statement(kind=declared.NO_DATA, name="tag 42113 (GDAL_NODATA)", value=nodata))
     for role, kind in ROLES.items():
-        found = {item["sample"]: item["text"] for item in items if item["role"] == role or (not item["role"] and item["name"] == role)}
-        if not found:
+        text_of = {item["sample"]: item["text"] for item in items if item["role"] == role or (not item["role"] and item["name"] == role)}
+        if not text_of:
             continue
         name = f"tag 42112, items {role.upper()}"
         default = {"scale": "1", "offset": "0"}.get(role, "")
-        whole = found.pop("", default)  # an item without a sample is of all bands
-        values = [found.get(str(band), whole) for band in range(bands)]
+        whole = text_of.pop("", default)  # an item without a sample is of all bands
+        values = [text_of.get(str(band), whole) for band in range(bands)]
         if kind != declared.UNIT:
             said.append(Statement(kind=kind, name=name, value=values))
         else:
@@ -137,10 +137,10 @@ def _centres(items: list[dict[str, str]], path: Path) -> tuple[float, ...] | Non
     """Band centres of items such as CENTRAL_WAVELENGTH_UM, one a sample."""
     units = {item["text"] for item in items if declared.letters_of(item["name"]) in ("wavelengthunits", "wavelengthunit")}
     for letters, own in CENTRES.items():
-        found = {item["sample"]: item["text"] for item in items if declared.letters_of(item["name"]) == letters}
-        if not found or not all(sample.isdecimal() for sample in found):
+        text_of = {item["sample"]: item["text"] for item in items if declared.letters_of(item["name"]) == letters}
+        if not text_of or not all(sample.isdecimal() for sample in text_of):
             continue
-        statement = Statement(kind="", name=f"tag 42112, items {letters}", value=[found[sample] for sample in sorted(found, key=int)])
+        statement = Statement(kind="", name=f"tag 42112, items {letters}", value=[text_of[sample] for sample in sorted(text_of, key=int)])
         unit = own or (units.pop() if len(units) == 1 else "")
         return in_nm(statement.numbers(path, "--wavelengths LIST"), unit, path)
     return None

@@ -9,7 +9,7 @@ import numpy as np
 
 from data_shards import formats
 from data_shards.errors import InputError
-from data_shards.importing import geometry, partners
+from data_shards.importing import geometry, people
 from data_shards.importing.values import Stated
 
 
@@ -34,7 +34,7 @@ class ImportConfig:
         onh_circles, onh_columns: CSV of optic discs, and its columns for x, y and diameter in pixels of the source image.
         resize_labels: bring maps of another size to the size of their image, see `geometry.resize_map`.
         match, allow_missing: see `partners.pair`.
-        subjects, subject_pattern: see `partners.people`.
+        subjects, subject_pattern: see `people.persons_of`.
         geometry: crop, padding, resizing.
     """
 
@@ -101,6 +101,6 @@ class Item:
 
     key: str
     image: Path
-    person: partners.Person
+    person: people.Person
     maps: dict[str, Path]
     circle: tuple[float, float, float] | None

@@ -19,8 +19,9 @@ from data_shards.formats.raw import axes_with_bands
 from data_shards.importing import geometry, labels
 from data_shards.importing.config import ImportConfig, Item
 from data_shards.importing.counts import to_uint16
+from data_shards.importing.no_data import measured, no_data_note
 from data_shards.importing.overlays import field_of_view, labels_of
-from data_shards.importing.values import Values, measured, no_data_note, understood
+from data_shards.importing.values import Values, understood
 
 
 def make_cube(item: Item, config: ImportConfig, hashes: dict[str, str], digest: str) -> Cube:
@@ -42,45 +43,53 @@ def make_cube(item: Item, config: ImportConfig, hashes: dict[str, str], digest: 
     fov_HW = _seen(field_of_view(item, config, raw), source_HW, item.image)
     planes = geometry.Planes(data_CHW=_blanked(data_CHW, source_HW), labels_HW=labels_of(item, config, raw), fov_HW=fov_HW)
     planes, operations, measured_HW = _shaped(config, planes, source_HW, item.image)
-    stored_CHW, scale, offset, how = to_uint16(planes.data_CHW, config, values, item.image, measured_HW)
+    stored = to_uint16(planes.data_CHW, config, values, item.image, measured_HW)
     if planes.data_CHW.dtype.kind != "f" and any(step.startswith("resize") for step in operations):
-        how = how.replace("exact", "rounded to whole counts by the resizing")
-    notes: dict[str, Any] = {
-        "import": digest,
-        "source": item.image.name,
-        "sha256": hashes,
-        "original_shape": list(raw.data_CHW.shape),
-        "operations": operations,
-        "stored": how,
-        "wavelengths": "nominal"
-        if raw.nominal and config.wavelengths_nm is None
-        else "stated"
-        if config.wavelengths_nm
-        else "from the file",
-        **({"reader": raw.facts} if raw.facts else {}),
-        **({"declared": {statement.name: statement.shown for statement in raw.said}} if raw.said else {}),
+        stored = stored._replace(how=stored.how.replace("exact", "rounded to whole counts by the resizing"))
+    notes = {
+        **_origin(item, config, raw),
         **values.words,
         **no_data_note(values, source_HW),
-        **{role: file.name for role, file in item.maps.items()},
-        **({"onh_circle_px": list(item.circle)} if item.circle else {}),
-        **({"label_map": config.label_map} if "labels" in item.maps else {}),
-        **({"label_order": "vessels over optic disc"} if "onh" in item.maps or item.circle else {}),
-        **({"split": item.person.split} if item.person.split else {}),
-        **({"subject": item.person.extra} if item.person.extra else {}),
-        "shape": list(stored_CHW.shape),
-        **({"label_pixels": labels.pixels_per_class(planes.labels_HW)} if planes.labels_HW is not None else {}),
+        "import": digest,
+        "sha256": hashes,
+        "operations": operations,
+        "stored": stored.how,
+        "shape": list(stored.counts_CHW.shape),
     }
+    if planes.labels_HW is not None:
+        notes["label_pixels"] = labels.pixels_per_class(planes.labels_HW)
     meta = CubeMeta(
         key=item.key,
         wavelengths_nm=tuple(float(w) for w in wavelengths_nm),
-        scale=scale,
-        offset=offset,
+        scale=stored.scale,
+        offset=stored.offset,
         subject_id=item.person.subject_id,
         eye=item.person.eye,
         acquired=item.person.acquired,
         notes=notes,
     )
-    return Cube(data_CHW=np.ascontiguousarray(stored_CHW), meta=meta, labels_HW=planes.labels_HW, fov_HW=planes.fov_HW)
+    return Cube(data_CHW=np.ascontiguousarray(stored.counts_CHW), meta=meta, labels_HW=planes.labels_HW, fov_HW=planes.fov_HW)
+
+
+def _origin(item: Item, config: ImportConfig, raw: formats.Raw) -> dict[str, Any]:
+    """For the sample's notes: which files it was made of, what they say, and what was stated of them."""
+    nominal = "nominal" if raw.nominal else "from the file"
+    optional = {
+        "reader": raw.facts,
+        "declared": {statement.name: statement.shown for statement in raw.said},
+        "onh_circle_px": list(item.circle or ()),
+        "label_map": config.label_map if "labels" in item.maps else "",
+        "label_order": "vessels over optic disc" if "onh" in item.maps or item.circle else "",
+        "split": item.person.split,
+        "subject": item.person.extra,
+    }
+    return {
+        "source": item.image.name,
+        "original_shape": list(raw.data_CHW.shape),
+        "wavelengths": "stated" if config.wavelengths_nm else nominal,
+        **{role: file.name for role, file in item.maps.items()},
+        **{name: value for name, value in optional.items() if value},
+    }
 
 
 def _wavelengths_nm(raw: formats.Raw, config: ImportConfig, values: Values, where: Path) -> tuple[float, ...]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from decimal import ROUND_CEILING, ROUND_FLOOR, Decimal
+from typing import NamedTuple
 
 import numpy as np
 
@@ -19,16 +20,21 @@ TOP = 65535
 FEWEST_STEPS = 256  # fewer steps between the least and the most reflectance of a float image would be seen as bands of grey
 
 
-def to_uint16(
-    data_CHW: np.ndarray, config: ImportConfig, values: Values, where: object, measured_HW: np.ndarray | None = None
-) -> tuple[np.ndarray, float, float, str]:
+class Stored(NamedTuple):
+    """What a dataset stores of one image: counts with reflectance = scale * count + offset; `how`: a sentence for the notes."""
+
+    counts_CHW: np.ndarray
+    scale: float
+    offset: float
+    how: str
+
+
+def to_uint16(data_CHW: np.ndarray, config: ImportConfig, values: Values, where: object, measured_HW: np.ndarray | None = None) -> Stored:
     """Values of any supported dtype to stored counts with reflectance = scale * stored + offset.
 
     Integers of one scale are kept bit for bit (int16 shifted by 32768); floats, and bands of different scales, are rounded to
     the nearest of 65536 steps over `float_range`, with an error of at most half a step. Pixels that were not measured become
     the count nearest to reflectance 0.
-
-    Returns: stored uint16 (C, H, W), scale, offset, and a sentence for the notes.
 
     Raises:
         InputError: another dtype, bands of different scales without a range, values that are not finite, or floats outside the range.
@@ -37,26 +43,25 @@ def to_uint16(
     if name in COUNTS and values.alike:
         top, shift = COUNTS[name]
         scale = values.scale_C[0] if values.scale_C else 1.0 / top
-        offset = values.offset_C[0] if values.offset_C else 0.0
-        stored_CHW = data_CHW.astype(np.uint16) if not shift else (data_CHW.astype(np.int32) + shift).astype(np.uint16)
-        stored = _without_pixels(stored_CHW, scale, offset - shift * scale if shift else offset, measured_HW)
-        return *stored, f"exact: stored = {name} value" + (f" + {shift}" if shift else "")
+        offset = (values.offset_C[0] if values.offset_C else 0.0) - shift * scale
+        counts_CHW = (data_CHW.astype(np.int32) + shift).astype(np.uint16) if shift else data_CHW.astype(np.uint16)
+        if measured_HW is not None:
+            counts_CHW[:, ~measured_HW] = np.clip(np.rint(-offset / scale), 0, TOP)
+        return Stored(counts_CHW, scale, offset, f"exact: stored = {name} value" + (f" + {shift}" if shift else ""))
     if data_CHW.dtype.kind != "f" and not (config.float_range and values.scale_C and data_CHW.dtype.kind in "iu"):
         raise _not_exact(name, values, where)
     return _rounded(data_CHW, config, values, where, measured_HW)
 
 
-def _rounded(
-    data_CHW: np.ndarray, config: ImportConfig, values: Values, where: object, measured_HW: np.ndarray | None
-) -> tuple[np.ndarray, float, float, str]:
+def _rounded(data_CHW: np.ndarray, config: ImportConfig, values: Values, where: object, measured_HW: np.ndarray | None) -> Stored:
     """`to_uint16` of what is not kept bit for bit."""
     low, high = config.range
     scale = (high - low) / TOP
-    stored_CHW = np.empty(data_CHW.shape, np.uint16)
+    counts_CHW = np.empty(data_CHW.shape, np.uint16)
     bad, outside, least, most = 0, 0, np.inf, -np.inf
     bands = len(data_CHW)
     affine_C = zip(values.scale_C or (1.0,) * bands, values.offset_C or (0.0,) * bands, strict=True)
-    for band_HW, stored_HW, (times, plus) in zip(data_CHW, stored_CHW, affine_C, strict=True):  # float64 of a whole cube may not fit
+    for band_HW, counts_HW, (times, plus) in zip(data_CHW, counts_CHW, affine_C, strict=True):  # float64 of a whole cube may not fit
         values_HW = band_HW.astype(np.float64) * times + plus
         if measured_HW is not None:
             values_HW[~measured_HW] = np.clip(0.0, low, high)
@@ -65,7 +70,7 @@ def _rounded(
         values_HW = np.where(finite_HW, values_HW, low if config.nan_as is None else config.nan_as)
         outside += int(((values_HW < low) | (values_HW > high)).sum())
         least, most = min(least, float(values_HW.min())), max(most, float(values_HW.max()))
-        stored_HW[...] = np.rint((np.clip(values_HW, low, high) - low) / scale)
+        counts_HW[...] = np.rint((np.clip(values_HW, low, high) - low) / scale)
     if bad and config.nan_as is None:
         raise InputError(
             f"{bad} values are NaN or infinite",
@@ -87,8 +92,10 @@ def _rounded(
             expected=f"at least {FEWEST_STEPS} steps between the least and the most",
             mend=f"{range_around(least, most)}, or --full-scale N (reflectance 1)",
         )
-    note = f"rounded: {data_CHW.dtype.name} reflectance {low:g} … {high:g} in {TOP} steps, error at most {scale / 2:.3g}"
-    return stored_CHW, scale, low, note + (f"; {bad} values that were not finite set to {config.nan_as:g}" if bad else "")
+    how = f"rounded: {data_CHW.dtype.name} reflectance {low:g} … {high:g} in {TOP} steps, error at most {scale / 2:.3g}"
+    if bad:
+        how += f"; {bad} values that were not finite set to {config.nan_as:g}"
+    return Stored(counts_CHW, scale, low, how)
 
 
 def _range_for(least: float, most: float, config: ImportConfig) -> str:
@@ -113,13 +120,6 @@ def _written(number: Decimal) -> str:
     """All digits, as an exponent where that is shorter."""
     number = number.normalize() if number else Decimal(0)
     return min(f"{number:f}", f"{number:e}", key=len)
-
-
-def _without_pixels(stored_CHW: np.ndarray, scale: float, offset: float, measured_HW: np.ndarray | None) -> tuple[np.ndarray, float, float]:
-    """The same, with the count nearest to reflectance 0 where nothing was measured."""
-    if measured_HW is not None:
-        stored_CHW[:, ~measured_HW] = np.clip(np.rint(-offset / scale), 0, TOP)
-    return stored_CHW, scale, offset
 
 
 def _not_exact(name: str, values: Values, where: object) -> InputError:

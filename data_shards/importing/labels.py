@@ -72,7 +72,9 @@ def classes_of(file: MapFile, label_map: LabelMap) -> np.ndarray:
         )
     values = [int(value) for value in np.unique(file.values_HW)]
     if file.colour != label_map.colour:
-        kind = "a palette" if file.palette is not None else "a colour" if file.colour else "a grey"
+        kind = "a colour" if file.colour else "a grey"
+        if file.palette is not None:
+            kind = "a palette"
         raise InputError(
             f"{kind} label file, mapped by {'colour' if label_map.colour else 'value'}",
             where=file.path,

@@ -134,12 +134,12 @@ def _inner_values(file: MapFile, role: str, labels_free: bool) -> list[int]:
 
 def _statement(file: MapFile, role: str, outside: int, labels_free: bool) -> str:
     """The option that reads a mask of several values, filled in as if the value of its margin were outside."""
-    told = f"if {file.shown(outside)} is outside: {_option(file, role, file.values_HW != outside)}"
+    option = f"if {file.shown(outside)} is outside: {_option(file, role, file.values_HW != outside)}"
     values = [int(value) for value in np.unique(file.values_HW)]
     if role != "onh" or not labels_free or len(values) > MEANT:
-        return told
+        return option
     meaning = ",".join(f"{file.shown(value)}={'background' if value == outside else 'onh'}" for value in values)
-    return f"{told}; or, in place of --onh: --labels {shlex.quote(str(file.path.parent))} --label-map '{meaning}'"
+    return f"{option}; or, in place of --onh: --labels {shlex.quote(str(file.path.parent))} --label-map '{meaning}'"
 
 
 def _option(file: MapFile, role: str, inside_HW: np.ndarray) -> str:
@@ -195,8 +195,8 @@ def _jpeg_values(file: MapFile, role: str) -> np.ndarray:
 
 
 def _commonest(values: np.ndarray) -> int:
-    found, counts = np.unique(values, return_counts=True)
-    return int(found[np.argmax(counts)])
+    distinct, counts = np.unique(values, return_counts=True)
+    return int(distinct[np.argmax(counts)])
 
 
 def _margin(map_HW: np.ndarray) -> np.ndarray:

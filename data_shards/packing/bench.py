@@ -23,10 +23,10 @@ from data_shards.durable import explained
 from data_shards.errors import InputError
 from data_shards.packing.pack import write_dataset
 from data_shards.reading.dataset import Dataset
-from data_shards.reading.ring import page_aligned
 from data_shards.shards.codecs import CODECS, STORED, Encoding
 from data_shards.shards.layout import TILE, Region
 from data_shards.shards.payload import encode
+from data_shards.shards.scratch import page_aligned
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,7 +64,7 @@ def compare_codecs(
     if crop > min(cubes[0].data_CHW.shape[1:]):
         raise InputError(f"crops of {crop} x {crop}", expected=f"within cubes of {cubes[0].data_CHW.shape}")
     with explained(folder):
-        place = Path(tempfile.mkdtemp(prefix=".bench-", dir=folder))
+        scratch = Path(tempfile.mkdtemp(prefix=".bench-", dir=folder))
     raw_bytes = 0
     try:
         for encoding in _candidates(max_error, in_tiles=crop > 0):
@@ -72,8 +72,8 @@ def compare_codecs(
             for cube in cubes:
                 encode(cube.data_CHW, encoding)
             encode_s = len(cubes) / (time.perf_counter() - began)
-            write_dataset(place / "set", {"train": cubes}, **asdict(encoding), source={})
-            dataset = Dataset(place / "set")
+            write_dataset(scratch / "set", {"train": cubes}, **asdict(encoding), source={})
+            dataset = Dataset(scratch / "set")
             stored = sum(entry.bytes for entry in dataset.manifest.shards)
             raw_bytes = raw_bytes or stored
             yield CodecSpeed(
@@ -83,9 +83,9 @@ def compare_codecs(
                 warm_s=_rate(dataset, threads, crop, seconds, cold=False),
                 encode_s=encode_s,
             )
-            shutil.rmtree(place / "set")
+            shutil.rmtree(scratch / "set")
     finally:
-        shutil.rmtree(place, ignore_errors=True)
+        shutil.rmtree(scratch, ignore_errors=True)
 
 
 def _candidates(max_error: int, *, in_tiles: bool) -> Iterator[Encoding]:

@@ -47,17 +47,17 @@ class Doubles:
 
     def add(self, entry: ShardEntry, index: ShardIndex) -> list[Double]:
         """The samples of a shard that are doubles of one that came before."""
-        found = []
+        doubles = []
         for i in range(len(index)):
             m, _ = index.payload(i)
             mark = hash((int(index.crc_NM[i, m]), int(index.size_NM[i, m]), index.shape(i), index.block_crc_NK[i].tobytes()))
             before, row = self._first.setdefault(mark, (entry, i))
             if (before, row) != (entry, i) and (double := self._compared((before, row), (entry, i))):
-                found.append(double)
-        return found
+                doubles.append(double)
+        return doubles
 
     def _compared(self, *both: tuple[ShardEntry, int]) -> Double | None:
-        """The double, where not the checksums alone agree; what cannot be read is told by others."""
+        """The double, where not the checksums alone agree; what cannot be read is not its business."""
         try:
             shards = [(Shard(self.place, entry), i) for entry, i in both]
             arrays = [shard.member(i, shard.index.payload(i)[0], check=False) for shard, i in shards]

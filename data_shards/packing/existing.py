@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from data_shards import durable
 from data_shards.cube import Cube
@@ -41,6 +41,14 @@ class _Record:
     stands: bool
 
 
+class _Scanned(NamedTuple):
+    """A shard, the split that its name says, and its index, made anew; None where it is damaged and will be refused."""
+
+    path: Path
+    split: str
+    index: ShardIndex | None
+
+
 def index_folder(folder: Path | str, *, changed: bool = False) -> Manifest:
     """Index every `SPLIT-*.tar` of a folder (ours, or written by stock webdataset) and write dataset.json with statistics.
 
@@ -55,44 +63,51 @@ def index_folder(folder: Path | str, *, changed: bool = False) -> Manifest:
             shard, or one that is not what was written down, or is gone.
     """
     folder = Path(folder)
-    shards = sorted(path for path in folder.glob("*.tar") if not path.name.startswith(durable.PART))
-    if not shards:
+    paths = sorted(path for path in folder.glob("*.tar") if not path.name.startswith(durable.PART))
+    if not paths:
         raise InputError("no shards here", where=folder, expected="SPLIT-000000.tar files")
-    refuse_absent_links(shards)
+    refuse_absent_links(paths)
     record = _record_of(folder)
-    scanned = [(shard, shard.stem.rpartition("-")[0] or shard.stem, _scanned(shard, record, changed)) for shard in shards]
+    shards = [_Scanned(path, path.stem.rpartition("-")[0] or path.stem, _index_of(path, record, changed)) for path in paths]
     if not changed:
-        _check_against(record, folder, {shard.name: index and index.sha256 for shard, _, index in scanned})
-    people = [(subject, shard.name, split) for shard, split, index in scanned for subject in dict.fromkeys(index.subjects)]
-    _one_split_each(folder, record, people)
-    warn_of_look_alikes((subject for subject, _, _ in people), folder, "correct subject_id in the JSON of its samples")
-    _each_once((key, shard.name) for shard, _, index in scanned for key in index.keys)
-    _one_shape((f"{shard.name}: sample {key}", index.shape(i)) for shard, _, index in scanned for i, key in enumerate(index.keys))
-    for shard, _, index in scanned:
-        durable.write_bytes(index_path(shard), index_bytes(index))
-    entries = [entry_of(shard, index, split) for shard, split, index in scanned]
-    splits = {
-        s: {
-            "count": sum(e.count for e in entries if e.split == s),
-            "subjects": len({subject for _, split, index in scanned if split == s for subject in index.subjects}),
-        }
-        for s in sorted({e.split for e in entries})
-    }
-    filled = next((entry for entry in entries if entry.count), None)
-    if filled is None:
+        _check_against(record, folder, {shard.path.name: None if shard.index is None else shard.index.sha256 for shard in shards})
+    _check_samples(folder, record, shards)
+    for shard in shards:
+        durable.write_bytes(index_path(shard.path), index_bytes(shard.index))
+    entries = [entry_of(shard.path, shard.index, shard.split) for shard in shards]
+    filled = [entry for entry in entries if entry.count]
+    if not filled:
         raise InputError("no sample in any shard", where=folder, expected="KEY.json and KEY.cube.<codec> members")
-    first, bounds = Shard(folder, filled).cube(0), {bound_of(folder, entry) for entry in entries if entry.count}
+    first, max_error = Shard(folder, filled[0]).cube(0), max(bound_of(folder, entry) for entry in filled)
     old = record.manifest
     if old and {(s.name, s.sha256) for s in old.shards} == {(e.name, e.sha256) for e in entries}:
-        fresh = {entry.name: entry for entry in entries}
-        manifest = replace(old, shards=tuple(fresh[s.name] for s in old.shards))  # order and provenance as they were
+        entry_of_name = {entry.name: entry for entry in entries}
+        manifest = replace(old, shards=tuple(entry_of_name[s.name] for s in old.shards))  # order and provenance as they were
     else:
-        manifest = Manifest(
-            **asdict(Kind.of(first)), shards=tuple(entries), splits=splits, source=_source(record, entries), max_error=max(bounds)
-        )
+        kind, source = asdict(Kind.of(first)), _source(record, entries)
+        manifest = Manifest(**kind, shards=tuple(entries), splits=_split_sizes(shards), source=source, max_error=max_error)
     manifest = replace(manifest, stats=_checked_stats(Dataset(folder, manifest), first))
     write_manifest(folder, manifest)
     return manifest
+
+
+def _check_samples(folder: Path, record: _Record, shards: Sequence[_Scanned]) -> None:
+    """Raises: InputError: a subject in two splits, a key that stands twice, or arrays of several shapes."""
+    people = [(subject, shard.path.name, shard.split) for shard in shards for subject in dict.fromkeys(shard.index.subjects)]
+    _one_split_each(folder, record, people)
+    warn_of_look_alikes((subject for subject, _, _ in people), folder, "correct subject_id in the JSON of its samples")
+    _each_once((key, shard.path.name) for shard in shards for key in shard.index.keys)
+    _one_shape((f"{shard.path.name}: sample {key}", shard.index.shape(i)) for shard in shards for i, key in enumerate(shard.index.keys))
+
+
+def _split_sizes(shards: Sequence[_Scanned]) -> dict[str, dict[str, int]]:
+    """Samples and subjects of each split, as the manifest has them."""
+    sizes = {}
+    for split in sorted({shard.split for shard in shards}):
+        indices = [shard.index for shard in shards if shard.split == split]
+        subjects = {subject for index in indices for subject in index.subjects}
+        sizes[split] = {"count": sum(map(len, indices)), "subjects": len(subjects)}
+    return sizes
 
 
 def _record_of(folder: Path) -> _Record:
@@ -116,7 +131,7 @@ def _record_of(folder: Path) -> _Record:
     return _Record(manifest=None, sha256s=sha256s, source=source, stands=stands)
 
 
-def _scanned(shard: Path, record: _Record, changed: bool) -> ShardIndex | None:
+def _index_of(shard: Path, record: _Record, changed: bool) -> ShardIndex | None:
     """The shard's index; None where it cannot be indexed, and is refused anyway: it is not what was written down.
 
     Raises:
@@ -130,10 +145,10 @@ def _scanned(shard: Path, record: _Record, changed: bool) -> ShardIndex | None:
         return None
 
 
-def _check_against(record: _Record, folder: Path, found: dict[str, str | None]) -> None:
+def _check_against(record: _Record, folder: Path, sha256_of: dict[str, str | None]) -> None:
     """Raises: CorruptData: a shard that is not what was written down, or is gone. InputError: one that nothing names."""
-    wrong = [f"{name} is missing" for name in sorted(record.sha256s) if name not in found]
-    for name, sha256 in found.items():
+    wrong = [f"{name} is missing" for name in sorted(record.sha256s) if name not in sha256_of]
+    for name, sha256 in sha256_of.items():
         known = record.sha256s.get(name)
         if known is not None and sha256 not in known:
             wrong.append(f"{name} is not as it was written" if known else f"nothing readable tells what {name} has to be")
@@ -145,15 +160,18 @@ def _check_against(record: _Record, folder: Path, found: dict[str, str | None]) 
             expected=f"the shards that {NAME} and the indices describe; {purpose}",
             mend="copy these shards again, or pack the set again from its source",
         )
-    if record.stands and (new := sorted(set(found) - set(record.sha256s))):
+    if record.stands and (new := sorted(set(sha256_of) - set(record.sha256s))):
         raise InputError(f"{NAME} does not name {', '.join(new[:5])}", where=folder, expected=f"the shards that it names; {purpose}")
 
 
 def _source(record: _Record, entries: list[ShardEntry]) -> dict[str, Any]:
     """Provenance of shards that were not one set before, with what is known of the set that stood here."""
-    old = record.manifest
-    before = {"digest": old.digest, "source": old.source} if old else {"unchecked": record.source} if record.source else None
-    return {"index": [e.name for e in entries], **({"before": before} if before else {})}
+    source = {"index": [entry.name for entry in entries]}
+    if record.manifest:
+        source["before"] = {"digest": record.manifest.digest, "source": record.manifest.source}
+    elif record.source:
+        source["before"] = {"unchecked": record.source}
+    return source
 
 
 def _one_split_each(folder: Path, record: _Record, rows: list[tuple[str, str, str]]) -> None:

@@ -12,6 +12,7 @@ from data_shards import folder as loose
 from data_shards.cube import Cube
 from data_shards.errors import InputError
 from data_shards.manifest import NAME
+from data_shards.packing.splits import Row
 from data_shards.reading.dataset import Dataset
 from data_shards.stores import is_url
 
@@ -31,10 +32,10 @@ class _FromDataset:
 
     def __init__(self, dataset: Dataset) -> None:
         self.dataset = dataset
-        self.place = {key: (split, i) for split, info in dataset.splits.items() if info.count for i, key in enumerate(dataset.keys(split))}
+        self.row_of = {key: (split, i) for split, info in dataset.splits.items() if info.count for i, key in enumerate(dataset.keys(split))}
 
     def __call__(self, key: str) -> Cube:
-        return self.dataset.cube(*self.place[key])
+        return self.dataset.cube(*self.row_of[key])
 
     def stamp(self, key: str) -> list[int]:
         return []  # the dataset's digest names its bytes
@@ -69,23 +70,23 @@ class _FromFolder:
         return stamps
 
 
-def source_of(path: Path | str) -> tuple[list[tuple[str, str, str]], Read, str]:
-    """(key, subject, stated split) of each sample, how to read one, and what names them all: an import made anew has other metadata."""
+def source_of(path: Path | str) -> tuple[list[Row], Read, str]:
+    """Each sample's row, how to read one, and what names them all: an import made anew has other metadata."""
     if is_url(path) or (path / NAME).exists():
         dataset = Dataset(path)
         rows = [
-            (k, s, split)
+            Row(key, subject, split)
             for split, info in dataset.splits.items()
             if info.count
-            for k, s in zip(dataset.keys(split), dataset.subjects(split), strict=True)
+            for key, subject in zip(dataset.keys(split), dataset.subjects(split), strict=True)
         ]
         return rows, _FromDataset(dataset), dataset.digest
-    rows, told = [], hashlib.sha256()
+    rows, digest = [], hashlib.sha256()
     for key in loose.all_keys_in(path):
         content = loose.content_of(path / f"{key}.json")
-        told.update(hashlib.sha256(content).digest())
+        digest.update(hashlib.sha256(content).digest())
         meta = loose.meta_from(content, where=path / f"{key}.json")
         loose.check_key(meta, key, path)
         loose.check_notes(meta, path / f"{key}.json")
-        rows.append((key, meta.subject_id, str(meta.notes.get("split", ""))))
-    return rows, _FromFolder(path), told.hexdigest()
+        rows.append(Row(key, meta.subject_id, str(meta.notes.get("split", ""))))
+    return rows, _FromFolder(path), digest.hexdigest()

@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -67,7 +68,7 @@ def check_same_splits(fractions: dict[str, float], standing: Iterable[str], wher
 def split_subjects(
     subjects: Iterable[str], fractions: dict[str, float], seed: int, *, fixed: dict[str, str] | None = None
 ) -> dict[str, str]:
-    """Subject → split. A hash of (seed, subject) gives each a place in [0, 1); the fractions cut it into one interval a split.
+    """Subject → split. A hash of (seed, subject) gives each a point in [0, 1); the fractions cut it into one interval a split.
 
     So where a person stands does not depend on who else is there: people who are added move nobody. One thing does move people: a
     split whose interval nobody hit, as happens with few, gets the nearest person of the largest split, and is warned of.
@@ -80,42 +81,46 @@ def split_subjects(
     """
     check_fractions(fractions)
     fixed = fixed or {}
-    place = {s: _place(seed, s) for s in set(subjects)}
+    point_of = {subject: _point(seed, subject) for subject in set(subjects)}
     names = [name for name, share in fractions.items() if share > 0]
     upper = np.cumsum([fractions[name] for name in names])
     upper[-1] = 1.0  # a sum of fractions may fall short of it by rounding
-    split_of = {s: fixed.get(s) or names[int(np.searchsorted(upper, at, side="right"))] for s, at in sorted(place.items())}
-    people = np.rint(np.cumsum([0.0, *fractions.values()]) * len(place)).astype(int)
-    for name, least in zip(fractions, np.diff(people), strict=True):
+    split_of = {s: fixed.get(s) or names[int(np.searchsorted(upper, at, side="right"))] for s, at in sorted(point_of.items())}
+    people = np.rint(np.cumsum([0.0, *fractions.values()]) * len(point_of)).astype(int)
+    for name, share_people in zip(fractions, np.diff(people), strict=True):
         if fractions[name] == 0 or name in split_of.values():
             continue
-        k = names.index(name)
-        middle = upper[k] - fractions[name] / 2
-        sizes = Counter(split for s, split in split_of.items() if s not in fixed)
-        largest = max(sizes, key=lambda split: sizes[split], default=None)
-        if largest is None:
-            kept = dict.fromkeys(split_of.values())
-            raise InputError(
-                f"split {name!r} would be empty: all {len(place)} subjects stand in the set of --splits-from, so nobody is left to divide",
-                where=f"fractions {fractions}",
-                expected="people that the set does not hold, or no share for this split",
-                mend=f"--splits {split_words({n: float(n == next(iter(kept))) for n in fractions})}, which moves nobody; or add people",
-            )
-        if not least:
-            raise InputError(
-                f"split {name!r} would be empty",
-                where=f"{len(place)} subjects, fractions {fractions}",
-                expected="at least one subject in every split (splits are by subject, never by image)",
-                mend="add subjects, or change --splits",
-            )
-        chosen = min((s for s, split in split_of.items() if split == largest and s not in fixed), key=lambda s: abs(place[s] - middle))
-        split_of[chosen] = name
+        _check_fillable(name, split_of, fractions, fixed, share_people)
+        free_of = {subject: split for subject, split in split_of.items() if subject not in fixed}
+        largest = Counter(free_of.values()).most_common(1)[0][0]
+        middle = upper[names.index(name)] - fractions[name] / 2
+        nearest = min((s for s, split in free_of.items() if split == largest), key=lambda subject: abs(point_of[subject] - middle))
+        split_of[nearest] = name
         LOGGER.warning(
             "split %r: none of the %d subjects falls there by its hash, so %r was put there from %r. When people are added, pack with "
             "--splits-from THIS_SET, so that nobody moves",
-            *(name, len(place), chosen, largest),
+            *(name, len(point_of), nearest, largest),
         )
     return split_of
+
+
+def _check_fillable(name: str, split_of: dict[str, str], fractions: dict[str, float], fixed: dict[str, str], share_people: int) -> None:
+    """Raises: InputError: an empty split that nobody may be moved to, or whose share of the people is not one person."""
+    if not set(split_of) - set(fixed):
+        kept = next(iter(split_of.values()), None)
+        raise InputError(
+            f"split {name!r} would be empty: all {len(split_of)} subjects stand in the set of --splits-from, so nobody is left to divide",
+            where=f"fractions {fractions}",
+            expected="people that the set does not hold, or no share for this split",
+            mend=f"--splits {split_words({n: float(n == kept) for n in fractions})}, which moves nobody; or add people",
+        )
+    if not share_people:
+        raise InputError(
+            f"split {name!r} would be empty",
+            where=f"{len(split_of)} subjects, fractions {fractions}",
+            expected="at least one subject in every split (splits are by subject, never by image)",
+            mend="add subjects, or change --splits",
+        )
 
 
 def held_out_split(real: Dataset) -> str:
@@ -125,7 +130,7 @@ def held_out_split(real: Dataset) -> str:
     return next((name for name in held_out if real.splits[name].subjects >= LEAST_PEOPLE), next(iter(held_out), "train"))
 
 
-def _place(seed: int, subject: str) -> float:
+def _point(seed: int, subject: str) -> float:
     """Where in [0, 1) a subject stands."""
     return int.from_bytes(hashlib.sha256(f"{SALT}\0{seed}\0{subject}".encode()).digest()[:8], "big") / 2**64
 
@@ -151,8 +156,12 @@ def stated_splits(splits_by_subject: Iterable[tuple[str, str]], *, where: object
     return split_of
 
 
-Row = tuple[str, str, str]
-"""Key, subject and stated split ('': none) of a sample."""
+class Row(NamedTuple):
+    """A sample, its person, and the split that its metadata state ('': none)."""
+
+    key: str
+    subject: str
+    split: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -190,9 +199,9 @@ class Kept:
         """What the samples state and where their people stand in the set that is kept must agree.
 
         Raises:
-            InputError: they do not. A packed source only says where people stood in it: there the set that is kept wins, and it is told.
+            InputError: they do not. A packed source only says where people stood in it: there the set that is kept wins, with a warning.
         """
-        moved = [(key, subject, split) for key, subject, split in rows if split and self.split_of.get(subject, split) != split]
+        moved = [row for row in rows if row.split and self.split_of.get(row.subject, row.split) != row.split]
         if not moved:
             return
         key, subject, split = moved[0]
@@ -216,11 +225,11 @@ def divided(rows: list[Row], fractions: dict[str, float] | None, seed: int, kept
         InputError: some samples state a split, and others do not; else as split_subjects.
     """
     fixed, shares = dict(kept.split_of), dict(kept.shares)
-    new = [row for row in rows if row[1] not in fixed]
-    unstated = [key for key, _, split in new if not split]
+    new = [row for row in rows if row.subject not in fixed]
+    unstated = [row.key for row in new if not row.split]
     if fractions is None and not unstated:
-        kept = {subject: fixed[subject] for _, subject, _ in rows if subject in fixed}
-        return kept | stated_splits((subject, split) for _, subject, split in new)
+        standing = {row.subject: fixed[row.subject] for row in rows if row.subject in fixed}
+        return standing | stated_splits((row.subject, row.split) for row in new)
     if fractions is None and len(unstated) < len(new):
         raise InputError(
             f"{len(new) - len(unstated)} of {len(new)} samples state a split, the others do not",
@@ -228,7 +237,7 @@ def divided(rows: list[Row], fractions: dict[str, float] | None, seed: int, kept
             expected="a split for all of them, or for none",
             mend=f"fill the column 'split' and import again, or divide all anew: --splits {split_words(shares)}",
         )
-    return split_subjects((subject for _, subject, _ in rows), fractions or shares, seed, fixed=fixed)
+    return split_subjects((row.subject for row in rows), fractions or shares, seed, fixed=fixed)
 
 
 def _shares_of(before: Dataset) -> dict[str, float]:

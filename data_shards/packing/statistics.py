@@ -55,21 +55,25 @@ class BandAccumulator:
 
     def merge(self, other: BandAccumulator) -> None:
         """Add the sums of others' pixels."""
+        if not other.values:
+            return
         if not self.values:
-            self.__dict__.update(other.__dict__)
-        elif other.values:
-            assert other.log_zero == self.log_zero, "cubes of one affine map"
-            self.sums_C = [a + b for a, b in zip(self.sums_C, other.sums_C, strict=True)]
-            self.squares_C = [a + b for a, b in zip(self.squares_C, other.squares_C, strict=True)]
-            self.min_C = [min(a, b) for a, b in zip(self.min_C, other.min_C, strict=True)]
-            self.max_C = [max(a, b) for a, b in zip(self.max_C, other.max_C, strict=True)]
-            self.logs_C = np.asarray(self.logs_C) + other.logs_C
-            self.log_squares_C = np.asarray(self.log_squares_C) + other.log_squares_C
-            self.values += other.values
+            bands = len(other.sums_C)
+            self.sums_C, self.squares_C = [0] * bands, [0] * bands
+            self.min_C, self.max_C = [math.inf] * bands, [-math.inf] * bands
+            self.log_zero = other.log_zero
+        assert other.log_zero == self.log_zero, "cubes of one affine map"
+        self.sums_C = [a + b for a, b in zip(self.sums_C, other.sums_C, strict=True)]
+        self.squares_C = [a + b for a, b in zip(self.squares_C, other.squares_C, strict=True)]
+        self.min_C = [min(a, b) for a, b in zip(self.min_C, other.min_C, strict=True)]
+        self.max_C = [max(a, b) for a, b in zip(self.max_C, other.max_C, strict=True)]
+        self.logs_C = np.asarray(self.logs_C) + other.logs_C
+        self.log_squares_C = np.asarray(self.log_squares_C) + other.log_squares_C
+        self.values += other.values
 
     def fields(self) -> dict[str, Any]:
         """As JSON; numbers come back as they are."""
-        return {**self.__dict__, "logs_C": np.asarray(self.logs_C).tolist(), "log_squares_C": np.asarray(self.log_squares_C).tolist()}
+        return {**vars(self), "logs_C": np.asarray(self.logs_C).tolist(), "log_squares_C": np.asarray(self.log_squares_C).tolist()}
 
     def stats(self, split: str, scale: float, offset: float) -> BandStats:
         """Reflectance statistics: mean and standard deviation follow the affine map of the stored values."""

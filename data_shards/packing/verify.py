@@ -54,7 +54,10 @@ def verify(folder: Path | str) -> Iterator[tuple[str, list[str]]]:
             if split_of.setdefault(subject, entry.split) != entry.split:
                 whole.append(f"subject {subject}: in splits {split_of[subject]} and {entry.split}")
         for double in doubles.add(entry, index) if index and not faults else ():
-            whole.append(str(double)) if double.across else within.append(double)
+            if double.across:
+                whole.append(str(double))
+            else:
+                within.append(double)
         yield entry.name, faults
     known = {entry.name for entry in manifest.shards}
     strays = sorted(name for name in store.sizes() or () if name.endswith(".tar") and name not in known and PART not in name)
@@ -73,7 +76,7 @@ def verify(folder: Path | str) -> Iterator[tuple[str, list[str]]]:
 
 def mend_of(faults: Mapping[str, Sequence[str]], folder: Path | str) -> str:
     """How a dataset with these faults is mended, by the command where there is one."""
-    said = [fault for found in faults.values() for fault in found]
+    said = [fault for of_shard in faults.values() for fault in of_shard]
     if list(faults) == [NAME] and all("splits" in fault or "same picture" in fault for fault in said):
         return "correct subject_id or split of these cubes, or remove one of a pair, in the source, and pack it again"
     indices = [fault for fault in said if fault.endswith(INDEX_ALONE)]
@@ -92,12 +95,13 @@ def _at_hand(folder: Path | str, store: stores.Store, entry: ShardEntry) -> Iter
     if not stores.is_url(folder):
         yield Path(folder) / entry.name
         return
-    with tempfile.TemporaryDirectory(prefix="verify-") as place:
+    with tempfile.TemporaryDirectory(prefix="verify-") as folder_here:
         for name in (entry.name, index_path(Path(entry.name)).name):
-            with contextlib.suppress(FileNotFoundError), durable.explained(Path(place) / name):  # what is missing is told by check_shard
+            here = Path(folder_here) / name
+            with contextlib.suppress(FileNotFoundError), durable.explained(here):  # check_shard says what is missing
                 # one byte more than was written is enough to tell
-                stores.fetch(store.open(name), Path(place) / name, limit=entry.bytes + 1 if name == entry.name else None)
-        yield Path(place) / entry.name
+                stores.fetch(store.open(name), here, limit=entry.bytes + 1 if name == entry.name else None)
+        yield Path(folder_here) / entry.name
 
 
 def check_shard(shard: Path, entry: ShardEntry) -> tuple[list[str], ShardIndex | None]:
@@ -128,8 +132,7 @@ def check_shard(shard: Path, entry: ShardEntry) -> tuple[list[str], ShardIndex |
         faults.append(f"truncated: {size} bytes of {entry.bytes}; {f'lost samples: {_few(lost)}' if lost else 'only the end mark is lost'}")
     elif size > entry.bytes:
         faults.append(f"{size} bytes, {entry.bytes} in the manifest: something was added")
-    found = [fault for i in range(len(index)) for fault in check_sample(shard, index, i)]
-    faults += found
+    faults += [fault for i in range(len(index)) for fault in check_sample(shard, index, i)]
     if changed and not faults:
         faults.append("sha256 mismatch: bytes between the members changed (tar headers or padding)")
     return faults, index

@@ -155,8 +155,24 @@ def _streak(fundus: Fundus, angle: np.ndarray) -> np.ndarray:
     return np.interp(angle % (2 * np.pi), np.linspace(0, 2 * np.pi, len(fundus.fibres_A)), fundus.fibres_A)
 
 
-def nerve_head(fundus: Fundus, x_mm: np.ndarray, y_mm: np.ndarray) -> dict[str, np.ndarray]:
-    """The disc at given places: `onh` and `cup` from 0 to 1, `capillaries` about 1, `outside_mm` from the margin, `angle` around it."""
+@dataclass(frozen=True, kw_only=True)
+class NerveHead:
+    """The disc at given places.
+
+    Attributes:
+        onh, cup: from 0 outside to 1 inside. capillaries: about 1.
+        outside_mm: from the margin. angle: around the disc, radians.
+    """
+
+    onh: np.ndarray
+    cup: np.ndarray
+    capillaries: np.ndarray
+    outside_mm: np.ndarray
+    angle: np.ndarray
+
+
+def nerve_head(fundus: Fundus, x_mm: np.ndarray, y_mm: np.ndarray) -> NerveHead:
+    """The disc of an eye at given places."""
     disc = fundus.disc
     dx, dy = x_mm - disc.x_mm, y_mm - disc.y_mm
     cos, sin = np.cos(fundus.tilt_rad), np.sin(fundus.tilt_rad)
@@ -169,22 +185,22 @@ def nerve_head(fundus: Fundus, x_mm: np.ndarray, y_mm: np.ndarray) -> dict[str, 
     streak = _streak(fundus, angle)
     cup_ratio = np.hypot(u - fundus.cup_x, 0.95 * (v - fundus.cup_y))
     cup = _edge((fundus.cup - cup_ratio) * mean_mm, 0.22)
-    return {
-        "onh": _edge((1 - ratio) * mean_mm, 0.07),
-        "capillaries": ((1 - 0.35 * cup) * (1 + 0.15 * np.cos(angle) + 0.05 * streak)).clip(0.1).astype(np.float32),
-        "cup": cup,
-        "outside_mm": (ratio - 1) * mean_mm,
-        "angle": angle,
-    }
+    return NerveHead(
+        onh=_edge((1 - ratio) * mean_mm, 0.07),
+        cup=cup,
+        capillaries=((1 - 0.35 * cup) * (1 + 0.15 * np.cos(angle) + 0.05 * streak)).clip(0.1).astype(np.float32),
+        outside_mm=(ratio - 1) * mean_mm,
+        angle=angle,
+    )
 
 
-def nerve_fibres(fundus: Fundus, head: dict[str, np.ndarray], x_mm: np.ndarray, y_mm: np.ndarray) -> np.ndarray:
+def nerve_fibres(fundus: Fundus, head: NerveHead, x_mm: np.ndarray, y_mm: np.ndarray) -> np.ndarray:
     """Relative thickness of the nerve fibre layer: thickest above and below the disc, in arcs around the macula, with streaks."""
     disc = fundus.disc
-    away_mm = np.maximum(head["outside_mm"], 0)
+    away_mm = np.maximum(head.outside_mm, 0)
     # Bundles bend towards the temporal raphe the farther they are from the disc (compare vessels.bundle_path_mm).
     bend = 0.17 * np.maximum(away_mm - 0.3, 0) ** 1.1
-    origin = head["angle"] - np.sign(y_mm - disc.y_mm) * np.minimum(bend, 1.2)
+    origin = head.angle - np.sign(y_mm - disc.y_mm) * np.minimum(bend, 1.2)
     poles = np.exp(-((np.abs(origin) - 1.85) ** 2) / (2 * 0.42**2)) + 0.25
     streak = _streak(fundus, origin)
     return (poles * np.exp(-away_mm / 2.4) * (1 + 0.22 * streak)).clip(0).astype(np.float32)
@@ -198,16 +214,16 @@ def layers(fundus: Fundus, x_mm: np.ndarray, y_mm: np.ndarray) -> dict[str, np.n
     pigment = read_off(fundus.pigment_GG, GRID_MM, x_mm, y_mm)
     mottle = read_off(fundus.mottle_FF, FINE_MM, x_mm, y_mm)
     lumen = read_off(fundus.choroid_GG, GRID_MM, x_mm, y_mm)
-    beside = np.exp(-((np.maximum(head["outside_mm"], 0) / 0.13) ** 2)) * (0.5 - 0.5 * np.cos(head["angle"]))  # temporal margin
+    beside = np.exp(-((np.maximum(head.outside_mm, 0) / 0.13) ** 2)) * (0.5 - 0.5 * np.cos(head.angle))  # temporal margin
     rpe = 1 + 0.75 * np.exp(-((eccentricity_mm / 0.75) ** 2)) + 0.11 * pigment + 0.055 * mottle + fundus.crescent * beside
     # The macula lies on a thicker choroid of smaller vessels: less pattern there.
     order = 1 - 0.55 * np.exp(-((eccentricity_mm / 1.2) ** 2))
     pattern = order * (lumen - 0.5)
     ring = np.exp(-(((eccentricity_mm - 0.75) / 0.09) ** 2)) * 0.10
     return {
-        "onh": head["onh"],
-        "cup": head["cup"],
-        "capillaries": head["capillaries"],
+        "onh": head.onh,
+        "cup": head.cup,
+        "capillaries": head.capillaries,
         "macular": macular.astype(np.float32),
         "fovea": (fundus.pit * (np.exp(-((eccentricity_mm / 0.045) ** 2)) + ring)).astype(np.float32),
         "rpe": rpe.clip(0.3).astype(np.float32),

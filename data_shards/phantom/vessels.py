@@ -13,7 +13,8 @@ from __future__ import annotations
 import heapq
 import itertools
 import math
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -72,18 +73,25 @@ def bundle_path_mm(start_degrees: float, disc: Disc) -> np.ndarray:
     return np.stack([disc.x_mm + MM_PER_DEGREE * r * np.cos(angle), disc.y_mm + MM_PER_DEGREE * r * np.sin(angle)], 1)
 
 
-@dataclass
+@dataclass(frozen=True, kw_only=True)
 class _Bud:
-    """A branch about to grow."""
+    """A branch about to grow.
 
-    x: float
-    y: float
+    Attributes:
+        path_mm: what a trunk pursues; others find their way.
+        forks: the first branches, laid out in advance; where they begin shows when their parent has grown.
+        length: 0: drawn when it grows.
+        side: +1 (left) or -1: on which side of its parent it left.
+    """
+
     heading: float
     radius: float
-    parent: int
-    path_mm: np.ndarray | None = None  # trunks pursue one; others find their way
+    x: float = 0.0
+    y: float = 0.0
+    parent: int = -1
     grandparent: int = -1
-    forks: tuple[_Bud, _Bud] | None = None  # the first branches, laid out in advance
+    path_mm: np.ndarray | None = None
+    forks: tuple[_Bud, _Bud] | None = None
     length: float = 0.0
     side: int = 1
 
@@ -150,7 +158,7 @@ class _Grower:
         own = (number, bud.parent, bud.grandparent)
         tree.append(Branch(points_mm=np.zeros((0, 2)), radius_mm=np.zeros(0), parent=bud.parent, children=()))
         if bud.parent >= 0:
-            tree[bud.parent] = _with_child(tree[bud.parent], number)
+            tree[bud.parent] = replace(tree[bud.parent], children=(*tree[bud.parent].children, number))
         length = bud.length or self.length_mm(bud)
         x, y, heading, bend = bud.x, bud.y, bud.heading, 0.0
         radius, points, radii, walked, free = bud.radius, [(x, y)], [bud.radius], 0.0, True
@@ -190,41 +198,35 @@ class _Grower:
 
     def steer(self, kind: int, x: float, y: float, heading: float, bud: _Bud, own: tuple[int, ...]) -> float:
         """Change of heading at one step: towards the goal, away from vessels of the same kind."""
-        if bud.path_mm is not None:
-            ahead = bud.path_mm[min(len(bud.path_mm) - 1, int(np.argmin(np.hypot(bud.path_mm[:, 0] - x, bud.path_mm[:, 1] - y))) + 4)]
-            goal, pull = math.atan2(ahead[1] - y, ahead[0] - x), 2.4
-        elif bud.forks is not None:
+        if bud.forks is not None:
             return 0.0
-        else:
-            goal, pull = self.goal(x, y, heading)
+        goal, pull = self.goal(bud, x, y, heading)
         turn = pull * STEP_MM * math.sin(goal - heading)
         cos, sin = math.cos(heading), math.sin(heading)
-        left, right = (
-            (cos * LOOK_COS - sin * LOOK_SIN, sin * LOOK_COS + cos * LOOK_SIN),
-            (cos * LOOK_COS + sin * LOOK_SIN, sin * LOOK_COS - cos * LOOK_SIN),
-        )
+        left = cos * LOOK_COS - sin * LOOK_SIN, sin * LOOK_COS + cos * LOOK_SIN
+        right = cos * LOOK_COS + sin * LOOK_SIN, sin * LOOK_COS - cos * LOOK_SIN
         for other, look, push, mine in ((kind, 0.22, 0.16, own), (1 - kind, 0.12, 0.05, ())):
             turn -= push * self.ground.taken(other, x + look * left[0], y + look * left[1], mine)
             turn += push * self.ground.taken(other, x + look * right[0], y + look * right[1], mine)
         return turn
 
-    def goal(self, x: float, y: float, heading: float) -> tuple[float, float]:
-        """Where a side branch heads for: the fovea when it points into the macula, else outwards."""
+    def goal(self, bud: _Bud, x: float, y: float, heading: float) -> tuple[float, float]:
+        """Where it heads for, and how strongly: a trunk along its path; a branch to the fovea from nearby, else outwards."""
+        if bud.path_mm is not None:
+            nearest = int(np.argmin(np.hypot(bud.path_mm[:, 0] - x, bud.path_mm[:, 1] - y)))
+            ahead = bud.path_mm[min(len(bud.path_mm) - 1, nearest + 4)]
+            return math.atan2(ahead[1] - y, ahead[0] - x), 2.4
         to_fovea = math.atan2(-y, -x)
-        distance = math.hypot(x, y)
-        if distance < 3.6 and math.cos(heading - to_fovea) > 0.15 and x < self.disc.x_mm - 1.0:
+        if math.hypot(x, y) < 3.6 and math.cos(heading - to_fovea) > 0.15 and x < self.disc.x_mm - 1.0:
             return to_fovea, 0.9
         return math.atan2(y - 0.3 * self.disc.y_mm, x - 0.55 * self.disc.x_mm), 0.5
 
     def fork(self, kind: int, bud: _Bud, number: int, x: float, y: float, heading: float, radius: float) -> list[_Bud]:
         """Two daughters with r0³ = r1³ + r2³, or none where the vessel has become too thin."""
-        common = {"x": x, "y": y, "parent": number, "grandparent": bud.parent}
+        begin = {"x": x, "y": y, "parent": number, "grandparent": bud.parent}
         if bud.forks is not None:
-            scale = radius / (sum(fork.radius**3 for fork in bud.forks) ** (1 / 3))
-            return [
-                _Bud(**common, heading=f.heading, radius=f.radius * scale, path_mm=f.path_mm, forks=f.forks, length=f.length, side=f.side)
-                for f in bud.forks
-            ]
+            scale = radius / _joined_radius(bud.forks)
+            return [replace(fork, **begin, radius=fork.radius * scale) for fork in bud.forks]
         trunk = bud.path_mm is not None
         share = self.uniform(0.05, 0.17) if trunk and self.uniform(0, 1) < 0.72 else self.uniform(0.2, 0.5)
         minor, major = radius * share ** (1 / 3), radius * (1 - share) ** (1 / 3)
@@ -233,54 +235,45 @@ class _Grower:
         turn_major, turn_minor = murray_angles(radius, major, minor)
         side = self.emptier_side(kind, x, y, heading, number, -bud.side)
         ease = self.uniform(0.65, 1.0)
-        buds = [_Bud(**common, heading=heading - side * turn_major * ease, radius=major, path_mm=bud.path_mm, side=side)]
-        buds.append(_Bud(**common, heading=heading + side * turn_minor * ease, radius=minor, side=side))
-        return buds
+        return [
+            _Bud(**begin, heading=heading - side * turn_major * ease, radius=major, path_mm=bud.path_mm, side=side),
+            _Bud(**begin, heading=heading + side * turn_minor * ease, radius=minor, side=side),
+        ]
 
     def emptier_side(self, kind: int, x: float, y: float, heading: float, number: int, usual: int) -> int:
         """+1 (left) or -1: where fewer vessels of the kind lie; `usual` decides a tie."""
         score = 0
-        for look in (0.2, 0.4, 0.6, 0.8):
-            for angle in (0.8, 1.3):
-                score += self.ground.taken(kind, *_ahead(x, y, heading - angle, look), (number,))
-                score -= self.ground.taken(kind, *_ahead(x, y, heading + angle, look), (number,))
-        return (1 if score > 0 else -1) if score else usual
+        for look, angle in itertools.product((0.2, 0.4, 0.6, 0.8), (0.8, 1.3)):
+            score += self.ground.taken(kind, *_ahead(x, y, heading - angle, look), (number,))
+            score -= self.ground.taken(kind, *_ahead(x, y, heading + angle, look), (number,))
+        if not score:
+            return usual
+        return 1 if score > 0 else -1
 
 
 def _ahead(x: float, y: float, heading: float, distance: float) -> tuple[float, float]:
     return x + distance * math.cos(heading), y + distance * math.sin(heading)
 
 
-def _with_child(branch: Branch, child: int) -> Branch:
-    return Branch(points_mm=branch.points_mm, radius_mm=branch.radius_mm, parent=branch.parent, children=(*branch.children, child))
+def _joined_radius(buds: Sequence[_Bud]) -> float:
+    """Of the vessel that divides into these (Murray): r0³ = r1³ + r2³."""
+    return sum(bud.radius**3 for bud in buds) ** (1 / 3)
 
 
 def _root(grower: _Grower, disc: Disc, trunks: list[tuple[float, float]], nasal_shift_mm: float) -> _Bud:
     """The central vessel: up and down at the disc, then temporal and nasal. `trunks`: (start angle °, radius mm) of
     superior temporal, superior nasal, inferior temporal, inferior nasal."""
-    halves = []
     x, y = disc.x_mm + nasal_shift_mm + 0.1 * grower.normal(), disc.y_mm + grower.uniform(-0.25, 0.25)
+    halves = []
     for up, (temporal, nasal) in ((1, trunks[:2]), (-1, trunks[2:])):
         ends = tuple(
-            _Bud(
-                0, 0, math.radians(0.5 * angle + 0.5 * 90 * up), radius, -1, path_mm=bundle_path_mm(angle, disc), side=up * (1 if i else -1)
-            )
-            for i, (angle, radius) in enumerate((temporal, nasal))
+            _Bud(heading=math.radians(0.5 * angle + 45.0 * up), radius=radius, path_mm=bundle_path_mm(angle, disc), side=side)
+            for (angle, radius), side in ((temporal, -up), (nasal, up))
         )
-        radius = sum(end.radius**3 for end in ends) ** (1 / 3)
-        halves.append(
-            _Bud(
-                0,
-                0,
-                up * math.radians(90 + 22 * grower.normal()),
-                radius,
-                -1,
-                forks=ends,
-                length=disc.half_height_mm * grower.uniform(0.2, 0.65),
-            )
-        )
-    radius = sum(half.radius**3 for half in halves) ** (1 / 3)
-    return _Bud(x, y, math.radians(90 * grower.uniform(-1, 1)), radius, -1, forks=tuple(halves), length=0.06)
+        heading, length = up * math.radians(90 + 22 * grower.normal()), disc.half_height_mm * grower.uniform(0.2, 0.65)
+        halves.append(_Bud(heading=heading, radius=_joined_radius(ends), forks=ends, length=length))
+    heading = math.radians(90 * grower.uniform(-1, 1))
+    return _Bud(x=x, y=y, heading=heading, radius=_joined_radius(halves), forks=tuple(halves), length=0.06)
 
 
 def grow_trees(rng: np.random.Generator, disc: Disc, tortuosity: float = 1.0, calibre: float = 1.0) -> dict[str, list[Branch]]:
@@ -295,11 +288,10 @@ def grow_trees(rng: np.random.Generator, disc: Disc, tortuosity: float = 1.0, ca
     """
     grower = _Grower(rng, disc, tortuosity)
     roots = []
-    base = [122.0, 52.0, -124.0, -50.0]
     shared = [5 * grower.normal(), 9 * grower.normal(), 5 * grower.normal(), 9 * grower.normal()]
     for kind, (temporal_mm, nasal_mm, apart, nasal_shift_mm) in enumerate(((0.053, 0.038, 1, 0.12), (0.069, 0.047, -1, 0.18))):
         trunks = []
-        for i, degrees in enumerate(base):
+        for i, degrees in enumerate((122.0, 52.0, -124.0, -50.0)):
             outward = 1 if degrees > 0 else -1
             angle = degrees + shared[i] + outward * apart * (grower.uniform(3, 7) if i % 2 == 0 else grower.uniform(6, 12))
             trunks.append((angle, calibre * (nasal_mm if i % 2 else temporal_mm) * (1 + 0.07 * grower.normal())))

@@ -1,10 +1,12 @@
-"""What the streams give: the samples of a batch, as tensors.
+"""What the streams give: the samples of a batch, as tensors; and how they come to a GPU.
 
 Legend: B batch, C band, H W pixels.
 """
 
 from __future__ import annotations
 
+from collections import deque
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -49,8 +51,36 @@ class Batch:
         return replace(self, **tensors)
 
 
-def stacked(maps: list[np.ndarray | None], fallback_HW: np.ndarray | None) -> torch.Tensor | None:
-    """Maps of a batch, `fallback_HW` for samples without one; None when no sample has one."""
-    if all(m is None for m in maps):
+def stacked(maps: Sequence[np.ndarray | None], *, missing: int) -> torch.Tensor | None:
+    """Maps of a batch, filled with `missing` for samples without one; None when no sample has one."""
+    some_HW = next((map_HW for map_HW in maps if map_HW is not None), None)
+    if some_HW is None:
         return None
-    return torch.from_numpy(np.stack([fallback_HW if m is None else m for m in maps]))
+    return torch.from_numpy(np.stack([np.full_like(some_HW, missing) if map_HW is None else map_HW for map_HW in maps]))
+
+
+def page_locked(nbytes: int) -> np.ndarray:
+    """Memory that a GPU reads by itself, while the processor goes on."""
+    return torch.empty(nbytes, dtype=torch.uint8, pin_memory=True).numpy()
+
+
+def copied(batches: Iterator[Batch], device: torch.device) -> Iterator[Batch]:
+    """Batches on a GPU, each copied on a stream of its own while the one before is worked on."""
+    side, waiting = torch.cuda.Stream(device), deque()
+
+    def arrived(host: Batch, moved: Batch, done: torch.cuda.Event) -> Batch:
+        done.synchronize()  # begun a batch ago; from here on the host's memory may be used again
+        torch.cuda.current_stream(device).wait_event(done)
+        for value in vars(moved).values():
+            if isinstance(value, torch.Tensor):
+                value.record_stream(torch.cuda.current_stream(device))
+        return moved
+
+    for host in batches:
+        with torch.cuda.stream(side):
+            moved = host.to(device, non_blocking=True)
+        waiting.append((host, moved, side.record_event()))
+        if len(waiting) > 1:
+            yield arrived(*waiting.popleft())
+    while waiting:
+        yield arrived(*waiting.popleft())

@@ -6,8 +6,6 @@ Legend: C band, H W pixels, N values.
 from __future__ import annotations
 
 import errno
-import math
-import threading
 from collections.abc import Callable, Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -20,32 +18,18 @@ from data_shards import stores
 from data_shards.cube import Cube
 from data_shards.errors import CorruptData
 from data_shards.manifest import NAME, ShardEntry
-from data_shards.reading.ring import page_aligned
 from data_shards.shards import payload
 from data_shards.shards.checksum import of_concatenation
 from data_shards.shards.codecs import STORED
 from data_shards.shards.index import ShardIndex, index_path, open_index, read_index, too_many_files
-from data_shards.shards.layout import Box, Layout, Region, place
+from data_shards.shards.layout import Box, Layout, Region
+from data_shards.shards.payload import Blocks
+from data_shards.shards.scratch import SCRATCH
 from data_shards.stores.local import LocalFile
 
 SHORT = "short read"
 CHANGED = "crc32c mismatch: the bytes changed since they were written"
 PIECE_BYTES = 512 << 10
-
-
-class _Scratch(threading.local):
-    """Memory of a reading thread, used again and again: what is read but not wanted as it is."""
-
-    def __init__(self) -> None:
-        self.held: dict[str, np.ndarray] = {}
-
-    def take(self, use: str, nbytes: int) -> np.ndarray:
-        if len(self.held.get(use, ())) < nbytes:
-            self.held[use] = page_aligned(nbytes)
-        return self.held[use][:nbytes]
-
-
-_SCRATCH = _Scratch()
 
 
 class Shard:
@@ -96,7 +80,7 @@ class Shard:
         """
         content = bytearray(int(self.index.size_NM[i, m]))
         if content:
-            self._read(i, m, memoryview(content), 0, int(self.index.crc_NM[i, m]) if check else None)
+            self._read(i, m, memoryview(content), int(self.index.crc_NM[i, m]) if check else None)
         return bytes(content)
 
     def named(self, i: int, member: str) -> bytes:
@@ -110,91 +94,82 @@ class Shard:
             CorruptData: as `member`, or the payload does not hold an array of that shape.
         """
         m, codec_name = self.index.payload(i)
-        if out.dtype != self.index.dtype:
-            raise CorruptData(f"array of {self.index.dtype}", where=self.where(i, m), expected=str(out.dtype), mend=self._mend)
-        if self.layout is None:
-            whole = out if region is None else np.empty(self.index.shape(i), self.index.dtype)
-            payload.decode_into(self.member(i, m, check=check), codec_name, whole, self.where(i, m))
-            if region is not None:
-                out[...] = _cut(whole, region)
-        elif region is None and out.shape != self.layout.shape:
-            raise CorruptData(f"array of shape {self.layout.shape}", where=self.where(i, m), expected=f"{out.shape}", mend=self._mend)
-        elif region is not None or not self.layout.in_order:
-            self._region(i, m, codec_name, region, out, check)
-        elif codec_name in STORED:
-            crc = int(self.index.crc_NM[i, m]) if codec_name == "raw" else self._joined(i, range(len(self.layout)))
-            offset = int(self.index.edge_NK1[i, 0])
-            self._read(i, m, memoryview(out.reshape(-1).view(np.uint8)), offset, crc if check else None)
+        shape = self.index.shape(i)
+        if out.dtype != self.index.dtype or (region is None and out.shape != shape):
+            stored = f"array of {self.index.dtype} {shape}"
+            raise CorruptData(stored, where=self.where(i, m), expected=f"{out.dtype} {out.shape}", mend=self._mend)
+        if self.layout is None:  # arrays of several shapes: where blocks lie is said by the payload alone
+            payload.decode_into(self.member(i, m, check=check), codec_name, out, self.where(i, m), shape=shape, region=region)
         else:
-            content, edges = memoryview(self.member(i, m, check=check)), self.index.edge_NK1[i].tolist()
-            payload.decode_blocks(content, codec_name, self.layout, 0, edges, out.reshape(-1), self.where(i, m))
+            self._blocks_into(i, m, self._blocks(i, codec_name), region, out, check)
 
     def expect(self, i: int, region: Region | None = None) -> None:
         """Sample `i` is read soon. Its disk may fetch what is to be decoded while others are; what is only copied gains nothing by that."""
         m, codec_name = self.index.payload(i)
         if codec_name in STORED or not isinstance(self.file, LocalFile):
             return
-        begin, edge_K1 = int(self.index.offset_NM[i, m]), self.index.edge_NK1[i]
-        parts = [(0, int(self.index.size_NM[i, m]))]
-        if region is not None and self.layout is not None:
-            parts = [(int(edge_K1[run[0].first]), int(edge_K1[run[-1].last])) for run in self.layout.runs(region)]
-        for first, last in parts:
-            self.file.expect(begin + first, last - first)
+        ranges = [(0, int(self.index.size_NM[i, m]))]
+        if self.layout is not None:
+            blocks = self._blocks(i, codec_name)
+            ranges = [blocks.bytes_of(run) for run in self.layout.runs(region)]
+        for first, last in ranges:
+            self.file.expect(int(self.index.offset_NM[i, m]) + first, last - first)
 
-    def _region(self, i: int, m: int, codec_name: str, region: Region | None, out: np.ndarray, check: bool) -> None:
-        """The blocks of a region, a run at a time, each to its place while the processor's cache still holds it."""
-        runs, edge_K1 = self.layout.runs(region), self.index.edge_NK1[i].tolist()
-        begin, stored = int(self.index.offset_NM[i, m]), codec_name in STORED
-        # blocks that are stored have one checksum together: their sizes come again and again, so joining them costs little
-        joined = self._joined(i, [k for run in runs for k in range(run[0].first, run[-1].last)]) if check and stored else 0
-        parts = [(edge_K1[run[0].first], edge_K1[run[-1].last]) for run in runs]
+    def _blocks(self, i: int, codec_name: str) -> Blocks:
+        return Blocks(codec_name, self.layout, self.index.edge_NK1[i].tolist())
+
+    def _blocks_into(self, i: int, m: int, blocks: Blocks, region: Region | None, out: np.ndarray, check: bool) -> None:
+        """The blocks of a region, a run at a time, each to its place while the processor's cache still holds it.
+
+        Stored blocks are summed as they come, and compared at the end; encoded ones are compared before they are decoded.
+        """
+        runs = self.layout.runs(region)
+        ranges = [blocks.bytes_of(run) for run in runs]
+        check_stored, check_encoded = check and blocks.stored, check and not blocks.stored
+        wanted = self._crc_of(i, m, runs, ranges) if check_stored else 0
+        straight = blocks.stored and region is None and self.layout.in_order  # what is read is the array
+        begin, where = int(self.index.offset_NM[i, m]), self.where(i, m)
 
         def fill() -> str:
             crc = 0
-            for run, (first, last) in zip(runs, parts, strict=True):
-                content = _SCRATCH.take("content", last - first)
-                crc = self._summed(memoryview(content), begin + first, crc, check=check and stored)
+            for run, (first, last) in zip(runs, ranges, strict=True):
+                content_N = out.reshape(-1).view(np.uint8) if straight else SCRATCH.take("content", last - first)
+                crc = self._summed(memoryview(content_N), begin + first, crc, check=check_stored)
                 if crc is None:
                     return SHORT
-                for box in run:
-                    a, b = edge_K1[box.first] - first, edge_K1[box.last] - first
-                    if stored:
-                        values_N = content[a:b].view(out.dtype)
-                    elif check and not self._sound(i, content, first, box):
-                        return CHANGED
-                    else:
-                        values_N = self._decoded(i, m, codec_name, memoryview(content), first, box)
-                    place(values_N, box, region, out)
-            return CHANGED if crc != joined else ""
+                if check_encoded and not self._sound(i, blocks, run, content_N):
+                    return CHANGED
+                if not straight:
+                    blocks.unpack(memoryview(content_N), run, region, out, where)
+            return CHANGED if crc != wanted else ""
 
-        self._try(i, m, [(first, last - first) for first, last in parts], fill)
+        self._try(i, m, ranges, fill)
 
-    def _sound(self, i: int, content: np.ndarray, begin: int, box: Box) -> bool:
-        """Whether the blocks of a box, in content that begins at `begin` of its payload, are as they were written."""
-        edges = (self.index.edge_NK1[i, box.first : box.last + 1].astype(np.int64) - begin).tolist()
-        sums = self.index.block_crc_NK[i, box.first : box.last].tolist()
-        return all(crc32c(content[a:b]) == crc for (a, b), crc in zip(pairwise(edges), sums, strict=True))
+    def _sound(self, i: int, blocks: Blocks, run: Sequence[Box], content_N: np.ndarray) -> bool:
+        """Whether the blocks of a run are as they were written."""
+        begin, edges = blocks.bytes_of(run)[0], blocks.edges_K1[run[0].first : run[-1].last + 1]
+        crcs = self.index.block_crc_NK[i, run[0].first : run[-1].last].tolist()
+        return all(crc32c(content_N[a - begin : b - begin]) == crc for (a, b), crc in zip(pairwise(edges), crcs, strict=True))
 
-    def _decoded(self, i: int, m: int, codec_name: str, content: memoryview, begin: int, box: Box) -> np.ndarray:
-        dtype = np.dtype(self.index.dtype)
-        values_N = _SCRATCH.take("values", math.prod(box.shape) * dtype.itemsize).view(dtype)
-        edges = (self.index.edge_NK1[i, box.first : box.last + 1].astype(np.int64) - begin).tolist()
-        payload.decode_blocks(content, codec_name, self.layout, box.first, edges, values_N, self.where(i, m))
-        return values_N
-
-    def _joined(self, i: int, blocks_K: Sequence[int]) -> int:
-        """What the crc32c of these blocks, one behind the other, has to be."""
-        edges_K1, blocks_K = self.index.edge_NK1[i], np.asarray(blocks_K)
+    def _crc_of(self, i: int, m: int, runs: Sequence[Sequence[Box]], ranges: Sequence[tuple[int, int]]) -> int:
+        """What the crc32c of these runs, one behind the other, has to be."""
+        if ranges == [(0, int(self.index.size_NM[i, m]))]:
+            return int(self.index.crc_NM[i, m])
+        # stored blocks are of few sizes, which come again and again, so joining their checksums costs little
+        blocks_K = np.concatenate([np.arange(run[0].first, run[-1].last) for run in runs])
+        edges_K1 = self.index.edge_NK1[i]
         return of_concatenation(self.index.block_crc_NK[i, blocks_K], tuple((edges_K1[blocks_K + 1] - edges_K1[blocks_K]).tolist()))
 
-    def _read(self, i: int, m: int, buffer: memoryview, offset: int, crc: int | None) -> None:
-        """Fill `buffer` from `offset` of member `m` on and, where a checksum is given, compare it."""
+    def _read(self, i: int, m: int, buffer: memoryview, crc: int | None) -> None:
+        """Fill `buffer` with member `m` and, where a checksum is given, compare it."""
 
         def fill() -> str:
-            found = self._summed(buffer, int(self.index.offset_NM[i, m]) + offset, 0, check=crc is not None)
-            return SHORT if found is None else CHANGED if crc not in (None, found) else ""
+            read = self._summed(buffer, int(self.index.offset_NM[i, m]), 0, check=crc is not None)
+            if read is None:
+                return SHORT
+            return CHANGED if crc not in (None, read) else ""
 
-        self._try(i, m, [(offset, len(buffer))], fill)
+        self._try(i, m, [(0, len(buffer))], fill)
 
     def _summed(self, buffer: memoryview, at: int, crc: int, *, check: bool) -> int | None:
         """Fill `buffer`; the checksum of what `crc` stands for and of this behind it. None: the file ends before.
@@ -209,8 +184,8 @@ class Shard:
             crc = crc32c(piece, crc) if check else crc
         return crc
 
-    def _try(self, i: int, m: int, parts: list[tuple[int, int]], fill: Callable[[], str]) -> None:
-        """Run `fill`, which reads `parts` (offset in member `m`, size) and says what was wrong with them.
+    def _try(self, i: int, m: int, ranges: Sequence[tuple[int, int]], fill: Callable[[], str]) -> None:
+        """Run `fill`, which reads `ranges` of member `m` (first byte, last) and says what was wrong with them.
 
         A cache that gave other bytes is asked once more.
 
@@ -220,8 +195,8 @@ class Shard:
         try:
             fault = fill()
             if fault and isinstance(self.file, stores.CachedFile):
-                for offset, size in parts:
-                    self.file.forget(int(self.index.offset_NM[i, m]) + offset, size)
+                for first, last in ranges:
+                    self.file.forget(int(self.index.offset_NM[i, m]) + first, last - first)
                 fault = fill()
         except OSError as error:
             raise CorruptData(f"shard cannot be read: {error.strerror or error}", where=self.where(i, m), mend=self._mend) from error
@@ -242,19 +217,10 @@ class Shard:
         """Sample `i`, whole and checked."""
         data_CHW = np.empty(self.index.shape(i), self.index.dtype)
         self.array_into(i, data_CHW)
-        labels, fov = self.named(i, "labels.png"), self.named(i, "fov.png")
         where = f"{self.path}: sample {self.index.keys[i]}"
-        return Cube(
-            data_CHW=data_CHW,
-            meta=loose.meta_from(self.named(i, "json"), where=where, key=self.index.keys[i]),
-            labels_HW=loose.png_map(labels, mask=False, where=where) if labels else None,
-            fov_HW=loose.png_map(fov, mask=True, where=where) if fov else None,
-        )
+        meta = loose.meta_from(self.named(i, "json"), where=where, key=self.index.keys[i])
+        labels_HW, fov_HW = loose.maps_from(self.named(i, "labels.png"), self.named(i, "fov.png"), where=where)
+        return Cube(data_CHW=data_CHW, meta=meta, labels_HW=labels_HW, fov_HW=fov_HW)
 
     def where(self, i: int, m: int) -> str:
         return f"{self.path}: sample {self.index.keys[i]}, member {self.index.members[m]}"
-
-
-def _cut(array_CHW: np.ndarray, region: Region) -> np.ndarray:
-    bands = slice(None) if region.bands is None else list(region.bands)
-    return array_CHW[bands, region.top : region.bottom, region.left : region.right]

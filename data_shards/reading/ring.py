@@ -7,20 +7,13 @@ processors a `pread` into memory that is not aligned takes several times as long
 from __future__ import annotations
 
 import math
-import mmap
 import weakref
 from collections import deque
 from collections.abc import Callable
 
 import numpy as np
 
-
-def page_aligned(nbytes: int) -> np.ndarray:
-    """Fresh memory, uint8."""
-    block = mmap.mmap(-1, max(1, nbytes))
-    if hasattr(mmap, "MADV_HUGEPAGE"):
-        block.madvise(mmap.MADV_HUGEPAGE)
-    return np.frombuffer(block, np.uint8)
+from data_shards.shards.scratch import page_aligned
 
 
 class Ring:

@@ -22,9 +22,7 @@ from data_shards import stores
 from data_shards.cube import Cube
 from data_shards.errors import CorruptData, InputError, RetinaforgeError
 from data_shards.shards import payload
-from data_shards.shards.shard import MAX_MEMBER_BYTES, check_member, stated_array
-
-MEND = "copy or write the shard again"
+from data_shards.shards.shard import MEND, check_end, regular_members, stated_array
 
 
 class _Bytes(io.RawIOBase):
@@ -51,11 +49,11 @@ def read_shard(shard: Path | str) -> Iterator[Cube]:
     """
     from webdataset.tariterators import group_by_keys
 
-    place, _, name = str(shard).rpartition("/")
+    folder, slash, name = str(shard).rpartition("/")
     try:
-        file = stores.open_store(place or ("." if not str(shard).startswith("/") else "/")).open(name)
+        file = stores.open_store(folder or slash or ".").open(name)
         if file.size < 1024:
-            raise CorruptData("the shard is cut short", where=shard, mend="copy or write the shard again")
+            raise CorruptData("the shard is cut short", where=shard, mend=MEND)
         for sample in group_by_keys(_members(file, shard)):
             yield _cube(sample, shard)
     except FileNotFoundError as error:
@@ -73,21 +71,11 @@ def read_shard(shard: Path | str) -> Iterator[Cube]:
 def _members(file: stores.File, shard: Path | str) -> Iterator[dict[str, Any]]:
     """The files of the tar, as webdataset's readers take them."""
     with tarfile.open(fileobj=io.BufferedReader(_Bytes(file), 1 << 20), mode="r|") as tar:
-        for info in tar:
-            if info.isdir():
-                continue
-            if not info.isreg() or info.issparse() or info.size > MAX_MEMBER_BYTES:
-                raise InputError(f"unsafe member {info.name!r}", where=shard, expected="regular files, below 4 GiB")
-            check_member(info.name, shard)
-            content = tar.extractfile(info).read()
-            if len(content) != info.size:
-                raise CorruptData(f"the shard ends inside member {info.name!r}", where=shard, mend=MEND)
+        for info, _, content in regular_members(tar, shard):
             yield {"fname": info.name, "data": content, "__url__": str(shard)}
-            tar.members = []
-        # tarfile takes a damaged header, or a cut at a member's border, for the end; the true end is a block of zeros
         end = bytearray(tarfile.BLOCKSIZE)
-        if file.read_into(memoryview(end), tar.offset) != len(end) or any(end):
-            raise CorruptData(f"the tar breaks off at byte {tar.offset}: cut short, or a damaged header", where=shard, mend=MEND)
+        end = end[: file.read_into(memoryview(end), tar.offset)]
+        check_end(bytes(end), tar.offset, shard)
 
 
 def read_shards(shards: Sequence[Path | str]) -> Iterator[Cube]:
@@ -129,13 +117,8 @@ def _cube(sample: dict[str, Any], shard: Path | str) -> Cube:
     if len(shape) != 3 or 0 in shape or dtype not in ("uint16", "float32"):
         raise InputError(f"an array of {dtype} {shape}", where=where, expected="(bands, height, width) of uint16 or float32")
     payload.decode_into(content, codec, out := np.empty(shape, dtype), where)
-    labels, fov = (sample.get(f"{name}.png") for name in ("labels", "fov"))
-    return Cube(
-        data_CHW=out,
-        meta=meta,
-        labels_HW=loose.png_map(labels, mask=False, where=where) if labels else None,
-        fov_HW=loose.png_map(fov, mask=True, where=where) if fov else None,
-    )
+    labels_HW, fov_HW = loose.maps_from(sample.get("labels.png", b""), sample.get("fov.png", b""), where=where)
+    return Cube(data_CHW=out, meta=meta, labels_HW=labels_HW, fov_HW=fov_HW)
 
 
 def plan_of(cubes: Iterable[tuple[int, int, Cube]], rank: int, world: int, consumed: int) -> Iterator[tuple[int, int, int, Cube]]:

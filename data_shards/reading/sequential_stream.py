@@ -44,7 +44,6 @@ class SequentialStream:
             first = first or cubes[0]
             for cube in cubes:
                 same_kind(cube, first)
-            height_width = first.data_CHW.shape[1:]
             yield Batch(
                 cubes_BCHW=torch.from_numpy(np.stack([cube.data_CHW for cube in cubes])),
                 position=rows[0][0] - self.rank,
@@ -53,6 +52,6 @@ class SequentialStream:
                 epoch_B=np.array([row[1] for row in rows]),
                 keys=[cube.meta.key for cube in cubes],
                 subjects=[cube.meta.subject_id for cube in cubes],
-                labels_BHW=stacked([cube.labels_HW for cube in cubes], np.zeros(height_width, np.uint8)),
-                fov_BHW=stacked([cube.fov_HW for cube in cubes], np.ones(height_width, bool)),
+                labels_BHW=stacked([cube.labels_HW for cube in cubes], missing=0),
+                fov_BHW=stacked([cube.fov_HW for cube in cubes], missing=True),
             )

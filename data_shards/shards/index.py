@@ -229,10 +229,10 @@ def _check_index(index: ShardIndex, count: int) -> None:
     layout = Layout(index.shape(0), *index.block) if index.block and n else None
     blocks = len(layout) if layout else 0
     wanted = [(n, NAME_BYTES)] * 2 + [(n, 3)] + [(n, m)] * 3 + [(n, blocks + 1 if layout else 0), (n, blocks)]
-    found = (index.keys.rows_NB, index.subjects.rows_NB, index.shape_N3, index.offset_NM, index.size_NM, index.crc_NM)
-    found = [column.shape for column in (*found, index.edge_NK1, index.block_crc_NK)]
-    if found != wanted:
-        raise ValueError(f"columns of shapes {found}, not {wanted}")
+    columns = (index.keys.rows_NB, index.subjects.rows_NB, index.shape_N3, index.offset_NM, index.size_NM, index.crc_NM)
+    shapes = [column.shape for column in (*columns, index.edge_NK1, index.block_crc_NK)]
+    if shapes != wanted:
+        raise ValueError(f"columns of shapes {shapes}, not {wanted}")
     if (index.size_NM > index.shard_bytes).any() or (index.offset_NM > index.shard_bytes - index.size_NM.astype(np.int64)).any():
         raise ValueError("a member lies outside the shard")
     if layout and ((index.shape_N3 != index.shape_N3[0]).any() or (index.edge_NK1[:, 1:] <= index.edge_NK1[:, :-1]).any()):
@@ -245,7 +245,7 @@ def _check_index(index: ShardIndex, count: int) -> None:
     stored = [k for k in arrays if payload.codec_of(index.members[k]) in STORED]
     if layout and stored:
         stored_N = index.size_NM[:, stored].any(axis=1)
-        size_K = np.dtype(index.dtype).itemsize * np.diff([layout.start(k) for k in range(blocks + 1)])
+        size_K = np.dtype(index.dtype).itemsize * np.diff(layout.starts())
         if (np.diff(index.edge_NK1.astype(np.int64)) != size_K)[stored_N].any():
             raise ValueError("stored blocks of other sizes than they have to be")
 

@@ -107,6 +107,10 @@ class Layout:
         band, row = min(c, group * self.bands), strip * self.rows
         return band * h * w + min(self.bands, c - band) * (row * w + min(self.rows, h - row) * column * self.columns)
 
+    def starts(self) -> list[int]:
+        """Values before each block, and in all of them."""
+        return [self.start(k) for k in range(len(self) + 1)]
+
     def runs(self, region: Region | None = None) -> list[list[Box]]:
         """The blocks that hold a region (None: all), in their order; those without another between them together, for one read.
 
@@ -149,7 +153,7 @@ def _boxes(layout: Layout, groups: tuple[int, ...], rows: tuple[int, int], colum
             yield Box(k, k + 1, band, row, column, (bands, min(layout.rows, h - row), min(layout.columns, w - column)))
 
 
-def place(values_N: np.ndarray, box: Box, region: Region | None, out_CHW: np.ndarray) -> None:
+def paste(values_N: np.ndarray, box: Box, region: Region | None, out_CHW: np.ndarray) -> None:
     """Copy what a box holds of a region (None: of the whole array) to where it belongs in `out_CHW`."""
     region = region or Region(0, out_CHW.shape[1], 0, out_CHW.shape[2])
     _, _, first, row, column, (bands, rows, columns) = box

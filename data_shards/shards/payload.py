@@ -18,8 +18,9 @@ from itertools import chain, pairwise
 import numpy as np
 
 from data_shards.errors import CorruptData, InputError
-from data_shards.shards.codecs import BARE, CODECS, STORED, Encoding, decoder
-from data_shards.shards.layout import ENCODED_BYTES, STORED_BYTES, Layout, place
+from data_shards.shards.codecs import BARE, CODECS, STORED, Codec, Encoding, decoder
+from data_shards.shards.layout import ENCODED_BYTES, STORED_BYTES, Box, Layout, Region, paste
+from data_shards.shards.scratch import SCRATCH
 
 BLOCKS = b"RFBLOCK2"
 BORDER = 512
@@ -28,10 +29,50 @@ MAX_ARRAY_BYTES = 4 << 30
 
 @dataclass(frozen=True)
 class Blocks:
-    """Where the blocks of a payload lie: block k is bytes `edge_K1[k]` to `edge_K1[k + 1]`."""
+    """The blocks of a payload: block k is bytes `edges_K1[k]` to `edges_K1[k + 1]` of it."""
 
+    codec_name: str
     layout: Layout
-    edge_K1: np.ndarray
+    edges_K1: Sequence[int]
+
+    @property
+    def stored(self) -> bool:
+        """Whether they lie as they are."""
+        return self.codec_name in STORED
+
+    def bytes_of(self, run: Sequence[Box]) -> tuple[int, int]:
+        """Where the bytes of a run of boxes (layout.py) begin and end."""
+        return self.edges_K1[run[0].first], self.edges_K1[run[-1].last]
+
+    def unpack(self, content: memoryview, run: Sequence[Box], region: Region | None, out_CHW: np.ndarray, where: object) -> None:
+        """Bring what a run of boxes holds of a region (None: of the whole array) to its place in `out_CHW`, contiguous.
+
+        The one place where bytes of an array become its values.
+
+        Args:
+            content: the bytes of the run.
+
+        Raises:
+            CorruptData: a block does not hold as many values as it should. InputError: its codec is not installed.
+        """
+        codec, layout, begin = decoder(self.codec_name), self.layout, self.bytes_of(run)[0]
+        for box in run:
+            if codec is None:
+                values = content[self.edges_K1[box.first] - begin : self.edges_K1[box.last] - begin]
+                paste(np.frombuffer(values, out_CHW.dtype), box, region, out_CHW)
+            elif region is None and layout.in_order:  # the blocks' values lie one behind the other, as the array's do
+                self._decode(codec, content, begin, box, out_CHW.reshape(-1)[layout.start(box.first) : layout.start(box.last)], where)
+            else:
+                values_N = SCRATCH.take("values", math.prod(box.shape) * out_CHW.itemsize).view(out_CHW.dtype)
+                self._decode(codec, content, begin, box, values_N, where)
+                paste(values_N, box, region, out_CHW)
+
+    def _decode(self, codec: Codec, content: memoryview, begin: int, box: Box, out_N: np.ndarray, where: object) -> None:
+        """The blocks of a box, one behind the other; `content` begins at byte `begin` of the payload."""
+        start = self.layout.start(box.first)
+        for k in range(box.first, box.last):
+            values_N = out_N[self.layout.start(k) - start : self.layout.start(k + 1) - start]
+            codec.decode_into(content[self.edges_K1[k] - begin : self.edges_K1[k + 1] - begin], values_N, where)
 
 
 def encode(array: np.ndarray, encoding: Encoding) -> bytes:
@@ -46,23 +87,20 @@ def encode(array: np.ndarray, encoding: Encoding) -> bytes:
         layout = Layout.tiled(array.shape, array.itemsize, encoding.tile)
     else:
         layout = Layout.fitting(array.shape, array.itemsize, ENCODED_BYTES)
-    parts = [_encoded(block_N, encoding) for block_N in _blocks(array, layout)]
-    head = len(BLOCKS) + 4 * (5 + len(parts))
+    write = np.ndarray.tobytes if encoding.coder is None else encoding.coder.encode
+    blocks = [write(block_N) for block_N in _blocks(array, layout)]
+    head = len(BLOCKS) + 4 * (5 + len(blocks))
     if encoding.coder is None:
         head = -(-head // BORDER) * BORDER
-    table = np.array([*layout.block, len(parts), *(head + np.cumsum([0, *map(len, parts)]))], "<u4")
-    return b"".join([(BLOCKS + table.tobytes()).ljust(head, b"\0"), *parts])
-
-
-def _encoded(block_N: np.ndarray, encoding: Encoding) -> bytes:
-    return block_N.tobytes() if encoding.coder is None else encoding.coder.encode(block_N)
+    table = np.array([*layout.block, len(blocks), *(head + np.cumsum([0, *map(len, blocks)]))], "<u4")
+    return b"".join([(BLOCKS + table.tobytes()).ljust(head, b"\0"), *blocks])
 
 
 def _blocks(array_CHW: np.ndarray, layout: Layout) -> Iterator[np.ndarray]:
     """Each block, flat."""
     if layout.in_order:
         flat_N = array_CHW.reshape(-1)
-        yield from (flat_N[layout.start(k) : layout.start(k + 1)] for k in range(len(layout)))
+        yield from (flat_N[first:last] for first, last in pairwise(layout.starts()))
         return
     for box in chain.from_iterable(layout.runs()):
         bands, rows, columns = (slice(at, at + size) for at, size in zip(box[2:5], box.shape, strict=True))
@@ -70,7 +108,7 @@ def _blocks(array_CHW: np.ndarray, layout: Layout) -> Iterator[np.ndarray]:
 
 
 def blocks_of(content: bytes | memoryview, codec_name: str, shape: tuple[int, ...], dtype: str, where: object) -> Blocks:
-    """The table of a payload, made up for one whose blocks lie as they are.
+    """The blocks of a payload, by its table; made up for one whose bytes are the bare array.
 
     Raises:
         CorruptData: it does not hold such an array.
@@ -81,62 +119,57 @@ def blocks_of(content: bytes | memoryview, codec_name: str, shape: tuple[int, ..
         head = len(content) - layout.start(len(layout)) * itemsize
         if head < 0 or (codec_name == "raw" and head):
             raise CorruptData(f"payload of {len(content)} bytes", where=where, expected=f"{len(content) - head} bytes: {dtype} {shape}")
-        return Blocks(layout, head + itemsize * np.array([layout.start(k) for k in range(len(layout) + 1)], np.int64))
-    fixed = len(BLOCKS) + 16
-    *block, count = np.frombuffer(content[len(BLOCKS) : fixed], "<u4").tolist() if len(content) >= fixed else (0, 0, 0, 0)
+        return Blocks(codec_name, layout, [head + start * itemsize for start in layout.starts()])
     try:
-        layout = Layout(tuple(int(n) for n in shape), *block)
-        edge_K1 = np.frombuffer(content[fixed : fixed + 4 * (count + 1)], "<u4").astype(np.int64)
-        sound = bytes(content[: len(BLOCKS)]) == BLOCKS and len(layout) == count == len(edge_K1) - 1
-    except ValueError:
-        sound = False
-    sound = sound and edge_K1[0] >= fixed + 4 * (count + 1) and edge_K1[-1] == len(content)
-    sizes_K = np.diff(edge_K1) if sound else np.zeros(1)
-    if sound and codec_name in STORED:
-        sound = bool((sizes_K == itemsize * np.diff([layout.start(k) for k in range(count + 1)])).all())
-    if not sound or (sizes_K <= 0).any():
-        raise CorruptData("the payload's table of blocks is damaged", where=where, expected=f"{BLOCKS.decode()} and {dtype} {shape}")
-    return Blocks(layout, edge_K1)
+        layout, edges_K1 = _table(content, shape)
+        sizes_K = np.diff(edges_K1)
+        if (sizes_K <= 0).any() or (codec_name in STORED and (sizes_K != itemsize * np.diff(layout.starts())).any()):
+            raise ValueError("blocks of other sizes than they have to be")
+    except ValueError as error:
+        expected = f"{BLOCKS.decode()} and {dtype} {shape}"
+        raise CorruptData("the payload's table of blocks is damaged", where=where, expected=expected) from error
+    return Blocks(codec_name, layout, edges_K1.tolist())
 
 
-def decode_into(content: bytes | memoryview, codec_name: str, out: np.ndarray, where: object) -> None:
-    """Fill `out`, contiguous, from a whole payload.
+def _table(content: bytes | memoryview, shape: tuple[int, ...]) -> tuple[Layout, np.ndarray]:
+    """Layout and edges, as the head of a payload says.
+
+    Raises:
+        ValueError: no such head, or it contradicts the shape or the size of the payload.
+    """
+    fixed = len(BLOCKS) + 16
+    if bytes(content[: len(BLOCKS)]) != BLOCKS or len(content) < fixed:
+        raise ValueError("no table")
+    *block, count = np.frombuffer(content[len(BLOCKS) : fixed], "<u4").tolist()
+    layout, head = Layout(tuple(int(n) for n in shape), *block), fixed + 4 * (count + 1)
+    if len(layout) != count or len(content) < head:
+        raise ValueError("another number of blocks")
+    edges_K1 = np.frombuffer(content[fixed:head], "<u4").astype(np.int64)
+    if edges_K1[0] < head or edges_K1[-1] != len(content):
+        raise ValueError("blocks outside of the payload")
+    return layout, edges_K1
+
+
+def decode_into(
+    content: bytes | memoryview,
+    codec_name: str,
+    out_CHW: np.ndarray,
+    where: object,
+    *,
+    shape: tuple[int, ...] | None = None,
+    region: Region | None = None,
+) -> None:
+    """Fill `out_CHW`, contiguous, from a whole payload: with its array, or with a region of its array of `shape`.
 
     Raises:
         CorruptData: it does not hold exactly that array. InputError: its codec is not installed.
     """
-    if codec_name == "npy":
-        shape, dtype = npy_header(content, where)
-        if shape != out.shape or dtype != out.dtype.name:
-            raise CorruptData(f"payload is {dtype} {shape}", where=where, expected=f"{out.dtype} {out.shape}")
-    blocks, view = blocks_of(content, codec_name, out.shape, out.dtype.name, where), memoryview(content)
-    layout, edges = blocks.layout, blocks.edge_K1.tolist()
-    if layout.in_order and codec_name in STORED:
-        out.reshape(-1).view(np.uint8)[:] = np.frombuffer(view[edges[0] :], np.uint8)
-    elif layout.in_order:
-        decode_blocks(view, codec_name, layout, 0, edges, out.reshape(-1), where)
-    else:
-        for box in chain.from_iterable(layout.runs()):
-            a, b = edges[box.first], edges[box.last]
-            if codec_name in STORED:
-                values_N = np.frombuffer(view[a:b], out.dtype)
-            else:
-                values_N = np.empty(math.prod(box.shape), out.dtype)
-                decode_blocks(view, codec_name, layout, box.first, [a, b], values_N, where)
-            place(values_N, box, None, out)
-
-
-def decode_blocks(
-    content: memoryview, codec_name: str, layout: Layout, first: int, edges: Sequence[int], out_N: np.ndarray, where: object
-) -> None:
-    """Fill `out_N` with the blocks from `first` on, which lie between `edges` of `content`.
-
-    Raises:
-        CorruptData: a block does not hold as many values as it should.
-    """
-    codec, start = decoder(codec_name), layout.start(first)
-    for k, (a, b) in enumerate(pairwise(edges), first):
-        codec.decode_into(content[a:b], out_N[layout.start(k) - start : layout.start(k + 1) - start], where)
+    shape, dtype, content = shape or out_CHW.shape, out_CHW.dtype.name, memoryview(content)
+    if codec_name == "npy" and (stored := npy_header(content, where)) != (shape, dtype):
+        raise CorruptData(f"payload is {stored[1]} {stored[0]}", where=where, expected=f"{dtype} {shape}")
+    blocks = blocks_of(content, codec_name, shape, dtype, where)
+    for run in blocks.layout.runs(region):
+        blocks.unpack(content[slice(*blocks.bytes_of(run))], run, region, out_CHW, where)
 
 
 def npy_header(content: bytes | memoryview, where: object) -> tuple[tuple[int, ...], str]:

@@ -9,7 +9,7 @@ import io
 import json
 import os
 import tarfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from itertools import pairwise
 from pathlib import Path, PurePosixPath
 
@@ -25,6 +25,7 @@ from data_shards.shards.codecs import Encoding
 from data_shards.shards.index import ShardIndex, index_bytes, index_path
 
 MAX_MEMBER_BYTES = (4 << 30) - 1
+MEND = "copy or write the shard again"
 PICKLES = ("pkl", "pickle", "pyd", "pt", "pth", "joblib", "dill")
 
 
@@ -115,8 +116,8 @@ class _Sample:
         self.waiting = b""
         if len(self.shape) == 3 and 0 not in self.shape:
             self.blocks = payload.blocks_of(content, codec, self.shape, self.dtype, self.where)
-            edges, view = self.blocks.edge_K1.tolist(), memoryview(content)
-            self.block_crcs = [crc32c(view[a:b]) for a, b in pairwise(edges)]
+            view = memoryview(content)
+            self.block_crcs = [crc32c(view[a:b]) for a, b in pairwise(self.blocks.edges_K1)]
 
 
 def stated_array(fields: dict[str, object], key: str, where: str) -> tuple[tuple[int, ...], str]:
@@ -157,32 +158,45 @@ def check_member(name: str, shard: object) -> str:
     return path.name
 
 
-def tar_members(shard: Path) -> Iterable[tuple[str, int, bytes]]:
-    """(name, offset, content) of each regular member, names checked before content is touched."""
-    mend = "copy or write the shard again"
+def regular_members(tar: tarfile.TarFile, shard: object) -> Iterator[tuple[tarfile.TarInfo, str, bytes]]:
+    """Header, name without folders, and content of each regular member; names are checked before content is touched."""
+    for info in tar:
+        if info.isdir():
+            continue
+        if not info.isreg() or info.issparse() or info.size > MAX_MEMBER_BYTES:
+            raise InputError(f"unsafe member {info.name!r}", where=shard, expected="regular files, below 4 GiB")
+        name = check_member(info.name, shard)
+        content = tar.extractfile(info).read()
+        if len(content) != info.size:
+            raise CorruptData(f"the shard ends inside member {info.name!r}", where=shard, mend=MEND)
+        yield info, name, content
+        tar.members = []  # tarfile would keep them all
+
+
+def check_end(block: bytes, offset: int, shard: object) -> None:
+    """tarfile takes a damaged header, or a cut at a member's border, for the end; the true end is a block of zeros.
+
+    Raises:
+        CorruptData: `block`, at the offset where tarfile ended, is another.
+    """
+    if block != bytes(tarfile.BLOCKSIZE):
+        raise CorruptData(f"the tar breaks off at byte {offset}: cut short, or a damaged header", where=shard, mend=MEND)
+
+
+def tar_members(shard: Path) -> Iterator[tuple[str, int, bytes]]:
+    """(name, offset, content) of each regular member."""
     try:
         with tarfile.open(shard, "r:") as tar:
-            for info in tar:
-                if info.isdir():
-                    continue
-                if not info.isreg() or info.issparse() or info.size > MAX_MEMBER_BYTES:
-                    raise InputError(f"unsafe member {info.name!r}", where=shard, expected="regular files, below 4 GiB")
-                name = check_member(info.name, shard)
-                content = tar.extractfile(info).read()
-                if len(content) != info.size:
-                    raise CorruptData(f"shard ends inside member {info.name!r}", where=shard, mend=mend)
-                yield name, info.offset_data, content
-        # tarfile takes a damaged header, or a cut at a member's border, for the end; the true end is a block of zeros
+            yield from ((name, info.offset_data, content) for info, name, content in regular_members(tar, shard))
         with open(shard, "rb") as file:
             file.seek(tar.offset)
-            if file.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
-                raise CorruptData(f"the tar breaks off at byte {tar.offset}: cut short, or a damaged header", where=shard, mend=mend)
+            check_end(file.read(tarfile.BLOCKSIZE), tar.offset, shard)
     except (tarfile.TarError, OSError, EOFError) as error:
-        raise CorruptData(f"not a whole tar: {error}", where=shard, expected="a plain, uncompressed tar", mend=mend) from error
+        raise CorruptData(f"not a whole tar: {error}", where=shard, expected="a plain, uncompressed tar", mend=MEND) from error
     except ValueError as error:  # tarfile's, of a header with sizes that cannot be
         if isinstance(error, RetinaforgeError):
             raise
-        raise CorruptData(f"a damaged header: {error}", where=shard, mend=mend) from error
+        raise CorruptData(f"a damaged header: {error}", where=shard, mend=MEND) from error
 
 
 def _index_of(shard: Path, samples: list[_Sample]) -> ShardIndex:
@@ -211,6 +225,6 @@ def _index_of(shard: Path, samples: list[_Sample]) -> ShardIndex:
         size_NM=table_NM3[..., 1],
         crc_NM=table_NM3[..., 2].astype(np.uint32),
         block=one and one.block,
-        edge_NK1=np.array([sample.blocks.edge_K1 for sample in samples] if one else np.zeros((len(samples), 0)), np.uint32),
+        edge_NK1=np.array([sample.blocks.edges_K1 for sample in samples] if one else np.zeros((len(samples), 0)), np.uint32),
         block_crc_NK=np.array([sample.block_crcs for sample in samples] if one else np.zeros((len(samples), 0)), np.uint32),
     )

@@ -83,15 +83,15 @@ class Cache:
             self.misses += 1
             return False
         try:
-            found = os.fstat(fd).st_size == size and os.preadv(fd, [buffer], offset) == len(buffer)
+            hit = os.fstat(fd).st_size == size and os.preadv(fd, [buffer], offset) == len(buffer)
             with contextlib.suppress(OSError):  # another user's piece serves as well
                 os.utime(fd)
         except OSError:
-            found = False
+            hit = False
         finally:
             os.close(fd)
-        self.hits, self.misses = self.hits + found, self.misses + (not found)
-        return found
+        self.hits, self.misses = self.hits + hit, self.misses + (not hit)
+        return hit
 
     def put(self, name: str, content: memoryview) -> None:
         """Keep a piece. A disk that is full or fails ends caching, not the run."""
@@ -135,14 +135,14 @@ class Cache:
                 return
             except OSError as error:  # a file system without locks: two that evict at once remove more than they had to, no more
                 LOGGER.debug("%s: %s", self.folder, error)
-            found = []
+            pieces = []
             for entry, seen in self._own():
                 if not entry.name.startswith(PART):
-                    found.append((seen.st_mtime, seen.st_size, entry.path))
+                    pieces.append((seen.st_mtime, seen.st_size, entry.path))
                 elif seen.st_mtime < time.time() - STALE_S:
                     _remove(entry.path)
-            held = sum(size for _, size, _ in found)
-            for _, size, path in sorted(found) if held > self.limit_bytes else ():
+            held = sum(size for _, size, _ in pieces)
+            for _, size, path in sorted(pieces) if held > self.limit_bytes else ():
                 if held <= self.limit_bytes * 9 // 10:
                     break
                 _remove(path)

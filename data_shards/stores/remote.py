@@ -40,8 +40,8 @@ class RemoteStore:
         """Bytes of each file; None over HTTP, which has no lists of files."""
         if self.url.startswith("http"):
             return None
-        found = self.call("ls", self.root, detail=True)
-        return {entry["name"].rpartition("/")[2]: entry["size"] for entry in found if entry["type"] == "file"}
+        entries = self.call("ls", self.root, detail=True)
+        return {entry["name"].rpartition("/")[2]: entry["size"] for entry in entries if entry["type"] == "file"}
 
     def call(self, method: str, path: str, **options: Any) -> Any:
         """One call of the file system, within the time limit where it has one, tried again while trouble may pass.
@@ -60,8 +60,8 @@ class RemoteStore:
                 return getattr(self.fs, method)(path, **options)
             except PROGRAMMING_ERRORS:
                 raise
-            except Exception as found:
-                error = found
+            except Exception as caught:
+                error = caught  # or its cause
                 if isinstance(error, FileNotFoundError):
                     cause = error.__cause__  # fsspec says this of a web server's every trouble
                     absent = isinstance(cause, (FileNotFoundError, KeyError)) or "NoSuchKey" in type(cause).__name__

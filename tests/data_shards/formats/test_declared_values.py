@@ -529,9 +529,9 @@ def test_an_import_of_an_elder_way_of_reading_is_not_taken_for_this_one(tmp_path
     path = FILES["ENVI"](tmp_path)
     config = ImportConfig(source=path)
     importer.import_cubes(config, tmp_path / "out")
-    record = json.loads((tmp_path / "out" / importer.RECORD).read_bytes())
+    record = json.loads((tmp_path / "out" / folder.IMPORT_RECORD).read_bytes())
     del record["options"]["reading"]
-    (tmp_path / "out" / importer.RECORD).write_text(json.dumps(record))
+    (tmp_path / "out" / folder.IMPORT_RECORD).write_text(json.dumps(record))
     with pytest.raises(UnsafeResume, match="choose another OUT"):
         importer.import_cubes(config, tmp_path / "out")
 

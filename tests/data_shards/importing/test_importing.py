@@ -24,7 +24,7 @@ from data_shards import folder
 from data_shards.cube import LABELS, reflectance
 from data_shards.errors import CorruptData, InputError, RetinaforgeError, TryAgain, UnsafeResume
 from data_shards.formats import ReadOptions
-from data_shards.importing import geometry, importer, labels, map_files, masks, partners
+from data_shards.importing import geometry, importer, labels, map_files, masks, partners, people
 from data_shards.importing.config import ImportConfig
 from data_shards.importing.counts import to_uint16
 from data_shards.importing.geometry import Geometry, Planes
@@ -821,10 +821,10 @@ def test_what_was_never_written_and_is_declared_as_no_data_is_outside_the_field_
 
 def test_subjects_from_names() -> None:
     images = [Path("p01_OD_2020.tif"), Path("p01_OS_2021.tif")]
-    found = partners.people(images, table=None, pattern=r"(?P<subject>p\d+)_(?P<eye>O[DS])_(?P<acquired>\d+)", allow_missing=False)
+    found = people.persons_of(images, table=None, pattern=r"(?P<subject>p\d+)_(?P<eye>O[DS])_(?P<acquired>\d+)", allow_missing=False)
     assert [(p.subject_id, p.eye, p.acquired) for p in found.values()] == [("p01", "OD", "2020"), ("p01", "OS", "2021")]
     with pytest.raises(InputError, match=r"finds no subject[\s\S]*p01_OD_2020.tif"):
-        partners.people(images, table=None, pattern=r"^(\d+)_", allow_missing=False)
+        people.persons_of(images, table=None, pattern=r"^(\d+)_", allow_missing=False)
 
 
 # Size

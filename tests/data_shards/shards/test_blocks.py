@@ -20,7 +20,7 @@ from data_shards.reading.stream import CubeStream, ReadConfig
 from data_shards.shards import payload
 from data_shards.shards.codecs import BARE, CODECS, STORED, Encoding
 from data_shards.shards.codecs.pco import Near
-from data_shards.shards.layout import Layout, Region, place
+from data_shards.shards.layout import Layout, Region, paste
 from tests.conftest import made_cube
 
 ALL = (*STORED, *CODECS)
@@ -80,7 +80,7 @@ def test_the_boxes_of_a_region_give_it_back_and_no_others_are_needed(data, shape
         at = tuple(slice(a, a + n) for a, n in zip(box[2:5], box.shape, strict=True))
         assert layout.start(box.last) - layout.start(box.first) == np.prod(box.shape), "as large as its blocks"
         assert np.isin(wanted, array[at]).any(), "holds something that is wanted"
-        place(array[at].ravel(), box, region, out)
+        paste(array[at].ravel(), box, region, out)
     assert np.array_equal(out, wanted)
     read = [k for run in layout.runs(region) for k in range(run[0].first, run[-1].last)]
     assert read == [k for box in boxes for k in range(box.first, box.last)] == sorted(set(read))
