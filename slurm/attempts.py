@@ -55,7 +55,7 @@ class Attempt:
         restart: how often SLURM had started it before.
         nodes: SLURM's list of them.
         began_unix_s, ended_unix_s: by the clock of the first node; None: not yet, or nobody could say it.
-        before, after: the state of what the job makes (`progress_of`), at either end.
+        before, after: the state of what the job makes (`progress_digest`), at either end.
         code: exit code; None when the script was ended before it could tell.
         why: in a few words.
         last: the job, or this index of an array, has ended with it: nobody starts another.
@@ -125,7 +125,7 @@ def read_all(folder: Path) -> dict[str, list[Attempt]]:
     return {index: found[index] for index in sorted(found, key=lambda index: (len(index), index)) if found[index]}
 
 
-def progress_of(spec: JobSpec, index: str | None = None) -> str:
+def progress_digest(spec: JobSpec, index: str | None = None) -> str:
     """A digest of the files that a job, or this index of an array, makes as it gets on: of which there are, and when each was written."""
     folder, seen = Path(spec.folder), []
     for pattern in spec.progress:
@@ -187,7 +187,7 @@ def begin(path: Path, environ: Mapping[str, str]) -> None:
     index, mine = array_task(spec.array, environ), _begun(environ)
     # first: an elder copy ends as it reads this
     durable.write_bytes(holder_path(folder, index), f"{mine.name}\n".encode())
-    record, now = attempts_path(folder, index), progress_of(spec, index)
+    record, now = attempts_path(folder, index), progress_digest(spec, index)
     before = read_attempts(record)
     if before and before[-1].ended_unix_s is None:  # it was killed, or its node died
         last = before[-1]
@@ -236,7 +236,7 @@ def end(path: Path, status: int, told: bool, environ: Mapping[str, str]) -> int:
         sys.stderr.write(said)
     with _told_if_it_fails():
         attempts, mine = _former(record, mine)
-        after = progress_of(spec, index)
+        after = progress_digest(spec, index)
     code, why, due = verdict(said, folder, environ, mine.restart, status=status, told=told)
     if code != 0 and due is None and is_preempted(own_number(environ)):
         due = why = CAUSES["PREEMPTION"]  # in its time of grace: the tasks alone were told to end

@@ -19,6 +19,7 @@ import pydantic
 from data_shards import durable
 from data_shards.errors import InputError, nearest
 from slurm import JOBS, fields
+from slurm.arrays import check_array
 
 SPEC_NAME = "job.json"
 LONGEST_FOLDER = 255  # bytes; what file systems take
@@ -136,7 +137,7 @@ class JobSpec:
             if value is not None and not re.fullmatch(pattern, value, re.ASCII):
                 raise InputError(f"{field}={value!r}", where="job", expected=expected)
         if self.array is not None:
-            fields.check_array(self.array)
+            check_array(self.array)
         if self.secrets is not None:
             fields.check_path("secrets", self.secrets)
         for name in self.exports:

@@ -29,13 +29,14 @@ from pathlib import Path
 from data_shards import durable
 from data_shards.errors import CorruptData, InputError, TryAgain, command
 from slurm.local_conf import DBD_CONF, slurm_conf
+from slurm.meeting import free_port
 
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "srun", "scontrol")
 ACCOUNTING = ("slurmdbd", "mariadbd", "mariadb-install-db")
 STEP, ONE_EACH = "slurmstepd", ("munged", "slurmctld", "slurmdbd", "mariadbd")
 STATE = "daemons.json"
 LONGEST_SOCKET = 107  # characters of a socket's path
-FIRST_PORT, PORTS = 10000, 10000
+FIRST_PORT = 10000  # its daemons keep clear of where ranks meet, and of outgoing connections: one would take the port of one that is away
 SBIN = os.pathsep.join([os.environ.get("PATH", os.defpath), "/usr/sbin", "/usr/local/sbin"])
 
 
@@ -51,14 +52,14 @@ def default_root() -> Path:
     return Path(tempfile.gettempdir()) / f"retinaforge-slurm-{os.getuid()}"
 
 
-def words_on(verb: str, root: Path) -> str:
+def slurm_local(verb: str, root: Path) -> str:
     """`retinaforge slurm-local VERB` on the cluster of this folder, as a shell reads it."""
     return command("retinaforge", "slurm-local", verb, *([] if root == default_root() else ["--root", root]))
 
 
 def elsewhere() -> str:
     """The command that starts a cluster in a folder that is free."""
-    return words_on("start", next(free for n in count(2) if not os.path.lexists(free := Path(f"/tmp/{default_root().name}-{n}"))))
+    return slurm_local("start", next(free for n in count(2) if not os.path.lexists(free := Path(f"/tmp/{default_root().name}-{n}"))))
 
 
 class LocalCluster:
@@ -111,7 +112,7 @@ class LocalCluster:
                 f"the list of the cluster's daemons is damaged: {error!r}",
                 where=path,
                 expected="what `slurm-local start` wrote",
-                mend=f"{words_on('stop', root)} ends what runs of it, and removes its folder",
+                mend=f"{slurm_local('stop', root)} ends what runs of it, and removes its folder",
             ) from error
         found.begun = True
         return found
@@ -187,7 +188,7 @@ class LocalCluster:
         key = self.root / "munge" / "key"
         key.touch(0o600)
         key.write_bytes(secrets.token_bytes(1024))
-        ctld_port, dbd_port, db_port, *node_ports = _free_ports(self.nodes + 3)
+        ctld_port, dbd_port, db_port, *node_ports = _ports(self.nodes + 3)
         for i in range(1, self.nodes + 1):
             (self.root / f"tmp-n{i}").mkdir()
         conf = slurm_conf(
@@ -424,15 +425,12 @@ def _check_reach(root: Path, nodes: int) -> None:
         )
 
 
-def _free_ports(count: int) -> list[int]:
-    """Ports that nobody listens on, below those of outgoing connections: one of these would take the port of a daemon that is away."""
-    found: list[int] = []
-    while len(found) < count:
-        port = FIRST_PORT + secrets.randbelow(PORTS)
-        with socket.socket() as probe, contextlib.suppress(OSError):
-            probe.bind(("127.0.0.1", port))
-            found += [port] if port not in found else []
-    return found
+def _ports(count: int) -> list[int]:
+    """So many free ports, no two alike."""
+    ports: set[int] = set()
+    while len(ports) < count:
+        ports.add(free_port(FIRST_PORT))
+    return list(ports)
 
 
 def _host() -> str:

@@ -40,8 +40,8 @@ def unresolved(names: Iterable[str]) -> dict[str, str]:
         return {name: why for name, why in zip(asked, pool.map(reason, asked), strict=True) if why}
 
 
-def free_port() -> int:
-    """A port that nobody listens on here now.
+def free_port(first: int = FIRST_PORT) -> int:
+    """A port that nobody listens on here now, among the `PORTS` from `first` on.
 
     Raises:
         InputError: none was found.
@@ -49,11 +49,11 @@ def free_port() -> int:
     for _ in range(100):
         with socket.socket() as probe:
             try:
-                probe.bind(("", port := FIRST_PORT + secrets.randbelow(PORTS)))
+                probe.bind(("", port := first + secrets.randbelow(PORTS)))
             except OSError:
                 continue
             return port
-    raise InputError("no free port", where=f"{FIRST_PORT} to {FIRST_PORT + PORTS - 1}", mend="set MASTER_ADDR and MASTER_PORT")
+    raise InputError("no free port", where=f"{first} to {first + PORTS - 1}", mend="set MASTER_ADDR and MASTER_PORT")
 
 
 def meeting_point(place: Placement, environ: Mapping[str, str]) -> dict[str, str]:

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from data_shards.errors import InputError, TryAgain, nearest
+from slurm.fields import seconds_of
 from slurm.jobs import JobSpec
 
 # with --exact, nodes that are alike in this come in one line; '|' occurs in none of these
@@ -80,7 +81,7 @@ def read_offers(text: str) -> list[Offer]:
                     cpus=_number(cpus),
                     memory_mib=_number(memory),
                     gpus=gpus_of(gres),
-                    minutes=minutes_of(limit),
+                    minutes=limit_minutes(limit),
                 )
             )
     return found
@@ -91,13 +92,10 @@ def gpus_of(gres: str) -> int:
     return sum(int(match[1] or 1) for match in re.finditer(r"(?:^|,)gpu(?::[^:,()]+)??(?::(\d+))?(?=\(|,|$)", gres))
 
 
-def minutes_of(limit: str) -> int:
-    """SLURM's [D-]HH:MM:SS, or MM:SS, in minutes; 'infinite' is UNLIMITED."""
-    match = re.fullmatch(r"(?:(\d+)-)?(?:(\d+):)?(\d+):(\d+)", limit)
-    if not match:
-        return UNLIMITED
-    days, hours, minutes, _ = (int(part or 0) for part in match.groups())
-    return (days * 24 + hours) * 60 + minutes
+def limit_minutes(text: str) -> int:
+    """A partition's time limit in whole minutes; 'infinite' is UNLIMITED."""
+    seconds = seconds_of(text)
+    return UNLIMITED if seconds is None else seconds // 60
 
 
 def memory_mib(text: str) -> int:

@@ -16,10 +16,9 @@ from pydantic import TypeAdapter, ValidationError
 from data_shards import durable
 from data_shards.errors import CorruptData, InputError, RetinaforgeError, TryAgain, command, nearest
 from slurm import JOBS
-from slurm.arrays import array_indices, site_here, spelled
+from slurm.arrays import array_indices, check_array, site_here, spelled
 from slurm.attempts import attempts_path, read_attempts
 from slurm.causes import CAUSES
-from slurm.fields import PATTERNS, check_array
 from slurm.jobs import words_on
 from slurm.status import ENDED, UNKNOWN, JobState, Queue, starts_in
 
@@ -62,8 +61,6 @@ class Submitted:
         if not self.job_ids or not all(number.isdecimal() for number in self.job_ids):
             raise ValueError(f"job_ids={self.job_ids!r}")
         for array in filter(None, (self.array, self.whole)):
-            if not re.fullmatch(PATTERNS["array"][0], array):
-                raise ValueError(f"array={array!r}")
             check_array(array)
 
     @property

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from launch.cli.options import Jobs
+from launch.cli.progress import duration
 from slurm import JOBS
 
 if TYPE_CHECKING:
@@ -185,14 +186,6 @@ def history(name: str, attempts: Attempts, live: bool) -> list[str]:
             which = f"job {attempt.job_id}.{attempt.restart}" + (f" [{index}]" if index else "")
             lines.append(f"  {which}  {began:%m-%d %H:%M:%S}  {took:>8}  {attempt.nodes:12}  {attempt.why}{code}")
     return lines
-
-
-def duration(seconds: float) -> str:
-    """In the two largest units."""
-    minutes, s = divmod(round(max(0.0, seconds)), 60)
-    hours, m = divmod(minutes, 60)
-    days, h = divmod(hours, 24)
-    return f"{days} d {h} h" if days else f"{h} h {m} min" if h else f"{m} min {s} s" if m else f"{s} s"
 
 
 def logs(

@@ -22,13 +22,13 @@ def start(
     root: Root = None,
 ) -> None:
     """Start it and leave it running; no root needed. Then: eval "$(retinaforge slurm-local env)"."""
-    from slurm.local_cluster import LocalCluster, default_root, missing, words_on
+    from slurm.local_cluster import LocalCluster, default_root, missing, slurm_local
 
     if reason := missing(accounting=accounting):
         raise InputError("SLURM cannot be started here", expected="its programs", mend=reason)
     place = (root or default_root()).absolute()
     if (there := LocalCluster.at(place)) and not there.dead:
-        raise InputError("it runs already", where=place, mend=f"{words_on('status', place)}, or {words_on('stop', place)}")
+        raise InputError("it runs already", where=place, mend=f"{slurm_local('status', place)}, or {slurm_local('stop', place)}")
     if there:
         there.stop()  # what a crash or a restart of the machine left
     cluster = LocalCluster(nodes, cpus, accounting=accounting, root=place, detached=True)
@@ -37,7 +37,7 @@ def start(
     except BaseException:
         cluster.stop()
         raise
-    typer.echo(f'{nodes} nodes are idle; to speak with them: eval "$({words_on("env", place)})"')
+    typer.echo(f'{nodes} nodes are idle; to speak with them: eval "$({slurm_local("env", place)})"')
 
 
 @app.command()
@@ -57,7 +57,7 @@ def stop(root: Root = None) -> None:
 def status(root: Root = None, as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False) -> None:
     """Its daemons and nodes. Exit code 75 when a daemon is gone."""
     from data_shards.errors import TryAgain
-    from slurm.local_cluster import words_on
+    from slurm.local_cluster import slurm_local
 
     cluster = _running(root)
     said = {name: {"pid": daemon.pid, "alive": daemon.alive()} for name, daemon in cluster.daemons.items()}
@@ -75,7 +75,7 @@ def status(root: Root = None, as_json: Annotated[bool, typer.Option("--json", he
             f"gone: {', '.join(cluster.dead)}",
             where=cluster.root,
             expected="daemons that run",
-            mend=f"{words_on('stop', cluster.root)}, then {words_on('start', cluster.root)}",
+            mend=f"{slurm_local('stop', cluster.root)}, then {slurm_local('start', cluster.root)}",
         )
 
 
@@ -89,7 +89,7 @@ def env(root: Root = None) -> None:
 
 
 def _running(root: Path | None):
-    from slurm.local_cluster import LocalCluster, default_root, elsewhere, words_on
+    from slurm.local_cluster import LocalCluster, default_root, elsewhere, slurm_local
 
     place = (root or default_root()).absolute()
     cluster = LocalCluster.at(place)
@@ -99,6 +99,6 @@ def _running(root: Path | None):
             "no cluster was started here",
             where=place,
             expected="the folder of one that was",
-            mend=words_on("start", place) if free else elsewhere(),
+            mend=slurm_local("start", place) if free else elsewhere(),
         )
     return cluster

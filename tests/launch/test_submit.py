@@ -15,7 +15,7 @@ import pytest
 import yaml
 
 from data_shards.errors import InputError
-from launch.cli.jobs import duration, pace, summary
+from launch.cli.jobs import pace, summary
 from launch.cli.submit import _limited
 from launch.config import load
 from launch.provenance import ROOT
@@ -518,7 +518,6 @@ def test_runs_are_listed_with_how_far_they_are(tmp_path):
 def test_what_a_table_says_of_a_job():
     states = [JobState(job_id="7_0", state="RUNNING"), JobState(job_id="7_1-8,10", state="PENDING")]
     assert summary(states) == "9 PENDING, 1 RUNNING" and summary(states[:1]) == "RUNNING"
-    assert [duration(s) for s in (3, 75, 3700, 90000)] == ["3 s", "1 min 15 s", "1 h 1 min", "1 d 1 h"]
     assert pace(Progress(done=960, goal=4800, per_s=17.14), True) == "960 of 4,800, 20 %; 17.1/s, 3 min 44 s left"
     assert pace(Progress(done=960, goal=4800, per_s=17.14), False) == "960 of 4,800, 20 %"
     assert pace(Progress(), True) == ""
