@@ -17,6 +17,7 @@ from typing import Literal
 from packaging.requirements import Requirement
 
 from launch.machine import bf16_speed, cpu_flags, cpuinfo, memory_bytes
+from slurm.local_daemons import SBIN
 
 State = Literal["ok", "warn", "missing", "broken"]
 GIB = 2**30
@@ -221,9 +222,8 @@ def cluster() -> Finding:
 
 def daemons_for_tests() -> Finding:
     """What the tests and `slurm-local` start for themselves."""
-    path = os.pathsep.join([os.environ.get("PATH", os.defpath), "/usr/sbin", "/usr/local/sbin"])
     daemons = ("slurmctld", "slurmd", "munged")
-    if absent := [name for name in daemons if shutil.which(name, path=path) is None]:
+    if absent := [name for name in daemons if shutil.which(name, path=SBIN) is None]:
         return missing("for the tests", f"no {', '.join(absent)}", mend="apt-get install --no-install-recommends slurm-wlm munge")
     return ok("for the tests", ", ".join(daemons))
 
