@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import itertools
 import re
-import subprocess
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
-from data_shards.errors import InputError, TryAgain
+from data_shards.errors import InputError
+from slurm.programs import ask
 
 FIRST = "RETINAFORGE_ARRAY_FIRST"
 """The variable by which a part's script says where in the array the part begins."""
@@ -109,10 +109,5 @@ def site_here() -> Site:
     Raises:
         TryAgain: the controller does not answer.
     """
-    try:
-        done = subprocess.run(["scontrol", "show", "config"], capture_output=True, text=True, timeout=60, check=True)
-    except (OSError, subprocess.SubprocessError) as error:
-        said = getattr(error, "stderr", None) or error
-        raise TryAgain(f"scontrol show config: {said}", expected="an answer of the controller", mend="scontrol ping") from error
-    said = dict(re.findall(r"^(\w+)\s*=\s*(.*?)\s*$", done.stdout, re.MULTILINE))
+    said = dict(re.findall(r"^(\w+)\s*=\s*(.*?)\s*$", ask("scontrol", "show", "config"), re.MULTILINE))
     return Site(cluster=said.get("ClusterName", ""), max_array_size=int(said.get("MaxArraySize", USUAL_SIZE)))

@@ -7,7 +7,7 @@ import shlex
 from pathlib import Path
 
 from data_shards.errors import InputError, without_credentials
-from slurm.status import COMMENT_BYTES, TOKEN_MARK
+from slurm.queue import COMMENT_BYTES, TOKEN_MARK
 
 SECRET = re.compile(
     r"(TOKEN|SECRETS?|PASSWORD|PASSWD|PASSPHRASE|PRIVATE|CREDENTIALS?|CONNECTION_STRING|SSHPASS|_PWD|(^|_)PASS"

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import os
 import re
-import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from data_shards.errors import InputError, TryAgain, nearest
+from data_shards.errors import InputError, nearest
 from slurm.fields import seconds_of
 from slurm.jobs import JobSpec
+from slurm.programs import ask
 
 # with --exact, nodes that are alike in this come in one line; '|' occurs in none of these
 FIELDS = "%P|%a|%D|%c|%m|%l|%G"
@@ -54,14 +53,7 @@ def offers() -> list[Offer]:
     Raises:
         TryAgain: the controller does not answer.
     """
-    words = ["sinfo", "--noheader", "--all", "--exact", f"--format={FIELDS}"]
-    environ = {name: value for name, value in os.environ.items() if not name.startswith("SINFO_")}  # options of its user's
-    try:
-        done = subprocess.run(words, env=environ, capture_output=True, text=True, timeout=60, check=True)
-    except (OSError, subprocess.SubprocessError) as error:
-        said = (getattr(error, "stderr", None) or str(error)).strip()
-        raise TryAgain(f"sinfo failed: {said}", expected="an answer of the controller", mend="scontrol ping") from error
-    return read_offers(done.stdout)
+    return read_offers(ask("sinfo", "--noheader", "--all", "--exact", f"--format={FIELDS}"))
 
 
 def read_offers(text: str) -> list[Offer]:

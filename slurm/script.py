@@ -12,7 +12,7 @@ from slurm.attempts import ERRORS
 from slurm.fields import check_path, masked
 from slurm.jobs import SPEC_NAME, JobSpec
 from slurm.preempt import ATTEMPT
-from slurm.status import TOKEN_MARK
+from slurm.queue import TOKEN_MARK
 
 ALWAYS_EXPORTED = ("HOME", "LANG", "LC_ALL", "LOGNAME", "PATH", "USER")
 

@@ -15,9 +15,9 @@ from pathlib import Path
 
 from data_shards.errors import InputError, RetinaforgeError, TryAgain, command
 from slurm.arrays import array_task
-from slurm.attempts import holder_path
 from slurm.causes import RANK_MARK
 from slurm.fields import VARIABLE
+from slurm.history import holder_path
 from slurm.jobs import JobSpec, read_spec
 from slurm.meeting import agreed_port
 from slurm.preempt import ATTEMPT, HOLDER

@@ -20,9 +20,9 @@ from slurm import JOBS
 
 if TYPE_CHECKING:
     from launch.stages.stage import Progress
-    from slurm.attempts import Attempt
+    from slurm.history import Attempt
+    from slurm.queue import JobState, Queue
     from slurm.records import Submitted
-    from slurm.status import JobState, Queue
 
 Name = Annotated[str, typer.Argument(help="Name of the job.")]
 Names = Annotated[list[str] | None, typer.Argument(help="Jobs by name, or RUN for all jobs of a run; left out: all in JOBS.")]
@@ -40,7 +40,8 @@ def status(
     SLURM is asked once for all of them, and not more often than every 30 seconds, whoever asks.
     """
     from launch.submit.site import queue
-    from slurm.records import current, is_live, read_records
+    from slurm.records import read_records
+    from slurm.states import current, is_live
 
     records, damaged = read_records(jobs, names or [])
     if not (records or damaged):
@@ -99,7 +100,7 @@ def _told(record: Submitted, states: list[JobState], jobs: Path, verify: bool) -
     from data_shards.errors import CorruptData
     from launch.stages.stage import Progress
     from launch.submit.frozen import progress_of, read_target
-    from slurm.attempts import read_all
+    from slurm.history import read_all
     from slurm.records import job_folder
 
     folder = job_folder(jobs, record.name)
@@ -122,11 +123,9 @@ def _as_json(states: list[JobState], progress: Progress, attempts: Attempts) -> 
 
 def summary(states: list[JobState]) -> str:
     """One word where all are in one state, else how many are in each; indices that wait together count each."""
-    from slurm.records import span_of
-
     counts: Counter[str] = Counter()
     for state in states:
-        counts[state.state] += len(span_of(state.job_id)) or 1
+        counts[state.state] += len(state.indices) or 1
     return next(iter(counts)) if len(counts) == 1 else ", ".join(f"{count} {word}" for word, count in counts.most_common())
 
 
@@ -254,8 +253,9 @@ def cancel(
     """Cancel jobs that wait or run. What they have committed stays: `resume`, or the same `submit`, goes on from it."""
     from data_shards.errors import InputError
     from launch.submit.site import queue
-    from slurm.records import CANCELLED, cancelled, current, is_away, read_records, whereabouts
-    from slurm.status import UNKNOWN
+    from slurm.queue import UNKNOWN
+    from slurm.records import read_records
+    from slurm.states import CANCELLED, cancelled, current, is_away, whereabouts
 
     records, damaged = read_records(jobs, names)
     shared = queue()
@@ -285,7 +285,7 @@ def cancel(
 def _asked_politely(record: Submitted, shared: Queue) -> Callable[[], bool]:
     """Whether the job has ended: SLURM is asked as seldom as `shared` allows, and one that does not answer has not said so."""
     from data_shards.errors import TryAgain
-    from slurm.records import current, is_live
+    from slurm.states import current, is_live
 
     looked, over = float("-inf"), False
 

@@ -149,19 +149,21 @@ def command(
         show(job, as_json)
         return
     from slurm import executor
+    from slurm.foreground import run_local
+    from slurm.states import check_free
 
     if not local:
         executor.check_slurm()
     job.check()
     if local:
         if shutil.which("squeue"):
-            executor.check_free(job.folder, force=force)  # a job of this name that waits would read what is frozen now
+            check_free(job.folder, force=force)  # a job of this name that waits would read what is frozen now
         job.freeze()
-        raise typer.Exit(executor.run_local(job.spec, job.folder))
+        raise typer.Exit(run_local(job.spec, job.folder))
     from slurm.offers import offers
 
     job.check_on(offers())
-    over = executor.check_free(job.folder, force=force)
+    over = check_free(job.folder, force=force)
     _submitted(job, over, as_json, force=force)
     if wait:
         raise typer.Exit(_ended(job.folder))
@@ -186,6 +188,7 @@ def resume(
     from slurm.jobs import SPEC_NAME, read_spec, words_on
     from slurm.offers import offers
     from slurm.records import job_folder, no_job
+    from slurm.states import check_free
 
     if array is not None and failed:
         raise InputError(f"--array {array} and --failed", expected="one of both")
@@ -220,7 +223,7 @@ def resume(
     executor.check_slurm()
     job = Described(spec, folder, target=read_target(folder))
     job.check_on(offers())
-    over = executor.check_free(folder, force=force)
+    over = check_free(folder, force=force)
     _submitted(job, over, as_json, force=force, only=_failed(folder, spec) if failed else _limited(array, spec))
 
 
@@ -232,13 +235,14 @@ def _failed(folder: Path, spec: JobSpec) -> str | None:
     """
     from slurm.arrays import spelled
     from slurm.jobs import words_on
-    from slurm.records import RECORD_NAME, current, read_record, span_of
+    from slurm.records import RECORD_NAME, read_record
+    from slurm.states import current
 
     record = read_record(folder / RECORD_NAME)
     failed = [state for state in current([record])[record.name] if state.state != "COMPLETED"]
     if not failed:
         raise InputError(f"nothing of {spec.name!r} failed", where=folder, mend=words_on("status", spec.name, folder))
-    return _limited(spelled(int(index) for state in failed for index in span_of(state.job_id)), spec) if spec.array else None
+    return _limited(spelled(int(index) for state in failed for index in state.indices), spec) if spec.array else None
 
 
 def _limited(array: str | None, spec: JobSpec) -> str | None:
@@ -267,8 +271,9 @@ def _ended(folder: Path) -> int:
     """Wait until nothing of a job waits or runs; its exit code, of an array the first that is not 0."""
     from data_shards.errors import TryAgain
     from launch.submit.site import queue
-    from slurm.attempts import read_all
-    from slurm.records import RECORD_NAME, current, is_live, read_record
+    from slurm.history import read_all
+    from slurm.records import RECORD_NAME, read_record
+    from slurm.states import current, is_live
 
     asked, record, states = queue(), read_record(folder / RECORD_NAME), None
     while states is None or is_live(states):

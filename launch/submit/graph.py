@@ -70,8 +70,7 @@ def _left_alone(wanted: dict[str, Described], force: bool) -> tuple[dict[str, tu
     Raises:
         InputError: nobody knows whether the job of a stage still lives.
     """
-    from slurm.executor import known, not_known
-    from slurm.records import cancelled, current, is_live, is_unknown
+    from slurm.states import cancelled, current, is_live, is_unknown, known, not_known
 
     read = {stage: known(job.folder, force=force) for stage, job in wanted.items()}
     records = {stage: record for stage, record in read.items() if record}
@@ -105,7 +104,8 @@ def keep(pipeline: Pipeline, wanted: dict[str, Described], jobs: Path, name: str
 
 def run_here(wanted: dict[str, Described], force: bool, begun: Callable[[str], None]) -> int:
     """The stages one after the other on this machine; the exit code of the first that fails."""
-    from slurm.executor import check_free, run_local
+    from slurm.foreground import run_local
+    from slurm.states import check_free
 
     for job in wanted.values():
         job.check()

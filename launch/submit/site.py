@@ -32,7 +32,7 @@ from data_shards.errors import InputError, nearest
 from launch.parse import parse_yaml
 from slurm.fields import RUNS_PROGRAMS, seconds_of
 from slurm.jobs import JobSpec
-from slurm.status import ASK_EVERY_S, Queue
+from slurm.queue import ASK_EVERY_S, Queue
 
 NAME = "site.yaml"
 OF_ONE_JOB = {"name", "command", "folder", "array", "dependency", "progress", "share", "code"}  # what no two jobs share

@@ -26,11 +26,11 @@ from launch.submit.frozen import Progress, Target, check_time, progress_of
 from launch.submit.graph import run_here
 from launch.submit.pipeline import missing
 from launch.submit.site import minutes_of, queue
-from slurm.executor import run_local
+from slurm.foreground import run_local
 from slurm.jobs import JobSpec
+from slurm.queue import JobState
 from slurm.rank import Placement
 from slurm.records import RECORD_NAME
-from slurm.status import JobState
 from slurm.task import few_cores, read_secrets, task_environ
 from tests.commands import invoke
 
@@ -539,8 +539,8 @@ def test_code_that_pythonpath_names_runs_also_without_a_copy(monkeypatch):
 
 def test_a_pipeline_runs_here_by_force_too(monkeypatch, tmp_path):
     asked = []
-    monkeypatch.setattr("slurm.executor.check_free", lambda folder, *, force: asked.append(force))
-    monkeypatch.setattr("slurm.executor.run_local", lambda spec, folder: 0)
+    monkeypatch.setattr("slurm.states.check_free", lambda folder, *, force: asked.append(force))
+    monkeypatch.setattr("slurm.foreground.run_local", lambda spec, folder: 0)
     monkeypatch.setattr("launch.submit.graph.shutil.which", lambda _: "/bin/squeue")
     stage = SimpleNamespace(check=lambda: None, freeze=lambda: None, spec=None, folder=tmp_path)
     assert (run_here({"data": stage}, True, print), run_here({"data": stage}, False, print), asked) == (0, 0, [True, False])

@@ -17,8 +17,9 @@ import pytest
 
 from data_shards.errors import InputError, TryAgain
 from launch.submit.frozen import Target, progress_patterns
-from slurm.attempts import ERRORS, Attempt, attempts_path, begin, end, holder_path, main, progress_digest, read_attempts
+from slurm.attempts import ERRORS, begin, end, main, progress_digest
 from slurm.causes import AWAY, RANK_MARK, cause, failure, first_code
+from slurm.history import Attempt, attempts_path, holder_path, read_attempts
 from slurm.jobs import JobSpec, freeze
 from slurm.preempt import ATTEMPT, HOLDER, stop_on_signals, superseded
 from slurm.restart import requeue
@@ -256,7 +257,7 @@ FAULTS = [errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.ESTALE]
 
 
 @pytest.mark.parametrize("number", FAULTS)
-@pytest.mark.parametrize("what", ["_append", "progress_digest", "read_attempts", "holder_path"])
+@pytest.mark.parametrize("what", ["append", "progress_digest", "read_attempts", "holder_path"])
 def test_what_cannot_be_noted_at_an_end_keeps_no_job_from_its_next_attempt(script, capsys, monkeypatch, what, number):
     script.begins(capsys)
 
@@ -273,7 +274,7 @@ def test_what_cannot_be_noted_at_an_end_keeps_no_job_from_its_next_attempt(scrip
 
 
 @pytest.mark.parametrize("number", FAULTS)
-@pytest.mark.parametrize("what", ["durable.write_bytes", "_append", "Path.read_bytes"])
+@pytest.mark.parametrize("what", ["durable.write_bytes", "append", "Path.read_bytes"])
 def test_what_cannot_be_noted_at_a_beginning_puts_the_attempt_off(script, monkeypatch, capsys, what, number):
     def fails(*_, **__):
         raise OSError(number, os.strerror(number))
