@@ -11,7 +11,7 @@ import shutil
 import subprocess
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -136,36 +136,7 @@ def submit(
             check_free(run_folder, force=force)
         frozen_with_it()
         freeze(spec, run_folder)
-        token = secrets.token_hex(16)
-        with _recorded_or_cancelled() as ids:
-            _send(sent, run_folder, parts, token, ids)
-            record = Submitted(
-                job_ids=tuple(ids),
-                name=spec.name,
-                submitted_unix_s=time.time(),
-                token=token,
-                cluster=site.cluster,
-                array=sent.array,
-                whole=None if only is None else spec.array,
-                part=len(array_indices(parts[0].array)) if parts else 0,
-                former=(*before.former, replace(before, former=())) if before else (),
-                folder=str(run_folder),
-            )
-            durable.write_json(run_folder / RECORD_NAME, record_tree(record))
-    return record
-
-
-@contextlib.contextmanager
-def _recorded_or_cancelled() -> Iterator[list[str]]:
-    """The numbers of jobs, as SLURM gives them: cancelled where an error keeps them from being recorded, for a job without a record is
-    nobody's."""
-    ids: list[str] = []
-    try:
-        yield ids
-    except BaseException:
-        if ids:
-            subprocess.run(["scancel", *ids], capture_output=True, timeout=60, check=False)
-        raise
+        return _send(sent, run_folder, parts, whole=None if only is None else spec.array, cluster=site.cluster, before=before)
 
 
 def _parts(spec: JobSpec, max_array_size: int) -> list[Part]:
@@ -184,12 +155,36 @@ def _parts(spec: JobSpec, max_array_size: int) -> list[Part]:
     return parts
 
 
-def _send(spec: JobSpec, run_folder: Path, parts: list[Part], token: str, ids: list[str]) -> None:
-    """Hand a job to SLURM; its numbers are added to `ids` as they are given, several where its array goes in parts."""
-    for part in parts or [None]:
-        if part and ids and "%" in part.array:  # so many at once, over all parts
-            part = replace(part, after=f"afterany:{ids[-1]}")
-        ids.append(_sent(spec, run_folder, part, token, set(ids)))
+def _send(spec: JobSpec, run_folder: Path, parts: list[Part], *, whole: str | None, cluster: str, before: Submitted | None) -> Submitted:
+    """Hand a job to SLURM, in several pieces where its array goes in parts, and record its numbers.
+
+    What was taken is cancelled where an error keeps it from being recorded: a job without a record is nobody's.
+    """
+    ids: list[str] = []
+    token = secrets.token_hex(16)
+    try:
+        for part in parts or [None]:
+            if part and ids and "%" in part.array:  # so many at once, over all parts
+                part = replace(part, after=f"afterany:{ids[-1]}")
+            ids.append(_sent(spec, run_folder, part, token, set(ids)))
+        record = Submitted(
+            job_ids=tuple(ids),
+            name=spec.name,
+            submitted_unix_s=time.time(),
+            token=token,
+            cluster=cluster,
+            array=spec.array,
+            whole=whole,
+            part=len(array_indices(parts[0].array)) if parts else 0,
+            former=(*before.former, replace(before, former=())) if before else (),
+            folder=str(run_folder),
+        )
+        durable.write_json(run_folder / RECORD_NAME, record_tree(record))
+    except BaseException:
+        if ids:
+            subprocess.run(["scancel", *ids], capture_output=True, timeout=60, check=False)
+        raise
+    return record
 
 
 def umask_here() -> str:

@@ -35,6 +35,11 @@ PATTERNS = {  # what SLURM itself reads; anything else in these fields is a mist
     "reservation": (r"[\w.,@+-]+", "letters, digits, . _ - @ + and commas between several"),
     "dependency": (f"{AFTER}([,?]{AFTER})*", "such as afterok:123, after:12+5 (minutes) or afterok:12:13_4"),
 }
+LOWEST = {
+    **dict.fromkeys(("nodes", "tasks_per_node", "cpus_per_task", "max_stalls", "signal_seconds"), 1),
+    **dict.fromkeys(("gpus_per_task", "gpus_per_node", "max_restarts"), 0),
+}
+"""The least that a number may be."""
 # options of sbatch that a job sets, that would undo what it sets, or by which sbatch would send it elsewhere or answer otherwise
 OURS = {
     *("job-name", "chdir", "workdir", "nodes", "ntasks", "ntasks-per-node", "tasks-per-node", "cpus-per-task", "gpus-per-node"),
