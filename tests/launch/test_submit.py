@@ -15,7 +15,7 @@ import pytest
 import yaml
 
 from data_shards.errors import InputError
-from launch.cli.jobs import pace, summary
+from launch.cli.status import pace, summary
 from launch.cli.submit import _limited
 from launch.config import load
 from launch.provenance import ROOT

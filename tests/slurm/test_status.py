@@ -16,7 +16,7 @@ import pytest
 
 from data_shards.durable import claimed
 from data_shards.errors import CorruptData, InputError, TryAgain
-from launch.cli.jobs import summary
+from launch.cli.status import summary
 from launch.cli.submit import _ended, _failed
 from launch.submit.graph import _left_alone, submit_all
 from slurm.executor import _Job, submit
