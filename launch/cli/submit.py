@@ -1,11 +1,10 @@
-"""retinaforge submit, resume: any verb as a SLURM job; a pipeline as a graph of them."""
+"""retinaforge submit: any verb as a SLURM job; a pipeline as a graph of them."""
 
 from __future__ import annotations
 
 import json
 import shutil
 from contextlib import suppress
-from dataclasses import replace
 from pathlib import Path
 from time import sleep
 from typing import TYPE_CHECKING, Annotated
@@ -19,7 +18,6 @@ from slurm.fields import check_name
 
 if TYPE_CHECKING:
     from launch.submit.described import Described
-    from slurm.jobs import JobSpec
 
 
 def command(
@@ -164,107 +162,30 @@ def command(
 
     job.check_on(offers())
     over = check_free(job.folder, force=force)
-    _submitted(job, over, as_json, force=force)
+    submit_once(job, over, as_json, force=force)
     if wait:
         raise typer.Exit(_ended(job.folder))
 
 
-def resume(
-    context: typer.Context,
-    name: Annotated[str, typer.Argument(help="Name of a job that has ended, or of a pipeline.")],
-    nodes: Annotated[str | None, typer.Option(help="Other nodes than before: 2, or 1-4.")] = None,
-    time_minutes: Annotated[int | None, typer.Option(min=1, help="Another time limit.")] = None,
-    partition: Annotated[str | None, typer.Option(help="Other partition(s).")] = None,
-    array: Annotated[str | None, typer.Option(help="Of an array, these indices alone; it stays the array that it is.")] = None,
-    failed: Annotated[bool, typer.Option("--failed", help="Of an array, the indices that did not end well.")] = False,
-    force: Annotated[bool, typer.Option("--force", help="Also where SLURM does not know whether the job still lives.")] = False,
-    jobs: Jobs = JOBS,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
-) -> None:
-    """Submit a job again as it was frozen; it goes on from its newest verified checkpoint. Of a pipeline, what is missing."""
-    from launch.submit.frozen import read_target
-    from launch.submit.site import as_fields
-    from slurm import executor
-    from slurm.jobs import SPEC_NAME, read_spec, words_on
-    from slurm.offers import offers
-    from slurm.records import job_folder, no_job
-    from slurm.states import check_free
+def submit_once(job: Described, over: str, as_json: bool, *, force: bool, only: str | None = None) -> None:
+    """Submit a job and print its numbers.
 
-    if array is not None and failed:
-        raise InputError(f"--array {array} and --failed", expected="one of both")
-    changes = {"nodes": nodes, "time_minutes": time_minutes, "partition": partition}
-    changes = as_fields({field: value for field, value in changes.items() if value is not None}, where="the command line")
-    folder = job_folder(jobs, name)
-    from launch.cli.pipeline import submit_pipeline
-    from launch.submit.graph import PIPELINE_NAME
-
-    if (folder / PIPELINE_NAME).exists():
-        if changes or array is not None or failed:
-            raise InputError(
-                f"{', '.join([*changes, *['array'] * (array is not None), *['failed'] * failed])} for the pipeline {name!r}",
-                expected="no resources: each of its jobs has its own",
-                mend=f"{words_on('resume', f'{name}/STAGE', folder / 'STAGE')} …, or edit the file and retinaforge submit -- pipeline FILE",
-            )
-        file = str(folder / PIPELINE_NAME)
-        submit_pipeline(context.find_root().command, [file], {}, name, jobs=jobs, local=False, dry_run=False, as_json=as_json, force=force)
-        return
-    if not (folder / SPEC_NAME).exists():
-        raise no_job(name, jobs)
-    spec = replace(read_spec(folder / SPEC_NAME), **changes, dependency=None)  # what it waited for may be long gone
-    from launch.submit.described import Described
-
-    if spec.code and not Path(spec.code).is_dir():
-        raise InputError(
-            "the copy of the packages that this job runs is gone",
-            where=spec.code,
-            expected="what was kept there as the job was submitted",
-            mend="the same retinaforge submit as before: it keeps a copy of the present ones",
-        )
-    executor.check_slurm()
-    job = Described(spec, folder, target=read_target(folder))
-    job.check_on(offers())
-    over = check_free(folder, force=force)
-    _submitted(job, over, as_json, force=force, only=_failed(folder, spec) if failed else _limited(array, spec))
-
-
-def _failed(folder: Path, spec: JobSpec) -> str | None:
-    """The indices of an array that did not end well; None: all of a job that is none.
-
-    Raises:
-        InputError: all of it ended well.
+    Args:
+        over: which submission of it is over.
+        only: of its array, these indices.
     """
-    from slurm.arrays import spelled
-    from slurm.jobs import words_on
-    from slurm.records import RECORD_NAME, read_record
-    from slurm.states import current
-
-    record = read_record(folder / RECORD_NAME)
-    failed = [state for state in current([record])[record.name] if state.state != "COMPLETED"]
-    if not failed:
-        raise InputError(f"nothing of {spec.name!r} failed", where=folder, mend=words_on("status", spec.name, folder))
-    return _limited(spelled(int(index) for state in failed for index in state.indices), spec) if spec.array else None
-
-
-def _limited(array: str | None, spec: JobSpec) -> str | None:
-    """Indices of an array, of which no more run at once than of the whole, unless they say so themselves."""
-    if not array or spec.array is None or "%" in array:  # an empty one is refused as it is
-        return array
-    return array + "".join(spec.array.partition("%")[1:])
-
-
-def _submitted(job: Described, over: str, as_json: bool, *, force: bool, only: str | None = None) -> None:
     from slurm import executor
     from slurm.jobs import words_on
 
     spec, folder = job.spec, job.folder
     record = executor.submit(spec, folder, only=only, over=over, force=force, frozen_with_it=job.freeze)
     log = executor.handles(record, folder)[0].paths.stdout
-    said = {"job_id": record.job_id, "job_ids": record.job_ids, "name": spec.name, "folder": str(folder), "log": str(log)}
     if as_json:
-        typer.echo(json.dumps(said))
+        row = {"job_id": record.job_id, "job_ids": record.job_ids, "name": spec.name, "folder": str(folder), "log": str(log)}
+        typer.echo(json.dumps(row))
         return
     parts = f" in {len(record.job_ids)} arrays: {', '.join(record.job_ids)}" if len(record.job_ids) > 1 else ""
-    typer.echo(f"job {record.job_id} ({spec.name}){parts}\n  log:    {said['log']}\n  status: {words_on('status', spec.name, folder)}")
+    typer.echo(f"job {record.job_id} ({spec.name}){parts}\n  log:    {log}\n  status: {words_on('status', spec.name, folder)}")
 
 
 def _ended(folder: Path) -> int:

@@ -15,8 +15,8 @@ import pytest
 import yaml
 
 from data_shards.errors import InputError
+from launch.cli.resume import _limited
 from launch.cli.status import pace, summary
-from launch.cli.submit import _limited
 from launch.config import load
 from launch.provenance import ROOT
 from launch.run import Run

@@ -16,8 +16,9 @@ import pytest
 
 from data_shards.durable import claimed
 from data_shards.errors import CorruptData, InputError, TryAgain
+from launch.cli.resume import _failed
 from launch.cli.status import summary
-from launch.cli.submit import _ended, _failed
+from launch.cli.submit import _ended
 from launch.submit.graph import _left_alone, submit_all
 from slurm.executor import _Job, submit
 from slurm.history import Attempt, attempts_path, read_attempts
