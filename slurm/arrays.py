@@ -109,5 +109,5 @@ def site_here() -> Site:
     Raises:
         TryAgain: the controller does not answer.
     """
-    said = dict(re.findall(r"^(\w+)\s*=\s*(.*?)\s*$", ask("scontrol", "show", "config"), re.MULTILINE))
-    return Site(cluster=said.get("ClusterName", ""), max_array_size=int(said.get("MaxArraySize", USUAL_SIZE)))
+    settings = dict(re.findall(r"^(\w+)\s*=\s*(.*?)\s*$", ask("scontrol", "show", "config"), re.MULTILINE))
+    return Site(cluster=settings.get("ClusterName", ""), max_array_size=int(settings.get("MaxArraySize", USUAL_SIZE)))

@@ -31,7 +31,7 @@ from pathlib import Path
 from data_shards import durable
 from data_shards.errors import InputError, RetinaforgeError, TryAgain
 from slurm.arrays import array_task
-from slurm.causes import CAUSES, MARK, OVER, cause, said_in, verdict
+from slurm.causes import CAUSES, MARK, OVER, Ending, cause, said_in, verdict
 from slurm.history import Attempt, append, attempts_path, holder_path, read_attempts
 from slurm.jobs import JobSpec, read_spec, words_on
 from slurm.preempt import ATTEMPT, holder_in
@@ -137,52 +137,57 @@ def _begun(environ: Mapping[str, str]) -> Attempt:
     )
 
 
-def end(path: Path, status: int, told: bool, environ: Mapping[str, str]) -> int:
+def end(path: Path, status: int, asked_to_end: bool, environ: Mapping[str, str]) -> int:
     """Note how the attempt ended, and ask for another where that helps; the exit code for the script.
 
     Args:
         status: srun's.
-        told: SLURM asked the script to end, so what follows is SLURM's to decide, but for a time limit and a preemption.
+        asked_to_end: SLURM asked the script to end, so what follows is SLURM's to decide, but for a time limit and a preemption.
     """
     folder, spec = path.parent, _spec_or_defaults(path)
     index, mine = array_task(spec.array, environ), _begun(environ)
     record, errors = attempts_path(folder, index), Path(environ.get(ERRORS) or folder / f"{mine.job_id}_{mine.restart}_srun.err")
-    attempts, after, said = [], "not read", ""
+    attempts, after, srun_said = [], "not read", ""
     with _told_if_it_fails():
-        said = errors.read_text(errors="replace") if errors.is_file() else ""
-        sys.stderr.write(said)
+        srun_said = errors.read_text(errors="replace") if errors.is_file() else ""
+        sys.stderr.write(srun_said)
     with _told_if_it_fails():
         attempts, mine = _former(record, mine)
         after = progress_digest(spec, index)
-    code, why, due = verdict(said, folder, environ, mine.restart, status=status, told=told)
-    if code != 0 and due is None and is_preempted(own_number(environ)):
-        due = why = CAUSES["PREEMPTION"]  # in its time of grace: the tasks alone were told to end
+    ending = verdict(srun_said, folder, environ, mine.restart, status=status, asked_to_end=asked_to_end)
+    if ending.code != 0 and ending.due is None and is_preempted(own_number(environ)):
+        # in its time of grace: the tasks alone were told to end
+        ending = replace(ending, due=CAUSES["PREEMPTION"], why=CAUSES["PREEMPTION"])
     elder = _holder(folder, index) not in ("", mine.name)
-    comes_back = (
-        (code == TRY_AGAIN and not told)
-        # SLURM restarts it by itself, and the request changes nothing, or it cancels what it preempts
-        or (code != 0 and due == CAUSES["PREEMPTION"])
-        or (code != 0 and due == CAUSES["TIME LIMIT"] and bool(spec.progress))
-    )
-    again = spec.requeue and not elder and comes_back
-    refused = None
+    again = spec.requeue and not elder and _comes_back(spec, ending, asked_to_end)
+    why, refused = ending.why, None
     if again:
-        refused = stalled(spec, [*attempts, replace(mine, why=why, code=code)], mine.submission, after)
+        refused = stalled(spec, [*attempts, replace(mine, why=why, code=ending.code)], mine.submission, after)
         if mine.restart >= spec.max_restarts:
             refused = f"{why}; it was restarted {mine.restart} times, the most it may"
     if refused or elder:
         why = refused or f"another attempt had taken over ({why})"
         tell(f"retinaforge: not restarted: {why}")
     again = again and not refused
-    last = not (again or elder) and (not told or due in OVER)
+    last = not (again or elder) and (not asked_to_end or ending.due in OVER)
     with _told_if_it_fails():
-        append(record, replace(mine, ended_unix_s=time.time(), after=after, code=code, why=why, last=last))
+        append(record, replace(mine, ended_unix_s=time.time(), after=after, code=ending.code, why=why, last=last))
     if errors.is_file():
         with _told_if_it_fails():
             errors.unlink()
     if again:
         requeue(own_number(environ))
-    return code
+    return ending.code
+
+
+def _comes_back(spec: JobSpec, ending: Ending, asked_to_end: bool) -> bool:
+    """Whether another attempt helps."""
+    if ending.code == TRY_AGAIN and not asked_to_end:
+        return True
+    if ending.code == 0:
+        return False
+    # SLURM restarts what it preempts by itself, and the request changes nothing, or it cancels it
+    return ending.due == CAUSES["PREEMPTION"] or (ending.due == CAUSES["TIME LIMIT"] and bool(spec.progress))
 
 
 def _spec_or_defaults(path: Path) -> JobSpec:

@@ -52,13 +52,13 @@ class _Watcher(submitit.slurm.slurm.SlurmInfoWatcher):
         self._num_calls += 1
         self._last_status_check = time.time()
         try:
-            found = queue.states(numbers)
+            states_of = queue.states(numbers)
         except TryAgain as error:
             warnings.warn(f"SLURM was not asked: {error.what}", stacklevel=2)
             return
         for job_id in self._registered:
             number, _, index = job_id.partition("_")
-            states = [state for state in found[number] if not index or index in state.indices]
+            states = [state for state in states_of[number] if not index or index in state.indices]
             word = next((state.state for state in states if state.state not in ENDED), states[0].state if states else UNKNOWN)
             self._info_dict[job_id] = {"JobID": job_id, "State": word}
             if word in ENDED:
@@ -237,17 +237,17 @@ def _sent(spec: JobSpec, run_folder: Path, part: Part | None, token: str, before
         with without(of_another_job(os.environ) - wanted):
             return _Executor(spec, run_folder, part, token).submit_spec().job_id.partition("_")[0]
     except (FailedJobError, FailedSubmissionError) as error:
-        said = str(error).strip()
-        if not any(words in said for words in LATER):
+        refusal = str(error).strip()
+        if not any(words in refusal for words in LATER):
             mend = "sinfo shows the partitions"
-            if spec.array and "Submit" in said:  # AssocMaxSubmitJobLimit, QOSMaxSubmitJobPerUserLimit
+            if spec.array and "Submit" in refusal:  # AssocMaxSubmitJobLimit, QOSMaxSubmitJobPerUserLimit
                 mend = "fewer tasks that make more each: --array 1-50 and --task {array_task}/50 (% bounds those that run, not these)"
-            raise InputError(f"sbatch refused: {said}", where=spec.name, expected="a job this site takes", mend=mend) from error
+            raise InputError(f"sbatch refused: {refusal}", where=spec.name, expected="a job this site takes", mend=mend) from error
         with contextlib.suppress(TryAgain):  # the answer may have been lost, and not the job
             if taken := sorted(numbers_of(Queue().answer(time.time()).text, token) - before):
                 return taken[0]
         raise TryAgain(
-            f"sbatch: {said}",
+            f"sbatch: {refusal}",
             where=spec.name,
             expected="an answer of the controller",
             mend=f"squeue --me --name={shlex.quote(spec.name)} shows whether the job was taken all the same: scancel it; "

@@ -76,7 +76,7 @@ def holder_path(folder: Path, index: str | None = None) -> Path:
 
 def read_attempts(path: Path) -> list[Attempt]:
     """All attempts, the oldest first; a line that a kill left torn, or a disk damaged, is passed over."""
-    found: dict[tuple[str, str, int], Attempt] = {}
+    by_key: dict[tuple[str, str, int], Attempt] = {}
     try:
         lines = path.read_bytes().splitlines()
     except FileNotFoundError:
@@ -86,14 +86,14 @@ def read_attempts(path: Path) -> list[Attempt]:
             attempt = LINE.validate_json(line)
         except ValueError:
             continue
-        found[attempt.key] = attempt
-    return list(found.values())
+        by_key[attempt.key] = attempt
+    return list(by_key.values())
 
 
 def read_all(folder: Path) -> dict[str, list[Attempt]]:
     """The attempts of a job by index of its array; of one that is no array under ''."""
-    found = {path.stem.partition("_")[2]: read_attempts(path) for path in folder.glob("attempts*.jsonl")}
-    return {index: found[index] for index in sorted(found, key=lambda index: (len(index), index)) if found[index]}
+    by_index = {path.stem.partition("_")[2]: read_attempts(path) for path in folder.glob("attempts*.jsonl")}
+    return {index: by_index[index] for index in sorted(by_index, key=lambda index: (len(index), index)) if by_index[index]}
 
 
 def append(record: Path, attempt: Attempt) -> None:

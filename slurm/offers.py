@@ -58,12 +58,12 @@ def offers() -> list[Offer]:
 
 def read_offers(text: str) -> list[Offer]:
     """sinfo's lines of FIELDS."""
-    found = []
+    offered = []
     for line in text.splitlines():
         fields = [field.strip() for field in line.split("|", 6)]
         if len(fields) == 7:
             name, up, nodes, cpus, memory, limit, gres = fields
-            found.append(
+            offered.append(
                 Offer(
                     partition=name.rstrip("*"),
                     default=name.endswith("*"),
@@ -76,7 +76,7 @@ def read_offers(text: str) -> list[Offer]:
                     minutes=limit_minutes(limit),
                 )
             )
-    return found
+    return offered
 
 
 def gpus_of(gres: str) -> int:
@@ -96,28 +96,28 @@ def memory_mib(text: str) -> int:
     return int(int(number) * {"K": 1 / 1024, "M": 1, "G": 1024, "T": 1024**2}[unit.upper()])
 
 
-def check_fit(spec: JobSpec, there: list[Offer]) -> None:
+def check_fit(spec: JobSpec, offered: list[Offer]) -> None:
     """Refuse what no partition that the job names could ever start; of a job that names none, what no partition of the site could.
 
     Raises:
         InputError: no such partition, or none has the nodes, cores, memory, GPUs or time asked for; what there is, is listed.
     """
-    if not there:
+    if not offered:
         return  # a site that shows nothing: sbatch decides
-    known = {offer.partition for offer in there}
+    known = {offer.partition for offer in offered}
     wanted = spec.partition.split(",") if spec.partition else sorted(known)  # where none is named, the site may choose any
     for name in wanted:
         if name not in known:
-            raise InputError(f"no partition {name!r} here", expected=nearest(name, known), mend=listed(there))
-    reasons = [reason for name in wanted for reason in misfits(spec, [offer for offer in there if offer.partition == name])]
+            raise InputError(f"no partition {name!r} here", expected=nearest(name, known), mend=listed(offered))
+    reasons = [reason for name in wanted for reason in misfits(spec, [offer for offer in offered if offer.partition == name])]
     if len(reasons) >= len(wanted):  # each of them has one
-        raise InputError("no partition could ever start this job: " + "; ".join(reasons), where=spec.name, mend=listed(there))
+        raise InputError("no partition could ever start this job: " + "; ".join(reasons), where=spec.name, mend=listed(offered))
 
 
-def waits_for(spec: JobSpec, there: list[Offer]) -> str | None:
+def waits_for(spec: JobSpec, offered: list[Offer]) -> str | None:
     """What to say where the job will wait for the administrator: all partitions that it may go to are DOWN."""
-    names = spec.partition.split(",") if spec.partition else [offer.partition for offer in there if offer.default]
-    offers = [offer for offer in there if offer.partition in names]
+    names = spec.partition.split(",") if spec.partition else [offer.partition for offer in offered if offer.default]
+    offers = [offer for offer in offered if offer.partition in names]
     if not offers or any(offer.up for offer in offers):
         return None
     down = ", ".join(dict.fromkeys(offer.partition for offer in offers))
@@ -148,9 +148,9 @@ def misfits(spec: JobSpec, offers: list[Offer]) -> Iterator[str]:
         yield f"{name} has {fitting} node(s) of that kind, the job asks for {spec.nodes}"
 
 
-def listed(there: list[Offer]) -> str:
+def listed(offered: list[Offer]) -> str:
     """What the site offers, a line each."""
-    return "take one of\n" + "\n".join(f"    {offer}" for offer in there)
+    return "take one of\n" + "\n".join(f"    {offer}" for offer in offered)
 
 
 def _number(text: str) -> int:

@@ -179,11 +179,11 @@ def squeue() -> str:
 
 def read_squeue(text: str, wanted: Iterable[str]) -> dict[str, list[JobState]]:
     """Read squeue's lines of FORMAT; what it does not list is UNKNOWN."""
-    found: dict[str, list[JobState]] = {job_id: [] for job_id in wanted}
+    by_number: dict[str, list[JobState]] = {job_id: [] for job_id in wanted}
     for state in _states(text):
-        if state.number in found:
-            found[state.number].append(state)
-    return {job_id: entries or [JobState(job_id=job_id)] for job_id, entries in found.items()}
+        if state.number in by_number:
+            by_number[state.number].append(state)
+    return {job_id: entries or [JobState(job_id=job_id)] for job_id, entries in by_number.items()}
 
 
 def numbers_of(text: str, token: str) -> set[str]:
@@ -238,7 +238,7 @@ def last_words(text: str) -> dict[str, list[JobState]]:
 
     Only an end is taken from them: the controller alone knows what runs, and books that lag behind still call a dead job RUNNING.
     """
-    found: dict[str, list[JobState]] = {}
+    by_number: dict[str, list[JobState]] = {}
     for line in text.split("\n"):
         fields = line.split(BETWEEN)
         if len(fields) != len(BOOKS):
@@ -248,8 +248,8 @@ def last_words(text: str) -> dict[str, list[JobState]]:
         if word in ENDED:
             why = "" if code == "0:0" else f"exit code {code.partition(':')[0]}"
             entry = JobState(job_id=job_id, name=name, state=word, elapsed=elapsed, why=why, comment=comment, folder=folder)
-            found.setdefault(entry.number, []).append(entry)
-    return found
+            by_number.setdefault(entry.number, []).append(entry)
+    return by_number
 
 
 def _cache() -> Path:

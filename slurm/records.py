@@ -84,10 +84,10 @@ class Submitted:
     def true_id(self, job_id: str) -> str:
         """'17_3' of a part by its index in the whole array: '17_1003'."""
         number, _, span = job_id.partition("_")
-        mine = next((record for record in (self, *self.former) if number in record.job_ids), None)
-        if mine is None or not (mine.part and span):
+        owner = next((record for record in (self, *self.former) if number in record.job_ids), None)
+        if owner is None or not (owner.part and span):
             return job_id
-        indices = array_indices(mine.array or "")[mine.job_ids.index(number) * mine.part :]
+        indices = array_indices(owner.array or "")[owner.job_ids.index(number) * owner.part :]
         return f"{number}_" + re.sub(r"\d+", lambda match: str(indices[int(match[0])]), span)
 
 

@@ -42,15 +42,15 @@ class _Piece:
         A site may write something of its own over the comment, and older versions left none. Then the folder that the job starts in
         tells it, which is asked for where it matters.
         """
-        mine = self._by_token(states)
+        ours = self._by_token(states)
         doubtful = [state for state in states if not state.token and state.name.strip() == self.record.name.strip()]
         if doubtful and fresh:
             asked = None if all(state.folder for state in doubtful) else starts_in(self.number)
             doubtful = [state for state in doubtful if self._is_here(state.folder or asked)]
-        found: dict[str, JobState] = {}
-        for state in (*mine, *doubtful):
-            found |= {index: state for index in state.indices or [""] if index in self.indices and state.state != UNKNOWN}
-        return found
+        by_index: dict[str, JobState] = {}
+        for state in (*ours, *doubtful):
+            by_index |= {index: state for index in state.indices or [""] if index in self.indices and state.state != UNKNOWN}
+        return by_index
 
     def gone(self, states: Iterable[JobState]) -> set[str]:
         """The indices that SLURM would list beside others of their number if they waited or ran, and does not; none where it lists none."""
@@ -68,16 +68,16 @@ class _Piece:
 
 def _pieces(record: Submitted) -> list[_Piece]:
     """The numbers under which a job is to be found: those of its last submission, and of those before for indices that it left out."""
-    found, left = [], set(map(str, array_indices(record.whole))) if record.whole else None
+    pieces, left = [], set(map(str, array_indices(record.whole))) if record.whole else None
     for each in (record, *reversed(record.former)) if left is not None else (record,):
         for number in each.job_ids:
             own = each.true_indices(number)
             wanted = own if left is None else {index: true for index, true in own.items() if true in left}
             if wanted:
-                found.append(_Piece(record=each, number=number, indices=wanted))
+                pieces.append(_Piece(record=each, number=number, indices=wanted))
             if left is not None:
                 left -= set(wanted.values())
-    return found
+    return pieces
 
 
 def current(records: list[Submitted], queue: Queue | None = None, *, fresh: bool = False) -> dict[str, list[JobState]]:
@@ -99,15 +99,15 @@ def current(records: list[Submitted], queue: Queue | None = None, *, fresh: bool
     listed = queue.states([piece.number for _, piece in pieces], newer_than_unix_s=newest)
     known = [piece.own(listed[piece.number], fresh=fresh) for _, piece in pieces]
     books = queue.books(piece.number for (_, piece), states in zip(pieces, known, strict=True) if states.keys() != piece.indices.keys())
-    found: dict[str, list[JobState]] = {record.name: [] for record in records}
+    states_of: dict[str, list[JobState]] = {record.name: [] for record in records}
     for (name, piece), states in zip(pieces, known, strict=True):
         written, gone = piece.own(books.get(piece.number, [])), piece.gone(listed[piece.number])
         for index, true in piece.indices.items():
             state = states.get(index) or written.get(index) or _noted(piece, true)
             if state.state == UNKNOWN and index in gone:
                 state = replace(state, state="CANCELLED", why="cancelled, or ended without a word: SLURM lists its siblings alone")
-            found[name].append(replace(state, job_id=f"{piece.number}_{true}" if true else piece.number))
-    return found
+            states_of[name].append(replace(state, job_id=f"{piece.number}_{true}" if true else piece.number))
+    return states_of
 
 
 BY_WHY = {"cancelled": "CANCELLED", CAUSES["TIME LIMIT"]: "TIMEOUT"}
@@ -241,15 +241,15 @@ def cancelled(records: list[Submitted], queue: Queue | None = None) -> dict[str,
     if not records:
         return {}
     queue = queue or Queue()
-    found = current(records, queue, fresh=True)
-    live = {state.number for states in found.values() for state in states if is_live([state])}
+    states_of = current(records, queue, fresh=True)
+    live = {state.number for states in states_of.values() for state in states if is_live([state])}
     if live:
         done = subprocess.run(["scancel", *sorted(live)], capture_output=True, text=True, timeout=60, check=False)
         if done.returncode:
             raise TryAgain(f"scancel failed: {done.stderr.strip()}", expected="an answer of the controller", mend="scontrol ping")
         for record in records:
-            if is_live(found[record.name]) and record.token and Path(record.folder).is_dir():
+            if is_live(states_of[record.name]) and record.token and Path(record.folder).is_dir():
                 _note_cancelled(record)
         with contextlib.suppress(TryAgain):
             queue.answer(time.time())  # an answer of before would still call them live
-    return {name: CANCELLED if is_live(states) else UNKNOWN if is_unknown(states) else OVER for name, states in found.items()}
+    return {name: CANCELLED if is_live(states) else UNKNOWN if is_unknown(states) else OVER for name, states in states_of.items()}

@@ -64,7 +64,7 @@ def read_secrets(path: Path) -> dict[str, str]:
             expected="your own file, which nobody else may read or write",
             mend=command("chmod", "600", path),
         )
-    found = {}
+    variables = {}
     for number, line in enumerate(text.splitlines(), start=1):
         name, sep, value = line.partition("=")
         if line.strip() and not line.startswith("#"):
@@ -72,8 +72,8 @@ def read_secrets(path: Path) -> dict[str, str]:
                 raise InputError(
                     "not of the form NAME=VALUE", where=f"{path}:{number}", expected="such as WANDB_API_KEY=…, no blanks around ="
                 )
-            found[name] = value
-    return found
+            variables[name] = value
+    return variables
 
 
 def few_cores(spec: JobSpec, cores: int) -> str | None:

@@ -67,7 +67,7 @@ class Described:
             check_writable(run.folder)
         check_writable(self.folder)
 
-    def check_on(self, there: list[Offer]) -> None:
+    def check_on(self, offered: list[Offer]) -> None:
         """Refuse what this cluster could not start, or what would be ended before its first checkpoint.
 
         Raises:
@@ -76,8 +76,8 @@ class Described:
         from launch.submit.frozen import check_time
         from slurm.offers import check_fit, waits_for
 
-        check_fit(self.spec, there)
-        if warning := waits_for(self.spec, there):
+        check_fit(self.spec, offered)
+        if warning := waits_for(self.spec, offered):
             typer.echo(warning, err=True)
         if self.target is not None:
             check_time(self.spec, self.target)
