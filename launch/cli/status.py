@@ -249,15 +249,15 @@ def runs(
     from slurm.records import of, read_records
 
     records = read_records(jobs, [])[0] if jobs.exists() else []
-    found = {}
+    rows = {}
     for path in sorted(folder.glob("*/run.yaml")):
         names = [record.name for record in records if of(path.parent.name, record.name)]
         shown = {name: stage.shown(path.parent) for name, stage in STAGES.items()}
-        found[path.parent.name] = {"folder": str(path.parent), "stages": shown, "jobs": names}
+        rows[path.parent.name] = {"folder": str(path.parent), "stages": shown, "jobs": names}
     if as_json:
-        typer.echo(json.dumps(found))
+        typer.echo(json.dumps(rows))
         return
-    if not found:
+    if not rows:
         typer.echo(f"no run in {folder}; retinaforge run --help")
         return
     from rich import box
@@ -268,6 +268,6 @@ def runs(
     table = Table(title=f"runs in {folder}", title_justify="left", box=box.SIMPLE_HEAD)
     for column in ("run", *STAGES, "jobs"):
         table.add_column(column)
-    for name, about in found.items():
-        table.add_row(escape(name), *(about["stages"][stage] for stage in STAGES), str(len(about["jobs"]) or ""))
+    for name, row in rows.items():
+        table.add_row(escape(name), *(row["stages"][stage] for stage in STAGES), str(len(row["jobs"]) or ""))
     Console().print(table)
