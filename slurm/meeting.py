@@ -6,7 +6,6 @@ import re
 import secrets
 import shlex
 import socket
-import subprocess
 import time
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -16,6 +15,7 @@ from data_shards import durable
 from data_shards.errors import InputError, TryAgain
 from slurm.nodelist import expand
 from slurm.preempt import ATTEMPT
+from slurm.programs import ask
 from slurm.rank import Communicator, MpiCommunicator, Placement, has_own_mpiexec, slurm_step
 
 # below the ports that systems give to outgoing connections (Linux: from 32768): between choice and use none of those takes it
@@ -131,9 +131,8 @@ def _of_step(place: Placement, environ: Mapping[str, str]) -> dict[str, str]:
     host = "127.0.0.1" if place.local_world == place.world else next(iter(expand(environ.get("SLURM_STEP_NODELIST", ""))), "")
     if unresolved([host]):  # a site may name its nodes otherwise than the network does
         try:
-            node = subprocess.run(["scontrol", "--oneliner", "show", "node", host], capture_output=True, text=True, timeout=60, check=True)
-            host = re.search(r"\bNodeAddr=(\S+)", node.stdout)[1]
-        except (OSError, subprocess.SubprocessError, TypeError) as error:
+            host = re.search(r"\bNodeAddr=(\S+)", ask("scontrol", "--oneliner", "show", "node", host))[1]
+        except (TryAgain, TypeError) as error:
             raise InputError(
                 f"the first node of the step does not resolve: {host!r}",
                 where="SLURM_STEP_NODELIST",

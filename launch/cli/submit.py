@@ -59,8 +59,8 @@ def command(
     launcher: Annotated[
         str | None, typer.Option(metavar="WORDS", help="What starts each task's Python: 'apptainer exec --nv image.sif'.")
     ] = None,
-    srun_option: Annotated[
-        list[str] | None, typer.Option(help="A further option for srun: --srun-option=--cpu-bind=none. Repeatable.")
+    srun_options: Annotated[
+        list[str] | None, typer.Option("--srun-option", help="A further option for srun: --srun-option=--cpu-bind=none. Repeatable.")
     ] = None,
     mail_user: Annotated[str | None, typer.Option(help="Whom SLURM writes to.")] = None,
     mail_type: Annotated[str | None, typer.Option(help="When: END,FAIL.")] = None,
@@ -77,8 +77,9 @@ def command(
     signal_seconds: Annotated[
         int | None, typer.Option(min=1, help="How long before the time limit the warning signal comes. (Default: 120.)")
     ] = None,
-    export: Annotated[
-        list[str] | None, typer.Option(help="A further variable of this shell that the job sees, by name. No secrets. Repeatable.")
+    exports: Annotated[
+        list[str] | None,
+        typer.Option("--export", help="A further variable of this shell that the job sees, by name. No secrets. Repeatable."),
     ] = None,
     secrets: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Lines NAME=VALUE that the job sees as variables; of mode 0600.")
@@ -96,35 +97,12 @@ def command(
     What is left out comes from site.yaml, here or in ~/.config/retinaforge. Submitted again, a job of the same name goes on with what
     it left, also with other resources.
     """
-    given = {
-        "nodes": nodes,
-        "tasks_per_node": tasks_per_node,
-        "cpus_per_task": cpus_per_task,
-        "gpus_per_task": gpus_per_task,
-        "gpus_per_node": gpus_per_node,
-        "time": time,
-        "setup": setup or None,
-        "launcher": launcher,
-        "srun_options": srun_option or None,
-        "mail_user": mail_user,
-        "mail_type": mail_type,
-        "snapshot": snapshot,
-        "memory": memory,
-        "time_minutes": time_minutes,
-        "partition": partition,
-        "account": account,
-        "qos": qos,
-        "constraint": constraint,
-        "array": array,
-        "dependency": dependency,
-        "reservation": reservation,
-        "extra": extra or None,
-        "requeue": requeue,
-        "signal_seconds": signal_seconds,
-        "exports": export or None,
-        "secrets": str(secrets.absolute()) if secrets else None,
-    }
-    given = {field: value for field, value in given.items() if value is not None}
+    from launch.submit.site import KEYS
+
+    fields = {*KEYS, "array", "dependency"}  # the options that are fields of a job
+    given = {key: value for key, value in context.params.items() if key in fields and value not in (None, (), [])}
+    if secrets:
+        given["secrets"] = str(secrets.absolute())
     if name is not None:
         check_name(name)
     if wait and (local or words[0] == "pipeline"):
