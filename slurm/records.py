@@ -87,8 +87,8 @@ class Submitted:
         owner = next((record for record in (self, *self.former) if number in record.job_ids), None)
         if owner is None or not (owner.part and span):
             return job_id
-        indices = array_indices(owner.array or "")[owner.job_ids.index(number) * owner.part :]
-        return f"{number}_" + re.sub(r"\d+", lambda match: str(indices[int(match[0])]), span)
+        true = owner.true_indices(number)
+        return f"{number}_" + re.sub(r"\d+", lambda match: true[match[0]], span)
 
 
 RECORD = TypeAdapter(Submitted)

@@ -68,15 +68,15 @@ class _Piece:
 
 def _pieces(record: Submitted) -> list[_Piece]:
     """The numbers under which a job is to be found: those of its last submission, and of those before for indices that it left out."""
-    pieces, left = [], set(map(str, array_indices(record.whole))) if record.whole else None
-    for each in (record, *reversed(record.former)) if left is not None else (record,):
+    if record.whole is None:
+        return [_Piece(record=record, number=number, indices=record.true_indices(number)) for number in record.job_ids]
+    pieces, left = [], set(map(str, array_indices(record.whole)))
+    for each in (record, *reversed(record.former)):
         for number in each.job_ids:
-            own = each.true_indices(number)
-            wanted = own if left is None else {index: true for index, true in own.items() if true in left}
-            if wanted:
-                pieces.append(_Piece(record=each, number=number, indices=wanted))
-            if left is not None:
-                left -= set(wanted.values())
+            indices = {index: true for index, true in each.true_indices(number).items() if true in left}
+            if indices:
+                pieces.append(_Piece(record=each, number=number, indices=indices))
+            left -= set(indices.values())
     return pieces
 
 
