@@ -29,12 +29,12 @@ import yaml
 from rounds import arguments, finish
 
 from ldm.checkpoints.commit import COMMIT, digest_of, folder_name
-from slurm.attempts import holder_path, read_attempts
 from slurm.executor import submit
+from slurm.history import holder_path, read_attempts
 from slurm.jobs import JobSpec
 from slurm.local_cluster import LocalCluster, missing
-from slurm.records import current, is_live
-from slurm.status import Queue
+from slurm.queue import Queue
+from slurm.states import current, is_live
 
 FOLLOWERS = 8
 PROGRAM = Path(sys.executable).with_name("retinaforge")

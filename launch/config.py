@@ -15,11 +15,12 @@ from typing import Any
 import yaml
 from pydantic import TypeAdapter, ValidationError
 
-from data_shards.errors import STARS, InputError, nearest, without_credentials
+from data_shards.errors import InputError, nearest
 from data_shards.packing.splits import check_fractions
 from data_shards.phantom.persons import PhantomConfig
 from data_shards.reading.stream import ReadConfig
 from data_shards.shards.codecs import Encoding
+from launch.credentials import concealed, revealed
 from launch.parse import parse_yaml
 from ldm.models.codebook import CodebookConfig
 from ldm.models.denoiser import UNetConfig
@@ -166,35 +167,41 @@ def load(preset: str, overrides: list[str] = ()) -> Config:
     Raises:
         InputError: unknown preset or key (with the nearest), a value of the wrong type or out of range.
     """
+    tree = parse_yaml(_text_of(preset), preset)
+    _check_keys(tree, Config, "", preset)
+    for override in overrides:
+        _override(tree, override)
+    _keep_as_begun(tree)
+    return from_tree(revealed(tree, Path(preset)), where=preset)
+
+
+def _text_of(preset: str) -> str:
     path = Path(preset)
     if path.suffix in (".yaml", ".yml"):
         if not path.is_file():
             raise InputError("no such file", where=path, expected="a YAML configuration", mend="retinaforge presets")
         try:
-            text = path.read_text()
+            return path.read_text()
         except (OSError, UnicodeDecodeError) as error:
             raise InputError(f"cannot be read: {error}", where=path, expected="a YAML configuration, in UTF-8") from error
-    elif preset in preset_names():
-        text = preset_text(preset)
-    else:
+    if preset not in preset_names():
         raise InputError(f"unknown preset {preset!r}", expected=nearest(preset, preset_names()), mend="retinaforge presets")
-    tree = parse_yaml(text, preset)
-    _check_keys(tree, Config, "", preset)
-    for override in overrides:
-        key, sep, value = override.partition("=")
-        if not sep:
-            raise InputError(f"override {override!r}", expected="KEY.SUBKEY=VALUE", mend="for example vqgan.model.channels=64")
-        node = tree
-        *path_keys, last = key.split(".")
-        for part in path_keys:
-            node = node.setdefault(part, {})
-            if not isinstance(node, dict):
-                raise InputError(
-                    f"{key!r}: {part!r} is a value, not a section", expected="a key of the tree", mend="retinaforge run demo --dry-run"
-                )
-        node[last] = parse_yaml(value, override)
-    _keep_as_begun(tree)
-    return from_tree(revealed(tree, path), where=preset)
+    return preset_text(preset)
+
+
+def _override(tree: dict[str, Any], override: str) -> None:
+    """Set one value of the tree: `a.b.c=value`."""
+    key, sep, value = override.partition("=")
+    if not sep:
+        raise InputError(f"override {override!r}", expected="KEY.SUBKEY=VALUE", mend="for example vqgan.model.channels=64")
+    *sections, last = key.split(".")
+    for section in sections:
+        tree = tree.setdefault(section, {})
+        if not isinstance(tree, dict):
+            raise InputError(
+                f"{key!r}: {section!r} is a value, not a section", expected="a key of the tree", mend="retinaforge run demo --dry-run"
+            )
+    tree[last] = parse_yaml(value, override)
 
 
 FORMER: dict[str, Any] = {"diffusion.model.attention_head_dim": 8}
@@ -261,51 +268,6 @@ def to_public_yaml(config: Config) -> str:
 
 def _as_yaml(tree: dict[str, Any]) -> str:
     return yaml.safe_dump(tree, sort_keys=False, default_flow_style=None, width=120)
-
-
-CREDENTIALS = "credentials.json"
-"""Beside a run.yaml, of mode 0600: what the starred places of datasets stand for. Absent where none is starred."""
-
-
-def concealed(tree: Any, hidden: dict[str, str] | None = None) -> Any:
-    """A tree of plain values, credentials in its keys and values starred.
-
-    Args:
-        hidden: is told what each starred text was.
-    """
-    if isinstance(tree, dict):
-        return {concealed(key, hidden): concealed(value, hidden) for key, value in tree.items()}
-    if isinstance(tree, list):
-        return [concealed(value, hidden) for value in tree]
-    if not isinstance(tree, str) or (starred := without_credentials(tree)) == tree:
-        return tree
-    if hidden is not None:
-        hidden[starred] = tree
-    return starred
-
-
-def revealed(tree: Any, path: Path) -> Any:
-    """The inverse, by the credentials beside the file that the tree was read from.
-
-    Raises:
-        InputError: a text is starred, and what it stands for is not there or not ours to read.
-    """
-    if isinstance(tree, dict):
-        return {revealed(key, path): revealed(value, path) for key, value in tree.items()}
-    if isinstance(tree, list):
-        return [revealed(value, path) for value in tree]
-    if not isinstance(tree, str) or "://" not in tree or STARS not in tree:
-        return tree
-    beside = path.with_name(CREDENTIALS)
-    try:
-        return json.loads(beside.read_bytes())[tree]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise InputError(
-            f"{tree}: what the stars stand for is not known",
-            where=beside,
-            expected="the private file that was written with the configuration, readable by you",
-            mend="give the URL anew: data.dataset=URL, or vqgan.mix={URL: WEIGHT}",
-        ) from error
 
 
 def _check_keys(tree: Any, cls: type, prefix: str, where: object) -> None:

@@ -2,294 +2,254 @@
 
 from __future__ import annotations
 
-import contextlib
 import importlib.metadata
 import importlib.util
 import os
 import platform
 import re
 import shutil
-import statistics
 import subprocess
 import sys
-import time
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from packaging.requirements import Requirement
 
+from launch.machine import bf16_speed, cpu_flags, cpuinfo, memory_bytes
+from slurm.local_daemons import SBIN
+
 State = Literal["ok", "warn", "missing", "broken"]
 GIB = 2**30
 RUN_FOLDER_GIB, SHM_GIB = 5, 0.5  # the demo writes less than one; gloo and NCCL exchange through shared memory
+MEMORY_GIB = 4
+FAISS = ("faiss-cpu", "faiss-gpu", "faiss-gpu-cu12", "faiss-gpu-cu11")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Finding:
-    """One line of the report.
+    """One line of the report. Made by `ok`, `warn`, `missing` and `broken`.
 
     Attributes:
-        topic: heading it stands under.
         name: what was looked at.
         state: 'ok'; 'warn' works, but not well; 'missing' and not needed by everybody; 'broken' and needed.
         found: what was found.
-        mend: the command that adds or mends it.
+        mend: the command that adds or mends it; '' where all is well.
     """
 
-    topic: str
     name: str
     state: State
     found: str
     mend: str = ""
 
 
-def examine(run_folder: Path) -> list[Finding]:
-    """Everything, in the order in which it is shown. Takes about two seconds, most of them torch's import."""
-    return [*machine(), *torch_build(), *libraries(), *faiss_kind(), *tools(), *slurm_parts(), *space(run_folder)]
+def ok(name: str, found: str) -> Finding:
+    return Finding(name=name, state="ok", found=found)
 
 
-def machine() -> Iterator[Finding]:
-    """Python, processor and memory."""
-    version = platform.python_version()
-    old = sys.version_info < (3, 10)
-    yield Finding(
-        topic="machine", name="Python", state="broken" if old else "ok", found=version, mend="install Python 3.10 or later" if old else ""
-    )
-    cpu, cores = cpuinfo()
-    usable, threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1, os.cpu_count() or 1
-    yield Finding(
-        topic="machine", name="processor", state="ok", found=f"{cpu}: {cores or threads} cores, {threads} threads, {usable} usable here"
-    )
+def warn(name: str, found: str, *, mend: str) -> Finding:
+    return Finding(name=name, state="warn", found=found, mend=mend)
+
+
+def missing(name: str, found: str, *, mend: str) -> Finding:
+    return Finding(name=name, state="missing", found=found, mend=mend)
+
+
+def broken(name: str, found: str, *, mend: str) -> Finding:
+    return Finding(name=name, state="broken", found=found, mend=mend)
+
+
+def examine(run_folder: Path) -> dict[str, list[Finding]]:
+    """Everything by topic, in the order in which it is shown. Takes about two seconds, most of them torch's import."""
+    return {
+        "machine": [ok("Python", platform.python_version()), processor(), memory()],
+        "torch": torch_findings(),
+        "libraries": [
+            needed_libraries(),
+            optional("codecs", "blosc2", "pcodec", extra="codecs"),
+            optional("codebooks", "vector-quantize-pytorch", extra="codebooks"),  # of kind fsq, and gradient rotation
+            optional("DeepSpeed", "deepspeed", "transformers", extra="deepspeed"),  # accelerate's plugin needs transformers, undeclared
+            faiss({name: version for name in FAISS if (version := installed(name))}),
+        ],
+        "tools": [compiler(), mpi()],
+        "SLURM": [cluster(), daemons_for_tests()],
+        "space": [room_for_runs(run_folder), *shared_memory()],
+    }
+
+
+def processor() -> Finding:
+    """Its name and how much of it this process may use."""
+    name, cores = cpuinfo()
+    threads = os.cpu_count() or 1
+    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else threads
+    return ok("processor", f"{name}: {cores or threads} cores, {threads} threads, {usable} usable here")
+
+
+def memory() -> Finding:
+    """What there is, and what of it is free."""
     total, free = memory_bytes()
-    low = total < 4 * GIB
-    mend = "smaller --batch, images or models: the demo needs about 4 GiB" if low else ""
-    yield Finding(
-        topic="machine", name="memory", state="warn" if low else "ok", found=f"{total / GIB:.1f} GiB, {free / GIB:.1f} GiB free", mend=mend
-    )
+    text = f"{total / GIB:.1f} GiB, {free / GIB:.1f} GiB free"
+    if total < MEMORY_GIB * GIB:
+        return warn("memory", text, mend=f"smaller --batch, images or models: the demo needs about {MEMORY_GIB} GiB")
+    return ok("memory", text)
 
 
-def cpuinfo() -> tuple[str, int]:
-    """Model name and number of physical cores; the latter 0 where it is not told."""
-    try:
-        text = Path("/proc/cpuinfo").read_text()
-    except OSError:
-        return platform.processor() or platform.machine(), 0
-    name = re.search(r"model name\s*: (.+)", text)
-    cores = set(re.findall(r"physical id\s*: (\d+)(?:.|\n)*?core id\s*: (\d+)", text))
-    return name[1] if name else platform.machine(), len(cores)
-
-
-def cpu_flags() -> set[str]:
-    """What the processor says that it can."""
-    try:
-        flags = re.search(r"^(?:flags|Features)\s*: (.+)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
-    except OSError:
-        return set()
-    return set(flags[1].split()) if flags else set()
-
-
-def memory_bytes() -> tuple[int, int]:
-    """Total and available, under the container's limit where there is one."""
-    page = os.sysconf("SC_PAGE_SIZE")
-    total, free = os.sysconf("SC_PHYS_PAGES") * page, os.sysconf("SC_AVPHYS_PAGES") * page
-    with contextlib.suppress(OSError):  # no such files on this system: what sysconf says stands
-        if available := re.search(r"MemAvailable:\s*(\d+)", Path("/proc/meminfo").read_text()):
-            free = int(available[1]) * 1024
-        limit = Path("/sys/fs/cgroup/memory.max").read_text().strip()
-        if limit.isdecimal():
-            total, free = min(total, int(limit)), min(free, int(limit))
-    return total, free
-
-
-def torch_build() -> Iterator[Finding]:
+def torch_findings() -> list[Finding]:
     """torch, its pin, GPUs and bfloat16."""
     if importlib.util.find_spec("torch") is None:
-        yield Finding(topic="torch", name="torch", state="broken", found="not installed", mend=pip("cpu"))
-        return
+        return [broken("torch", "not installed", mend=pip("cpu"))]
     import torch
 
-    cuda = torch.version.cuda
-    kind = f"CUDA {cuda}" if cuda else f"ROCm {torch.version.hip}" if torch.version.hip else "CPU"
-    pin = pinned("torch")
-    fits = pin is None or torch.__version__.split("+")[0] == pin
-    yield Finding(
-        topic="torch",
-        name="torch",
-        state="ok" if fits else "warn",
-        found=f"{torch.__version__} ({kind} build)" + ("" if fits else f", but constraints.txt pins {pin}"),
-        mend="" if fits else pip("cpu"),
-    )
     if torch.cuda.is_available():
-        for i in range(torch.cuda.device_count()):
-            gpu = torch.cuda.get_device_properties(i)
-            yield Finding(
-                topic="torch",
-                name=f"GPU {i}",
-                state="ok",
-                found=f"{gpu.name}, {gpu.total_memory / GIB:.0f} GiB, compute {gpu.major}.{gpu.minor}",
-            )
-        good = torch.cuda.is_bf16_supported()
-        yield Finding(
-            topic="torch",
-            name="bf16",
-            state="ok" if good else "warn",
-            found="by the GPU" if good else "not by this GPU",
-            mend="" if good else "engine.precision=fp32",
+        return [torch_build(), *gpus(), bf16_on_gpu()]
+    return [torch_build(), no_gpu(), bf16_on_cpu()]
+
+
+def torch_build() -> Finding:
+    """Its version against the pinned one."""
+    import torch
+
+    cuda, rocm = torch.version.cuda, torch.version.hip
+    kind = f"CUDA {cuda}" if cuda else f"ROCm {rocm}" if rocm else "CPU"
+    text = f"{torch.__version__} ({kind} build)"
+    pin = pinned("torch")
+    if pin not in (None, torch.__version__.split("+")[0]):
+        return warn("torch", f"{text}, but constraints.txt pins {pin}", mend=pip("cpu"))
+    return ok("torch", text)
+
+
+def gpus() -> list[Finding]:
+    """Each that torch reaches."""
+    import torch
+
+    each = [torch.cuda.get_device_properties(i) for i in range(torch.cuda.device_count())]
+    return [ok(f"GPU {i}", f"{gpu.name}, {gpu.total_memory / GIB:.0f} GiB, compute {gpu.major}.{gpu.minor}") for i, gpu in enumerate(each)]
+
+
+def no_gpu() -> Finding:
+    """Why torch reaches none."""
+    if shutil.which("nvidia-smi"):
+        return warn(
+            "GPU",
+            "the driver is here (nvidia-smi), but torch does not reach it",
+            mend="install a CUDA build of torch (pytorch.org), then check nvidia-smi",
         )
-        return
-    seen = shutil.which("nvidia-smi") is not None
-    yield Finding(
-        topic="torch",
-        name="GPU",
-        state="warn" if seen else "missing",
-        found="the driver is here (nvidia-smi), but torch does not reach it" if seen else "none; everything runs on the CPU, slower",
-        mend="install a CUDA build of torch (pytorch.org), then check nvidia-smi" if seen else "",
-    )
+    return missing("GPU", "none; everything runs on the CPU, slower", mend="")  # no command adds one
+
+
+def bf16_on_gpu() -> Finding:
+    """Whether the GPU has it."""
+    import torch
+
+    if torch.cuda.is_bf16_supported():
+        return ok("bf16", "by the GPU")
+    return warn("bf16", "not by this GPU", mend="engine.precision=fp32")
+
+
+def bf16_on_cpu() -> Finding:
+    """Whether it is faster than float32 here."""
     units = [flag for flag in ("amx_bf16", "avx512_bf16", "bf16") if flag in cpu_flags()]
     speed = bf16_speed()
-    yield Finding(
-        topic="torch",
-        name="bf16",
-        state="ok" if speed > 1.1 else "warn",
-        found=f"{', '.join(units) or 'no instructions of the CPU for it'}; a matrix product runs {speed:.2g} x as fast as in fp32",
-        mend="" if speed > 1.1 else "engine.precision=fp32 is the faster one here",
-    )
+    text = f"{', '.join(units) or 'no instructions of the CPU for it'}; a matrix product runs {speed:.2g} x as fast as in fp32"
+    if speed > 1.1:
+        return ok("bf16", text)
+    return warn("bf16", text, mend="engine.precision=fp32 is the faster one here")
 
 
-def bf16_speed(size: int = 256, rounds: int = 5) -> float:
-    """Time of a float32 matrix product over that of a bfloat16 one, on the CPU; medians, measured alternately.
-
-    Small, because without instructions for it a bfloat16 product can be fifty times slower than a float32 one.
-    """
-    import torch
-
-    seconds: dict[torch.dtype, list[float]] = {torch.float32: [], torch.bfloat16: []}
-    matrices = {dtype: torch.ones(size, size, dtype=dtype) for dtype in seconds}
-    for _ in range(rounds + 1):  # the first round warms up
-        for dtype, matrix in matrices.items():
-            began = time.perf_counter()
-            matrix @ matrix
-            seconds[dtype].append(time.perf_counter() - began)
-    fp32, bf16 = (statistics.median(times[1:]) for times in seconds.values())
-    return fp32 / bf16
+def needed_libraries() -> Finding:
+    """Every library that the package names as its own requirement."""
+    requirements = [Requirement(text) for text in importlib.metadata.requires("retinaforge") or []]
+    needed = [each for each in requirements if each.marker is None or each.marker.evaluate({"extra": ""})]
+    if unmet := [text for each in needed if (text := unmet_by(each))]:
+        return broken("needed", "; ".join(unmet), mend=pip("cpu"))
+    return ok("needed", ", ".join(sorted(f"{each.name} {installed(each.name)}" for each in needed)))
 
 
-def libraries() -> Iterator[Finding]:
-    """Every library that the package names as its own requirement, then the optional ones."""
-    needed, bad = [], []
-    for text in importlib.metadata.requires("retinaforge") or []:
-        requirement = Requirement(text)
-        if requirement.marker is not None and not requirement.marker.evaluate({"extra": ""}):
-            continue
-        version = installed(requirement.name)
-        needed.append(f"{requirement.name} {version}")
-        if version is None:
-            bad.append(f"{requirement.name} is not installed")
-        elif not requirement.specifier.contains(version, prereleases=True):
-            bad.append(f"{requirement.name} {version}, needed {requirement.specifier}")
-    mend = pip("cpu") if bad else ""
-    yield Finding(
-        topic="libraries", name="needed", state="broken" if bad else "ok", found="; ".join(bad) or ", ".join(sorted(needed)), mend=mend
-    )
-    yield from optional("codecs", "codecs", ("blosc2", "pcodec"))
-    yield from optional("codebooks", "codebooks", ("vector-quantize-pytorch",))  # of kind fsq, and gradient rotation
-    yield from optional("DeepSpeed", "deepspeed", ("deepspeed", "transformers"))  # accelerate's plugin needs transformers, undeclared
+def unmet_by(requirement: Requirement) -> str | None:
+    """What is wrong with the library that is asked for; None: nothing."""
+    version = installed(requirement.name)
+    if version is None:
+        return f"{requirement.name} is not installed"
+    if not requirement.specifier.contains(version, prereleases=True):
+        return f"{requirement.name} {version}, needed {requirement.specifier}"
+    return None
 
 
-def optional(name: str, extra: str, parts: tuple[str, ...]) -> Iterator[Finding]:
+def optional(name: str, *libraries: str, extra: str) -> Finding:
     """A group of libraries that stands or falls together."""
-    versions = {part: installed(part) for part in parts}
-    absent = [part for part, version in versions.items() if version is None]
-    found = ", ".join(f"{part} {version or 'not installed'}" for part, version in versions.items())
-    yield Finding(topic="libraries", name=name, state="missing" if absent else "ok", found=found, mend=pip(extra) if absent else "")
+    versions = {library: installed(library) for library in libraries}
+    text = ", ".join(f"{library} {version or 'not installed'}" for library, version in versions.items())
+    return ok(name, text) if all(versions.values()) else missing(name, text, mend=pip(extra))
 
 
-def faiss_kind(versions: dict[str, str | None] | None = None) -> Iterator[Finding]:
+def faiss(versions: dict[str, str]) -> Finding:
     """faiss-cpu and faiss-gpu write the same folder: with both installed the later one silently removes parts of the other."""
-    if versions is None:
-        versions = {name: installed(name) for name in ("faiss-cpu", "faiss-gpu", "faiss-gpu-cu12", "faiss-gpu-cu11")}
-    here = {name: version for name, version in versions.items() if version}
-    found = ", ".join(f"{name} {version}" for name, version in here.items()) or "not installed"
-    if len(here) > 1:
-        mend = f"{python()} -m pip uninstall -y {' '.join(here)} && {pip('cpu')}"
-        yield Finding(
-            topic="libraries", name="faiss", state="broken", found=f"{found}: both own the folder faiss/, one is damaged", mend=mend
-        )
-    else:
-        mend = "" if here else f"{pip('cpu')}, or [gpu]; never both"
-        yield Finding(
-            topic="libraries",
-            name="faiss",
-            state="ok" if here else "missing",
-            found=found + ("" if here else ": no audit, no nearest neighbours"),
-            mend=mend,
-        )
+    text = ", ".join(f"{name} {version}" for name, version in versions.items())
+    if not versions:
+        return missing("faiss", "not installed: no audit, no nearest neighbours", mend=f"{pip('cpu')}, or [gpu]; never both")
+    if len(versions) > 1:
+        mend = f"{python()} -m pip uninstall -y {' '.join(versions)} && {pip('cpu')}"
+        return broken("faiss", f"{text}: both own the folder faiss/, one is damaged", mend=mend)
+    return ok("faiss", text)
 
 
-def tools() -> Iterator[Finding]:
-    """Compiler, ninja and MPI."""
-    compiler, ninja = shutil.which("g++"), beside_python("ninja")
-    versions = first_line(compiler, "-dumpfullversion") or "not found", first_line(ninja, "--version") or "not found"
-    yield Finding(
-        topic="tools",
-        name="compiler",
-        state="ok" if compiler and ninja else "missing",
-        found="g++ {}, ninja {} (DeepSpeed builds with both)".format(*versions),
-        mend=" && ".join(["apt-get install g++"] * (not compiler) + [f"{python()} -m pip install ninja"] * (not ninja)),
+def compiler() -> Finding:
+    """g++ and ninja, by which DeepSpeed builds its operators."""
+    gxx, ninja = shutil.which("g++"), beside_python("ninja")
+    text = "g++ {}, ninja {} (DeepSpeed builds with both)".format(
+        first_line(gxx, "-dumpfullversion") or "not found", first_line(ninja, "--version") or "not found"
     )
+    mends = ["apt-get install g++"] * (not gxx) + [f"{python()} -m pip install ninja"] * (not ninja)
+    return missing("compiler", text, mend=" && ".join(mends)) if mends else ok("compiler", text)
+
+
+def mpi() -> Finding:
+    """mpi4py and a program that starts it."""
     mpi4py, mpiexec = installed("mpi4py"), beside_python("mpiexec")
-    yield Finding(
-        topic="tools",
-        name="MPI",
-        state="ok" if mpi4py and mpiexec else "missing",
-        found=f"mpi4py {mpi4py or 'not installed'}, {mpiexec or 'no mpiexec'}",
-        mend="" if mpi4py and mpiexec else pip("mpi"),
-    )
+    text = f"mpi4py {mpi4py or 'not installed'}, {mpiexec or 'no mpiexec'}"
+    return ok("MPI", text) if mpi4py and mpiexec else missing("MPI", text, mend=pip("mpi"))
 
 
-def slurm_parts() -> Iterator[Finding]:
-    """The cluster this machine belongs to, and the daemons that the tests start for themselves."""
-    client = shutil.which("sbatch")
-    answers = bool(client) and run([shutil.which("scontrol") or "scontrol", "ping"])[0] == 0
-    found = (
-        "sbatch is here, and its controller answers" if answers else "sbatch is here, but no controller answers" if client else "no sbatch"
-    )
-    yield Finding(
-        topic="SLURM",
-        name="cluster",
-        state="ok" if answers else "missing",
-        found=found,
-        mend="" if answers else "log in to a cluster; meanwhile: retinaforge submit --local | --dry-run",
-    )
-    path = os.pathsep.join([os.environ.get("PATH", os.defpath), "/usr/sbin", "/usr/local/sbin"])
-    absent = [name for name in ("slurmctld", "slurmd", "munged") if shutil.which(name, path=path) is None]
-    yield Finding(
-        topic="SLURM",
-        name="for the tests",
-        state="missing" if absent else "ok",
-        found=f"no {', '.join(absent)}" if absent else "slurmctld, slurmd, munged",
-        mend="apt-get install --no-install-recommends slurm-wlm munge" if absent else "",
-    )
+def cluster() -> Finding:
+    """The one that this machine belongs to."""
+    mend = "log in to a cluster; meanwhile: retinaforge submit --local | --dry-run"
+    if not shutil.which("sbatch"):
+        return missing("cluster", "no sbatch", mend=mend)
+    if run(["scontrol", "ping"])[0] != 0:
+        return missing("cluster", "sbatch is here, but no controller answers", mend=mend)
+    return ok("cluster", "sbatch is here, and its controller answers")
 
 
-def space(run_folder: Path) -> Iterator[Finding]:
-    """Free room where runs go, and shared memory."""
+def daemons_for_tests() -> Finding:
+    """What the tests and `slurm-local` start for themselves."""
+    daemons = ("slurmctld", "slurmd", "munged")
+    if absent := [name for name in daemons if shutil.which(name, path=SBIN) is None]:
+        return missing("for the tests", f"no {', '.join(absent)}", mend="apt-get install --no-install-recommends slurm-wlm munge")
+    return ok("for the tests", ", ".join(daemons))
+
+
+def room_for_runs(run_folder: Path) -> Finding:
+    """Whether runs can be written there, and how many bytes of them."""
     there = run_folder.absolute()
     while not there.exists():
         there = there.parent
-    free = shutil.disk_usage(there).free / GIB
-    writable = os.access(there, os.W_OK | os.X_OK)
-    state: State = "broken" if not writable else "warn" if free < RUN_FOLDER_GIB else "ok"
-    found = f"{run_folder}: {free:.0f} GiB free" if writable else f"{there} may not be written to"
-    mend = {"broken": f"ls -ld {there}; choose another folder", "warn": f"df -h {there}; free some space"}.get(state, "")
-    yield Finding(topic="space", name="runs", state=state, found=found, mend=mend)
+    if not os.access(there, os.W_OK | os.X_OK):
+        return broken("runs", f"{there} may not be written to", mend=f"ls -ld {there}; choose another folder")
+    free_gib = shutil.disk_usage(there).free / GIB
+    text = f"{run_folder}: {free_gib:.0f} GiB free"
+    return ok("runs", text) if free_gib >= RUN_FOLDER_GIB else warn("runs", text, mend=f"df -h {there}; free some space")
+
+
+def shared_memory() -> list[Finding]:
+    """Its free part; nothing on a system that has none."""
     shm = Path("/dev/shm")
-    if shm.is_dir():
-        free = shutil.disk_usage(shm).free / GIB
-        low = free < SHM_GIB
-        mend = "docker run --shm-size=2g …" if low else ""
-        yield Finding(topic="space", name="shared memory", state="warn" if low else "ok", found=f"/dev/shm: {free:.1f} GiB free", mend=mend)
+    if not shm.is_dir():
+        return []
+    free_gib = shutil.disk_usage(shm).free / GIB
+    text = f"/dev/shm: {free_gib:.1f} GiB free"
+    if free_gib < SHM_GIB:
+        return [warn("shared memory", text, mend="docker run --shm-size=2g …")]
+    return [ok("shared memory", text)]
 
 
 def installed(name: str) -> str | None:
@@ -324,8 +284,8 @@ def pip(extra: str) -> str:
 
 
 def first_line(program: str | None, option: str) -> str:
-    """What a program says of its version."""
-    return run([program, option])[1].splitlines()[0] if program and run([program, option])[1] else ""
+    """What a program says of its version; '' where there is none, or it says nothing."""
+    return next(iter(run([program, option])[1].splitlines()), "") if program else ""
 
 
 def run(command: list[str]) -> tuple[int, str]:

@@ -11,7 +11,8 @@ from data_shards.errors import InputError
 from data_shards.manifest import NAME, read_manifest
 from data_shards.reading.dataset import Dataset
 from data_shards.stores import Cache, is_url
-from launch.config import CREDENTIALS, Config, completed, concealed, to_public_yaml, to_tree
+from launch.config import Config, completed, to_public_yaml, to_tree
+from launch.credentials import CREDENTIALS, concealed
 from launch.parse import parse_yaml
 from launch.provenance import environment
 from launch.worked import working_seconds

@@ -19,11 +19,13 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
-    from slurm.executor import run_local, submit
+    from slurm.executor import submit
     from slurm.fields import JOBS
+    from slurm.foreground import run_local
     from slurm.jobs import JobSpec
+    from slurm.queue import JobState
     from slurm.rank import Placement, placement
-    from slurm.records import Submitted, current, is_live, read_record
-    from slurm.status import JobState
+    from slurm.records import Submitted, read_record
+    from slurm.states import current, is_live
 else:
     __getattr__, __dir__ = on_demand(__name__)

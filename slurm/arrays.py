@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import itertools
 import re
-import subprocess
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
-from data_shards.errors import InputError, TryAgain
+from data_shards.errors import InputError
+from slurm.programs import ask
 
 FIRST = "RETINAFORGE_ARRAY_FIRST"
 """The variable by which a part's script says where in the array the part begins."""
@@ -16,6 +16,8 @@ ARRAY = "RETINAFORGE_ARRAY"
 """The variable by which it names that array: a job that is submitted again may be so with some of its indices."""
 USUAL_SIZE = 1001
 """SLURM's own default of MaxArraySize."""
+MOST_INDICES = 4_000_000  # what SLURM itself can be set to
+SPAN = r"\d+(-\d+(:\d+)?)?"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,12 +32,34 @@ class Part:
 
 def array_indices(text: str) -> list[int]:
     """Indices of a SLURM array: '0-6:2,9%2' is 0, 2, 4, 6, 9."""
-    indices: list[int] = []
+    return [index for first, last, step in _spans(text) for index in range(first, last + 1, step)]
+
+
+def _spans(text: str) -> Iterator[tuple[int, int, int]]:
+    """The first, the last and the step of each part between commas."""
     for part in text.partition("%")[0].split(","):
         span, _, step = part.partition(":")
         first, _, last = span.partition("-")
-        indices += range(int(first), int(last or first) + 1, int(step or 1))
-    return indices
+        yield int(first), int(last or first), int(step or 1)
+
+
+def check_array(text: str) -> None:
+    """Refuse what is no array, and one that counts backwards, by nothing, or without end.
+
+    Raises:
+        InputError: as said.
+    """
+    if not re.fullmatch(rf"{SPAN}(,{SPAN})*(%[1-9]\d*)?", text, re.ASCII):
+        raise InputError(f"array={text!r}", where="job", expected="such as 0-9, 1,3,5 or 0-99%8")
+    count = 0
+    for first, last, step in _spans(text):
+        if last < first or step < 1:
+            raise InputError(
+                f"array={text!r}: {first}-{last}", where="job", expected="the lowest index first, and a step from 1 on: 1-5, 0-9:3"
+            )
+        count += (last - first) // step + 1
+    if count > MOST_INDICES:
+        raise InputError(f"array={text!r}: {count:,} indices", where="job", expected=f"at most {MOST_INDICES:,}")
 
 
 def parts_of(array: str, most: int) -> list[Part]:
@@ -85,10 +109,5 @@ def site_here() -> Site:
     Raises:
         TryAgain: the controller does not answer.
     """
-    try:
-        done = subprocess.run(["scontrol", "show", "config"], capture_output=True, text=True, timeout=60, check=True)
-    except (OSError, subprocess.SubprocessError) as error:
-        said = getattr(error, "stderr", None) or error
-        raise TryAgain(f"scontrol show config: {said}", expected="an answer of the controller", mend="scontrol ping") from error
-    said = dict(re.findall(r"^(\w+)\s*=\s*(.*?)\s*$", done.stdout, re.MULTILINE))
-    return Site(cluster=said.get("ClusterName", ""), max_array_size=int(said.get("MaxArraySize", USUAL_SIZE)))
+    settings = dict(re.findall(r"^(\w+)\s*=\s*(.*?)\s*$", ask("scontrol", "show", "config"), re.MULTILINE))
+    return Site(cluster=settings.get("ClusterName", ""), max_array_size=int(settings.get("MaxArraySize", USUAL_SIZE)))

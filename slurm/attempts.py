@@ -17,25 +17,22 @@ each which file to look at, and the elder ends itself (slurm/preempt.py).
 from __future__ import annotations
 
 import contextlib
-import errno
 import glob
 import hashlib
 import itertools
-import json
 import os
 import re
 import sys
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-
-from pydantic import TypeAdapter
 
 from data_shards import durable
 from data_shards.errors import InputError, RetinaforgeError, TryAgain
 from slurm.arrays import array_task
-from slurm.causes import CAUSES, MARK, OVER, cause, said_in, verdict
+from slurm.causes import CAUSES, MARK, OVER, Ending, cause, said_in, verdict
+from slurm.history import Attempt, append, attempts_path, holder_path, read_attempts
 from slurm.jobs import JobSpec, read_spec, words_on
 from slurm.preempt import ATTEMPT, holder_in
 from slurm.restart import is_preempted, may_pass, own_number, requeue, tell
@@ -45,87 +42,7 @@ ERRORS = "RETINAFORGE_ERRORS"
 """The variable by which the script names the file of what srun said."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Attempt:
-    """One start of a job's script.
-
-    Attributes:
-        token: that of its submission, for SLURM gives numbers again; '' of a job that an older version submitted.
-        job_id: SLURM's number.
-        restart: how often SLURM had started it before.
-        nodes: SLURM's list of them.
-        began_unix_s, ended_unix_s: by the clock of the first node; None: not yet, or nobody could say it.
-        before, after: the state of what the job makes (`progress_of`), at either end.
-        code: exit code; None when the script was ended before it could tell.
-        why: in a few words.
-        last: the job, or this index of an array, has ended with it: nobody starts another.
-    """
-
-    job_id: str
-    restart: int
-    nodes: str
-    began_unix_s: float
-    before: str
-    ended_unix_s: float | None = None
-    after: str = ""
-    code: int | None = None
-    why: str = ""
-    token: str = ""
-    last: bool = False
-
-    @property
-    def key(self) -> tuple[str, str, int]:
-        """What tells it from all others."""
-        return self.token, self.job_id, self.restart
-
-    @property
-    def submission(self) -> tuple[str, str]:
-        """What it shares with its restarts alone."""
-        return self.token, self.job_id
-
-    @property
-    def name(self) -> str:
-        """TOKEN.NUMBER.RESTART, as the script and `holder` have it."""
-        return ".".join(filter(None, (self.token, self.job_id, str(self.restart))))
-
-
-LINE = TypeAdapter(Attempt)
-"""One in a line of JSON."""
-
-
-def attempts_path(folder: Path, index: str | None = None) -> Path:
-    """The record of a job, or of one index of an array."""
-    return folder / (f"attempts_{index}.jsonl" if index else "attempts.jsonl")
-
-
-def holder_path(folder: Path, index: str | None = None) -> Path:
-    """The file that names the attempt that holds the job."""
-    return folder / (f"holder_{index}" if index else "holder")
-
-
-def read_attempts(path: Path) -> list[Attempt]:
-    """All attempts, the oldest first; a line that a kill left torn, or a disk damaged, is passed over."""
-    found: dict[tuple[str, str, int], Attempt] = {}
-    try:
-        lines = path.read_bytes().splitlines()
-    except FileNotFoundError:
-        return []
-    for line in lines:
-        try:
-            attempt = LINE.validate_json(line)
-        except ValueError:
-            continue
-        found[attempt.key] = attempt
-    return list(found.values())
-
-
-def read_all(folder: Path) -> dict[str, list[Attempt]]:
-    """The attempts of a job by index of its array; of one that is no array under ''."""
-    found = {path.stem.partition("_")[2]: read_attempts(path) for path in folder.glob("attempts*.jsonl")}
-    return {index: found[index] for index in sorted(found, key=lambda index: (len(index), index)) if found[index]}
-
-
-def progress_of(spec: JobSpec, index: str | None = None) -> str:
+def progress_digest(spec: JobSpec, index: str | None = None) -> str:
     """A digest of the files that a job, or this index of an array, makes as it gets on: of which there are, and when each was written."""
     folder, seen = Path(spec.folder), []
     for pattern in spec.progress:
@@ -187,18 +104,18 @@ def begin(path: Path, environ: Mapping[str, str]) -> None:
     index, mine = array_task(spec.array, environ), _begun(environ)
     # first: an elder copy ends as it reads this
     durable.write_bytes(holder_path(folder, index), f"{mine.name}\n".encode())
-    record, now = attempts_path(folder, index), progress_of(spec, index)
+    record, now = attempts_path(folder, index), progress_digest(spec, index)
     before = read_attempts(record)
     if before and before[-1].ended_unix_s is None:  # it was killed, or its node died
         last = before[-1]
         why = cause(said_in(folder, environ, last.restart)) or "ended without a word: its node was lost, or it was killed"
         before[-1] = replace(last, ended_unix_s=time.time(), after=now, why=why)
-        _append(record, before[-1])
+        append(record, before[-1])
     mine = replace(mine, before=now)
-    _append(record, mine)
+    append(record, mine)
     print(MARK.format(restart=mine.restart, nodes=mine.nodes), flush=True)
     if why := stalled(spec, before, mine.submission, now):
-        _append(record, replace(mine, ended_unix_s=time.time(), after=now, code=InputError.exit_code, why=why, last=True))
+        append(record, replace(mine, ended_unix_s=time.time(), after=now, code=InputError.exit_code, why=why, last=True))
         raise InputError(
             why,
             where=", ".join(spec.progress) or folder,
@@ -220,52 +137,57 @@ def _begun(environ: Mapping[str, str]) -> Attempt:
     )
 
 
-def end(path: Path, status: int, told: bool, environ: Mapping[str, str]) -> int:
+def end(path: Path, status: int, asked_to_end: bool, environ: Mapping[str, str]) -> int:
     """Note how the attempt ended, and ask for another where that helps; the exit code for the script.
 
     Args:
         status: srun's.
-        told: SLURM asked the script to end, so what follows is SLURM's to decide, but for a time limit and a preemption.
+        asked_to_end: SLURM asked the script to end, so what follows is SLURM's to decide, but for a time limit and a preemption.
     """
     folder, spec = path.parent, _spec_or_defaults(path)
     index, mine = array_task(spec.array, environ), _begun(environ)
     record, errors = attempts_path(folder, index), Path(environ.get(ERRORS) or folder / f"{mine.job_id}_{mine.restart}_srun.err")
-    attempts, after, said = [], "not read", ""
+    attempts, after, srun_said = [], "not read", ""
     with _told_if_it_fails():
-        said = errors.read_text(errors="replace") if errors.is_file() else ""
-        sys.stderr.write(said)
+        srun_said = errors.read_text(errors="replace") if errors.is_file() else ""
+        sys.stderr.write(srun_said)
     with _told_if_it_fails():
         attempts, mine = _former(record, mine)
-        after = progress_of(spec, index)
-    code, why, due = verdict(said, folder, environ, mine.restart, status=status, told=told)
-    if code != 0 and due is None and is_preempted(own_number(environ)):
-        due = why = CAUSES["PREEMPTION"]  # in its time of grace: the tasks alone were told to end
+        after = progress_digest(spec, index)
+    ending = verdict(srun_said, folder, environ, mine.restart, status=status, asked_to_end=asked_to_end)
+    if ending.code != 0 and ending.due is None and is_preempted(own_number(environ)):
+        # in its time of grace: the tasks alone were told to end
+        ending = replace(ending, due=CAUSES["PREEMPTION"], why=CAUSES["PREEMPTION"])
     elder = _holder(folder, index) not in ("", mine.name)
-    comes_back = (
-        (code == TRY_AGAIN and not told)
-        # SLURM restarts it by itself, and the request changes nothing, or it cancels what it preempts
-        or (code != 0 and due == CAUSES["PREEMPTION"])
-        or (code != 0 and due == CAUSES["TIME LIMIT"] and bool(spec.progress))
-    )
-    again = spec.requeue and not elder and comes_back
-    refused = None
+    again = spec.requeue and not elder and _comes_back(spec, ending, asked_to_end)
+    why, refused = ending.why, None
     if again:
-        refused = stalled(spec, [*attempts, replace(mine, why=why, code=code)], mine.submission, after)
+        refused = stalled(spec, [*attempts, replace(mine, why=why, code=ending.code)], mine.submission, after)
         if mine.restart >= spec.max_restarts:
             refused = f"{why}; it was restarted {mine.restart} times, the most it may"
     if refused or elder:
         why = refused or f"another attempt had taken over ({why})"
         tell(f"retinaforge: not restarted: {why}")
     again = again and not refused
-    last = not (again or elder) and (not told or due in OVER)
+    last = not (again or elder) and (not asked_to_end or ending.due in OVER)
     with _told_if_it_fails():
-        _append(record, replace(mine, ended_unix_s=time.time(), after=after, code=code, why=why, last=last))
+        append(record, replace(mine, ended_unix_s=time.time(), after=after, code=ending.code, why=why, last=last))
     if errors.is_file():
         with _told_if_it_fails():
             errors.unlink()
     if again:
         requeue(own_number(environ))
-    return code
+    return ending.code
+
+
+def _comes_back(spec: JobSpec, ending: Ending, asked_to_end: bool) -> bool:
+    """Whether another attempt helps."""
+    if ending.code == TRY_AGAIN and not asked_to_end:
+        return True
+    if ending.code == 0:
+        return False
+    # SLURM restarts what it preempts by itself, and the request changes nothing, or it cancels it
+    return ending.due == CAUSES["PREEMPTION"] or (ending.due == CAUSES["TIME LIMIT"] and bool(spec.progress))
 
 
 def _spec_or_defaults(path: Path) -> JobSpec:
@@ -299,16 +221,6 @@ def _told_if_it_fails() -> Iterator[None]:
         yield
     except (OSError, RetinaforgeError) as error:
         tell(f"retinaforge: how this attempt ended was not noted: {error}")
-
-
-def _append(record: Path, attempt: Attempt) -> None:
-    with durable.explained(record), open(record, "a+b", buffering=0) as file:
-        file.seek(max(0, file.seek(0, os.SEEK_END) - 1))
-        torn = b"" if file.read(1) in (b"", b"\n") else b"\n"
-        line = torn + (json.dumps(asdict(attempt)) + "\n").encode()
-        if file.write(line) != len(line):  # a disk that fills up takes a part, and raises nothing
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        os.fsync(file.fileno())
 
 
 def _begun_or_put_off(path: Path, environ: Mapping[str, str]) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import re
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 from data_shards.errors import TryAgain
@@ -27,20 +28,37 @@ RANK_MARK = "retinaforge: restart {restart}"
 """The first line of a restarted rank in its log, which holds those of the attempts before too."""
 
 
-def verdict(said: str, folder: Path, environ: Mapping[str, str], restart: int, *, status: int, told: bool) -> tuple[int, str, str | None]:
-    """How an attempt ended: its exit code, why, and SLURM's own reason where it ended the attempt.
+@dataclass(frozen=True, kw_only=True)
+class Ending:
+    """How an attempt ended.
+
+    Attributes:
+        code: its exit code.
+        why: in a few words.
+        due: SLURM's own reason, where it ended the attempt.
+    """
+
+    code: int
+    why: str
+    due: str | None
+
+
+def verdict(srun_said: str, folder: Path, environ: Mapping[str, str], restart: int, *, status: int, asked_to_end: bool) -> Ending:
+    """How an attempt ended.
 
     Args:
-        said: by srun. status: srun's. told: SLURM asked the script to end.
+        srun_said: what srun wrote to stderr.
+        status: srun's exit code.
+        asked_to_end: SLURM asked the script to end.
     """
-    code, due = first_code(said, status), cause(said + said_in(folder, environ, restart))
-    if not EXITED.search(said) and (len(KILLED.findall(said)) > 1 or re.search(r"tasks .*: Killed$", said, re.MULTILINE)):
+    code, due = first_code(srun_said, status), cause(srun_said + said_in(folder, environ, restart))
+    if not EXITED.search(srun_said) and (len(KILLED.findall(srun_said)) > 1 or re.search(r"tasks .*: Killed$", srun_said, re.MULTILINE)):
         code = TryAgain.exit_code  # one was killed, and srun killed the others before they could say that it was lost
-    away = AWAY.search(said) if not EXITED.search(said) and (code != 0 or LOST_NODE.search(said)) else None
-    if away and (code == 0 or not told):
+    away = AWAY.search(srun_said) if not EXITED.search(srun_said) and (code != 0 or LOST_NODE.search(srun_said)) else None
+    if away and (code == 0 or not asked_to_end):
         code = TryAgain.exit_code  # srun may end with 0 when a node is lost
-    why = due or (away and away[0]) or failure(said, folder, environ) or ("done" if code == 0 else f"exit code {code}")
-    return code, why, due
+    why = due or (away and away[0]) or failure(srun_said, folder, environ) or ("done" if code == 0 else f"exit code {code}")
+    return Ending(code=code, why=why, due=due)
 
 
 def first_code(errors: str, status: int) -> int:
@@ -52,8 +70,8 @@ def first_code(errors: str, status: int) -> int:
 
 def cause(text: str) -> str | None:
     """SLURM's reason for ending a job, in its last words of that."""
-    if found := CANCELLED.findall(text):
-        return CAUSES.get(found[-1], found[-1].lower() or "cancelled")
+    if ends := CANCELLED.findall(text):
+        return CAUSES.get(ends[-1], ends[-1].lower() or "cancelled")
     return CAUSES["NODE FAILURE"] if LOST_NODE.search(text) else None
 
 
@@ -73,8 +91,8 @@ def failure(errors: str, folder: Path, environ: Mapping[str, str]) -> str | None
     if match is None:
         return None
     rank, how = match[1], match[2]
-    found = list(_errors_in(folder / f"{log_name(environ)}_{rank}_log.out")) if how.startswith("Exited") else []
-    return found[-1] if found else f"rank {rank}: {how.lower()}"
+    errors_of_ours = list(_errors_in(folder / f"{log_name(environ)}_{rank}_log.out")) if how.startswith("Exited") else []
+    return errors_of_ours[-1] if errors_of_ours else f"rank {rank}: {how.lower()}"
 
 
 def log_name(environ: Mapping[str, str]) -> str:

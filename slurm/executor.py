@@ -1,4 +1,4 @@
-"""Submit a job to SLURM through submitit, or run it here."""
+"""Submit a job to SLURM through submitit, once: never beside one of its name that lives, or that may."""
 
 from __future__ import annotations
 
@@ -9,10 +9,9 @@ import secrets
 import shlex
 import shutil
 import subprocess
-import sys
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,14 +19,14 @@ import submitit
 from submitit.core.utils import FailedJobError, FailedSubmissionError
 
 from data_shards import durable
-from data_shards.errors import CorruptData, InputError, TryAgain
+from data_shards.errors import InputError, TryAgain
 from slurm.arrays import Part, array_indices, parts_of, site_here
 from slurm.jobs import JobSpec, check_same, freeze, words_on
-from slurm.meeting import free_port
-from slurm.preempt import ATTEMPT
-from slurm.records import RECORD_NAME, Submitted, current, is_away, is_live, is_unknown, read_record, record_tree, span_of, whereabouts
-from slurm.script import after_setup, sbatch_text
-from slurm.status import ASK_EVERY_S, ENDED, UNKNOWN, JobState, Queue, numbers_of
+from slurm.programs import of_another_job, without
+from slurm.queue import ASK_EVERY_S, ENDED, UNKNOWN, Queue, numbers_of
+from slurm.records import RECORD_NAME, Submitted, record_tree
+from slurm.script import sbatch_text
+from slurm.states import check_free, known
 
 # fields of a job whose default a user may have in the environment of sbatch, which counts above what stands in a script
 DEFAULTS = {
@@ -39,8 +38,6 @@ DEFAULTS = {
     "time_minutes": "TIMELIMIT",
     "memory": "MEM_PER_NODE",
 }
-WHERE = {"SLURM_CONF", "SLURM_CLUSTERS", "SLURM_JWT"}
-"""Variables that say which SLURM is meant, and the token by which a site without munge knows its user."""
 LATER = ("Unable to contact slurm controller", "Socket timed out", "Connection refused", "temporarily", "Slurm controller not responding")
 
 
@@ -55,16 +52,16 @@ class _Watcher(submitit.slurm.slurm.SlurmInfoWatcher):
         self._num_calls += 1
         self._last_status_check = time.time()
         try:
-            found = queue.states(numbers)
+            states_of = queue.states(numbers)
         except TryAgain as error:
             warnings.warn(f"SLURM was not asked: {error.what}", stacklevel=2)
             return
         for job_id in self._registered:
             number, _, index = job_id.partition("_")
-            states = [s for s in found[number] if not index or index in span_of(s.job_id)]
-            state = next((s.state for s in states if s.state not in ENDED), states[0].state if states else UNKNOWN)
-            self._info_dict[job_id] = {"JobID": job_id, "State": state}
-            if state in ENDED:
+            states = [state for state in states_of[number] if not index or index in state.indices]
+            word = next((state.state for state in states if state.state not in ENDED), states[0].state if states else UNKNOWN)
+            self._info_dict[job_id] = {"JobID": job_id, "State": word}
+            if word in ENDED:
                 self._finished.add(job_id)
 
     def is_done(self, job_id: str, mode: str = "standard") -> bool:
@@ -131,45 +128,62 @@ def submit(
     if only is not None:
         check_part(spec, only, run_folder)
     site = site_here()
-    parts = parts_of(sent.array, site.max_array_size) if sent.array else []
-    if "%" in (sent.array or "") and len(parts) > 1 and "?" in (spec.dependency or ""):
-        raise InputError(
-            f"--array {sent.array} goes as {len(parts)} arrays one after the other, and --dependency {spec.dependency} as one of several",
-            expected="one of both",
-            mend="leave the limit after % out, or join the dependencies by commas",
-        )
+    parts = _parts(sent, site.max_array_size)
     check_same(spec, run_folder)
     with durable.claimed(run_folder / ".submit", "submitting this job"):
-        path = run_folder / RECORD_NAME
         before = known(run_folder, force=force)
         if before and before.key != over:
             check_free(run_folder, force=force)
         frozen_with_it()
         freeze(spec, run_folder)
-        ids: list[str] = []
-        token = secrets.token_hex(16)
-        try:
-            for part in parts or [None]:
-                if part and ids and "%" in part.array:  # so many at once, over all parts
-                    part = replace(part, after=f"afterany:{ids[-1]}")
-                ids.append(_sent(sent, run_folder, part, token, set(ids)))
-            record = Submitted(
-                job_ids=tuple(ids),
-                name=spec.name,
-                submitted_unix_s=time.time(),
-                token=token,
-                cluster=site.cluster,
-                array=sent.array,
-                whole=None if only is None else spec.array,
-                part=len(array_indices(parts[0].array)) if parts else 0,
-                former=(*before.former, replace(before, former=())) if before else (),
-                folder=str(run_folder),
-            )
-            durable.write_json(path, record_tree(record))
-        except BaseException:  # a job without a record is nobody's
-            if ids:
-                subprocess.run(["scancel", *ids], capture_output=True, timeout=60, check=False)
-            raise
+        return _send(sent, run_folder, parts, whole=None if only is None else spec.array, cluster=site.cluster, before=before)
+
+
+def _parts(spec: JobSpec, max_array_size: int) -> list[Part]:
+    """The parts of a job's array that go to SLURM by themselves; none where it goes as it is.
+
+    Raises:
+        InputError: the parts would have to wait for each other, and the job for one of several others.
+    """
+    parts = parts_of(spec.array, max_array_size) if spec.array else []
+    if len(parts) > 1 and "%" in spec.array and "?" in (spec.dependency or ""):
+        raise InputError(
+            f"--array {spec.array} goes as {len(parts)} arrays one after the other, and --dependency {spec.dependency} as one of several",
+            expected="one of both",
+            mend="leave the limit after % out, or join the dependencies by commas",
+        )
+    return parts
+
+
+def _send(spec: JobSpec, run_folder: Path, parts: list[Part], *, whole: str | None, cluster: str, before: Submitted | None) -> Submitted:
+    """Hand a job to SLURM, in several pieces where its array goes in parts, and record its numbers.
+
+    What was taken is cancelled where an error keeps it from being recorded: a job without a record is nobody's.
+    """
+    ids: list[str] = []
+    token = secrets.token_hex(16)
+    try:
+        for part in parts or [None]:
+            if part and ids and "%" in part.array:  # so many at once, over all parts
+                part = replace(part, after=f"afterany:{ids[-1]}")
+            ids.append(_sent(spec, run_folder, part, token, set(ids)))
+        record = Submitted(
+            job_ids=tuple(ids),
+            name=spec.name,
+            submitted_unix_s=time.time(),
+            token=token,
+            cluster=cluster,
+            array=spec.array,
+            whole=whole,
+            part=len(array_indices(parts[0].array)) if parts else 0,
+            former=(*before.former, replace(before, former=())) if before else (),
+            folder=str(run_folder),
+        )
+        durable.write_json(run_folder / RECORD_NAME, record_tree(record))
+    except BaseException:
+        if ids:
+            subprocess.run(["scancel", *ids], capture_output=True, timeout=60, check=False)
+        raise
     return record
 
 
@@ -210,60 +224,6 @@ def check_slurm() -> None:
         )
 
 
-def check_free(run_folder: Path, *, force: bool = False) -> str:
-    """Refuse to submit a job a second time while SLURM still has it, or nobody knows. Returns which submission is over; '' for none.
-
-    Args:
-        force: what nobody knows is taken for over.
-
-    Raises:
-        InputError: as said. CorruptData: the record is damaged. TryAgain: SLURM does not answer.
-    """
-    record = known(run_folder, force=force)
-    if record is None:
-        return ""
-    states = current([record], fresh=True)[record.name]
-    if is_live(states):
-        live = next(state for state in states if is_live([state]))
-        raise InputError(
-            f"this name is in use: job {live.job_id} is {live.state}",
-            where=run_folder,
-            expected="a job that has ended, to submit it again",
-            mend=f"{words_on('status', record.name, run_folder)}; {words_on('cancel', record.name, run_folder)} ends it, "
-            "another --name goes beside it",
-        )
-    if is_unknown(states) and not force:
-        raise not_known(record, run_folder, states)
-    return record.key
-
-
-def known(run_folder: Path, *, force: bool) -> Submitted | None:
-    """The record of a job that was submitted; None where there is none, or by force where it is damaged.
-
-    Raises:
-        CorruptData: it is damaged.
-    """
-    path = run_folder / RECORD_NAME
-    try:
-        return read_record(path) if path.exists() else None
-    except CorruptData:
-        if force:
-            return None
-        raise
-
-
-def not_known(record: Submitted, run_folder: Path, states: list[JobState]) -> InputError:
-    """The refusal to submit a job again of which SLURM cannot say whether it lives."""
-    away = is_away(record)
-    look = f"the same command on a machine of cluster {record.cluster}" if away else "squeue --me --all lists the jobs that live"
-    return InputError(
-        f"this name may be in use: {whereabouts(record, away, states)}",
-        where=run_folder,
-        expected="a job that is known to have ended, to submit it again",
-        mend=f"{look}; once you know that it has ended, the same command with --force",
-    )
-
-
 def handles(record: Submitted, run_folder: Path) -> list[submitit.SlurmJob]:
     """submitit's handles of a submitted job. Their `paths.stdout` is the log of rank 0; what they say of a state is checked with squeue."""
     each = [(number, index) for number in record.job_ids for index in record.indices(number) or [""]]
@@ -274,20 +234,20 @@ def _sent(spec: JobSpec, run_folder: Path, part: Part | None, token: str, before
     """The number of a job that was submitted; `before` are those of this submission that were given already."""
     try:
         wanted = {f"SBATCH_{name}" for field, name in DEFAULTS.items() if getattr(spec, field) is None}
-        with _without(_of_another_job(os.environ) - wanted):
+        with without(of_another_job(os.environ) - wanted):
             return _Executor(spec, run_folder, part, token).submit_spec().job_id.partition("_")[0]
     except (FailedJobError, FailedSubmissionError) as error:
-        said = str(error).strip()
-        if not any(words in said for words in LATER):
+        refusal = str(error).strip()
+        if not any(words in refusal for words in LATER):
             mend = "sinfo shows the partitions"
-            if spec.array and "Submit" in said:  # AssocMaxSubmitJobLimit, QOSMaxSubmitJobPerUserLimit
+            if spec.array and "Submit" in refusal:  # AssocMaxSubmitJobLimit, QOSMaxSubmitJobPerUserLimit
                 mend = "fewer tasks that make more each: --array 1-50 and --task {array_task}/50 (% bounds those that run, not these)"
-            raise InputError(f"sbatch refused: {said}", where=spec.name, expected="a job this site takes", mend=mend) from error
+            raise InputError(f"sbatch refused: {refusal}", where=spec.name, expected="a job this site takes", mend=mend) from error
         with contextlib.suppress(TryAgain):  # the answer may have been lost, and not the job
             if taken := sorted(numbers_of(Queue().answer(time.time()).text, token) - before):
                 return taken[0]
         raise TryAgain(
-            f"sbatch: {said}",
+            f"sbatch: {refusal}",
             where=spec.name,
             expected="an answer of the controller",
             mend=f"squeue --me --name={shlex.quote(spec.name)} shows whether the job was taken all the same: scancel it; "
@@ -296,79 +256,3 @@ def _sent(spec: JobSpec, run_folder: Path, part: Part | None, token: str, before
     finally:
         for left in run_folder.glob(".submission_file_*.sh"):  # submitit leaves a link, or, after a refusal, the script
             left.unlink(missing_ok=True)
-
-
-def _of_another_job(environ: Mapping[str, str]) -> set[str]:
-    """Names of variables that SLURM's programs take for options, and those of a job that this shell is in.
-
-    Whatever `--export` says, sbatch hands every SLURM_* on to the new job, where srun and we ourselves would read it.
-    """
-    return {name for name in environ if re.match("(SLURM|SLURMD|SBATCH|SRUN)_", name)} - WHERE
-
-
-def run_local(spec: JobSpec, run_folder: Path, *, poll_seconds: float = 0.1, grace_seconds: float = 15.0) -> int:
-    """Run the job's tasks on this machine, in the foreground; an array's indices one after the other.
-
-    Returns the exit code of the first task that failed, else 0. When one fails, the others are asked to stop.
-    """
-    path = freeze(spec, run_folder.absolute())
-    for index in array_indices(spec.array) if spec.array else [None]:
-        code = _run_once(spec, path, index, poll_seconds, grace_seconds)
-        if code:
-            return code
-    return 0
-
-
-def _run_once(spec: JobSpec, path: Path, index: int | None, poll_seconds: float, grace_seconds: float) -> int:
-    world, port = str(spec.world), str(free_port())
-    common = {name: value for name, value in os.environ.items() if name not in _of_another_job(os.environ)}
-    common |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": world, "LOCAL_WORLD_SIZE": world}
-    if index is not None:
-        common["SLURM_ARRAY_TASK_ID"] = str(index)
-    if spec.code:
-        common["PYTHONPATH"] = os.pathsep.join(filter(None, (spec.code, os.environ.get("PYTHONPATH"))))
-    command = [*spec.launcher_words, sys.executable, "-u", "-m", "slurm.task", str(path)]
-    if spec.setup:
-        command = ["bash", "-c", "\n".join([*spec.setup, *after_setup(spec, path.parent), 'exec "$@"']), "bash", *command]
-    tasks: list[subprocess.Popen] = []
-    try:
-        for rank in range(spec.world):
-            environ = {**common, ATTEMPT: "", "RANK": str(rank), "LOCAL_RANK": str(rank)}
-            tasks.append(subprocess.Popen(command, env=environ, cwd=path.parent))
-        return _first_failure(tasks, poll_seconds)
-    finally:  # also upon Ctrl-C: no task outlives this call
-        _stop(tasks, grace_seconds)
-
-
-def _first_failure(tasks: list[subprocess.Popen], poll_seconds: float) -> int:
-    while True:
-        codes = [task.poll() for task in tasks]
-        for code in codes:
-            if code:
-                return code if code > 0 else 128 - code  # a signal, as shells report it
-        if None not in codes:
-            return 0
-        time.sleep(poll_seconds)
-
-
-@contextlib.contextmanager
-def _without(names: set[str]) -> Iterator[None]:
-    """The environment without these variables, for submitit runs sbatch in ours."""
-    kept = {name: os.environ.pop(name) for name in names if name in os.environ}
-    try:
-        yield
-    finally:
-        os.environ.update(kept)
-
-
-def _stop(tasks: list[subprocess.Popen], grace_seconds: float) -> None:
-    for task in tasks:
-        if task.poll() is None:
-            task.terminate()
-    until = time.monotonic() + grace_seconds
-    for task in tasks:
-        try:
-            task.wait(timeout=max(0.0, until - time.monotonic()))
-        except subprocess.TimeoutExpired:
-            task.kill()
-            task.wait()

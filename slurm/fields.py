@@ -7,7 +7,7 @@ import shlex
 from pathlib import Path
 
 from data_shards.errors import InputError, without_credentials
-from slurm.status import COMMENT_BYTES, TOKEN_MARK
+from slurm.queue import COMMENT_BYTES, TOKEN_MARK
 
 JOBS = Path("runs/jobs")
 """Where job folders lie unless --jobs says otherwise; that of a job is JOBS/NAME."""
@@ -22,14 +22,14 @@ ABOUT = re.compile(
 )
 """What ends a name that speaks of a secret, or of where it lies, and holds none."""
 AFTER = r"(singleton|(after|afterany|afterburstbuffer|aftercorr|afternotok|afterok|expand)(:\d+(_(\d+|\*))?(\+\d+)?)+)"
-MOST_INDICES = 4_000_000  # what SLURM itself can be set to
+VARIABLE = re.compile(r"[A-Za-z_]\w*")
+"""A name that a shell takes for a variable's."""
 PATTERNS = {  # what SLURM itself reads; anything else in these fields is a mistake
     "memory": (r"0|[1-9]\d*[KMGTkmgt]?", "a number of MiB, or with K, M, G or T: 16G; 0 for all of a node's"),
     "partition": (r"[\w.,@+-]+", "partition names with commas between"),
     "account": (r"[\w.@+:/-]+", "letters, digits, . _ - @ + : /"),
     "qos": (r"[\w.@+:/-]+", "letters, digits, . _ - @ + : /"),
     "constraint": (r"[\w.,&|*()\[\]:=@+/-]+", "features joined by & or |"),
-    "array": (r"\d+(-\d+(:\d+)?)?(,\d+(-\d+(:\d+)?)?)*(%[1-9]\d*)?", "such as 0-9, 1,3,5 or 0-99%8"),
     "share": (r"(\d+|\{array_task\})/[1-9]\d*", "K/N, such as 3/16"),
     "umask": (r"0?[0-7]{1,3}", 'three octal digits, in quotes: "0022"'),
     "gpu_type": (r"[\w.-]+", "a type as sinfo shows it: a100"),
@@ -38,6 +38,11 @@ PATTERNS = {  # what SLURM itself reads; anything else in these fields is a mist
     "reservation": (r"[\w.,@+-]+", "letters, digits, . _ - @ + and commas between several"),
     "dependency": (f"{AFTER}([,?]{AFTER})*", "such as afterok:123, after:12+5 (minutes) or afterok:12:13_4"),
 }
+LOWEST = {
+    **dict.fromkeys(("nodes", "tasks_per_node", "cpus_per_task", "max_stalls", "signal_seconds"), 1),
+    **dict.fromkeys(("gpus_per_task", "gpus_per_node", "max_restarts"), 0),
+}
+"""The least that a number may be."""
 # options of sbatch that a job sets, that would undo what it sets, or by which sbatch would send it elsewhere or answer otherwise
 OURS = {
     *("job-name", "chdir", "workdir", "nodes", "ntasks", "ntasks-per-node", "tasks-per-node", "cpus-per-task", "gpus-per-node"),
@@ -75,17 +80,17 @@ def check_path(field: str, path: str) -> None:
         raise InputError(f"{field}={path!r}", where="job", expected="an absolute path: the job starts elsewhere")
 
 
-def check_array(text: str) -> None:
-    """Refuse what counts backwards, by nothing, or without end."""
-    count = 0
-    for part in text.partition("%")[0].split(","):
-        first, last, step = (int(number) for number in re.fullmatch(r"(\d+)(?:-(\d+))?(?::(\d+))?", part).groups("1"))
-        last = last if "-" in part else first
-        if last < first or step < 1:
-            raise InputError(f"array={text!r}: {part}", where="job", expected="the lowest index first, and a step from 1 on: 1-5, 0-9:3")
-        count += (last - first) // step + 1
-    if count > MOST_INDICES:
-        raise InputError(f"array={text!r}: {count:,} indices", where="job", expected=f"at most {MOST_INDICES:,}")
+def seconds_of(text: str) -> int | None:
+    """A time as SLURM writes it: 90 (minutes), 90:30, 1:30:00, 2-0 (days and hours), 2-12:30, 2-12:30:00; None: another form."""
+    match = re.fullmatch(r"(?:(\d+)-)?(\d+)(?::(\d+))?(?::(\d+))?", text)
+    if not match:
+        return None
+    days, *rest = match.groups()
+    numbers = [int(part) for part in rest if part is not None]
+    if days is None and len(numbers) < 3:  # minutes, or minutes:seconds
+        numbers.insert(0, 0)
+    hours, minutes, seconds = (*numbers, 0, 0)[:3]
+    return ((int(days or 0) * 24 + hours) * 60 + minutes) * 60 + seconds
 
 
 def is_secret(name: str) -> bool:
@@ -96,7 +101,7 @@ def is_secret(name: str) -> bool:
 
 def check_export(name: str) -> None:
     """Refuse what is no name, a secret, or a variable by which SLURM would take the new job for another."""
-    if not re.fullmatch(r"[A-Za-z_]\w*", name):
+    if not VARIABLE.fullmatch(name):
         raise InputError(f"export {name!r}", where="job", expected="the name of a variable, without its value")
     if re.match("(SLURM|SBATCH|SRUN)_", name):
         raise InputError(

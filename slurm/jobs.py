@@ -19,6 +19,7 @@ import pydantic
 from data_shards import durable
 from data_shards.errors import InputError, nearest
 from slurm import fields
+from slurm.arrays import check_array
 from slurm.fields import JOBS
 
 SPEC_NAME = "job.json"
@@ -108,19 +109,20 @@ class JobSpec:
             raise InputError(
                 "a job without a command", where="command", expected="a verb and its arguments", mend="retinaforge submit -- VERB …"
             )
-        for field, path in (("folder", self.folder), ("python", self.python)):
-            fields.check_path(field, path)
-        lowest = {
-            "nodes": 1,
-            "tasks_per_node": 1,
-            "cpus_per_task": 1,
-            "gpus_per_task": 0,
-            "gpus_per_node": 0,
-            "max_restarts": 0,
-            "max_stalls": 1,
-            "signal_seconds": 1,
-        }
-        for field, least in lowest.items():
+        self._check_numbers()
+        self._check_paths()
+        for field, (pattern, expected) in fields.PATTERNS.items():
+            value = getattr(self, field)
+            if value is not None and not re.fullmatch(pattern, value, re.ASCII):
+                raise InputError(f"{field}={value!r}", where="job", expected=expected)
+        if self.array is not None:
+            check_array(self.array)
+        for name in self.exports:
+            fields.check_export(name)
+        self._check_lines()
+
+    def _check_numbers(self) -> None:
+        for field, least in fields.LOWEST.items():
             if getattr(self, field) < least:
                 raise InputError(f"{field}={getattr(self, field)}", where="job", expected=f"at least {least}")
         if self.most_nodes is not None and self.most_nodes < self.nodes:
@@ -132,16 +134,21 @@ class JobSpec:
                 expected="a time limit longer than the warning before it, or the job would be stopped as it starts",
                 mend="a longer --time-minutes",
             )
-        for field, (pattern, expected) in fields.PATTERNS.items():
-            value = getattr(self, field)
-            if value is not None and not re.fullmatch(pattern, value, re.ASCII):
-                raise InputError(f"{field}={value!r}", where="job", expected=expected)
-        if self.array is not None:
-            fields.check_array(self.array)
-        if self.secrets is not None:
-            fields.check_path("secrets", self.secrets)
-        for name in self.exports:
-            fields.check_export(name)
+
+    def _check_paths(self) -> None:
+        for field in ("folder", "python", "secrets", "code"):
+            if (path := getattr(self, field)) is not None:
+                fields.check_path(field, path)
+        if ":" in (self.code or ""):
+            raise InputError(
+                f"code={self.code!r}",
+                where="job",
+                expected="no colon in it: Python would read two paths",
+                mend="another --name, or --no-snapshot",
+            )
+
+    def _check_lines(self) -> None:
+        """What ends up in the script word for word."""
         for line in self.extra:
             fields.check_option("extra", line, fields.OURS)
             fields.check_comment(line)
@@ -149,20 +156,11 @@ class JobSpec:
             fields.check_option("srun_options", line, fields.OURS_OF_SRUN)
         for line in self.setup:
             fields.check_setup(line)
-        _ = self.launcher_words
+        _ = self.launcher_words  # refused where a quote is not closed
         for field in ("extra", "srun_options", "setup"):
             for line in getattr(self, field):
                 fields.check_no_secret(field, line)
         fields.check_no_secret("launcher", self.launcher or "")
-        if self.code is not None:
-            fields.check_path("code", self.code)
-            if ":" in self.code:
-                raise InputError(
-                    f"code={self.code!r}",
-                    where="job",
-                    expected="no colon in it: Python would read two paths",
-                    mend="another --name, or --no-snapshot",
-                )
 
     @property
     def node_gpus(self) -> int:

@@ -1,4 +1,4 @@
-"""What the daemons of a local cluster are told: slurm.conf and slurmdbd.conf."""
+"""What the daemons of a local cluster are given: slurm.conf, slurmdbd.conf, and the options and accounts of the database."""
 
 from __future__ import annotations
 
@@ -59,6 +59,37 @@ StorageLoc=slurm_acct
 StorageUser=slurm
 StoragePass={password}
 """
+
+
+INIT_SQL = """\
+CREATE DATABASE IF NOT EXISTS slurm_acct;
+CREATE USER IF NOT EXISTS slurm@'127.0.0.1' IDENTIFIED BY '{password}';
+GRANT ALL ON slurm_acct.* TO slurm@'127.0.0.1';
+"""
+
+
+def slurmdbd_conf(root: Path, *, host: str, user: str, dbd_port: int, db_port: int, password: str) -> str:
+    """slurmdbd.conf of a cluster whose books are kept at `db_port`."""
+    return DBD_CONF.format(root=root, host=host, user=user, dbd_port=dbd_port, db_port=db_port, password=password)
+
+
+def mariadbd_words(root: Path, *, user: str, port: int) -> list[str]:
+    """Options of a small database that lies in the cluster's folder."""
+    return [
+        "--no-defaults",
+        f"--user={user}",
+        f"--datadir={root}/mysql",
+        f"--socket={root}/mysql.sock",
+        f"--pid-file={root}/mariadbd.pid",
+        f"--init-file={root}/init.sql",
+        "--bind-address=127.0.0.1",
+        f"--port={port}",
+        "--skip-name-resolve",
+        "--innodb-buffer-pool-size=64M",
+        "--innodb-log-file-size=16M",
+        "--innodb-lock-wait-timeout=900",
+        "--performance-schema=OFF",
+    ]
 
 
 def slurm_conf(

@@ -17,14 +17,14 @@ def log_files(folder: Path, true_id: Callable[[str], str] = str) -> dict[str, Pa
     Args:
         true_id: JOB_INDEX as the whole array counts, where it went to SLURM as several.
     """
-    found = {}
+    files = {}
     for path in folder.glob("*.out"):
         if match := NAMES.fullmatch(path.name):
             number = true_id(f"{match['job']}_{match['index']}").partition("_")[2] if match["index"] else ""
             index = f"{number}:" if number else ""
             order = (int(match["job"]), int(number or 0), match["task"] != "batch", match["task"].zfill(9))
-            found[order] = (f"{index}{match['task']}", path)
-    return {who: path for _, (who, path) in sorted(found.items())}
+            files[order] = (f"{index}{match['task']}", path)
+    return {who: path for _, (who, path) in sorted(files.items())}
 
 
 def lines(
@@ -45,11 +45,11 @@ def lines(
                 file.seek(read.get(path, 0))
                 new = file.read()
             whole = len(new) if over else new.rfind(b"\n") + 1  # a line that is still being written waits
-            found = new[:whole].decode(errors="replace").splitlines()
+            new_lines = new[:whole].decode(errors="replace").splitlines()
             if path not in read and last is not None:
-                found = found[max(0, len(found) - last) :]
+                new_lines = new_lines[max(0, len(new_lines) - last) :]
             read[path] = read.get(path, 0) + whole
-            for line in found:
+            for line in new_lines:
                 yield who, line
         if over:
             return

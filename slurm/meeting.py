@@ -6,7 +6,6 @@ import re
 import secrets
 import shlex
 import socket
-import subprocess
 import time
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -16,6 +15,7 @@ from data_shards import durable
 from data_shards.errors import InputError, TryAgain
 from slurm.nodelist import expand
 from slurm.preempt import ATTEMPT
+from slurm.programs import ask
 from slurm.rank import MpiCommunicator, Placement, has_own_mpiexec, slurm_step
 
 # below the ports that systems give to outgoing connections (Linux: from 32768): between choice and use none of those takes it
@@ -40,8 +40,8 @@ def unresolved(names: Iterable[str]) -> dict[str, str]:
         return {name: why for name, why in zip(asked, pool.map(reason, asked), strict=True) if why}
 
 
-def free_port() -> int:
-    """A port that nobody listens on here now.
+def free_port(first: int = FIRST_PORT) -> int:
+    """A port that nobody listens on here now, among the `PORTS` from `first` on.
 
     Raises:
         InputError: none was found.
@@ -49,11 +49,11 @@ def free_port() -> int:
     for _ in range(100):
         with socket.socket() as probe:
             try:
-                probe.bind(("", port := FIRST_PORT + secrets.randbelow(PORTS)))
+                probe.bind(("", port := first + secrets.randbelow(PORTS)))
             except OSError:
                 continue
             return port
-    raise InputError("no free port", where=f"{FIRST_PORT} to {FIRST_PORT + PORTS - 1}", mend="set MASTER_ADDR and MASTER_PORT")
+    raise InputError("no free port", where=f"{first} to {first + PORTS - 1}", mend="set MASTER_ADDR and MASTER_PORT")
 
 
 def meeting_point(place: Placement, environ: Mapping[str, str]) -> dict[str, str]:
@@ -80,7 +80,7 @@ def meeting_point(place: Placement, environ: Mapping[str, str]) -> dict[str, str
 
 def told_by_rank_0(place: Placement, comm: MpiCommunicator) -> dict[str, str]:
     """Rank 0's host and a port that is free there, told over `comm`."""
-    found: dict[str, str] | InputError | None = None
+    meeting: dict[str, str] | InputError | None = None
     if place.rank == 0:
         host = "127.0.0.1" if place.local_world == place.world else socket.gethostname()
         try:
@@ -88,13 +88,13 @@ def told_by_rank_0(place: Placement, comm: MpiCommunicator) -> dict[str, str]:
                 raise InputError(
                     f"this host's own name does not resolve: {host} ({why[host]})", mend="export MASTER_ADDR=IP and MASTER_PORT=PORT"
                 )
-            found = {"MASTER_ADDR": host, "MASTER_PORT": str(free_port())}
+            meeting = {"MASTER_ADDR": host, "MASTER_PORT": str(free_port())}
         except InputError as error:
-            found = error  # the others wait for a word
-    found = comm.broadcast(found)
-    if isinstance(found, InputError):
-        raise found
-    return found
+            meeting = error  # the others wait for a word
+    meeting = comm.broadcast(meeting)
+    if isinstance(meeting, InputError):
+        raise meeting
+    return meeting
 
 
 def agreed_port(folder: Path, place: Placement, environ: Mapping[str, str], *, patience_s: float = 120.0) -> int:
@@ -107,21 +107,21 @@ def agreed_port(folder: Path, place: Placement, environ: Mapping[str, str], *, p
     """
     job, restart, step = (environ.get(f"SLURM_{name}", "0") for name in ("JOB_ID", "RESTART_COUNT", "STEP_ID"))
     # an attempt's own name tells it from one of the same number, which SLURM gave away again
-    told = folder / f"port.{environ.get(ATTEMPT) or f'{job}.{restart}'}.{step}"
+    port_file = folder / f"port.{environ.get(ATTEMPT) or f'{job}.{restart}'}.{step}"
     if place.rank == 0:
         port = free_port()
-        durable.write_bytes(told, f"{port}\n".encode())
+        durable.write_bytes(port_file, f"{port}\n".encode())
         return port
     until = time.monotonic() + patience_s
     while time.monotonic() < until:
         try:
-            return int(told.read_text())
+            return int(port_file.read_text())
         except FileNotFoundError:
-            list(told.parent.iterdir())  # makes a network file system look again
+            list(port_file.parent.iterdir())  # makes a network file system look again
             time.sleep(0.1)
     raise TryAgain(
         f"rank 0 named no port within {patience_s:.0f} s",
-        where=told,
+        where=port_file,
         expected="a job folder that every node of the job sees",
         mend="submit with --jobs on a file system of all nodes",
     )
@@ -131,9 +131,8 @@ def _of_step(place: Placement, environ: Mapping[str, str]) -> dict[str, str]:
     host = "127.0.0.1" if place.local_world == place.world else next(iter(expand(environ.get("SLURM_STEP_NODELIST", ""))), "")
     if unresolved([host]):  # a site may name its nodes otherwise than the network does
         try:
-            said = subprocess.run(["scontrol", "--oneliner", "show", "node", host], capture_output=True, text=True, timeout=60, check=True)
-            host = re.search(r"\bNodeAddr=(\S+)", said.stdout)[1]
-        except (OSError, subprocess.SubprocessError, TypeError) as error:
+            host = re.search(r"\bNodeAddr=(\S+)", ask("scontrol", "--oneliner", "show", "node", host))[1]
+        except (TryAgain, TypeError) as error:
             raise InputError(
                 f"the first node of the step does not resolve: {host!r}",
                 where="SLURM_STEP_NODELIST",

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import os
 import re
-import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from data_shards.errors import InputError, TryAgain, nearest
+from data_shards.errors import InputError, nearest
+from slurm.fields import seconds_of
 from slurm.jobs import JobSpec
+from slurm.programs import ask
 
 # with --exact, nodes that are alike in this come in one line; '|' occurs in none of these
 FIELDS = "%P|%a|%D|%c|%m|%l|%G"
@@ -53,24 +53,17 @@ def offers() -> list[Offer]:
     Raises:
         TryAgain: the controller does not answer.
     """
-    words = ["sinfo", "--noheader", "--all", "--exact", f"--format={FIELDS}"]
-    environ = {name: value for name, value in os.environ.items() if not name.startswith("SINFO_")}  # options of its user's
-    try:
-        done = subprocess.run(words, env=environ, capture_output=True, text=True, timeout=60, check=True)
-    except (OSError, subprocess.SubprocessError) as error:
-        said = (getattr(error, "stderr", None) or str(error)).strip()
-        raise TryAgain(f"sinfo failed: {said}", expected="an answer of the controller", mend="scontrol ping") from error
-    return read_offers(done.stdout)
+    return read_offers(ask("sinfo", "--noheader", "--all", "--exact", f"--format={FIELDS}"))
 
 
 def read_offers(text: str) -> list[Offer]:
     """sinfo's lines of FIELDS."""
-    found = []
+    offered = []
     for line in text.splitlines():
         fields = [field.strip() for field in line.split("|", 6)]
         if len(fields) == 7:
             name, up, nodes, cpus, memory, limit, gres = fields
-            found.append(
+            offered.append(
                 Offer(
                     partition=name.rstrip("*"),
                     default=name.endswith("*"),
@@ -80,10 +73,10 @@ def read_offers(text: str) -> list[Offer]:
                     cpus=_number(cpus),
                     memory_mib=_number(memory),
                     gpus=gpus_of(gres),
-                    minutes=minutes_of(limit),
+                    minutes=limit_minutes(limit),
                 )
             )
-    return found
+    return offered
 
 
 def gpus_of(gres: str) -> int:
@@ -91,13 +84,10 @@ def gpus_of(gres: str) -> int:
     return sum(int(match[1] or 1) for match in re.finditer(r"(?:^|,)gpu(?::[^:,()]+)??(?::(\d+))?(?=\(|,|$)", gres))
 
 
-def minutes_of(limit: str) -> int:
-    """SLURM's [D-]HH:MM:SS, or MM:SS, in minutes; 'infinite' is UNLIMITED."""
-    match = re.fullmatch(r"(?:(\d+)-)?(?:(\d+):)?(\d+):(\d+)", limit)
-    if not match:
-        return UNLIMITED
-    days, hours, minutes, _ = (int(part or 0) for part in match.groups())
-    return (days * 24 + hours) * 60 + minutes
+def limit_minutes(text: str) -> int:
+    """A partition's time limit in whole minutes; 'infinite' is UNLIMITED."""
+    seconds = seconds_of(text)
+    return UNLIMITED if seconds is None else seconds // 60
 
 
 def memory_mib(text: str) -> int:
@@ -106,28 +96,28 @@ def memory_mib(text: str) -> int:
     return int(int(number) * {"K": 1 / 1024, "M": 1, "G": 1024, "T": 1024**2}[unit.upper()])
 
 
-def check_fit(spec: JobSpec, there: list[Offer]) -> None:
+def check_fit(spec: JobSpec, offered: list[Offer]) -> None:
     """Refuse what no partition that the job names could ever start; of a job that names none, what no partition of the site could.
 
     Raises:
         InputError: no such partition, or none has the nodes, cores, memory, GPUs or time asked for; what there is, is listed.
     """
-    if not there:
+    if not offered:
         return  # a site that shows nothing: sbatch decides
-    known = {offer.partition for offer in there}
+    known = {offer.partition for offer in offered}
     wanted = spec.partition.split(",") if spec.partition else sorted(known)  # where none is named, the site may choose any
     for name in wanted:
         if name not in known:
-            raise InputError(f"no partition {name!r} here", expected=nearest(name, known), mend=listed(there))
-    reasons = [reason for name in wanted for reason in misfits(spec, [offer for offer in there if offer.partition == name])]
+            raise InputError(f"no partition {name!r} here", expected=nearest(name, known), mend=listed(offered))
+    reasons = [reason for name in wanted for reason in misfits(spec, [offer for offer in offered if offer.partition == name])]
     if len(reasons) >= len(wanted):  # each of them has one
-        raise InputError("no partition could ever start this job: " + "; ".join(reasons), where=spec.name, mend=listed(there))
+        raise InputError("no partition could ever start this job: " + "; ".join(reasons), where=spec.name, mend=listed(offered))
 
 
-def waits_for(spec: JobSpec, there: list[Offer]) -> str | None:
+def waits_for(spec: JobSpec, offered: list[Offer]) -> str | None:
     """What to say where the job will wait for the administrator: all partitions that it may go to are DOWN."""
-    names = spec.partition.split(",") if spec.partition else [offer.partition for offer in there if offer.default]
-    offers = [offer for offer in there if offer.partition in names]
+    names = spec.partition.split(",") if spec.partition else [offer.partition for offer in offered if offer.default]
+    offers = [offer for offer in offered if offer.partition in names]
     if not offers or any(offer.up for offer in offers):
         return None
     down = ", ".join(dict.fromkeys(offer.partition for offer in offers))
@@ -158,9 +148,9 @@ def misfits(spec: JobSpec, offers: list[Offer]) -> Iterator[str]:
         yield f"{name} has {fitting} node(s) of that kind, the job asks for {spec.nodes}"
 
 
-def listed(there: list[Offer]) -> str:
+def listed(offered: list[Offer]) -> str:
     """What the site offers, a line each."""
-    return "take one of\n" + "\n".join(f"    {offer}" for offer in there)
+    return "take one of\n" + "\n".join(f"    {offer}" for offer in offered)
 
 
 def _number(text: str) -> int:

@@ -57,10 +57,10 @@ def placement(environ: Mapping[str, str] | None = None) -> Placement:
         InputError: half a set of variables, values that are not numbers, or launchers that contradict each other.
     """
     env = os.environ if environ is None else environ
-    found = [place for place in (_torchrun(env), _mpi(env), slurm_step(env)) if place is not None]  # innermost first
-    for outer in found[1:]:
-        _check_fit(found[0], outer, env)
-    return found[0] if found else Placement()
+    launchers = [place for place in (_torchrun(env), _mpi(env), slurm_step(env)) if place is not None]  # innermost first
+    for outer in launchers[1:]:
+        _check_fit(launchers[0], outer, env)
+    return launchers[0] if launchers else Placement()
 
 
 def torch_environ(place: Placement) -> dict[str, str]:
@@ -154,9 +154,9 @@ def has_own_mpiexec(env: Mapping[str, str]) -> bool:
 
 def _pair(env: Mapping[str, str], first: str, second: str) -> bool:
     if (first in env) != (second in env):
-        there, absent = (first, second) if first in env else (second, first)
+        given, absent = (first, second) if first in env else (second, first)
         raise InputError(
-            f"{there}={env[there]} without {absent}", where="the launch environment", expected="both or neither", mend=f"unset {there}"
+            f"{given}={env[given]} without {absent}", where="the launch environment", expected="both or neither", mend=f"unset {given}"
         )
     return first in env
 

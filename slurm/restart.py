@@ -11,6 +11,7 @@ import time
 from collections.abc import Mapping
 
 from data_shards.errors import TryAgain
+from slurm.programs import ask
 
 PATIENCE_S = (5, 10, 20, 40, 80, 160, 300)
 """Pauses between requests to a controller that does not answer."""
@@ -64,7 +65,6 @@ def requeue(job_id: str, pauses_s: tuple[float, ...] = PATIENCE_S) -> None:
 def is_preempted(job_id: str) -> bool:
     """Whether SLURM is about to end this job for one of a higher partition; it says so only to the tasks while the time of grace runs."""
     try:
-        done = subprocess.run(["scontrol", "show", "job", job_id], capture_output=True, text=True, timeout=60, check=False)
-    except (subprocess.TimeoutExpired, OSError):
+        return re.search(r"\bPreemptTime=\d", ask("scontrol", "show", "job", job_id)) is not None
+    except TryAgain:
         return False
-    return re.search(r"\bPreemptTime=\d", done.stdout) is not None

@@ -12,7 +12,7 @@ from slurm.attempts import ERRORS
 from slurm.fields import check_path, masked
 from slurm.jobs import SPEC_NAME, JobSpec
 from slurm.preempt import ATTEMPT
-from slurm.status import TOKEN_MARK
+from slurm.queue import TOKEN_MARK
 
 ALWAYS_EXPORTED = ("HOME", "LANG", "LC_ALL", "LOGNAME", "PATH", "USER")
 
@@ -28,8 +28,30 @@ def sbatch_text(spec: JobSpec, run_folder: Path, part: Part | None = None, token
         InputError: a run folder whose path SLURM would read otherwise than we do.
     """
     check_path("run_folder", str(run_folder))
-    job = "%A_%a" if spec.array else "%j"
-    logs = str(run_folder).replace("%", "%%")  # % begins a pattern in log names
+    job_json = str(run_folder / SPEC_NAME)
+    task = shlex.join([*spec.launcher_words, spec.python, "-u", "-m", "slurm.task", job_json])
+    return SCRIPT.format(
+        command=json.dumps([masked(word) for word in spec.command]),
+        options="\n".join(f"#SBATCH {shlex.quote(flag)}" for flag in _sbatch_options(spec, run_folder, part, token)),
+        setup="".join(f"{line}\n" for line in (*spec.setup, *after_setup(spec, run_folder))),
+        code=f"export PYTHONPATH={shlex.quote(spec.code)}${{PYTHONPATH:+:$PYTHONPATH}}\n" if spec.code else "",
+        umask=f"umask {spec.umask}\n" if spec.umask else "",
+        first=f"export {FIRST}={part.first} {ARRAY}={shlex.quote(part.whole)}\n" if part else "",
+        python=shlex.quote(spec.python),
+        attempt=f"{ATTEMPT}={f'{token}.' if token else ''}",
+        note=ERRORS,
+        job=shlex.quote(job_json),
+        tasks="" if spec.most_nodes is None else f' --ntasks="$((SLURM_JOB_NUM_NODES * {spec.tasks_per_node}))"',
+        srun=f"{shlex.join(_srun_options(spec, run_folder))} \\\n  {task}",
+    )
+
+
+def _logs(spec: JobSpec, run_folder: Path) -> str:
+    """How the names of all its logs begin; % begins a pattern in them."""
+    return f"{run_folder}".replace("%", "%%") + ("/%A_%a" if spec.array else "/%j")
+
+
+def _sbatch_options(spec: JobSpec, run_folder: Path, part: Part | None, token: str) -> list[str]:
     options = {
         "job-name": spec.name,
         "chdir": run_folder,  # not the command's: a folder named slurm or ldm there would be imported in place of ours
@@ -48,32 +70,21 @@ def sbatch_text(spec: JobSpec, run_folder: Path, part: Part | None = None, token
         "mail-user": spec.mail_user,
         "mail-type": spec.mail_type,
         "open-mode": "append",
-        "output": f"{logs}/{job}_batch.out",
+        "output": f"{_logs(spec, run_folder)}_batch.out",
         "signal": f"USR1@{spec.signal_seconds}",
         "export": ",".join(sorted({*ALWAYS_EXPORTED, *spec.exports})),
     }
     comments = [line.removeprefix("--comment=") for line in spec.extra if line.startswith("--comment=")]
     options["comment"] = " ".join([*comments[-1:], *([TOKEN_MARK + token] if token else [])]) or None
     flags = [f"--{key}" if value is True else f"--{key}={value}" for key, value in options.items() if value is not None]
-    flags += [line for line in spec.extra if not line.startswith("--comment=")]
-    job_json = str(run_folder / SPEC_NAME)
-    srun = ["srun", "--unbuffered", "--kill-on-bad-exit=1", "--export=ALL", f"--cpus-per-task={spec.cpus_per_task}"]
-    srun += [] if spec.most_nodes is None else [f"--ntasks-per-node={spec.tasks_per_node}"]
-    srun += ["--open-mode=append", f"--output={logs}/{job}_%t_log.out", *spec.srun_options]
-    return SCRIPT.format(
-        command=json.dumps([masked(word) for word in spec.command]),
-        options="\n".join(f"#SBATCH {shlex.quote(flag)}" for flag in flags),
-        setup="".join(f"{line}\n" for line in (*spec.setup, *after_setup(spec, run_folder))),
-        code=f"export PYTHONPATH={shlex.quote(spec.code)}${{PYTHONPATH:+:$PYTHONPATH}}\n" if spec.code else "",
-        umask=f"umask {spec.umask}\n" if spec.umask else "",
-        first=f"export {FIRST}={part.first} {ARRAY}={shlex.quote(part.whole)}\n" if part else "",
-        python=shlex.quote(spec.python),
-        attempt=f"{ATTEMPT}={f'{token}.' if token else ''}",
-        note=ERRORS,
-        job=shlex.quote(job_json),
-        tasks="" if spec.most_nodes is None else f' --ntasks="$((SLURM_JOB_NUM_NODES * {spec.tasks_per_node}))"',
-        srun=f"{shlex.join(srun[1:])} \\\n  {shlex.join([*spec.launcher_words, spec.python, '-u', '-m', 'slurm.task', job_json])}",
-    )
+    return flags + [line for line in spec.extra if not line.startswith("--comment=")]
+
+
+def _srun_options(spec: JobSpec, run_folder: Path) -> list[str]:
+    options = ["--unbuffered", "--kill-on-bad-exit=1", "--export=ALL", f"--cpus-per-task={spec.cpus_per_task}"]
+    if spec.most_nodes is not None:
+        options.append(f"--ntasks-per-node={spec.tasks_per_node}")
+    return [*options, "--open-mode=append", f"--output={_logs(spec, run_folder)}_%t_log.out", *spec.srun_options]
 
 
 def after_setup(spec: JobSpec, run_folder: Path) -> list[str]:

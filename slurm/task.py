@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import re
 import signal
 import stat
 import sys
@@ -16,8 +15,9 @@ from pathlib import Path
 
 from data_shards.errors import InputError, RetinaforgeError, TryAgain, command
 from slurm.arrays import array_task
-from slurm.attempts import holder_path
 from slurm.causes import RANK_MARK
+from slurm.fields import VARIABLE
+from slurm.history import holder_path
 from slurm.jobs import JobSpec, read_spec
 from slurm.meeting import agreed_port
 from slurm.preempt import ATTEMPT, HOLDER
@@ -64,16 +64,16 @@ def read_secrets(path: Path) -> dict[str, str]:
             expected="your own file, which nobody else may read or write",
             mend=command("chmod", "600", path),
         )
-    found = {}
+    variables = {}
     for number, line in enumerate(text.splitlines(), start=1):
         name, sep, value = line.partition("=")
         if line.strip() and not line.startswith("#"):
-            if not (sep and re.fullmatch(r"[A-Za-z_]\w*", name)) or "\0" in value:
+            if not (sep and VARIABLE.fullmatch(name)) or "\0" in value:
                 raise InputError(
                     "not of the form NAME=VALUE", where=f"{path}:{number}", expected="such as WANDB_API_KEY=…, no blanks around ="
                 )
-            found[name] = value
-    return found
+            variables[name] = value
+    return variables
 
 
 def few_cores(spec: JobSpec, cores: int) -> str | None:

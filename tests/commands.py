@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 
 from data_shards.errors import RetinaforgeError
 from launch.cli import app
-from slurm.status import ENDED, JobState
+from slurm.queue import ENDED, JobState
 
 
 def invoke(*words: object, code: int = 0) -> str:

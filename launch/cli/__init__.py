@@ -13,7 +13,7 @@ from rich.console import Console
 
 import launch
 from data_shards.errors import InputError, RetinaforgeError, TryAgain
-from launch.cli import ckpt, codebook, data, doctor, evaluate, jobs, slurm_local, stages, submit
+from launch.cli import ckpt, codebook, data, doctor, evaluate, logs, resume, slurm_local, stages, status, submit
 
 app = typer.Typer(
     name="retinaforge",
@@ -35,11 +35,11 @@ app.command("audit")(evaluate.audit)
 app.command("report")(stages.report)
 app.command("presets")(stages.presets)
 app.command("submit")(submit.command)
-app.command("resume")(submit.resume)
-app.command("status")(jobs.status)
-app.command("logs")(jobs.logs)
-app.command("cancel")(jobs.cancel)
-app.command("runs")(jobs.runs)
+app.command("resume")(resume.resume)
+app.command("status")(status.status)
+app.command("logs")(logs.logs)
+app.command("cancel")(status.cancel)
+app.command("runs")(status.runs)
 app.command("doctor")(doctor.command)
 
 

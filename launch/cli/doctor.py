@@ -5,9 +5,12 @@ from __future__ import annotations
 import json
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+if TYPE_CHECKING:
+    from launch.doctor import Finding
 
 MARK = {"ok": "[green]ok[/]", "warn": "[yellow]warn[/]", "missing": "[dim]missing[/]", "broken": "[bold red]broken[/]"}
 
@@ -19,17 +22,18 @@ def command(
     """Say what this machine can do, and the command that adds what is missing. Exit code 2 when something needed is broken."""
     from launch.doctor import examine
 
-    findings = examine(runs)
-    broken = [finding for finding in findings if finding.state == "broken"]
+    by_topic = examine(runs)
+    broken = any(finding.state == "broken" for findings in by_topic.values() for finding in findings)
     if as_json:
-        typer.echo(json.dumps({"ok": not broken, "findings": [asdict(finding) for finding in findings]}))
+        each = [{"topic": topic, **asdict(finding)} for topic, findings in by_topic.items() for finding in findings]
+        typer.echo(json.dumps({"ok": not broken, "findings": each}))
     else:
-        _show(findings)
+        _show(by_topic)
     if broken:
         raise typer.Exit(2)
 
 
-def _show(findings) -> None:
+def _show(by_topic: dict[str, list[Finding]]) -> None:
     from rich.console import Console
     from rich.markup import escape
     from rich.table import Table
@@ -37,13 +41,12 @@ def _show(findings) -> None:
     table = Table(box=None, pad_edge=False, show_header=False)
     for column in ("topic", "name", "state", "found"):
         table.add_column(column, no_wrap=column != "found", style="bold" if column == "topic" else None)
-    topic = None
-    for finding in findings:
-        table.add_row(finding.topic if finding.topic != topic else "", escape(finding.name), MARK[finding.state], escape(finding.found))
-        topic = finding.topic
+    for topic, findings in by_topic.items():
+        for i, finding in enumerate(findings):
+            table.add_row("" if i else topic, escape(finding.name), MARK[finding.state], escape(finding.found))
     console = Console()
     console.print(table)
-    mends = [finding for finding in findings if finding.mend and finding.state != "ok"]
+    mends = [finding for findings in by_topic.values() for finding in findings if finding.mend]
     if mends:
         console.print("\n[bold]To add or mend[/]")
     for finding in mends:  # outside the table, so that a command is one line to copy

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -38,7 +39,7 @@ def submit_pipeline(
     from launch.stages.outdated import check_outdated
     from launch.submit.described import described
     from launch.submit.graph import FINISHED, keep, run_here, submit_all
-    from launch.submit.pipeline import Pipeline, missing, read_pipeline, stage_job
+    from launch.submit.pipeline import missing, read_pipeline, stage_job
     from slurm.jobs import words_on
     from slurm.records import job_folder
 
@@ -49,29 +50,29 @@ def submit_pipeline(
             mend="site.yaml for what all jobs share",
         )
     file, *overrides = words
-    found = read_pipeline(Path(file))
-    found = Pipeline(preset=found.preset, overrides=(*found.overrides, *overrides), jobs=found.jobs)
+    pipeline = read_pipeline(Path(file))
+    pipeline = replace(pipeline, overrides=(*pipeline.overrides, *overrides))
     from launch.config import load
 
-    run = Run(load(found.preset, list(found.overrides)))
+    run = Run(load(pipeline.preset, list(pipeline.overrides)))
     name = name or run.folder.absolute().name
     check_outdated(run)
-    to_make = missing(run)
-    described_by = {stage: described(program, *stage_job(found, stage), f"{name}/{stage}", jobs, file) for stage in to_make}
+    wanted = {stage: described(program, *stage_job(pipeline, stage), f"{name}/{stage}", jobs, file) for stage in missing(run)}
     if dry_run:
-        _show(described_by, as_json)
+        _show(wanted, as_json)
         return
     if local:
-        raise typer.Exit(run_here(described_by, force, lambda stage: typer.echo(f"{stage} …", err=True)))
-    said = submit_all(described_by, lambda: keep(found, described_by, jobs, name), force, job_folder(jobs, name))
-    rows = [{"stage": stage, "state": FINISHED, "job_ids": [], "after": [], **said.get(stage, {})} for stage in STAGES]
+        raise typer.Exit(run_here(wanted, force, lambda stage: typer.echo(f"{stage} …", err=True)))
+    folder = job_folder(jobs, name)
+    sent = submit_all(wanted, lambda: keep(pipeline, wanted, jobs, name), force, folder)
+    rows = [{"stage": stage, "state": FINISHED, "job_ids": [], "after": [], **sent.get(stage, {})} for stage in STAGES]
     if as_json:
         typer.echo(json.dumps({"name": name, "stages": rows}))
         return
     for row in rows:
         after = f", after {' and '.join(row['after'])}" if row["after"] else ""
         typer.echo(f"{row['stage']:10} {row['state']}{': job ' + ', '.join(row['job_ids']) if row['job_ids'] else ''}{after}")
-    typer.echo(f"{words_on('status', name, job_folder(jobs, name))} shows how far they are")
+    typer.echo(f"{words_on('status', name, folder)} shows how far they are")
 
 
 def _show(wanted: dict[str, Described], as_json: bool) -> None:

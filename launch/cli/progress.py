@@ -42,13 +42,11 @@ def line(done: int, total: int | None, title: str, unit: str, seconds: float) ->
 
 
 def duration(seconds: float) -> str:
-    """'8 s', '3 min 20 s', '2 h 05 min'."""
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60:02d} s"
-    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+    """In the two largest units: '8 s', '3 min 20 s', '2 h 05 min', '1 d 4 h'."""
+    minutes, s = divmod(round(max(0.0, seconds)), 60)
+    hours, m = divmod(minutes, 60)
+    days, h = divmod(hours, 24)
+    return f"{days} d {h} h" if days else f"{h} h {m:02d} min" if h else f"{m} min {s:02d} s" if m else f"{s} s"
 
 
 def _number(rate: float) -> str:

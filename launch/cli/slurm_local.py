@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from data_shards.errors import InputError
+
+if TYPE_CHECKING:
+    from slurm.local_cluster import LocalCluster
 
 app = typer.Typer(help="A real SLURM of several nodes on this one machine, to try jobs out.", no_args_is_help=True)
 Root = Annotated[Path | None, typer.Option(help="Its folder, by a short path; left out: one a user, in /tmp.")]
@@ -22,29 +25,31 @@ def start(
     root: Root = None,
 ) -> None:
     """Start it and leave it running; no root needed. Then: eval "$(retinaforge slurm-local env)"."""
-    from slurm.local_cluster import LocalCluster, default_root, missing, words_on
+    from slurm.local_cluster import LocalCluster, missing
+    from slurm.local_folder import default_root, slurm_local
 
     if reason := missing(accounting=accounting):
         raise InputError("SLURM cannot be started here", expected="its programs", mend=reason)
-    place = (root or default_root()).absolute()
-    if (there := LocalCluster.at(place)) and not there.dead:
-        raise InputError("it runs already", where=place, mend=f"{words_on('status', place)}, or {words_on('stop', place)}")
+    root = (root or default_root()).absolute()
+    if (there := LocalCluster.at(root)) and not there.dead:
+        raise InputError("it runs already", where=root, mend=f"{slurm_local('status', root)}, or {slurm_local('stop', root)}")
     if there:
         there.stop()  # what a crash or a restart of the machine left
-    cluster = LocalCluster(nodes, cpus, accounting=accounting, root=place, detached=True)
+    cluster = LocalCluster(nodes, cpus, accounting=accounting, root=root, detached=True)
     try:
         cluster.start()
     except BaseException:
         cluster.stop()
         raise
-    typer.echo(f'{nodes} nodes are idle; to speak with them: eval "$({words_on("env", place)})"')
+    typer.echo(f'{nodes} nodes are idle; to speak with them: eval "$({slurm_local("env", root)})"')
 
 
 @app.command()
 def stop(root: Root = None) -> None:
     """End its jobs and its daemons, and remove its folder."""
     from data_shards.errors import CorruptData
-    from slurm.local_cluster import LocalCluster, default_root
+    from slurm.local_cluster import LocalCluster
+    from slurm.local_folder import default_root
 
     try:
         cluster = _running(root)
@@ -57,7 +62,7 @@ def stop(root: Root = None) -> None:
 def status(root: Root = None, as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False) -> None:
     """Its daemons and nodes. Exit code 75 when a daemon is gone."""
     from data_shards.errors import TryAgain
-    from slurm.local_cluster import words_on
+    from slurm.local_folder import slurm_local
 
     cluster = _running(root)
     said = {name: {"pid": daemon.pid, "alive": daemon.alive()} for name, daemon in cluster.daemons.items()}
@@ -75,7 +80,7 @@ def status(root: Root = None, as_json: Annotated[bool, typer.Option("--json", he
             f"gone: {', '.join(cluster.dead)}",
             where=cluster.root,
             expected="daemons that run",
-            mend=f"{words_on('stop', cluster.root)}, then {words_on('start', cluster.root)}",
+            mend=f"{slurm_local('stop', cluster.root)}, then {slurm_local('start', cluster.root)}",
         )
 
 
@@ -88,17 +93,18 @@ def env(root: Root = None) -> None:
         typer.echo(f"export {name}={shlex.quote(value)}")
 
 
-def _running(root: Path | None):
-    from slurm.local_cluster import LocalCluster, default_root, elsewhere, words_on
+def _running(root: Path | None) -> LocalCluster:
+    from slurm.local_cluster import LocalCluster
+    from slurm.local_folder import default_root, elsewhere, slurm_local
 
-    place = (root or default_root()).absolute()
-    cluster = LocalCluster.at(place)
+    root = (root or default_root()).absolute()
+    cluster = LocalCluster.at(root)
     if cluster is None:
-        free = not place.exists() or not any(place.iterdir())
+        free = not root.exists() or not any(root.iterdir())
         raise InputError(
             "no cluster was started here",
-            where=place,
+            where=root,
             expected="the folder of one that was",
-            mend=words_on("start", place) if free else elsewhere(),
+            mend=slurm_local("start", root) if free else elsewhere(),
         )
     return cluster

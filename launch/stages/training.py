@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 from data_shards import durable
 from data_shards.errors import TryAgain
-from launch.config import concealed, to_tree
+from launch.config import to_tree
+from launch.credentials import concealed
 from launch.provenance import versions
 from launch.run import Run
 from launch.stages.stage import Progress, Stage, Target

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
     from launch.config import Config
     from launch.submit.frozen import Target
+    from launch.submit.site import Defaults
     from slurm.jobs import JobSpec
     from slurm.offers import Offer
 
@@ -66,7 +67,7 @@ class Described:
             check_writable(run.folder)
         check_writable(self.folder)
 
-    def check_on(self, there: list[Offer]) -> None:
+    def check_on(self, offered: list[Offer]) -> None:
         """Refuse what this cluster could not start, or what would be ended before its first checkpoint.
 
         Raises:
@@ -75,8 +76,8 @@ class Described:
         from launch.submit.frozen import check_time
         from slurm.offers import check_fit, waits_for
 
-        check_fit(self.spec, there)
-        if warning := waits_for(self.spec, there):
+        check_fit(self.spec, offered)
+        if warning := waits_for(self.spec, offered):
             typer.echo(warning, err=True)
         if self.target is not None:
             check_time(self.spec, self.target)
@@ -107,27 +108,15 @@ def described(
     Raises:
         InputError: no such verb or option, a configuration that is refused, or fields that JobSpec refuses.
     """
-    from launch.provenance import ROOT, installed, on_pythonpath, snapshot_in
-    from launch.submit.frozen import CONFIG_NAME, progress_patterns, target_of, verbs_on_runs
-    from launch.submit.site import as_fields, network_variables, site_defaults
+    from launch.submit.frozen import CONFIG_NAME, target_of, verbs_on_runs
     from slurm.fields import masked
     from slurm.jobs import spec_from
     from slurm.records import job_folder
 
     verb, parsed = parse(program, words)
-    as_written = parse(program, words, index=None)[1]
-    site = site_defaults(words[0], verbs(program))
-    given = as_fields(given, where=given_by)
-    fields = site.fields | given
-    sources = dict(site.sources) | dict.fromkeys(given, given_by)
+    defaults = _with_options(words[0], verbs(program), given, given_by)
+    fields = defaults.fields
     snapshot = fields.pop("snapshot", None)
-    exports = {  # they add up
-        site.sources.get("exports"): site.fields.get("exports", ()),
-        given_by: given.get("exports", ()),
-        "networks of clusters, as set in this shell": network_variables(os.environ),
-    }
-    fields["exports"] = sorted({name for names in exports.values() for name in names})
-    sources["exports"] = "; ".join(who for who, names in exports.items() if names)
     config = target = None
     if verb in verbs_on_runs() and parsed.get("preset") is not None:
         from launch.config import load
@@ -135,37 +124,85 @@ def described(
         config = load(parsed["preset"], parsed["overrides"] or [])
         target = target_of(config, verb)
         name = name or f"{Path(target.run).name}/{target.stage}"
-        rest = words[len(verb.split()) :]
-        for word in (parsed["preset"], *(parsed["overrides"] or [])):
-            if word not in rest:
-                raise InputError(
-                    "{array_task} within the configuration",
-                    where=" ".join(words),
-                    expected="one configuration for the whole array, for it is frozen with the job; {array_task} among the verb's options",
-                    mend="sample … --task {array_task}/N, or a job of its own for each configuration",
-                )
-            rest.remove(word)
-        words = [*verb.split(), str(job_folder(jobs, name) / CONFIG_NAME), *rest]
-        fields["progress"] = progress_patterns(target)
-        if target.stage == "sample" and parsed["task"] != "1/1":
-            fields["share"] = as_written["task"]
-    elif verb == "codebook fit":
-        fields["progress"] = _codebook_files(as_written)
+        words = _on_frozen(verb, words, parsed, job_folder(jobs, name) / CONFIG_NAME)
+    fields |= _grown_files(verb, target, parsed, as_written=parse(program, words, index=None)[1])
     name = name or re.sub("[/:]", "_", "-".join(map(masked, words)))[:128]
-    for variable in fields["exports"]:
-        if (value := os.environ.get(variable, "")) != without_credentials(value):
+    _check_exported(fields["exports"])
+    fields |= {"name": name, "command": ["retinaforge", *words], "folder": str(Path.cwd()), **_code(snapshot, job_folder(jobs, name))}
+    spec = spec_from(json.dumps(fields).encode(), where="the job, as site.yaml and the options say")
+    sources = {field_name: who for field_name, who in defaults.sources.items() if who and field_name in fields}
+    return Described(spec, job_folder(jobs, name), config, target, sources)
+
+
+def _with_options(verb: str, known: set[str], given: dict[str, Any], given_by: str) -> Defaults:
+    """What site.yaml says for jobs of this verb, and above it what was given; what is exported adds up."""
+    from launch.submit.site import Defaults, as_fields, network_variables, site_defaults
+
+    site = site_defaults(verb, known)
+    given = as_fields(given, where=given_by)
+    exports = {
+        site.sources.get("exports"): site.fields.get("exports", ()),
+        given_by: given.get("exports", ()),
+        "networks of clusters, as set in this shell": network_variables(os.environ),
+    }
+    together = sorted({name for names in exports.values() for name in names})
+    sources = site.sources | dict.fromkeys(given, given_by) | {"exports": "; ".join(who for who, names in exports.items() if names)}
+    return Defaults(fields={**site.fields, **given, "exports": together}, sources=sources)
+
+
+def _on_frozen(verb: str, words: list[str], parsed: dict[str, Any], config: Path) -> list[str]:
+    """The words of a verb with the frozen configuration in place of preset and overrides.
+
+    Raises:
+        InputError: the configuration is another one for each index of an array.
+    """
+    rest = words[len(verb.split()) :]
+    for word in (parsed["preset"], *(parsed["overrides"] or [])):
+        if word not in rest:
             raise InputError(
-                f"export {variable!r}: its value {value} holds a password",
-                expected="no secrets: what is exported is kept by SLURM",
-                mend=f"put the line {variable}=… into a file that only you may read (chmod 600), and submit with --secrets FILE",
+                "{array_task} within the configuration",
+                where=" ".join(words),
+                expected="one configuration for the whole array, for it is frozen with the job; {array_task} among the verb's options",
+                mend="sample … --task {array_task}/N, or a job of its own for each configuration",
             )
-    own = {"name": name, "command": ["retinaforge", *words], "folder": str(Path.cwd())}
+        rest.remove(word)
+    return [*verb.split(), str(config), *rest]
+
+
+def _grown_files(verb: str, target: Target | None, parsed: dict[str, Any], as_written: dict[str, Any]) -> dict[str, Any]:
+    """Which files change as the job gets on, as fields of it; none where nobody knows any."""
+    from launch.submit.frozen import progress_patterns
+
+    if target is None:
+        return {"progress": _codebook_files(as_written)} if verb == "codebook fit" else {}
+    share = {"share": as_written["task"]} if target.stage == "sample" and parsed["task"] != "1/1" else {}
+    return {"progress": progress_patterns(target), **share}
+
+
+def _check_exported(names: list[str]) -> None:
+    """Refuse to export a variable whose value holds a password.
+
+    Raises:
+        InputError: as said.
+    """
+    for name in names:
+        if (value := os.environ.get(name, "")) != without_credentials(value):
+            raise InputError(
+                f"export {name!r}: its value {value} holds a password",
+                expected="no secrets: what is exported is kept by SLURM",
+                mend=f"put the line {name}=… into a file that only you may read (chmod 600), and submit with --secrets FILE",
+            )
+
+
+def _code(snapshot: bool | None, folder: Path) -> dict[str, str]:
+    """Where the job finds our packages, as a field of it; none where its Python has them installed."""
+    from launch.provenance import ROOT, installed, on_pythonpath, snapshot_in
+
     if snapshot or (snapshot is None and not installed()):
-        own["code"] = str(snapshot_in(job_folder(jobs, name)))
-    elif on_pythonpath():  # what runs here, and not what the interpreter would find without it
-        own["code"] = str(ROOT)
-    spec = spec_from(json.dumps(fields | own).encode(), where="the job, as site.yaml and the options say")
-    return Described(spec, job_folder(jobs, name), config, target, {key: who for key, who in sources.items() if who and key in fields})
+        return {"code": str(snapshot_in(folder))}
+    if on_pythonpath():  # what runs here, and not what the interpreter would find without it
+        return {"code": str(ROOT)}
+    return {}
 
 
 def parse(program: TyperGroup, words: list[str], index: str | None = "1") -> tuple[str, dict[str, Any]]:
@@ -238,7 +275,8 @@ def as_tree(job: Described) -> dict[str, Any]:
     spec = json.loads(spec_json(replace(sent, command=tuple(map(masked, sent.command)))))
     config = None
     if job.config:
-        from launch.config import concealed, to_tree
+        from launch.config import to_tree
+        from launch.credentials import concealed
 
         config = concealed(to_tree(job.config))
     return {

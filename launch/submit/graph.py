@@ -38,27 +38,27 @@ def submit_all(wanted: dict[str, Described], checked: Callable[[], None], force:
     from slurm.offers import offers
 
     check_slurm()
-    there = offers()
+    offered = offers()
     for job in wanted.values():  # all of them before the first goes out
         job.check()
-        job.check_on(there)
+        job.check_on(offered)
     if not wanted:
         return {}
     ids: dict[str, tuple[str, ...]] = {}
-    said: dict[str, dict[str, Any]] = {}
+    rows: dict[str, dict[str, Any]] = {}
     with durable.claimed(folder / ".submit", "submitting this pipeline"):
         live, over = _left_alone(wanted, force)
         checked()
         for stage, job in wanted.items():
-            before = [one for one in STAGES[stage].after if one in ids]
+            before = [earlier for earlier in STAGES[stage].after if earlier in ids]
             if stage in live:
                 ids[stage] = live[stage]
             else:
-                waits = [number for one in before for number in ids[one]]
+                waits = [number for earlier in before for number in ids[earlier]]
                 spec = replace(job.spec, dependency=f"afterok:{':'.join(waits)}" if waits else None)
                 ids[stage] = submit(spec, job.folder, over=over.get(stage), force=force, frozen_with_it=job.freeze).job_ids
-            said[stage] = {"state": LIVE if stage in live else SUBMITTED, "job_ids": list(ids[stage]), "after": before}
-    return said
+            rows[stage] = {"state": LIVE if stage in live else SUBMITTED, "job_ids": list(ids[stage]), "after": before}
+    return rows
 
 
 def _left_alone(wanted: dict[str, Described], force: bool) -> tuple[dict[str, tuple[str, ...]], dict[str, str]]:
@@ -70,21 +70,20 @@ def _left_alone(wanted: dict[str, Described], force: bool) -> tuple[dict[str, tu
     Raises:
         InputError: nobody knows whether the job of a stage still lives.
     """
-    from slurm.executor import known, not_known
-    from slurm.records import cancelled, current, is_live, is_unknown
+    from slurm.states import cancelled, current, is_live, is_unknown, known, not_known
 
     read = {stage: known(job.folder, force=force) for stage, job in wanted.items()}
     records = {stage: record for stage, record in read.items() if record}
     states = current(list(records.values()), fresh=True)
     for stage, record in records.items():
-        if is_unknown(found := states[record.name]) and not is_live(found) and not force:
-            raise not_known(record, wanted[stage].folder, found)
+        if is_unknown(now := states[record.name]) and not is_live(now) and not force:
+            raise not_known(record, wanted[stage].folder, now)
     anew: list[str] = []
     for stage in wanted:
-        found = states[records[stage].name] if stage in records else []
-        waits = bool(found) and all(state.state == "PENDING" for state in found)
-        behind = any(one in anew for one in STAGES[stage].after) or any(NEVER in state.why for state in found)
-        if not is_live(found) or (waits and behind):
+        now = states[records[stage].name] if stage in records else []
+        waits = bool(now) and all(state.state == "PENDING" for state in now)
+        behind = any(earlier in anew for earlier in STAGES[stage].after) or any(NEVER in state.why for state in now)
+        if not is_live(now) or (waits and behind):
             anew.append(stage)
     cancelled([records[stage] for stage in anew if stage in records and is_live(states[records[stage].name])])
     live = {stage: record.job_ids for stage, record in records.items() if stage not in anew}
@@ -105,7 +104,8 @@ def keep(pipeline: Pipeline, wanted: dict[str, Described], jobs: Path, name: str
 
 def run_here(wanted: dict[str, Described], force: bool, begun: Callable[[str], None]) -> int:
     """The stages one after the other on this machine; the exit code of the first that fails."""
-    from slurm.executor import check_free, run_local
+    from slurm.foreground import run_local
+    from slurm.states import check_free
 
     for job in wanted.values():
         job.check()

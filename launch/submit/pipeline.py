@@ -97,8 +97,8 @@ def missing(run: Run) -> list[str]:
     Raises:
         UnsafeResume: checkpoints, but none that can be loaded.
     """
-    found: list[str] = []
+    stages: list[str] = []
     for stage, about in STAGES.items():
-        if any(one in found for one in about.after) or not about.done(run):
-            found.append(stage)
-    return found
+        if any(one in stages for one in about.after) or not about.done(run):
+            stages.append(stage)
+    return stages

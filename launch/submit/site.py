@@ -30,9 +30,9 @@ import yaml
 
 from data_shards.errors import InputError, nearest
 from launch.parse import parse_yaml
-from slurm.fields import RUNS_PROGRAMS
+from slurm.fields import RUNS_PROGRAMS, seconds_of
 from slurm.jobs import JobSpec
-from slurm.status import ASK_EVERY_S, Queue
+from slurm.queue import ASK_EVERY_S, Queue
 
 NAME = "site.yaml"
 OF_ONE_JOB = {"name", "command", "folder", "array", "dependency", "progress", "share", "code"}  # what no two jobs share
@@ -159,15 +159,10 @@ def minutes_of(text: Any) -> int:
     Raises:
         InputError: another form.
     """
-    match = re.fullmatch(r"(?:(\d+)-)?(\d+)(?::(\d+))?(?::(\d+))?", str(text))
-    if not match:
+    seconds = seconds_of(str(text))
+    if seconds is None:
         raise InputError(f"time: {text!r}", expected="D-HH:MM:SS, HH:MM:SS or minutes")
-    days, *rest = match.groups()
-    numbers = [int(part) for part in rest if part is not None]
-    if days is None and len(numbers) < 3:  # minutes, or minutes:seconds
-        numbers.insert(0, 0)
-    hours, minutes, seconds = (*numbers, 0, 0)[:3]
-    return (int(days or 0) * 24 + hours) * 60 + minutes + (seconds > 0)
+    return math.ceil(seconds / 60)
 
 
 def _check_keys(section: Mapping[str, Any], where: str, *, own: bool) -> None:

@@ -76,13 +76,13 @@ GUARDS = [
     ),
     guard(
         "the token of a job",
-        "slurm/records.py",
+        "slurm/states.py",
         "if state.token and state.token == self.record.token",
         "if state.token",
         STATES,
         "given_again",
     ),
-    guard("what is unknown is not doubled", "slurm/executor.py", "if is_unknown(states) and not force:", "if False:", STATES, "by_force"),
+    guard("what is unknown is not doubled", "slurm/states.py", "if is_unknown(states) and not force:", "if False:", STATES, "by_force"),
     guard(
         "an elder copy ends itself",
         "slurm/preempt.py",

@@ -18,7 +18,7 @@ from launch.cli import doctor as cli
 
 @pytest.fixture(scope="module")
 def found() -> dict[str, doctor.Finding]:
-    return {finding.name: finding for finding in doctor.examine(Path("runs"))}
+    return {finding.name: finding for findings in doctor.examine(Path("runs")).values() for finding in findings}
 
 
 def test_it_names_what_is_really_here(found):
@@ -38,17 +38,17 @@ def test_what_is_not_well_has_a_command(found):
 
 
 def test_two_kinds_of_faiss_are_broken_and_the_way_out_is_told():
-    [finding] = doctor.faiss_kind({"faiss-cpu": "1.15.1", "faiss-gpu": "1.15.1"})
+    finding = doctor.faiss({"faiss-cpu": "1.15.1", "faiss-gpu": "1.15.1"})
     assert finding.state == "broken" and "uninstall -y faiss-cpu faiss-gpu" in finding.mend
-    [finding] = doctor.faiss_kind({"faiss-cpu": None, "faiss-gpu": None})
+    finding = doctor.faiss({})
     assert finding.state == "missing" and "faiss" in finding.name
-    [finding] = doctor.faiss_kind({"faiss-cpu": "1.15.1", "faiss-gpu": None})
+    finding = doctor.faiss({"faiss-cpu": "1.15.1"})
     assert finding.state == "ok"
 
 
 def test_another_torch_than_the_pinned_one_is_told(monkeypatch):
     monkeypatch.setattr(doctor, "pinned", lambda name: "0.4.1")
-    finding = next(finding for finding in doctor.torch_build() if finding.name == "torch")
+    finding = doctor.torch_build()
     assert finding.state == "warn" and "pins 0.4.1" in finding.found and "constraints.txt" in finding.mend
 
 
@@ -57,13 +57,13 @@ def test_a_missing_or_old_library_is_broken(monkeypatch):
     monkeypatch.setattr(
         doctor, "installed", lambda name: {"diffusers": None, "numpy": "1.0"}.get(name, real(name)) if name != "diffusers" else None
     )
-    finding = next(doctor.libraries())
+    finding = doctor.needed_libraries()
     assert finding.state == "broken" and "diffusers is not installed" in finding.found and "numpy 1.0, needed >=" in finding.found
 
 
 def test_a_folder_that_cannot_be_written_is_broken(tmp_path, monkeypatch):
     monkeypatch.setattr(doctor.os, "access", lambda path, mode: False)
-    finding = next(doctor.space(tmp_path / "not" / "there"))
+    finding = doctor.room_for_runs(tmp_path / "not" / "there")
     assert finding.state == "broken" and str(tmp_path) in finding.mend
 
 
@@ -75,11 +75,11 @@ def invoke(monkeypatch):
 
 
 def test_the_exit_code_is_2_only_when_something_needed_is_broken(invoke, monkeypatch):
-    fine = doctor.Finding(topic="t", name="n [x]", state="missing", found="[f]", mend="m")
-    monkeypatch.setattr(doctor, "examine", lambda runs: [fine])
+    monkeypatch.setattr(doctor, "examine", lambda runs: {"t": [doctor.missing("n [x]", "[f]", mend="m")]})
     done = invoke("--json")
-    assert done.exit_code == 0 and json.loads(done.stdout)["findings"][0]["mend"] == "m"
+    assert done.exit_code == 0
+    assert json.loads(done.stdout)["findings"] == [{"topic": "t", "name": "n [x]", "state": "missing", "found": "[f]", "mend": "m"}]
     shown = invoke()
     assert "n [x]" in shown.stdout and "[f]" in shown.stdout and "n [x]: m" in shown.stdout
-    monkeypatch.setattr(doctor, "examine", lambda runs: [doctor.Finding(topic="t", name="n", state="broken", found="f", mend="m")])
+    monkeypatch.setattr(doctor, "examine", lambda runs: {"t": [doctor.broken("n", "f", mend="m")]})
     assert invoke().exit_code == 2 and json.loads(invoke("--json").stdout)["ok"] is False

@@ -55,7 +55,7 @@ def test_a_terminal_gets_a_bar_with_rate(monkeypatch):
     assert "pack [raw]" in screen.getvalue() and "50/50 cubes" in screen.getvalue() and "cubes/s" in screen.getvalue()
 
 
-@pytest.mark.parametrize(("seconds", "text"), [(0.4, "0 s"), (59.4, "59 s"), (200, "3 min 20 s"), (7500, "2 h 05 min")])
+@pytest.mark.parametrize(("seconds", "text"), [(0.4, "0 s"), (59.4, "59 s"), (200, "3 min 20 s"), (7500, "2 h 05 min"), (90000, "1 d 1 h")])
 def test_durations_read_naturally(seconds, text):
     assert duration(seconds) == text
 

@@ -15,8 +15,8 @@ import pytest
 import yaml
 
 from data_shards.errors import InputError
-from launch.cli.jobs import duration, pace, summary
-from launch.cli.submit import _limited
+from launch.cli.resume import _limited
+from launch.cli.status import pace, summary
 from launch.config import load
 from launch.provenance import ROOT
 from launch.run import Run
@@ -26,11 +26,11 @@ from launch.submit.frozen import Progress, Target, check_time, progress_of
 from launch.submit.graph import run_here
 from launch.submit.pipeline import missing
 from launch.submit.site import minutes_of, queue
-from slurm.executor import run_local
+from slurm.foreground import run_local
 from slurm.jobs import JobSpec
+from slurm.queue import JobState
 from slurm.rank import Placement
 from slurm.records import RECORD_NAME
-from slurm.status import JobState
 from slurm.task import few_cores, read_secrets, task_environ
 from tests.commands import invoke
 
@@ -518,7 +518,6 @@ def test_runs_are_listed_with_how_far_they_are(tmp_path):
 def test_what_a_table_says_of_a_job():
     states = [JobState(job_id="7_0", state="RUNNING"), JobState(job_id="7_1-8,10", state="PENDING")]
     assert summary(states) == "9 PENDING, 1 RUNNING" and summary(states[:1]) == "RUNNING"
-    assert [duration(s) for s in (3, 75, 3700, 90000)] == ["3 s", "1 min 15 s", "1 h 1 min", "1 d 1 h"]
     assert pace(Progress(done=960, goal=4800, per_s=17.14), True) == "960 of 4,800, 20 %; 17.1/s, 3 min 44 s left"
     assert pace(Progress(done=960, goal=4800, per_s=17.14), False) == "960 of 4,800, 20 %"
     assert pace(Progress(), True) == ""
@@ -540,8 +539,8 @@ def test_code_that_pythonpath_names_runs_also_without_a_copy(monkeypatch):
 
 def test_a_pipeline_runs_here_by_force_too(monkeypatch, tmp_path):
     asked = []
-    monkeypatch.setattr("slurm.executor.check_free", lambda folder, *, force: asked.append(force))
-    monkeypatch.setattr("slurm.executor.run_local", lambda spec, folder: 0)
+    monkeypatch.setattr("slurm.states.check_free", lambda folder, *, force: asked.append(force))
+    monkeypatch.setattr("slurm.foreground.run_local", lambda spec, folder: 0)
     monkeypatch.setattr("launch.submit.graph.shutil.which", lambda _: "/bin/squeue")
     stage = SimpleNamespace(check=lambda: None, freeze=lambda: None, spec=None, folder=tmp_path)
     assert (run_here({"data": stage}, True, print), run_here({"data": stage}, False, print), asked) == (0, 0, [True, False])

@@ -17,8 +17,9 @@ import pytest
 
 from data_shards.errors import InputError, TryAgain
 from launch.submit.frozen import Target, progress_patterns
-from slurm.attempts import ERRORS, Attempt, attempts_path, begin, end, holder_path, main, progress_of, read_attempts
+from slurm.attempts import ERRORS, begin, end, main, progress_digest
 from slurm.causes import AWAY, RANK_MARK, cause, failure, first_code
+from slurm.history import Attempt, attempts_path, holder_path, read_attempts
 from slurm.jobs import JobSpec, freeze
 from slurm.preempt import ATTEMPT, HOLDER, stop_on_signals, superseded
 from slurm.restart import requeue
@@ -136,7 +137,7 @@ def test_the_words_of_an_attempt_before_are_not_the_reason(script, capsys):
 
 
 def test_a_file_system_that_is_away_as_an_attempt_begins_puts_it_off(script, monkeypatch, capsys):
-    monkeypatch.setattr("slurm.attempts.progress_of", lambda *_: (_ for _ in ()).throw(OSError(116, "Stale file handle")))
+    monkeypatch.setattr("slurm.attempts.progress_digest", lambda *_: (_ for _ in ()).throw(OSError(116, "Stale file handle")))
     for name, value in script.environ.items():
         monkeypatch.setenv(name, value)
     assert main(["begin", str(script.path)]) == 75 and script.asked == ["7"]
@@ -146,11 +147,11 @@ def test_a_file_system_that_is_away_as_an_attempt_begins_puts_it_off(script, mon
 def test_a_run_s_folder_may_hold_what_patterns_are_made_of(tmp_path):
     target = Target(run=str(tmp_path / "a[1] **"), stage="vqgan")
     spec = JobSpec(name="j", command=("python",), folder=str(tmp_path), progress=progress_patterns(target))
-    before = progress_of(spec)
+    before = progress_digest(spec)
     commit = tmp_path / "a[1] **" / "vqgan" / "checkpoints" / "samples-000000000008" / "COMMIT.json"
     commit.parent.mkdir(parents=True)
     commit.touch()
-    assert progress_of(spec) != before
+    assert progress_digest(spec) != before
 
 
 def test_an_attempt_that_could_say_nothing_is_explained_by_the_next(script, capsys):
@@ -246,7 +247,7 @@ def test_of_an_array_only_the_index_that_asks_is_restarted(script, capsys, job_i
 
 def test_of_an_array_only_the_index_that_cannot_begin_is_restarted(script, monkeypatch):
     script.further = {"SLURM_ARRAY_JOB_ID": "7", "SLURM_ARRAY_TASK_ID": "3"}
-    monkeypatch.setattr("slurm.attempts.progress_of", lambda *_: (_ for _ in ()).throw(OSError(errno.ESTALE, "Stale file handle")))
+    monkeypatch.setattr("slurm.attempts.progress_digest", lambda *_: (_ for _ in ()).throw(OSError(errno.ESTALE, "Stale file handle")))
     for name, value in script.environ.items():
         monkeypatch.setenv(name, value)
     assert main(["begin", str(script.path)]) == 75 and script.asked == ["7_3"]
@@ -256,7 +257,7 @@ FAULTS = [errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.ESTALE]
 
 
 @pytest.mark.parametrize("number", FAULTS)
-@pytest.mark.parametrize("what", ["_append", "progress_of", "read_attempts", "holder_path"])
+@pytest.mark.parametrize("what", ["append", "progress_digest", "read_attempts", "holder_path"])
 def test_what_cannot_be_noted_at_an_end_keeps_no_job_from_its_next_attempt(script, capsys, monkeypatch, what, number):
     script.begins(capsys)
 
@@ -273,7 +274,7 @@ def test_what_cannot_be_noted_at_an_end_keeps_no_job_from_its_next_attempt(scrip
 
 
 @pytest.mark.parametrize("number", FAULTS)
-@pytest.mark.parametrize("what", ["durable.write_bytes", "_append", "Path.read_bytes"])
+@pytest.mark.parametrize("what", ["durable.write_bytes", "append", "Path.read_bytes"])
 def test_what_cannot_be_noted_at_a_beginning_puts_the_attempt_off(script, monkeypatch, capsys, what, number):
     def fails(*_, **__):
         raise OSError(number, os.strerror(number))
@@ -381,16 +382,16 @@ def test_an_index_that_is_stuck_is_ended_though_the_others_get_on(tmp_path, monk
 
 def test_the_end_of_a_smaller_set_is_of_its_number_s_share(tmp_path):
     spec = JobSpec(name="j", command=("python",), folder=str(tmp_path), array="1-3", share="{array_task}/3", progress=("*.tar",))
-    before = [progress_of(spec, index) for index in "123"]
+    before = [progress_digest(spec, index) for index in "123"]
     (tmp_path / "synthetic-000004.first12.tar").touch()
-    assert [progress_of(spec, index) == one for index, one in zip("123", before, strict=True)] == [True, False, True]
+    assert [progress_digest(spec, index) == one for index, one in zip("123", before, strict=True)] == [True, False, True]
 
 
 def test_an_index_may_have_files_of_its_own(tmp_path):
     spec = JobSpec(name="j", command=("python",), folder=str(tmp_path), array="1-2", progress=("codes-{array_task}.safetensors",))
-    before = [progress_of(spec, index) for index in ("1", "2")]
+    before = [progress_digest(spec, index) for index in ("1", "2")]
     (tmp_path / "codes-1.safetensors").touch()
-    assert [progress_of(spec, index) == one for index, one in zip(("1", "2"), before, strict=True)] == [False, True]
+    assert [progress_digest(spec, index) == one for index, one in zip(("1", "2"), before, strict=True)] == [False, True]
 
 
 def test_a_torn_line_costs_one_record(script, capsys):

@@ -14,10 +14,10 @@ import yaml
 
 from ldm.checkpoints.commit import COMMIT, read_commit
 from ldm.training.clock import TIMINGS
-from slurm.attempts import Attempt, attempts_path, holder_path, read_attempts
+from slurm.history import Attempt, attempts_path, holder_path, read_attempts
 from slurm.local_cluster import LocalCluster, missing
 from slurm.preempt import HOLDER
-from slurm.status import JobState, read_squeue, squeue
+from slurm.queue import JobState, read_squeue, squeue
 from tests.commands import retinaforge
 from tests.runs import NETWORKS
 

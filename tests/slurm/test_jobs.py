@@ -11,12 +11,13 @@ import pytest
 
 from data_shards.errors import InputError
 from slurm.arrays import array_indices
-from slurm.executor import run_local, submit
+from slurm.executor import submit
+from slurm.foreground import run_local
 from slurm.jobs import JobSpec, freeze, read_spec, spec_from, spec_json, words_on
+from slurm.queue import FORMAT, JobState, read_squeue
 from slurm.rank import Placement
 from slurm.records import job_folder
 from slurm.script import sbatch_text
-from slurm.status import FORMAT, JobState, read_squeue
 from slurm.task import task_environ, task_words
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "slurm"

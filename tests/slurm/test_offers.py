@@ -7,7 +7,7 @@ import dataclasses
 import pytest
 
 from data_shards.errors import InputError
-from slurm.offers import UNLIMITED, check_fit, gpus_of, minutes_of, offers, read_offers, waits_for
+from slurm.offers import UNLIMITED, check_fit, gpus_of, limit_minutes, offers, read_offers, waits_for
 from tests.slurm.test_jobs import PLAIN
 
 SITE = """\
@@ -30,7 +30,7 @@ def test_sinfo_is_read():
     ]
     texts = ("(null)", "gpu:4", "gpu", "gpu:a100:2,gpu:h100:3", "shard:8,gpu:tesla:1(IDX:0)")
     assert [gpus_of(text) for text in texts] == [0, 4, 1, 5, 1]
-    assert (minutes_of("30:00"), minutes_of("1-01:00:00"), minutes_of("UNLIMITED")) == (30, 1500, UNLIMITED)
+    assert (limit_minutes("30:00"), limit_minutes("1-01:00:00"), limit_minutes("UNLIMITED")) == (30, 1500, UNLIMITED)
 
 
 @pytest.mark.parametrize(

@@ -13,11 +13,12 @@ import pytest
 
 from data_shards.errors import InputError
 from launch import provenance
-from slurm.attempts import attempts_path, read_attempts
 from slurm.executor import handles, submit
+from slurm.history import attempts_path, read_attempts
 from slurm.jobs import JobSpec
-from slurm.records import RECORD_NAME, current
-from slurm.status import JobState, Queue, read_squeue, squeue
+from slurm.queue import JobState, Queue, read_squeue, squeue
+from slurm.records import RECORD_NAME
+from slurm.states import current
 from tests.commands import has_ended, invoke
 
 pytestmark = pytest.mark.slurm

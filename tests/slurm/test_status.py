@@ -16,28 +16,18 @@ import pytest
 
 from data_shards.durable import claimed
 from data_shards.errors import CorruptData, InputError, TryAgain
-from launch.cli.jobs import summary
-from launch.cli.submit import _ended, _failed
+from launch.cli.resume import _failed
+from launch.cli.status import summary
+from launch.cli.submit import _ended
 from launch.submit.graph import _left_alone, submit_all
-from slurm.attempts import Attempt, attempts_path, read_attempts
-from slurm.executor import _Job, _of_another_job, check_free, submit
+from slurm.executor import _Job, submit
+from slurm.history import Attempt, attempts_path, read_attempts
 from slurm.jobs import JobSpec
 from slurm.preempt import ATTEMPT, HOLDER, superseded
-from slurm.records import (
-    CANCELLED,
-    RECORD_NAME,
-    Submitted,
-    _pieces,
-    cancelled,
-    current,
-    is_live,
-    is_unknown,
-    job_folder,
-    read_record,
-    read_records,
-    record_tree,
-)
-from slurm.status import BETWEEN, FORMAT, TOKEN_MARK, UNKNOWN, JobState, Queue
+from slurm.programs import of_another_job
+from slurm.queue import BETWEEN, FORMAT, TOKEN_MARK, UNKNOWN, JobState, Queue
+from slurm.records import RECORD_NAME, Submitted, job_folder, read_record, read_records, record_tree
+from slurm.states import CANCELLED, _pieces, cancelled, check_free, current, is_live, is_unknown
 from tests.commands import invoke
 
 AT = 1_790_000_000.0
@@ -111,7 +101,7 @@ def test_one_answer_serves_all_for_half_a_minute(site):
 
 def test_many_programs_at_once_ask_once(site):
     site.says("squeue", row(7, "RUNNING"))
-    code = "from slurm.status import Queue; print(Queue().states(['7'])['7'][0].state)"
+    code = "from slurm.queue import Queue; print(Queue().states(['7'])['7'][0].state)"
     children = [subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) for _ in range(6)]
     assert [child.communicate(timeout=60)[0] for child in children] == ["RUNNING\n"] * 6
     assert site.calls("squeue") == 1
@@ -119,7 +109,7 @@ def test_many_programs_at_once_ask_once(site):
 
 def test_a_controller_that_fails_is_asked_less_and_less_often(site, monkeypatch):
     clock = [AT]
-    monkeypatch.setattr("slurm.status.time.time", lambda: clock[0])
+    monkeypatch.setattr("slurm.queue.time.time", lambda: clock[0])
     site.says("squeue", row(7, "RUNNING"))
     queue = Queue(30.0)
     assert queue.states(["7"])["7"][0].state == "RUNNING"
@@ -425,7 +415,7 @@ def test_of_two_who_submit_a_pipeline_at_once_the_second_writes_and_sends_nothin
 
 def test_the_token_by_which_a_site_knows_its_user_stays():
     environ = {"SLURM_JWT": "x", "SLURM_CONF": "/etc/slurm.conf", "SLURM_JOB_ID": "7", "SBATCH_ACCOUNT": "a"}
-    assert _of_another_job(environ) == {"SLURM_JOB_ID", "SBATCH_ACCOUNT"}
+    assert of_another_job(environ) == {"SLURM_JOB_ID", "SBATCH_ACCOUNT"}
 
 
 def test_a_job_that_sbatch_s_lost_answer_was_about_is_taken_up(site, tmp_path, monkeypatch):

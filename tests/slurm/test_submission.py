@@ -15,13 +15,14 @@ import pytest
 import yaml
 
 from data_shards.errors import InputError, RetinaforgeError
-from slurm.attempts import attempts_path, read_attempts
-from slurm.executor import check_free, submit
+from slurm.executor import submit
+from slurm.history import attempts_path, read_attempts
 from slurm.jobs import JobSpec, read_spec
 from slurm.local_cluster import LocalCluster
 from slurm.logs import log_files
-from slurm.records import RECORD_NAME, current, read_record
-from slurm.status import UNKNOWN, Queue, read_squeue, squeue
+from slurm.queue import UNKNOWN, Queue, read_squeue, squeue
+from slurm.records import RECORD_NAME, read_record
+from slurm.states import check_free, current
 from tests.commands import has_ended, invoke
 from tests.runs import NETWORKS
 from tests.test_docs import blocks

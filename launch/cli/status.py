@@ -1,4 +1,4 @@
-"""retinaforge status, logs, cancel, runs: submitted jobs, by their names."""
+"""retinaforge status, cancel, runs: submitted jobs and runs, and how far they are."""
 
 from __future__ import annotations
 
@@ -6,8 +6,7 @@ import itertools
 import json
 import time
 from collections import Counter
-from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -15,17 +14,49 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from launch.cli.options import Jobs
+from launch.cli.progress import duration
 from slurm.fields import JOBS
 
 if TYPE_CHECKING:
+    from data_shards.errors import CorruptData
     from launch.stages.stage import Progress
-    from slurm.attempts import Attempt
+    from slurm.history import Attempt
+    from slurm.queue import Answer, JobState
     from slurm.records import Submitted
-    from slurm.status import JobState, Queue
 
-Name = Annotated[str, typer.Argument(help="Name of the job.")]
 Names = Annotated[list[str] | None, typer.Argument(help="Jobs by name, or RUN for all jobs of a run; left out: all in JOBS.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
+DAMAGED = "record damaged"
+"""In place of a state, of a job of which nothing can be said."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """A submitted job, and how it stands.
+
+    Attributes:
+        states: one; of an array, one or more.
+        progress: of what it makes; empty for what works on no run.
+        attempts: by index of an array; of a job that is none, under ''.
+    """
+
+    record: Submitted
+    states: list[JobState]
+    progress: Progress
+    attempts: dict[str, list[Attempt]]
+
+    @property
+    def runs(self) -> bool:
+        return any(state.state == "RUNNING" for state in self.states)
+
+    def tree(self) -> dict[str, Any]:
+        """For JSON."""
+        return {
+            "state": summary(self.states),
+            "jobs": [asdict(state) for state in self.states],
+            "progress": {**asdict(self.progress), "eta_s": self.progress.eta_s},
+            "attempts": [{"index": index or None, **asdict(attempt)} for index, each in self.attempts.items() for attempt in each],
+        }
 
 
 def status(
@@ -39,7 +70,8 @@ def status(
     SLURM is asked once for all of them, and not more often than every 30 seconds, whoever asks.
     """
     from launch.submit.site import queue
-    from slurm.records import current, is_live, read_records
+    from slurm.records import read_records
+    from slurm.states import current, is_live
 
     records, damaged = read_records(jobs, names or [])
     if not (records or damaged):
@@ -48,14 +80,24 @@ def status(
         )
         return
     shared = queue()
-    found = current(records, shared)
+    states = current(records, shared)
     answer = shared.answer()
-    told = {record.name: _told(record, found[record.name], jobs, verify) for record in records}
+    each = [_job(record, states[record.name], jobs, verify) for record in records]
     if as_json:
-        rows = {name: _as_json(*row) for name, row in told.items()}
+        rows = {job.record.name: job.tree() for job in each}
         rows |= {name: {"state": DAMAGED, "jobs": [], "attempts": [], "fault": str(error)} for name, error in damaged.items()}
         typer.echo(json.dumps({"as_of_unix_s": answer.asked_unix_s, "jobs": rows}))
         return
+    _show(each, damaged, jobs, answer)
+    if names:
+        for job in each:
+            for line in history(job.record.name, job.attempts, is_live(job.states)):
+                typer.echo(line)
+    if answer.failures:
+        typer.secho(f"warning: SLURM does not answer since then ({answer.said}); the states are those of before", fg="yellow", err=True)
+
+
+def _show(each: list[Job], damaged: dict[str, CorruptData], jobs: Path, answer: Answer) -> None:
     from rich import box
     from rich.console import Console
     from rich.markup import escape
@@ -66,39 +108,22 @@ def status(
     )
     for column in ("name", "job", "state", "progress", "checkpoint", "restarts", "nodes or reason"):
         table.add_column(column, no_wrap=column in ("name", "state"))
-    for record in records:
-        states, progress, attempts = told[record.name]
-        runs = any(state.state == "RUNNING" for state in states)
-        cells = (record.name, ", ".join(record.job_ids), summary(states), pace(progress, runs), checkpoint(progress))
-        table.add_row(*map(escape, (*cells, restarts(record, states, attempts), reason(states, attempts))))
+    for job in each:
+        numbers = ", ".join(job.record.job_ids)
+        cells = (job.record.name, numbers, summary(job.states), pace(job.progress, job.runs), checkpoint(job.progress))
+        table.add_row(*map(escape, (*cells, restarts(job), reason(job))))
     for name, error in damaged.items():
         table.add_row(escape(name), "", DAMAGED, "", "", "", escape(str(error.where)))
-    console = Console()
-    console.print(table)
+    Console().print(table)
     for error in damaged.values():
-        console.print(str(error), markup=False, highlight=False, soft_wrap=True)
-    if names:
-        for record in records:
-            states, _, attempts = told[record.name]
-            for line in history(record.name, attempts, is_live(states)):
-                console.print(line, markup=False, highlight=False)
-    if answer.failures:
-        typer.secho(f"warning: SLURM does not answer since then ({answer.said}); the states are those of before", fg="yellow", err=True)
+        typer.echo(str(error))
 
 
-DAMAGED = "record damaged"
-"""In place of a state, of a job of which nothing can be said."""
-Attempts = dict[str, list["Attempt"]]
-"""By index of an array; of a job that is none, under ''."""
-Told = tuple[list["JobState"], "Progress", Attempts]
-
-
-def _told(record: Submitted, states: list[JobState], jobs: Path, verify: bool) -> Told:
-    """What is known of one job beside its states."""
+def _job(record: Submitted, states: list[JobState], jobs: Path, verify: bool) -> Job:
     from data_shards.errors import CorruptData
     from launch.stages.stage import Progress
     from launch.submit.frozen import progress_of, read_target
-    from slurm.attempts import read_all
+    from slurm.history import read_all
     from slurm.records import job_folder
 
     folder = job_folder(jobs, record.name)
@@ -107,25 +132,15 @@ def _told(record: Submitted, states: list[JobState], jobs: Path, verify: bool) -
     except CorruptData as error:  # its progress alone is not known
         typer.secho(f"warning: {error}", fg="yellow", err=True)
         target = None
-    return states, progress_of(target, verify=verify) if target else Progress(), read_all(folder)
-
-
-def _as_json(states: list[JobState], progress: Progress, attempts: Attempts) -> dict[str, Any]:
-    return {
-        "state": summary(states),
-        "jobs": [asdict(state) for state in states],
-        "progress": {**asdict(progress), "eta_s": progress.eta_s},
-        "attempts": [{"index": index or None, **asdict(attempt)} for index, each in attempts.items() for attempt in each],
-    }
+    progress = progress_of(target, verify=verify) if target else Progress()
+    return Job(record=record, states=states, progress=progress, attempts=read_all(folder))
 
 
 def summary(states: list[JobState]) -> str:
     """One word where all are in one state, else how many are in each; indices that wait together count each."""
-    from slurm.records import span_of
-
     counts: Counter[str] = Counter()
     for state in states:
-        counts[state.state] += len(span_of(state.job_id)) or 1
+        counts[state.state] += len(state.indices) or 1
     return next(iter(counts)) if len(counts) == 1 else ", ".join(f"{count} {word}" for word, count in counts.most_common())
 
 
@@ -146,15 +161,14 @@ def checkpoint(progress: Progress) -> str:
     return f"{progress.checkpoint:,}, {duration(time.time() - (progress.checkpoint_unix_s or 0))} ago{seen}"
 
 
-def restarts(record: Submitted, states: list[JobState], attempts: Attempts) -> str:
+def restarts(job: Job) -> str:
     """How often, and why, in as few words as there are reasons."""
-    before = [
-        attempt for each in attempts.values() for attempt, after in itertools.pairwise(each) if attempt.submission == after.submission
-    ]
-    live = {attempt.submission for each in attempts.values() for attempt in each[-1:]}  # of this submission, not of those before
+    each = job.attempts.values()
+    before = [attempt for one in each for attempt, after in itertools.pairwise(one) if attempt.submission == after.submission]
+    live = {attempt.submission for one in each for attempt in one[-1:]}  # of this submission, not of those before
     why = Counter(short(attempt.why) for attempt in before if attempt.submission in live)
     if not why:
-        return str(sum(state.restarts for state in states))
+        return str(sum(state.restarts for state in job.states))
     return f"{why.total()}: " + ", ".join(f"{text} ({count})" if count > 1 else text for text, count in why.most_common())
 
 
@@ -163,17 +177,18 @@ def short(why: str, most: int = 40) -> str:
     return why if len(why) <= most else why[: most - 1].rstrip() + "…"
 
 
-def reason(states: list[JobState], attempts: Attempts) -> str:
+def reason(job: Job) -> str:
     """Where it runs, why it waits, or how it ended."""
-    if len(states) == 1 and states[0].state in ("RUNNING", "PENDING", "COMPLETING"):
-        return states[0].why
-    last = Counter(short(each[-1].why) for each in attempts.values() if each[-1].why)
+    if len(job.states) == 1 and job.states[0].state in ("RUNNING", "PENDING", "COMPLETING"):
+        return job.states[0].why
+    last = Counter(short(each[-1].why) for each in job.attempts.values() if each[-1].why)
     if len(last) == 1:
         return next(iter(last))
-    return ", ".join(f"{count} {why}" for why, count in last.most_common(4)) or "; ".join(dict.fromkeys(s.why for s in states if s.why))
+    ends = ", ".join(f"{count} {why}" for why, count in last.most_common(4))
+    return ends or "; ".join(dict.fromkeys(state.why for state in job.states if state.why))
 
 
-def history(name: str, attempts: Attempts, live: bool) -> list[str]:
+def history(name: str, attempts: dict[str, list[Attempt]], live: bool) -> list[str]:
     """A line for each attempt; of an array, for those of the indices that did not end well at once."""
     shown = {index: each for index, each in attempts.items() if not index or len(each) > 1 or each[-1].code != 0}
     lines = [f"{name}: {sum(map(len, attempts.values()))} attempt(s)"] if attempts else []
@@ -187,72 +202,6 @@ def history(name: str, attempts: Attempts, live: bool) -> list[str]:
     return lines
 
 
-def duration(seconds: float) -> str:
-    """In the two largest units."""
-    minutes, s = divmod(round(max(0.0, seconds)), 60)
-    hours, m = divmod(minutes, 60)
-    days, h = divmod(hours, 24)
-    return f"{days} d {h} h" if days else f"{h} h {m} min" if h else f"{m} min {s} s" if m else f"{s} s"
-
-
-def logs(
-    name: Name,
-    follow: Annotated[bool, typer.Option("-f", "--follow", help="Go on with each new line until the job has ended.")] = False,
-    last: Annotated[int | None, typer.Option("-n", "--lines", min=0, help="Of what stands there, so many lines of each rank.")] = None,
-    rank: Annotated[str | None, typer.Option(help="One rank alone; 'batch' for the script; in an array INDEX:RANK.")] = None,
-    jobs: Jobs = JOBS,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object a line.")] = False,
-) -> None:
-    """What the ranks of a job said, across its restarts, with the rank before each line."""
-    from data_shards.errors import InputError
-    from launch.submit.site import queue
-    from slurm.jobs import words_on
-    from slurm.logs import lines
-    from slurm.records import job_folder, read_records
-
-    records, damaged = read_records(jobs, [name])
-    if name in damaged:
-        raise damaged[name]
-    record = next((record for record in records if record.name == name), None)
-    if record is None and not records:
-        raise next(iter(damaged.values()))
-    if record is None:
-        several = ", ".join(record.name for record in records)
-        raise InputError(
-            f"{name!r} is a run of several jobs",
-            expected=f"one of {several}",
-            mend=words_on("logs", records[-1].name, job_folder(jobs, records[-1].name)),
-        )
-    folder = job_folder(jobs, name)
-    if rank is not None and not follow:
-        _check_rank(rank, record, folder)
-    over = _asked_politely(record, queue()) if follow else lambda: True
-    for who, line in lines(folder, last=last, ended=over, true_id=record.true_id):
-        if rank in (None, who):
-            typer.echo(json.dumps({"rank": who, "line": line}) if as_json else f"[{who}] {line}")
-    if rank is not None and follow:  # one that was waited for
-        _check_rank(rank, record, folder)
-
-
-def _check_rank(rank: str, record: Submitted, folder: Path) -> None:
-    """Refuse a rank of which there is no log.
-
-    Raises:
-        InputError: as said, with those there are.
-    """
-    from data_shards.errors import InputError
-    from slurm.jobs import words_on
-    from slurm.logs import log_files
-
-    if rank not in (there := log_files(folder, record.true_id)):
-        raise InputError(
-            f"--rank {rank}: no log of it",
-            where=folder,
-            expected=f"one of {', '.join(there)}" if there else "a job that has begun",
-            mend=words_on("logs" if there else "status", record.name, folder),
-        )
-
-
 def cancel(
     names: Annotated[list[str], typer.Argument(help="Jobs by name, or RUN for all jobs of a run.")],
     jobs: Jobs = JOBS,
@@ -261,8 +210,9 @@ def cancel(
     """Cancel jobs that wait or run. What they have committed stays: `resume`, or the same `submit`, goes on from it."""
     from data_shards.errors import InputError
     from launch.submit.site import queue
-    from slurm.records import CANCELLED, cancelled, current, is_away, read_records, whereabouts
-    from slurm.status import UNKNOWN
+    from slurm.queue import UNKNOWN
+    from slurm.records import read_records
+    from slurm.states import CANCELLED, cancelled, current, is_away, whereabouts
 
     records, damaged = read_records(jobs, names)
     shared = queue()
@@ -289,26 +239,6 @@ def cancel(
         )
 
 
-def _asked_politely(record: Submitted, shared: Queue) -> Callable[[], bool]:
-    """Whether the job has ended: SLURM is asked as seldom as `shared` allows, and one that does not answer has not said so."""
-    from data_shards.errors import TryAgain
-    from slurm.records import current, is_live
-
-    looked, over = float("-inf"), False
-
-    def ended() -> bool:
-        nonlocal looked, over
-        if not over and time.monotonic() - looked >= 1.0:
-            looked = time.monotonic()
-            try:
-                over = not is_live(current([record], shared)[record.name]) and not shared.answer().failures
-            except TryAgain:
-                over = False
-        return over
-
-    return ended
-
-
 def runs(
     folder: Annotated[Path, typer.Argument(help="Where run folders lie.")] = Path("runs"),
     jobs: Jobs = JOBS,
@@ -319,15 +249,15 @@ def runs(
     from slurm.records import of, read_records
 
     records = read_records(jobs, [])[0] if jobs.exists() else []
-    found = {}
+    rows = {}
     for path in sorted(folder.glob("*/run.yaml")):
         names = [record.name for record in records if of(path.parent.name, record.name)]
         shown = {name: stage.shown(path.parent) for name, stage in STAGES.items()}
-        found[path.parent.name] = {"folder": str(path.parent), "stages": shown, "jobs": names}
+        rows[path.parent.name] = {"folder": str(path.parent), "stages": shown, "jobs": names}
     if as_json:
-        typer.echo(json.dumps(found))
+        typer.echo(json.dumps(rows))
         return
-    if not found:
+    if not rows:
         typer.echo(f"no run in {folder}; retinaforge run --help")
         return
     from rich import box
@@ -338,6 +268,6 @@ def runs(
     table = Table(title=f"runs in {folder}", title_justify="left", box=box.SIMPLE_HEAD)
     for column in ("run", *STAGES, "jobs"):
         table.add_column(column)
-    for name, about in found.items():
-        table.add_row(escape(name), *(about["stages"][stage] for stage in STAGES), str(len(about["jobs"]) or ""))
+    for name, row in rows.items():
+        table.add_row(escape(name), *(row["stages"][stage] for stage in STAGES), str(len(row["jobs"]) or ""))
     Console().print(table)

@@ -10,7 +10,6 @@ import os
 import re
 import shutil
 import socket
-import subprocess
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
@@ -19,6 +18,8 @@ from typing import Any
 
 from data_shards import durable
 from data_shards.errors import InputError, TryAgain
+from slurm.arrays import array_indices
+from slurm.programs import ask
 
 UNKNOWN = "UNKNOWN"
 ENDED = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "OUT_OF_MEMORY", "DEADLINE", "BOOT_FAIL")
@@ -59,6 +60,17 @@ class JobState:
         """The token of the submission; '' where the comment holds none."""
         match = re.search(rf"{TOKEN_MARK}([0-9a-f]+)", self.comment)
         return match[1] if match else ""
+
+    @property
+    def number(self) -> str:
+        """SLURM's number alone."""
+        return self.job_id.partition("_")[0]
+
+    @property
+    def indices(self) -> list[str]:
+        """Those of its array that it stands for: 3, 4, 5, 9 of '12_3-5,9'; none of '12'."""
+        span = self.job_id.partition("_")[2].strip("[]")
+        return [str(index) for index in array_indices(span)] if re.fullmatch(r"[0-9,:-]+", span) else []
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -153,12 +165,6 @@ FORMAT = (
 )
 
 
-def plain_environ() -> dict[str, str]:
-    """The environment without what would leave jobs out of SLURM's answers, or change how they are written."""
-    plain = {name: value for name, value in os.environ.items() if not name.startswith(("SQUEUE_", "SACCT_"))}
-    return {**plain, "TZ": "UTC", "SLURM_TIME_FORMAT": "standard", "SLURM_BITSTR_LEN": "0"}  # 0: lists of indices are not cut
-
-
 def squeue() -> str:
     """All jobs of this user that the controller knows, those that ended lately too.
 
@@ -167,29 +173,22 @@ def squeue() -> str:
     """
     # by user and not by number: one number that SLURM has forgotten makes squeue fail for all of them
     fields, user = ",".join(f"{field}:{width}" for field, width in FORMAT), os.getuid()  # by number: not every user has a name
-    command = ["squeue", "--noheader", "--all", "--states=all", f"--user={user}", f"--Format={fields}"]
-    asked = {"capture_output": True, "text": True, "errors": "surrogateescape", "timeout": 60, "check": True, "env": plain_environ()}
-    try:
-        return "\n".join(map(str.rstrip, subprocess.run(command, **asked).stdout.split("\n")))
-    except subprocess.CalledProcessError as error:
-        raise TryAgain(f"squeue failed: {error.stderr.strip()}", expected="an answer of the controller", mend="scontrol ping") from error
-    except subprocess.TimeoutExpired as error:
-        raise TryAgain("squeue did not answer within 60 s", mend="scontrol ping") from error
+    words = ("squeue", "--noheader", "--all", "--states=all", f"--user={user}", f"--Format={fields}")
+    return "\n".join(map(str.rstrip, ask(*words, errors="surrogateescape").split("\n")))
 
 
 def read_squeue(text: str, wanted: Iterable[str]) -> dict[str, list[JobState]]:
     """Read squeue's lines of FORMAT; what it does not list is UNKNOWN."""
-    found: dict[str, list[JobState]] = {job_id: [] for job_id in wanted}
+    by_number: dict[str, list[JobState]] = {job_id: [] for job_id in wanted}
     for state in _states(text):
-        number = state.job_id.partition("_")[0]
-        if number in found:
-            found[number].append(state)
-    return {job_id: entries or [JobState(job_id=job_id)] for job_id, entries in found.items()}
+        if state.number in by_number:
+            by_number[state.number].append(state)
+    return {job_id: entries or [JobState(job_id=job_id)] for job_id, entries in by_number.items()}
 
 
 def numbers_of(text: str, token: str) -> set[str]:
     """The numbers that SLURM gave to a submission, by squeue's lines."""
-    return {state.job_id.partition("_")[0] for state in _states(text) if state.token == token}
+    return {state.number for state in _states(text) if state.token == token}
 
 
 def _states(text: str) -> Iterator[JobState]:
@@ -213,10 +212,9 @@ def _states(text: str) -> Iterator[JobState]:
 
 def starts_in(number: str) -> str | None:
     """The folder that SLURM starts this job in; None where it does not say."""
-    command = ["scontrol", "show", "job", number]
     try:
-        said = subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=60, check=True, env=plain_environ()).stdout
-    except (OSError, subprocess.SubprocessError):
+        said = ask("scontrol", "show", "job", number)
+    except TryAgain:
         return None
     folders = set(re.findall(r"^\s*WorkDir=(.*)$", said, re.MULTILINE))  # a line for each index of an array
     return folders.pop() if len(folders) == 1 else None
@@ -228,12 +226,10 @@ BETWEEN = "\x1f"
 
 def sacct(numbers: Iterable[str]) -> str:
     """The lines of the books on these numbers; '' where the site keeps none, or they cannot be read: the state is UNKNOWN then."""
-    command = ["sacct", "--allocations", "--noheader", "--parsable2", f"--delimiter={BETWEEN}", f"--format={','.join(BOOKS)}"]
-    command += ["--jobs=" + ",".join(sorted(numbers))]
+    words = ("sacct", "--allocations", "--noheader", "--parsable2", f"--delimiter={BETWEEN}", f"--format={','.join(BOOKS)}")
     try:
-        asked = {"capture_output": True, "text": True, "errors": "replace", "timeout": 60, "check": True, "env": plain_environ()}
-        return subprocess.run(command, **asked).stdout
-    except (OSError, subprocess.SubprocessError):
+        return ask(*words, "--jobs=" + ",".join(sorted(numbers)))
+    except TryAgain:
         return ""
 
 
@@ -242,18 +238,18 @@ def last_words(text: str) -> dict[str, list[JobState]]:
 
     Only an end is taken from them: the controller alone knows what runs, and books that lag behind still call a dead job RUNNING.
     """
-    found: dict[str, list[JobState]] = {}
+    by_number: dict[str, list[JobState]] = {}
     for line in text.split("\n"):
         fields = line.split(BETWEEN)
         if len(fields) != len(BOOKS):
             continue
         job_id, state, elapsed, code, comment, folder, name = fields
-        number, word = job_id.partition("_")[0], state.split()[0] if state.strip() else ""
+        word = state.split()[0] if state.strip() else ""
         if word in ENDED:
             why = "" if code == "0:0" else f"exit code {code.partition(':')[0]}"
             entry = JobState(job_id=job_id, name=name, state=word, elapsed=elapsed, why=why, comment=comment, folder=folder)
-            found.setdefault(number, []).append(entry)
-    return found
+            by_number.setdefault(entry.number, []).append(entry)
+    return by_number
 
 
 def _cache() -> Path:
