@@ -35,9 +35,10 @@ from stream_peers import BATCH, CROP, MIB, PEERS, SHAPE, Batches, Loader, batche
 from data_shards.cube import Cube, CubeMeta
 from data_shards.packing.pack import write_dataset
 from data_shards.phantom.eyes import PhantomConfig, phantom_cube
+from data_shards.reading.config import ReadConfig
 from data_shards.reading.dataset import Dataset
 from data_shards.reading.ring import page_aligned
-from data_shards.reading.stream import CubeStream, ReadConfig
+from data_shards.reading.stream import CubeStream
 from data_shards.shards.codecs import Encoding
 from data_shards.shards.layout import TILE
 from data_shards.shards.payload import decode_into, encode

@@ -36,8 +36,9 @@ if TYPE_CHECKING:
     from data_shards.packing.pack import pack, write_dataset
     from data_shards.phantom.eyes import PhantomConfig, phantom_cube
     from data_shards.reading.batch import Batch
+    from data_shards.reading.config import ReadConfig
     from data_shards.reading.dataset import Dataset
     from data_shards.reading.mixture import Mixture
-    from data_shards.reading.stream import CubeStream, ReadConfig
+    from data_shards.reading.stream import CubeStream
 else:
     __getattr__, __dir__ = on_demand(__name__)

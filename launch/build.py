@@ -10,9 +10,10 @@ from torch import nn
 
 from data_shards.errors import InputError
 from data_shards.manifest import Manifest
+from data_shards.reading.config import ReadConfig
 from data_shards.reading.dataset import Dataset
 from data_shards.reading.mixture import Mixture
-from data_shards.reading.stream import CubeStream, ReadConfig
+from data_shards.reading.stream import CubeStream
 from data_shards.stores import place_of
 from launch.config import DiffusionStage, VQGANStage, to_tree
 from ldm.checkpoints.trained import describe_data
@@ -24,9 +25,9 @@ from ldm.models.objective import SCHEDULES
 from ldm.models.other_codebooks import codebook_from
 from ldm.models.vqgan import VQGAN, initialised
 from ldm.normalise import CubeNormaliser, LatentNormaliser
+from ldm.training.config import LoopConfig
 from ldm.training.diffusion import DiffusionTrainer
 from ldm.training.engine import Engine
-from ldm.training.loop import LoopConfig
 from ldm.training.vqgan import VQGANTrainer
 
 

@@ -18,21 +18,13 @@ from pydantic import TypeAdapter, ValidationError
 from data_shards.errors import InputError, nearest
 from data_shards.packing.splits import check_fractions
 from data_shards.phantom.persons import PhantomConfig
-from data_shards.reading.stream import ReadConfig
+from data_shards.reading.config import ReadConfig
 from data_shards.shards.codecs import Encoding
 from launch.credentials import concealed, revealed
 from launch.parse import parse_yaml
-from ldm.models.codebook import CodebookConfig
-from ldm.models.denoiser import UNetConfig
-from ldm.models.discriminator import PatchGANConfig
-from ldm.models.objective import ObjectiveConfig
-from ldm.models.sampler import SamplerConfig, scheduler_for
-from ldm.models.vqgan import VQGANConfig
+from ldm.models.config import CodebookConfig, ObjectiveConfig, PatchGANConfig, SamplerConfig, UNetConfig, VQGANConfig
 from ldm.schedules import OptimizerConfig
-from ldm.training.ema import EMAConfig
-from ldm.training.engine import EngineConfig
-from ldm.training.loop import LoopConfig
-from ldm.training.vqgan import VQGANLossConfig
+from ldm.training.config import EMAConfig, EngineConfig, LoopConfig, VQGANLossConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,7 +109,7 @@ class DiffusionStage:
     sampler: SamplerConfig = field(default_factory=SamplerConfig)
 
     def __post_init__(self) -> None:
-        scheduler_for(self.sampler, self.objective.target)  # refuses a sampler of the other family
+        self.sampler.solver(self.objective.target)  # refuses a sampler of the other family
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -17,7 +17,7 @@ from data_shards.errors import InputError
 from data_shards.reading.dataset import Dataset
 from launch import build
 from launch.config import Config
-from ldm.models.codebook import CodebookConfig
+from ldm.models.config import CodebookConfig
 from ldm.models.denoiser import DENOISERS
 from ldm.training.engine import deepspeed_config, mode_of
 

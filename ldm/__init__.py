@@ -25,6 +25,6 @@ if TYPE_CHECKING:
     from ldm.evaluation.evaluate import EvaluateConfig, evaluate
     from ldm.generation.encode import encode_dataset
     from ldm.generation.generate import generate_set, images
-    from ldm.models.sampler import SamplerConfig
+    from ldm.models.config import SamplerConfig
 else:
     __getattr__, __dir__ = on_demand(__name__)

@@ -12,7 +12,6 @@ import contextlib
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from itertools import chain, pairwise
 from typing import NamedTuple
 
@@ -21,6 +20,7 @@ import torch
 
 from data_shards.errors import InputError, RetinaforgeError
 from data_shards.reading.batch import Batch, copied, page_locked, stacked
+from data_shards.reading.config import ReadConfig
 from data_shards.reading.dataset import Dataset
 from data_shards.reading.mixture import Mixture
 from data_shards.reading.order import hash64, rank_positions
@@ -29,31 +29,6 @@ from data_shards.reading.samples import Cut, Sample, SampleReader
 from data_shards.shards.scratch import page_aligned
 
 PLAN_SAMPLES = 1024  # places worked out at once: what numpy costs a call, not a value, is most of the work
-
-
-@dataclass(frozen=True, kw_only=True)
-class ReadConfig:
-    """How a stream reads; nothing but `bad_share` can change what a batch holds.
-
-    Attributes:
-        threads: readers of this process.
-        ahead: batches read before they are asked for.
-        check: compare crc32c on every read.
-        bad_share: this share of the split's samples may be unreadable to this process. Each is logged and another takes its place,
-            the same one in every run; one more ends the run. Reading a split once, as encoding does, takes none.
-    """
-
-    threads: int = 2
-    ahead: int = 2
-    check: bool = True
-    bad_share: float = 0.0
-
-    def __post_init__(self) -> None:
-        if self.threads < 1 or self.ahead < 0 or not 0 <= self.bad_share <= 1:
-            raise InputError(
-                f"threads {self.threads}, ahead {self.ahead}, bad_share {self.bad_share}",
-                expected="at least one thread, none below 0, a share from 0 to 1",
-            )
 
 
 class _Planned(NamedTuple):

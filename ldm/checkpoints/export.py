@@ -15,9 +15,9 @@ from safetensors.torch import save_file
 from data_shards import durable
 from data_shards.errors import InputError, moved_aside
 from ldm.checkpoints.trained import Autoencoder, Denoiser
+from ldm.models.config import MULTIPLES, SamplerConfig
 from ldm.models.denoiser import UNet
-from ldm.models.sampler import SamplerConfig, scheduler_for
-from ldm.models.vqgan import MULTIPLES
+from ldm.models.sampler import scheduler_for
 from ldm.normalise import STORED_MAX
 
 HOW_TO = {

@@ -15,11 +15,12 @@ from data_shards.manifest import BandStats, Manifest
 from ldm.checkpoints.commit import COMMIT, Checkpoint
 from ldm.checkpoints.store import CheckpointStore, Reader
 from ldm.comm import Alone
-from ldm.models.codebook import Codebook, CodebookConfig
+from ldm.models.codebook import Codebook
+from ldm.models.config import CodebookConfig, ObjectiveConfig, VQGANConfig
 from ldm.models.denoiser import denoiser_from
-from ldm.models.objective import SCHEDULES, ObjectiveConfig
+from ldm.models.objective import SCHEDULES
 from ldm.models.other_codebooks import codebook_from
-from ldm.models.vqgan import VQGAN, VQGANConfig
+from ldm.models.vqgan import VQGAN
 from ldm.normalise import CubeNormaliser, LatentNormaliser
 
 

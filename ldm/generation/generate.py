@@ -25,8 +25,9 @@ from data_shards.packing.units import Unit, merged, read_unit, write_unit
 from data_shards.reading.reader import Shard
 from data_shards.shards.index import index_path, open_index
 from ldm.checkpoints.trained import Autoencoder, Denoiser
+from ldm.models.config import SamplerConfig
 from ldm.models.objective import normal_at
-from ldm.models.sampler import SamplerConfig, scheduler_for, solve
+from ldm.models.sampler import scheduler_for, solve
 
 SPLIT = "synthetic"
 REQUEST = "request.json"

@@ -9,9 +9,7 @@ Legend: B batch, D latent channel, H W latent pixels, K code, N vector (B·H·W)
 from __future__ import annotations
 
 import importlib
-import math
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -19,67 +17,7 @@ from torch import Tensor, nn
 
 from data_shards.errors import InputError
 from ldm.kmeans.nearest import nearest_code
-
-
-@dataclass(frozen=True, kw_only=True)
-class CodebookConfig:
-    """Attributes:
-    codes: K.
-    kind: how codes come to be: 'ema' by k-means and exponential averages (EMACodebook); 'simvq' by a learned map of fixed vectors, 'fsq'
-        by rounding (other_codebooks.py). The last two know no k-means.
-    levels: of 'fsq': steps of each latent channel, 3 or more; their product is `codes`.
-    gradient: what reaches the encoder through the rounding: 'straight_through' the decoder's gradient as it is, 'rotation' turned and
-        scaled as the latent is to its code (Fifty et al. 2024); near the origin that is a large factor, which engine.clip bounds.
-    kmeans: when k-means sets the codes anew: at the start of the first epoch, of every epoch, or never.
-    kmeans_vectors: latents drawn for it, over all ranks.
-    start: a file of `retinaforge codebook fit` to begin with; empty: random codes, and k-means draws its own.
-    warmup_epochs: epochs in which latents pass unquantised, so that the encoder learns what to say before it learns to
-        say it in K words; the first k-means comes after them.
-    decay: of the EMA, per optimizer step (van den Oord et al. 2017, appendix A.1).
-    commitment: weight of ‖h − sg(z_q)‖².
-    dead_below: a code whose EMA share is below this fraction of an even share is revived; 0 turns revival off.
-    """
-
-    codes: int = 1024
-    kind: Literal["ema", "simvq", "fsq"] = "ema"
-    levels: tuple[int, ...] = ()
-    gradient: Literal["straight_through", "rotation"] = "straight_through"
-    start: str = ""
-    kmeans: Literal["first", "every_epoch", "never"] = "every_epoch"
-    kmeans_vectors: int = 65536
-    kmeans_iterations: int = 10
-    warmup_epochs: int = 0
-    decay: float = 0.99
-    commitment: float = 0.25
-    dead_below: float = 0.02
-
-    def __post_init__(self) -> None:
-        if self.codes < 2 or not 0 <= self.decay < 1 or not 0 <= self.dead_below < 1 or self.kmeans_iterations < 1:
-            raise InputError(
-                f"codes {self.codes}, decay {self.decay}, dead_below {self.dead_below}, kmeans_iterations {self.kmeans_iterations}",
-                expected="codes ≥ 2, decay and dead_below in [0, 1), kmeans_iterations ≥ 1",
-            )
-        if self.kmeans != "never" and self.kmeans_vectors < self.codes:
-            raise InputError(f"kmeans_vectors {self.kmeans_vectors}", expected=f"at least as many as codes ({self.codes})")
-        if self.kind != "ema" and (self.kmeans != "never" or self.start):
-            raise InputError(
-                f"kind {self.kind!r} with kmeans {self.kmeans!r}" + (f" and start {self.start!r}" if self.start else ""),
-                expected="kmeans=never and no start: its codes are not means of latents",
-            )
-        steps = math.prod(self.levels) if self.levels else 0
-        if (self.kind == "fsq") != bool(self.levels) or (self.levels and (min(self.levels) < 3 or steps != self.codes)):
-            raise InputError(
-                f"kind {self.kind!r} with levels {list(self.levels)} and {self.codes} codes",
-                expected="levels for 'fsq' alone, each 3 or more, whose product is codes",
-                mend="for example kind=fsq levels=[8,5,5,5] codes=1000, with four latent channels",
-            )
-        if self.kind == "fsq" and self.gradient != "straight_through":
-            raise InputError(f"gradient {self.gradient!r} with kind 'fsq'", expected="straight_through, which rounding by channel has")
-        if self.kind == "fsq" and self.warmup_epochs:
-            raise InputError(
-                f"warmup_epochs {self.warmup_epochs} with kind 'fsq'",
-                expected="0: latents that pass as they are would learn to lie where the bounds then cut them off",
-            )
+from ldm.models.config import CodebookConfig
 
 
 class Codebook(nn.Module):

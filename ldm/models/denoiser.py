@@ -7,49 +7,13 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 from diffusers import UNet2DModel
 from torch import Tensor, nn
 
 from data_shards.errors import InputError
-
-
-@dataclass(frozen=True, kw_only=True)
-class UNetConfig:
-    """Attributes:
-    latent_channels: D, taken from the autoencoder when 0.
-    channels: base width; the three levels are 1, 2 and 4 times as wide.
-    layers: residual blocks a level.
-    attention: levels with self-attention, 0 the finest.
-    attention_head_dim: channels of an attention head; where the narrowest level with attention has fewer, or does not divide by it,
-        the next smaller number that divides it.
-    """
-
-    kind: ClassVar[str] = "unet"
-    latent_channels: int = 0
-    channels: int = 128
-    layers: int = 2
-    attention: tuple[int, ...] = (1, 2)
-    attention_head_dim: int = 64
-
-    def __post_init__(self) -> None:
-        if self.channels < 1 or self.channels % 8 or self.channels % min(32, self.channels) or self.layers < 1:
-            raise InputError(
-                f"channels {self.channels}, layers {self.layers}",
-                expected="channels a multiple of 32 (or 8, 16, 24), layers at least 1",
-            )
-        if not set(self.attention) <= {0, 1, 2}:
-            raise InputError(f"attention {self.attention}", expected="levels of 0, 1, 2")
-        if self.attention_head_dim < 1:
-            raise InputError(f"attention_head_dim {self.attention_head_dim}", expected="1 or more channels a head, such as 64")
-
-    @property
-    def head_channels(self) -> int:
-        """Channels of a head as built. The middle, as wide as the coarsest level, always attends; each level divides the next."""
-        narrowest = self.channels * 2 ** min((*self.attention, 2))
-        return next(n for n in range(min(self.attention_head_dim, narrowest), 0, -1) if narrowest % n == 0)
+from ldm.models.config import UNetConfig
 
 
 class UNet(nn.Module):

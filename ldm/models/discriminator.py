@@ -6,33 +6,11 @@ Legend: B batch, C band, H W pixels.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from itertools import pairwise
 
 from torch import Tensor, nn
 
-from data_shards.errors import InputError
-
-
-@dataclass(frozen=True, kw_only=True)
-class PatchGANConfig:
-    """Attributes:
-    bands: C, taken from the dataset when 0.
-    channels: width of the first layer, doubled at each of `layers` strided layers up to eightfold.
-    """
-
-    bands: int = 0
-    channels: int = 64
-    layers: int = 3
-
-    def __post_init__(self) -> None:
-        if min(self.channels, self.layers) < 1 or any(w % min(8, w) for w in (2 * self.channels, 4 * self.channels)):
-            raise InputError(f"channels {self.channels}, layers {self.layers}", expected="channels a multiple of 4, layers at least 1")
-
-    @property
-    def least_pixels(self) -> int:
-        """Height and width that leave one patch: each strided layer halves, and the last two convolutions take a pixel each."""
-        return 3 << self.layers
+from ldm.models.config import PatchGANConfig
 
 
 class PatchGAN(nn.Module):

@@ -5,8 +5,7 @@ Legend: B batch, D latent channel, h w latent pixels.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,6 +13,7 @@ from diffusers import DDPMScheduler
 from torch import Tensor
 
 from data_shards.reading.order import hash64
+from ldm.models.config import ObjectiveConfig
 
 STEPS = 1000
 SCHEDULES: dict[str, dict[str, Any]] = {
@@ -26,16 +26,6 @@ What the denoiser gets wrong of the noise is divided by the signal that is left 
 schedule ends at a signal of 5e-5: samples came out hundreds of times too wide. The linear one ends at 6e-3
 and changes slowly there: nearly all that one step of the solver divides by, the same step multiplies by again. 'v' is not divided.
 """
-
-
-@dataclass(frozen=True, kw_only=True)
-class ObjectiveConfig:
-    """Attributes:
-    target: 'epsilon' on the linear schedule (Ho et al. 2020); 'v' (Salimans and Ho 2022) on the cosine one (Nichol and Dhariwal 2021);
-        'flow': linear path and velocity (Lipman et al. 2023) with logit-normal times (Esser et al. 2024, eq. 19).
-    """
-
-    target: Literal["epsilon", "v", "flow"] = "flow"
 
 
 def schedule(target: str) -> DDPMScheduler | None:

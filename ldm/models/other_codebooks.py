@@ -10,7 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from data_shards.errors import InputError
-from ldm.models.codebook import Codebook, CodebookConfig, EMACodebook, library, normal_codes
+from ldm.models.codebook import Codebook, EMACodebook, library, normal_codes
+from ldm.models.config import CodebookConfig
 
 
 class SimVQ(Codebook):

@@ -6,7 +6,6 @@ Legend: B batch, D latent channel, h w latent pixels.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -19,7 +18,7 @@ from diffusers import (
 )
 from torch import Tensor
 
-from data_shards.errors import InputError, nearest
+from ldm.models.config import SAMPLERS, SamplerConfig
 from ldm.models.objective import SCHEDULES, STEPS
 
 PREDICTION = {"epsilon": "epsilon", "v": "v_prediction"}
@@ -30,33 +29,14 @@ def _variance(cls: type, **extra: Any) -> Callable[[str], Any]:
     return lambda target: cls(prediction_type=PREDICTION[target], **common, **SCHEDULES[target], **extra)
 
 
-SAMPLERS: dict[str, tuple[tuple[str, ...], Callable[[str], Any]]] = {
-    "ddim": (("epsilon", "v"), _variance(DDIMScheduler, clip_sample=False)),
-    "dpm++": (
-        ("epsilon", "v"),
-        _variance(DPMSolverMultistepScheduler, algorithm_type="dpmsolver++", solver_order=2, final_sigmas_type="zero"),
-    ),
-    "unipc": (("epsilon", "v"), _variance(UniPCMultistepScheduler, final_sigmas_type="zero")),
-    "flow-euler": (("flow",), lambda _: FlowMatchEulerDiscreteScheduler(num_train_timesteps=STEPS)),
-    "flow-heun": (("flow",), lambda _: FlowMatchHeunDiscreteScheduler(num_train_timesteps=STEPS)),
+BUILDERS: dict[str, Callable[[str], Any]] = {
+    "ddim": _variance(DDIMScheduler, clip_sample=False),
+    "dpm++": _variance(DPMSolverMultistepScheduler, algorithm_type="dpmsolver++", solver_order=2, final_sigmas_type="zero"),
+    "unipc": _variance(UniPCMultistepScheduler, final_sigmas_type="zero"),
+    "flow-euler": lambda _: FlowMatchEulerDiscreteScheduler(num_train_timesteps=STEPS),
+    "flow-heun": lambda _: FlowMatchHeunDiscreteScheduler(num_train_timesteps=STEPS),
 }
-
-
-@dataclass(frozen=True, kw_only=True)
-class SamplerConfig:
-    """Attributes:
-    name: one of SAMPLERS; 'auto' takes 'flow-heun' or 'dpm++', as the objective asks.
-    steps: of the solver; a Heun step calls the denoiser twice.
-    """
-
-    name: str = "auto"
-    steps: int = 30
-
-    def __post_init__(self) -> None:
-        if self.name != "auto" and self.name not in SAMPLERS:
-            raise InputError(f"unknown sampler {self.name!r}", expected=nearest(self.name, SAMPLERS))
-        if self.steps < 1:
-            raise InputError(f"{self.steps} steps", where="sampler.steps", expected="at least 1")
+assert BUILDERS.keys() == SAMPLERS.keys()
 
 
 def scheduler_for(config: SamplerConfig, target: str) -> Any:
@@ -65,12 +45,7 @@ def scheduler_for(config: SamplerConfig, target: str) -> Any:
     Raises:
         InputError: a sampler of the other family.
     """
-    name = config.name if config.name != "auto" else ("flow-heun" if target == "flow" else "dpm++")
-    serves, build = SAMPLERS[name]
-    if target not in serves:
-        fitting = [n for n, (targets, _) in SAMPLERS.items() if target in targets]
-        raise InputError(f"sampler {name!r} does not solve objective {target!r}", expected=f"one of {', '.join(fitting)}")
-    return build(target)
+    return BUILDERS[config.solver(target)](target)
 
 
 @torch.no_grad()

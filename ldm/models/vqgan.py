@@ -5,8 +5,7 @@ Legend: B batch, C band, H W pixels, D latent channel, F feature of the last lay
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import torch
 from diffusers.models.attention_processor import Attention
@@ -16,38 +15,7 @@ from torch import Tensor, nn
 
 from data_shards.errors import InputError
 from ldm.models.codebook import Codebook
-
-MULTIPLES = {4: (1, 2, 2), 8: (1, 2, 2, 4), 16: (1, 2, 2, 4, 4)}
-"""Channel multiple of each level, by compression: one level more for each halving."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class VQGANConfig:
-    """Attributes:
-    bands: C, taken from the dataset when 0.
-    compression: H / h; 4, 8 or 16.
-    latent_channels: D. A large D tends to collapse: the health gate before diffusion says so.
-    channels: width of the first level; a multiple of `norm_groups`.
-    layers: residual blocks a level.
-    """
-
-    bands: int = 0
-    compression: Literal[4, 8, 16] = 8
-    latent_channels: int = 8
-    channels: int = 64
-    layers: int = 2
-    norm_groups: int = 32
-
-    def __post_init__(self) -> None:
-        if self.compression not in MULTIPLES:
-            raise InputError(f"compression {self.compression}", expected=f"one of {sorted(MULTIPLES)}")
-        if min(self.latent_channels, self.channels, self.layers, self.norm_groups) < 1 or self.bands < 0:
-            raise InputError(
-                f"latent_channels {self.latent_channels}, channels {self.channels}, layers {self.layers}, norm_groups {self.norm_groups}",
-                expected="1 or more of each",
-            )
-        if self.channels % self.norm_groups:
-            raise InputError(f"channels {self.channels}", expected=f"a multiple of norm_groups ({self.norm_groups})")
+from ldm.models.config import MULTIPLES, VQGANConfig
 
 
 class VQGANOutput(NamedTuple):

@@ -13,10 +13,12 @@ from torch import Tensor, nn
 
 from data_shards.reading.batch import Batch
 from ldm.checkpoints.store import Reader, State
-from ldm.models.objective import ObjectiveConfig, noised, schedule
+from ldm.models.config import ObjectiveConfig
+from ldm.models.objective import noised, schedule
 from ldm.normalise import LatentNormaliser
 from ldm.schedules import OptimizerConfig, learning_rate
-from ldm.training.ema import EMA, EMAConfig, decay_at
+from ldm.training.config import EMAConfig
+from ldm.training.ema import EMA, decay_at
 from ldm.training.engine import Engine
 
 

@@ -4,30 +4,13 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
-from data_shards.errors import InputError
 from ldm.checkpoints.store import Fragment, Reader, State
-
-
-@dataclass(frozen=True, kw_only=True)
-class EMAConfig:
-    """Attributes:
-    halflife_samples: after so many samples an old weight counts half; 0 turns the average off.
-    rampup: the half-life is at most this share of the samples seen, so that the start is forgotten (Karras et al. 2024).
-    """
-
-    halflife_samples: float = 2000.0
-    rampup: float = 0.1
-
-    def __post_init__(self) -> None:
-        if not (self.halflife_samples >= 0 and self.rampup > 0):
-            raise InputError(
-                f"halflife_samples {self.halflife_samples}, rampup {self.rampup}", where="ema", expected="at least 0, and above 0"
-            )
+from ldm.training.config import EMAConfig
 
 
 def decay_at(samples: int, batch: int, config: EMAConfig) -> float:

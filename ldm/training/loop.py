@@ -7,63 +7,23 @@ import logging
 import math
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
-from data_shards.errors import InputError, RetinaforgeError, UnsafeResume
+from data_shards.errors import RetinaforgeError, UnsafeResume
 from data_shards.reading.batch import Batch
 from data_shards.reading.stream import CubeStream
 from ldm.checkpoints.store import CheckpointStore, Reader, State
 from ldm.training.clock import Clock, Work
 from ldm.training.commits import Commits
+from ldm.training.config import LoopConfig
 from ldm.training.engine import Engine
 from ldm.training.log import MetricLog, read_log
 from ldm.training.validation import Best, better, validated
 
 LOGGER = logging.getLogger("retinaforge")
-
-
-@dataclass(frozen=True, kw_only=True)
-class LoopConfig:
-    """Lengths are in samples, so that they mean the same at any batch size and world.
-
-    Attributes:
-        samples: to see in all.
-        batch: global batch: micro batch × accumulation × world.
-        epoch_samples: length of an epoch (k-means of the codebook, usage by epoch); 0: as many samples as the split has.
-        checkpoint_every, log_every: in samples.
-        keep: newest checkpoints to keep; the one of the lowest validation loss is kept beside them, once all that the run has takes part.
-        validate_samples: of the split 'val', judged at each checkpoint interval and at the end; 0 for none.
-        background: write checkpoints beside the training, from a copy; costs a copy of the state in the host's memory.
-        profile: write a Chrome trace of three early steps beside the log.
-        max_bad_steps: non-finite steps in a row before the run goes back to its last checkpoint (once), then fails.
-        seed: of the order, the noise and the initial weights.
-    """
-
-    samples: int = 100_000
-    batch: int = 8
-    epoch_samples: int = 0
-    checkpoint_every: int = 2000
-    log_every: int = 80
-    keep: int = 2
-    validate_samples: int = 64
-    background: bool = True
-    profile: bool = False
-    max_bad_steps: int = 10
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        if min(self.samples, self.batch, self.checkpoint_every, self.log_every, self.max_bad_steps) < 1:
-            raise InputError(
-                "a length below 1", where="loop", expected="samples, batch, checkpoint_every, log_every, max_bad_steps at least 1"
-            )
-        if min(self.validate_samples, self.epoch_samples) < 0:
-            raise InputError(
-                f"validate_samples {self.validate_samples}, epoch_samples {self.epoch_samples}", where="loop", expected="0 or more of each"
-            )
 
 
 class Diverged(RetinaforgeError):

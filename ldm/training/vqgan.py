@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -15,7 +14,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from data_shards.errors import InputError
 from data_shards.reading.batch import Batch
 from data_shards.reading.order import hash64
 from data_shards.reading.stream import CubeStream
@@ -25,6 +23,7 @@ from ldm.models.discriminator import PatchGAN
 from ldm.models.vqgan import VQGAN
 from ldm.normalise import CubeNormaliser
 from ldm.schedules import OptimizerConfig, learning_rate
+from ldm.training.config import VQGANLossConfig
 from ldm.training.engine import Engine
 from ldm.training.losses import (
     adaptive_weight,
@@ -35,29 +34,6 @@ from ldm.training.losses import (
     spectral_angle_rad,
 )
 from ldm.training.reseeding import Reseeding
-
-
-@dataclass(frozen=True, kw_only=True)
-class VQGANLossConfig:
-    """Attributes:
-    l1, gradient, spectral_angle: weights of the reconstruction terms. L1 forgives what few pixels show; the gradient
-        difference does not, and brings thin vessels back sooner.
-    gan: scale of the adaptive weight; 0 trains without a discriminator.
-    feature_matching: weight relative to the generator's hinge term, under the same adaptive weight.
-    gan_start_samples: the discriminator joins after so many samples; an earlier start lets it win before the
-        reconstruction is any good.
-    """
-
-    l1: float = 1.0
-    gradient: float = 10.0
-    spectral_angle: float = 1.0
-    gan: float = 0.5
-    feature_matching: float = 1.0
-    gan_start_samples: int = 10_000
-
-    def __post_init__(self) -> None:
-        if min(self.l1, self.gradient, self.spectral_angle, self.gan, self.feature_matching, self.gan_start_samples) < 0:
-            raise InputError("a weight below 0", where="vqgan.loss", expected="weights and gan_start_samples at least 0")
 
 
 class VQGANTrainer:

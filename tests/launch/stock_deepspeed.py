@@ -19,11 +19,11 @@ from torch import Tensor, nn
 from ldm.checkpoints.commit import Checkpoint
 from ldm.checkpoints.store import CheckpointStore, Reader
 from ldm.comm import Alone
-from ldm.models.codebook import CodebookConfig
+from ldm.models.config import CodebookConfig, PatchGANConfig, VQGANConfig
 from ldm.models.denoiser import denoiser_from
-from ldm.models.discriminator import PatchGAN, PatchGANConfig
+from ldm.models.discriminator import PatchGAN
 from ldm.models.other_codebooks import codebook_from
-from ldm.models.vqgan import VQGAN, VQGANConfig
+from ldm.models.vqgan import VQGAN
 
 Number = Callable[[nn.Module], Tensor]
 """A number out of a network, in which all of its weights have a part."""

@@ -62,7 +62,7 @@ def test_the_averaged_weights_are_judged_and_the_training_goes_on_with_its_own(p
 @torch.no_grad()
 def loss_of(net: torch.nn.Module, normaliser: torch.nn.Module, run: Path) -> float:
     """The denoising loss on the held-out latents, written down a second time."""
-    from ldm.models.objective import ObjectiveConfig
+    from ldm.models.config import ObjectiveConfig
 
     batch = CubeStream(Dataset(run / "latents"), "val", batch_size=4, maps=False).read(np.arange(4))
     x, t, target = noised(normaliser(batch.cubes_BCHW), batch.sample_B, ObjectiveConfig(), seed=1, scheduler=schedule("flow"))

@@ -128,3 +128,20 @@ def test_a_number_with_a_colon_is_refused_where_a_number_is_asked_for(tmp_path):
         load(str(tmp_path / "mine.yaml"))
     with pytest.raises(InputError, match="sample.count = '1:30'"):
         load("demo", ["sample.count=1:30"])
+
+
+@pytest.mark.parametrize(
+    "words", ["presets", "run demo --dry-run", "submit --dry-run -- train vqgan demo", "runs", "status", "run demo vqgan.lopp.batch=3"]
+)
+def test_who_asks_for_no_tensor_does_not_wait_for_torch(words: str, tmp_path: Path) -> None:
+    script = f"""
+import sys
+from launch.cli import app
+try:
+    app({words.split()!r})
+except (SystemExit, ValueError):
+    pass
+print(*{{name.partition(".")[0] for name in sys.modules}} & {{"torch", "diffusers", "accelerate", "deepspeed"}}, file=sys.stderr)
+"""
+    done = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert done.stderr.splitlines()[-1] == "", done.stderr

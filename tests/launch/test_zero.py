@@ -20,7 +20,8 @@ from data_shards.errors import InputError
 from launch.plan import activation_bytes, state_bytes
 from ldm.checkpoints.export import fresh
 from ldm.checkpoints.store import Reader
-from ldm.training.engine.config import EngineConfig, deepspeed_config, mode_of
+from ldm.training.config import EngineConfig
+from ldm.training.engine.config import deepspeed_config, mode_of
 from tests.runs import Place
 
 pytest.importorskip("deepspeed", reason="the extra 'deepspeed' is not installed: pip install -c constraints.txt -e '.[deepspeed]'")

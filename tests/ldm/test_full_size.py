@@ -9,10 +9,12 @@ import pytest
 
 SCRIPT = """
 import resource, sys, torch
-from ldm.models.codebook import CodebookConfig
-from ldm.models.denoiser import UNet, UNetConfig
+from ldm.models.config import CodebookConfig
+from ldm.models.config import UNetConfig
+from ldm.models.denoiser import UNet
 from ldm.models.other_codebooks import codebook_from
-from ldm.models.vqgan import VQGAN, VQGANConfig
+from ldm.models.config import VQGANConfig
+from ldm.models.vqgan import VQGAN
 before = next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("VmRSS"))
 if sys.argv[1] == "vqgan":
     model = VQGAN(VQGANConfig(bands=16, compression=8, channels=16, layers=1, norm_groups=8))

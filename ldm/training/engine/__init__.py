@@ -19,14 +19,15 @@ from torch.utils.checkpoint import checkpoint
 from data_shards.errors import InputError, TryAgain
 from ldm.checkpoints.store import Reader, State
 from ldm.comm import Alone, Communicator, Group, is_of_a_collective
-from ldm.training.engine.config import MODES, TRACKERS, EngineConfig, deepspeed_config, mode_of
+from ldm.training.config import EngineConfig
+from ldm.training.engine.config import MODES, deepspeed_config, mode_of
 from ldm.training.engine.plain import PlainNetwork
 from ldm.training.engine.start import started
 from ldm.training.engine.tracking import Tracking
 from ldm.training.engine.watchdog import Pace, watching
 from ldm.training.engine.zero import HeldAdamW, ZeroNetwork
 
-__all__ = ["MODES", "TRACKERS", "Engine", "EngineConfig", "deepspeed_config", "mode_of"]
+__all__ = ["MODES", "Engine", "deepspeed_config", "mode_of"]
 
 AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 _KEPT: list[Engine] = []  # engines of several ranks, closed

@@ -4,74 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-from accelerate.utils import LoggerType
+from data_shards.errors import InputError
+from ldm.training.config import EngineConfig
 
-from data_shards.errors import InputError, nearest
-
-TRACKERS = tuple(name for name in LoggerType.list() if name != "all")
 BUCKET = 20_000_000  # elements that are exchanged at once
 MODES = ("single", "ddp", "zero1", "zero2", "zero3")
-
-
-@dataclass(frozen=True, kw_only=True)
-class EngineConfig:
-    """Attributes:
-    mode: 'auto' takes what the launcher started: 'single' for one process, 'ddp' for several, the stage that a DeepSpeed
-        configuration of `accelerate launch` names. 'zero1', 'zero2', 'zero3' (Rajbhandari et al. 2020) under any launcher.
-    precision: 'fp32'; 'bf16'; 'fp16' with a dynamic loss scale. Autocast over fp32 weights, but under ZeRO the weights that are
-        computed with are bf16 or fp16 themselves, beside fp32 ones that are stepped.
-    offload: under ZeRO, keep optimizer states ('optimizer'), under ZeRO-3 also weights ('parameters'), in the memory of the host.
-    ds_config: a DeepSpeed JSON of your own; 'auto' and what it leaves out are filled in from here.
-    accumulation: micro batches an optimizer step.
-    clip: largest gradient norm of each model; 0 turns clipping off.
-    activation_checkpointing: compute residual blocks again in the backward pass instead of keeping what is inside them.
-    compile: torch.compile on the networks.
-    channels_last: memory format of weights and cubes. On an H200 in bf16 the U-Net gained up to 5 %, the VQ-GAN lost 30 %.
-    timeout_minutes: a collective that takes longer ends the run with an error instead of hanging.
-    hang_seconds: a rank that stays so long in one phase of a step while others wait for it is given up: all end with its name, exit
-        code 75. A file server may stall for a minute or two. More is allowed where steps take long: five times the longest phase so
-        far; and timeout_minutes where a library may compile: in the first steps, and wherever other networks begin to take part.
-    tracker: Accelerate's log_with ('tensorboard', 'wandb', 'mlflow', …) or 'none'.
-    """
-
-    mode: Literal["auto", "single", "ddp", "zero1", "zero2", "zero3"] = "auto"
-    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
-    offload: Literal["none", "optimizer", "parameters"] = "none"
-    ds_config: str = ""
-    accumulation: int = 1
-    clip: float = 1.0
-    activation_checkpointing: bool = False
-    compile: bool = False
-    channels_last: bool = False
-    timeout_minutes: float = 10.0
-    hang_seconds: float = 300.0
-    tracker: str = "tensorboard"
-
-    def __post_init__(self) -> None:
-        if not (self.accumulation >= 1 and self.clip >= 0 and self.timeout_minutes > 0 and self.hang_seconds > 0):
-            raise InputError(
-                f"accumulation {self.accumulation}, clip {self.clip}, timeout_minutes {self.timeout_minutes}, "
-                f"hang_seconds {self.hang_seconds}",
-                where="engine",
-                expected="accumulation ≥ 1, clip ≥ 0, timeout_minutes > 0, hang_seconds > 0",
-            )
-        if self.tracker not in ("none", *TRACKERS):
-            raise InputError(
-                f"unknown tracker {self.tracker!r}", where="engine.tracker", expected=nearest(self.tracker, ("none", *TRACKERS))
-            )
-        if self.mode in ("single", "ddp") and (self.ds_config or self.offload != "none"):
-            raise InputError(
-                f"mode {self.mode!r} with {'a ds_config' if self.ds_config else f'offload {self.offload!r}'}",
-                where="engine",
-                expected="'zero1', 'zero2' or 'zero3'",
-                mend="engine.mode=zero2",
-            )
-        if self.offload == "parameters" and self.mode not in ("auto", "zero3"):
-            raise InputError(f"offload 'parameters' with mode {self.mode!r}", where="engine", expected="'zero3'", mend="engine.mode=zero3")
 
 
 def mode_of(config: EngineConfig, environ: Mapping[str, str]) -> str:

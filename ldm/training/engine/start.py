@@ -14,7 +14,8 @@ from accelerate import Accelerator
 from accelerate.utils import DeepSpeedPlugin, DistributedDataParallelKwargs, DistributedType, InitProcessGroupKwargs, TorchDynamoPlugin
 
 from data_shards.errors import InputError
-from ldm.training.engine.config import EngineConfig, deepspeed_config
+from ldm.training.config import EngineConfig
+from ldm.training.engine.config import deepspeed_config
 
 PLACEMENT = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
 """What launchers call a process's place among the others."""

@@ -17,9 +17,10 @@ from data_shards.errors import CorruptData, InputError, RetinaforgeError, TryAga
 from data_shards.manifest import NAME, read_manifest, write_manifest
 from data_shards.packing.pack import write_dataset
 from data_shards.packing.verify import verify
+from data_shards.reading.config import ReadConfig
 from data_shards.reading.dataset import Dataset
 from data_shards.reading.sequential import read_shard
-from data_shards.reading.stream import CubeStream, ReadConfig
+from data_shards.reading.stream import CubeStream
 from data_shards.shards.index import FORMAT, Names, ShardIndex, index_bytes, index_path, open_index
 from data_shards.shards.layout import Layout, Region
 from data_shards.shards.shard import scan_shard

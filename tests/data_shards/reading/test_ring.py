@@ -7,9 +7,10 @@ import gc
 import numpy as np
 import torch
 
+from data_shards.reading.config import ReadConfig
 from data_shards.reading.dataset import Dataset
 from data_shards.reading.ring import Ring
-from data_shards.reading.stream import CubeStream, ReadConfig
+from data_shards.reading.stream import CubeStream
 
 
 def test_memory_comes_back_with_the_last_view_of_a_tensor() -> None:

@@ -12,9 +12,10 @@ from hypothesis import strategies as st
 
 from data_shards.folder import write_cube
 from data_shards.packing.pack import pack
+from data_shards.reading.config import ReadConfig
 from data_shards.reading.dataset import Dataset
 from data_shards.reading.order import sample_at
-from data_shards.reading.stream import CubeStream, ReadConfig
+from data_shards.reading.stream import CubeStream
 from tests.conftest import made_cube
 
 

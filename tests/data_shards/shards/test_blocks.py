@@ -14,9 +14,10 @@ from hypothesis import strategies as st
 from data_shards.cube import Cube
 from data_shards.errors import CorruptData, InputError
 from data_shards.packing.pack import write_dataset
+from data_shards.reading.config import ReadConfig
 from data_shards.reading.dataset import Dataset
 from data_shards.reading.reader import PIECE_BYTES
-from data_shards.reading.stream import CubeStream, ReadConfig
+from data_shards.reading.stream import CubeStream
 from data_shards.shards import payload
 from data_shards.shards.codecs import BARE, CODECS, STORED, Encoding
 from data_shards.shards.codecs.pco import Near

@@ -26,7 +26,7 @@ from ldm.checkpoints.store import CheckpointStore
 from ldm.checkpoints.trained import load_autoencoder, load_denoiser
 from ldm.comm import Alone
 from ldm.generation.generate import latents_of
-from ldm.models.sampler import SamplerConfig
+from ldm.models.config import SamplerConfig
 
 ARCHIVE = Path(__file__).parents[2] / "golden" / "checkpoints" / "run-9e356b7.tar.xz"
 

@@ -18,8 +18,7 @@ from data_shards.packing.verify import verify
 from data_shards.reading.dataset import Dataset
 from ldm.generation import generate
 from ldm.generation.generate import generate_set, superseded
-from ldm.models.objective import ObjectiveConfig
-from ldm.models.sampler import SamplerConfig
+from ldm.models.config import ObjectiveConfig, SamplerConfig
 
 PLAN = {"count": 4, "shard": 2, "seed": 0, "sampler": SamplerConfig(steps=2), "batch": 2}
 

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from data_shards.errors import InputError
-from ldm.models.codebook import CodebookConfig, EMACodebook, usage_and_perplexity
+from ldm.models.codebook import EMACodebook, usage_and_perplexity
+from ldm.models.config import CodebookConfig
 
 
 def made(codes: int = 16, channels: int = 4, **options) -> EMACodebook:

@@ -14,11 +14,13 @@ from torch import nn
 from data_shards.errors import InputError
 from ldm.checkpoints.store import CheckpointStore, Fragment, Reader
 from ldm.comm import Alone
-from ldm.models.objective import ObjectiveConfig, noised, normal_at, schedule
-from ldm.models.sampler import SAMPLERS, SamplerConfig, scheduler_for, solve
+from ldm.models.config import SAMPLERS, ObjectiveConfig, SamplerConfig
+from ldm.models.objective import noised, normal_at, schedule
+from ldm.models.sampler import scheduler_for, solve
 from ldm.models.vqgan import initialised
 from ldm.schedules import OptimizerConfig, learning_rate
-from ldm.training.ema import EMA, EMAConfig, decay_at
+from ldm.training.config import EMAConfig
+from ldm.training.ema import EMA, decay_at
 
 
 def test_noise_of_an_image_does_not_depend_on_its_batch() -> None:
@@ -42,7 +44,7 @@ def test_training_pairs_do_not_depend_on_the_spread_over_ranks(target: str) -> N
     assert all(torch.equal(a[1::2], b) for a, b in zip(whole, half, strict=True))
 
 
-@pytest.mark.parametrize(("name", "target"), [(n, t) for n, (targets, _) in SAMPLERS.items() for t in targets])
+@pytest.mark.parametrize(("name", "target"), [(n, t) for n, targets in SAMPLERS.items() for t in targets])
 def test_each_sampler_recovers_a_gaussian(name: str, target: str) -> None:
     """Data N(2, 0.5²): the exact denoiser is known in closed form, so the solver's own error is all that is left."""
     mean, var = 2.0, 0.25
@@ -91,7 +93,7 @@ def toy(target: str) -> Toy:
     return net
 
 
-@pytest.mark.parametrize(("name", "target"), [(n, t) for n, (targets, _) in SAMPLERS.items() for t in targets])
+@pytest.mark.parametrize(("name", "target"), [(n, t) for n, targets in SAMPLERS.items() for t in targets])
 def test_what_is_trained_comes_out_of_every_sampler_with_its_mean_and_deviation(name: str, target: str) -> None:
     """A trained denoiser is never exact. 'epsilon' on a schedule that ends without signal made deviations of 50 for 1."""
     for steps in (12, 30):
@@ -99,7 +101,7 @@ def test_what_is_trained_comes_out_of_every_sampler_with_its_mean_and_deviation(
         assert abs(z.mean()) < 0.15 and z.std() == pytest.approx(1, abs=0.12) and z.abs().max() < 5, (steps, z.mean(), z.std())
 
 
-@pytest.mark.parametrize("name", [n for n, (targets, _) in SAMPLERS.items() if "epsilon" in targets])
+@pytest.mark.parametrize("name", [n for n, targets in SAMPLERS.items() if "epsilon" in targets])
 @pytest.mark.parametrize("target", ["epsilon", "v"])
 def test_what_is_sampled_on_is_what_was_trained_on(name: str, target: str) -> None:
     """The exported scheduler is the sampler's."""

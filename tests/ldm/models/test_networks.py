@@ -12,11 +12,11 @@ from diffusers.models.attention_processor import Attention
 from torch.utils.checkpoint import checkpoint
 
 from data_shards.errors import InputError
-from ldm.models.codebook import CodebookConfig
-from ldm.models.denoiser import UNet, UNetConfig, denoiser_from, described
-from ldm.models.discriminator import PatchGAN, PatchGANConfig
+from ldm.models.config import CodebookConfig, PatchGANConfig, UNetConfig, VQGANConfig
+from ldm.models.denoiser import UNet, denoiser_from, described
+from ldm.models.discriminator import PatchGAN
 from ldm.models.other_codebooks import codebook_from
-from ldm.models.vqgan import VQGAN, VQGANConfig, initialised
+from ldm.models.vqgan import VQGAN, initialised
 from ldm.training.losses import last_layer_gradient, spectral_angle_rad
 
 SMALL = {"channels": 8, "layers": 1, "norm_groups": 4}

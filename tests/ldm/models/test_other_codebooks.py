@@ -18,7 +18,8 @@ from ldm.checkpoints.export import as_vqmodel
 from ldm.checkpoints.store import CheckpointStore, Reader
 from ldm.checkpoints.trained import Autoencoder, load_autoencoder
 from ldm.comm import Alone
-from ldm.models.codebook import CodebookConfig, EMACodebook
+from ldm.models.codebook import EMACodebook
+from ldm.models.config import CodebookConfig
 from ldm.models.other_codebooks import FSQ, CodeMap, SimVQ, codebook_from
 from ldm.training.engine import Engine
 from ldm.training.vqgan import VQGANTrainer

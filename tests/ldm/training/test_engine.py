@@ -6,7 +6,8 @@ import pytest
 from accelerate import Accelerator
 
 from data_shards.errors import InputError
-from ldm.training.engine import Engine, EngineConfig
+from ldm.training.config import EngineConfig
+from ldm.training.engine import Engine
 
 
 @pytest.mark.parametrize("mode", ["auto", "ddp"])

@@ -17,9 +17,10 @@ from data_shards.errors import TryAgain, UnsafeResume
 from ldm.checkpoints.store import CheckpointStore, Reader
 from ldm.comm import Alone
 from ldm.training.clock import TIMINGS
-from ldm.training.engine import Engine, EngineConfig
+from ldm.training.config import EngineConfig, LoopConfig
+from ldm.training.engine import Engine
 from ldm.training.log import MetricLog, read_log
-from ldm.training.loop import Diverged, LoopConfig, fit
+from ldm.training.loop import Diverged, fit
 
 
 class Line:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from ldm.training.engine import EngineConfig
+from ldm.training.config import EngineConfig
 from ldm.training.engine.watchdog import Beat, Pace, _gone
 
 STEP = ("data", "forward", "backward", "step", "checkpoint")

@@ -1,0 +1,206 @@
+"""What can be set of networks, objective and sampler. Loads nothing but this: a configuration is read and checked without torch."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+from data_shards.errors import InputError, nearest
+
+MULTIPLES = {4: (1, 2, 2), 8: (1, 2, 2, 4), 16: (1, 2, 2, 4, 4)}
+"""By compression: the width of each level of the autoencoder, in `channels`."""
+SAMPLERS: dict[str, tuple[str, ...]] = {
+    "ddim": ("epsilon", "v"),
+    "dpm++": ("epsilon", "v"),
+    "unipc": ("epsilon", "v"),
+    "flow-euler": ("flow",),
+    "flow-heun": ("flow",),
+}
+"""Which objectives each solves; sampler.py builds them."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class VQGANConfig:
+    """Attributes:
+    bands: C, taken from the dataset when 0.
+    compression: H / h; 4, 8 or 16.
+    latent_channels: D. A large D tends to collapse: the health gate before diffusion says so.
+    channels: width of the first level; a multiple of `norm_groups`.
+    layers: residual blocks a level.
+    """
+
+    bands: int = 0
+    compression: Literal[4, 8, 16] = 8
+    latent_channels: int = 8
+    channels: int = 64
+    layers: int = 2
+    norm_groups: int = 32
+
+    def __post_init__(self) -> None:
+        if self.compression not in MULTIPLES:
+            raise InputError(f"compression {self.compression}", expected=f"one of {sorted(MULTIPLES)}")
+        if min(self.latent_channels, self.channels, self.layers, self.norm_groups) < 1 or self.bands < 0:
+            raise InputError(
+                f"latent_channels {self.latent_channels}, channels {self.channels}, layers {self.layers}, norm_groups {self.norm_groups}",
+                expected="1 or more of each",
+            )
+        if self.channels % self.norm_groups:
+            raise InputError(f"channels {self.channels}", expected=f"a multiple of norm_groups ({self.norm_groups})")
+
+
+@dataclass(frozen=True, kw_only=True)
+class CodebookConfig:
+    """Attributes:
+    codes: K.
+    kind: how codes come to be: 'ema' by k-means and exponential averages (EMACodebook); 'simvq' by a learned map of fixed vectors, 'fsq'
+        by rounding (other_codebooks.py). The last two know no k-means.
+    levels: of 'fsq': steps of each latent channel, 3 or more; their product is `codes`.
+    gradient: what reaches the encoder through the rounding: 'straight_through' the decoder's gradient as it is, 'rotation' turned and
+        scaled as the latent is to its code (Fifty et al. 2024); near the origin that is a large factor, which engine.clip bounds.
+    kmeans: when k-means sets the codes anew: at the start of the first epoch, of every epoch, or never.
+    kmeans_vectors: latents drawn for it, over all ranks.
+    start: a file of `retinaforge codebook fit` to begin with; empty: random codes, and k-means draws its own.
+    warmup_epochs: epochs in which latents pass unquantised, so that the encoder learns what to say before it learns to
+        say it in K words; the first k-means comes after them.
+    decay: of the EMA, per optimizer step (van den Oord et al. 2017, appendix A.1).
+    commitment: weight of ‖h − sg(z_q)‖².
+    dead_below: a code whose EMA share is below this fraction of an even share is revived; 0 turns revival off.
+    """
+
+    codes: int = 1024
+    kind: Literal["ema", "simvq", "fsq"] = "ema"
+    levels: tuple[int, ...] = ()
+    gradient: Literal["straight_through", "rotation"] = "straight_through"
+    start: str = ""
+    kmeans: Literal["first", "every_epoch", "never"] = "every_epoch"
+    kmeans_vectors: int = 65536
+    kmeans_iterations: int = 10
+    warmup_epochs: int = 0
+    decay: float = 0.99
+    commitment: float = 0.25
+    dead_below: float = 0.02
+
+    def __post_init__(self) -> None:
+        if self.codes < 2 or not 0 <= self.decay < 1 or not 0 <= self.dead_below < 1 or self.kmeans_iterations < 1:
+            raise InputError(
+                f"codes {self.codes}, decay {self.decay}, dead_below {self.dead_below}, kmeans_iterations {self.kmeans_iterations}",
+                expected="codes ≥ 2, decay and dead_below in [0, 1), kmeans_iterations ≥ 1",
+            )
+        if self.kmeans != "never" and self.kmeans_vectors < self.codes:
+            raise InputError(f"kmeans_vectors {self.kmeans_vectors}", expected=f"at least as many as codes ({self.codes})")
+        if self.kind != "ema" and (self.kmeans != "never" or self.start):
+            raise InputError(
+                f"kind {self.kind!r} with kmeans {self.kmeans!r}" + (f" and start {self.start!r}" if self.start else ""),
+                expected="kmeans=never and no start: its codes are not means of latents",
+            )
+        steps = math.prod(self.levels) if self.levels else 0
+        if (self.kind == "fsq") != bool(self.levels) or (self.levels and (min(self.levels) < 3 or steps != self.codes)):
+            raise InputError(
+                f"kind {self.kind!r} with levels {list(self.levels)} and {self.codes} codes",
+                expected="levels for 'fsq' alone, each 3 or more, whose product is codes",
+                mend="for example kind=fsq levels=[8,5,5,5] codes=1000, with four latent channels",
+            )
+        if self.kind == "fsq" and self.gradient != "straight_through":
+            raise InputError(f"gradient {self.gradient!r} with kind 'fsq'", expected="straight_through, which rounding by channel has")
+        if self.kind == "fsq" and self.warmup_epochs:
+            raise InputError(
+                f"warmup_epochs {self.warmup_epochs} with kind 'fsq'",
+                expected="0: latents that pass as they are would learn to lie where the bounds then cut them off",
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class PatchGANConfig:
+    """Attributes:
+    bands: C, taken from the dataset when 0.
+    channels: width of the first layer, doubled at each of `layers` strided layers up to eightfold.
+    """
+
+    bands: int = 0
+    channels: int = 64
+    layers: int = 3
+
+    def __post_init__(self) -> None:
+        if min(self.channels, self.layers) < 1 or any(w % min(8, w) for w in (2 * self.channels, 4 * self.channels)):
+            raise InputError(f"channels {self.channels}, layers {self.layers}", expected="channels a multiple of 4, layers at least 1")
+
+    @property
+    def least_pixels(self) -> int:
+        """Height and width that leave one patch: each strided layer halves, and the last two convolutions take a pixel each."""
+        return 3 << self.layers
+
+
+@dataclass(frozen=True, kw_only=True)
+class UNetConfig:
+    """Attributes:
+    latent_channels: D, taken from the autoencoder when 0.
+    channels: base width; the three levels are 1, 2 and 4 times as wide.
+    layers: residual blocks a level.
+    attention: levels with self-attention, 0 the finest.
+    attention_head_dim: channels of an attention head; where the narrowest level with attention has fewer, or does not divide by it,
+        the next smaller number that divides it.
+    """
+
+    kind: ClassVar[str] = "unet"
+    latent_channels: int = 0
+    channels: int = 128
+    layers: int = 2
+    attention: tuple[int, ...] = (1, 2)
+    attention_head_dim: int = 64
+
+    def __post_init__(self) -> None:
+        if self.channels < 1 or self.channels % 8 or self.channels % min(32, self.channels) or self.layers < 1:
+            raise InputError(
+                f"channels {self.channels}, layers {self.layers}",
+                expected="channels a multiple of 32 (or 8, 16, 24), layers at least 1",
+            )
+        if not set(self.attention) <= {0, 1, 2}:
+            raise InputError(f"attention {self.attention}", expected="levels of 0, 1, 2")
+        if self.attention_head_dim < 1:
+            raise InputError(f"attention_head_dim {self.attention_head_dim}", expected="1 or more channels a head, such as 64")
+
+    @property
+    def head_channels(self) -> int:
+        """Channels of a head as built. The middle, as wide as the coarsest level, always attends; each level divides the next."""
+        narrowest = self.channels * 2 ** min((*self.attention, 2))
+        return next(n for n in range(min(self.attention_head_dim, narrowest), 0, -1) if narrowest % n == 0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ObjectiveConfig:
+    """Attributes:
+    target: 'epsilon' on the linear schedule (Ho et al. 2020); 'v' (Salimans and Ho 2022) on the cosine one (Nichol and Dhariwal 2021);
+        'flow': linear path and velocity (Lipman et al. 2023) with logit-normal times (Esser et al. 2024, eq. 19).
+    """
+
+    target: Literal["epsilon", "v", "flow"] = "flow"
+
+
+@dataclass(frozen=True, kw_only=True)
+class SamplerConfig:
+    """Attributes:
+    name: one of SAMPLERS; 'auto' takes 'flow-heun' or 'dpm++', as the objective asks.
+    steps: of the solver; a Heun step calls the denoiser twice.
+    """
+
+    name: str = "auto"
+    steps: int = 30
+
+    def __post_init__(self) -> None:
+        if self.name != "auto" and self.name not in SAMPLERS:
+            raise InputError(f"unknown sampler {self.name!r}", expected=nearest(self.name, SAMPLERS))
+        if self.steps < 1:
+            raise InputError(f"{self.steps} steps", where="sampler.steps", expected="at least 1")
+
+    def solver(self, target: str) -> str:
+        """The sampler for an objective.
+
+        Raises:
+            InputError: one that does not solve it.
+        """
+        name = self.name if self.name != "auto" else ("flow-heun" if target == "flow" else "dpm++")
+        if target not in SAMPLERS[name]:
+            fitting = [n for n, targets in SAMPLERS.items() if target in targets]
+            raise InputError(f"sampler {name!r} does not solve objective {target!r}", expected=f"one of {', '.join(fitting)}")
+        return name
