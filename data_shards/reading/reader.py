@@ -94,7 +94,7 @@ class Shard:
             CorruptData: as `member`, or the payload does not hold an array of that shape.
         """
         m, codec_name = self.index.payload(i)
-        shape = self.index.shape(i)
+        shape = self.index.shape(i) if self.layout is None else self.layout.shape
         if out.dtype != self.index.dtype or (region is None and out.shape != shape):
             stored = f"array of {self.index.dtype} {shape}"
             raise CorruptData(stored, where=self.where(i, m), expected=f"{out.dtype} {out.shape}", mend=self._mend)

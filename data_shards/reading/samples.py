@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass
+from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
@@ -56,13 +57,13 @@ class Cut:
         if self.bands is not None and (not self.bands or len(set(self.bands)) < len(self.bands) or not set(self.bands) <= set(range(c))):
             raise InputError(f"bands {list(self.bands)}", expected=f"different ones of 0 to {c - 1}")
 
-    @property
+    @cached_property
     def shape(self) -> tuple[int, int, int]:
         """Of what is read."""
         c, h, w = self.whole
         return (c if self.bands is None else len(self.bands), *(self.crop or (h, w)))
 
-    @property
+    @cached_property
     def free(self) -> tuple[int, int]:
         """How far the first row and the first column of a crop may lie from the array's."""
         (_, h, w), (_, height, width) = self.whole, self.shape
