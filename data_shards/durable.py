@@ -18,7 +18,6 @@ import shutil
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from types import TracebackType
 from typing import Any, BinaryIO
 
 from data_shards import locks
@@ -26,7 +25,6 @@ from data_shards.errors import InputError, RetinaforgeError, TryAgain, command
 
 LOCK = ".writer"  # `.writer-NAME` is held (locks.py) by the process that writes the folder NAME
 REQUEST = ".request"  # what the writer of an unfinished folder was asked for
-BORDER_S = 600.0  # to wait for who joins, publishes or leaves
 PART = ".part-"  # every unfinished name contains this; readers skip such names, the next writer may delete them
 
 
@@ -178,14 +176,16 @@ def writing_folder(final: Path, *, request: str = "", mendable: tuple[type[Excep
     Raises:
         TryAgain: another process is writing the same place, or the disk is full. InputError: the place cannot be written.
     """
-    _free(final, InputError, "the place is taken", mend="choose another")
+    free_place(final, InputError, "the place is taken", mend="choose another")
     with explained(final):
         make_folder(final.parent)
     with sole_writer(final):
-        _free(final, TryAgain, "another process has just written this place", mend="run the same command again: it finds what stands there")
+        free_place(
+            final, TryAgain, "another process has just written this place", mend="run the same command again: it finds what stands there"
+        )
         part = None
         with explained(final):
-            for left in _left_by_writers(final):
+            for left in left_by_writers(final):
                 if request and part is None and (left / REQUEST).is_file() and (left / REQUEST).read_text() == request:
                     part = left
                     sweep(part)
@@ -201,11 +201,11 @@ def writing_folder(final: Path, *, request: str = "", mendable: tuple[type[Excep
             publish_folder(part, final)
             (final / REQUEST).unlink(missing_ok=True)
         except BaseException as error:
-            _left(part, error if request else None, mendable)
+            leave_unfinished(part, error if request else None, mendable)
             raise
 
 
-def _left(part: Path, error: BaseException | None, mendable: tuple[type[Exception], ...] = ()) -> None:
+def leave_unfinished(part: Path, error: BaseException | None, mendable: tuple[type[Exception], ...] = ()) -> None:
     """Leave an unfinished folder behind, where what is finished in it outlives the error: a signal, a store that is away.
 
     A full disk gets its space back.
@@ -218,99 +218,14 @@ def _left(part: Path, error: BaseException | None, mendable: tuple[type[Exceptio
         shutil.rmtree(part, ignore_errors=True)
 
 
-class SharedFolder:
-    """A folder beside `final` in which any number of processes with one request work, and which `publishing` makes appear there, whole.
-
-    A context: who enters joins what others of the same request work on, or what killed ones left. The last to leave it unpublished, for an
-    error that is none of those named at `writing_folder`, removes it.
-
-    Attributes:
-        path: the unfinished folder.
-
-    Raises (on entering):
-        TryAgain: a process of another request is writing the same place. InputError: the place is taken, or cannot be written.
-    """
-
-    def __init__(self, final: Path, request: str) -> None:
-        self.final, self.request = final, request
-        self.path = final.with_name(f"{PART}{hashlib.sha256(request.encode()).hexdigest()[:8]}-{final.name}")
-
-    def __enter__(self) -> SharedFolder:
-        _free(self.final, InputError, "the place is taken", mend="choose another")
-        with explained(self.final):
-            make_folder(self.final.parent)
-        with self._border():
-            _free(
-                self.final, TryAgain, "another process has just written this place", mend="run the same command again: it finds what stands"
-            )
-            with explained(self.final):
-                self._join()
-        return self
-
-    @contextlib.contextmanager
-    def publishing(self) -> Iterator[bool]:
-        """Make the folder appear when the block ends; False where another process has done so. One at a time is within."""
-        with self._border():
-            mine = not any(self.final.iterdir()) if self.final.is_dir() else True
-            yield mine
-            if mine:
-                publish_folder(self.path, self.final)
-                (self.final / REQUEST).unlink(missing_ok=True)
-                sweep(self.final)
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        with self._border():
-            self._presence.release()
-            others = _present(self.path)  # also removes what killed ones left to say that they are there
-            if self.path.is_dir() and not others:
-                _left(self.path, error)
-
-    def _border(self) -> contextlib.AbstractContextManager[None]:
-        """One at a time joins, publishes or leaves; who writes the place by himself holds the same lock."""
-        return claimed(self.final.with_name(f"{LOCK}-{self.final.name}"), "writing this place", patience_s=BORDER_S)
-
-    def _join(self) -> None:
-        for left in _left_by_writers(self.final):
-            ours = (left / REQUEST).is_file() and (left / REQUEST).read_text() == self.request
-            if _present(left):
-                if not ours:
-                    raise TryAgain(
-                        "another process is writing this place",
-                        where=self.final,
-                        expected="processes of one request",
-                        mend="wait for it, or end it, and run the same command again",
-                    )
-                self.path = left
-            elif ours:
-                self.path = left
-                sweep(left)
-            else:
-                shutil.rmtree(left)
-        if not (self.path / REQUEST).exists():
-            write_bytes(self.path / REQUEST, self.request.encode())
-        presence = locks.take(self.final.with_name(f"{LOCK}-{self.path.name}-{secrets.token_hex(4)}"))
-        assert presence, "a fresh name"
-        self._presence = presence
-
-
-def _present(part: Path) -> bool:
-    """Whether a live process works in a shared folder."""
-    for path in part.parent.glob(f"{LOCK}-{part.name}-*"):
-        lock = locks.take(path)
-        if lock is None:
-            return True
-        lock.release()
-    return False
-
-
-def _free(final: Path, kind: type[RetinaforgeError], what: str, *, mend: str) -> None:
+def free_place(final: Path, kind: type[RetinaforgeError], what: str, *, mend: str) -> None:
     """Raises: `kind`: a folder that holds something stands at `final`; told before hours of work, not by the rename behind them."""
     with explained(final), contextlib.suppress(FileNotFoundError), os.scandir(final) as entries:
         if any(entries):
             raise kind(what, where=final, expected="a path that does not exist yet", mend=mend)
 
 
-def _left_by_writers(final: Path) -> list[Path]:
+def left_by_writers(final: Path) -> list[Path]:
     """Unfinished folders of this very place, sorted; `.part-import-a-set` is of `a-set` (or of anybody), not of `set`."""
     name = re.compile(rf"{re.escape(PART)}[0-9a-f]{{8}}-{re.escape(final.name)}")
     return sorted(path for path in final.parent.iterdir() if name.fullmatch(path.name) and path.is_dir() and not path.is_symlink())

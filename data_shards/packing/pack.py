@@ -31,6 +31,7 @@ from data_shards.reading.dataset import Dataset
 from data_shards.shards.codecs import Encoding
 from data_shards.shards.index import FORMAT as INDEX_FORMAT
 from data_shards.shards.shard import write_shard
+from data_shards.shared_folder import SharedFolder
 from data_shards.stores import place_of
 
 Watch = Callable[[Iterable[Any]], Iterable[Any]]  # wraps what is iterated over, to show progress
@@ -147,7 +148,7 @@ class Packing(Units):
         self.shards = [(split, f"{split}-{n:06d}", keys) for split, parts in shards.items() for n, keys in enumerate(parts)]
         self.names = [name for _, name, _ in self.shards]
         formats = [DATASET_FORMAT, INDEX_FORMAT, UNIT_FORMAT]
-        self.folder = durable.SharedFolder(final, durable.canonical_json({**source, "shards": shards, "formats": formats}).decode())
+        self.folder = SharedFolder(final, durable.canonical_json({**source, "shards": shards, "formats": formats}).decode())
 
     def __enter__(self) -> Packing:
         self.folder.__enter__()

@@ -42,7 +42,7 @@ def make(name: str, run: Run, task: tuple[int, int] = (1, 1)) -> None:
         warnings = stage.make(run, Terminal() if main else Hidden(), ((k - 1) * place.world + place.rank, n * place.world))
     if main:
         show_warnings(warnings)
-        typer.echo(stage.told(run))
+        typer.echo(stage.where(run))
 
 
 def run(preset: Preset, overrides: Overrides = None, dry_run: DryRun = False) -> None:
@@ -81,7 +81,7 @@ def complete(of: Run, worked: Worked, place: Placement) -> None:
     worked.note()
     report.make(of, Terminal())
     typer.echo("\n".join(headline.lines(figures(of))))
-    typer.echo(report.told(of))
+    typer.echo(report.where(of))
 
 
 def _made(stage: Stage, of: Run, place: Placement) -> bool:
@@ -160,7 +160,7 @@ def report(preset: Preset, overrides: Overrides = None) -> None:
 
     of, stage = resolved(preset, overrides), Report()
     stage.make(of, Terminal())
-    typer.echo(stage.told(of))
+    typer.echo(stage.where(of))
 
 
 def presets() -> None:

@@ -252,7 +252,7 @@ def runs(
     rows = {}
     for path in sorted(folder.glob("*/run.yaml")):
         names = [record.name for record in records if of(path.parent.name, record.name)]
-        shown = {name: stage.shown(path.parent) for name, stage in STAGES.items()}
+        shown = {name: stage.standing(path.parent) for name, stage in STAGES.items()}
         rows[path.parent.name] = {"folder": str(path.parent), "stages": shown, "jobs": names}
     if as_json:
         typer.echo(json.dumps(rows))

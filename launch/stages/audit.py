@@ -42,8 +42,8 @@ class Audit(UnitStage):
             yield "descriptors", lambda: units.descriptors
             yield self.name, lambda: units
 
-    def told(self, run: Run) -> str:
+    def where(self, run: Run) -> str:
         return f"result: {run.folder / 'audit.json'}"
 
-    def shown(self, run: Path) -> str:
+    def standing(self, run: Path) -> str:
         return "done" if (run / "audit.json").exists() else ""

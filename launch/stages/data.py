@@ -36,10 +36,10 @@ class Data(UnitStage):
             yield "pack", partial(packing, cubes, Path(run.dataset), **how)
         check_latent_size(run)
 
-    def told(self, run: Run) -> str:
+    def where(self, run: Run) -> str:
         return f"dataset: {run.dataset}"
 
-    def shown(self, run: Path) -> str:
+    def standing(self, run: Path) -> str:
         return "done" if (run / "data" / NAME).exists() else ""
 
     def grows(self, run: str) -> tuple[str, ...]:

@@ -50,10 +50,10 @@ class Encode(UnitStage):
             durable.write_json(run.folder / HEALTH, standing)
         return standing["warnings"]
 
-    def told(self, run: Run) -> str:
+    def where(self, run: Run) -> str:
         return f"latents in {run.latents}"
 
-    def shown(self, run: Path) -> str:
+    def standing(self, run: Path) -> str:
         return "done" if (run / "latents" / NAME).exists() else ""
 
     def grows(self, run: str) -> tuple[str, ...]:

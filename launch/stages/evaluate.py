@@ -71,10 +71,10 @@ class Evaluate(UnitStage):
         yield self.name, lambda: units
         note_figures(run, rebuilt.result(), judged.frechet(units))
 
-    def told(self, run: Run) -> str:
+    def where(self, run: Run) -> str:
         return f"result: {run.folder / 'evaluate.json'}"
 
-    def shown(self, run: Path) -> str:
+    def standing(self, run: Path) -> str:
         return "done" if (run / "evaluate.json").exists() else ""
 
 

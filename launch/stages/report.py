@@ -30,8 +30,8 @@ class Report(Stage):
         build_report(run)
         return []
 
-    def told(self, run: Run) -> str:
+    def where(self, run: Run) -> str:
         return f"report: {run.folder / 'report.html'}"
 
-    def shown(self, run: Path) -> str:
+    def standing(self, run: Path) -> str:
         return "done" if (run / "report.html").exists() else ""

@@ -56,7 +56,7 @@ class Sample(UnitStage):
         )
         yield self.name, build
 
-    def told(self, run: Run) -> str:
+    def where(self, run: Run) -> str:
         from ldm.generation.generate import superseded
 
         lines = [f"{run.config.sample.count} images in {run.synthetic}"]
@@ -74,7 +74,7 @@ class Sample(UnitStage):
         has_last = (folder / f"synthetic-{number:06d}.first{last}.tar").exists()
         return Progress(done=min(target.goal, full * target.shard + (last if has_last else 0)), goal=target.goal)
 
-    def shown(self, run: Path) -> str:
+    def standing(self, run: Path) -> str:
         if (run / "synthetic" / NAME).exists():
             return "done"
         shards = len(list((run / "synthetic").glob("*.tar")))

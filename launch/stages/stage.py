@@ -115,7 +115,7 @@ class Stage(ABC):
         """
 
     @abstractmethod
-    def told(self, run: Run) -> str:
+    def where(self, run: Run) -> str:
         """Where it lies, in a line."""
 
     def progress(self, target: Target, *, verify: bool = False) -> Progress:
@@ -127,7 +127,7 @@ class Stage(ABC):
         return Progress()
 
     @abstractmethod
-    def shown(self, run: Path) -> str:
+    def standing(self, run: Path) -> str:
         """How far it is in a word or two, from what lies in the run's folder."""
 
     def grows(self, run: str) -> tuple[str, ...]:

@@ -62,7 +62,7 @@ class Training(Stage):
         train(self, run, display)
         return []
 
-    def told(self, run: Run) -> str:
+    def where(self, run: Run) -> str:
         folder = getattr(run, self.name)
         return f"{self.name}: {self.progress(self.target(run.config)).checkpoint or 0:,} samples, checkpoints in {folder / 'checkpoints'}"
 
@@ -82,7 +82,7 @@ class Training(Stage):
             faults=tuple(faults_of(newest)) if verify and newest else None,
         )
 
-    def shown(self, run: Path) -> str:
+    def standing(self, run: Path) -> str:
         done = self.progress(Target(run=str(run), stage=self.name)).done
         return "" if done is None else f"{done:,}"
 
