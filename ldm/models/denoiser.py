@@ -1,4 +1,4 @@
-"""Denoisers of the latent diffusion. Add one: its config and class here or in a file beside, and a line in DENOISERS.
+"""Denoisers of the latent diffusion. Add one: its config in config.py, its class here or in a file beside, and a line in DENOISERS.
 
 Legend: B batch, D latent channel, h w latent pixels.
 """
