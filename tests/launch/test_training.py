@@ -453,6 +453,18 @@ def test_processes_that_are_killed_and_one_that_is_started_twice_make_in_units_w
     assert not list((tmp_path / "apart").glob("**/.lease-*"))
 
 
+def test_a_whole_run_on_two_ranks_comes_to_its_report_and_again_does_nothing(tmp_path: Path) -> None:
+    data = {"phantom": {"size": 32, "wavelengths_nm": [555.0, 640.0, 730.0, 815.0]}, "subjects": 12, "visits": 1}
+    path = tmp_path / "whole.yaml"
+    path.write_text(yaml.safe_dump({**TINY, "run": str(tmp_path / "whole"), "data": data}))
+    said = run("run", path, ranks=2)
+    assert said.count("report: ") == 1 and (tmp_path / "whole" / "report.html").exists()
+    assert not list((tmp_path / "whole").glob("**/.lease-*"))
+    before = {path: path.stat().st_mtime_ns for name in ("data", "latents", "synthetic") for path in (tmp_path / "whole" / name).iterdir()}
+    run("run", path, ranks=2)
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+
+
 def test_latents_that_a_kill_left_unfinished_are_gone_on_with_and_those_of_another_autoencoder_are_outdated(
     uninterrupted: Path, tmp_path: Path
 ) -> None:

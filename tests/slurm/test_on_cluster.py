@@ -5,13 +5,16 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import subprocess
 import sys
 import time
 from pathlib import Path
 
 import pytest
+import yaml
 
 from data_shards.errors import InputError
+from data_shards.manifest import read_manifest
 from launch import provenance
 from slurm.executor import handles, submit
 from slurm.history import attempts_path, read_attempts
@@ -295,6 +298,19 @@ def test_mpi_by_srun_sees_one_world_and_the_one_slurm_made(cluster):
     code = "from slurm.rank import *; c = MpiCommunicator(); print(c.rank, c.world, placement().source, c.broadcast(c.rank))"
     said = cluster.run("srun", "--mpi=pmi2", "--nodes=2", "--ntasks-per-node=1", "--label", sys.executable, "-c", code)
     assert sorted(said.split("\n")[:2]) == ["0: 0 2 mpi 0", "1: 1 2 mpi 0"]
+
+
+def test_tasks_of_srun_make_a_set_in_units_that_is_the_set_of_one_process(cluster, tmp_path):
+    data = {"phantom": {"size": 32, "wavelengths_nm": [555.0, 640.0]}, "subjects": 12, "visits": 1}
+    launchers = {"one": [], "tasks": ["srun", "--nodes=2", "--ntasks=2", "--kill-on-bad-exit"]}
+    for name, launcher in launchers.items():
+        (tmp_path / f"{name}.yaml").write_text(yaml.safe_dump({"run": str(tmp_path / name), "data": data}))
+        words = [*launcher, sys.executable, "-m", "launch", "data", "prepare", str(tmp_path / f"{name}.yaml")]
+        done = subprocess.run(words, capture_output=True, text=True, timeout=120, check=True)
+        assert done.stdout.count("dataset: ") == 1, "one process tells of it"
+    one, tasks = (read_manifest(tmp_path / name / "data") for name in launchers)
+    assert one == tasks and one.splits["train"]["count"] > 2
+    assert not list((tmp_path / "tasks").glob("**/.[!.]*"))
 
 
 def test_logs_are_followed_to_the_end_and_a_job_is_cancelled_by_its_name(cluster, tmp_path, monkeypatch):
