@@ -47,3 +47,6 @@ class Audit(UnitStage):
 
     def standing(self, run: Path) -> str:
         return "done" if (run / "audit.json").exists() else ""
+
+    def grows(self, run: str) -> tuple[str, ...]:
+        return (f"{run}/audit.units-*/*.safetensors", f"{run}/audit.units-*/descriptors/*.safetensors")

@@ -77,6 +77,9 @@ class Evaluate(UnitStage):
     def standing(self, run: Path) -> str:
         return "done" if (run / "evaluate.json").exists() else ""
 
+    def grows(self, run: str) -> tuple[str, ...]:
+        return (f"{run}/gaussian-latents/*.tar", f"{run}/*.units-*/*.safetensors", f"{run}/*.units-*/*/*.safetensors")
+
 
 def note_figures(run: Run, rebuilt: dict[str, Any], frechet: dict[str, Any]) -> None:
     """The headline figures, into metrics.json; those that the data cannot bear with their reason."""

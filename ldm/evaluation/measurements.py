@@ -6,6 +6,7 @@ Legend: N image, B batch, D feature.
 from __future__ import annotations
 
 import hashlib
+import re
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -97,8 +98,9 @@ def written(path: Path | None, result: dict[str, Any], units: Path | None) -> di
     """The result, published where it has a place; units of earlier requests go."""
     if path and units:
         durable.write_json(path, result)
-        for other in units.parent.glob(f"{path.stem}.units-*"):
-            if other != units:
+        earlier = re.compile(rf"{re.escape(path.stem)}\.units-[0-9a-f]{{8}}")
+        for other in units.parent.iterdir():
+            if earlier.fullmatch(other.name) and other != units:
                 shutil.rmtree(other, ignore_errors=True)
     return result
 
