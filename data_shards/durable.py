@@ -25,6 +25,8 @@ from data_shards.errors import InputError, RetinaforgeError, TryAgain, command
 
 LOCK = ".writer"  # `.writer-NAME` is held (locks.py) by the process that writes the folder NAME
 REQUEST = ".request"  # what the writer of an unfinished folder was asked for
+NO_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EACCES)  # what a file system without hard links says
+FIRST_S = 60.0  # to wait for who publishes the same name
 PART = ".part-"  # every unfinished name contains this; readers skip such names, the next writer may delete them
 
 
@@ -119,15 +121,29 @@ def writing(final: Path, *, keep_first: bool = False, private: bool = False) -> 
                 file.flush()
                 os.fsync(file.fileno())
             if keep_first:
-                with contextlib.suppress(FileExistsError):
-                    os.link(part, final)  # unlike rename, link never replaces
-                part.unlink()
+                _publish_first(part, final)
             else:
                 os.replace(part, final)
             fsync_path(final.parent)
         except BaseException:
             part.unlink(missing_ok=True)
             raise
+
+
+def _publish_first(part: Path, final: Path) -> None:
+    """Give a file its name, unless that is taken."""
+    try:
+        os.link(part, final)  # unlike rename, link never replaces
+    except FileExistsError:
+        pass
+    except OSError as error:
+        if error.errno not in NO_LINKS:
+            raise
+        # a file system without hard links: who holds the lock alone looks and renames
+        with claimed(final.with_name(f"{LOCK}-{final.name}"), "publishing this file", patience_s=FIRST_S):
+            if not final.exists():
+                os.replace(part, final)
+    part.unlink(missing_ok=True)
 
 
 def _private(path: str, flags: int) -> int:
@@ -231,27 +247,9 @@ def left_by_writers(final: Path) -> list[Path]:
     return sorted(path for path in final.parent.iterdir() if name.fullmatch(path.name) and path.is_dir() and not path.is_symlink())
 
 
-@contextlib.contextmanager
-def sole_writer(final: Path) -> Iterator[None]:
-    """Hold a lock beside `final` while the block runs; the kernel drops it with its process, however that ends.
-
-    Raises:
-        TryAgain: a live process holds it.
-    """
-    path = final.with_name(f"{LOCK}-{final.name}")
-    with explained(final):
-        lock = locks.take(path)
-    if lock is None:
-        raise TryAgain(
-            "another process is writing this place",
-            where=final,
-            expected="one writer",
-            mend="wait for it, or end it, and run the same command again",
-        )
-    try:
-        yield
-    finally:
-        lock.release()
+def sole_writer(final: Path) -> contextlib.AbstractContextManager[None]:
+    """Hold a lock beside `final` while a block runs, as `claimed`."""
+    return claimed(final.with_name(f"{LOCK}-{final.name}"), "writing this place")
 
 
 @contextlib.contextmanager

@@ -9,7 +9,6 @@ server is asked, and a lease that two hold by a mishap costs the work of one uni
 from __future__ import annotations
 
 import contextlib
-import errno
 import logging
 import os
 import secrets
@@ -31,7 +30,6 @@ LOGGER = logging.getLogger("retinaforge")
 LEASE = ".lease-"
 BEAT_S = 5.0
 STILL_S = 60.0  # a holder whose count stood still for so long is taken for dead; network file systems show a change within a minute
-NO_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EACCES)
 
 
 class Units(ABC):
@@ -168,7 +166,7 @@ class Ledger:
                 except FileExistsError:
                     return False
                 except OSError as error:
-                    if error.errno not in NO_LINKS:
+                    if error.errno not in durable.NO_LINKS:
                         raise
                     self.links = False
                     LOGGER.warning("%s: no hard links here (%s); leases are made by exclusive creation", self.folder, error.strerror)

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from data_shards import durable
 from data_shards.ledger import LEASE, Ledger
 
 
@@ -87,3 +88,13 @@ def test_without_hard_links_it_is_made_by_exclusive_creation_and_that_is_said(tm
     with one.lease("a") as mine, other.lease("a") as theirs:
         assert mine and not theirs
     assert "no hard links here" in caplog.text and not list(tmp_path.iterdir())
+
+
+def test_what_is_published_first_stays_also_without_hard_links(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(*_: object) -> None:
+        raise PermissionError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr("data_shards.durable.os.link", refused)
+    for content in (b"first", b"second"):
+        durable.write_bytes(tmp_path / "unit", content, keep_first=True)
+    assert [(path.name, path.read_bytes()) for path in tmp_path.iterdir()] == [("unit", b"first")]
