@@ -6,6 +6,7 @@ A process that is alone answers it (Alone), torch's process group (Group), and M
 from __future__ import annotations
 
 import contextlib
+import pickle
 from collections.abc import Callable, Iterator
 from typing import Any, Protocol, TypeVar
 
@@ -72,17 +73,17 @@ def on_rank_0(comm: Communicator, action: Callable[[], T]) -> T:
 
     It is a border too: nobody goes on before rank 0 is done.
     """
-    value, error = _outcome(action) if comm.rank == 0 else (None, None)
-    value, error = comm.broadcast((value, error))
+    value, own = _outcome(action) if comm.rank == 0 else (None, None)
+    value, error = comm.broadcast((value, _portable(own)))
     if error is not None:
-        raise error
+        raise own or error
     return value
 
 
 def on_each(comm: Communicator, action: Callable[[], T]) -> T:
     """What `action` gives on this rank. An error of it on any rank is raised on all: its own where there is one, else the first."""
     value, error = _outcome(action)
-    errors = [other for other in comm.gather(error) if other is not None]
+    errors = [other for other in comm.gather(_portable(error)) if other is not None]
     if errors:
         raise error or errors[0]
     return value
@@ -93,6 +94,15 @@ def _outcome(action: Callable[[], T]) -> tuple[T | None, Exception | None]:
         return action(), None
     except Exception as error:  # whatever it is: the others wait for a word
         return None, error
+
+
+def _portable(error: Exception | None) -> Exception | None:
+    """The error, or its words where it does not survive the way to another process: the others wait for one of them."""
+    try:
+        pickle.loads(pickle.dumps(error))
+        return error
+    except Exception:  # whatever an exception of others does when it is copied
+        return RuntimeError(f"{type(error).__name__}: {error}")
 
 
 def is_of_a_collective(error: BaseException | None) -> bool:

@@ -28,6 +28,18 @@ def test_what_each_does_stays_its_own_and_an_error_of_one_ends_all() -> None:
     assert ended == [errors[1], errors[1], errors[2]], "its own, or the first of the others"
 
 
+class Awkward(Exception):
+    """As some libraries' are: it cannot be made again from what it kept."""
+
+    def __init__(self, code: int, reason: str) -> None:
+        super().__init__(f"{reason} ({code})")
+
+
+def test_an_error_that_cannot_be_sent_reaches_the_others_in_words() -> None:
+    first, *others = Threads(3).run(lambda comm: on_rank_0(comm, lambda: raised(Awkward(7, "no route"))))
+    assert isinstance(first, Awkward) and all(str(other) == "Awkward: no route (7)" for other in others)
+
+
 def raised(error: Exception) -> None:
     raise error
 
