@@ -99,7 +99,7 @@ def _outcome(action: Callable[[], T]) -> tuple[T | None, Exception | None]:
 def _portable(error: Exception | None) -> Exception | None:
     """The error, or its words where it does not survive the way to another process: the others wait for one of them."""
     try:
-        pickle.loads(pickle.dumps(error))
+        pickle.loads(pickle.dumps(error))  # noqa: S301 - its own bytes, of a moment ago
         return error
     except Exception:  # whatever an exception of others does when it is copied
         return RuntimeError(f"{type(error).__name__}: {error}")
