@@ -171,7 +171,8 @@ def publish_folder(part: Path, final: Path) -> None:
     with explained(final):
         for root, _, names in os.walk(part):
             for name in names:
-                fsync_path(Path(root) / name)
+                if not name.startswith("."):  # unfinished ones and leases of others, who come and go
+                    fsync_path(Path(root) / name)
             fsync_path(Path(root))
         os.rename(part, final)
         fsync_path(final.parent)

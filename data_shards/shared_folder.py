@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import glob
 import hashlib
 import secrets
 import shutil
@@ -93,7 +94,7 @@ class SharedFolder:
 
 def _present(part: Path) -> bool:
     """Whether a live process works in a shared folder."""
-    for path in part.parent.glob(f"{durable.LOCK}-{part.name}-*"):
+    for path in part.parent.glob(f"{durable.LOCK}-{glob.escape(part.name)}-*"):
         lock = locks.take(path)
         if lock is None:
             return True

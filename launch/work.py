@@ -6,7 +6,7 @@ import contextlib
 import logging
 import multiprocessing
 import signal
-import sys
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager
@@ -19,6 +19,7 @@ from data_shards.ledger import Ledger, Units
 LOGGER = logging.getLogger("retinaforge")
 
 POLL_S = 2.0
+ENOUGH_S = 30.0  # for a helper to end the unit that it is about
 T = TypeVar("T")
 Report = Callable[[int, dict[str, float]], None]
 Phases = Iterable[tuple[str, Callable[[], Units]]]
@@ -135,6 +136,9 @@ def side_by_side(build: Callable[[], Units], workers: int, place: tuple[int, int
     finally:
         for helper in helpers:
             helper.terminate()
+        for helper in helpers:
+            helper.join(ENOUGH_S)
+            helper.kill()
             helper.join()
 
 
@@ -145,11 +149,12 @@ def _help(build: Callable[[], Units], place: tuple[int, int]) -> None:
 
     def while_wanted(numbers: Iterable[int]) -> Iterator[int]:
         for number in numbers:
-            if not parent.is_alive():
+            if ended.is_set() or not parent.is_alive():
                 raise SystemExit(1)
             yield number
 
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that it leaves nothing behind
+    ended = threading.Event()
+    signal.signal(signal.SIGTERM, lambda *_: ended.set())  # between two units, where it leaves nothing behind
     logging.disable()
     with contextlib.suppress(RetinaforgeError), build() as units:
-        work(units, Ledger(units.out), place=place, watch=while_wanted)
+        work(units, Ledger(units.out), place=place, watch=while_wanted, poll_s=POLL_S / 4)

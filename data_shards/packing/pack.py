@@ -15,7 +15,7 @@ import numpy as np
 
 from data_shards import durable
 from data_shards.cube import Cube, same_kind
-from data_shards.errors import InputError, command
+from data_shards.errors import InputError, RetinaforgeError, command
 from data_shards.ledger import Units
 from data_shards.look_alikes import warn_of_look_alikes
 from data_shards.manifest import FORMAT as DATASET_FORMAT
@@ -151,12 +151,18 @@ class Packing(Units):
         self.folder = SharedFolder(final, durable.canonical_json({**source, "shards": shards, "formats": formats}).decode())
 
     def __enter__(self) -> Packing:
-        self.folder.__enter__()
-        self.out = self.folder.path
+        try:
+            self.folder.__enter__()
+            self.joined, self.out = True, self.folder.path
+        except RetinaforgeError:
+            if not (self._is_whole() and read_manifest(self.final).source == self.source):
+                raise
+            self.joined, self.out = False, self.final  # others have finished it since this process began to plan
         return self
 
     def __exit__(self, *error: Any) -> None:
-        self.folder.__exit__(*error)
+        if self.joined:
+            self.folder.__exit__(*error)
 
     def size(self, number: int) -> int:
         return len(self.shards[number][2])
@@ -176,6 +182,8 @@ class Packing(Units):
         write_one(self._path(number), split, map(self.read, keys), self.first, self.encoding, stamps).save(self._path(number))
 
     def finish(self) -> Manifest:
+        if not self.joined:
+            return read_manifest(self.final)
         with self.folder.publishing() as ours:
             if ours:
                 units = [unit for number in range(len(self.names)) if (unit := read_unit(self._path(number)))]

@@ -76,7 +76,7 @@ def test_each_verb_that_makes_something_of_a_run_counts(run: Path, monkeypatch: 
     monkeypatch.setattr(made_by, lambda *_: time.sleep(0.3) or [])
     for stage in STAGES.values():
         monkeypatch.setattr(stage, "check", lambda *_: None)
-    monkeypatch.setattr(Sample, "told", lambda *_: "")
+    monkeypatch.setattr(Sample, "where", lambda *_: "")
     (run / "run.yaml").unlink()
     Run(load("demo", [f"run={run}"])).freeze()
     invoke(*words, "demo", f"run={run}")
