@@ -133,9 +133,8 @@ def writing(final: Path, *, keep_first: bool = False, private: bool = False) -> 
 def _publish_first(part: Path, final: Path) -> None:
     """Give a file its name, unless that is taken."""
     try:
-        os.link(part, final)  # unlike rename, link never replaces
-    except FileExistsError:
-        pass
+        with contextlib.suppress(FileExistsError):  # another was first, and its bytes stay
+            os.link(part, final)  # unlike rename, link never replaces
     except OSError as error:
         if error.errno not in NO_LINKS:
             raise

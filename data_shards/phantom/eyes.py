@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import functools
 import json
+from abc import abstractmethod
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -195,9 +196,9 @@ class LooseCubes(Units):
             if not is_whole(self.out, key):
                 write_cube(self.out, self.cube(number, visit))
 
+    @abstractmethod
     def cube(self, number: int, visit: int) -> Cube:
         """A cube of a unit."""
-        raise NotImplementedError
 
     def finish(self) -> int:
         """Remove what killed processes left; how many cubes were missing when this one began."""
@@ -241,7 +242,8 @@ def claim(out: Path, record: dict[str, Any], *, cubes: int) -> None:
         )
     with durable.explained(out):
         durable.make_folder(out)
-        if not (out / RECORD).exists() and any(not path.name.startswith(".") and path.name != RECORD for path in out.iterdir()):
+        others = [path for path in out.iterdir() if not path.name.startswith(".") and path.name != RECORD]
+        if others and not (out / RECORD).exists():  # in this order: whoever fills the folder writes the record first
             raise UnsafeResume(
                 "the folder is not empty and no phantoms stand in it",
                 where=out,

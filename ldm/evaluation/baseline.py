@@ -63,6 +63,7 @@ class GaussianLatents(Units):
         if not self.whole:
             units = [read_unit(self._path(number)) for number in range(len(self.names))]
             write_manifest(self.out, merged(units, [SPLIT], self.source))
+            durable.sweep_published(self.out)
 
     def _path(self, number: int) -> Path:
         return self.out / f"{self.names[number]}.tar"

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import re
 import shutil
+from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -20,7 +21,7 @@ from safetensors.numpy import load, save
 
 from data_shards import durable
 from data_shards.errors import CorruptData, command
-from data_shards.ledger import Units
+from data_shards.ledger import LEASE, Units
 from data_shards.reading.batch import Batch
 from data_shards.reading.dataset import Dataset
 from data_shards.reading.stream import CubeStream
@@ -100,7 +101,7 @@ def written(path: Path | None, result: dict[str, Any], units: Path | None) -> di
         durable.write_json(path, result)
         earlier = re.compile(rf"{re.escape(path.stem)}\.units-[0-9a-f]{{8}}")
         for other in units.parent.iterdir():
-            if earlier.fullmatch(other.name) and other != units:
+            if earlier.fullmatch(other.name) and other != units and not any(other.rglob(f"{LEASE}*")):  # nobody works there
                 shutil.rmtree(other, ignore_errors=True)
     return result
 
@@ -145,9 +146,9 @@ class ImageMeasurements(Measurements):
         piece = self.pieces.get(self.names[number])
         return 1 if piece is None else len(piece.sample_N)
 
+    @abstractmethod
     def measured(self, piece: Piece) -> Arrays:
         """What the images of a shard leave; arrays by image have them along the first axis."""
-        raise NotImplementedError
 
     def of(self, part: Part, key: str) -> np.ndarray:
         """An array by image, of all images of a part."""

@@ -22,6 +22,7 @@ from ldm.evaluation.sets import Part
 from ldm.models.codebook import usage_and_perplexity
 from ldm.training.losses import spectral_angle_rad
 
+FORMAT = "retinaforge-reconstruction-1"
 MEAN_OF = 4096  # training images at least, as far as there are so many: whole shards, evenly spaced
 
 
@@ -65,7 +66,9 @@ class Reconstruction(ImageMeasurements):
     def __init__(self, dataset: Dataset, autoencoder: Autoencoder, path: Path | None = None, *, batch: int = 16) -> None:
         self.dataset, self.autoencoder, self.path, self.batch = dataset, autoencoder, path, batch
         device = str(autoencoder.normaliser.mean_C11.device)
-        out = beside(path, {"dataset": dataset.digest, "autoencoder": autoencoder.digest, "batch": batch, "device": device})
+        out = beside(
+            path, {"format": FORMAT, "dataset": dataset.digest, "autoencoder": autoencoder.digest, "batch": batch, "device": device}
+        )
         self.training = TrainingImages(dataset, autoencoder, out and out / "training", batch=batch)
         self.splits = [name for name, info in dataset.splits.items() if info.count and name != "train"] or ["train"]
         super().__init__([Part(dataset=dataset, split=s, sample_N=np.arange(dataset.count(s))) for s in self.splits], out)

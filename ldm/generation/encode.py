@@ -78,6 +78,7 @@ class LatentSet(Units):
         assert all(units), "a shard is missing"
         manifest = merged(units, self.splits, self.source)
         write_manifest(self.out, manifest)
+        durable.sweep_published(self.out)
         return manifest
 
     def _path(self, number: int) -> Path:

@@ -136,6 +136,7 @@ class SyntheticSet(Units):
             if done := _standing(self.out, self.count):
                 return done
             write_manifest(self.out, manifest)
+        durable.sweep_published(self.out)
         return manifest
 
 

@@ -1,6 +1,8 @@
 """Evaluation as a whole: order of quality, floors, absent figures, determinism, and the command."""
 
 import json
+import shlex
+import subprocess
 from dataclasses import replace
 
 import numpy as np
@@ -8,8 +10,9 @@ import pytest
 import scipy.ndimage
 from typer.testing import CliRunner
 
-from data_shards.errors import InputError
+from data_shards.errors import CorruptData, InputError
 from data_shards.folder import write_cube
+from data_shards.ledger import LEASE
 from data_shards.packing.pack import pack
 from data_shards.reading.dataset import Dataset
 from launch.cli import app
@@ -185,3 +188,23 @@ def test_command(real, good, tmp_path):
     assert isinstance(refused.exception, InputError) and refused.exception.exit_code == 2
     no_gpu_word = CliRunner().invoke(app, [*words, "--device", "tpu"])
     assert isinstance(no_gpu_word.exception, InputError)
+
+
+def test_what_a_shard_left_is_read_again_and_where_it_was_damaged_the_advice_mends_it(real, good, tmp_path):
+    first = Evaluation(real, good, EvaluateConfig(pairs=4), tmp_path / "e.json").complete()
+    (units,) = tmp_path.glob("e.units-*")
+    damaged = sorted(units.iterdir())[0]
+    damaged.write_bytes(damaged.read_bytes()[:100])
+    with pytest.raises(CorruptData, match="damaged") as caught:
+        Evaluation(real, good, EvaluateConfig(pairs=4), tmp_path / "e.json").complete()
+    subprocess.run(shlex.split(caught.value.mend.partition(", then")[0]), check=True)
+    assert Evaluation(real, good, EvaluateConfig(pairs=4), tmp_path / "e.json").complete() == first
+
+
+def test_units_of_an_earlier_request_go_unless_somebody_works_there(real, good, tmp_path):
+    for seed in (0, 1, 2):
+        Evaluation(real, good, EvaluateConfig(pairs=4, seed=seed), tmp_path / "e.json").complete()
+        (kept,) = tmp_path.glob("e.units-*")
+    (kept / f"{LEASE}unit").write_text("somebody 7\n")
+    Evaluation(real, good, EvaluateConfig(pairs=4, seed=3), tmp_path / "e.json").complete()
+    assert kept.exists() and len(list(tmp_path.glob("e.units-*"))) == 2
