@@ -26,7 +26,7 @@ def slurm_local(verb: str, root: Path) -> str:
 
 
 def elsewhere() -> str:
-    """The command that starts a cluster in a folder that is free."""
+    """The command that starts a cluster in a folder that is free: in /tmp, for paths of sockets are short, and TMPDIR may not be."""
     return slurm_local("start", next(free for n in count(2) if not os.path.lexists(free := Path(f"/tmp/{default_root().name}-{n}"))))
 
 

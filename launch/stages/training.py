@@ -22,6 +22,7 @@ from ldm.checkpoints.commit import COMMIT, faults_of, read_commit
 
 if TYPE_CHECKING:
     from launch.config import Config
+    from ldm.training.engine import Engine
     from slurm.rank import Placement
 
 
@@ -153,64 +154,73 @@ def train(stage: Training, run: Run, display: Display) -> int:
         InputError: launchers that contradict each other, or a meeting point that cannot be.
     """
     from slurm.meeting import check_meeting_point
-    from slurm.preempt import stop_on_signals, superseded
     from slurm.rank import placement, torch_environ
 
     if (place := placement()).world > 1:
         os.environ.update(torch_environ(place))  # started by srun or mpiexec: said again in the words the engine knows
     check_meeting_point(os.environ)
-    from launch import build  # it takes seconds, and what was wrong up to here is said at once
-    from ldm.checkpoints.store import CheckpointStore
-    from ldm.comm import on_rank_0
-    from ldm.training.clock import traced
-    from ldm.training.engine import Engine
-    from ldm.training.log import MetricLog
-    from ldm.training.loop import fit
+    from ldm.training.engine import Engine  # it takes seconds, and what was wrong up to here is said at once
 
     config, folder = getattr(run.config, stage.name), getattr(run, stage.name)
     with meeting(place):
         engine = Engine(config.engine, batch=config.loop.batch, run_folder=folder)
-    held = contextlib.ExitStack()
     try:
-        report = held.enter_context(display.training(stage.name, config.loop.samples))
-        on_rank_0(engine.comm, lambda: stage.check(run))
-        taken_over = superseded(os.environ)  # a job that SLURM started again gives its elder copy, if there is one, time to end
-        patience_s = CLAIM_PATIENCE_S if taken_over else 0.0
-        claim = durable.claimed(folder / ".training", "training in this folder", patience_s=patience_s)
-        on_rank_0(engine.comm, lambda: held.enter_context(claim))
-        on_rank_0(engine.comm, run.freeze)
-        on_rank_0(engine.comm, lambda: stage.check_data(run))
-        dataset, read = run.open(stage.data(run)), run.config.data.read
-        trainer, stream, identity = stage.builder()(config, dataset, engine, read)
-        store = CheckpointStore(folder / "checkpoints", engine.comm, keep=config.loop.keep, used=trainer.USED)
-        log = MetricLog(folder / "metrics.jsonl", writes=engine.is_main)
-        trace = folder / "trace.json" if config.loop.profile and engine.is_main else None
-        with stop_on_signals(taken_over) as stop, traced(trace) as stepped:
-            samples = fit(
-                trainer,
-                stream,
-                engine,
-                store,
-                log,
-                config.loop,
-                identity=identity,
-                record={"config": concealed(to_tree(run.config)), "versions": versions()},
-                validation=build.validation(dataset, config.loop, engine, read, crop=getattr(config, "crop", 0)),
-                stop=stop,
-                report=report,
-                stepped=stepped,
-            )
-        if samples < config.loop.samples or stop.signal:
-            raise TryAgain(
-                f"stopped by {stop.signal or 'another rank'} after {samples:,} of {config.loop.samples:,} samples; the state is committed",
-                where=folder,
-                mend="run the same command again",
-            )
+        with contextlib.ExitStack() as held:
+            samples = _fitted(stage, run, engine, display, held)
     except BaseException as error:
-        held.close()
         engine.close(None if isinstance(error, TryAgain) else error)
         raise
-    else:
-        held.close()
-        engine.close()
-        return samples
+    engine.close()
+    return samples
+
+
+def _fitted(stage: Training, run: Run, engine: Engine, display: Display, held: contextlib.ExitStack) -> int:
+    """The training on ranks that have met.
+
+    Args:
+        held: what ends with it: the claim on the folder, the display.
+    """
+    from launch import build
+    from ldm.checkpoints.store import CheckpointStore
+    from ldm.comm import on_rank_0
+    from ldm.training.clock import traced
+    from ldm.training.log import MetricLog
+    from ldm.training.loop import fit
+    from slurm.preempt import stop_on_signals, superseded
+
+    config, folder = getattr(run.config, stage.name), getattr(run, stage.name)
+    report = held.enter_context(display.training(stage.name, config.loop.samples))
+    on_rank_0(engine.comm, lambda: stage.check(run))
+    taken_over = superseded(os.environ)  # a job that SLURM started again gives its elder copy, if there is one, time to end
+    patience_s = CLAIM_PATIENCE_S if taken_over else 0.0
+    claim = durable.claimed(folder / ".training", "training in this folder", patience_s=patience_s)
+    on_rank_0(engine.comm, lambda: held.enter_context(claim))
+    on_rank_0(engine.comm, run.freeze)
+    on_rank_0(engine.comm, lambda: stage.check_data(run))
+    dataset, read = run.open(stage.data(run)), run.config.data.read
+    trainer, stream, identity = stage.builder()(config, dataset, engine, read)
+    store = CheckpointStore(folder / "checkpoints", engine.comm, keep=config.loop.keep, used=trainer.USED)
+    log = MetricLog(folder / "metrics.jsonl", writes=engine.is_main)
+    trace = folder / "trace.json" if config.loop.profile and engine.is_main else None
+    with stop_on_signals(taken_over) as stop, traced(trace) as stepped:
+        samples = fit(
+            trainer,
+            stream,
+            engine,
+            store,
+            log,
+            config.loop,
+            identity=identity,
+            record={"config": concealed(to_tree(run.config)), "versions": versions()},
+            validation=build.validation(dataset, config.loop, engine, read, crop=getattr(config, "crop", 0)),
+            stop=stop,
+            report=report,
+            stepped=stepped,
+        )
+    if samples < config.loop.samples or stop.signal:
+        raise TryAgain(
+            f"stopped by {stop.signal or 'another rank'} after {samples:,} of {config.loop.samples:,} samples; the state is committed",
+            where=folder,
+            mend="run the same command again",
+        )
+    return samples

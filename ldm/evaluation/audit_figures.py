@@ -132,22 +132,28 @@ def descriptor_figures(units: Audit, name: str) -> dict[str, Any]:
         "floor_share_nearer_than_real": float((real.distance_N < radius_M[real.index_N])[counted_N].mean()) if floor else None,
         "duplicates": duplicates(repeats, keys, found, found.people * len(set(subjects)), config.closest),
         "by_patient": by_patient(near, found, subjects, config.closest),
-        "closest": [
-            {
-                "synthetic_key": keys[n],
-                "synthetic_index": int(generated.sample_N[n]),
-                "train_key": str(train_keys[near.index_N[n]]) if found.flagged_N[n] else None,
-                "train_index": int(near.index_N[n]),
-                "subject": str(subjects[near.index_N[n]]) if found.flagged_N[n] else None,
-                "distance": float(near.distance_N[n]),
-                "of_floor_median": float(near.distance_N[n]) / floor["median"] if floor else None,
-                "mirrored": bool(near.mirrored_N[n]),
-                "exact": bool(found.exact_N[n]),
-                "flagged": bool(found.flagged_N[n]),
-            }
-            for n in np.argsort(near.distance_N, kind="stable")[: config.closest]
-        ],
+        "closest": closest(units, near, found, train_keys, floor["median"] if floor else None),
     }
+
+
+def closest(units: Audit, near: Nearest, found: Judged, train_keys: np.ndarray, floor_median: float | None) -> list[dict[str, Any]]:
+    """The closest pairs; whose image a training image is stands only where the pair is flagged."""
+    keys, subjects = units.made.units(), units.train_people
+    return [
+        {
+            "synthetic_key": keys[n],
+            "synthetic_index": int(units.made.sample_N[n]),
+            "train_key": str(train_keys[near.index_N[n]]) if found.flagged_N[n] else None,
+            "train_index": int(near.index_N[n]),
+            "subject": str(subjects[near.index_N[n]]) if found.flagged_N[n] else None,
+            "distance": float(near.distance_N[n]),
+            "of_floor_median": float(near.distance_N[n]) / floor_median if floor_median else None,
+            "mirrored": bool(near.mirrored_N[n]),
+            "exact": bool(found.exact_N[n]),
+            "flagged": bool(found.flagged_N[n]),
+        }
+        for n in np.argsort(near.distance_N, kind="stable")[: units.config.closest]
+    ]
 
 
 def doubles(real: Nearest, found: Judged, floor: Part, train_keys: np.ndarray, most: int) -> dict[str, Any]:

@@ -15,17 +15,22 @@ FEW_PEOPLE = 10  # held out: with fewer, who they happen to be decides the figur
 
 def rows_of_evaluation(result: dict[str, Any]) -> list[dict[str, Any]]:
     """Of an evaluation; n: real / synthetic images. A region that could not be measured has one row."""
-    f, m = result["frechet"], result["ms_ssim"]
+    f = result["frechet"]
     images = f"{f['n_real']} / {f['n_synthetic']}"
-    matched = f"{f['n_real']} / {f['n_floor'] or f['n_synthetic']}"
     few = f"; people: only {f['people_real']}" if f["people_real"] < FEW_PEOPLE else ""
+    table = [*_frechet_rows(f, images, few), *_spectral_rows(result["spectral"], images, few), *_ms_ssim_rows(result["ms_ssim"])]
+    whole = [{"interval": None, "floor_interval": None, "reason": None, **row} for row in table]
+    return [{"verdict": verdict(row), **row} for row in whole]
+
+
+def _frechet_rows(f: dict[str, Any], images: str, few: str) -> list[dict[str, Any]]:
     rank = "" if f["effective_rank"] is None else f"d={f['d']}, {f['effective_rank_whitened']:.0f} effective"
-    table = [
+    return [
         {
             "metric": "Fréchet distance",
             "value": f["value_at_floor_n"] if f["n_floor"] else f["value"],
             "floor": f["floor"],
-            "n": matched,
+            "n": f"{f['n_real']} / {f['n_floor'] or f['n_synthetic']}",
             "note": rank + few,
             "reason": f["reason"],
         },
@@ -48,37 +53,33 @@ def rows_of_evaluation(result: dict[str, Any]) -> list[dict[str, Any]]:
             "reason": f["reason"],
         },
     ]
-    for region in spectral.REGIONS:
-        s = result["spectral"][region]
-        for name in ("kl", "js") if s["reason"] is None else ("kl",):
-            table.append(
-                {
-                    "metric": f"{name.upper()}, {'field of view' if region == 'fov' else region}",
-                    "value": s[f"{name}_mean"],
-                    "interval": s[f"{name}_interval"],
-                    "floor": s[f"floor_{name}_mean"],
-                    "floor_interval": s[f"floor_{name}_interval"],
-                    "n": images,
-                    "note": "band histograms, nats" + few,
-                    "reason": s["reason"],
-                }
-            )
-    for metric, value, floor in (("MS-SSIM of pairs", "synthetic", "real"), ("|MS-SSIM difference|", "difference", "difference_floor")):
-        row = {
-            "metric": metric,
-            "value": m[value],
-            "floor": m[floor],
-            "n": f"{m['pairs_real']} / {m['pairs_synthetic']}",
-            "reason": m["reason"],
+
+
+def _spectral_rows(regions: dict[str, Any], images: str, few: str) -> list[dict[str, Any]]:
+    return [
+        {
+            "metric": f"{name.upper()}, {'field of view' if region == 'fov' else region}",
+            "value": regions[region][f"{name}_mean"],
+            "interval": regions[region][f"{name}_interval"],
+            "floor": regions[region][f"floor_{name}_mean"],
+            "floor_interval": regions[region][f"floor_{name}_interval"],
+            "n": images,
+            "note": "band histograms, nats" + few,
+            "reason": regions[region]["reason"],
         }
-        row["note"] = f"pairs, window {m['window']}"
-        if value == "synthetic":
-            row |= {"interval": m["synthetic_interval"], "floor_interval": m["real_interval"]}
-        elif m["difference_interval"] and m["difference_interval"][0] <= 0 <= m["difference_interval"][1]:
-            row["verdict"] = NOT_TOLD_APART  # the interval of a difference is signed and would not fit beside its size
-        table.append(row)
-    whole = [{"interval": None, "floor_interval": None, "reason": None, **row} for row in table]
-    return [{"verdict": verdict(row), **row} for row in whole]
+        for region in spectral.REGIONS
+        for name in (("kl", "js") if regions[region]["reason"] is None else ("kl",))
+    ]
+
+
+def _ms_ssim_rows(m: dict[str, Any]) -> list[dict[str, Any]]:
+    of_both = {"n": f"{m['pairs_real']} / {m['pairs_synthetic']}", "note": f"pairs, window {m['window']}", "reason": m["reason"]}
+    pairs = {"metric": "MS-SSIM of pairs", "value": m["synthetic"], "floor": m["real"], **of_both}
+    pairs |= {"interval": m["synthetic_interval"], "floor_interval": m["real_interval"]}
+    difference = {"metric": "|MS-SSIM difference|", "value": m["difference"], "floor": m["difference_floor"], **of_both}
+    if m["difference_interval"] and m["difference_interval"][0] <= 0 <= m["difference_interval"][1]:
+        difference["verdict"] = NOT_TOLD_APART  # the interval of a difference is signed and would not fit beside its size
+    return [pairs, difference]
 
 
 def verdict(row: dict[str, Any]) -> str:

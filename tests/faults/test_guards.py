@@ -175,7 +175,7 @@ GUARDS = [
     guard(
         "one training a folder",
         "launch/stages/training.py",
-        "        on_rank_0(engine.comm, lambda: held.enter_context(claim))\n",
+        "    on_rank_0(engine.comm, lambda: held.enter_context(claim))\n",
         "",
         LOST,
         "two_trainings",
