@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -144,14 +145,32 @@ def sample(
     task: Annotated[
         str, typer.Option(metavar="K/N", help="Begin as the K-th of N tasks, K from 1, with its share of the shards; then help the others.")
     ] = "1/1",
+    ids: Annotated[
+        str | None, typer.Option(metavar="I,J,…", help="Make these images alone, by their numbers, in the set or not, into --out.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(metavar="FOLDER", help="With --ids: a new folder, for loose cubes.")] = None,
     dry_run: DryRun = False,
 ) -> None:
     """Generate the synthetic set into shards; image i depends on (seed, i) alone. The same command again goes on; a larger count adds."""
     of = resolved(preset, overrides, dry_run)
+    if ids is not None:
+        from launch.stages.sample import make_again
+
+        if out is None:
+            raise InputError("--ids without a place for them", expected="--out FOLDER")
+        typer.echo("\n".join([*make_again(of, numbers(ids), out), f"{out}"]))
+        return
     k, slash, n = task.partition("/")
     if not (slash and k.isdigit() and n.isdigit() and 1 <= int(k) <= int(n)):
         raise InputError(f"--task {task}", expected="K/N with 1 ≤ K ≤ N, such as 3/16")
     make("sample", of, (int(k), int(n)))
+
+
+def numbers(words: str) -> list[int]:
+    """`7,1000042` → [7, 1000042]."""
+    if not all(word.strip().isdecimal() for word in words.split(",")):
+        raise InputError(f"--ids {words}", expected="numbers from 0, with commas between them, such as 7,1000042")
+    return [int(word) for word in words.split(",")]
 
 
 def report(preset: Preset, overrides: Overrides = None) -> None:

@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from data_shards.errors import command
+import numpy as np
+
+from data_shards import durable
+from data_shards.cube import Cube
+from data_shards.errors import InputError, command
+from data_shards.folder import write_cube
 from data_shards.manifest import NAME, read_manifest
+from data_shards.reading.dataset import Dataset
 from data_shards.shards.index import index_path
 from launch.run import Run, device
 from launch.stages.stage import Progress, Target, UnitStage, check_trained
@@ -16,6 +23,29 @@ from launch.work import Phases
 
 if TYPE_CHECKING:
     from launch.config import Config
+    from ldm.generation.generate import SyntheticSet
+
+SPLIT = "synthetic"
+
+
+def synthetic_set(run: Run) -> partial[SyntheticSet]:
+    """What builds the set of a run, whole or not, from its networks."""
+    from ldm.checkpoints.trained import load_autoencoder, load_denoiser
+    from ldm.generation.generate import SyntheticSet
+
+    wanted = run.config.sample
+    return partial(
+        SyntheticSet,
+        load_autoencoder(run.vqgan, device()),
+        load_denoiser(run.diffusion, device()),
+        run.synthetic,
+        count=wanted.count,
+        shard=wanted.shard,
+        seed=wanted.seed,
+        sampler=run.config.diffusion.sampler,
+        batch=wanted.batch,
+        quantise=wanted.quantise,
+    )
 
 
 class Sample(UnitStage):
@@ -38,23 +68,7 @@ class Sample(UnitStage):
         return asked.get("count") == run.config.sample.count and asked.get("denoiser") == trained_digest(run.diffusion)
 
     def phases(self, run: Run) -> Phases:
-        from ldm.checkpoints.trained import load_autoencoder, load_denoiser
-        from ldm.generation.generate import SyntheticSet
-
-        wanted = run.config.sample
-        build = partial(
-            SyntheticSet,
-            load_autoencoder(run.vqgan, device()),
-            load_denoiser(run.diffusion, device()),
-            run.synthetic,
-            count=wanted.count,
-            shard=wanted.shard,
-            seed=wanted.seed,
-            sampler=run.config.diffusion.sampler,
-            batch=wanted.batch,
-            quantise=wanted.quantise,
-        )
-        yield self.name, build
+        yield self.name, synthetic_set(run)
 
     def where(self, run: Run) -> str:
         from ldm.generation.generate import superseded
@@ -82,3 +96,38 @@ class Sample(UnitStage):
 
     def grows(self, run: str) -> tuple[str, ...]:
         return (f"{run}/synthetic/*.tar",)
+
+
+def make_again(run: Run, ids: Sequence[int], folder: Path) -> list[str]:
+    """Write images of a run, by their numbers alone, as loose cubes; a line on each, which says how it compares with the set's own.
+
+    Raises:
+        InputError: numbers out of range or named twice, a set of another request, a place that is taken.
+    """
+    if not ids or min(ids) < 0 or max(ids) >= 1 << 63 or len(set(ids)) < len(ids):
+        raise InputError(f"--ids {','.join(map(str, ids))}", expected="numbers from 0, each once, such as 7,1000042")
+    Sample().check(run)
+    whole = Dataset(run.synthetic) if (run.synthetic / NAME).exists() else None
+    count = max(run.config.sample.count, whole.count(SPLIT) if whole else 0)
+    lines = []
+    with durable.writing_folder(folder) as part:
+        for cube in synthetic_set(run)(count=count).images(ids):
+            write_cube(part, cube)
+            lines.append(f"{cube.meta.key}: {compared(cube, whole)}")
+    return lines
+
+
+def compared(cube: Cube, whole: Dataset | None) -> str:
+    """An image beside the one of its number in the set."""
+    i = int(cube.meta.notes["image"])
+    if whole is None or i >= whole.count(SPLIT):
+        return "made; the set does not hold it" if whole else "made; there is no finished set to compare it with"
+    own = whole.cube(SPLIT, i)
+    most = int(np.abs(own.data_CHW.astype(np.int64) - cube.data_CHW).max())
+    if most == 0:
+        return "made; the set holds the same, to the bit"
+    batches = own.meta.notes.get("batch"), cube.meta.notes["batch"]
+    why = (
+        f"made {batches[0]} at a time, now {batches[1]}" if batches[0] != batches[1] else "made on another machine, or the set was altered"
+    )
+    return f"made; it differs from the set's by up to {most} counts: that was {why}"

@@ -9,9 +9,9 @@ Legend: B batch, C band, H W pixels, D latent channel.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from torch import Tensor
@@ -26,39 +26,57 @@ from data_shards.reading.reader import Shard
 from data_shards.shards.index import index_path, open_index
 from ldm.checkpoints.trained import Autoencoder, Denoiser
 from ldm.models.config import SamplerConfig
-from ldm.models.objective import normal_at
+from ldm.models.noise import NOISES
 from ldm.models.sampler import scheduler_for, solve
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 SPLIT = "synthetic"
 REQUEST = "request.json"
+NEW, EARLIER = NOISES
 PATIENCE_S = 60.0  # to wait for another task that writes the manifest
 
 
-def latents_of(denoiser: Denoiser, ids: np.ndarray, *, seed: int, sampler: SamplerConfig) -> Tensor:
+def latents_of(denoiser: Denoiser, ids: np.ndarray, *, seed: int, sampler: SamplerConfig, noise: str = NEW) -> Tensor:
     """Latents of the images with these numbers, (B, D, h, w), in the autoencoder's units."""
-    device = denoiser.normaliser.mean_C11.device
-    noise = normal_at(seed, ids, denoiser.latent_shape).to(device)
-    z_BDHW = solve(denoiser.net, noise, scheduler_for(sampler, denoiser.objective.target), sampler.steps)
+    noise_BDHW = NOISES[noise](seed, ids, denoiser.latent_shape, device=denoiser.normaliser.mean_C11.device)
+    z_BDHW = solve(denoiser.net, noise_BDHW, scheduler_for(sampler, denoiser.objective.target), sampler.steps)
     return denoiser.normaliser.latents(z_BDHW)
 
 
 def images(
-    autoencoder: Autoencoder, denoiser: Denoiser, ids: np.ndarray, *, seed: int, sampler: SamplerConfig, batch: int, quantise: bool
+    autoencoder: Autoencoder,
+    denoiser: Denoiser,
+    ids: Sequence[int],
+    *,
+    seed: int,
+    sampler: SamplerConfig,
+    batch: int,
+    quantise: bool,
+    noise: str = NEW,
 ) -> Iterator[Cube]:
-    """The images with these numbers, one cube after the other."""
+    """The images with these numbers, one cube after the other.
+
+    The networks see `batch` images at a time, the last ones filled up with themselves: how a convolution rounds depends on the shape of
+    what it gets, and on nothing else, so an image comes out the same to the bit whichever others are asked for with it.
+    """
     data = autoencoder.data
-    for part in np.array_split(ids, max(1, -(-len(ids) // batch))):
-        stored_BCHW = autoencoder.decode(latents_of(denoiser, part, seed=seed, sampler=sampler), quantise=quantise).cpu().numpy()
-        for i, stored_CHW in zip(part, stored_BCHW, strict=True):
+    fov_HW = autoencoder.fov_HW.cpu().numpy()
+    for start in range(0, len(ids), batch):
+        part = ids[start : start + batch]
+        z_BDHW = latents_of(denoiser, np.resize(part, batch), seed=seed, sampler=sampler, noise=noise)
+        stored_BCHW = autoencoder.decode(z_BDHW, quantise=quantise).cpu().numpy()
+        for i, stored_CHW in zip(part, stored_BCHW, strict=False):
             meta = CubeMeta(
                 key=f"{i:09d}",
                 wavelengths_nm=tuple(data["wavelengths_nm"]),
                 scale=data["scale"],
                 offset=data["offset"],
                 subject_id="synthetic",
-                notes={"image": int(i), "seed": seed, "batch": batch},  # how a convolution rounds depends on the batch
+                notes={"image": int(i), "seed": seed, "batch": batch},
             )
-            yield Cube(data_CHW=stored_CHW, meta=meta, fov_HW=autoencoder.fov_HW.cpu().numpy())
+            yield Cube(data_CHW=stored_CHW, meta=meta, fov_HW=fov_HW)
 
 
 class SyntheticSet(Units):
@@ -97,14 +115,40 @@ class SyntheticSet(Units):
             )
         scheduler_for(sampler, denoiser.objective.target)  # refuses before anything is written
         self.autoencoder, self.denoiser, self.out = autoencoder, denoiser, out
-        self.count, self.shard, self.how = count, shard, {"seed": seed, "sampler": sampler, "batch": batch, "quantise": quantise}
         models = {"dataset": autoencoder.data["digest"], "autoencoder": autoencoder.digest, "denoiser": denoiser.digest}
-        self.request = {"shard": shard, "seed": seed, "sampler": sampler.name, "steps": sampler.steps, "quantise": quantise, **models}
-        self.batch_before = _claim(out, self.request)
+        asked = {
+            "shard": shard,
+            "seed": seed,
+            "sampler": sampler.name,
+            "steps": sampler.steps,
+            "quantise": quantise,
+            "noise": NEW,
+            **models,
+        }
+        self.request, self.batch_before = _agreed(out, asked)
+        self.count, self.shard = count, shard
+        self.how = {
+            "seed": seed,
+            "sampler": sampler,
+            "batch": evenly_filled(batch, shard),
+            "quantise": quantise,
+            "noise": self.request["noise"],
+        }
         self.done = _standing(out, count)
         self.paths = [] if self.done else [out / shard_name(number, shard, count) for number in range(-(-count // shard))]
         self.names = [path.stem for path in self.paths]
         _check_whole(self.paths, shard, count)  # before hours of work, and once more of what others left meanwhile
+
+    def __enter__(self) -> Self:
+        """Write down what is asked for; the first does, and all others must ask for images of the same kind."""
+        with durable.explained(self.out / REQUEST):
+            durable.write_bytes(self.out / REQUEST, durable.canonical_json(self.request), keep_first=True)
+        _agreed(self.out, self.request)
+        return self
+
+    def images(self, ids: Sequence[int]) -> Iterator[Cube]:
+        """The images with these numbers, whether they are in the set or not."""
+        return images(self.autoencoder, self.denoiser, ids, **self.how)
 
     def published(self, number: int) -> bool:
         """Whether a shard is there, with what it leaves for the manifest."""
@@ -113,7 +157,7 @@ class SyntheticSet(Units):
     def make(self, number: int) -> None:
         """Make a shard, or complete what a killed process left of it."""
         ids = np.arange(number * self.shard, min((number + 1) * self.shard, self.count))
-        write_unit(self.paths[number], SPLIT, images(self.autoencoder, self.denoiser, ids, **self.how))
+        write_unit(self.paths[number], SPLIT, self.images(ids))
 
     def size(self, number: int) -> int:
         return min(self.shard, self.count - number * self.shard)
@@ -138,6 +182,11 @@ class SyntheticSet(Units):
             write_manifest(self.out, manifest)
         durable.sweep_published(self.out)
         return manifest
+
+
+def evenly_filled(batch: int, shard: int) -> int:
+    """The largest batch, up to the one asked for, that fills a shard with the fewest empty places."""
+    return -(-shard // -(-shard // batch))
 
 
 def generate_set(
@@ -171,24 +220,32 @@ def superseded(out: Path) -> list[str]:
     return sorted(path.name for path in out.glob(f"{SPLIT}-*.first*.tar") if path.name not in named)
 
 
-def _claim(out: Path, request: dict[str, Any]) -> int | None:
-    """The first task writes the request; all others must ask for images of the same kind. How many is no part of it, nor the batch.
+def _agreed(out: Path, request: dict[str, Any]) -> tuple[dict[str, Any], int | None]:
+    """The request of the set that stands here, or else this one. How many images is no part of it, nor the batch; its noise is that of the
+    version that began the set.
 
     Returns:
-        The batch of shards that do not state theirs: of a set that was begun when it was part of the request.
+        The request, and the batch of shards that do not state theirs: of a set that was begun when it was part of the request.
+
+    Raises:
+        InputError: images of another kind stand here.
     """
-    durable.write_bytes(out / REQUEST, durable.canonical_json(request), keep_first=True)
-    standing = json.loads((out / REQUEST).read_text())
+    if not (out / REQUEST).exists():
+        return request, None
+    standing = {"noise": EARLIER, **json.loads((out / REQUEST).read_bytes())}
     batch, _ = standing.pop("batch", None), standing.pop("count", None)
-    if standing != request:
-        differing = ", ".join(f"{key} {standing.get(key)}" for key in request if standing.get(key) != request[key])
+    if differing := [f"{key} {standing.get(key)}" for key in request if key != "noise" and standing.get(key) != request[key]]:
         raise InputError(
-            f"a set of another request stands here ({differing})",
+            f"a set of another request stands here ({', '.join(differing)})",
             where=out,
             expected="the same request; its count may grow, its batch may change",
             mend=f"another run folder: run=runs/NAME, or {moved_aside(out)}",
         )
-    return batch
+    if standing["noise"] not in NOISES:
+        raise InputError(
+            f"a set of noise {standing['noise']!r}", where=out, expected=f"one of {', '.join(NOISES)}: it is of a later version"
+        )
+    return standing, batch
 
 
 def _standing(out: Path, count: int) -> Manifest | None:

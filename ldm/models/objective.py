@@ -14,6 +14,7 @@ from torch import Tensor
 
 from data_shards.reading.order import hash64
 from ldm.models.config import ObjectiveConfig
+from ldm.models.noise import normal_at
 
 STEPS = 1000
 SCHEDULES: dict[str, dict[str, Any]] = {
@@ -33,22 +34,13 @@ def schedule(target: str) -> DDPMScheduler | None:
     return DDPMScheduler(num_train_timesteps=STEPS, **SCHEDULES[target]) if target in SCHEDULES else None
 
 
-def normal_at(seed: int, ids: np.ndarray, shape: tuple[int, ...], stream: int = 0) -> Tensor:
-    """Standard normal noise for each id, (len(ids), *shape): a function of (seed, id), of no batch and no rank."""
-    draws = []
-    for state in np.atleast_1d(hash64(seed, np.asarray(ids), stream)):
-        generator = torch.Generator().manual_seed(int(state >> np.uint64(1)))
-        draws.append(torch.randn(shape, generator=generator))
-    return torch.stack(draws)
-
-
 def noised(
     z_BDHW: Tensor, position_B: np.ndarray, config: ObjectiveConfig, *, seed: int, scheduler: DDPMScheduler | None
 ) -> tuple[Tensor, Tensor, Tensor]:
     """(noised latents, time in [0, 1000), target) for the samples at these global positions of the run."""
-    noise = normal_at(seed, position_B, z_BDHW.shape[1:]).to(z_BDHW)
+    noise = normal_at(seed, position_B, z_BDHW.shape[1:], device=z_BDHW.device).to(z_BDHW.dtype)
     if config.target == "flow":
-        s_B = torch.sigmoid(normal_at(seed, position_B, (), stream=1)).to(z_BDHW)
+        s_B = torch.sigmoid(normal_at(seed, position_B, (), stream=1, device=z_BDHW.device)).to(z_BDHW.dtype)
         s = s_B.view(-1, 1, 1, 1)
         return (1 - s) * z_BDHW + s * noise, s_B * STEPS, noise - z_BDHW
     assert scheduler is not None, "only 'flow' does without"

@@ -376,6 +376,23 @@ def test_sampling_in_tasks_gives_the_same_bytes_as_at_once(uninterrupted: Path, 
     run("sample", tmp_path / "tasks.yaml")
     assert {p: p.stat().st_mtime_ns for p in (folders[1] / "synthetic").iterdir()} == before
     assert "sample.seed" in run("sample", tmp_path / "tasks.yaml", "sample.seed=5", expect=2)
+    said = run("sample", tmp_path / "tasks.yaml", "--ids", "9,1000042,3", "--out", tmp_path / "again")
+    assert [line.partition(": ")[2] for line in said.splitlines() if line.startswith("0")] == [
+        "made; the set holds the same, to the bit",
+        "made; the set does not hold it",
+        "made; the set holds the same, to the bit",
+    ], said
+    assert keys_in(tmp_path / "again") == ["000000003", "000000009", "001000042"]
+    said = run("sample", tmp_path / "tasks.yaml", "sample.batch=3", "--ids", "3", "--out", tmp_path / "threes")
+    assert "the same, to the bit" in said or "that was made 4 at a time, now 3" in said
+    assert {p: p.stat().st_mtime_ns for p in (folders[1] / "synthetic").iterdir()} == before
+
+
+@pytest.mark.parametrize("ids", ["", "-1", "7,", "7,7", "x", str(1 << 63)])
+def test_numbers_of_no_image_are_refused(tmp_path: Path, ids: str) -> None:
+    with pytest.raises(InputError, match="--ids"):
+        invoke("sample", "demo", f"run={tmp_path}/run", "--ids", ids, "--out", tmp_path / "again")
+    assert not list(tmp_path.iterdir())
 
 
 def made_from(uninterrupted: Path, folder: Path, *parts: str, **more: object) -> Path:

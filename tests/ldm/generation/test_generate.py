@@ -9,6 +9,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import ClassVar
 
+import numpy as np
 import pytest
 import torch
 
@@ -175,6 +176,16 @@ def test_two_tasks_of_different_counts_that_finish_at_one_moment_leave_the_large
     assert Dataset(tmp_path / "set").count("synthetic") == 16 and not list((tmp_path / "set").glob(".*"))
 
 
+def test_an_image_is_made_in_a_batch_of_one_size_whichever_others_are_made_with_it(made: Callable, tmp_path: Path) -> None:
+    """Ten to a shard, four at once: the last four are two, filled up. By number alone it is the same."""
+    made("set", 13, batch=4, shard=10)
+    cubes = list(Dataset(tmp_path / "set").cubes("synthetic"))
+    assert {cube.meta.notes["batch"] for cube in cubes} == {4} and len(cubes) == 13
+    how = {"seed": 0, "sampler": PLAN["sampler"], "batch": 4, "quantise": True}
+    for cube in generate.images(Painter(), Painter(), [12, 3, 7, 3, 0], **how):
+        assert np.array_equal(cube.data_CHW, cubes[cube.meta.notes["image"]].data_CHW)
+
+
 def test_the_batch_may_change_while_a_set_is_unfinished_and_stands_in_each_shard(made: Callable, tmp_path: Path) -> None:
     made("set", 8, batch=4)
     grown = made("set", 16, batch=2)
@@ -200,8 +211,11 @@ def test_a_set_begun_by_an_earlier_version_grows_by_whole_shards_and_its_short_o
     """Then the count and the batch were part of the request, and a last short shard had the name of a whole one."""
     made("set", 8)
     request = tmp_path / "set" / "request.json"
-    request.write_bytes(json.dumps({**json.loads(request.read_bytes()), "count": 8, "batch": 4}).encode())
-    assert made("set", 12).splits["synthetic"]["count"] == 12
+    stated = json.loads(request.read_bytes())
+    assert stated.pop("noise") == "threefry2x32-20"
+    request.write_bytes(json.dumps({**stated, "count": 8, "batch": 4}).encode())
+    grown = made("set", 12)
+    assert grown.splits["synthetic"]["count"] == 12 and grown.source["sample"]["noise"] == "mt19937"
     made("short", 6)
     for suffix in ("tar", "index", "unit"):
         (tmp_path / "short" / f"synthetic-000001.first2.{suffix}").rename(tmp_path / "short" / f"synthetic-000001.{suffix}")

@@ -1,4 +1,4 @@
-"""Noise is a function of position; the samplers solve what they claim to; EMA and rates are functions of samples seen."""
+"""Training pairs are a function of position; the samplers solve what they claim to; EMA and rates are functions of samples seen."""
 
 from __future__ import annotations
 
@@ -15,25 +15,13 @@ from data_shards.errors import InputError
 from ldm.checkpoints.store import CheckpointStore, Fragment, Reader
 from ldm.comm import Alone
 from ldm.models.config import SAMPLERS, ObjectiveConfig, SamplerConfig
-from ldm.models.objective import noised, normal_at, schedule
+from ldm.models.noise import normal_at
+from ldm.models.objective import noised, schedule
 from ldm.models.sampler import scheduler_for, solve
 from ldm.models.vqgan import initialised
 from ldm.schedules import OptimizerConfig, learning_rate
 from ldm.training.config import EMAConfig
 from ldm.training.ema import EMA, decay_at
-
-
-def test_noise_of_an_image_does_not_depend_on_its_batch() -> None:
-    together = normal_at(5, np.arange(10), (2, 3, 3))
-    apart = torch.cat([normal_at(5, np.array([i]), (2, 3, 3)) for i in range(10)])
-    assert torch.equal(together, apart)
-    assert not torch.equal(normal_at(6, np.arange(10), (2, 3, 3)), together)
-
-
-def test_noise_is_standard_normal() -> None:
-    noise = normal_at(0, np.arange(500), (4, 8, 8)).double()
-    assert abs(noise.mean()) < 0.01 and abs(noise.std() - 1) < 0.01
-    assert abs((noise[:-1] * noise[1:]).mean()) < 0.01, "neighbouring ids are correlated"
 
 
 @pytest.mark.parametrize("target", ["epsilon", "v", "flow"])
