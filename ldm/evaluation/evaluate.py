@@ -19,7 +19,9 @@ from ldm.evaluation import ms_ssim, spectral
 from ldm.evaluation.features import get_extractor
 from ldm.evaluation.frechet import FrechetFigures, frechet_figures
 from ldm.evaluation.measurements import Arrays, ImageMeasurements, Piece, beside, written
+from ldm.evaluation.ms_ssim import MsSsimFigures
 from ldm.evaluation.sets import Images, ImagesOfPeople, Part, Watch, check_comparable, common_fov, evenly, real_parts, reflectance
+from ldm.evaluation.spectral import SpectralFigures
 from ldm.evaluation.whitening import Whitening, whitening
 
 COPIES_WIN = "no people held out: a set of copies would come nearest to the training images"
@@ -65,8 +67,8 @@ class EvaluationResult:
     floor_from: ImagesOfPeople | None
     config: EvaluateConfig
     frechet: FrechetFigures
-    spectral: spectral.SpectralFigures
-    ms_ssim: ms_ssim.MsSsimFigures
+    spectral: SpectralFigures
+    ms_ssim: MsSsimFigures
 
 
 class Evaluation(ImageMeasurements):
@@ -174,14 +176,14 @@ class Evaluation(ImageMeasurements):
     def finish(self) -> EvaluationResult:
         return written(self.path, self.result(), self.out)
 
-    def _spectral(self) -> spectral.SpectralFigures:
+    def _spectral(self) -> SpectralFigures:
         """No band is compared with the training split: copies would win."""
         if self.parts["real"].split == "train":
             regions = dict.fromkeys(spectral.REGIONS, spectral.RegionDistance(reason=COPIES_WIN))
         else:
             histograms = {name: self.histograms(name) for name in self.parts}
             regions = {region: spectral.region_distance(histograms, region, seed=self.config.seed) for region in spectral.REGIONS}
-        return spectral.SpectralFigures(
+        return SpectralFigures(
             wavelengths_nm=tuple(self.real.wavelengths_nm),
             bins=self.edges_CE.shape[1] + 1,
             fov_pixels=int(self.fov_HW.sum()),

@@ -198,7 +198,7 @@ class SpectralFigures:
     @property
     def regions(self) -> dict[str, RegionDistance]:
         """All of them, by name."""
-        return {region: getattr(self, region) for region in REGIONS}
+        return {"fov": self.fov, "artery": self.artery, "vein": self.vein, "onh": self.onh}
 
 
 def region_distance(histograms: dict[str, BandHistograms], region: str, *, seed: int) -> RegionDistance:
