@@ -18,6 +18,8 @@ HEALTH = "health.json"
 
 
 class Encode(UnitStage):
+    """Cache the latents of the run's dataset, and check whether the autoencoder is fit to diffuse on."""
+
     name, verb, after = "encode", "encode", ("vqgan",)
     reads, writes = "dataset, `vqgan/`", "`latents/`, `health.json`; warns when the autoencoder is not fit to diffuse on"
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass, replace
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -14,7 +13,7 @@ from data_shards.packing.splits import LEAST_PEOPLE, held_out_split
 from data_shards.reading.dataset import Dataset
 from launch.headline import HEADLINE
 from launch.run import Run, device, figures, read_result, record
-from launch.stages.stage import UnitStage, check_sampled, check_trained
+from launch.stages.stage import MeasuredStage, check_sampled, check_trained
 from launch.work import Phases
 
 if TYPE_CHECKING:
@@ -26,7 +25,7 @@ BASELINE_IMAGES = 1024
 MORE_PEOPLE = "retinaforge data pack FOLDER DATASET --splits train=0.7,val=0.2,test=0.1, into another folder"
 
 
-class Evaluate(UnitStage):
+class Evaluate(MeasuredStage):
     name, verb, after = "evaluate", "evaluate", ("sample",)
     reads, writes = "dataset, `synthetic/`", "`evaluate.json`, `reconstruction.json`, `gaussian-latents/`"
 
@@ -67,14 +66,8 @@ class Evaluate(UnitStage):
         yield self.name, lambda: units
         note_figures(run, rebuilt.result(), judged.frechet(units))
 
-    def where(self, run: Run) -> str:
-        return f"result: {run.folder / 'evaluate.json'}"
-
-    def standing(self, run: Path) -> str:
-        return "done" if (run / "evaluate.json").exists() else ""
-
     def grows(self, run: str) -> tuple[str, ...]:
-        return (f"{run}/gaussian-latents/*.tar", f"{run}/*.units-*/*.safetensors", f"{run}/*.units-*/*/*.safetensors")
+        return (*super().grows(run), f"{run}/gaussian-latents/*.tar", f"{run}/reconstruction.units-*/*.safetensors")
 
 
 def note_figures(run: Run, rebuilt: ReconstructionResult, frechet: FrechetOverBaseline) -> None:
