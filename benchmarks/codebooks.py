@@ -18,6 +18,7 @@ import statistics
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -104,7 +105,7 @@ def result(run: Run) -> dict[str, Any]:
     quantised = stage.codebook.warmup_epochs * dataset.count("train")
     curve = [(row["samples"], row["val/l1"]) for row in rows if "val/l1" in row and row["samples"] > quantised]
     epochs = [(row["samples"], row["codes/usage_epoch"]) for row in rows if "codes/usage_epoch" in row]
-    rebuilt = reconstruction(dataset, load_autoencoder(run.vqgan))
+    rebuilt = asdict(reconstruction(dataset, load_autoencoder(run.vqgan)))
     told = {name: rebuilt[name] for name in ("psnr_db", "psnr_gain_db", "codes_used", "codes_perplexity", "spectral_angle_rad")}
     kmeans_s = sum(row.get("speed/kmeans_s", 0.0) for row in rows)
     return {**told, "curve": curve, "usage_by_epoch": epochs, "kmeans_s": kmeans_s}

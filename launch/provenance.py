@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import os
@@ -25,10 +26,17 @@ KEPT = "commit.json"
 """In a job's copy of the packages: what `commit` said of those that it was taken from."""
 
 
+@functools.cache
 def versions() -> dict[str, str]:
     """Versions of the packages that decide what comes out, '' for one that is not installed."""
-    installed = {dist.metadata["Name"]: dist.version for dist in metadata.distributions()}
-    return {name: installed.get(name, "") for name in RECORDED}
+    return {name: _version(name) for name in RECORDED}
+
+
+def _version(name: str) -> str:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return ""
 
 
 def environment() -> dict[str, Any]:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
+
+from pydantic import TypeAdapter
 
 from data_shards import durable
 from data_shards.errors import InputError
@@ -102,6 +104,17 @@ def device() -> str:
     import torch
 
     return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+Result = TypeVar("Result")
+
+
+def read_result(path: Path, kind: type[Result]) -> Result | None:
+    """A result as it was written; None where there is none, or one in the form of an earlier version."""
+    tree = json.loads(path.read_text()) if path.exists() else None
+    if tree is None or tree.get("format") != getattr(kind, "format", None):
+        return None
+    return TypeAdapter(kind).validate_python(tree)
 
 
 def figures(run: Run) -> dict[str, Any]:

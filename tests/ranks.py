@@ -9,6 +9,7 @@ from __future__ import annotations
 import atexit
 import contextlib
 import functools
+import gc
 import json
 import os
 import runpy
@@ -80,6 +81,8 @@ def serve() -> None:
     import ldm.training.engine
     import ldm.training.loop  # noqa: F401
 
+    gc.collect()
+    gc.freeze()  # DeepSpeed collects garbage in every rank: a second each, and a copy of every page that it looks at
     answers = os.fdopen(os.dup(1), "w")
     assert len(os.listdir("/proc/self/task")) == 1, "a process with threads cannot be forked safely"
     for line in sys.stdin:

@@ -22,7 +22,7 @@ from launch.stages import STAGES
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "benchmarks" / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 PROGRAM = typer.main.get_command(app)
-TAKES_PRESET = {"run", "encode", "sample", "report", "train vqgan", "train diffusion", "data prepare", "evaluate", "audit"}
+TAKES_PRESET = {"run", *(stage.verb for stage in STAGES.values())}
 STARTS = re.compile(r"(?<![\w/.-])retinaforge(?=\s)|-m launch(?=\s)")
 
 

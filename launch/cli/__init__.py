@@ -14,6 +14,7 @@ from rich.console import Console
 import launch
 from data_shards.errors import InputError, RetinaforgeError, TryAgain
 from launch.cli import ckpt, codebook, data, doctor, evaluate, logs, resume, slurm_local, stages, status, submit
+from launch.stages import STAGES
 
 app = typer.Typer(
     name="retinaforge",
@@ -28,7 +29,6 @@ app.add_typer(codebook.app, name="codebook")
 app.add_typer(ckpt.app, name="ckpt")
 app.add_typer(slurm_local.app, name="slurm-local")
 app.command("run")(stages.run)
-app.command("encode")(stages.encode)
 app.command("sample")(stages.sample)
 app.command("evaluate")(evaluate.evaluate)
 app.command("audit")(evaluate.audit)
@@ -41,6 +41,10 @@ app.command("logs")(logs.logs)
 app.command("cancel")(status.cancel)
 app.command("runs")(status.runs)
 app.command("doctor")(doctor.command)
+_own_words = {command.name for command in app.registered_commands}
+for stage in STAGES.values():
+    if " " not in stage.verb and stage.verb not in _own_words:
+        app.command(stage.verb, help=stage.__doc__)(stages.plain(stage.name))
 
 
 def _version(wanted: bool) -> None:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich import box
@@ -16,6 +17,10 @@ from data_shards.stores import place_of
 from launch.cli.options import Overrides, resolved
 from launch.cli.stages import make
 from launch.cli.units import made
+
+if TYPE_CHECKING:
+    from ldm.evaluation.audit_result import ClosestPair
+    from ldm.evaluation.tables import Row
 
 OfRun = Annotated[
     str | None, typer.Argument(metavar="[PRESET]", help="A run, as `retinaforge run` takes it, in place of --real and --synthetic.")
@@ -58,18 +63,14 @@ def evaluate(
     units = Evaluation(Dataset(place_of(real)), Dataset(place_of(synthetic)), config, out)
     result = made([("evaluate", lambda: units)])
     if as_json:
-        typer.echo(json.dumps(result))
+        typer.echo(json.dumps(asdict(result)))
         return
-    reference, floor = result["reference"], result["floor_from"]
-    show(
-        f"{synthetic} against {reference['n']} images of {reference['subjects']} people (split {reference['split']!r})",
-        rows_of_evaluation(result),
-    )
-    source = (
-        f"{floor['n']} other real images of {floor['subjects']} people (split {floor['split']!r})" if floor else "no other people: no floor"
-    )
+    reference, floor = result.reference, result.floor_from
+    title = f"{synthetic} against {reference.n} images of {reference.subjects} people (split {reference.split!r})"
+    show(title, rows_of_evaluation(result))
+    source = f"{floor.n} other real images of {floor.subjects} people (split {floor.split!r})" if floor else "no other people: no floor"
     typer.echo(f"floor: {source} in place of the synthetic ones (MS-SSIM of pairs: the reference's own)")
-    typer.echo(f"features: {result['frechet']['extractor']}; random weights, not comparable with published FID\nresult: {out}")
+    typer.echo(f"features: {result.frechet.extractor}; random weights, not comparable with published FID\nresult: {out}")
 
 
 def audit(
@@ -102,31 +103,19 @@ def audit(
     units = Audit(Dataset(place_of(real)), Dataset(place_of(synthetic)), config, out)
     result = made([("descriptors", lambda: units.descriptors), ("audit", lambda: units)])
     if as_json:
-        typer.echo(json.dumps(result))
+        typer.echo(json.dumps(asdict(result)))
         return
-    floor = result["floor_from"]
-    searched = f"{result['train']['n']} training images of {result['train']['subjects']} people"
-    show(f"{synthetic}: {result['synthetic']['n']} images searched for copies of {searched}", rows_of_audit(result))
-    typer.echo(
-        f"floor: {floor['n']} real images of {floor['subjects']} people (split {floor['split']!r}), to training images of other people"
-    )
-    table = Table(title="closest pairs (pooled)", title_justify="left", box=box.SIMPLE_HEAD)
-    for column in ("synthetic", "training", "person", "distance", "of floor median", ""):
-        table.add_column(column, justify="right" if column in ("distance", "of floor median") else "left")
-    for pair in result["descriptors"]["pooled"]["closest"]:
-        marks = ", ".join(name for name in ("mirrored", "exact", "flagged") if pair[name])
-        train_key = pair["train_key"] or f"image {pair['train_index']}"
-        distances = number(pair["distance"]), number(pair["of_floor_median"])
-        table.add_row(pair["synthetic_key"], train_key, pair["subject"] or "–", *distances, marks)
-    Console().print(table)
-    for name, d in result["descriptors"].items():
-        if d["floor_doubles"]["images"]:
-            pairs = "; ".join(" and ".join(pair["keys"]) for pair in d["floor_doubles"]["pairs"])
-            typer.echo(
-                f"{name}: {d['floor_doubles']['images']} real images left out of the floor, the same picture under two names: {pairs}"
-            )
-        typer.echo(f"{name}: {d['verdict']}")
-    typer.echo(f"{result['caveat']}\nresult: {out}")
+    train, floor = result.train, result.floor_from
+    searched = f"{train.n} training images of {train.subjects} people"
+    show(f"{synthetic}: {result.synthetic.n} images searched for copies of {searched}", rows_of_audit(result))
+    typer.echo(f"floor: {floor.n} real images of {floor.subjects} people (split {floor.split!r}), to training images of other people")
+    show_closest(result.descriptors["pooled"].closest)
+    for name, d in result.descriptors.items():
+        if d.floor_doubles.images:
+            pairs = "; ".join(" and ".join(pair.keys) for pair in d.floor_doubles.pairs)
+            typer.echo(f"{name}: {d.floor_doubles.images} real images left out of the floor, the same picture under two names: {pairs}")
+        typer.echo(f"{name}: {d.verdict}")
+    typer.echo(f"{result.caveat}\nresult: {out}")
 
 
 def _of_run(what: str, preset: str, overrides: list[str] | None, sets: str | None) -> None:
@@ -164,7 +153,7 @@ def number(value: float | None) -> str:
     return "–" if value is None else str(value) if isinstance(value, int) else f"{value:.4g}"
 
 
-def show(title: str, rows: list[dict[str, Any]]) -> None:
+def show(title: str, rows: list[Row]) -> None:
     """The table that people see: every value beside its floor, its 95 % interval beneath; then what could not be measured, and why."""
 
     def cell(value: float | None, interval: tuple[float, float] | None) -> str:
@@ -172,14 +161,30 @@ def show(title: str, rows: list[dict[str, Any]]) -> None:
 
     table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD)
     table.add_column("metric")
-    with_n = len({row["n"] for row in rows}) > 1
+    with_n = len({row.n for row in rows}) > 1
     for column in ("synthetic", "floor, real", *(["N"] if with_n else [])):
         table.add_column(column, justify="right", no_wrap=True)
     for row in rows:
-        metric = f"{row['metric']} [dim]({row['note']})[/]" if row["note"] else row["metric"]
+        metric = f"{row.metric} [dim]({row.note})[/]" if row.note else row.metric
+        table.add_row(metric, cell(row.value, row.interval), cell(row.floor, row.floor_interval), *([row.n] if with_n else []))
+    Console().print(table)
+    for reason in dict.fromkeys(row.reason for row in rows if row.reason):
+        typer.echo(f"not measured: {reason} ({'; '.join(row.metric for row in rows if row.reason == reason)})")
+
+
+def show_closest(pairs: tuple[ClosestPair, ...]) -> None:
+    """The closest pairs; who a training image is of stands only where the pair is flagged."""
+    table = Table(title="closest pairs (pooled)", title_justify="left", box=box.SIMPLE_HEAD)
+    for column in ("synthetic", "training", "person", "distance", "of floor median", ""):
+        table.add_column(column, justify="right" if column in ("distance", "of floor median") else "left")
+    for pair in pairs:
+        marks = {"mirrored": pair.mirrored, "exact": pair.exact, "flagged": pair.flagged}
         table.add_row(
-            metric, cell(row["value"], row["interval"]), cell(row["floor"], row["floor_interval"]), *([row["n"]] if with_n else [])
+            pair.synthetic_key,
+            pair.train_key or f"image {pair.train_index}",
+            pair.subject or "–",
+            number(pair.distance),
+            number(pair.of_floor_median),
+            ", ".join(name for name, holds in marks.items() if holds),
         )
     Console().print(table)
-    for reason in dict.fromkeys(row["reason"] for row in rows if row["reason"]):
-        typer.echo(f"not measured: {reason} ({'; '.join(row['metric'] for row in rows if row['reason'] == reason)})")

@@ -1,8 +1,9 @@
-"""retinaforge run, data prepare, train …, encode, sample, report, presets: the stages of a run, one by one and all at once."""
+"""retinaforge run, data prepare, train …, sample, report, presets, and the plain verbs of stages: one by one, and all at once."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -47,7 +48,7 @@ def make(name: str, run: Run, task: tuple[int, int] = (1, 1)) -> None:
 
 
 def run(preset: Preset, overrides: Overrides = None, dry_run: DryRun = False) -> None:
-    """From cubes to a report: data, vqgan, encode, diffusion, sample, evaluate, audit, report. Run again, it goes on."""
+    """All stages of a run, from cubes to a report. Run again, it goes on."""
     of = resolved(preset, overrides, dry_run)
     from launch.worked import counted
     from slurm.rank import placement
@@ -134,9 +135,13 @@ def _train(preset: str, overrides: Overrides, dry_run: bool, hostfile: Hostfile,
     typer.echo(to_public_yaml(config) + plan(config, stage, environ))
 
 
-def encode(preset: Preset, overrides: Overrides = None, dry_run: DryRun = False) -> None:
-    """Cache the latents of the run's dataset, and check whether the autoencoder is fit to diffuse on."""
-    make("encode", resolved(preset, overrides, dry_run))
+def plain(name: str) -> Callable[..., None]:
+    """The verb of a stage that takes no words of its own."""
+
+    def verb(preset: Preset, overrides: Overrides = None, dry_run: DryRun = False) -> None:
+        make(name, resolved(preset, overrides, dry_run))
+
+    return verb
 
 
 def sample(

@@ -5,7 +5,6 @@ Legend: B image, C band, H W pixels.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import resources
@@ -25,7 +24,7 @@ from data_shards.reading.dataset import Dataset
 from launch.config import to_public_yaml
 from launch.headline import HEADLINE, caution, known
 from launch.report import figures as fig
-from launch.run import Run, figures
+from launch.run import Run, figures, read_result
 from ldm.training.log import read_log
 
 SHOWN = 8  # images of each set
@@ -48,11 +47,13 @@ def build_report(run: Run) -> Path:
         ("metrics", run.folder / "evaluate.json", lambda: metric_part(run)),
         ("audit", run.folder / "audit.json", lambda: audit_part(run, real, display)),
     ):
-        if needs.exists() and of_this_version(needs):
-            parts |= make()
-            parts["reached"].append(name)
-        elif needs.exists():
-            parts["outdated"].append(needs.name)
+        if needs.exists():
+            part = make()
+            if part is None:
+                parts["outdated"].append(needs.name)
+            else:
+                parts |= part
+                parts["reached"].append(name)
     template = jinja2.Template(
         resources.files("launch.report").joinpath("report.html").read_text(), autoescape=True, undefined=jinja2.StrictUndefined
     )
@@ -67,15 +68,6 @@ def build_report(run: Run) -> Path:
     path = run.folder / "report.html"
     durable.write_bytes(path, html.encode())
     return path
-
-
-def of_this_version(path: Path) -> bool:
-    """Whether a result is in the form that is shown here; files that state no form are."""
-    from ldm.evaluation import audit
-    from ldm.evaluation import evaluate as evaluation
-
-    wanted = {"evaluate.json": evaluation.FORMAT, "audit.json": audit.FORMAT}.get(path.name)
-    return wanted is None or json.loads(path.read_text())["format"] == wanted
 
 
 class Reflectance:
@@ -179,6 +171,7 @@ def image_spectra(
 
 def reconstruction_part(run: Run, real: Dataset, held_out: str, display: fig.Display) -> dict[str, Any]:
     from ldm.checkpoints.trained import load_autoencoder
+    from ldm.evaluation.reconstruction import ReconstructionResult
 
     autoencoder = load_autoencoder(run.vqgan)
     wavelengths = list(real.wavelengths_nm)
@@ -193,14 +186,15 @@ def reconstruction_part(run: Run, real: Dataset, held_out: str, display: fig.Dis
     return {
         "rebuilt": fig.data_uri(fig.montage(rows), scale=enlarge(truth.shape[2])),
         "error_most": most,
-        "rebuilt_figures": json.loads((run.folder / "reconstruction.json").read_text()),
+        "rebuilt_figures": read_result(run.folder / "reconstruction.json", ReconstructionResult),
     }
 
 
 def training_part(run: Run) -> dict[str, Any]:
+    from ldm.evaluation.health import Health
+
     vqgan, diffusion = read_log(run.vqgan / "metrics.jsonl"), read_log(run.diffusion / "metrics.jsonl")
-    health = run.folder / "health.json"
-    checked = json.loads(health.read_text()) if health.exists() else None
+    health = read_result(run.folder / "health.json", Health)
     plots = [
         (
             "VQ-GAN: reconstruction",
@@ -229,10 +223,10 @@ def training_part(run: Run) -> dict[str, Any]:
                 log=True,
             ),
         ),
-        ("Latent spectrum", fig.spectrum(checked["spectrum_D"]) if checked else None),
+        ("Latent spectrum", fig.spectrum(health.spectrum_D) if health else None),
     ]
     spent = [(name, time_spent(rows)) for name, rows in (("VQ-GAN", vqgan), ("diffusion", diffusion)) if rows]
-    return {"plots": [(title, uri) for title, uri in plots if uri], "health": checked, "spent": spent}
+    return {"plots": [(title, uri) for title, uri in plots if uri], "health": health, "spent": spent}
 
 
 PHASES = ("data", "forward", "backward", "step", "validate", "checkpoint")
@@ -248,29 +242,37 @@ def time_spent(rows: list[dict[str, float]]) -> dict[str, float]:
     return {"samples_per_s": before / seconds, **{phase: share / seconds for phase, share in shares.items()}}
 
 
-def metric_part(run: Run) -> dict[str, Any]:
+def metric_part(run: Run) -> dict[str, Any] | None:
+    """None: of an earlier version."""
+    from ldm.evaluation.evaluate import EvaluationResult
     from ldm.evaluation.tables import rows_of_evaluation
 
-    result = json.loads((run.folder / "evaluate.json").read_text())
-    fov = result["spectral"]["fov"]
+    result = read_result(run.folder / "evaluate.json", EvaluationResult)
+    if result is None:
+        return None
+    spectral, fov = result.spectral, result.spectral.fov
     return {
         "evaluation": result,
         "metric_rows": rows_of_evaluation(result),
-        "kl_plot": fig.kl_by_band(result["spectral"]["wavelengths_nm"], fov["kl_C"], fov["floor_kl_C"]) if fov["kl_C"] else None,
+        "kl_plot": fig.kl_by_band(spectral.wavelengths_nm, fov.kl_C, fov.floor_kl_C) if fov.kl_C else None,
     }
 
 
-def audit_part(run: Run, real: Dataset, display: fig.Display) -> dict[str, Any]:
+def audit_part(run: Run, real: Dataset, display: fig.Display) -> dict[str, Any] | None:
+    """None: of an earlier version."""
+    from ldm.evaluation.audit import AuditResult
     from ldm.evaluation.tables import rows_of_audit
 
-    result = json.loads((run.folder / "audit.json").read_text())
+    result = read_result(run.folder / "audit.json", AuditResult)
+    if result is None:
+        return None
     synthetic, reflect = Dataset(run.synthetic), Reflectance(real)
     rgb = (fig.nearest_bands(list(real.wavelengths_nm), fig.FALSE_COLOUR_NM) * 3)[:3]
     pairs = []
-    for pair in result["descriptors"]["pooled"]["closest"][:PAIRS]:
-        made = reflect(synthetic, result["synthetic"]["split"], [pair["synthetic_index"]])[0]
-        kept = reflect(real, result["train"]["split"], [pair["train_index"]])[0]
-        kept = kept[..., ::-1] if pair["mirrored"] else kept
+    for pair in result.descriptors["pooled"].closest[:PAIRS]:
+        made = reflect(synthetic, result.synthetic.split, [pair.synthetic_index])[0]
+        kept = reflect(real, result.train.split, [pair.train_index])[0]
+        kept = kept[..., ::-1] if pair.mirrored else kept
         tiles = fig.montage([[display.colour(made, rgb), display.colour(kept, rgb)]])
-        pairs.append({**pair, "image": fig.data_uri(tiles, scale=enlarge(made.shape[1]))})
+        pairs.append((pair, fig.data_uri(tiles, scale=enlarge(made.shape[1]))))
     return {"audit": result, "audit_rows": rows_of_audit(result), "pairs": pairs}

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
-
 from data_shards.manifest import NAME
 from data_shards.packing.splits import held_out_split
 from data_shards.reading.dataset import Dataset
-from launch.run import Run, device
-from launch.stages.stage import UnitStage, check_sampled
+from launch.run import Run, device, read_result
+from launch.stages.stage import MeasuredStage, check_sampled
 from launch.work import Phases
 
 
-class Audit(UnitStage):
+class Audit(MeasuredStage):
     name, verb, after = "audit", "audit", ("sample",)
     reads, writes = "dataset, `synthetic/`", "`audit.json`"
 
@@ -22,15 +19,12 @@ class Audit(UnitStage):
 
     def done(self, run: Run) -> bool:
         """It has seen the present sets, and as this version judges."""
-        from ldm.evaluation.audit import FORMAT
+        from ldm.evaluation.audit import AuditResult
 
-        path = run.folder / "audit.json"
-        if not (path.exists() and (run.synthetic / NAME).exists()):
+        seen = read_result(run.folder / "audit.json", AuditResult)
+        if seen is None or not (run.synthetic / NAME).exists():
             return False
-        seen = json.loads(path.read_text())
-        if seen["format"] != FORMAT:
-            return False
-        return (seen["train"]["digest"], seen["synthetic"]["digest"]) == (run.open(run.dataset).digest, Dataset(run.synthetic).digest)
+        return (seen.train.digest, seen.synthetic.digest) == (run.open(run.dataset).digest, Dataset(run.synthetic).digest)
 
     def phases(self, run: Run) -> Phases:
         from ldm.evaluation import audit
@@ -41,12 +35,3 @@ class Audit(UnitStage):
             units = audit.Audit(real, Dataset(run.synthetic), config, run.folder / "audit.json")
             yield "descriptors", lambda: units.descriptors
             yield self.name, lambda: units
-
-    def where(self, run: Run) -> str:
-        return f"result: {run.folder / 'audit.json'}"
-
-    def standing(self, run: Path) -> str:
-        return "done" if (run / "audit.json").exists() else ""
-
-    def grows(self, run: str) -> tuple[str, ...]:
-        return (f"{run}/audit.units-*/*.safetensors", f"{run}/audit.units-*/descriptors/*.safetensors")

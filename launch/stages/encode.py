@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import json
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 
 from data_shards import durable
 from data_shards.manifest import NAME, read_manifest
 from data_shards.reading.dataset import Dataset
-from launch.run import Run, device
+from launch.run import Run, device, read_result
 from launch.stages.data import check_inputs
 from launch.stages.stage import UnitStage, check_trained
 from launch.work import Display, Phases
@@ -18,6 +18,8 @@ HEALTH = "health.json"
 
 
 class Encode(UnitStage):
+    """Cache the latents of the run's dataset, and check whether the autoencoder is fit to diffuse on."""
+
     name, verb, after = "encode", "encode", ("vqgan",)
     reads, writes = "dataset, `vqgan/`", "`latents/`, `health.json`; warns when the autoencoder is not fit to diffuse on"
 
@@ -40,15 +42,15 @@ class Encode(UnitStage):
 
     def make(self, run: Run, display: Display, place: tuple[int, int] = (0, 1)) -> list[str]:
         from ldm.checkpoints.trained import load_autoencoder
-        from ldm.evaluation.health import check
+        from ldm.evaluation.health import Health, check
 
         super().make(run, display, place)
         latents = Dataset(run.latents)
-        standing = json.loads((run.folder / HEALTH).read_text()) if (run.folder / HEALTH).exists() else {}
-        if standing.get("latents") != latents.digest:
-            standing = {"latents": latents.digest, **check(latents, load_autoencoder(run.vqgan, device()))}
-            durable.write_json(run.folder / HEALTH, standing)
-        return standing["warnings"]
+        health = read_result(run.folder / HEALTH, Health)
+        if health is None or health.latents != latents.digest:
+            health = check(latents, load_autoencoder(run.vqgan, device()))
+            durable.write_json(run.folder / HEALTH, asdict(health))
+        return list(health.warnings)
 
     def where(self, run: Run) -> str:
         return f"latents in {run.latents}"

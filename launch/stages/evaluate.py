@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import json
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -14,19 +12,20 @@ from data_shards.manifest import NAME
 from data_shards.packing.splits import LEAST_PEOPLE, held_out_split
 from data_shards.reading.dataset import Dataset
 from launch.headline import HEADLINE
-from launch.run import Run, device, figures, record
-from launch.stages.stage import UnitStage, check_sampled, check_trained
+from launch.run import Run, device, figures, read_result, record
+from launch.stages.stage import MeasuredStage, check_sampled, check_trained
 from launch.work import Phases
 
 if TYPE_CHECKING:
     from ldm.evaluation.evaluate import Evaluation
+    from ldm.evaluation.reconstruction import ReconstructionResult
     from ldm.evaluation.sets import Part
 
 BASELINE_IMAGES = 1024
 MORE_PEOPLE = "retinaforge data pack FOLDER DATASET --splits train=0.7,val=0.2,test=0.1, into another folder"
 
 
-class Evaluate(UnitStage):
+class Evaluate(MeasuredStage):
     name, verb, after = "evaluate", "evaluate", ("sample",)
     reads, writes = "dataset, `synthetic/`", "`evaluate.json`, `reconstruction.json`, `gaussian-latents/`"
 
@@ -36,18 +35,14 @@ class Evaluate(UnitStage):
 
     def done(self, run: Run) -> bool:
         """It has seen the present sets, and as this version judges."""
-        from ldm.evaluation.evaluate import FORMAT
+        from ldm.evaluation.evaluate import EvaluationResult
 
-        path = run.folder / "evaluate.json"
-        if not (path.exists() and (run.synthetic / NAME).exists()):
+        seen = read_result(run.folder / "evaluate.json", EvaluationResult)
+        if seen is None or not (run.synthetic / NAME).exists():
             return False
         if not {figure.key for figure in HEADLINE} - {"seconds"} <= set(figures(run)):
             return False
-        seen = json.loads(path.read_text())
-        if seen["format"] != FORMAT:
-            return False
-        sets = (seen["reference"]["digest"], seen["synthetic"]["digest"])
-        return sets == (run.open(run.dataset).digest, Dataset(run.synthetic).digest)
+        return (seen.reference.digest, seen.synthetic.digest) == (run.open(run.dataset).digest, Dataset(run.synthetic).digest)
 
     def phases(self, run: Run) -> Phases:
         from ldm.checkpoints.trained import load_autoencoder, load_denoiser
@@ -71,41 +66,61 @@ class Evaluate(UnitStage):
         yield self.name, lambda: units
         note_figures(run, rebuilt.result(), judged.frechet(units))
 
-    def where(self, run: Run) -> str:
-        return f"result: {run.folder / 'evaluate.json'}"
-
-    def standing(self, run: Path) -> str:
-        return "done" if (run / "evaluate.json").exists() else ""
-
     def grows(self, run: str) -> tuple[str, ...]:
-        return (f"{run}/gaussian-latents/*.tar", f"{run}/*.units-*/*.safetensors", f"{run}/*.units-*/*/*.safetensors")
+        return (*super().grows(run), f"{run}/gaussian-latents/*.tar", f"{run}/reconstruction.units-*/*.safetensors")
 
 
-def note_figures(run: Run, rebuilt: dict[str, Any], frechet: dict[str, Any]) -> None:
+def note_figures(run: Run, rebuilt: ReconstructionResult, frechet: FrechetOverBaseline) -> None:
     """The headline figures, into metrics.json; those that the data cannot bear with their reason."""
     from ldm.evaluation.tables import FEW_PEOPLE
 
-    figures_of, left_out = {"codes_used": rebuilt["codes_used"], "psnr_gain_db": rebuilt["psnr_gain_db"]}, {}
-    if rebuilt["splits"] == ["train"]:
+    figures_of, left_out = {"codes_used": rebuilt.codes_used, "psnr_gain_db": rebuilt.psnr_gain_db}, {}
+    if rebuilt.splits == ("train",):
         figures_of["psnr_gain_db"], left_out["psnr_gain_db"] = None, "no people held out of training"
     ratio = "frechet_over_gaussian_latents"
-    figures_of[ratio] = frechet["ratio"]
-    if reason := frechet["reason"] or out_of_reach(frechet):
+    figures_of[ratio] = frechet.ratio
+    if reason := frechet.reason or out_of_reach(frechet):
         figures_of[ratio], left_out[ratio] = None, reason
-    few = f"only {frechet['people']} people held out: who they are decides it" if frechet["people"] < FEW_PEOPLE else ""
+    few = f"only {frechet.people} people held out: who they are decides it" if frechet.people < FEW_PEOPLE else ""
     cautions = {"psnr_gain_db": few} if few and figures_of["psnr_gain_db"] is not None else {}
     if figures_of[ratio] is not None:
-        floor = f"{frechet['n_floor']} training images: {frechet['ratio_floor']:.2f}"
+        floor = f"{frechet.n_floor} training images: {frechet.ratio_floor:.2f}"
         cautions[ratio] = f"{floor}; {few}" if few else floor
-    record(run, **figures_of, psnr_db=rebuilt["psnr_db"], frechet=frechet, left_out=left_out, cautions=cautions)
+    record(run, **figures_of, psnr_db=rebuilt.psnr_db, frechet=asdict(frechet), left_out=left_out, cautions=cautions)
 
 
-def out_of_reach(frechet: dict[str, Any]) -> str | None:
+def out_of_reach(frechet: FrechetOverBaseline) -> str | None:
     """Why no set could reach what is wanted of the ratio: as many training images do not. None where it can be reached."""
     wanted = next(figure.wanted for figure in HEADLINE if figure.key == "frechet_over_gaussian_latents")
-    if frechet["n_floor"] < frechet["n"] or frechet["ratio_floor"] <= wanted:
+    if frechet.n_floor < frechet.n or frechet.ratio_floor <= wanted:
         return None
-    return f"of {frechet['n']} images even training images come to {frechet['ratio_floor']:.2f}, where at most {wanted} is wanted: too few"
+    return f"of {frechet.n} images even training images come to {frechet.ratio_floor:.2f}, where at most {wanted} is wanted: too few"
+
+
+@dataclass(frozen=True, kw_only=True)
+class FrechetOverBaseline:
+    """`frechet` in metrics.json: Fréchet distances to all people held out, on whitened features. None: could not be had.
+
+    Attributes:
+        samples, gaussian_latents, floor: of both sets, and of training images.
+        ratio, ratio_floor: of the samples, and of the training images, over the Gaussian latents.
+        effective_rank_whitened: effective dimensions of the features.
+        images, people: held out.
+        n, n_floor: images of each set, and training images beside them.
+        reason: why there is no ratio.
+    """
+
+    samples: float | None = None
+    gaussian_latents: float | None = None
+    floor: float | None = None
+    ratio: float | None = None
+    ratio_floor: float | None = None
+    effective_rank_whitened: float | None = None
+    images: int
+    people: int
+    n: int
+    n_floor: int
+    reason: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -142,36 +157,29 @@ class HeldOut:
         """Whose features are wanted."""
         return [*self.held_out, self.samples, self.gaussian_latents, self.floor]
 
-    def frechet(self, measured: Evaluation) -> dict[str, Any]:
-        """Fréchet distances to the held-out people on whitened features.
-
-        Keys: `samples` and `gaussian_latents`, the distances of both sets; `floor`, that of as many training images; `ratio`, of the
-        first set over the second, and `ratio_floor`, of the training images; `images`, `people`: held out; `n`: images of each set;
-        `n_floor`: training images beside them; `effective_rank_whitened`; `reason`, why there are no figures.
-        """
+    def frechet(self, measured: Evaluation) -> FrechetOverBaseline:
+        """Both sets' distances to the held-out people, and the floor's."""
         from ldm.evaluation.frechet import frechet_distance
 
-        people = len({subject for part in self.held_out for subject in part.units()})
-        compared = {"samples": self.samples, "gaussian_latents": self.gaussian_latents, "floor": self.floor}
-        n = len(self.samples.sample_N)
-        found: dict[str, Any] = {
-            **dict.fromkeys((*compared, "ratio", "ratio_floor", "effective_rank_whitened")),
-            "images": sum(len(part.sample_N) for part in self.held_out),
-            "people": people,
-            "n": n,
-            "n_floor": len(self.floor.sample_N),
-            "reason": None,
-        }
-        if people < LEAST_PEOPLE:
-            return found | {"reason": f"{people} people held out of training, at least {LEAST_PEOPLE} wanted: {MORE_PEOPLE}"}
-        if n < 2:
-            return found | {"reason": "one synthetic image"}
+        result = FrechetOverBaseline(
+            images=sum(len(part.sample_N) for part in self.held_out),
+            people=len({subject for part in self.held_out for subject in part.units()}),
+            n=len(self.samples.sample_N),
+            n_floor=len(self.floor.sample_N),
+        )
+        if result.people < LEAST_PEOPLE:
+            return replace(result, reason=f"{result.people} people held out of training, at least {LEAST_PEOPLE} wanted: {MORE_PEOPLE}")
+        if result.n < 2:
+            return replace(result, reason="one synthetic image")
         white = measured.whitening()
         if white is None:
-            return found | {"reason": "the training images do not differ in their features"}
+            return replace(result, reason="the training images do not differ in their features")
         held_out_ND = white(np.concatenate([measured.features(part) for part in self.held_out]))
-        found |= {name: frechet_distance(held_out_ND, white(measured.features(part))) for name, part in compared.items()}
-        if found["gaussian_latents"] <= 0:
-            return found | {"reason": "decoded Gaussian latents are at distance 0"}
-        ratios = {"ratio": found["samples"] / found["gaussian_latents"], "ratio_floor": found["floor"] / found["gaussian_latents"]}
-        return found | ratios | {"effective_rank_whitened": white.effective_rank_whitened}
+        samples, gaussian_latents, floor = (
+            frechet_distance(held_out_ND, white(measured.features(part))) for part in (self.samples, self.gaussian_latents, self.floor)
+        )
+        result = replace(result, samples=samples, gaussian_latents=gaussian_latents, floor=floor)
+        if gaussian_latents <= 0:
+            return replace(result, reason="decoded Gaussian latents are at distance 0")
+        ratio, ratio_floor = samples / gaussian_latents, floor / gaussian_latents
+        return replace(result, ratio=ratio, ratio_floor=ratio_floor, effective_rank_whitened=white.effective_rank_whitened)

@@ -65,6 +65,10 @@ class Progress:
 class Stage(ABC):
     """A stage finds what those before it left in the run folder and leaves its own; one that is done does nothing when called again.
 
+    Its verb comes with it, `retinaforge NAME PRESET`, and the docstring of its class is the verb's help; a verb that takes further words
+    stands in launch/cli. `runs` shows `standing`, `status` shows `progress` of a job on it, and that a job which was killed got on before
+    is seen by what `grows`.
+
     Attributes:
         name: in pipelines, and of its jobs, RUN/NAME.
         verb: the words after `retinaforge` that make it alone.
@@ -151,6 +155,22 @@ class UnitStage(Stage):
     def make(self, run: Run, display: Display, place: tuple[int, int] = (0, 1)) -> list[str]:
         make_phases(self.phases(run), display, place, workers=self.workers(run))
         return []
+
+
+class MeasuredStage(UnitStage):
+    """A stage that measures: its units lie in RUN/NAME.units-…, and what they are merged to in RUN/NAME.json."""
+
+    def where(self, run: Run) -> str:
+        return f"result: {run.folder / self.name}.json"
+
+    def standing(self, run: Path) -> str:
+        if (run / f"{self.name}.json").exists():
+            return "done"
+        units = sum(len(list(run.glob(pattern))) for pattern in MeasuredStage.grows(self, "."))
+        return f"{units} unit(s)" if units else ""
+
+    def grows(self, run: str) -> tuple[str, ...]:
+        return (f"{run}/{self.name}.units-*/*.safetensors", f"{run}/{self.name}.units-*/*/*.safetensors")
 
 
 def check_sampled(run: Run) -> None:

@@ -13,19 +13,19 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from data_shards.errors import InputError, nearest
 from data_shards.reading.dataset import Dataset
 from ldm.evaluation.audit_figures import descriptor_figures
+from ldm.evaluation.audit_result import DescriptorFigures
 from ldm.evaluation.features import standardise
 from ldm.evaluation.measurements import Arrays, ImageMeasurements, Piece, beside, written
 from ldm.evaluation.neighbours import DESCRIPTORS, Nearest, mirrored, nearest_of
-from ldm.evaluation.sets import Part, Watch, check_comparable, evenly, reflectance
+from ldm.evaluation.sets import Images, ImagesOfPeople, Part, Watch, check_comparable, evenly, reflectance
 
-FORMAT = "retinaforge-audit-2"
+FORMAT = "retinaforge-audit-2"  # a new field of the result has a default, or the format another number
 CAVEAT = (
     "A distance test finds copies that are near under its descriptors (also mirrored ones; 'contrast' also brightened ones). It cannot see "
     "rotated, cropped or partly copied images, and finding none does not show that no patient can be recognised. Blurred images are "
@@ -53,6 +53,26 @@ class AuditConfig:
     backend: str = "auto"
     batch_size: int = 8
     device: str = "cpu"
+
+
+@dataclass(frozen=True, kw_only=True)
+class AuditResult:
+    """audit.json: distances of synthetic images to their nearest training images, beside those of real images of other people.
+
+    Attributes:
+        train: images whose copies were looked for.
+        floor_from: real images whose distances are the floor.
+        caveat: what the audit cannot show.
+        descriptors: figures by descriptor, 'pooled' and 'contrast'.
+    """
+
+    format: str = FORMAT
+    train: ImagesOfPeople
+    synthetic: Images
+    floor_from: ImagesOfPeople
+    config: AuditConfig
+    caveat: str = CAVEAT
+    descriptors: dict[str, DescriptorFigures]
 
 
 class Descriptors(ImageMeasurements):
@@ -140,28 +160,22 @@ class Audit(ImageMeasurements):
         """What a search found for the images of a part."""
         return Nearest(**{field.name: self.of(part, f"{what}.{name}.{field.name}") for field in fields(Nearest)})
 
-    def result(self) -> dict[str, Any]:
-        """The judgement, of units that are all there; see `audit`."""
-        return {
-            "format": FORMAT,
-            "train": self.train.described(),
-            "synthetic": self.made.described(),
-            "floor_from": self.floor.described(),
-            "config": asdict(self.config),
-            "caveat": CAVEAT,
-            "descriptors": {name: descriptor_figures(self, name) for name in DESCRIPTORS},
-        }
+    def result(self) -> AuditResult:
+        """The judgement, of units that are all there."""
+        return AuditResult(
+            train=self.train.described(),
+            synthetic=self.made.described(),
+            floor_from=self.floor.described(),
+            config=self.config,
+            descriptors={name: descriptor_figures(self, name) for name in DESCRIPTORS},
+        )
 
-    def finish(self) -> dict[str, Any]:
+    def finish(self) -> AuditResult:
         return written(self.path, self.result(), self.out)
 
 
-def audit(real: Dataset, synthetic: Dataset, config: AuditConfig, watch: Watch = iter) -> dict[str, Any]:
-    """Distances of synthetic images to their nearest training images, beside those of real images of other people.
-
-    Keys:
-        format, train, synthetic, floor_from: what was compared (path, digest, split, n, subjects); config; caveat.
-        descriptors: {pooled | contrast: see `descriptor_figures`}.
+def audit(real: Dataset, synthetic: Dataset, config: AuditConfig, watch: Watch = iter) -> AuditResult:
+    """Search a set for copies, by this process alone.
 
     Raises:
         InputError: sets that cannot be compared, an empty or unknown split. CorruptData: damaged shards.

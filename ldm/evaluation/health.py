@@ -6,7 +6,7 @@ Legend: N vector, D latent channel, K code.
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -71,8 +71,49 @@ class Moments:
         return fourth_D / np.maximum(self.std_D, 1e-12) ** 4 - 3
 
 
-def check(latents: Dataset, autoencoder: Autoencoder, *, split: str = "train", samples: int = 512) -> dict[str, Any]:
-    """Figures over up to `samples` images of a split, evenly spaced, and `warnings`: sentences, empty when all is well."""
+@dataclass(frozen=True, kw_only=True)
+class Wanted:
+    """Least values that raise no warning: share of the codes, effective dimensions, directions that are not dead."""
+
+    codes_usage: float
+    effective_rank: float
+    live_directions: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Health:
+    """health.json.
+
+    Attributes:
+        latents: digest of the set that was looked at; None where an earlier version looked.
+        samples: images, evenly spaced.
+        latent_channels: D.
+        mean_D, std_D, excess_kurtosis_D: of each channel, in latent units.
+        spectrum_D: variance along the principal directions, greatest first, in latent units squared.
+        live_directions: how many of them are not dead; None where an earlier version looked.
+        effective_rank: effective dimensions of the spectrum.
+        wanted: of some figures; None where an earlier version looked.
+        codes_usage, codes_perplexity: share and perplexity of the codes.
+        warnings: sentences, none when all is well.
+    """
+
+    latents: str | None = None
+    samples: int
+    latent_channels: int
+    mean_D: tuple[float, ...]
+    std_D: tuple[float, ...]
+    excess_kurtosis_D: tuple[float, ...]
+    spectrum_D: tuple[float, ...]
+    live_directions: int | None = None
+    effective_rank: float
+    wanted: Wanted | None = None
+    codes_usage: float
+    codes_perplexity: float
+    warnings: tuple[str, ...] = ()
+
+
+def check(latents: Dataset, autoencoder: Autoencoder, *, split: str = "train", samples: int = 512) -> Health:
+    """Figures over up to `samples` images of a split, evenly spaced."""
     moments = Moments(np.array(latents.stats.mean_C))
     counts_K = torch.zeros(autoencoder.codebook.config.codes, dtype=torch.float64)
     stream, chosen_N = CubeStream(latents, split, batch_size=16), evenly(latents.count(split), samples)
@@ -82,54 +123,61 @@ def check(latents: Dataset, autoencoder: Autoencoder, *, split: str = "train", s
         counts_K += torch.bincount(index_BHW.flatten().cpu(), minlength=len(counts_K))
         for h_DHW in h_BDHW:
             moments.add(h_DHW.flatten(1).T.numpy())
-    usage, perplexity = usage_and_perplexity(counts_K)
-    figures = {"samples": len(chosen_N), **latent_figures(moments), "codes_usage": usage, "codes_perplexity": perplexity}
-    return {**figures, "warnings": warnings_of(figures)}
+    return health_of(moments, counts_K, latents=latents.digest, samples=len(chosen_N))
 
 
-def latent_figures(moments: Moments) -> dict[str, Any]:
-    """What the moments of latents say: by channel, and along the principal directions of their covariance."""
+def health_of(moments: Moments, counts_K: torch.Tensor, *, latents: str, samples: int) -> Health:
+    """What the moments of latents and the use of codes say: by channel, and along the principal directions of the covariance."""
     D = len(moments.about_D)
     spectrum_D = np.linalg.eigvalsh(moments.covariance_DD)[::-1].clip(0)
     total = spectrum_D.sum()
-    live = int((spectrum_D > min(LIVE_SHARE, 0.1 / D) * total).sum())
-    return {
-        "latent_channels": D,
-        "mean_D": moments.mean_D.tolist(),
-        "std_D": moments.std_D.tolist(),
-        "excess_kurtosis_D": moments.excess_kurtosis_D.tolist(),
-        "spectrum_D": spectrum_D.tolist(),
-        "live_directions": live,
-        "effective_rank": effective_rank(spectrum_D) if total > 0 else 0.0,
-        "wanted": {"codes_usage": USAGE_LEAST, "effective_rank": RANK_LEAST * D, "live_directions": LIVE_LEAST * D},
-    }
+    usage, perplexity = usage_and_perplexity(counts_K)
+    health = Health(
+        latents=latents,
+        samples=samples,
+        latent_channels=D,
+        mean_D=tuple(moments.mean_D.tolist()),
+        std_D=tuple(moments.std_D.tolist()),
+        excess_kurtosis_D=tuple(moments.excess_kurtosis_D.tolist()),
+        spectrum_D=tuple(spectrum_D.tolist()),
+        live_directions=int((spectrum_D > live_share(D) * total).sum()),
+        effective_rank=effective_rank(spectrum_D) if total > 0 else 0.0,
+        wanted=Wanted(codes_usage=USAGE_LEAST, effective_rank=RANK_LEAST * D, live_directions=LIVE_LEAST * D),
+        codes_usage=usage,
+        codes_perplexity=perplexity,
+    )
+    return replace(health, warnings=warnings_of(health))
 
 
-def warnings_of(figures: dict[str, Any]) -> list[str]:
+def live_share(D: int) -> float:
+    """Share of the variance below which a direction of D is dead."""
+    return min(LIVE_SHARE, 0.1 / D)
+
+
+def warnings_of(health: Health) -> tuple[str, ...]:
     """What a person should know before spending GPU hours on this autoencoder."""
-    D, found, wanted = figures["latent_channels"], [], figures["wanted"]
-    if figures["codes_usage"] < wanted["codes_usage"]:
-        found.append(
-            f"only {figures['codes_usage']:.0%} of the codes are used (wanted: {wanted['codes_usage']:.0%}): the codebook has collapsed; "
+    D, wanted, live, warnings = health.latent_channels, health.wanted, health.live_directions, []
+    if health.codes_usage < wanted.codes_usage:
+        warnings.append(
+            f"only {health.codes_usage:.0%} of the codes are used (wanted: {wanted.codes_usage:.0%}): the codebook has collapsed; "
             "set vqgan.codebook.kmeans=every_epoch (with kind=ema), or use fewer codes"
         )
-    live = figures["live_directions"]
-    if live < wanted["live_directions"]:
-        found.append(
-            f"{D - live} of the {D} directions of the latents are dead: each has less than {min(LIVE_SHARE, 0.1 / D):.2%} of the variance; "
+    if live < wanted.live_directions:
+        warnings.append(
+            f"{D - live} of the {D} directions of the latents are dead: each has less than {live_share(D):.2%} of the variance; "
             f"a diffusion model would spend itself on their noise; lower vqgan.model.latent_channels to {max(live, 1)}"
         )
-    if figures["effective_rank"] < wanted["effective_rank"]:
-        found.append(
-            f"the {D} latent channels carry {figures['effective_rank']:.2f} effective dimensions (wanted: {wanted['effective_rank']:g}): "
+    if health.effective_rank < wanted.effective_rank:
+        warnings.append(
+            f"the {D} latent channels carry {health.effective_rank:.2f} effective dimensions (wanted: {wanted.effective_rank:g}): "
             "most of the variance lies in few of them; lower vqgan.model.latent_channels"
         )
-    std_D = np.array(figures["std_D"])
-    if std_D.min() <= 0 or std_D.max() / std_D.min() > SPREAD_MOST:
-        found.append(f"channel deviations range from {std_D.min():.3g} to {std_D.max():.3g}: some channels are dead")
-    worst = max(figures["excess_kurtosis_D"])
+    least, most = min(health.std_D), max(health.std_D)
+    if least <= 0 or most / least > SPREAD_MOST:
+        warnings.append(f"channel deviations range from {least:.3g} to {most:.3g}: some channels are dead")
+    worst = max(health.excess_kurtosis_D)
     if worst > KURTOSIS_MOST:
-        found.append(
+        warnings.append(
             f"a latent channel has excess kurtosis {worst:.1f} (most {KURTOSIS_MOST:g}): outliers will dominate the denoiser's loss"
         )
-    return found
+    return tuple(warnings)

@@ -10,10 +10,10 @@ import re
 import shutil
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from safetensors import SafetensorError
@@ -28,6 +28,7 @@ from data_shards.reading.stream import CubeStream
 from ldm.evaluation.sets import Part
 
 Arrays = dict[str, np.ndarray]
+Result = TypeVar("Result")
 
 
 class Measurements(Units):
@@ -95,10 +96,10 @@ def beside(result: Path | None, request: Any) -> Path | None:
     return result.with_name(f"{result.stem}.units-{hashlib.sha256(durable.canonical_json(request)).hexdigest()[:8]}")
 
 
-def written(path: Path | None, result: dict[str, Any], units: Path | None) -> dict[str, Any]:
-    """The result, published where it has a place; units of earlier requests go."""
+def written(path: Path | None, result: Result, units: Path | None) -> Result:
+    """The result, a dataclass, published where it has a place; units of earlier requests go."""
     if path and units:
-        durable.write_json(path, result)
+        durable.write_json(path, asdict(result))
         earlier = re.compile(rf"{re.escape(path.stem)}\.units-[0-9a-f]{{8}}")
         for other in units.parent.iterdir():
             if earlier.fullmatch(other.name) and other != units and not any(other.rglob(f"{LEASE}*")):  # nobody works there

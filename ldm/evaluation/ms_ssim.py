@@ -68,12 +68,12 @@ def draw_pairs(units: Sequence[str], pairs: int, *, seed: int = 0) -> np.ndarray
 
 @dataclass(frozen=True, kw_only=True)
 class PairMean:
-    """Mean MS-SSIM of a set's pairs, and its 95 % interval from resampling units."""
+    """Mean MS-SSIM of a set's pairs, and its 95 % interval from resampling units; None where it has no pairs."""
 
-    mean: float
-    interval: tuple[float, float]
-    resamples_R: tuple[float, ...]
-    pairs: int
+    mean: float | None = None
+    interval: tuple[float, float] | None = None
+    resamples_R: tuple[float, ...] = ()
+    pairs: int = 0
 
 
 def pair_mean(values_P: np.ndarray, unit_P2: Sequence[tuple[str, str]], *, seed: int = 0, resamples: int = 200) -> PairMean:
@@ -95,8 +95,75 @@ def pair_mean(values_P: np.ndarray, unit_P2: Sequence[tuple[str, str]], *, seed:
     return PairMean(mean=float(values_P.mean()), interval=(float(low), float(high)), resamples_R=tuple(means), pairs=len(values_P))
 
 
-def difference(a: PairMean, b: PairMean) -> tuple[float, tuple[float, float]]:
+def difference(a: PairMean, b: PairMean) -> tuple[float, tuple[float, float]] | tuple[None, None]:
     """|mean a - mean b|, and the 95 % interval of the signed difference a - b; the two sets are resampled independently."""
+    if not (a.pairs and b.pairs):
+        return None, None
     n = min(len(a.resamples_R), len(b.resamples_R))
     low, high = np.quantile(np.subtract(a.resamples_R[:n], b.resamples_R[:n]), (0.025, 0.975))
     return abs(a.mean - b.mean), (float(low), float(high))
+
+
+@dataclass(frozen=True, kw_only=True)
+class MsSsimFigures:
+    """Variety of a synthetic set beside that of real images.
+
+    Attributes:
+        window: side of the Gaussian window, in pixels; None where images are too small for five levels.
+        sigma_px, levels, data_range: of MS-SSIM; the range in reflectance.
+        reason: why there are no figures.
+        real, synthetic, floor: mean MS-SSIM of each set's pairs, higher where a set varies less; None where it has no pairs.
+        pairs_real, pairs_synthetic, pairs_floor: how many.
+        difference, difference_floor: |synthetic - real| and |floor - real|.
+        …_interval: 95 %, from resampling people, or synthetic images; those of differences are signed.
+    """
+
+    window: int | None
+    sigma_px: float
+    levels: int
+    data_range: float
+    reason: str | None
+    real: float | None
+    real_interval: tuple[float, float] | None
+    pairs_real: int
+    synthetic: float | None
+    synthetic_interval: tuple[float, float] | None
+    pairs_synthetic: int
+    floor: float | None
+    floor_interval: tuple[float, float] | None
+    pairs_floor: int
+    difference: float | None
+    difference_interval: tuple[float, float] | None
+    difference_floor: float | None
+    difference_floor_interval: tuple[float, float] | None
+
+
+def ms_ssim_figures(real: PairMean, synthetic: PairMean, floor: PairMean, *, range_: float, window: int | None) -> MsSsimFigures:
+    """The means of three sets side by side, and how far two of them lie from the real one's."""
+    missing, reason = [name for name, mean in (("real", real), ("synthetic", synthetic)) if not mean.pairs], None
+    if window is None:
+        reason = "images of 32 pixels or less have no five levels"
+    elif missing:
+        reason = f"no two images of different people in the {' and the '.join(missing)} set"
+    of_synthetic, synthetic_interval = difference(synthetic, real)
+    of_floor, floor_interval = difference(floor, real)
+    return MsSsimFigures(
+        window=window,
+        sigma_px=SIGMA_PX,
+        levels=LEVELS,
+        data_range=range_,
+        reason=reason,
+        real=real.mean,
+        real_interval=real.interval,
+        pairs_real=real.pairs,
+        synthetic=synthetic.mean,
+        synthetic_interval=synthetic.interval,
+        pairs_synthetic=synthetic.pairs,
+        floor=floor.mean,
+        floor_interval=floor.interval,
+        pairs_floor=floor.pairs,
+        difference=of_synthetic,
+        difference_interval=synthetic_interval,
+        difference_floor=of_floor,
+        difference_floor_interval=floor_interval,
+    )

@@ -6,9 +6,9 @@ Legend: B batch, C band, H W pixels, K code.
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -24,6 +24,30 @@ from ldm.training.losses import spectral_angle_rad
 
 FORMAT = "retinaforge-reconstruction-1"
 MEAN_OF = 4096  # training images at least, as far as there are so many: whole shards, evenly spaced
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReconstructionResult:
+    """reconstruction.json.
+
+    Attributes:
+        splits, cubes: what was reconstructed: every split of people held out, or the training split where there is none.
+        psnr_db, mean_image_psnr_db: PSNR within the field of view, of the reconstructions and of the training mean image.
+        psnr_gain_db: their difference, which does not depend on the peak.
+        peak_reflectance: of both: the range of reflectance over the training split.
+        spectral_angle_rad: mean over cubes.
+        codes_used, codes_perplexity: share and perplexity of the codes over the training split.
+    """
+
+    splits: tuple[str, ...]
+    cubes: int
+    psnr_db: float
+    mean_image_psnr_db: float
+    psnr_gain_db: float
+    peak_reflectance: float
+    spectral_angle_rad: float
+    codes_used: float
+    codes_perplexity: float
 
 
 class TrainingImages(ImageMeasurements):
@@ -91,36 +115,32 @@ class Reconstruction(ImageMeasurements):
             angle += float(spectral_angle_rad(rec, truth, within_BHW)) * len(truth)
         return {name: np.array(v) for name, v in (("error", error), ("baseline", baseline), ("angle", angle), ("pixels", pixels))}
 
-    def result(self) -> dict[str, Any]:
-        """PSNR within the field of view on every held-out split together, and that of the training mean image.
-
-        Peak: the range of reflectance over the training split, the same for both, so their difference does not depend on
-        it. Also the mean spectral angle, and the share and perplexity of codes used over the training split.
-        """
+    def result(self) -> ReconstructionResult:
+        """The figures, of units that are all there."""
         units = [self.arrays(name) for name in self.names]
         error, baseline, angle, pixels = (float(np.sum([unit[key] for unit in units])) for key in ("error", "baseline", "angle", "pixels"))
         stats, cubes = self.dataset.stats, sum(len(piece.sample_N) for piece in self.pieces.values())
         peak = max(stats.max_C) - min(stats.min_C)
         psnr, mean_psnr = (10 * math.log10(peak**2 / max(e / pixels, 1e-30)) for e in (error, baseline))
         usage, perplexity = usage_and_perplexity(self.training.codes_K())
-        return {
-            "splits": self.splits,
-            "cubes": cubes,
-            "psnr_db": psnr,
-            "mean_image_psnr_db": mean_psnr,
-            "psnr_gain_db": psnr - mean_psnr,
-            "peak_reflectance": peak,
-            "spectral_angle_rad": angle / cubes,
-            "codes_used": usage,
-            "codes_perplexity": perplexity,
-        }
+        return ReconstructionResult(
+            splits=tuple(self.splits),
+            cubes=cubes,
+            psnr_db=psnr,
+            mean_image_psnr_db=mean_psnr,
+            psnr_gain_db=psnr - mean_psnr,
+            peak_reflectance=peak,
+            spectral_angle_rad=angle / cubes,
+            codes_used=usage,
+            codes_perplexity=perplexity,
+        )
 
-    def finish(self) -> dict[str, Any]:
+    def finish(self) -> ReconstructionResult:
         return written(self.path, self.result(), self.out)
 
 
-def reconstruction(dataset: Dataset, autoencoder: Autoencoder) -> dict[str, Any]:
-    """The figures of `Reconstruction.result`, by this process alone."""
+def reconstruction(dataset: Dataset, autoencoder: Autoencoder) -> ReconstructionResult:
+    """How well held-out people are reconstructed, by this process alone."""
     units = Reconstruction(dataset, autoencoder)
     units.training.complete()
     return units.complete()

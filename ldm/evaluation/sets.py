@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -19,6 +18,28 @@ from data_shards.reading.fields_of_view import common_fov as common_fov
 UNITS = 512  # above this many patients or images, several share a unit: still a fair resampling, at bounded memory
 Watch = Callable[[Iterable[int]], Iterable[int]]
 """Wraps what passes as images are measured, to show progress."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Images:
+    """Images that a result is of.
+
+    Attributes:
+        path, digest, split: of their dataset; a URL without its credentials.
+        n: how many.
+    """
+
+    path: str
+    digest: str
+    split: str
+    n: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImagesOfPeople(Images):
+    """Real images, of so many people (`subjects`)."""
+
+    subjects: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,11 +62,11 @@ class Part:
         rank_U = np.argsort(np.argsort(first_U))
         return rank_U[number_N] * min(most, len(first_U)) // len(first_U)
 
-    def described(self) -> dict[str, Any]:
-        """For the result: path, digest, split, numbers of images and of people."""
-        people = {} if self.independent else {"subjects": len(set(self.units()))}
+    def described(self) -> Images:
+        """What a result says of them."""
         place = without_credentials(str(self.dataset.path))
-        return {"path": place, "digest": self.dataset.digest, "split": self.split, "n": len(self.sample_N), **people}
+        images = Images(path=place, digest=self.dataset.digest, split=self.split, n=len(self.sample_N))
+        return images if self.independent else ImagesOfPeople(**vars(images), subjects=len(set(self.units())))
 
 
 def reflectance(dataset: Dataset, cubes_BCHW: torch.Tensor, device: str) -> torch.Tensor:

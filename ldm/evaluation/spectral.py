@@ -7,7 +7,7 @@ Legend: C band, H W pixels, E inner edge, K bin, U resampling unit (a patient, o
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -99,9 +99,14 @@ def js_nats(p_CK: np.ndarray, q_CK: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True, kw_only=True)
 class SpectralDistance:
-    """KL(real ‖ other) and JS of each band, their means over bands, and 95 % bootstrap intervals of the means.
+    """How far two sets lie apart in one region.
 
-    All numbers are None, and `reason` says why, where one of the sets has no pixel in the region.
+    Attributes:
+        kl_C, js_C: KL(real ‖ other) and JS of each band, in nats; None, as all that follows, where a set has no pixel in the region.
+        kl_mean, js_mean: over bands.
+        kl_interval, js_interval: of the means, 95 %, from resampling units.
+        pixels_real, pixels_other, units_real, units_other: what was counted in each set.
+        reason: why there are no figures.
     """
 
     kl_C: tuple[float, ...] | None = None
@@ -157,3 +162,64 @@ def spread_about(value: float, resampled_R: np.ndarray) -> tuple[float, float]:
     """
     low, high = value + np.quantile(resampled_R - resampled_R.mean(), (0.025, 0.975))
     return max(float(low), 0.0), float(high)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RegionDistance(SpectralDistance):
+    """Synthetic against real images in one region; `floor_…`: other real images in place of the synthetic ones, None without any."""
+
+    floor_kl_C: tuple[float, ...] | None = None
+    floor_js_C: tuple[float, ...] | None = None
+    floor_kl_mean: float | None = None
+    floor_kl_interval: tuple[float, float] | None = None
+    floor_js_mean: float | None = None
+    floor_js_interval: tuple[float, float] | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class SpectralFigures:
+    """Histogram divergences of an evaluation.
+
+    Attributes:
+        wavelengths_nm: of the bands, in the order of kl_C and js_C.
+        bins: of each band's histogram, the two open ones included.
+        fov_pixels: in the field of view of all images.
+        fov, artery, vein, onh: the regions.
+    """
+
+    wavelengths_nm: tuple[float, ...]
+    bins: int
+    fov_pixels: int
+    fov: RegionDistance
+    artery: RegionDistance
+    vein: RegionDistance
+    onh: RegionDistance
+
+    @property
+    def regions(self) -> dict[str, RegionDistance]:
+        """All of them, by name."""
+        return {"fov": self.fov, "artery": self.artery, "vein": self.vein, "onh": self.onh}
+
+
+def region_distance(histograms: dict[str, BandHistograms], region: str, *, seed: int) -> RegionDistance:
+    """Figure and floor of one region.
+
+    Args:
+        histograms: of 'real', 'synthetic' and, where there is one, 'floor'.
+    """
+    real, synthetic, real_UCK = histograms["real"], histograms["synthetic"], histograms["real"].counts_UCK(region)
+    distance = spectral_distance(real_UCK, synthetic.counts_UCK(region), seed=seed)
+    if region != "fov" and not synthetic.labelled:
+        distance = replace(distance, reason="the synthetic set has no labels" if real.labelled else "neither set has labels")
+    floor = SpectralDistance()
+    if "floor" in histograms:
+        floor = spectral_distance(real_UCK, histograms["floor"].counts_UCK(region), seed=seed)
+    return RegionDistance(
+        **vars(distance),
+        floor_kl_C=floor.kl_C,
+        floor_js_C=floor.js_C,
+        floor_kl_mean=floor.kl_mean,
+        floor_kl_interval=floor.kl_interval,
+        floor_js_mean=floor.js_mean,
+        floor_js_interval=floor.js_interval,
+    )

@@ -19,7 +19,7 @@ from ldm.training import reseeding
 from ldm.training.vqgan import VQGANTrainer
 
 RANKS, HOW, NOTE = sys.argv[1].split(","), sys.argv[2], Path(f"{sys.argv[3]}-{os.environ['RANK']}")
-AFTER = 80  # samples: beyond the first steps, which may take long
+AFTER = 64  # samples: beyond the steps after a start, which may take long (watchdog.EARLY)
 
 
 def disturb() -> None:

@@ -23,7 +23,7 @@ def test_the_others_end_with_the_name_of_the_one_that_is_lost(place: Place, how:
     """Nobody ends the others from outside, as torchrun would: srun and mpiexec may not."""
     name, note = f"lost-{how}-{victim}-{mode}", place.folder / f"lost-{how}-{victim}-{mode}.time"
     patience = ["vqgan.engine.hang_seconds=8"]  # minutes by default
-    words = [f"vqgan.engine.mode={mode}", "vqgan.loop.samples=1000000", "vqgan.loop.checkpoint_every=40", *patience]
+    words = [f"vqgan.engine.mode={mode}", "vqgan.loop.samples=1000000", "vqgan.loop.checkpoint_every=24", *patience]
     run = place.run(name, "vqgan")
     codes = place.ranks.run(
         run.with_suffix(".log"),
@@ -39,7 +39,7 @@ def test_the_others_end_with_the_name_of_the_one_that_is_lost(place: Place, how:
     )
     assert f"TryAgain: rank {victim} is gone" in said, said[-3000:]
     assert how not in ("data", "forward") or f"in '{how}' for" in said, said[-3000:]
-    resumed = ["train", "vqgan", place.folder / "tiny.yaml", f"run={run}", f"vqgan.engine.mode={mode}", "vqgan.loop.samples=96"]
+    resumed = ["train", "vqgan", place.folder / "tiny.yaml", f"run={run}", f"vqgan.engine.mode={mode}", "vqgan.loop.samples=72"]
     log = run.with_suffix(".again")
     assert place.ranks.run(log, resumed, 2) == [0, 0], log.read_text()[-3000:]
 

@@ -10,7 +10,7 @@ import pytest
 
 from data_shards.packing.pack import write_dataset
 from data_shards.reading.dataset import Dataset
-from launch.stages.evaluate import HeldOut, out_of_reach
+from launch.stages.evaluate import FrechetOverBaseline, HeldOut, out_of_reach
 from ldm.evaluation.evaluate import EvaluateConfig, Evaluation
 from ldm.evaluation.frechet import frechet_distance
 from ldm.evaluation.sets import Part
@@ -30,7 +30,7 @@ def test_the_ratio_is_measured_against_all_people_held_out_and_never_against_the
     measured = Evaluation(real, sets["samples"], EvaluateConfig(pairs=4), also=judged.parts)
     measured.complete()
     found = judged.frechet(measured)
-    assert (found["images"], found["people"], found["n"], found["reason"]) == (8, 4, 8, None)
+    assert (found.images, found.people, found.n, found.reason) == (8, 4, 8, None)
 
     def features(dataset: Dataset, split: str, sample_N: np.ndarray) -> np.ndarray:
         return measured.whitening()(measured.features(Part(dataset=dataset, split=split, sample_N=sample_N)))
@@ -38,12 +38,12 @@ def test_the_ratio_is_measured_against_all_people_held_out_and_never_against_the
     held_out_ND = np.concatenate([features(real, split, np.arange(4)) for split in ("val", "test")])
     baseline = frechet_distance(held_out_ND, features(sets["gaussian_latents"], "synthetic", np.arange(8)))
     samples = frechet_distance(held_out_ND, features(sets["samples"], "synthetic", np.arange(8) * 12 // 8))
-    assert found["ratio"] == pytest.approx(samples / baseline)
-    assert found["ratio_floor"] == pytest.approx(frechet_distance(held_out_ND, features(real, "train", np.arange(8) * 4)) / baseline)
+    assert found.ratio == pytest.approx(samples / baseline)
+    assert found.ratio_floor == pytest.approx(frechet_distance(held_out_ND, features(real, "train", np.arange(8) * 4)) / baseline)
 
 
 @pytest.mark.parametrize(("ratio_floor", "n_floor", "left_out"), [(0.2, 8, False), (0.63, 8, True), (0.63, 4, False)])
 def test_a_ratio_that_training_images_themselves_do_not_reach_is_left_out(ratio_floor: float, n_floor: int, left_out: bool) -> None:
     """Fewer training images than samples come to more, and show nothing."""
-    found = out_of_reach({"ratio_floor": ratio_floor, "n": 8, "n_floor": n_floor})
+    found = out_of_reach(FrechetOverBaseline(ratio_floor=ratio_floor, images=8, people=4, n=8, n_floor=n_floor))
     assert (found is not None) == left_out and (not left_out or "training images come to 0.63" in found)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import yaml
@@ -11,8 +12,8 @@ import yaml
 from data_shards.folder import write_cube
 from data_shards.packing.pack import pack
 from launch import headline
-from launch.report.build import cards, of_this_version, time_spent
-from ldm.evaluation.tables import verdict
+from launch.report.build import cards, metric_part, time_spent
+from ldm.evaluation.tables import Row, verdict
 from tests.commands import invoke
 from tests.conftest import made_cube
 from tests.runs import configured
@@ -67,8 +68,7 @@ def test_a_figure_that_was_left_out_says_why() -> None:
     ],
 )
 def test_a_metric_blames_or_abstains_and_never_praises(changed: dict, said: str) -> None:
-    row = {"metric": "KL, field of view", "interval": None, "floor_interval": None, "reason": None, **changed}
-    assert verdict(row) == said
+    assert verdict(Row(**{"metric": "KL, field of view", "n": "8 / 8", **changed})) == said
 
 
 def test_a_run_whose_people_bear_no_figure_ends_with_its_report_and_the_reasons(tmp_path: Path) -> None:
@@ -104,5 +104,4 @@ def test_a_ratio_that_an_earlier_version_measured_to_the_training_images_is_no_f
 
 def test_results_of_an_earlier_version_are_named_not_shown(tmp_path: Path) -> None:
     (tmp_path / "evaluate.json").write_text('{"format": "retinaforge-evaluation-1"}')
-    (tmp_path / "reconstruction.json").write_text("{}")
-    assert not of_this_version(tmp_path / "evaluate.json") and of_this_version(tmp_path / "reconstruction.json")
+    assert metric_part(SimpleNamespace(folder=tmp_path)) is None

@@ -23,7 +23,7 @@ import yaml
 
 from data_shards.cube import Cube
 from data_shards.errors import InputError
-from data_shards.folder import write_cube
+from data_shards.folder import keys_in, write_cube
 from data_shards.manifest import read_manifest
 from data_shards.packing.pack import pack, write_dataset
 from data_shards.packing.splits import held_out_split
@@ -32,6 +32,7 @@ from data_shards.reading.dataset import Dataset, SplitInfo
 from launch.build import check_fit
 from launch.config import from_tree
 from launch.run import Run
+from launch.stages import STAGES
 from launch.stages.outdated import check_outdated
 from launch.stages.training import trained
 from launch.worked import working_seconds
@@ -40,6 +41,7 @@ from ldm.checkpoints.store import CheckpointStore
 from ldm.checkpoints.trained import load_autoencoder
 from ldm.training.clock import TIMINGS
 from ldm.training.log import read_log
+from tests.commands import invoke
 from tests.conftest import made_cube
 from tests.ranks import shared
 from tests.runs import NETWORKS
@@ -406,14 +408,14 @@ def made_from(uninterrupted: Path, folder: Path, *parts: str, **more: object) ->
     return path
 
 
-UNIT_STAGES = ("encode", "sample", "evaluate", "audit")
+UNIT_STAGES = tuple(name for name, stage in STAGES.items() if stage.in_units and name != "data")
 APART = """
 import functools, sys
 from data_shards.ledger import Ledger
+from launch import work
 from launch.cli.options import resolved
 from launch.cli.stages import make
-from launch.stages import stage
-stage.Ledger = functools.partial(Ledger, still_s=1.0, beat_s=0.1)  # a dead one's lease is given up sooner than after a minute
+work.Ledger = functools.partial(Ledger, still_s=1.0, beat_s=0.1)  # a dead one's lease is given up sooner than after a minute
 for name in sys.argv[2:]:
     make(name, resolved(sys.argv[1], []))
 """

@@ -1,7 +1,7 @@
 """A planted copy is found, by image and by patient; what the audit cannot see is stated by a test as well."""
 
 import json
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
@@ -13,8 +13,9 @@ from data_shards.manifest import read_manifest, write_manifest
 from data_shards.packing.pack import pack
 from data_shards.reading.dataset import Dataset
 from launch.cli import app
+from launch.run import read_result
 from ldm.evaluation import audit as audit_module
-from ldm.evaluation.audit import AuditConfig, audit
+from ldm.evaluation.audit import AuditConfig, AuditResult, audit
 from ldm.evaluation.neighbours import nearest_of
 from ldm.evaluation.tables import rows_of_audit
 from tests.conftest import made_cube
@@ -61,7 +62,7 @@ def result(packed, planted):
 
 
 def closest(result, descriptor):
-    return {pair["synthetic_key"]: pair for pair in result["descriptors"][descriptor]["closest"]}
+    return {pair.synthetic_key: pair for pair in result.descriptors[descriptor].closest}
 
 
 @pytest.mark.parametrize(
@@ -70,36 +71,36 @@ def closest(result, descriptor):
 )
 def test_planted_copies_are_found(result, packed, copy, descriptor):
     real, pair = Dataset(packed), closest(result, descriptor)[copy]
-    assert pair["train_index"] == COPIES[copy]
-    if pair["flagged"]:  # as many as chance does not explain: 5 and more of 8
-        assert (pair["train_key"], pair["subject"]) == (real.keys("train")[COPIES[copy]], real.subjects("train")[COPIES[copy]])
-    assert pair["mirrored"] == (copy == "mirrored")
-    assert pair["of_floor_median"] < 0.2
+    assert pair.train_index == COPIES[copy]
+    if pair.flagged:  # as many as chance does not explain: 5 and more of 8
+        assert (pair.train_key, pair.subject) == (real.keys("train")[COPIES[copy]], real.subjects("train")[COPIES[copy]])
+    assert pair.mirrored == (copy == "mirrored")
+    assert pair.of_floor_median < 0.2
 
 
 def test_they_lead_the_list(result):
-    assert next(iter(closest(result, "pooled"))) == "mirrored" and closest(result, "pooled")["mirrored"]["exact"]
+    assert next(iter(closest(result, "pooled"))) == "mirrored" and closest(result, "pooled")["mirrored"].exact
     seen = {name for name in COPIES if name != "rolled"}
     assert set(list(closest(result, "pooled"))[:8]) == seen - {"brighter"} and set(list(closest(result, "contrast"))[:9]) == seen
 
 
 def test_what_it_cannot_see(result):
     """A copy that was shifted by half its width passes: the caveat says so, and so does this test."""
-    for descriptor in result["descriptors"]:
+    for descriptor in result.descriptors:
         found = closest(result, descriptor).get("rolled")
-        assert found is None or found["of_floor_median"] > 0.5
-    assert "cannot see rotated, cropped" in result["caveat"].replace("It cannot", "cannot")
+        assert found is None or found.of_floor_median > 0.5
+    assert "cannot see rotated, cropped" in result.caveat.replace("It cannot", "cannot")
 
 
 def test_patients_of_copies_are_named(result, packed):
     subjects = Dataset(packed).subjects("train")
-    by_patient = result["descriptors"]["contrast"]["by_patient"]
-    named = {row["subject"] for row in by_patient["worst"]}
+    by_patient = result.descriptors["contrast"].by_patient
+    named = {row.subject for row in by_patient.worst}
     assert len(named) >= 3 and named <= {subjects[i] for name, i in COPIES.items() if name != "rolled"}  # and nobody else
     assert subjects[COPIES["mirrored"]] in named
-    assert by_patient["patients_flagged"] == len(named) and by_patient["patients"] == 16
-    flagged = result["descriptors"]["contrast"]["flagged"]
-    assert flagged["images"] >= 5 and flagged["p_value"] < flagged["level"]
+    assert by_patient.patients_flagged == len(named) and by_patient.patients == 16
+    flagged = result.descriptors["contrast"].flagged
+    assert flagged.images >= 5 and flagged.p_value < flagged.level
 
 
 def test_distances_equal_numpy(result, packed, planted):
@@ -111,16 +112,16 @@ def test_distances_equal_numpy(result, packed, planted):
         return (cube.data_CHW / 4095 - mean) / std  # 32 pixels, 32 cells: the area mean is the pixel
 
     train = np.stack([pooled(c) for c in real.cubes("train")])
-    for pair in result["descriptors"]["pooled"]["closest"]:
-        x = pooled(planted.cube("synthetic", pair["synthetic_index"]))
+    for pair in result.descriptors["pooled"].closest:
+        x = pooled(planted.cube("synthetic", pair.synthetic_index))
         distances = np.sqrt([((train - view) ** 2).mean((1, 2, 3)) for view in (x, x[..., ::-1])])
-        assert pair["distance"] == pytest.approx(distances.min(), rel=1e-4)
-        assert pair["train_index"] == distances.min(0).argmin()
+        assert pair.distance == pytest.approx(distances.min(), rel=1e-4)
+        assert pair.train_index == distances.min(0).argmin()
 
 
 def test_floor_is_of_other_people(result, packed):
-    assert result["floor_from"]["split"] == "val" and result["floor_from"]["n"] == 40
-    assert result["descriptors"]["pooled"]["floor_to_train"]["min"] > 0
+    assert result.floor_from.split == "val" and result.floor_from.n == 40
+    assert result.descriptors["pooled"].floor_to_train.min > 0
 
 
 def test_an_honest_set_has_no_copies(packed, tmp_path):
@@ -128,11 +129,11 @@ def test_an_honest_set_has_no_copies(packed, tmp_path):
         cube = made_cube(i + 900)
         write_cube(tmp_path / "loose", replace(cube, meta=replace(cube.meta, subject_id="synthetic"), fov_HW=None))
     pack(tmp_path / "loose", tmp_path / "set", splits={"synthetic": 1.0})
-    figures = audit(Dataset(packed), Dataset(tmp_path / "set"), AuditConfig())["descriptors"]["pooled"]
-    assert figures["flagged"]["images"] == 0 and figures["by_patient"]["worst"] == []
-    assert all(pair["subject"] is None and pair["train_key"] is None for pair in figures["closest"])  # nobody is named
-    assert all(pair["of_floor_median"] > 0.15 for pair in figures["closest"])  # planted ones stay below 0.1
-    assert figures["duplicates"]["images"] == 0 and figures["duplicates"]["distances"]["min"] > 0
+    figures = audit(Dataset(packed), Dataset(tmp_path / "set"), AuditConfig()).descriptors["pooled"]
+    assert figures.flagged.images == 0 and figures.by_patient.worst == ()
+    assert all(pair.subject is None and pair.train_key is None for pair in figures.closest)  # nobody is named
+    assert all(pair.of_floor_median > 0.15 for pair in figures.closest)  # planted ones stay below 0.1
+    assert figures.duplicates.images == 0 and figures.duplicates.distances.min > 0
 
 
 def test_repeats_inside_the_set_are_found(packed, tmp_path):
@@ -140,15 +141,15 @@ def test_repeats_inside_the_set_are_found(packed, tmp_path):
         cube = made_cube(900 + i // 2)
         write_cube(tmp_path / "loose", replace(cube, meta=replace(cube.meta, key=f"k{i}", subject_id="synthetic"), fov_HW=None))
     pack(tmp_path / "loose", tmp_path / "set", splits={"synthetic": 1.0})
-    found = audit(Dataset(packed), Dataset(tmp_path / "set"), AuditConfig())["descriptors"]["pooled"]["duplicates"]
-    assert found["images"] == 8 and found["share"] == 1
-    assert {tuple(pair["keys"]) for pair in found["closest"][:4]} == {("k0", "k1"), ("k2", "k3"), ("k4", "k5"), ("k6", "k7")}
-    assert found["closest"][0]["distance"] == 0
+    found = audit(Dataset(packed), Dataset(tmp_path / "set"), AuditConfig()).descriptors["pooled"].duplicates
+    assert found.images == 8 and found.share == 1
+    assert {pair.keys for pair in found.closest[:4]} == {("k0", "k1"), ("k2", "k3"), ("k4", "k5"), ("k6", "k7")}
+    assert found.closest[0].distance == 0
 
 
 def test_backends_agree(packed, planted, result):
     other = audit(Dataset(packed), planted, AuditConfig(backend="torch"))
-    assert other["descriptors"] == result["descriptors"]
+    assert other.descriptors == result.descriptors
 
 
 def test_own_group_does_not_count():
@@ -162,8 +163,8 @@ def test_own_group_does_not_count():
 
 def test_without_held_out_people_the_training_set_is_its_own_yardstick(packed, planted):
     result = audit(Dataset(packed), planted, AuditConfig(against="train"))
-    assert result["floor_from"]["n"] == 32 and result["descriptors"]["pooled"]["floor_to_train"]["min"] > 0  # own images do not count
-    assert closest(result, "pooled")["mirrored"]["flagged"] and result["descriptors"]["pooled"]["flagged"]["people"] == 7
+    assert result.floor_from.n == 32 and result.descriptors["pooled"].floor_to_train.min > 0  # own images do not count
+    assert closest(result, "pooled")["mirrored"].flagged and result.descriptors["pooled"].flagged.people == 7
 
 
 def test_one_person_alone_is_no_yardstick_but_gets_an_answer(planted, tmp_path):
@@ -171,10 +172,10 @@ def test_one_person_alone_is_no_yardstick_but_gets_an_answer(planted, tmp_path):
         write_cube(tmp_path / "loose", made_cube(i, subject="anna"))
     pack(tmp_path / "loose", tmp_path / "set", splits={"train": 1.0})
     result = audit(Dataset(tmp_path / "set"), planted, AuditConfig(against="train"))
-    figures = result["descriptors"]["pooled"]
-    assert figures["floor_to_train"] is None and figures["flagged"]["below_min"] is None and len(figures["closest"]) == 12
-    assert all(row["floor"] is None for row in rows_of_audit(result) if "for rounding" not in row["metric"])
-    json.dumps(result, allow_nan=False)
+    figures = result.descriptors["pooled"]
+    assert figures.floor_to_train is None and figures.flagged.below_min is None and len(figures.closest) == 12
+    assert all(row.floor is None for row in rows_of_audit(result) if "for rounding" not in row.metric)
+    json.dumps(asdict(result), allow_nan=False)
 
 
 def copied_set(folder, cubes):
@@ -201,11 +202,11 @@ def test_a_real_double_is_left_out_of_the_floor_named_and_hides_no_copy(tmp_path
     pack(tmp_path / "loose", tmp_path / "real")
     real = Dataset(tmp_path / "real")
     made = copied_set(tmp_path / "made", [*(made_cube(i) for i in range(4, 9)), *(made_cube(i + 900) for i in range(5))])
-    figures = audit(real, made, AuditConfig())["descriptors"]["pooled"]
-    assert figures["floor_doubles"]["images"] == 1 and figures["floor_doubles"]["pairs"][0]["keys"] == ["again", "c0003"]
-    assert figures["floor_to_train"]["min"] > 0.1 and figures["flagged"]["people"] == 5
-    assert figures["flagged"]["below_min"] == figures["flagged"]["exact"] == figures["flagged"]["images"] == 5
-    assert {row["subject"] for row in figures["by_patient"]["worst"]} == {f"t{i}" for i in range(4, 9)}
+    figures = audit(real, made, AuditConfig()).descriptors["pooled"]
+    assert figures.floor_doubles.images == 1 and figures.floor_doubles.pairs[0].keys == ("again", "c0003")
+    assert figures.floor_to_train.min > 0.1 and figures.flagged.people == 5
+    assert figures.flagged.below_min == figures.flagged.exact == figures.flagged.images == 5
+    assert {row.subject for row in figures.by_patient.worst} == {f"t{i}" for i in range(4, 9)}
 
 
 def test_exact_copies_are_flagged_without_any_yardstick(tmp_path):
@@ -214,9 +215,9 @@ def test_exact_copies_are_flagged_without_any_yardstick(tmp_path):
         write_cube(tmp_path / "loose", made_cube(i, subject="anna"))
     pack(tmp_path / "loose", tmp_path / "set", splits={"train": 1.0})
     made = copied_set(tmp_path / "made", [made_cube(2), made_cube(900)])
-    figures = audit(Dataset(tmp_path / "set"), made, AuditConfig(against="train"))["descriptors"]["pooled"]
-    assert figures["flagged"]["exact"] == figures["flagged"]["images"] == 1 and figures["closest"][0]["subject"] == "anna"
-    assert figures["closest"][1]["subject"] is None and "training images, but for rounding" in figures["verdict"]
+    figures = audit(Dataset(tmp_path / "set"), made, AuditConfig(against="train")).descriptors["pooled"]
+    assert figures.flagged.exact == figures.flagged.images == 1 and figures.closest[0].subject == "anna"
+    assert figures.closest[1].subject is None and "training images, but for rounding" in figures.verdict
 
 
 def test_one_trained_person_beside_others_held_out_has_a_scale_too(tmp_path):
@@ -233,9 +234,9 @@ def test_one_trained_person_beside_others_held_out_has_a_scale_too(tmp_path):
     write_cube(tmp_path / "loose", again(made_cube(1), key="again", subject_id="v9", notes={"split": "val"}))
     pack(tmp_path / "loose", tmp_path / "real")
     made = copied_set(tmp_path / "made", [again(made_cube(2)), made_cube(900)])
-    figures = audit(Dataset(tmp_path / "real"), made, AuditConfig())["descriptors"]["pooled"]
-    assert figures["flagged"]["exact"] == figures["flagged"]["images"] == 1
-    assert figures["floor_doubles"]["images"] == 1 and figures["floor_to_train"]["min"] > 0.1
+    figures = audit(Dataset(tmp_path / "real"), made, AuditConfig()).descriptors["pooled"]
+    assert figures.flagged.exact == figures.flagged.images == 1
+    assert figures.floor_doubles.images == 1 and figures.floor_to_train.min > 0.1
 
 
 def test_refusals(packed, planted, tmp_path):
@@ -253,15 +254,16 @@ def test_refusals(packed, planted, tmp_path):
 
 
 def test_it_never_says_that_a_set_is_safe(result):
-    words = (json.dumps(result) + audit_module.CAVEAT).lower()
+    words = (json.dumps(asdict(result)) + audit_module.CAVEAT).lower()
     assert "private" not in words and "safe" not in words
 
 
-def test_command(packed, planted, tmp_path):
+def test_command(packed, planted, tmp_path, result):
     words = ["audit", "--real", str(packed), "--synthetic", str(planted.path), "--out", str(tmp_path / "a.json")]
     done = CliRunner().invoke(app, words)
     assert done.exit_code == 0, done.output
     assert "mirrored" in done.output and "flagged" in done.output and "does not show" in done.output
     assert "private" not in done.output.lower()
     assert json.loads((tmp_path / "a.json").read_text())["format"] == "retinaforge-audit-2"
+    assert read_result(tmp_path / "a.json", AuditResult) == result
     assert json.loads(CliRunner().invoke(app, [*words, "--json"]).stdout)["descriptors"].keys() == {"pooled", "contrast"}

@@ -3,7 +3,7 @@
 import json
 import shlex
 import subprocess
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
@@ -16,9 +16,10 @@ from data_shards.ledger import LEASE
 from data_shards.packing.pack import pack
 from data_shards.reading.dataset import Dataset
 from launch.cli import app
-from ldm.evaluation.evaluate import EvaluateConfig, Evaluation, evaluate
+from launch.run import read_result
+from ldm.evaluation.evaluate import EvaluateConfig, Evaluation, EvaluationResult, evaluate
 from ldm.evaluation.frechet import frechet_distance
-from ldm.evaluation.sets import Part, check_comparable, evenly
+from ldm.evaluation.sets import ImagesOfPeople, Part, check_comparable, evenly
 from ldm.evaluation.tables import rows_of_evaluation
 from tests.conftest import made_cube
 
@@ -61,22 +62,22 @@ def of_good(real, good):
 
 
 def test_images_of_the_same_law_are_at_the_floor(of_good):
-    f, s, m = of_good["frechet"], of_good["spectral"]["fov"], of_good["ms_ssim"]
-    assert f["value_at_floor_n"] < 2 * f["floor"]
-    assert f["kid_interval"][0] < 0 < f["kid_interval"][1]
-    assert s["js_mean"] < 0.05 and s["floor_js_mean"] < 0.05
-    assert m["difference_interval"][0] < 0 < m["difference_interval"][1]
-    assert (f["n_real"], f["n_synthetic"], f["n_floor"], f["d"]) == (40, 24, 24, 192)
-    assert (m["window"], m["pairs_real"], m["pairs_synthetic"]) == (3, 30, 30)
+    f, s, m = of_good.frechet, of_good.spectral.fov, of_good.ms_ssim
+    assert f.value_at_floor_n < 2 * f.floor
+    assert f.kid_interval[0] < 0 < f.kid_interval[1]
+    assert s.js_mean < 0.05 and s.floor_js_mean < 0.05
+    assert m.difference_interval[0] < 0 < m.difference_interval[1]
+    assert (f.n_real, f.n_synthetic, f.n_floor, f.d) == (40, 24, 24, 192)
+    assert (m.window, m.pairs_real, m.pairs_synthetic) == (3, 30, 30)
 
 
 def test_worse_images_have_worse_figures(real, blurred, of_good):
     worse = evaluate(real, blurred, EvaluateConfig(pairs=30))
-    assert worse["frechet"]["value"] > 3 * of_good["frechet"]["value"]
-    assert worse["frechet"]["kid"] > of_good["frechet"]["kid_interval"][1]
-    assert worse["spectral"]["fov"]["js_mean"] > 3 * of_good["spectral"]["fov"]["js_mean"]
-    assert worse["ms_ssim"]["difference"] > of_good["ms_ssim"]["difference"]
-    assert worse["frechet"]["floor"] == of_good["frechet"]["floor"]  # the floor hangs on the real set alone
+    assert worse.frechet.value > 3 * of_good.frechet.value
+    assert worse.frechet.kid > of_good.frechet.kid_interval[1]
+    assert worse.spectral.fov.js_mean > 3 * of_good.spectral.fov.js_mean
+    assert worse.ms_ssim.difference > of_good.ms_ssim.difference
+    assert worse.frechet.floor == of_good.frechet.floor  # the floor hangs on the real set alone
 
 
 def test_the_same_call_gives_the_same_result(real, good, of_good):
@@ -84,18 +85,18 @@ def test_the_same_call_gives_the_same_result(real, good, of_good):
 
 
 def test_the_result_is_json_without_nan_and_names_its_data(real, good, of_good):
-    assert json.loads(json.dumps(of_good, allow_nan=False))["format"] == "retinaforge-evaluation-2"
-    assert of_good["reference"] == {"path": str(real.path), "digest": real.digest, "split": "val", "n": 40, "subjects": 20}
-    assert of_good["synthetic"]["digest"] == good.digest and of_good["floor_from"]["split"] == "train"
-    assert of_good["frechet"]["extractor"].startswith("seeded-conv-v1")
+    assert json.loads(json.dumps(asdict(of_good), allow_nan=False))["format"] == "retinaforge-evaluation-2"
+    assert of_good.reference == ImagesOfPeople(path=str(real.path), digest=real.digest, split="val", n=40, subjects=20)
+    assert of_good.synthetic.digest == good.digest and of_good.floor_from.split == "train"
+    assert of_good.frechet.extractor.startswith("seeded-conv-v1")
 
 
 def test_labels_decide_which_regions_are_measured(real, of_good, tmp_path):
-    artery = of_good["spectral"]["artery"]
-    assert artery["kl_mean"] is None and artery["reason"] == "the synthetic set has no labels" and artery["floor_kl_mean"] > 0
-    labelled = evaluate(real, synthetic_set(tmp_path, lambda x: x, labels=True), EvaluateConfig(pairs=4))["spectral"]
-    assert labelled["artery"]["kl_mean"] > 0 and labelled["artery"]["reason"] is None
-    assert labelled["onh"]["reason"] == "no pixel of this region in the real and the other set"
+    artery = of_good.spectral.artery
+    assert artery.kl_mean is None and artery.reason == "the synthetic set has no labels" and artery.floor_kl_mean > 0
+    labelled = evaluate(real, synthetic_set(tmp_path, lambda x: x, labels=True), EvaluateConfig(pairs=4)).spectral
+    assert labelled.artery.kl_mean > 0 and labelled.artery.reason is None
+    assert labelled.onh.reason == "no pixel of this region in the real and the other set"
 
 
 def test_few_images_give_no_infinity_and_small_images_no_ms_ssim(dataset, tmp_path):
@@ -103,15 +104,15 @@ def test_few_images_give_no_infinity_and_small_images_no_ms_ssim(dataset, tmp_pa
         write_cube(tmp_path / "loose", replace(made_cube(i + 500), fov_HW=None))
     pack(tmp_path / "loose", tmp_path / "set", splits={"synthetic": 1.0})
     result = evaluate(dataset, Dataset(tmp_path / "set"), EvaluateConfig())
-    assert result["frechet"]["infinity"] is None and result["frechet"]["value"] > 0
-    assert result["ms_ssim"]["synthetic"] is None and "32 pixels" in result["ms_ssim"]["reason"]
-    reasons = {row["metric"]: row["reason"] for row in rows_of_evaluation(result)}
+    assert result.frechet.infinity is None and result.frechet.value > 0
+    assert result.ms_ssim.synthetic is None and "32 pixels" in result.ms_ssim.reason
+    reasons = {row.metric: row.reason for row in rows_of_evaluation(result)}
     assert reasons["Fréchet distance, N → ∞"] and reasons["|MS-SSIM difference|"] and not reasons["Fréchet distance"]
 
 
 def test_limit_takes_that_many_of_each(real, good):
     result = evaluate(real, good, EvaluateConfig(limit=7, pairs=5))
-    assert [result[part]["n"] for part in ("reference", "synthetic", "floor_from")] == [7, 7, 7]
+    assert result.reference.n == result.synthetic.n == result.floor_from.n == 7
     with pytest.raises(InputError, match="limit 1"):
         evaluate(real, good, EvaluateConfig(limit=1))
 
@@ -122,7 +123,7 @@ def test_features_alone_for_a_distance_alone(real, good, of_good):
     measured = Evaluation(real, good, EvaluateConfig(pairs=4), also=[reference, generated])
     measured.complete()
     distance = frechet_distance(*(measured.whitening()(measured.features(part)) for part in (reference, generated)))
-    assert distance == pytest.approx(of_good["frechet"]["value"], rel=1e-6)
+    assert distance == pytest.approx(of_good.frechet.value, rel=1e-6)
 
 
 def folder_of(folder, people, *, images=2):
@@ -138,29 +139,29 @@ def test_one_person_held_out_leaves_out_that_figure_with_its_reason_and_the_rest
     for images in (1, 2):  # one image cannot have a spread; two of one person pretend to have one
         real = folder_of(tmp_path / str(images), {"train": (0, 8), "val": (8, 1)}, images=images)
         result = evaluate(real, good, EvaluateConfig(pairs=4))
-        assert result["frechet"]["value"] is None and "one person alone in split 'val'" in result["frechet"]["reason"]
-        assert result["spectral"]["fov"]["kl_mean"] > 0
-        shown = {row["metric"]: row for row in rows_of_evaluation(result)}
-        assert shown["Fréchet distance"]["reason"] == shown["KID"]["reason"] == result["frechet"]["reason"]
-        assert "people: only 1" in shown["KL, field of view"]["note"]
-        json.dumps(result, allow_nan=False)
+        assert result.frechet.value is None and "one person alone in split 'val'" in result.frechet.reason
+        assert result.spectral.fov.kl_mean > 0
+        shown = {row.metric: row for row in rows_of_evaluation(result)}
+        assert shown["Fréchet distance"].reason == shown["KID"].reason == result.frechet.reason
+        assert "people: only 1" in shown["KL, field of view"].note
+        json.dumps(asdict(result), allow_nan=False)
 
 
 def test_few_people_are_said_beside_the_figure(good, of_good, tmp_path):
     few = evaluate(folder_of(tmp_path, {"train": (0, 8), "val": (8, 3)}), good, EvaluateConfig(pairs=4))
-    assert "people: only 3" in rows_of_evaluation(few)[0]["note"] and few["frechet"]["value"] > 0
-    assert "people" not in rows_of_evaluation(of_good)[0]["note"]
+    assert "people: only 3" in rows_of_evaluation(few)[0].note and few.frechet.value > 0
+    assert "people" not in rows_of_evaluation(of_good)[0].note
 
 
 def test_no_distance_to_the_training_split_is_a_mark_of_quality(real, good, tmp_path):
     result = evaluate(real, good, EvaluateConfig(against="train", pairs=4))
-    assert result["frechet"]["value"] is result["frechet"]["kid"] is result["spectral"]["fov"]["kl_mean"] is None
-    assert "copies would come nearest" in result["frechet"]["reason"] and result["ms_ssim"]["synthetic"] is not None
+    assert result.frechet.value is result.frechet.kid is result.spectral.fov.kl_mean is None
+    assert "copies would come nearest" in result.frechet.reason and result.ms_ssim.synthetic is not None
 
 
 def test_a_distance_rests_on_more_directions_than_the_features_vary_in_as_they_are(of_good):
-    f = of_good["frechet"]
-    assert f["effective_rank"] < 4 < 10 < f["effective_rank_whitened"] < f["d"]
+    f = of_good.frechet
+    assert f.effective_rank < 4 < 10 < f.effective_rank_whitened < f.d
 
 
 def test_a_slight_blur_that_features_as_they_are_hardly_see_is_seen(real, good, tmp_path):
@@ -192,6 +193,7 @@ def test_command(real, good, tmp_path):
 
 def test_what_a_shard_left_is_read_again_and_where_it_was_damaged_the_advice_mends_it(real, good, tmp_path):
     first = Evaluation(real, good, EvaluateConfig(pairs=4), tmp_path / "e.json").complete()
+    assert read_result(tmp_path / "e.json", EvaluationResult) == first
     (units,) = tmp_path.glob("e.units-*")
     damaged = sorted(units.iterdir())[0]
     damaged.write_bytes(damaged.read_bytes()[:100])

@@ -14,15 +14,13 @@ from data_shards.cube import Cube, CubeMeta
 from data_shards.packing.pack import write_dataset
 from data_shards.reading.dataset import Dataset
 from ldm.evaluation import health
-from ldm.evaluation.health import Moments, check, latent_figures, warnings_of
-
-WELL = {"codes_usage": 1.0, "codes_perplexity": 32.0}
+from ldm.evaluation.health import Health, Moments, check, health_of
 
 
-def judged(z_ND: np.ndarray) -> dict:
+def judged(z_ND: np.ndarray) -> Health:
     moments = Moments(z_ND.mean(0))
     moments.add(z_ND)
-    return {**latent_figures(moments), **WELL}
+    return health_of(moments, torch.ones(32), latents="", samples=len(z_ND))
 
 
 def spread_out(rng: np.random.Generator, dimensions: int, live: int) -> np.ndarray:
@@ -35,16 +33,16 @@ def spread_out(rng: np.random.Generator, dimensions: int, live: int) -> np.ndarr
 def test_a_latent_of_which_half_is_dead_does_not_pass_though_every_channel_varies(dimensions: int) -> None:
     rng = np.random.default_rng(0)
     half, whole = (judged(spread_out(rng, dimensions, live)) for live in (dimensions // 2, dimensions))
-    assert half["live_directions"] == dimensions // 2 and whole["live_directions"] == dimensions
-    assert f"{dimensions // 2} of the {dimensions} directions of the latents are dead" in " ".join(warnings_of(half))
-    assert f"latent_channels to {dimensions // 2}" in " ".join(warnings_of(half))
-    assert warnings_of(whole) == []
+    assert half.live_directions == dimensions // 2 and whole.live_directions == dimensions
+    assert f"{dimensions // 2} of the {dimensions} directions of the latents are dead" in " ".join(half.warnings)
+    assert f"latent_channels to {dimensions // 2}" in " ".join(half.warnings)
+    assert whole.warnings == ()
 
 
 def test_two_effective_dimensions_of_eight_are_not_called_fit() -> None:
     z_ND = np.random.default_rng(0).normal(size=(4000, 8)) * np.array([10, 3, *[0.9] * 6])
-    said = warnings_of(judged(z_ND))
-    assert judged(z_ND)["live_directions"] == 8 and len(said) == 1 and "effective dimensions (wanted: 4)" in said[0]
+    found = judged(z_ND)
+    assert found.live_directions == 8 and len(found.warnings) == 1 and "effective dimensions (wanted: 4)" in found.warnings[0]
 
 
 def test_moments_are_those_of_scipy_whoever_summed_which_part() -> None:
@@ -94,5 +92,5 @@ def test_memory_is_that_of_a_batch_not_of_the_set(latents: Dataset, monkeypatch:
 def test_the_images_looked_at_are_spread_over_the_split(latents: Dataset) -> None:
     """Means rise by one from image to image: the first ones alone would have a mean of 2.5."""
     found = check(latents, SimpleNamespace(codebook=Codes()), samples=6)
-    assert found["samples"] == 6 and found["mean_D"] == pytest.approx([40] * 8, abs=0.1) and found["codes_usage"] > 0
-    assert found["wanted"]["codes_usage"] == health.USAGE_LEAST
+    assert found.samples == 6 and found.mean_D == pytest.approx([40] * 8, abs=0.1) and found.codes_usage > 0
+    assert found.wanted.codes_usage == health.USAGE_LEAST

@@ -1,0 +1,74 @@
+"""What the files of results hold stays as it is: later versions, and other programs, read those of old runs."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, fields
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from data_shards import durable
+from launch.run import read_result
+from launch.stages.evaluate import FrechetOverBaseline
+from ldm.evaluation import audit_result as of_audit
+from ldm.evaluation.audit import AuditConfig, AuditResult
+from ldm.evaluation.evaluate import EvaluateConfig, EvaluationResult
+from ldm.evaluation.frechet import FrechetFigures
+from ldm.evaluation.health import Health, Moments, Wanted, health_of
+from ldm.evaluation.ms_ssim import MsSsimFigures
+from ldm.evaluation.reconstruction import ReconstructionResult
+from ldm.evaluation.sets import Images, ImagesOfPeople
+from ldm.evaluation.spectral import RegionDistance, SpectralFigures
+
+KEYS = {
+    Images: "path digest split n",
+    ImagesOfPeople: "path digest split n subjects",
+    EvaluationResult: "format reference synthetic floor_from config frechet spectral ms_ssim",
+    EvaluateConfig: "against limit seed extractor pairs batch_size device",
+    FrechetFigures: """extractor d effective_rank effective_rank_whitened n_real people_real n_synthetic reason value infinity
+        infinity_standard_error kid kid_interval kid_subset infinity_floor infinity_floor_standard_error kid_floor kid_floor_interval
+        kid_floor_subset n_floor floor value_at_floor_n""",
+    SpectralFigures: "wavelengths_nm bins fov_pixels fov artery vein onh",
+    RegionDistance: """kl_C js_C kl_mean kl_interval js_mean js_interval pixels_real pixels_other units_real units_other reason
+        floor_kl_C floor_js_C floor_kl_mean floor_kl_interval floor_js_mean floor_js_interval""",
+    MsSsimFigures: """window sigma_px levels data_range reason real real_interval pairs_real synthetic synthetic_interval pairs_synthetic
+        floor floor_interval pairs_floor difference difference_interval difference_floor difference_floor_interval""",
+    AuditResult: "format train synthetic floor_from config caveat descriptors",
+    AuditConfig: "train against limit closest backend batch_size device",
+    of_audit.DescriptorFigures: """dimension synthetic_to_train floor_to_train floor_doubles flagged verdict share_nearer_than_real
+        floor_share_nearer_than_real duplicates by_patient closest""",
+    of_audit.Quantiles: "min p1 p5 median max",
+    of_audit.FloorDoubles: "images pairs",
+    of_audit.AlikePair: "keys distance",
+    of_audit.Flagged: """below_min expected p_value telling at_least level people exact images share_below_p1 floor_share_below_p1""",
+    of_audit.Duplicates: "share images exact expected closest distances",
+    of_audit.RepeatedPair: "keys distance mirrored",
+    of_audit.ByPatient: "patients patients_flagged largest_share_of_one_patient worst",
+    of_audit.Patient: "subject flagged exact nearest_to least_distance",
+    of_audit.ClosestPair: """synthetic_key synthetic_index train_key train_index subject distance of_floor_median mirrored exact flagged""",
+    ReconstructionResult: """splits cubes psnr_db mean_image_psnr_db psnr_gain_db peak_reflectance spectral_angle_rad codes_used
+        codes_perplexity""",
+    Health: """latents samples latent_channels mean_D std_D excess_kurtosis_D spectrum_D live_directions effective_rank wanted codes_usage
+        codes_perplexity warnings""",
+    Wanted: "codes_usage effective_rank live_directions",
+    FrechetOverBaseline: """samples gaussian_latents floor ratio ratio_floor effective_rank_whitened images people n n_floor reason""",
+}
+
+
+@pytest.mark.parametrize("kind", KEYS, ids=lambda kind: kind.__name__)
+def test_the_keys_of_the_files_and_their_order(kind: type) -> None:
+    assert [field.name for field in fields(kind)] == KEYS[kind].split()
+
+
+def test_what_an_earlier_version_said_of_latents_is_read_too(tmp_path: Path) -> None:
+    moments = Moments(np.zeros(2))
+    moments.add(np.random.default_rng(0).normal(size=(100, 2)))
+    health = health_of(moments, torch.ones(4), latents="0" * 64, samples=100)
+    durable.write_json(tmp_path / "health.json", asdict(health))
+    assert read_result(tmp_path / "health.json", Health) == health
+    first_version = {key: value for key, value in asdict(health).items() if key not in {"latents", "live_directions", "wanted"}}
+    durable.write_json(tmp_path / "health.json", first_version)
+    found = read_result(tmp_path / "health.json", Health)
+    assert found.effective_rank == health.effective_rank and found.latents is found.live_directions is found.wanted is None
