@@ -119,6 +119,8 @@ class SampleConfig:
     shard: images a shard.
     seed: of the noise; image i starts from the noise of (seed, i).
     quantise: decode the nearest codes, as the decoder was trained; False decodes the latents as they are.
+    gate: share of honest images that may be refused for their mean spectrum, which training images bound; 0: no look at spectra. What is
+        refused, also for values that are not finite or out of range, is made again as the next attempt at its number.
     """
 
     count: int = 256
@@ -126,10 +128,13 @@ class SampleConfig:
     batch: int = 16
     seed: int = 0
     quantise: bool = True
+    gate: float = 0.01
 
     def __post_init__(self) -> None:
         if min(self.count, self.shard, self.batch) < 1:
             raise InputError(f"count {self.count}, shard {self.shard}, batch {self.batch}", expected="1 or more of each")
+        if not 0 <= self.gate < 1:
+            raise InputError(f"sample.gate = {self.gate}", expected="a share from 0 up to, but not, 1, such as 0.01")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -24,7 +24,8 @@ if TYPE_CHECKING:
     from ldm.evaluation.audit import AuditConfig, audit
     from ldm.evaluation.evaluate import EvaluateConfig, evaluate
     from ldm.generation.encode import encode_dataset
-    from ldm.generation.generate import generate_set, images
+    from ldm.generation.generate import generate_set
+    from ldm.generation.images import images
     from ldm.models.config import SamplerConfig
 else:
     __getattr__, __dir__ = on_demand(__name__)

@@ -6,8 +6,9 @@ The manifest is merged from these records, in the order of the shards, whoever m
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -28,18 +29,28 @@ FORMAT = f"retinaforge-unit-2, {STATISTICS}"
 
 @dataclass(frozen=True, kw_only=True)
 class Unit:
-    """What a finished shard leaves: its line in the manifest, who is in it, the sums of its bands; `stamps` of the files it was made of."""
+    """What a finished shard leaves.
+
+    Attributes:
+        entry: its line in the manifest.
+        subjects: who is in it.
+        bands: the sums of its bands.
+        refused: how often a generator refused what would have been one of its images, by cause: their notes, added up.
+        stamps: of the files it was made of.
+    """
 
     entry: ShardEntry
     kind: Kind
     subjects: tuple[str, ...]
     bands: BandAccumulator
+    refused: dict[str, int] = field(default_factory=dict)
     stamps: str = ""
 
     def save(self, shard: Path) -> None:
         """Write the record beside the shard."""
         fields = {"entry": asdict(self.entry), "kind": asdict(self.kind), "subjects": self.subjects, "bands": self.bands.fields()}
-        durable.write_bytes(record_path(shard), durable.canonical_json({"format": FORMAT, **fields, "stamps": self.stamps}))
+        fields |= {"refused": self.refused, "stamps": self.stamps}
+        durable.write_bytes(record_path(shard), durable.canonical_json({"format": FORMAT, **fields}))
 
 
 def entry_of(shard: Path, index: ShardIndex, split: str) -> ShardEntry:
@@ -71,21 +82,23 @@ def write_unit(shard: Path, split: str, cubes: Iterable[Cube]) -> None:
     Raises:
         InputError: cubes of several kinds, or of other counts. TryAgain: disk full.
     """
-    bands, ours = BandAccumulator(), False
+    bands, refused, ours = BandAccumulator(), Counter[str](), False
     if not shard.exists():
         waiting = iter(cubes)
         first = next(waiting, None)
         if first is None:
             raise InputError("no sample for a shard", where=shard)
-        ours = write_tar(shard, summed(chain([first], waiting), first, bands), stem=payload_of(first), keep_first=True)
+        whole = noted(summed(chain([first], waiting), first, bands), refused)
+        ours = write_tar(shard, whole, stem=payload_of(first), keep_first=True)
     index = write_index(shard)
     entry = entry_of(shard, index, split)
     there = Shard(shard.parent, entry)
     if not ours:  # another writer's bytes stand, so their sums count
-        bands = BandAccumulator()
-        for i in range(entry.count):
-            bands.add(there.cube(i))
-    Unit(entry=entry, kind=Kind.of(there.cube(0)), subjects=tuple(sorted(set(index.subjects))), bands=bands).save(shard)
+        bands, refused = BandAccumulator(), Counter()
+        for cube in noted(map(there.cube, range(entry.count)), refused):
+            bands.add(cube)
+    subjects = tuple(sorted(set(index.subjects)))
+    Unit(entry=entry, kind=Kind.of(there.cube(0)), subjects=subjects, bands=bands, refused=dict(refused)).save(shard)
 
 
 def read_unit(shard: Path) -> Unit | None:
@@ -105,6 +118,7 @@ def read_unit(shard: Path) -> Unit | None:
             kind=kind,
             subjects=tuple(fields["subjects"]),
             bands=BandAccumulator(**fields["bands"]),
+            refused=fields.get("refused", {}),
             stamps=fields["stamps"],
         )
     except (FileNotFoundError, ValueError, KeyError, TypeError):
@@ -152,4 +166,11 @@ def summed(cubes: Iterable[Cube], first: Cube, bands: BandAccumulator | None) ->
         same_kind(cube, first)
         if bands is not None:
             bands.add(cube)
+        yield cube
+
+
+def noted(cubes: Iterable[Cube], refused: Counter[str]) -> Iterator[Cube]:
+    """The cubes, with what their notes say was refused in their place entered as they pass."""
+    for cube in cubes:
+        refused.update(cube.meta.notes.get("refused", ()))
         yield cube

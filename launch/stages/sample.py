@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Sequence
 from functools import partial
@@ -17,9 +18,9 @@ from data_shards.folder import write_cube
 from data_shards.manifest import NAME, read_manifest
 from data_shards.reading.dataset import Dataset
 from data_shards.shards.index import index_path
-from launch.run import Run, device
+from launch.run import Run, device, read_result
 from launch.stages.stage import Progress, Target, UnitStage, check_trained
-from launch.work import Phases
+from launch.work import Display, Phases
 
 if TYPE_CHECKING:
     from launch.config import Config
@@ -31,6 +32,7 @@ SPLIT = "synthetic"
 def synthetic_set(run: Run) -> partial[SyntheticSet]:
     """What builds the set of a run, whole or not, from its networks."""
     from ldm.checkpoints.trained import load_autoencoder, load_denoiser
+    from ldm.generation.gate import Envelope
     from ldm.generation.generate import SyntheticSet
 
     wanted = run.config.sample
@@ -45,6 +47,8 @@ def synthetic_set(run: Run) -> partial[SyntheticSet]:
         sampler=run.config.diffusion.sampler,
         batch=wanted.batch,
         quantise=wanted.quantise,
+        envelope=read_result(run.envelope, Envelope),
+        gate=wanted.gate,
     )
 
 
@@ -67,8 +71,25 @@ class Sample(UnitStage):
         asked = read_manifest(run.synthetic).source.get("sample", {})
         return asked.get("count") == run.config.sample.count and asked.get("denoiser") == trained_digest(run.diffusion)
 
+    def cautions(self, run: Run) -> list[str]:
+        from ldm.generation.gate import Envelope
+
+        envelope, rate = read_result(run.envelope, Envelope), run.config.sample.gate
+        if not (envelope and rate) or envelope.bound(rate) is not None:
+            return []
+        return [
+            f"{envelope.images} training images bound no spectrum at sample.gate={rate:g}, for which {math.ceil(1 / rate) - 1} are wanted: "
+            "images are looked at for values that are not finite or out of range alone"
+        ]
+
     def phases(self, run: Run) -> Phases:
         yield self.name, synthetic_set(run)
+
+    def make(self, run: Run, display: Display, place: tuple[int, int] = (0, 1)) -> list[str]:
+        super().make(run, display, place)
+        refused = read_manifest(run.synthetic).source["sample"].get("refused")
+        causes = ", ".join(f"{count} for {cause!r}" for cause, count in (refused or {}).items())
+        return [f"refused on the way, and made again: {causes}"] if causes else []
 
     def where(self, run: Run) -> str:
         from ldm.generation.generate import superseded

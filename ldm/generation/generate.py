@@ -9,15 +9,16 @@ Legend: B batch, C band, H W pixels, D latent channel.
 from __future__ import annotations
 
 import json
+import math
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from torch import Tensor
 
 from data_shards import durable
-from data_shards.cube import Cube, CubeMeta
+from data_shards.cube import Cube
 from data_shards.errors import InputError, moved_aside
 from data_shards.ledger import Units
 from data_shards.manifest import NAME, Manifest, read_manifest, write_manifest
@@ -25,58 +26,18 @@ from data_shards.packing.units import Unit, merged, read_unit, write_unit
 from data_shards.reading.reader import Shard
 from data_shards.shards.index import index_path, open_index
 from ldm.checkpoints.trained import Autoencoder, Denoiser
+from ldm.generation.gate import Envelope, Gate
+from ldm.generation.images import EARLIER, NEW, images
 from ldm.models.config import SamplerConfig
-from ldm.models.noise import NOISES
-from ldm.models.sampler import scheduler_for, solve
+from ldm.models.sampler import scheduler_for
 
 if TYPE_CHECKING:
     from typing_extensions import Self
 
 SPLIT = "synthetic"
 REQUEST = "request.json"
-NEW, EARLIER = NOISES
+BEFORE = {"noise": EARLIER, "gate": None}  # of sets that do not state it
 PATIENCE_S = 60.0  # to wait for another task that writes the manifest
-
-
-def latents_of(denoiser: Denoiser, ids: np.ndarray, *, seed: int, sampler: SamplerConfig, noise: str = NEW) -> Tensor:
-    """Latents of the images with these numbers, (B, D, h, w), in the autoencoder's units."""
-    noise_BDHW = NOISES[noise](seed, ids, denoiser.latent_shape, device=denoiser.normaliser.mean_C11.device)
-    z_BDHW = solve(denoiser.net, noise_BDHW, scheduler_for(sampler, denoiser.objective.target), sampler.steps)
-    return denoiser.normaliser.latents(z_BDHW)
-
-
-def images(
-    autoencoder: Autoencoder,
-    denoiser: Denoiser,
-    ids: Sequence[int],
-    *,
-    seed: int,
-    sampler: SamplerConfig,
-    batch: int,
-    quantise: bool,
-    noise: str = NEW,
-) -> Iterator[Cube]:
-    """The images with these numbers, one cube after the other.
-
-    The networks see `batch` images at a time, the last ones filled up with themselves: how a convolution rounds depends on the shape of
-    what it gets, and on nothing else, so an image comes out the same to the bit whichever others are asked for with it.
-    """
-    data = autoencoder.data
-    fov_HW = autoencoder.fov_HW.cpu().numpy()
-    for start in range(0, len(ids), batch):
-        part = ids[start : start + batch]
-        z_BDHW = latents_of(denoiser, np.resize(part, batch), seed=seed, sampler=sampler, noise=noise)
-        stored_BCHW = autoencoder.decode(z_BDHW, quantise=quantise).cpu().numpy()
-        for i, stored_CHW in zip(part, stored_BCHW, strict=False):
-            meta = CubeMeta(
-                key=f"{i:09d}",
-                wavelengths_nm=tuple(data["wavelengths_nm"]),
-                scale=data["scale"],
-                offset=data["offset"],
-                subject_id="synthetic",
-                notes={"image": int(i), "seed": seed, "batch": batch},
-            )
-            yield Cube(data_CHW=stored_CHW, meta=meta, fov_HW=fov_HW)
 
 
 class SyntheticSet(Units):
@@ -86,10 +47,11 @@ class SyntheticSet(Units):
         out: folder of the set.
         count, shard: images of the set, and of a shard.
         batch: images at a time; it stands in each shard.
+        envelope, gate: of the training images' spectra, and the share of honest images that may be refused for theirs; 0: none is.
 
     Raises:
-        InputError: counts out of range; a sampler that does not solve the denoiser's objective; a denoiser trained on another
-        autoencoder's latents; `out` holds a set of another request, or a larger one.
+        InputError: no envelope of this training set, though there is a gate; counts out of range; a sampler that does not solve the
+        denoiser's objective; a denoiser trained on another autoencoder's latents; `out` holds a set of another request, or a larger one.
     """
 
     def __init__(
@@ -104,6 +66,8 @@ class SyntheticSet(Units):
         sampler: SamplerConfig,
         batch: int = 16,
         quantise: bool = True,
+        envelope: Envelope | None = None,
+        gate: float = 0.0,
     ) -> None:
         if min(count, shard, batch) < 1:
             raise InputError(f"count {count}, shard {shard}, batch {batch}", expected="at least 1 of each")
@@ -123,6 +87,7 @@ class SyntheticSet(Units):
             "steps": sampler.steps,
             "quantise": quantise,
             "noise": NEW,
+            "gate": {"rate": gate, "most": bound(envelope, gate, autoencoder.data["digest"])},
             **models,
         }
         self.request, self.batch_before = _agreed(out, asked)
@@ -133,11 +98,19 @@ class SyntheticSet(Units):
             "batch": evenly_filled(batch, shard),
             "quantise": quantise,
             "noise": self.request["noise"],
+            "gate": self._gate(envelope),
         }
         self.done = _standing(out, count)
         self.paths = [] if self.done else [out / shard_name(number, shard, count) for number in range(-(-count // shard))]
         self.names = [path.stem for path in self.paths]
         _check_whole(self.paths, shard, count)  # before hours of work, and once more of what others left meanwhile
+
+    def _gate(self, envelope: Envelope | None) -> Gate | None:
+        if self.request["gate"] is None:
+            return None
+        data, most = self.autoencoder.data, self.request["gate"]["most"]
+        place = {"scale": data["scale"], "offset": data["offset"], "fov_HW": self.autoencoder.fov_HW.cpu().numpy()}
+        return Gate(envelope=None if most is None else envelope, most=most or math.inf, **place)
 
     def __enter__(self) -> Self:
         """Write down what is asked for; the first does, and all others must ask for images of the same kind."""
@@ -174,7 +147,9 @@ class SyntheticSet(Units):
         units = [read_unit(path) for path in self.paths]
         assert all(units), "a shard is missing"
         batches = sorted({_batch(self.out, unit, self.batch_before) for unit in units})
-        source = {"sample": {"count": self.count, **self.request, "batch": batches[0] if len(batches) == 1 else batches}}
+        refused = sum((Counter(unit.refused) for unit in units), Counter())
+        made_in = {"batch": batches[0] if len(batches) == 1 else batches, "refused": dict(sorted(refused.items()))}
+        source = {"sample": {"count": self.count, **self.request, **made_in}}
         manifest = merged(units, [SPLIT], source)
         with durable.claimed(self.out / ".finishing", "finishing a set", patience_s=PATIENCE_S):  # nobody writes between look and write
             if done := _standing(self.out, self.count):
@@ -182,6 +157,23 @@ class SyntheticSet(Units):
             write_manifest(self.out, manifest)
         durable.sweep_published(self.out)
         return manifest
+
+
+def bound(envelope: Envelope | None, rate: float, dataset: str) -> float | None:
+    """The deviation of a spectrum that passes; None where none is looked at, or so few training images bear no bound.
+
+    Raises:
+        InputError: no envelope of this training set.
+    """
+    if not rate:
+        return None
+    if envelope is None or envelope.dataset != dataset:
+        raise InputError(
+            "no envelope of the training images' spectra" if envelope is None else "an envelope of another training set",
+            expected=f"that of dataset {dataset[:12]}",
+            mend="retinaforge encode PRESET, which measures it, or sample.gate=0",
+        )
+    return envelope.bound(rate)
 
 
 def evenly_filled(batch: int, shard: int) -> int:
@@ -221,8 +213,8 @@ def superseded(out: Path) -> list[str]:
 
 
 def _agreed(out: Path, request: dict[str, Any]) -> tuple[dict[str, Any], int | None]:
-    """The request of the set that stands here, or else this one. How many images is no part of it, nor the batch; its noise is that of the
-    version that began the set.
+    """The request of the set that stands here, or else this one. How many images is no part of it, nor the batch; noise and gate
+    are those of the version that began the set.
 
     Returns:
         The request, and the batch of shards that do not state theirs: of a set that was begun when it was part of the request.
@@ -232,18 +224,15 @@ def _agreed(out: Path, request: dict[str, Any]) -> tuple[dict[str, Any], int | N
     """
     if not (out / REQUEST).exists():
         return request, None
-    standing = {"noise": EARLIER, **json.loads((out / REQUEST).read_bytes())}
+    standing = {**BEFORE, **json.loads((out / REQUEST).read_bytes())}
+    request = request | {key: value for key, value in BEFORE.items() if standing[key] == value}
     batch, _ = standing.pop("batch", None), standing.pop("count", None)
-    if differing := [f"{key} {standing.get(key)}" for key in request if key != "noise" and standing.get(key) != request[key]]:
+    if differing := [f"{key} {standing.get(key)}" for key in request if standing.get(key) != request[key]]:
         raise InputError(
             f"a set of another request stands here ({', '.join(differing)})",
             where=out,
             expected="the same request; its count may grow, its batch may change",
             mend=f"another run folder: run=runs/NAME, or {moved_aside(out)}",
-        )
-    if standing["noise"] not in NOISES:
-        raise InputError(
-            f"a set of noise {standing['noise']!r}", where=out, expected=f"one of {', '.join(NOISES)}: it is of a later version"
         )
     return standing, batch
 

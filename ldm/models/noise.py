@@ -80,8 +80,11 @@ def fraction(word: Tensor) -> Tensor:
     return signed.add_((signed < 0).float()).add_(2**-33).clamp_(max=1)
 
 
-def normal_at_before(seed: int, ids: np.ndarray, shape: tuple[int, ...], *, device: torch.device | str = "cpu") -> Tensor:
+def normal_at_before(
+    seed: int, ids: np.ndarray, shape: tuple[int, ...], *, attempt: int | np.ndarray = 0, device: torch.device | str = "cpu"
+) -> Tensor:
     """The noise of sets that versions before 0.2 began, from a generator of the processor: what such a set lacks comes of it too."""
+    assert not np.any(attempt), "these sets know no gate"
     states = np.atleast_1d(hash64(seed, np.asarray(ids), 0)) >> np.uint64(1)
     return torch.stack([torch.randn(shape, generator=torch.Generator().manual_seed(int(state))) for state in states]).to(device)
 

@@ -25,7 +25,7 @@ from ldm.checkpoints.commit import COMMIT, digest_of
 from ldm.checkpoints.store import CheckpointStore
 from ldm.checkpoints.trained import load_autoencoder, load_denoiser
 from ldm.comm import Alone
-from ldm.generation.generate import latents_of
+from ldm.generation.images import latents_of
 from ldm.models.config import SamplerConfig
 
 ARCHIVE = Path(__file__).parents[2] / "golden" / "checkpoints" / "run-9e356b7.tar.xz"

@@ -17,7 +17,7 @@ from data_shards.errors import InputError
 from data_shards.manifest import Manifest
 from data_shards.packing.verify import verify
 from data_shards.reading.dataset import Dataset
-from ldm.generation import generate
+from ldm.generation import generate, images
 from ldm.generation.generate import generate_set, superseded
 from ldm.models.config import ObjectiveConfig, SamplerConfig
 
@@ -58,7 +58,7 @@ class Painter:
 @pytest.fixture
 def made(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., Manifest | None]:
     """generate_set with a Painter, in shards of four, into a folder by name."""
-    monkeypatch.setattr(generate, "latents_of", lambda _, ids, **how: torch.from_numpy(ids))
+    monkeypatch.setattr(images, "latents_of", lambda _, ids, **how: torch.from_numpy(ids))
 
     def make(name: str, count: int, batch: int = 4, **how: object) -> Manifest | None:
         return generate_set(Painter(), Painter(), tmp_path / name, **{**PLAN, "shard": 4, "count": count, "batch": batch, **how})
@@ -212,10 +212,13 @@ def test_a_set_begun_by_an_earlier_version_grows_by_whole_shards_and_its_short_o
     made("set", 8)
     request = tmp_path / "set" / "request.json"
     stated = json.loads(request.read_bytes())
-    assert stated.pop("noise") == "threefry2x32-20"
+    assert (stated.pop("noise"), stated.pop("gate")) == ("threefry2x32-20", {"rate": 0.0, "most": None})
     request.write_bytes(json.dumps({**stated, "count": 8, "batch": 4}).encode())
     grown = made("set", 12)
-    assert grown.splits["synthetic"]["count"] == 12 and grown.source["sample"]["noise"] == "mt19937"
+    assert grown.splits["synthetic"]["count"] == 12 and (grown.source["sample"]["noise"], grown.source["sample"]["gate"]) == (
+        "mt19937",
+        None,
+    )
     made("short", 6)
     for suffix in ("tar", "index", "unit"):
         (tmp_path / "short" / f"synthetic-000001.first2.{suffix}").rename(tmp_path / "short" / f"synthetic-000001.{suffix}")

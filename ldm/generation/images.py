@@ -1,0 +1,89 @@
+"""Images by number: image i is a function of (seed, i, attempt), the networks and the solver, and of nothing that is made beside it.
+
+Legend: B batch, C band, D latent channel, H W pixels.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict, deque
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from data_shards.cube import Cube, CubeMeta
+from ldm.checkpoints.trained import Autoencoder, Denoiser
+from ldm.generation.gate import Gate, refused_too_often
+from ldm.models.config import SamplerConfig
+from ldm.models.noise import NOISES
+from ldm.models.sampler import scheduler_for, solve
+
+NEW, EARLIER = NOISES
+ATTEMPTS = 16  # at one image
+
+
+def latents_of(
+    denoiser: Denoiser, ids: np.ndarray, *, seed: int, sampler: SamplerConfig, noise: str = NEW, attempt: int | np.ndarray = 0
+) -> Tensor:
+    """Latents of the images with these numbers, at these attempts, (B, D, h, w), in the autoencoder's units."""
+    noise_BDHW = NOISES[noise](seed, ids, denoiser.latent_shape, attempt=attempt, device=denoiser.normaliser.mean_C11.device)
+    z_BDHW = solve(denoiser.net, noise_BDHW, scheduler_for(sampler, denoiser.objective.target), sampler.steps)
+    return denoiser.normaliser.latents(z_BDHW)
+
+
+def images(
+    autoencoder: Autoencoder,
+    denoiser: Denoiser,
+    ids: Sequence[int],
+    *,
+    seed: int,
+    sampler: SamplerConfig,
+    batch: int,
+    quantise: bool,
+    noise: str = NEW,
+    gate: Gate | None = None,
+) -> Iterator[Cube]:
+    """The images with these numbers, in this order. What the gate refuses is made again, as the next attempt at the same number.
+
+    The networks see `batch` images at a time, the last ones filled up with themselves: how a convolution rounds depends on the shape of
+    what it gets, and on nothing else, so an image comes out the same to the bit whichever others are made with it.
+
+    Raises:
+        InputError: an image of which all attempts are refused.
+    """
+    waiting, order = deque((int(i), 0) for i in ids), deque(map(int, ids))
+    refused: dict[int, list[str]] = defaultdict(list)
+    passed: dict[int, Cube] = {}
+    while waiting:
+        part = [waiting.popleft() for _ in range(min(batch, len(waiting)))]
+        id_B, attempt_B = (np.resize(column, batch) for column in zip(*part, strict=True))
+        z_BDHW = latents_of(denoiser, id_B, seed=seed, sampler=sampler, noise=noise, attempt=attempt_B)
+        stored_BCHW = autoencoder.decode(z_BDHW, quantise=quantise).cpu().numpy()
+        again = []
+        for (i, attempt), z_DHW, stored_CHW in zip(part, z_BDHW.cpu().numpy(), stored_BCHW, strict=False):
+            if gate and (cause := gate.refuses(z_DHW, stored_CHW)):
+                refused[i].append(cause)
+                again.append((i, attempt + 1))
+                if len(refused[i]) == ATTEMPTS:
+                    raise refused_too_often(i, refused[i])
+                continue
+            notes = {"image": i, "seed": seed, "batch": batch}
+            passed[i] = cube_of(stored_CHW, autoencoder, notes | ({"attempt": attempt, "refused": refused.pop(i)} if attempt else {}))
+        waiting.extendleft(reversed(again))
+        while order and order[0] in passed:
+            yield passed.pop(order.popleft())
+
+
+def cube_of(stored_CHW: np.ndarray, autoencoder: Autoencoder, notes: dict[str, Any]) -> Cube:
+    """An image as a set holds it."""
+    data = autoencoder.data
+    meta = CubeMeta(
+        key=f"{notes['image']:09d}",
+        wavelengths_nm=tuple(data["wavelengths_nm"]),
+        scale=data["scale"],
+        offset=data["offset"],
+        subject_id="synthetic",
+        notes=notes,
+    )
+    return Cube(data_CHW=stored_CHW, meta=meta, fov_HW=autoencoder.fov_HW.cpu().numpy())
