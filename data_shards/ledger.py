@@ -1,9 +1,9 @@
 """Who works on what, among any number of processes on any number of hosts: leases, which spare work and do nothing else.
 
 A unit of work is published under a name of its own, the first writer's bytes, and that alone makes a set right. A lease keeps others
-from doing the same at the same time. It is a small file with a token and a count, taken by a hard link, which one alone can make. Its
-holder raises the count; who finds the same count for long enough on his own clock takes the lease over. No clocks are compared, no
-server is asked, and a lease that two hold by a mishap costs the work of one unit, not a wrong one.
+from doing the same at the same time. It is a small file with a token, a count and, for people, its holder's name. A hard link makes it,
+which one alone can do. Its holder raises the count; who finds the same count for long enough on his own clock takes the lease over. No
+clocks are compared, no server is asked, and a lease that two hold by a mishap costs the work of one unit, not a wrong one.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import contextlib
 import logging
 import os
 import secrets
+import socket
 import threading
 import time
 from abc import ABC, abstractmethod
@@ -189,8 +190,17 @@ class Ledger:
                 _replace(path, token, count)
 
 
+def holders(folder: Path) -> dict[str, str]:
+    """Who seems to be about which unit, for people: its name, and host:pid of the process. A killed one's lease stays for a while."""
+    held = {}
+    for path in sorted(folder.glob(f"{LEASE}*")):
+        words = (_content(path) or b"").decode(errors="replace").split()
+        held[path.name.removeprefix(LEASE)] = words[2] if len(words) > 2 else "a process of another version"
+    return held
+
+
 def _mark(token: str, count: int) -> bytes:
-    return f"{token} {count}\n".encode()
+    return f"{token} {count} {socket.gethostname()}:{os.getpid()}\n".encode()
 
 
 def _replace(path: Path, token: str, count: int) -> None:

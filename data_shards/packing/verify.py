@@ -43,7 +43,7 @@ def verify(folder: Path | str) -> Iterator[tuple[str, list[str]]]:
     keys: dict[str, str] = {}
     split_of: dict[str, str] = {}
     whole: list[str] = []
-    doubles, within = Doubles(folder), []
+    doubles, within, before = Doubles(folder), [], 0
     for entry in manifest.shards:
         with _at_hand(folder, store, entry) as shard:
             faults, index = check_shard(shard, entry)
@@ -58,6 +58,9 @@ def verify(folder: Path | str) -> Iterator[tuple[str, list[str]]]:
                 whole.append(str(double))
             else:
                 within.append(double)
+        if index and "sample" in manifest.source:
+            faults += _not_its_images(index, before)
+        before += entry.count
         yield entry.name, faults
     known = {entry.name for entry in manifest.shards}
     strays = sorted(name for name in store.sizes() or () if name.endswith(".tar") and name not in known and PART not in name)
@@ -70,8 +73,20 @@ def verify(folder: Path | str) -> Iterator[tuple[str, list[str]]]:
             whole.append(f"split {split}: {count} samples in its shards, {sizes['count']} in the manifest")
     if within:
         LOGGER.warning("%s: %s", folder, few(within))
+    if unfinished := {name: size for name, size in (store.sizes() or {}).items() if PART in name}:
+        LOGGER.warning(
+            "%s: %d unfinished file(s), %.3g MB in all, of writers that were killed, or that still write: once none does, remove what is "
+            "named %s*; readers pass it by",
+            *(folder, len(unfinished), sum(unfinished.values()) / 1e6, PART),
+        )
     warn_of_look_alikes(split_of, folder, "correct subject_id in the source and pack it again")
     yield "dataset.json", whole
+
+
+def _not_its_images(index: ShardIndex, first: int) -> list[str]:
+    """Of a generated set, whose images are numbered through: those that stand in another's place."""
+    wrong = [f"{key} in the place of image {i}" for i, key in enumerate(index.keys, first) if key != f"{i:09d}"]
+    return [f"{len(wrong)} image(s) in the place of others: {wrong[0]}"] if wrong else []
 
 
 def mend_of(faults: Mapping[str, Sequence[str]], folder: Path | str) -> str:

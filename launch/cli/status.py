@@ -93,6 +93,8 @@ def status(
         for job in each:
             for line in history(job.record.name, job.attempts, is_live(job.states)):
                 typer.echo(line)
+            for unit, holder in job.progress.held.items():
+                typer.echo(f"{job.record.name}: {unit} is made by {holder}")
     if answer.failures:
         typer.secho(f"warning: SLURM does not answer since then ({answer.said}); the states are those of before", fg="yellow", err=True)
 

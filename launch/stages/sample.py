@@ -15,6 +15,7 @@ from data_shards import durable
 from data_shards.cube import Cube
 from data_shards.errors import InputError, command
 from data_shards.folder import write_cube
+from data_shards.ledger import holders
 from data_shards.manifest import NAME, read_manifest
 from data_shards.reading.dataset import Dataset
 from data_shards.shards.index import index_path
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from ldm.generation.generate import SyntheticSet
 
 SPLIT = "synthetic"
+LATELY = 33  # shards whose times, all of one file server's clock, say how many images a second there are
 
 
 def synthetic_set(run: Run) -> partial[SyntheticSet]:
@@ -104,10 +106,17 @@ class Sample(UnitStage):
         if target.shard < 1:
             return Progress()
         folder = Path(target.run) / "synthetic"
-        full = sum(1 for path in folder.glob("*.tar") if re.fullmatch(r"synthetic-\d+\.tar", path.name))
+        full = sorted(path.stat().st_mtime for path in folder.glob("*.tar") if re.fullmatch(r"synthetic-\d+\.tar", path.name))
         number, last = divmod(target.goal, target.shard)  # ends of smaller sets are no part of it
         has_last = (folder / f"synthetic-{number:06d}.first{last}.tar").exists()
-        return Progress(done=min(target.goal, full * target.shard + (last if has_last else 0)), goal=target.goal)
+        lately = full[-LATELY:]
+        span_s = lately[-1] - lately[0] if lately else 0.0
+        return Progress(
+            done=min(target.goal, len(full) * target.shard + (last if has_last else 0)),
+            goal=target.goal,
+            per_s=(len(lately) - 1) * target.shard / span_s if span_s > 0 else None,
+            held=holders(folder),
+        )
 
     def standing(self, run: Path) -> str:
         if (run / "synthetic" / NAME).exists():

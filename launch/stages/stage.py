@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
@@ -45,6 +45,7 @@ class Progress:
         checkpoint: samples in the newest checkpoint whose commit is whole.
         checkpoint_unix_s: when that was committed.
         faults: what was found wrong with it, where it was verified.
+        held: of work in units, what is being made, and host:pid of who makes it.
     """
 
     done: int | None = None
@@ -53,6 +54,7 @@ class Progress:
     checkpoint: int | None = None
     checkpoint_unix_s: float | None = None
     faults: tuple[str, ...] | None = None
+    held: dict[str, str] = field(default_factory=dict)
 
     @property
     def eta_s(self) -> float | None:
