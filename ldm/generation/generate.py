@@ -234,7 +234,7 @@ def _agreed(out: Path, request: dict[str, Any]) -> tuple[dict[str, Any], int | N
             expected="the same request; its count may grow, its batch may change",
             mend=f"another run folder: run=runs/NAME, or {moved_aside(out)}",
         )
-    return standing, batch
+    return request, batch
 
 
 def _standing(out: Path, count: int) -> Manifest | None:
