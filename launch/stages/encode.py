@@ -21,7 +21,7 @@ class Encode(UnitStage):
     """Cache the latents of the run's dataset, and check whether the autoencoder is fit to diffuse on."""
 
     name, verb, after = "encode", "encode", ("vqgan",)
-    reads, writes = "dataset, `vqgan/`", "`latents/`, `health.json`, `envelope.json`; warns when the autoencoder is not fit to diffuse on"
+    reads, writes = "dataset, `vqgan/`", "`latents/`, `health.json`; warns when the autoencoder is not fit to diffuse on"
 
     def check(self, run: Run) -> None:
         check_inputs(run)
@@ -32,24 +32,13 @@ class Encode(UnitStage):
 
         if not ((run.latents / NAME).exists() and (run.folder / HEALTH).exists()):
             return False
-        encoded = read_manifest(run.latents).source.get("encode", {}).get("autoencoder")
-        return encoded == trained_digest(run.vqgan) and self._enveloped(run)
+        return read_manifest(run.latents).source.get("encode", {}).get("autoencoder") == trained_digest(run.vqgan)
 
     def phases(self, run: Run) -> Phases:
         from ldm.checkpoints.trained import load_autoencoder
-        from ldm.evaluation.envelope import TrainingSpectra
         from ldm.generation.encode import LatentSet
 
-        real = run.open(run.dataset)
-        yield self.name, partial(LatentSet, real, load_autoencoder(run.vqgan, device()), run.latents)
-        if not self._enveloped(run):
-            yield "spectra", partial(TrainingSpectra, real, run.envelope)
-
-    def _enveloped(self, run: Run) -> bool:
-        from ldm.generation.gate import Envelope
-
-        envelope = read_result(run.envelope, Envelope)
-        return envelope is not None and envelope.dataset == run.open(run.dataset).digest
+        yield self.name, partial(LatentSet, run.open(run.dataset), load_autoencoder(run.vqgan, device()), run.latents)
 
     def make(self, run: Run, display: Display, place: tuple[int, int] = (0, 1)) -> list[str]:
         from ldm.checkpoints.trained import load_autoencoder
@@ -70,4 +59,4 @@ class Encode(UnitStage):
         return "done" if (run / "latents" / NAME).exists() else ""
 
     def grows(self, run: str) -> tuple[str, ...]:
-        return (f"{run}/latents/*.tar", f"{run}/latents/{NAME}", f"{run}/envelope.units-*/*.safetensors")
+        return (f"{run}/latents/*.tar", f"{run}/latents/{NAME}")

@@ -56,7 +56,7 @@ def synthetic_set(run: Run) -> partial[SyntheticSet]:
 
 class Sample(UnitStage):
     name, verb, after = "sample", "sample", ("diffusion",)
-    reads, writes = "`vqgan/`, `diffusion/`", "`synthetic/`"
+    reads, writes = "`vqgan/`, `diffusion/`; once the dataset's training images", "`synthetic/`, `envelope.json`"
 
     def target(self, config: Config) -> Target:
         wanted = config.sample
@@ -73,25 +73,17 @@ class Sample(UnitStage):
         asked = read_manifest(run.synthetic).source.get("sample", {})
         return asked.get("count") == run.config.sample.count and asked.get("denoiser") == trained_digest(run.diffusion)
 
-    def cautions(self, run: Run) -> list[str]:
+    def phases(self, run: Run) -> Phases:
+        from ldm.evaluation.envelope import TrainingSpectra
         from ldm.generation.gate import Envelope
 
-        envelope, rate = read_result(run.envelope, Envelope), run.config.sample.gate
-        if not (envelope and rate) or envelope.bound(rate) is not None:
-            return []
-        return [
-            f"{envelope.images} training images bound no spectrum at sample.gate={rate:g}, for which {math.ceil(1 / rate) - 1} are wanted: "
-            "images are looked at for values that are not finite or out of range alone"
-        ]
-
-    def phases(self, run: Run) -> Phases:
+        if run.config.sample.gate and read_result(run.envelope, Envelope) is None:
+            yield "training spectra", partial(TrainingSpectra, run.open(run.dataset), run.envelope)
         yield self.name, synthetic_set(run)
 
     def make(self, run: Run, display: Display, place: tuple[int, int] = (0, 1)) -> list[str]:
         super().make(run, display, place)
-        refused = read_manifest(run.synthetic).source["sample"].get("refused")
-        causes = ", ".join(f"{count} for {cause!r}" for cause, count in (refused or {}).items())
-        return [f"refused on the way, and made again: {causes}"] if causes else []
+        return [*unbounded(run), *refused(run)]
 
     def where(self, run: Run) -> str:
         from ldm.generation.generate import superseded
@@ -125,7 +117,26 @@ class Sample(UnitStage):
         return f"{shards} shard(s)" if shards else ""
 
     def grows(self, run: str) -> tuple[str, ...]:
-        return (f"{run}/synthetic/*.tar",)
+        return (f"{run}/synthetic/*.tar", f"{run}/envelope.units-*/*.safetensors")
+
+
+def unbounded(run: Run) -> list[str]:
+    """That there are too few training images for a gate at this rate, if so."""
+    from ldm.generation.gate import Envelope
+
+    envelope, rate = read_result(run.envelope, Envelope), run.config.sample.gate
+    if not (envelope and rate) or envelope.bound(rate) is not None:
+        return []
+    return [
+        f"{envelope.images} training images bound no spectrum at sample.gate={rate:g}, for which {math.ceil(1 / rate) - 1} are wanted: "
+        "images were looked at for values that are not finite or out of range alone"
+    ]
+
+
+def refused(run: Run) -> list[str]:
+    """What the gate refused while the set was made."""
+    causes = read_manifest(run.synthetic).source["sample"].get("refused", {})
+    return [f"refused, and made again: {', '.join(f'{count} for {cause!r}' for cause, count in causes.items())}"] if causes else []
 
 
 def make_again(run: Run, ids: Sequence[int], folder: Path) -> list[str]:

@@ -171,7 +171,7 @@ def bound(envelope: Envelope | None, rate: float, dataset: str) -> float | None:
         raise InputError(
             "no envelope of the training images' spectra" if envelope is None else "an envelope of another training set",
             expected=f"that of dataset {dataset[:12]}",
-            mend="retinaforge encode PRESET, which measures it, or sample.gate=0",
+            mend="retinaforge sample PRESET measures it where the run has none: move envelope.json away; or sample.gate=0",
         )
     return envelope.bound(rate)
 
