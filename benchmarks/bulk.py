@@ -45,7 +45,8 @@ LATE_S = 2.0
 
 def toy(i: int, shape: tuple[int, int, int] = (2, 8, 8)) -> Cube:
     """Image i, a function of its number."""
-    data_CHW = (np.arange(np.prod(shape), dtype=np.uint32).reshape(shape) * 40503 + i * 2654435761 & 0xFFF).astype(np.uint16)
+    data_CHW = ((np.arange(np.prod(shape), dtype=np.int64).reshape(shape) * 40503 + i * 7919) & 0xFFF).astype(np.uint16)
+    data_CHW.flat[:2] = i & 0xFFF, i >> 12  # no two are alike
     wavelengths = tuple(500.0 + 20 * c for c in range(shape[0]))
     return Cube(data_CHW=data_CHW, meta=CubeMeta(key=f"{i:09d}", wavelengths_nm=wavelengths, scale=1 / 4095, subject_id="synthetic"))
 

@@ -5,6 +5,7 @@ Legend: C band, N pixels.
 
 from __future__ import annotations
 
+import functools
 import math
 from dataclasses import dataclass, field
 from typing import Any
@@ -16,6 +17,12 @@ from data_shards.errors import InputError
 from data_shards.manifest import BandStats, signed_log
 
 FORMAT = "band-statistics-2"  # of the sums: a packing that was killed with others begins anew
+
+
+@functools.lru_cache(maxsize=4)
+def logarithms(log_zero: float) -> np.ndarray:
+    """Those of all counts that can be stored: looked up, where taking them of each pixel would be most of the work of a packing."""
+    return signed_log(np.arange(1 << 16, dtype=np.uint16) - log_zero)
 
 
 @dataclass
@@ -39,7 +46,7 @@ class BandAccumulator:
         wide_CN = flat_CN.astype(np.uint64 if exact else np.float64)
         to = int if exact else float
         log_zero = 0.0 - cube.meta.offset / cube.meta.scale if exact else 0.0  # the stored value of reflectance 0 (never -0.0)
-        logs_CN = signed_log(flat_CN - log_zero) if exact else np.zeros((len(flat_CN), 1))
+        logs_CN = logarithms(log_zero)[flat_CN] if exact else np.zeros((len(flat_CN), 1))
         self.merge(
             BandAccumulator(
                 sums_C=[to(v) for v in wide_CN.sum(1)],
