@@ -40,7 +40,7 @@ demo: $(READY)
 
 # one thread a process: ranks do not fight over the cores, and sums come out the same on every machine
 test: lint
-	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/python -m pytest -q -n 3 --no-loadscope-reorder
+	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/python -m pytest -q -n 2 --no-loadscope-reorder
 
 faults: $(READY)
 	FAULTS=all OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/python -m pytest -q -s --timeout=7200 tests/faults tests/slurm tests/launch/test_zero.py tests/launch/test_universal.py tests/launch/test_launchers.py tests/launch/test_training.py
