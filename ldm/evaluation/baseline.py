@@ -16,7 +16,7 @@ from data_shards.ledger import Units
 from data_shards.manifest import NAME, read_manifest, write_manifest
 from data_shards.packing.units import merged, read_unit, write_unit
 from ldm.checkpoints.trained import Autoencoder, Denoiser
-from ldm.models.noise import normal_at
+from ldm.models.noise import GAUSSIAN_LATENTS, normal_at
 
 REQUEST = "request.json"
 SPLIT = "synthetic"
@@ -74,7 +74,7 @@ class GaussianLatents(Units):
         first, end = number * self.shard, min((number + 1) * self.shard, self.count)
         for start in range(first, end, self.batch):
             ids = np.arange(start, min(start + self.batch, end))
-            noise = normal_at(self.seed, ids, self.denoiser.latent_shape, stream=3, device=device)
+            noise = normal_at(self.seed, ids, self.denoiser.latent_shape, GAUSSIAN_LATENTS, device=device)
             stored_BCHW = self.autoencoder.decode(self.denoiser.normaliser.latents(noise), quantise=self.quantise).cpu().numpy()
             for i, stored_CHW in zip(ids, stored_BCHW, strict=True):
                 meta = CubeMeta(key=f"{i:09d}", subject_id="gaussian-latents", **kind)

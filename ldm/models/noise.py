@@ -9,6 +9,7 @@ Legend: B sample, N pairs of values of a sample.
 from __future__ import annotations
 
 import math
+from functools import partial
 
 import numpy as np
 import torch
@@ -16,6 +17,8 @@ from torch import Tensor
 
 from data_shards.reading.order import hash64
 
+TRAINING, TIMES, DISCRETE_TIMES, GAUSSIAN_LATENTS, SAMPLES = range(5)
+"""Streams: what a number needs randomness for. Image 7 does not start from the noise of the training's sample 7."""
 ROTATIONS = ((13, 15, 26, 6), (17, 29, 16, 24))
 PARITY = 0x1BD11BDA
 PAIRS_AT_ONCE = 1 << 15  # on a processor, of the samples of a batch: what its cache holds
@@ -26,7 +29,7 @@ def normal_at(
     seed: int,
     ids: np.ndarray,
     shape: tuple[int, ...],
-    stream: int = 0,
+    stream: int,
     *,
     attempt: int | np.ndarray = 0,
     device: torch.device | str = "cpu",
@@ -34,7 +37,7 @@ def normal_at(
     """Standard normal noise of each id, (len(ids), *shape), float32, on the device. |values| ≤ 6.8.
 
     Args:
-        stream: tells apart what one id needs noise for.
+        stream: what the noise is for, such as SAMPLES.
         attempt: of each id, or of all: tells apart what is made in place of what was refused.
     """
     device, values = torch.device(device), math.prod(shape)
@@ -85,9 +88,9 @@ def normal_at_before(
 ) -> Tensor:
     """The noise of sets that versions before 0.2 began, from a generator of the processor: what such a set lacks comes of it too."""
     assert not np.any(attempt), "these sets know no gate"
-    states = np.atleast_1d(hash64(seed, np.asarray(ids), 0)) >> np.uint64(1)
+    states = np.atleast_1d(hash64(seed, np.asarray(ids), TRAINING)) >> np.uint64(1)
     return torch.stack([torch.randn(shape, generator=torch.Generator().manual_seed(int(state))) for state in states]).to(device)
 
 
-NOISES = {"threefry2x32-20": normal_at, "mt19937": normal_at_before}
-"""By the name that a set states; the first is that of new sets, the last that of sets that state none."""
+NOISES = {"threefry2x32-20": partial(normal_at, stream=SAMPLES), "mt19937": normal_at_before}
+"""Of images, by the name that a set states; the first is that of new sets, the last that of sets that state none."""

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from data_shards.reading.order import hash64
 from ldm.models.config import ObjectiveConfig
-from ldm.models.noise import normal_at
+from ldm.models.noise import DISCRETE_TIMES, TIMES, TRAINING, normal_at
 
 STEPS = 1000
 SCHEDULES: dict[str, dict[str, Any]] = {
@@ -38,12 +38,12 @@ def noised(
     z_BDHW: Tensor, position_B: np.ndarray, config: ObjectiveConfig, *, seed: int, scheduler: DDPMScheduler | None
 ) -> tuple[Tensor, Tensor, Tensor]:
     """(noised latents, time in [0, 1000), target) for the samples at these global positions of the run."""
-    noise = normal_at(seed, position_B, z_BDHW.shape[1:], device=z_BDHW.device).to(z_BDHW.dtype)
+    noise = normal_at(seed, position_B, z_BDHW.shape[1:], TRAINING, device=z_BDHW.device).to(z_BDHW.dtype)
     if config.target == "flow":
-        s_B = torch.sigmoid(normal_at(seed, position_B, (), stream=1, device=z_BDHW.device)).to(z_BDHW.dtype)
+        s_B = torch.sigmoid(normal_at(seed, position_B, (), TIMES, device=z_BDHW.device)).to(z_BDHW.dtype)
         s = s_B.view(-1, 1, 1, 1)
         return (1 - s) * z_BDHW + s * noise, s_B * STEPS, noise - z_BDHW
     assert scheduler is not None, "only 'flow' does without"
-    t_B = torch.from_numpy((hash64(seed, position_B, 2) % np.uint64(STEPS)).astype(np.int64)).to(z_BDHW.device)
+    t_B = torch.from_numpy((hash64(seed, position_B, DISCRETE_TIMES) % np.uint64(STEPS)).astype(np.int64)).to(z_BDHW.device)
     x = scheduler.add_noise(z_BDHW, noise, t_B)
     return x, t_B, noise if config.target == "epsilon" else scheduler.get_velocity(z_BDHW, noise, t_B)

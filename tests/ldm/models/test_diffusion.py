@@ -15,7 +15,7 @@ from data_shards.errors import InputError
 from ldm.checkpoints.store import CheckpointStore, Fragment, Reader
 from ldm.comm import Alone
 from ldm.models.config import SAMPLERS, ObjectiveConfig, SamplerConfig
-from ldm.models.noise import normal_at
+from ldm.models.noise import SAMPLES, normal_at
 from ldm.models.objective import noised, schedule
 from ldm.models.sampler import scheduler_for, solve
 from ldm.models.vqgan import initialised
@@ -48,7 +48,7 @@ def test_each_sampler_recovers_a_gaussian(name: str, target: str) -> None:
         eps = (x - a * x0) / s
         return {"epsilon": eps, "v": a * eps - s * x0, "flow": eps - x0}[target].float()
 
-    noise = normal_at(1, np.arange(400), (1, 4, 4))
+    noise = normal_at(1, np.arange(400), (1, 4, 4), SAMPLES)
     z = solve(denoise, noise, scheduler_for(SamplerConfig(name=name), target), 50)
     assert z.mean() == pytest.approx(mean, abs=0.03) and z.std() == pytest.approx(var**0.5, rel=0.06)
 
@@ -85,7 +85,7 @@ def toy(target: str) -> Toy:
 def test_what_is_trained_comes_out_of_every_sampler_with_its_mean_and_deviation(name: str, target: str) -> None:
     """A trained denoiser is never exact. 'epsilon' on a schedule that ends without signal made deviations of 50 for 1."""
     for steps in (12, 30):
-        z = solve(toy(target), normal_at(1, np.arange(1000), (4, 1, 1)), scheduler_for(SamplerConfig(name=name), target), steps)
+        z = solve(toy(target), normal_at(1, np.arange(1000), (4, 1, 1), SAMPLES), scheduler_for(SamplerConfig(name=name), target), steps)
         assert abs(z.mean()) < 0.15 and z.std() == pytest.approx(1, abs=0.12) and z.abs().max() < 5, (steps, z.mean(), z.std())
 
 

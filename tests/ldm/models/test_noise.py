@@ -7,7 +7,7 @@ import pytest
 import torch
 from scipy import stats
 
-from ldm.models.noise import normal_at, threefry
+from ldm.models.noise import SAMPLES, TRAINING, normal_at, threefry
 
 # key, counter and words of threefry2x32 with 20 rounds: kat_vectors of Random123 (D. E. Shaw Research)
 KNOWN = [
@@ -31,28 +31,32 @@ def test_the_words_are_the_published_ones(key: tuple[int, int], counter: tuple[i
 @pytest.mark.parametrize("shape", [(), (3,), (2, 3, 3), (4, 7, 9), (8, 84, 84)])
 def test_noise_of_an_image_does_not_depend_on_its_batch_nor_on_threads(shape: tuple[int, ...]) -> None:
     ids, rng, threads = np.arange(1_000_000, 1_000_030), np.random.default_rng(0), torch.get_num_threads()
-    together = normal_at(5, ids, shape)
+    together = normal_at(5, ids, shape, SAMPLES)
     assert together.shape == (30, *shape) and together.dtype == torch.float32
     for _ in range(8):
         chosen = rng.choice(30, rng.integers(1, 12), replace=False)
-        assert torch.equal(normal_at(5, ids[chosen], shape), together[chosen])
+        assert torch.equal(normal_at(5, ids[chosen], shape, SAMPLES), together[chosen])
     try:
         torch.set_num_threads(2)
-        assert torch.equal(normal_at(5, ids, shape), together)
+        assert torch.equal(normal_at(5, ids, shape, SAMPLES), together)
     finally:
         torch.set_num_threads(threads)
 
 
 def test_seed_number_stream_and_attempt_tell_noise_apart() -> None:
-    attempts = normal_at(1, np.array([7, 7]), (4, 4), attempt=np.array([0, 3]))
-    others = [normal_at(1, np.array([7]), (4, 4), stream=1), normal_at(2, np.array([7]), (4, 4)), normal_at(1, np.array([8]), (4, 4))]
+    attempts = normal_at(1, np.array([7, 7]), (4, 4), SAMPLES, attempt=np.array([0, 3]))
+    others = [
+        normal_at(1, np.array([7]), (4, 4), TRAINING),
+        normal_at(2, np.array([7]), (4, 4), SAMPLES),
+        normal_at(1, np.array([8]), (4, 4), SAMPLES),
+    ]
     kinds = torch.cat([attempts, *others]).flatten(1)
-    assert torch.equal(kinds[0], normal_at(1, np.array([7]), (4, 4)).flatten())
+    assert torch.equal(kinds[0], normal_at(1, np.array([7]), (4, 4), SAMPLES).flatten())
     assert len({tuple(kind.tolist()) for kind in kinds}) == len(kinds)
 
 
 def test_noise_is_standard_normal_and_its_values_are_independent() -> None:
-    noise = normal_at(0, np.arange(500), (4, 33, 31)).double().flatten(1)
+    noise = normal_at(0, np.arange(500), (4, 33, 31), SAMPLES).double().flatten(1)
     assert stats.kstest(noise.flatten().numpy(), "norm").pvalue > 1e-3
     assert stats.kurtosis(noise.flatten()) == pytest.approx(0, abs=0.02)
     n = noise.numel()
