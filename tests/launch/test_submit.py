@@ -6,6 +6,7 @@ import dataclasses
 import json
 import os
 import shutil
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -15,6 +16,7 @@ import pytest
 import yaml
 
 from data_shards.errors import InputError
+from data_shards.ledger import Ledger
 from launch.cli.resume import _limited
 from launch.cli.status import pace, summary
 from launch.config import load
@@ -402,6 +404,18 @@ def test_a_limit_before_the_first_checkpoint_is_refused_where_the_pace_is_known(
     with pytest.raises(InputError, match="take 20 minutes(.|\n)*above 22 minutes(.|\n)*checkpoint_every=2400"):
         check_time(spec, target)
     check_time(dataclasses.replace(spec, time_minutes=30), target)
+
+
+def test_a_growing_set_says_how_fast_it_grows_and_who_makes_what(tmp_path):
+    folder = tmp_path / "synthetic"
+    folder.mkdir()
+    for k in range(5):
+        (folder / f"synthetic-{k:06d}.tar").touch()
+        os.utime(folder / f"synthetic-{k:06d}.tar", (0, 1e9 + 20 * k))
+    with Ledger(folder).lease("synthetic-000005"):
+        progress = progress_of(Target(run=str(tmp_path), stage="sample", goal=1000, shard=10))
+    assert (progress.done, progress.per_s, progress.eta_s) == (50, 0.5, 1900)
+    assert progress.held == {"synthetic-000005": f"{socket.gethostname()}:{os.getpid()}"}
 
 
 def test_the_ends_of_smaller_sets_are_no_progress_of_a_larger_one(tmp_path):

@@ -16,6 +16,7 @@ import pytest
 from data_shards.errors import CorruptData, InputError
 from data_shards.manifest import read_manifest, write_manifest
 from data_shards.packing.existing import index_folder
+from data_shards.packing.units import Unit, merged, read_unit, write_unit
 from data_shards.packing.verify import verify
 from data_shards.reading.dataset import Dataset
 from data_shards.reading.stream import CubeStream
@@ -300,3 +301,17 @@ def test_a_shard_that_was_not_fetched_is_told_and_not_taken_for_damage(copy: Pat
         with pytest.raises(InputError, match="content is absent: val-000000.tar") as caught:
             index_folder(copy, changed=changed)
     assert "git annex get val-000000.tar" in caught.value.mend
+
+
+def test_an_image_of_a_generated_set_in_the_place_of_another_and_what_a_killed_writer_left_are_named(tmp_path: Path, caplog) -> None:
+    def shard(name: str, *numbers: int) -> Unit:
+        cubes = (replace(made_cube(i), meta=replace(made_cube(i).meta, key=f"{i:09d}", subject_id="synthetic")) for i in numbers)
+        write_unit(tmp_path / name, "synthetic", cubes)
+        return read_unit(tmp_path / name)
+
+    units = [shard("synthetic-000000.tar", 0, 1, 2), shard("synthetic-000001.tar", 3, 5, 6)]
+    write_manifest(tmp_path, merged(units, ["synthetic"], {"sample": {"count": 6}}))
+    (tmp_path / ".part-0123abcd-synthetic-000002.tar").write_bytes(bytes(5_000_000))
+    found = faults(tmp_path)
+    assert found == {"synthetic-000001.tar": ["2 image(s) in the place of others: 000000005 in the place of image 4"]}
+    assert "1 unfinished file(s), 5 MB in all" in caplog.text
