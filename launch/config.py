@@ -121,6 +121,7 @@ class SampleConfig:
     quantise: decode the nearest codes, as the decoder was trained; False decodes the latents as they are.
     gate: share of honest images that may be refused for their mean spectrum, which training images bound; 0: no look at spectra. What is
         refused, also for values that are not finite or out of range, is made again as the next attempt at its number.
+    licence: of the set, for its card.
     """
 
     count: int = 256
@@ -129,6 +130,7 @@ class SampleConfig:
     seed: int = 0
     quantise: bool = True
     gate: float = 0.01
+    licence: str = ""
 
     def __post_init__(self) -> None:
         if min(self.count, self.shard, self.batch) < 1:

@@ -23,7 +23,7 @@ FREE_TO_CHANGE = {
     *("samples", "checkpoint_every", "log_every", "keep", "validate_samples", "background", "profile", "workers", "max_bad_steps"),
     *("read", "cache", "cache_gib", "decay_samples"),
 }
-FREE_OF_A_SET = {"sample.count", "sample.batch"}  # a set may grow; each shard states its batch
+FREE_OF_A_SET = {"sample.count", "sample.batch", "sample.licence"}  # a set may grow; each shard states its batch
 # what a section of the configuration decides first; until it stands, the section may still be corrected
 FIRST_OUTPUT = {"data": "data", "vqgan": "vqgan/checkpoints", "diffusion": "diffusion/checkpoints", "sample": "synthetic"}
 

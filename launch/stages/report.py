@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from data_shards.manifest import NAME
+from launch.report.card import write_card
 from launch.run import Run, figures, record_seconds
 from launch.stages.stage import Stage
 from launch.work import Display
@@ -13,7 +15,7 @@ FROM = ("evaluate.json", "audit.json")
 
 class Report(Stage):
     name, verb, after = "report", "report", ("evaluate", "audit")
-    reads, writes = "the folder", "`report.html`"
+    reads, writes = "the folder", "`report.html`, and the set's card anew"
 
     def check(self, run: Run) -> None:
         run.open(run.dataset)
@@ -28,6 +30,8 @@ class Report(Stage):
         if figures(run):
             record_seconds(run)
         build_report(run)
+        if (run.synthetic / NAME).exists():
+            write_card(run)
         return []
 
     def where(self, run: Run) -> str:

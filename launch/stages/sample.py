@@ -19,6 +19,7 @@ from data_shards.ledger import holders
 from data_shards.manifest import NAME, read_manifest
 from data_shards.reading.dataset import Dataset
 from data_shards.shards.index import index_path
+from launch.report.card import write_card
 from launch.run import Run, device, read_result
 from launch.stages.stage import Progress, Target, UnitStage, check_trained
 from launch.work import Display, Phases
@@ -56,7 +57,7 @@ def synthetic_set(run: Run) -> partial[SyntheticSet]:
 
 class Sample(UnitStage):
     name, verb, after = "sample", "sample", ("diffusion",)
-    reads, writes = "`vqgan/`, `diffusion/`; once the dataset's training images", "`synthetic/`, `envelope.json`"
+    reads, writes = "`vqgan/`, `diffusion/`; once the dataset's training images", "`synthetic/`, with its card, `envelope.json`"
 
     def target(self, config: Config) -> Target:
         wanted = config.sample
@@ -83,6 +84,7 @@ class Sample(UnitStage):
 
     def make(self, run: Run, display: Display, place: tuple[int, int] = (0, 1)) -> list[str]:
         super().make(run, display, place)
+        write_card(run)
         return [*unbounded(run), *refused(run)]
 
     def where(self, run: Run) -> str:

@@ -6,6 +6,7 @@ import json
 import math
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -472,7 +473,7 @@ def test_processes_that_are_killed_and_one_that_is_started_twice_make_in_units_w
     assert not list((tmp_path / "apart").glob("**/.lease-*"))
 
 
-def test_a_whole_run_on_two_ranks_comes_to_its_report_and_again_does_nothing(tmp_path: Path) -> None:
+def test_a_whole_run_on_two_ranks_comes_to_its_report_and_again_does_nothing(tmp_path: Path, monkeypatch) -> None:
     data = {"phantom": {"size": 32, "wavelengths_nm": [555.0, 640.0, 730.0, 815.0]}, "subjects": 12, "visits": 1}
     path = tmp_path / "whole.yaml"
     path.write_text(yaml.safe_dump({**TINY, "run": str(tmp_path / "whole"), "data": data}))
@@ -482,6 +483,12 @@ def test_a_whole_run_on_two_ranks_comes_to_its_report_and_again_does_nothing(tmp
     before = {path: path.stat().st_mtime_ns for name in ("data", "latents", "synthetic") for path in (tmp_path / "whole" / name).iterdir()}
     run("run", path, ranks=2)
     assert {path: path.stat().st_mtime_ns for path in before} == before
+    card = (tmp_path / "whole" / "synthetic" / "README.md").read_text()
+    assert "# 10 synthetic" in card and "search for copies (pooled): " in card and "codes in use" in card and "Licence: not stated" in card
+    monkeypatch.chdir(tmp_path / "whole" / "synthetic")
+    for code in re.findall(r"^```python\n(.*?)^```", card, re.DOTALL | re.MULTILINE):
+        exec(code, found := {})
+        assert found["cube" if "cube" in found else "cubes"].shape in ((4, 32, 32), (2, 4, 32, 32))
 
 
 def test_latents_that_a_kill_left_unfinished_are_gone_on_with_and_those_of_another_autoencoder_are_outdated(

@@ -1,0 +1,110 @@
+"""The card of a synthetic set: README.md beside its shards, what it is and was made of, how it is read, and what it must not be used for.
+
+Its head is that of dataset cards on the Hugging Face Hub.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import yaml
+
+import launch
+from data_shards import durable
+from data_shards.manifest import Manifest, read_manifest
+from launch.headline import HEADLINE, caution, known
+from launch.run import Run, figures
+
+NAME = "README.md"
+SIZES = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M"), (10_000_000, "1M<n<10M"))
+NOT_STATED = "not stated: ask who made it before you pass it on (sample.licence)"
+SETTINGS = ("count", "seed", "sampler", "steps", "quantise", "noise", "gate", "batch", "shard")
+WARNINGS = """\
+- The images show nobody. They must not be used to diagnose, nor as images of a patient.
+- A model learns what its training people have, and what they lack: who is rare among them is rarer here.
+- Tests of distance and membership find copies that are near under their descriptors. That they find none does not show that nobody
+  can be recognised."""
+
+
+def write_card(run: Run) -> None:
+    """Write the card of a finished set, or write it anew when more is known."""
+    path, text = run.synthetic / NAME, card(run).encode()
+    if not (path.exists() and path.read_bytes() == text):
+        durable.write_bytes(path, text)
+
+
+def card(run: Run) -> str:
+    """The text."""
+    manifest = read_manifest(run.synthetic)
+    count, licence = manifest.source["sample"]["count"], run.config.sample.licence
+    head = {
+        "license": licence or "unknown",
+        "tags": ["synthetic", "hyperspectral", "retina", "webdataset"],
+        "size_categories": [next((word for most, word in SIZES if count < most), "n>10M")],
+    }
+    parts = [
+        f"---\n{yaml.safe_dump(head, sort_keys=False)}---",
+        f"# {count:,} synthetic hyperspectral retinal images",
+        f"Made by retinaforge {launch.__version__}, run `{run.folder.name}`. Licence: {licence or NOT_STATED}.",
+        "## What it holds",
+        "\n".join(contents(manifest)),
+        "## How it is read",
+        reading(manifest),
+        "## What it was made of",
+        "\n".join(origin(manifest.source["sample"])),
+        "## What was measured",
+        "\n".join(measured(run)) or "Nothing yet: `retinaforge evaluate` and `retinaforge audit`.",
+        "## What to know",
+        WARNINGS,
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def contents(manifest: Manifest) -> Iterator[str]:
+    C, H, W = manifest.shape
+    bands = ", ".join(f"{nm:g}" for nm in manifest.wavelengths_nm)
+    yield f"- {sum(s.count for s in manifest.shards):,} cubes of {C} × {H} × {W} (bands, height, width), {manifest.dtype}"
+    yield f"- bands at {bands} nm"
+    yield f"- reflectance = {manifest.scale:g} × count + {manifest.offset:g}, within the field of view (`fov.png`); no labels"
+    yield f"- {len(manifest.shards):,} WebDataset shards, {sum(s.bytes for s in manifest.shards) / 1e9:.3g} GB; digest `{manifest.digest}`"
+    yield "- image i has the key `%09d` of i, which stays when the set grows; `retinaforge data verify` checks every byte"
+
+
+def reading(manifest: Manifest) -> str:
+    """Lines that read it, with and without us."""
+    member = f"cube.{'raw' if manifest.payload == 'cube' else 'npy'}"
+    return f"""```python
+import glob, numpy, webdataset
+for sample in webdataset.WebDataset(sorted(glob.glob("synthetic-*.tar")), shardshuffle=False, empty_check=False):
+    cube = numpy.frombuffer(sample["{member}"], "{manifest.dtype}").reshape({manifest.shape})
+```
+
+```python
+from data_shards import CubeStream, Dataset
+for batch in CubeStream(Dataset("."), "synthetic", batch_size=8).once():  # torch tensors, checked
+    cubes = batch.cubes_BCHW
+```"""
+
+
+def origin(source: dict[str, Any]) -> Iterator[str]:
+    for what in ("dataset", "autoencoder", "denoiser"):
+        yield f"- {what} `{source[what]}`"
+    yield "- " + ", ".join(f"{key} {json.dumps(source[key])}" for key in SETTINGS if key in source)
+    refused = source.get("refused") or {}
+    yield "- refused by the gate, and made again: " + (", ".join(f"{n:,} for {cause!r}" for cause, n in refused.items()) or "none")
+
+
+def measured(run: Run) -> Iterator[str]:
+    """The headline figures with what is to be said of them, and the verdicts of the audit."""
+    found = known(figures(run))
+    for figure in HEADLINE:
+        value, said = found.get(figure.key), caution(found, figure.key)
+        if value is not None and figure.key != "seconds":
+            yield f"- {figure.title}: {figure.form.format(value)} ({'; '.join(filter(None, (figure.verdict(value), said)))})"
+        elif said:
+            yield f"- {figure.title}: left out: {said}"
+    path = run.folder / "audit.json"
+    for name, descriptor in json.loads(path.read_text())["descriptors"].items() if path.exists() else ():
+        yield f"- search for copies ({name}): {descriptor['verdict']}"
