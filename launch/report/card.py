@@ -22,7 +22,7 @@ SIZES = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_
 NOT_STATED = "not stated: ask who made it before you pass it on (sample.licence)"
 SETTINGS = ("count", "seed", "sampler", "steps", "quantise", "noise", "gate", "batch", "shard")
 WARNINGS = """\
-- The images show nobody. They must not be used to diagnose, nor as images of a patient.
+- The images are a model's. They must not be used to diagnose, nor as images of a patient.
 - A model learns what its training people have, and what they lack: who is rare among them is rarer here.
 - Tests of distance and membership find copies that are near under their descriptors. That they find none does not show that nobody
   can be recognised."""
