@@ -119,7 +119,7 @@ class Sample(UnitStage):
         return f"{shards} shard(s)" if shards else ""
 
     def grows(self, run: str) -> tuple[str, ...]:
-        return (f"{run}/synthetic/*.tar", f"{run}/envelope.units-*/*.safetensors")
+        return (f"{run}/synthetic/*.tar",)
 
 
 def unbounded(run: Run) -> list[str]:
