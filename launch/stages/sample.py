@@ -84,7 +84,8 @@ class Sample(UnitStage):
 
     def make(self, run: Run, display: Display, place: tuple[int, int] = (0, 1)) -> list[str]:
         super().make(run, display, place)
-        write_card(run)
+        if place[0] == 0:
+            write_card(run)
         return [*unbounded(run), *refused(run)]
 
     def where(self, run: Run) -> str:
