@@ -137,7 +137,8 @@ def _claim(out: Path, source: dict[str, Any]) -> Manifest | None:
         if (done := read_manifest(out)).source == source:
             return done
         raise _taken(out)
-    if out.exists() and any(out.iterdir()) and not (out / REQUEST).exists():
+    others = [path for path in out.iterdir() if durable.PART not in path.name] if out.exists() else []  # a part may be another's request
+    if others and not (out / REQUEST).exists():
         raise _taken(out)
     durable.write_bytes(out / REQUEST, durable.canonical_json(source), keep_first=True)
     if json.loads((out / REQUEST).read_bytes()) != source:
