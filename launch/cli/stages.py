@@ -160,7 +160,10 @@ def sample(
     of = resolved(preset, overrides, dry_run)
     if ids is not None:
         from launch.stages.sample import make_again
+        from slurm.rank import placement
 
+        if placement().rank:
+            return  # one makes them
         if out is None:
             raise InputError("--ids without a place for them", expected="--out FOLDER")
         typer.echo("\n".join([*make_again(of, numbers(ids), out), f"{out}"]))

@@ -15,7 +15,7 @@ import launch
 from data_shards import durable
 from data_shards.manifest import Manifest, read_manifest
 from launch.headline import HEADLINE, caution, known
-from launch.run import Run, figures
+from launch.run import Run, figures, read_result
 
 NAME = "README.md"
 SIZES = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M"), (10_000_000, "1M<n<10M"))
@@ -90,7 +90,7 @@ for batch in CubeStream(Dataset("."), "synthetic", batch_size=8).once():  # torc
 
 def origin(source: dict[str, Any]) -> Iterator[str]:
     for what in ("dataset", "autoencoder", "denoiser"):
-        yield f"- {what} `{source[what]}`"
+        yield f"- {what} `{source.get(what, 'not stated')}`"
     yield "- " + ", ".join(f"{key} {json.dumps(source[key])}" for key in SETTINGS if key in source)
     refused = source.get("refused") or {}
     yield "- refused by the gate, and made again: " + (", ".join(f"{n:,} for {cause!r}" for cause, n in refused.items()) or "none")
@@ -98,6 +98,8 @@ def origin(source: dict[str, Any]) -> Iterator[str]:
 
 def measured(run: Run) -> Iterator[str]:
     """The headline figures with what is to be said of them, and the verdicts of the audit."""
+    from ldm.evaluation.audit import AuditResult
+
     found = known(figures(run))
     for figure in HEADLINE:
         value, said = found.get(figure.key), caution(found, figure.key)
@@ -105,6 +107,6 @@ def measured(run: Run) -> Iterator[str]:
             yield f"- {figure.title}: {figure.form.format(value)} ({'; '.join(filter(None, (figure.verdict(value), said)))})"
         elif said:
             yield f"- {figure.title}: left out: {said}"
-    path = run.folder / "audit.json"
-    for name, descriptor in json.loads(path.read_text())["descriptors"].items() if path.exists() else ():
-        yield f"- search for copies ({name}): {descriptor['verdict']}"
+    audit = read_result(run.folder / "audit.json", AuditResult)
+    for name, descriptor in audit.descriptors.items() if audit else ():
+        yield f"- search for copies ({name}): {descriptor.verdict}"

@@ -12,7 +12,7 @@ import numpy as np
 from data_shards.reading.dataset import Dataset
 from ldm.evaluation.measurements import Arrays, ImageMeasurements, Piece, beside, written
 from ldm.evaluation.sets import Part, evenly
-from ldm.generation.gate import FORMAT, Envelope, envelope_of
+from ldm.generation.gate import FORMAT, Envelope, at_a_bound, envelope_of
 
 MOST = 4096  # training images, evenly spaced
 
@@ -31,17 +31,20 @@ class TrainingSpectra(ImageMeasurements):
         super().__init__([self.part], beside(path, {"format": FORMAT, "dataset": dataset.digest, "most": MOST}))
 
     def measured(self, piece: Piece) -> Arrays:
-        spectra = []
+        spectra, bounds = [], []
         for batch in piece.batches(8):
             fov_BHW = batch.fov_BHW.numpy() if batch.fov_BHW is not None else np.ones_like(batch.cubes_BCHW[:, 0], bool)
             for cube_CHW, fov_HW in zip(batch.cubes_BCHW.numpy(), fov_BHW, strict=True):
-                spectra.append(cube_CHW[:, fov_HW].mean(1) * self.dataset.scale + self.dataset.offset)
-        return {"spectra_NC": np.stack(spectra)}
+                inside_CN = cube_CHW[:, fov_HW]
+                spectra.append(inside_CN.mean(1) * self.dataset.scale + self.dataset.offset)
+                bounds.append(at_a_bound(inside_CN))
+        return {"spectra_NC": np.stack(spectra), "bound_N": np.array(bounds)}
 
     def result(self) -> Envelope:
         """Of units that are all there."""
         people = len(set(self.part.units()))
-        return envelope_of(self.of(self.part, "spectra_NC"), dataset=self.dataset.digest, people=people)
+        spectra_NC, bound_N = self.of(self.part, "spectra_NC"), self.of(self.part, "bound_N")
+        return envelope_of(spectra_NC, bound_N, dataset=self.dataset.digest, people=people)
 
     def finish(self) -> Envelope:
         return written(self.path, self.result(), self.out)

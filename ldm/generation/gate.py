@@ -14,7 +14,7 @@ import numpy as np
 from data_shards.errors import InputError
 
 FORMAT = "retinaforge-envelope-1"
-AT_A_BOUND = 0.5  # share of an image's values that may be the least or the greatest one that can be stored
+AT_A_BOUND = 0.5  # share of an image's values that may be the least or the greatest one that can be stored, or more if training images have
 STORED_MAX = 65535
 
 
@@ -26,8 +26,9 @@ class Envelope:
         dataset: digest of the training set.
         images, people: of the training split, measured.
         mean_C, std_C: of the images' mean reflectance within the field of view, by band.
+        at_a_bound: greatest share, of all images, of values that are the least or the greatest one that can be stored.
         deviations: of each image, the greatest distance of its spectrum, over bands, from the mean of the others, in their standard
-            deviations; in rising order.
+            deviations; in rising order. None of fewer than three images.
     """
 
     format: str = FORMAT
@@ -36,6 +37,7 @@ class Envelope:
     people: int
     mean_C: tuple[float, ...]
     std_C: tuple[float, ...]
+    at_a_bound: float
     deviations: tuple[float, ...]
 
     def bound(self, rate: float) -> float | None:
@@ -49,29 +51,30 @@ class Envelope:
         return float(np.max(np.abs(spectrum_C - np.array(self.mean_C)) / np.array(self.std_C)))
 
 
-def envelope_of(spectra_NC: np.ndarray, *, dataset: str, people: int) -> Envelope:
-    """The envelope of these mean spectra.
+def at_a_bound(stored_CN: np.ndarray) -> float:
+    """Share of values that are the least or the greatest one that can be stored."""
+    return float(((stored_CN == 0) | (stored_CN == STORED_MAX)).mean())
 
-    Raises:
-        InputError: fewer than three images, which have no deviation when one is left out.
-    """
+
+def envelope_of(spectra_NC: np.ndarray, bound_N: np.ndarray, *, dataset: str, people: int) -> Envelope:
+    """The envelope of these images, by their mean spectra and the shares of their values `at_a_bound`."""
     n = len(spectra_NC)
-    if n < 3:
-        raise InputError(
-            f"{n} training images", expected="at least 3, for an envelope of their spectra", mend="sample.gate=0, which does without"
-        )
-    mean_C, var_C = spectra_NC.mean(0), spectra_NC.var(0, ddof=1)
-    about_NC = spectra_NC - mean_C
-    others_var_NC = ((n - 1) * var_C - about_NC**2 * n / (n - 1)) / (n - 2)
+    mean_C, var_C = spectra_NC.mean(0), spectra_NC.var(0, ddof=min(1, n - 1))
     floor_C = np.maximum(1e-9 * np.abs(mean_C), 1e-12)  # of a band that never changes
-    deviation_NC = np.abs(about_NC) * n / (n - 1) / np.maximum(np.sqrt(others_var_NC.clip(0)), floor_C)
+    deviations: list[float] = []
+    if n >= 3:
+        about_NC = spectra_NC - mean_C
+        others_var_NC = ((n - 1) * var_C - about_NC**2 * n / (n - 1)) / (n - 2)
+        deviation_NC = np.abs(about_NC) * n / (n - 1) / np.maximum(np.sqrt(others_var_NC.clip(0)), floor_C)
+        deviations = np.sort(deviation_NC.max(1)).tolist()
     return Envelope(
         dataset=dataset,
         images=n,
         people=people,
         mean_C=tuple(mean_C.tolist()),
         std_C=tuple(np.maximum(np.sqrt(var_C), floor_C).tolist()),
-        deviations=tuple(np.sort(deviation_NC.max(1)).tolist()),
+        at_a_bound=float(bound_N.max()),
+        deviations=tuple(deviations),
     )
 
 
@@ -79,14 +82,16 @@ def envelope_of(spectra_NC: np.ndarray, *, dataset: str, people: int) -> Envelop
 class Gate:
     """
     Attributes:
-        envelope: None to look at no spectrum.
+        envelope: of the training images; None to look at no spectrum.
         most: greatest deviation from it that passes.
+        at_a_bound: greatest share of values that may be the least or the greatest one that can be stored.
         scale, offset: of stored values.
         fov_HW: what an image shows.
     """
 
     envelope: Envelope | None
     most: float
+    at_a_bound: float
     scale: float
     offset: float
     fov_HW: np.ndarray
@@ -96,7 +101,7 @@ class Gate:
         if not np.isfinite(latent_DHW).all():
             return "not finite"
         inside_CN = stored_CHW[:, self.fov_HW]
-        if ((inside_CN == 0) | (inside_CN == STORED_MAX)).mean() > AT_A_BOUND:
+        if at_a_bound(inside_CN) > self.at_a_bound:
             return "range"
         if self.envelope and self.envelope.deviation(inside_CN.mean(1) * self.scale + self.offset) > self.most:
             return "spectrum"
@@ -106,9 +111,11 @@ class Gate:
 def refused_too_often(image: int, causes: Sequence[str]) -> InputError:
     """Of an image of which no attempt has passed."""
     counts = ", ".join(f"{causes.count(cause)} for {cause!r}" for cause in dict.fromkeys(causes))
+    mend = "train the model further; what its latents look like stands in health.json"
+    if "spectrum" in causes:
+        mend += ". Or begin another set that refuses fewer honest images, sample.gate=0.001, or looks at no spectrum, sample.gate=0"
+    if "range" in causes:
+        mend += ". With sample.gate above 0 as many values may lie at a bound as do in any training image"
     return InputError(
-        f"image {image}: all of {len(causes)} attempts were refused ({counts})",
-        expected="a model most of whose images pass",
-        mend="look at its samples (retinaforge sample PRESET sample.gate=0 sample.count=16 run=…, in a copy of the run), train it further, "
-        "or state another share of honest images that may be refused: sample.gate=0.001, and 0 for none",
+        f"image {image}: all of {len(causes)} attempts were refused ({counts})", expected="a model most of whose images pass", mend=mend
     )

@@ -26,7 +26,7 @@ from data_shards.packing.units import Unit, merged, read_unit, write_unit
 from data_shards.reading.reader import Shard
 from data_shards.shards.index import index_path, open_index
 from ldm.checkpoints.trained import Autoencoder, Denoiser
-from ldm.generation.gate import Envelope, Gate
+from ldm.generation.gate import AT_A_BOUND, Envelope, Gate
 from ldm.generation.images import EARLIER, NEW, images
 from ldm.models.config import SamplerConfig
 from ldm.models.sampler import scheduler_for
@@ -87,7 +87,7 @@ class SyntheticSet(Units):
             "steps": sampler.steps,
             "quantise": quantise,
             "noise": NEW,
-            "gate": {"rate": gate, "most": bound(envelope, gate, autoencoder.data["digest"])},
+            "gate": bounds(envelope, gate, autoencoder.data["digest"]),
             **models,
         }
         self.request, self.batch_before = _agreed(out, asked)
@@ -106,11 +106,18 @@ class SyntheticSet(Units):
         _check_whole(self.paths, shard, count)  # before hours of work, and once more of what others left meanwhile
 
     def _gate(self, envelope: Envelope | None) -> Gate | None:
-        if self.request["gate"] is None:
+        bounds = self.request["gate"]
+        if bounds is None:
             return None
-        data, most = self.autoencoder.data, self.request["gate"]["most"]
-        place = {"scale": data["scale"], "offset": data["offset"], "fov_HW": self.autoencoder.fov_HW.cpu().numpy()}
-        return Gate(envelope=None if most is None else envelope, most=most or math.inf, **place)
+        data, most = self.autoencoder.data, bounds["most"]
+        return Gate(
+            envelope=None if most is None else envelope,
+            most=math.inf if most is None else most,
+            at_a_bound=bounds["at_a_bound"],
+            scale=data["scale"],
+            offset=data["offset"],
+            fov_HW=self.autoencoder.fov_HW.cpu().numpy(),
+        )
 
     def __enter__(self) -> Self:
         """Write down what is asked for; the first does, and all others must ask for images of the same kind."""
@@ -159,21 +166,23 @@ class SyntheticSet(Units):
         return manifest
 
 
-def bound(envelope: Envelope | None, rate: float, dataset: str) -> float | None:
-    """The deviation of a spectrum that passes; None where none is looked at, or so few training images bear no bound.
+def bounds(envelope: Envelope | None, rate: float, dataset: str) -> dict[str, float | None]:
+    """What passes the gate, for the request: `rate`, `most` (None: no spectrum is looked at, or so few training images bear no bound) and
+    `at_a_bound`.
 
     Raises:
         InputError: no envelope of this training set.
     """
     if not rate:
-        return None
+        return {"rate": rate, "most": None, "at_a_bound": AT_A_BOUND}
     if envelope is None or envelope.dataset != dataset:
+        found = "no envelope of the training images' spectra" if envelope is None else f"spectra of dataset {envelope.dataset[:12]}"
         raise InputError(
-            "no envelope of the training images' spectra" if envelope is None else "an envelope of another training set",
-            expected=f"that of dataset {dataset[:12]}",
-            mend="retinaforge sample PRESET measures it where the run has none: move envelope.json away; or sample.gate=0",
+            found,
+            expected=f"those of {dataset[:12]}, which the autoencoder was trained on",
+            mend="retinaforge sample PRESET data.dataset=THAT_SET, which measures them where no envelope.json is; or sample.gate=0",
         )
-    return envelope.bound(rate)
+    return {"rate": rate, "most": envelope.bound(rate), "at_a_bound": max(AT_A_BOUND, envelope.at_a_bound)}
 
 
 def evenly_filled(batch: int, shard: int) -> int:

@@ -13,19 +13,25 @@ from data_shards.cube import Cube
 from data_shards.errors import InputError
 from ldm.generation import images as by_number
 from ldm.generation.gate import Envelope, Gate, envelope_of
+from ldm.generation.generate import bounds
 from ldm.models.config import SamplerConfig
 
 FOV_HW = np.ones((4, 4), bool)
 HOW = {"seed": 0, "sampler": SamplerConfig(steps=2), "batch": 3, "quantise": True}
 
 
-def gate(envelope: Envelope | None = None, most: float = np.inf) -> Gate:
-    return Gate(envelope=envelope, most=most, scale=1 / 1000, offset=0.0, fov_HW=FOV_HW)
+def enveloped(spectra_NC: np.ndarray, bound_N: np.ndarray | None = None) -> Envelope:
+    bound_N = np.zeros(len(spectra_NC)) if bound_N is None else bound_N
+    return envelope_of(spectra_NC, bound_N, dataset="d", people=len(spectra_NC))
+
+
+def gate(envelope: Envelope | None = None, most: float = np.inf, at_a_bound: float = 0.5) -> Gate:
+    return Gate(envelope=envelope, most=most, at_a_bound=at_a_bound, scale=1 / 1000, offset=0.0, fov_HW=FOV_HW)
 
 
 def test_deviations_are_those_from_the_mean_of_the_others() -> None:
     x_NC = np.random.default_rng(0).normal(3, [0.1, 2, 5], (20, 3))
-    envelope = envelope_of(x_NC, dataset="d", people=10)
+    envelope = enveloped(x_NC)
     expected = []
     for i in range(20):
         others_NC = np.delete(x_NC, i, axis=0)
@@ -38,33 +44,39 @@ def test_honest_images_are_refused_at_the_stated_rate_at_most(n: int, rate: floa
     rng, refused = np.random.default_rng(1), []
     for _ in range(200):
         spectra_NC = np.exp(rng.normal(0, 0.3, (n + 20, 1)) + rng.normal(0, 0.1, (n + 20, 6)))
-        envelope = envelope_of(spectra_NC[:n], dataset="d", people=n)
+        envelope = enveloped(spectra_NC[:n])
         refused += [envelope.deviation(x_C) > envelope.bound(rate) for x_C in spectra_NC[n:]]
     assert rate / 3 < np.mean(refused) < rate + 3 * (rate / 200) ** 0.5
 
 
 @pytest.mark.parametrize(("n", "rate", "bears"), [(99, 0.01, True), (98, 0.01, False), (3, 0.25, True), (3, 0.24, False)])
 def test_too_few_images_bear_no_bound(n: int, rate: float, bears: bool) -> None:
-    envelope = envelope_of(np.random.default_rng(0).normal(size=(n, 2)), dataset="d", people=n)
+    envelope = enveloped(np.random.default_rng(0).normal(size=(n, 2)))
     assert (envelope.bound(rate) is not None) == bears
     assert not bears or envelope.bound(rate) == max(envelope.deviations)
 
 
 def test_a_band_that_never_changes_and_too_few_images() -> None:
     spectra_NC = np.column_stack([np.arange(9.0), np.full(9, 0.4)])
-    envelope = envelope_of(spectra_NC, dataset="d", people=9)
+    envelope = enveloped(spectra_NC)
     assert envelope.deviation(np.array([4.0, 0.4])) < 1e-3 and envelope.deviation(np.array([4.0, 0.5])) > 1e6
-    with pytest.raises(InputError, match="2 training images"):
-        envelope_of(spectra_NC[:2], dataset="d", people=2)
+    for n in (1, 2):
+        assert enveloped(spectra_NC[:n]).bound(0.5) is None
 
 
 def test_causes() -> None:
-    envelope = envelope_of(np.random.default_rng(0).normal(0.5, 0.01, (50, 2)), dataset="d", people=50)
+    envelope = enveloped(np.random.default_rng(0).normal(0.5, 0.01, (50, 2)))
     fine = np.full((2, 4, 4), 500, np.uint16)
     look = gate(envelope, 5.0)
     assert look.refuses(np.zeros((1, 2, 2)), fine) is None
     assert look.refuses(np.array([[[np.nan]]]), fine) == look.refuses(np.array([[[np.inf]]]), fine) == "not finite"
     assert look.refuses(np.zeros(1), fine * 0) == look.refuses(np.zeros(1), np.full_like(fine, 65535)) == "range"
+    dark = np.where(np.arange(4) > 0, 0, fine).astype(np.uint16)
+    assert look.refuses(np.zeros(1), dark) == "range"
+    shares = np.linspace(0, 0.8, 50)
+    known = enveloped(np.random.default_rng(0).normal(0.1, 0.1, (50, 2)), shares)
+    assert bounds(known, 0.05, "d")["at_a_bound"] == 0.8 and bounds(None, 0, "d")["at_a_bound"] == 0.5
+    assert gate(at_a_bound=0.8).refuses(np.zeros(1), dark) is None, "as in training"
     assert look.refuses(np.zeros(1), fine * 2) == "spectrum" and gate().refuses(np.zeros(1), fine * 2) is None
 
 
@@ -111,4 +123,5 @@ def test_an_image_that_never_passes_ends_it_with_the_causes(painted) -> None:
     cubes, _ = painted({2: 99}, [0, 1, 2])
     with pytest.raises(InputError, match="image 2: all of 16 attempts were refused \\(16 for 'range'\\)") as error:
         list(cubes)
-    assert "sample.gate" in error.value.mend
+    assert "sample.gate" not in error.value.mend, "it would not help"
+    assert "sample.gate=0.001" in by_number.refused_too_often(1, ["spectrum"]).mend

@@ -212,7 +212,7 @@ def test_a_set_begun_by_an_earlier_version_grows_by_whole_shards_and_its_short_o
     made("set", 8)
     request = tmp_path / "set" / "request.json"
     stated = json.loads(request.read_bytes())
-    assert (stated.pop("noise"), stated.pop("gate")) == ("threefry2x32-20", {"rate": 0.0, "most": None})
+    assert (stated.pop("noise"), stated.pop("gate")) == ("threefry2x32-20", {"rate": 0.0, "most": None, "at_a_bound": 0.5})
     request.write_bytes(json.dumps({**stated, "count": 8, "batch": 4}).encode())
     grown = made("set", 12)
     assert grown.splits["synthetic"]["count"] == 12 and (grown.source["sample"]["noise"], grown.source["sample"]["gate"]) == (
