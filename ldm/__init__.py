@@ -9,12 +9,12 @@ __all__ = [
     "Autoencoder",
     "Denoiser",
     "EvaluateConfig",
+    "Generator",
     "SamplerConfig",
     "audit",
     "encode_dataset",
     "evaluate",
     "generate_set",
-    "images",
     "load_autoencoder",
     "load_denoiser",
 ]
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from ldm.evaluation.evaluate import EvaluateConfig, evaluate
     from ldm.generation.encode import encode_dataset
     from ldm.generation.generate import generate_set
-    from ldm.generation.images import images
+    from ldm.generation.images import Generator
     from ldm.models.config import SamplerConfig
 else:
     __getattr__, __dir__ = on_demand(__name__)

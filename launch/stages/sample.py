@@ -26,32 +26,27 @@ from launch.work import Display, Phases
 
 if TYPE_CHECKING:
     from launch.config import Config
-    from ldm.generation.generate import SyntheticSet
+    from ldm.generation.images import Generator
 
 SPLIT = "synthetic"
 LATELY = 33  # shards whose times, all of one file server's clock, say how many images a second there are
 
 
-def synthetic_set(run: Run) -> partial[SyntheticSet]:
-    """What builds the set of a run, whole or not, from its networks."""
+def generator_of(run: Run) -> Generator:
+    """What makes the images of a run."""
     from ldm.checkpoints.trained import load_autoencoder, load_denoiser
-    from ldm.generation.gate import Envelope
-    from ldm.generation.generate import SyntheticSet
+    from ldm.generation.gate import Envelope, Gate
+    from ldm.generation.images import Generator
 
-    wanted = run.config.sample
-    return partial(
-        SyntheticSet,
-        load_autoencoder(run.vqgan, device()),
-        load_denoiser(run.diffusion, device()),
-        run.synthetic,
-        count=wanted.count,
-        shard=wanted.shard,
+    wanted, autoencoder = run.config.sample, load_autoencoder(run.vqgan, device())
+    return Generator(
+        autoencoder=autoencoder,
+        denoiser=load_denoiser(run.diffusion, device()),
         seed=wanted.seed,
         sampler=run.config.diffusion.sampler,
         batch=wanted.batch,
         quantise=wanted.quantise,
-        envelope=read_result(run.envelope, Envelope),
-        gate=wanted.gate,
+        gate=Gate.of(read_result(run.envelope, Envelope), wanted.gate, autoencoder),
     )
 
 
@@ -77,10 +72,14 @@ class Sample(UnitStage):
     def phases(self, run: Run) -> Phases:
         from ldm.evaluation.envelope import TrainingSpectra
         from ldm.generation.gate import Envelope
+        from ldm.generation.generate import SyntheticSet
 
         if run.config.sample.gate and read_result(run.envelope, Envelope) is None:
             yield "training spectra", partial(TrainingSpectra, run.open(run.dataset), run.envelope)
-        yield self.name, synthetic_set(run)
+        yield (
+            self.name,
+            partial(SyntheticSet, generator_of(run), run.synthetic, count=run.config.sample.count, shard=run.config.sample.shard),
+        )
 
     def make(self, run: Run, display: Display, place: tuple[int, int] = (0, 1)) -> list[str]:
         super().make(run, display, place)
@@ -150,12 +149,15 @@ def make_again(run: Run, ids: Sequence[int], folder: Path) -> list[str]:
     """
     if not ids or min(ids) < 0 or max(ids) >= 1 << 63 or len(set(ids)) < len(ids):
         raise InputError(f"--ids {','.join(map(str, ids))}", expected="numbers from 0, each once, such as 7,1000042")
+    from ldm.generation.generate import SyntheticSet
+
     Sample().check(run)
     whole = Dataset(run.synthetic) if (run.synthetic / NAME).exists() else None
     count = max(run.config.sample.count, whole.count(SPLIT) if whole else 0)
     lines = []
     with durable.writing_folder(folder) as part:
-        for cube in synthetic_set(run)(count=count).images(ids):
+        units = SyntheticSet(generator_of(run), run.synthetic, count=count, shard=run.config.sample.shard)
+        for cube in units.generator.images(ids):
             write_cube(part, cube)
             lines.append(f"{cube.meta.key}: {compared(cube, whole)}")
     return lines

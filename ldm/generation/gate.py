@@ -8,10 +8,14 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from data_shards.errors import InputError
+
+if TYPE_CHECKING:
+    from ldm.checkpoints.trained import Autoencoder
 
 FORMAT = "retinaforge-envelope-1"
 AT_A_BOUND = 0.5  # share of an image's values that may be the least or the greatest one that can be stored, or more if training images have
@@ -82,19 +86,46 @@ def envelope_of(spectra_NC: np.ndarray, bound_N: np.ndarray, *, dataset: str, pe
 class Gate:
     """
     Attributes:
+        rate: share of honest images that may be refused for their spectrum.
         envelope: of the training images; None to look at no spectrum.
-        most: greatest deviation from it that passes.
+        most: greatest deviation from it that passes; None where so few training images bear no bound, or none is looked at.
         at_a_bound: greatest share of values that may be the least or the greatest one that can be stored.
         scale, offset: of stored values.
         fov_HW: what an image shows.
     """
 
+    rate: float
     envelope: Envelope | None
-    most: float
+    most: float | None
     at_a_bound: float
     scale: float
     offset: float
     fov_HW: np.ndarray
+
+    @classmethod
+    def of(cls, envelope: Envelope | None, rate: float, autoencoder: Autoencoder) -> Gate:
+        """For images of this autoencoder.
+
+        Raises:
+            InputError: a rate above 0, and no envelope of the autoencoder's training set.
+        """
+        data = autoencoder.data
+        place = {"scale": data["scale"], "offset": data["offset"], "fov_HW": autoencoder.fov_HW.cpu().numpy()}
+        if not rate:
+            return cls(rate=rate, envelope=None, most=None, at_a_bound=AT_A_BOUND, **place)
+        if envelope is None or envelope.dataset != data["digest"]:
+            found = "no envelope of the training images' spectra" if envelope is None else f"spectra of dataset {envelope.dataset[:12]}"
+            raise InputError(
+                found,
+                expected=f"those of {data['digest'][:12]}, which the autoencoder was trained on",
+                mend="retinaforge sample PRESET data.dataset=THAT_SET, which measures them where no envelope.json is; or sample.gate=0",
+            )
+        return cls(rate=rate, envelope=envelope, most=envelope.bound(rate), at_a_bound=max(AT_A_BOUND, envelope.at_a_bound), **place)
+
+    @property
+    def bounds(self) -> dict[str, float | None]:
+        """What decides, for a set's request."""
+        return {"rate": self.rate, "most": self.most, "at_a_bound": self.at_a_bound}
 
     def refuses(self, latent_DHW: np.ndarray, stored_CHW: np.ndarray) -> str | None:
         """Why an image is not published: 'not finite', 'range' or 'spectrum'; None where nothing is wrong with it."""
@@ -103,8 +134,9 @@ class Gate:
         inside_CN = stored_CHW[:, self.fov_HW]
         if at_a_bound(inside_CN) > self.at_a_bound:
             return "range"
-        if self.envelope and self.envelope.deviation(inside_CN.mean(1) * self.scale + self.offset) > self.most:
-            return "spectrum"
+        if self.envelope and self.most is not None:
+            deviation = self.envelope.deviation(inside_CN.mean(1) * self.scale + self.offset)
+            return "spectrum" if deviation > self.most else None
         return None
 
 

@@ -9,27 +9,22 @@ Legend: B batch, C band, H W pixels, D latent channel.
 from __future__ import annotations
 
 import json
-import math
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from data_shards import durable
-from data_shards.cube import Cube
 from data_shards.errors import InputError, moved_aside
 from data_shards.ledger import Units
 from data_shards.manifest import NAME, Manifest, read_manifest, write_manifest
 from data_shards.packing.units import Unit, merged, read_unit, write_unit
 from data_shards.reading.reader import Shard
 from data_shards.shards.index import index_path, open_index
-from ldm.checkpoints.trained import Autoencoder, Denoiser
-from ldm.generation.gate import AT_A_BOUND, Envelope, Gate
-from ldm.generation.images import EARLIER, NEW, images
-from ldm.models.config import SamplerConfig
-from ldm.models.sampler import scheduler_for
+from ldm.generation.images import EARLIER, Generator
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -44,80 +39,30 @@ class SyntheticSet(Units):
     """A set in units: its shards, of which any number of processes make those that are not there. `finish` writes dataset.json over them.
 
     Args:
+        generator: of its images. So many at a time, up to its `batch`, as leave the fewest places empty; each shard states it. A set that
+            an earlier version began goes on with the noise and gate of that version.
         out: folder of the set.
         count, shard: images of the set, and of a shard.
-        batch: images at a time; it stands in each shard.
-        envelope, gate: of the training images' spectra, and the share of honest images that may be refused for theirs; 0: none is.
 
     Raises:
-        InputError: no envelope of this training set, though there is a gate; counts out of range; a sampler that does not solve the
-        denoiser's objective; a denoiser trained on another autoencoder's latents; `out` holds a set of another request, or a larger one.
+        InputError: counts out of range; `out` holds a set of another request, or a larger one.
     """
 
-    def __init__(
-        self,
-        autoencoder: Autoencoder,
-        denoiser: Denoiser,
-        out: Path,
-        *,
-        count: int,
-        shard: int,
-        seed: int,
-        sampler: SamplerConfig,
-        batch: int = 16,
-        quantise: bool = True,
-        envelope: Envelope | None = None,
-        gate: float = 0.0,
-    ) -> None:
-        if min(count, shard, batch) < 1:
-            raise InputError(f"count {count}, shard {shard}, batch {batch}", expected="at least 1 of each")
-        if denoiser.autoencoder != autoencoder.digest:
-            raise InputError(
-                "the denoiser was trained on the latents of another autoencoder",
-                expected=f"autoencoder {denoiser.autoencoder[:12]}, this one is {autoencoder.digest[:12]}",
-                mend="retinaforge encode PRESET, then retinaforge train diffusion PRESET, with a fresh run folder",
-            )
-        scheduler_for(sampler, denoiser.objective.target)  # refuses before anything is written
-        self.autoencoder, self.denoiser, self.out = autoencoder, denoiser, out
-        models = {"dataset": autoencoder.data["digest"], "autoencoder": autoencoder.digest, "denoiser": denoiser.digest}
-        asked = {
-            "shard": shard,
-            "seed": seed,
-            "sampler": sampler.name,
-            "steps": sampler.steps,
-            "quantise": quantise,
-            "noise": NEW,
-            "gate": bounds(envelope, gate, autoencoder.data["digest"]),
-            **models,
-        }
-        self.request, self.batch_before = _agreed(out, asked)
-        self.count, self.shard = count, shard
-        self.how = {
-            "seed": seed,
-            "sampler": sampler,
-            "batch": evenly_filled(batch, shard),
-            "quantise": quantise,
-            "noise": self.request["noise"],
-            "gate": self._gate(envelope),
-        }
+    def __init__(self, generator: Generator, out: Path, *, count: int, shard: int) -> None:
+        if min(count, shard) < 1:
+            raise InputError(f"count {count}, shard {shard}", expected="at least 1 of each")
+        self.out, self.count, self.shard = out, count, shard
+        self.request, self.batch_before = _agreed(out, request_for(generator, shard))
+        self.generator = replace(
+            generator,
+            batch=evenly_filled(generator.batch, shard),
+            noise=self.request["noise"],
+            gate=generator.gate if self.request["gate"] else None,
+        )
         self.done = _standing(out, count)
         self.paths = [] if self.done else [out / shard_name(number, shard, count) for number in range(-(-count // shard))]
         self.names = [path.stem for path in self.paths]
         _check_whole(self.paths, shard, count)  # before hours of work, and once more of what others left meanwhile
-
-    def _gate(self, envelope: Envelope | None) -> Gate | None:
-        bounds = self.request["gate"]
-        if bounds is None:
-            return None
-        data, most = self.autoencoder.data, bounds["most"]
-        return Gate(
-            envelope=None if most is None else envelope,
-            most=math.inf if most is None else most,
-            at_a_bound=bounds["at_a_bound"],
-            scale=data["scale"],
-            offset=data["offset"],
-            fov_HW=self.autoencoder.fov_HW.cpu().numpy(),
-        )
 
     def __enter__(self) -> Self:
         """Write down what is asked for; the first does, and all others must ask for images of the same kind."""
@@ -126,10 +71,6 @@ class SyntheticSet(Units):
         _agreed(self.out, self.request)
         return self
 
-    def images(self, ids: Sequence[int]) -> Iterator[Cube]:
-        """The images with these numbers, whether they are in the set or not."""
-        return images(self.autoencoder, self.denoiser, ids, **self.how)
-
     def published(self, number: int) -> bool:
         """Whether a shard is there, with what it leaves for the manifest."""
         return read_unit(self.paths[number]) is not None
@@ -137,7 +78,7 @@ class SyntheticSet(Units):
     def make(self, number: int) -> None:
         """Make a shard, or complete what a killed process left of it."""
         ids = np.arange(number * self.shard, min((number + 1) * self.shard, self.count))
-        write_unit(self.paths[number], SPLIT, self.images(ids))
+        write_unit(self.paths[number], SPLIT, self.generator.images(ids))
 
     def size(self, number: int) -> int:
         return min(self.shard, self.count - number * self.shard)
@@ -166,23 +107,21 @@ class SyntheticSet(Units):
         return manifest
 
 
-def bounds(envelope: Envelope | None, rate: float, dataset: str) -> dict[str, float | None]:
-    """What passes the gate, for the request: `rate`, `most` (None: no spectrum is looked at, or so few training images bear no bound) and
-    `at_a_bound`.
-
-    Raises:
-        InputError: no envelope of this training set.
-    """
-    if not rate:
-        return {"rate": rate, "most": None, "at_a_bound": AT_A_BOUND}
-    if envelope is None or envelope.dataset != dataset:
-        found = "no envelope of the training images' spectra" if envelope is None else f"spectra of dataset {envelope.dataset[:12]}"
-        raise InputError(
-            found,
-            expected=f"those of {dataset[:12]}, which the autoencoder was trained on",
-            mend="retinaforge sample PRESET data.dataset=THAT_SET, which measures them where no envelope.json is; or sample.gate=0",
-        )
-    return {"rate": rate, "most": envelope.bound(rate), "at_a_bound": max(AT_A_BOUND, envelope.at_a_bound)}
+def request_for(generator: Generator, shard: int) -> dict[str, Any]:
+    """What decides what a shard holds."""
+    autoencoder, denoiser, sampler = generator.autoencoder, generator.denoiser, generator.sampler
+    return {
+        "shard": shard,
+        "seed": generator.seed,
+        "sampler": sampler.name,
+        "steps": sampler.steps,
+        "quantise": generator.quantise,
+        "noise": generator.noise,
+        "gate": generator.gate and generator.gate.bounds,
+        "dataset": autoencoder.data["digest"],
+        "autoencoder": autoencoder.digest,
+        "denoiser": denoiser.digest,
+    }
 
 
 def evenly_filled(batch: int, shard: int) -> int:
@@ -191,10 +130,10 @@ def evenly_filled(batch: int, shard: int) -> int:
 
 
 def generate_set(
-    autoencoder: Autoencoder, denoiser: Denoiser, out: Path, *, watch: Callable[[Iterable[int]], Iterable[int]] = iter, **how: Any
+    generator: Generator, out: Path, *, count: int, shard: int, watch: Callable[[Iterable[int]], Iterable[int]] = iter
 ) -> Manifest:
     """A whole set by this process alone; as SyntheticSet otherwise."""
-    return SyntheticSet(autoencoder, denoiser, out, **how).complete(watch)
+    return SyntheticSet(generator, out, count=count, shard=shard).complete(watch)
 
 
 def _batch(out: Path, unit: Unit, before: int | None) -> int | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -13,11 +14,12 @@ from data_shards.cube import Cube
 from data_shards.errors import InputError
 from ldm.generation import images as by_number
 from ldm.generation.gate import Envelope, Gate, envelope_of
-from ldm.generation.generate import bounds
-from ldm.models.config import SamplerConfig
+from ldm.generation.images import Generator
+from ldm.models.config import ObjectiveConfig, SamplerConfig
 
 FOV_HW = np.ones((4, 4), bool)
-HOW = {"seed": 0, "sampler": SamplerConfig(steps=2), "batch": 3, "quantise": True}
+HOW = {"seed": 0, "sampler": SamplerConfig(steps=2), "batch": 3}
+DENOISER = SimpleNamespace(autoencoder="a", objective=ObjectiveConfig(target="flow"))
 
 
 def enveloped(spectra_NC: np.ndarray, bound_N: np.ndarray | None = None) -> Envelope:
@@ -26,7 +28,7 @@ def enveloped(spectra_NC: np.ndarray, bound_N: np.ndarray | None = None) -> Enve
 
 
 def gate(envelope: Envelope | None = None, most: float = np.inf, at_a_bound: float = 0.5) -> Gate:
-    return Gate(envelope=envelope, most=most, at_a_bound=at_a_bound, scale=1 / 1000, offset=0.0, fov_HW=FOV_HW)
+    return Gate(rate=0.01, envelope=envelope, most=most, at_a_bound=at_a_bound, scale=1 / 1000, offset=0.0, fov_HW=FOV_HW)
 
 
 def test_deviations_are_those_from_the_mean_of_the_others() -> None:
@@ -75,7 +77,11 @@ def test_causes() -> None:
     assert look.refuses(np.zeros(1), dark) == "range"
     shares = np.linspace(0, 0.8, 50)
     known = enveloped(np.random.default_rng(0).normal(0.1, 0.1, (50, 2)), shares)
-    assert bounds(known, 0.05, "d")["at_a_bound"] == 0.8 and bounds(None, 0, "d")["at_a_bound"] == 0.5
+    painter = Painter({})
+    assert Gate.of(known, 0.05, painter).at_a_bound == 0.8 and Gate.of(known, 0, painter).at_a_bound == 0.5
+    for wrong in (None, replace(known, dataset="another")):
+        with pytest.raises(InputError, match=r"those of d(.|\n)*sample\.gate=0"):
+            Gate.of(wrong, 0.05, painter)
     assert gate(at_a_bound=0.8).refuses(np.zeros(1), dark) is None, "as in training"
     assert look.refuses(np.zeros(1), fine * 2) == "spectrum" and gate().refuses(np.zeros(1), fine * 2) is None
 
@@ -87,7 +93,8 @@ class Painter:
 
     def __init__(self, black: dict[int, int]) -> None:
         self.black, self.batches = black, []
-        self.data = {"wavelengths_nm": (500.0, 600.0), "scale": 1 / 4095, "offset": 0.0}
+        self.digest = "a"
+        self.data = {"digest": "d", "wavelengths_nm": (500.0, 600.0), "scale": 1 / 4095, "offset": 0.0}
 
     def decode(self, made_B2: torch.Tensor, *, quantise: bool) -> torch.Tensor:
         self.batches.append(made_B2[:, :2].tolist())
@@ -103,7 +110,7 @@ def painted(monkeypatch: pytest.MonkeyPatch):
 
     def paint(black: dict[int, int], ids: list[int]) -> tuple[Iterator[Cube], Painter]:
         painter = Painter(black)
-        return by_number.images(painter, SimpleNamespace(), ids, gate=gate(), **HOW), painter
+        return Generator(autoencoder=painter, denoiser=DENOISER, gate=gate(), **HOW).images(ids), painter
 
     return paint
 

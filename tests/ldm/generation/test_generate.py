@@ -19,6 +19,7 @@ from data_shards.packing.verify import verify
 from data_shards.reading.dataset import Dataset
 from ldm.generation import generate, images
 from ldm.generation.generate import generate_set, superseded
+from ldm.generation.images import Generator
 from ldm.models.config import ObjectiveConfig, SamplerConfig
 
 PLAN = {"count": 4, "shard": 2, "seed": 0, "sampler": SamplerConfig(steps=2), "batch": 2}
@@ -39,7 +40,8 @@ def test_what_cannot_be_made_leaves_nothing(tmp_path: Path, wrong: dict, message
     autoencoder = SimpleNamespace(digest=options.pop("autoencoder", "a"), data={"digest": "d"})
     denoiser = SimpleNamespace(digest="n", autoencoder="a", objective=ObjectiveConfig(target="flow"))
     with pytest.raises(InputError, match=message):
-        generate_set(autoencoder, denoiser, tmp_path / "out", **options)
+        how = {key: options.pop(key) for key in ("seed", "sampler", "batch")}
+        generate_set(Generator(autoencoder=autoencoder, denoiser=denoiser, **how), tmp_path / "out", **options)
     assert not (tmp_path / "out").exists()
 
 
@@ -55,13 +57,17 @@ class Painter:
         return (ids_B[:, None, None, None] * 100 + ramp_HW + torch.arange(2)[:, None, None] + len(ids_B)).to(torch.uint16)
 
 
+def painter(batch: int, seed: int = 0) -> Generator:
+    return Generator(autoencoder=Painter(), denoiser=Painter(), seed=seed, sampler=PLAN["sampler"], batch=batch)
+
+
 @pytest.fixture
 def made(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., Manifest | None]:
     """generate_set with a Painter, in shards of four, into a folder by name."""
     monkeypatch.setattr(images, "latents_of", lambda _, ids, **how: torch.from_numpy(ids))
 
-    def make(name: str, count: int, batch: int = 4, **how: object) -> Manifest | None:
-        return generate_set(Painter(), Painter(), tmp_path / name, **{**PLAN, "shard": 4, "count": count, "batch": batch, **how})
+    def make(name: str, count: int, batch: int = 4, *, shard: int = 4, seed: int = 0, watch: Callable = iter) -> Manifest | None:
+        return generate_set(painter(batch, seed), tmp_path / name, count=count, shard=shard, watch=watch)
 
     return make
 
@@ -130,16 +136,16 @@ def test_another_writer_s_shard_stands_and_its_sums_count(made: Callable, tmp_pa
     """Two processes make one shard, and their machines round differently."""
     made("other", 4, batch=2)
 
-    units = generate.SyntheticSet(Painter(), Painter(), tmp_path / "set", **{**PLAN, "shard": 4, "count": 4, "batch": 4})
-    inner = generate.images
+    units = generate.SyntheticSet(painter(4), tmp_path / "set", count=4, shard=4)
+    inner = Generator.images
 
-    def slow(*words: object, **how: object) -> Iterator[object]:
-        yield from inner(*words, **how)
+    def slow(*words: object) -> Iterator[object]:
+        yield from inner(*words)
         for suffix in ("tar", "index"):
             (tmp_path / "set" / f"synthetic-000000.{suffix}").write_bytes((tmp_path / "other" / f"synthetic-000000.{suffix}").read_bytes())
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(generate, "images", slow)
+        patch.setattr(Generator, "images", slow)
         units.make(0)
     manifest, other = units.finish(), Dataset(tmp_path / "other").manifest
     assert (manifest.digest, manifest.stats) == (other.digest, other.stats)
@@ -181,8 +187,7 @@ def test_an_image_is_made_in_a_batch_of_one_size_whichever_others_are_made_with_
     made("set", 13, batch=4, shard=10)
     cubes = list(Dataset(tmp_path / "set").cubes("synthetic"))
     assert {cube.meta.notes["batch"] for cube in cubes} == {4} and len(cubes) == 13
-    how = {"seed": 0, "sampler": PLAN["sampler"], "batch": 4, "quantise": True}
-    for cube in generate.images(Painter(), Painter(), [12, 3, 7, 3, 0], **how):
+    for cube in painter(4).images([12, 3, 7, 0]):
         assert np.array_equal(cube.data_CHW, cubes[cube.meta.notes["image"]].data_CHW)
 
 
@@ -212,7 +217,7 @@ def test_a_set_begun_by_an_earlier_version_grows_by_whole_shards_and_its_short_o
     made("set", 8)
     request = tmp_path / "set" / "request.json"
     stated = json.loads(request.read_bytes())
-    assert (stated.pop("noise"), stated.pop("gate")) == ("threefry2x32-20", {"rate": 0.0, "most": None, "at_a_bound": 0.5})
+    assert (stated.pop("noise"), stated.pop("gate")) == ("threefry2x32-20", None)
     request.write_bytes(json.dumps({**stated, "count": 8, "batch": 4}).encode())
     grown = made("set", 12)
     assert grown.splits["synthetic"]["count"] == 12 and (grown.source["sample"]["noise"], grown.source["sample"]["gate"]) == (
