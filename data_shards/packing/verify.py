@@ -73,14 +73,19 @@ def verify(folder: Path | str) -> Iterator[tuple[str, list[str]]]:
             whole.append(f"split {split}: {count} samples in its shards, {sizes['count']} in the manifest")
     if within:
         LOGGER.warning("%s: %s", folder, few(within))
-    if unfinished := {name: size for name, size in (store.sizes() or {}).items() if PART in name}:
+    _warn_of_unfinished(folder, store)
+    warn_of_look_alikes(split_of, folder, "correct subject_id in the source and pack it again")
+    yield "dataset.json", whole
+
+
+def _warn_of_unfinished(folder: Path | str, store: stores.Store) -> None:
+    """Of files that were never published: whoever writes still needs them, and nobody else does."""
+    if unfinished := [size for name, size in (store.sizes() or {}).items() if PART in name]:
         LOGGER.warning(
             "%s: %d unfinished file(s), %.3g MB in all, of writers that were killed, or that still write: once none does, remove what is "
             "named %s*; readers pass it by",
-            *(folder, len(unfinished), sum(unfinished.values()) / 1e6, PART),
+            *(folder, len(unfinished), sum(unfinished) / 1e6, PART),
         )
-    warn_of_look_alikes(split_of, folder, "correct subject_id in the source and pack it again")
-    yield "dataset.json", whole
 
 
 def _not_its_images(index: ShardIndex, first: int) -> list[str]:
