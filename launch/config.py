@@ -22,7 +22,7 @@ from data_shards.reading.config import ReadConfig
 from data_shards.shards.codecs import Encoding
 from launch.credentials import concealed, revealed
 from launch.parse import parse_yaml
-from ldm.models.config import CodebookConfig, ObjectiveConfig, PatchGANConfig, SamplerConfig, UNetConfig, VQGANConfig
+from ldm.models.config import CodebookConfig, InferenceConfig, ObjectiveConfig, PatchGANConfig, SamplerConfig, UNetConfig, VQGANConfig
 from ldm.schedules import OptimizerConfig
 from ldm.training.config import EMAConfig, EngineConfig, LoopConfig, VQGANLossConfig
 
@@ -117,6 +117,7 @@ class SampleConfig:
     """Attributes:
     count: images to generate.
     shard: images a shard.
+    batch: images at a time; 0: as many as the memory bears, up to 64. What does not fit after all is tried with half as many.
     seed: of the noise; image i starts from the noise of (seed, i).
     quantise: decode the nearest codes, as the decoder was trained; False decodes the latents as they are.
     gate: share of honest images that may be refused for their mean spectrum, which training images bound; 0: no look at spectra. What is
@@ -133,8 +134,9 @@ class SampleConfig:
     licence: str = ""
 
     def __post_init__(self) -> None:
-        if min(self.count, self.shard, self.batch) < 1:
-            raise InputError(f"count {self.count}, shard {self.shard}, batch {self.batch}", expected="1 or more of each")
+        if min(self.count, self.shard) < 1 or self.batch < 0:
+            expected = "1 or more of each; batch 0: as many as the memory bears"
+            raise InputError(f"count {self.count}, shard {self.shard}, batch {self.batch}", expected=expected)
         if not 0 <= self.gate < 1:
             raise InputError(f"sample.gate = {self.gate}", expected="a share from 0 up to, but not, 1, such as 0.01")
 
@@ -148,6 +150,7 @@ class Config:
     vqgan: VQGANStage = field(default_factory=VQGANStage)
     diffusion: DiffusionStage = field(default_factory=DiffusionStage)
     sample: SampleConfig = field(default_factory=SampleConfig)
+    inference: InferenceConfig = field(default_factory=InferenceConfig)
 
 
 def preset_names() -> list[str]:

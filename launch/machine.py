@@ -44,6 +44,15 @@ def memory_bytes() -> tuple[int, int]:
     return total, free
 
 
+def free_bytes(device: str) -> int:
+    """Memory that is free on a device, for one of the processes that share this machine."""
+    import torch
+
+    from slurm.rank import placement
+
+    return torch.cuda.mem_get_info(device)[0] if device.startswith("cuda") else memory_bytes()[1] // placement().local_world
+
+
 def bf16_speed(size: int = 256, rounds: int = 5) -> float:
     """Time of a float32 matrix product over that of a bfloat16 one, on the CPU; medians, measured alternately.
 

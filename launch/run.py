@@ -23,7 +23,13 @@ FREE_TO_CHANGE = {
     *("samples", "checkpoint_every", "log_every", "keep", "validate_samples", "background", "profile", "workers", "max_bad_steps"),
     *("read", "cache", "cache_gib", "decay_samples"),
 }
-FREE_OF_A_SET = {"sample.count", "sample.batch", "sample.licence"}  # a set may grow; each shard states its batch
+FREE_OF_A_SET = {
+    "sample.count",
+    "sample.batch",
+    "sample.licence",
+    "inference.precision",
+    "inference.compile",
+}  # a set may grow; each shard states its batch
 # what a section of the configuration decides first; until it stands, the section may still be corrected
 FIRST_OUTPUT = {"data": "data", "vqgan": "vqgan/checkpoints", "diffusion": "diffusion/checkpoints", "sample": "synthetic"}
 
@@ -101,10 +107,12 @@ def _changed(old: Any, new: Any, prefix: str = "") -> list[str]:
 
 
 def device() -> str:
-    """Where models that are only used, not trained, run."""
+    """Where models that are only used, not trained, run: of several GPUs, each process of a machine takes its own."""
     import torch
 
-    return "cuda" if torch.cuda.is_available() else "cpu"
+    from slurm.rank import placement
+
+    return f"cuda:{placement().local_rank % torch.cuda.device_count()}" if torch.cuda.is_available() else "cpu"
 
 
 Result = TypeVar("Result")

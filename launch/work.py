@@ -35,6 +35,9 @@ class Display(Protocol):
     def training(self, title: str, total: int) -> AbstractContextManager[Report]:
         """Show a training of so many samples: samples seen, and the losses of late."""
 
+    def note(self, line: str) -> None:
+        """Say something on what was made, where there is something."""
+
 
 def work(
     units: Units,

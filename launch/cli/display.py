@@ -6,6 +6,8 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from typing import TypeVar
 
+import typer
+
 from launch.cli.meter import meter
 from launch.cli.progress import progress
 
@@ -23,6 +25,11 @@ class Terminal:
         """A meter of samples and losses."""
         return meter(title, total)
 
+    def note(self, line: str) -> None:
+        """A line, where it has words."""
+        if line:
+            typer.echo(line)
+
 
 class Hidden:
     """The display of a process beside the one that shows how far all are."""
@@ -34,3 +41,6 @@ class Hidden:
     def training(self, *_: object) -> AbstractContextManager[Callable[[int, dict[str, float]], None]]:
         """Nothing to see."""
         return nullcontext(lambda *_: None)
+
+    def note(self, line: str) -> None:
+        """Nothing to see."""

@@ -36,9 +36,13 @@ class Encode(UnitStage):
 
     def phases(self, run: Run) -> Phases:
         from ldm.checkpoints.trained import load_autoencoder
-        from ldm.generation.encode import LatentSet
+        from ldm.generation.encode import LatentSet, asked_of
+        from ldm.models.inference import FP32, settled, stated
 
-        yield self.name, partial(LatentSet, run.open(run.dataset), load_autoencoder(run.vqgan, device()), run.latents)
+        asked = asked_of(run.latents)
+        inference = settled(run.config.inference, device(), asked and asked.get("inference", stated(FP32)))
+        autoencoder = load_autoencoder(run.vqgan, device(), inference=inference)
+        yield self.name, partial(LatentSet, run.open(run.dataset), autoencoder, run.latents)
 
     def make(self, run: Run, display: Display, place: tuple[int, int] = (0, 1)) -> list[str]:
         from ldm.checkpoints.trained import load_autoencoder

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,35 +20,44 @@ from data_shards.ledger import holders
 from data_shards.manifest import NAME, read_manifest
 from data_shards.reading.dataset import Dataset
 from data_shards.shards.index import index_path
+from launch.machine import free_bytes
 from launch.report.card import write_card
 from launch.run import Run, device, read_result
 from launch.stages.stage import Progress, Target, UnitStage, check_trained
-from launch.work import Display, Phases
+from launch.work import Display, Phases, make_phases
 
 if TYPE_CHECKING:
     from launch.config import Config
     from ldm.generation.images import Generator
+    from ldm.generation.speed import Speed
 
 SPLIT = "synthetic"
 LATELY = 33  # shards whose times, all of one file server's clock, say how many images a second there are
 
 
-def generator_of(run: Run) -> Generator:
+def generator_of(run: Run, speed: Speed | None = None) -> Generator:
     """What makes the images of a run."""
     from ldm.checkpoints.trained import load_autoencoder, load_denoiser
     from ldm.generation.gate import Envelope, Gate
+    from ldm.generation.generate import request_of
     from ldm.generation.images import Generator
+    from ldm.generation.speed import Speed, cost_of
+    from ldm.models.inference import settled
 
-    wanted, autoencoder = run.config.sample, load_autoencoder(run.vqgan, device())
-    return Generator(
+    wanted, on = run.config.sample, device()
+    inference = settled(run.config.inference, on, request_of(run.synthetic).get("inference"))
+    autoencoder = load_autoencoder(run.vqgan, on, inference=inference)
+    generator = Generator(
         autoencoder=autoencoder,
-        denoiser=load_denoiser(run.diffusion, device()),
+        denoiser=load_denoiser(run.diffusion, on, inference=inference),
         seed=wanted.seed,
         sampler=run.config.diffusion.sampler,
-        batch=wanted.batch,
+        batch=wanted.batch or 1,
         quantise=wanted.quantise,
         gate=Gate.of(read_result(run.envelope, Envelope), wanted.gate, autoencoder),
+        speed=speed or Speed(),
     )
+    return generator if wanted.batch else replace(generator, batch=cost_of(generator).batch(free_bytes(on)))
 
 
 class Sample(UnitStage):
@@ -69,7 +79,7 @@ class Sample(UnitStage):
         asked = read_manifest(run.synthetic).source.get("sample", {})
         return asked.get("count") == run.config.sample.count and asked.get("denoiser") == trained_digest(run.diffusion)
 
-    def phases(self, run: Run) -> Phases:
+    def phases(self, run: Run, speed: Speed | None = None) -> Phases:
         from ldm.evaluation.envelope import TrainingSpectra
         from ldm.generation.gate import Envelope
         from ldm.generation.generate import SyntheticSet
@@ -78,13 +88,17 @@ class Sample(UnitStage):
             yield "training spectra", partial(TrainingSpectra, run.open(run.dataset), run.envelope)
         yield (
             self.name,
-            partial(SyntheticSet, generator_of(run), run.synthetic, count=run.config.sample.count, shard=run.config.sample.shard),
+            partial(SyntheticSet, generator_of(run, speed), run.synthetic, count=run.config.sample.count, shard=run.config.sample.shard),
         )
 
     def make(self, run: Run, display: Display, place: tuple[int, int] = (0, 1)) -> list[str]:
-        super().make(run, display, place)
+        from ldm.generation.speed import Speed
+
+        speed = Speed()
+        make_phases(self.phases(run, speed), display, place)
         if place[0] == 0:
             write_card(run)
+        display.note(speed.line())
         return [*unbounded(run), *refused(run)]
 
     def where(self, run: Run) -> str:

@@ -16,8 +16,9 @@ from ldm.checkpoints.commit import COMMIT, Checkpoint
 from ldm.checkpoints.store import CheckpointStore, Reader
 from ldm.comm import Alone
 from ldm.models.codebook import Codebook
-from ldm.models.config import CodebookConfig, ObjectiveConfig, VQGANConfig
+from ldm.models.config import CodebookConfig, InferenceConfig, ObjectiveConfig, VQGANConfig
 from ldm.models.denoiser import denoiser_from
+from ldm.models.inference import FP32, ready
 from ldm.models.objective import SCHEDULES
 from ldm.models.other_codebooks import codebook_from
 from ldm.models.vqgan import VQGAN
@@ -34,6 +35,7 @@ class Autoencoder:
     fov_HW: Tensor
     data: dict[str, Any]
     digest: str
+    inference: InferenceConfig = FP32
 
     @torch.no_grad()
     def reconstruct(self, stored_BCHW: Tensor, fov_BHW: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -68,6 +70,7 @@ class Denoiser:
     latent_shape: tuple[int, int, int]
     autoencoder: str
     digest: str
+    inference: InferenceConfig = FP32
 
 
 def describe_data(manifest: Manifest) -> dict[str, Any]:
@@ -100,8 +103,13 @@ def _chosen(folder: Path, what: str, best: bool) -> tuple[dict[str, Any], Reader
     return checkpoint.state["identity"], Reader(checkpoint, used=True), _digest(checkpoint)
 
 
-def load_autoencoder(folder: Path, device: torch.device | str = "cpu", *, best: bool = False) -> Autoencoder:
+def load_autoencoder(
+    folder: Path, device: torch.device | str = "cpu", *, best: bool = False, inference: InferenceConfig = FP32
+) -> Autoencoder:
     """The VQ-GAN of a training folder, in evaluation mode: the newest, or that of the best validation loss.
+
+    Args:
+        inference: a `settled` one.
 
     Raises:
         InputError: nothing trained there. UnsafeResume: checkpoints, but none that verifies.
@@ -113,17 +121,21 @@ def load_autoencoder(folder: Path, device: torch.device | str = "cpu", *, best: 
     # by its own names: earlier versions kept averages with kinds that have none, too
     load_strictly(codebook, {name: read(f"codebook.{name}") for name in codebook.state_dict()}, folder)
     return Autoencoder(
-        vqgan=vqgan.eval().to(device),
+        vqgan=ready(vqgan, inference, device),
         codebook=codebook.to(device),
         normaliser=cube_normaliser(identity["data"]).to(device),
         fov_HW=read("fov_HW").bool().to(device),
         data=identity["data"],
         digest=digest,
+        inference=inference,
     )
 
 
-def load_denoiser(folder: Path, device: torch.device | str = "cpu", *, best: bool = False) -> Denoiser:
+def load_denoiser(folder: Path, device: torch.device | str = "cpu", *, best: bool = False, inference: InferenceConfig = FP32) -> Denoiser:
     """The averaged denoiser of a training folder, in evaluation mode: the newest, or that of the best validation loss.
+
+    Args:
+        inference: a `settled` one.
 
     Raises:
         InputError: nothing trained there, or on a noise schedule that is not sampled. UnsafeResume: checkpoints, but none that verifies.
@@ -140,12 +152,13 @@ def load_denoiser(folder: Path, device: torch.device | str = "cpu", *, best: boo
     net = denoiser_from(identity["model"])
     load_strictly(net, read.under("ema."), folder)
     return Denoiser(
-        net=net.eval().to(device),
+        net=ready(net, inference, device),
         normaliser=LatentNormaliser(BandStats(**identity["data"]["stats"])).to(device),
         objective=objective,
         latent_shape=tuple(identity["data"]["shape"]),
         autoencoder=identity["autoencoder"],
         digest=digest,
+        inference=inference,
     )
 
 

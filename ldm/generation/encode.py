@@ -23,6 +23,7 @@ from data_shards.packing.units import merged, read_unit, write_unit
 from data_shards.reading.dataset import Dataset
 from data_shards.reading.stream import CubeStream
 from ldm.checkpoints.trained import Autoencoder
+from ldm.models.inference import FP32, stated
 
 REQUEST = "request.json"
 
@@ -40,7 +41,8 @@ class LatentSet(Units):
 
     def __init__(self, dataset: Dataset, autoencoder: Autoencoder, out: Path, *, batch: int = 16) -> None:
         self.dataset, self.autoencoder, self.out, self.batch = dataset, autoencoder, out, batch
-        self.source = {"encode": {"dataset": dataset.digest, "autoencoder": autoencoder.digest}}
+        how = {} if autoencoder.inference == FP32 else {"inference": stated(autoencoder.inference)}  # earlier ones state none
+        self.source = {"encode": {"dataset": dataset.digest, "autoencoder": autoencoder.digest, **how}}
         if tuple(dataset.wavelengths_nm) != tuple(autoencoder.data["wavelengths_nm"]):
             raise InputError(
                 f"bands {dataset.wavelengths_nm} nm",

@@ -8,7 +8,9 @@ Legend: B batch, C band, H W pixels, D latent channel.
 
 from __future__ import annotations
 
+import gc
 import json
+import logging
 from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import replace
@@ -16,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 
 from data_shards import durable
 from data_shards.errors import InputError, moved_aside
@@ -25,13 +28,15 @@ from data_shards.packing.units import Unit, merged, read_unit, write_unit
 from data_shards.reading.reader import Shard
 from data_shards.shards.index import index_path, open_index
 from ldm.generation.images import EARLIER, Generator
+from ldm.models.inference import FP32, stated
 
 if TYPE_CHECKING:
     from typing_extensions import Self
 
+LOGGER = logging.getLogger("retinaforge")
 SPLIT = "synthetic"
 REQUEST = "request.json"
-BEFORE = {"noise": EARLIER, "gate": None}  # of sets that do not state it
+BEFORE = {"noise": EARLIER, "gate": None, "inference": stated(FP32)}  # of sets that do not state it
 PATIENCE_S = 60.0  # to wait for another task that writes the manifest
 
 
@@ -76,9 +81,22 @@ class SyntheticSet(Units):
         return read_unit(self.paths[number]) is not None
 
     def make(self, number: int) -> None:
-        """Make a shard, or complete what a killed process left of it."""
+        """Make a shard, or complete what a killed process left of it. What the device's memory does not bear is begun anew with half
+        as many images at a time, and so are the shards after it.
+
+        Raises:
+            InputError: it does not bear a single one.
+        """
         ids = np.arange(number * self.shard, min((number + 1) * self.shard, self.count))
-        write_unit(self.paths[number], SPLIT, self.generator.images(ids))
+        while True:
+            try:
+                return write_unit(self.paths[number], SPLIT, self.generator.images(ids))
+            except RuntimeError as error:
+                if not out_of_memory(error):
+                    raise
+                self.generator = halved(self.generator, self.shard, error)
+            gc.collect()  # the traceback held tensors of the batch that failed
+            torch.cuda.empty_cache()
 
     def size(self, number: int) -> int:
         return min(self.shard, self.count - number * self.shard)
@@ -118,6 +136,7 @@ def request_for(generator: Generator, shard: int) -> dict[str, Any]:
         "quantise": generator.quantise,
         "noise": generator.noise,
         "gate": generator.gate and generator.gate.bounds,
+        "inference": stated(denoiser.inference),
         "dataset": autoencoder.data["digest"],
         "autoencoder": autoencoder.digest,
         "denoiser": denoiser.digest,
@@ -127,6 +146,28 @@ def request_for(generator: Generator, shard: int) -> dict[str, Any]:
 def evenly_filled(batch: int, shard: int) -> int:
     """The largest batch, up to the one asked for, that fills a shard with the fewest empty places."""
     return -(-shard // -(-shard // batch))
+
+
+def out_of_memory(error: RuntimeError) -> bool:
+    """Whether a GPU, or the host, had no memory left for a tensor."""
+    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+
+
+def halved(generator: Generator, shard: int, error: RuntimeError) -> Generator:
+    """With half as many images at a time, or fewer.
+
+    Raises:
+        InputError: one at a time was too much.
+    """
+    if generator.batch == 1:
+        raise InputError(
+            f"no memory for a single image ({str(error).splitlines()[0]})",
+            expected="a device with more free memory",
+            mend="end what else runs on it, or take a larger one; in a fresh run folder inference.precision=bf16 takes half as much",
+        ) from error
+    batch = evenly_filled(generator.batch // 2, shard)
+    LOGGER.warning("no memory for %d images at a time; going on with %d", generator.batch, batch)
+    return replace(generator, batch=batch)
 
 
 def generate_set(

@@ -6,23 +6,27 @@ Legend: B batch, C band, D latent channel, H W pixels.
 from __future__ import annotations
 
 from collections import defaultdict, deque
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from data_shards.cube import Cube, CubeMeta
 from data_shards.errors import InputError
 from ldm.checkpoints.trained import Autoencoder, Denoiser
 from ldm.generation.gate import Gate, refused_too_often
+from ldm.generation.speed import DECODING, DENOISING, Speed
 from ldm.models.config import SamplerConfig
 from ldm.models.noise import NOISES
 from ldm.models.sampler import scheduler_for, solve
 
 NEW, EARLIER = NOISES
 ATTEMPTS = 16  # at one image
+Arrays = Callable[[], tuple[np.ndarray, ...]]
 
 
 def latents_of(
@@ -45,9 +49,11 @@ class Generator:
         quantise: decode the nearest codes, as the decoder was trained, or the latents as they are.
         gate: what an image must be; None to look at none.
         noise: a name of ldm.models.noise.NOISES.
+        speed: adds up what is made.
 
     Raises:
-        InputError: a batch of none; a denoiser trained on another autoencoder's latents; a sampler that does not solve its objective.
+        InputError: a batch of none; a denoiser trained on another autoencoder's latents, or loaded in another precision; a sampler that
+            does not solve its objective.
     """
 
     autoencoder: Autoencoder
@@ -58,6 +64,7 @@ class Generator:
     quantise: bool = True
     gate: Gate | None = None
     noise: str = NEW
+    speed: Speed = field(default_factory=Speed, compare=False, repr=False)
 
     def __post_init__(self) -> None:
         if self.batch < 1:
@@ -68,10 +75,19 @@ class Generator:
                 expected=f"autoencoder {self.denoiser.autoencoder[:12]}, this one is {self.autoencoder.digest[:12]}",
                 mend="retinaforge encode PRESET, then retinaforge train diffusion PRESET, with a fresh run folder",
             )
+        if self.denoiser.inference != self.autoencoder.inference:
+            raise InputError(f"a denoiser in {self.denoiser.inference}", expected=f"{self.autoencoder.inference}, as the autoencoder")
         scheduler_for(self.sampler, self.denoiser.objective.target)  # refuses
+
+    @property
+    def device(self) -> torch.device:
+        """Where it computes."""
+        return self.denoiser.normaliser.mean_C11.device
 
     def images(self, ids: Sequence[int]) -> Iterator[Cube]:
         """The images with these numbers, in this order. What the gate refuses is made again, as the next attempt at the same number.
+
+        While a batch is looked at here, and written by who asks for it, the networks are about the next one.
 
         Raises:
             InputError: an image of which all attempts are refused.
@@ -79,26 +95,57 @@ class Generator:
         waiting, order = deque((int(i), 0) for i in ids), deque(map(int, ids))
         refused: dict[int, list[str]] = defaultdict(list)
         passed: dict[int, Cube] = {}
-        while waiting:
-            part = [waiting.popleft() for _ in range(min(self.batch, len(waiting)))]
-            id_B, attempt_B = (np.resize(column, self.batch) for column in zip(*part, strict=True))
+        begun: deque[tuple[list[tuple[int, int]], Future[Arrays]]] = deque()
+        networks = ThreadPoolExecutor(1, initializer=torch.set_num_threads, initargs=(torch.get_num_threads(),))
+        try:
+            while waiting or begun:
+                while len(begun) < 2 and (len(waiting) >= self.batch or (waiting and not begun)):  # part of a batch waits for more
+                    part = [waiting.popleft() for _ in range(min(self.batch, len(waiting)))]
+                    begun.append((part, networks.submit(self._made, part)))
+                part, made = begun.popleft()
+                z_BDHW, stored_BCHW = made.result()()
+                again = []
+                for (i, attempt), z_DHW, stored_CHW in zip(part, z_BDHW, stored_BCHW, strict=False):
+                    if self.gate and (cause := self.gate.refuses(z_DHW, stored_CHW)):
+                        refused[i].append(cause)
+                        again.append((i, attempt + 1))
+                        if len(refused[i]) == ATTEMPTS:
+                            raise refused_too_often(i, refused[i])
+                        continue
+                    notes = {"image": i, "seed": self.seed, "batch": self.batch}
+                    if attempt:
+                        notes |= {"attempt": attempt, "refused": refused.pop(i)}
+                    passed[i] = cube_of(stored_CHW, self.autoencoder, notes)
+                waiting.extendleft(reversed(again))
+                while order and order[0] in passed:
+                    yield passed.pop(order.popleft())
+        finally:
+            networks.shutdown(cancel_futures=True)
+
+    def _made(self, part: Sequence[tuple[int, int]]) -> Arrays:
+        """Latents and stored counts of a batch, of (number, attempt) each. On a GPU they are still to be waited for."""
+        id_B, attempt_B = (np.resize(column, self.batch) for column in zip(*part, strict=True))
+        with self.speed.phase(DENOISING, self):
             z_BDHW = latents_of(self.denoiser, id_B, seed=self.seed, sampler=self.sampler, noise=self.noise, attempt=attempt_B)
-            stored_BCHW = self.autoencoder.decode(z_BDHW, quantise=self.quantise).cpu().numpy()
-            again = []
-            for (i, attempt), z_DHW, stored_CHW in zip(part, z_BDHW.cpu().numpy(), stored_BCHW, strict=False):
-                if self.gate and (cause := self.gate.refuses(z_DHW, stored_CHW)):
-                    refused[i].append(cause)
-                    again.append((i, attempt + 1))
-                    if len(refused[i]) == ATTEMPTS:
-                        raise refused_too_often(i, refused[i])
-                    continue
-                notes = {"image": i, "seed": self.seed, "batch": self.batch}
-                if attempt:
-                    notes |= {"attempt": attempt, "refused": refused.pop(i)}
-                passed[i] = cube_of(stored_CHW, self.autoencoder, notes)
-            waiting.extendleft(reversed(again))
-            while order and order[0] in passed:
-                yield passed.pop(order.popleft())
+        with self.speed.phase(DECODING, self):
+            stored_BCHW = self.autoencoder.decode(z_BDHW, quantise=self.quantise)
+        self.speed.made(self.batch)
+        return on_host(z_BDHW, stored_BCHW)
+
+
+def on_host(*tensors: Tensor) -> Arrays:
+    """What gives these tensors as arrays once a GPU has got so far; meanwhile it may be asked for more."""
+    if not tensors[0].is_cuda:
+        return lambda: tuple(x.numpy() for x in tensors)
+    copies = [torch.empty(x.shape, dtype=x.dtype, pin_memory=True).copy_(x, non_blocking=True) for x in tensors]
+    copied = torch.cuda.Event()
+    copied.record(torch.cuda.current_stream(tensors[0].device))
+
+    def arrays() -> tuple[np.ndarray, ...]:
+        copied.synchronize()
+        return tuple(copy.numpy() for copy in copies)
+
+    return arrays
 
 
 def cube_of(stored_CHW: np.ndarray, autoencoder: Autoencoder, notes: dict[str, Any]) -> Cube:

@@ -204,3 +204,18 @@ class SamplerConfig:
             fitting = [n for n, targets in SAMPLERS.items() if target in targets]
             raise InputError(f"sampler {name!r} does not solve objective {target!r}", expected=f"one of {', '.join(fitting)}")
         return name
+
+
+@dataclass(frozen=True, kw_only=True)
+class InferenceConfig:
+    """How trained networks compute where they are only used.
+
+    Attributes:
+        precision: 'fp32'; 'bf16', weights and all but the last layers, which give the numbers that are kept; 'auto': what a set was
+            begun with, else bf16 on a GPU that has it and fp32 elsewhere.
+        compile: 'off', or a mode of torch.compile for the blocks of the networks: 'default', or 'reduce-overhead', which records CUDA
+            graphs.
+    """
+
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    compile: Literal["off", "default", "reduce-overhead"] = "off"

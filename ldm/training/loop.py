@@ -16,7 +16,8 @@ from data_shards.errors import RetinaforgeError, UnsafeResume
 from data_shards.reading.batch import Batch
 from data_shards.reading.stream import CubeStream
 from ldm.checkpoints.store import CheckpointStore, Reader, State
-from ldm.training.clock import Clock, Work
+from ldm.speed import Clock
+from ldm.training.clock import Work
 from ldm.training.commits import Commits
 from ldm.training.config import LoopConfig
 from ldm.training.engine import Engine

@@ -16,10 +16,13 @@ from ldm.generation import images as by_number
 from ldm.generation.gate import Envelope, Gate, envelope_of
 from ldm.generation.images import Generator
 from ldm.models.config import ObjectiveConfig, SamplerConfig
+from ldm.models.inference import FP32
 
 FOV_HW = np.ones((4, 4), bool)
 HOW = {"seed": 0, "sampler": SamplerConfig(steps=2), "batch": 3}
-DENOISER = SimpleNamespace(autoencoder="a", objective=ObjectiveConfig(target="flow"))
+DENOISER = SimpleNamespace(
+    autoencoder="a", objective=ObjectiveConfig(target="flow"), inference=FP32, normaliser=SimpleNamespace(mean_C11=torch.zeros(1))
+)
 
 
 def enveloped(spectra_NC: np.ndarray, bound_N: np.ndarray | None = None) -> Envelope:
@@ -89,7 +92,7 @@ def test_causes() -> None:
 class Painter:
     """Stands for both networks: image i at attempt a is a function of them; some are black at some attempts."""
 
-    fov_HW = torch.ones(4, 4, dtype=torch.bool)
+    fov_HW, inference = torch.ones(4, 4, dtype=torch.bool), FP32
 
     def __init__(self, black: dict[int, int]) -> None:
         self.black, self.batches = black, []
@@ -121,7 +124,7 @@ def test_what_is_refused_is_made_again_at_its_place_and_its_number(painted) -> N
     assert [cube.meta.notes["image"] for cube in cubes] == list(range(6))
     assert [int(cube.data_CHW[0, 0, 0]) for cube in cubes] == [100, 112, 120, 130, 141, 150]
     assert [cube.meta.notes.get("refused", []) for cube in cubes] == [[], ["range"] * 2, [], [], ["range"], []]
-    assert len(painter.batches) == 3 and all(len(batch) == 3 for batch in painter.batches), "nine attempts fill three batches"
+    assert len(painter.batches) == 4 and all(len(batch) == 3 for batch in painter.batches), "two are begun before the first is seen"
     alone, _ = painted({1: 2, 4: 1}, [4, 1])
     assert [cube.meta for cube in alone] == [cubes[4].meta, cubes[1].meta], "whichever others are made with them"
 

@@ -21,6 +21,7 @@ from ldm.generation import generate, images
 from ldm.generation.generate import generate_set, superseded
 from ldm.generation.images import Generator
 from ldm.models.config import ObjectiveConfig, SamplerConfig
+from ldm.models.inference import FP32
 
 PLAN = {"count": 4, "shard": 2, "seed": 0, "sampler": SamplerConfig(steps=2), "batch": 2}
 
@@ -37,8 +38,8 @@ PLAN = {"count": 4, "shard": 2, "seed": 0, "sampler": SamplerConfig(steps=2), "b
 )
 def test_what_cannot_be_made_leaves_nothing(tmp_path: Path, wrong: dict, message: str) -> None:
     options = {**PLAN, **wrong}
-    autoencoder = SimpleNamespace(digest=options.pop("autoencoder", "a"), data={"digest": "d"})
-    denoiser = SimpleNamespace(digest="n", autoencoder="a", objective=ObjectiveConfig(target="flow"))
+    autoencoder = SimpleNamespace(digest=options.pop("autoencoder", "a"), data={"digest": "d"}, inference=FP32)
+    denoiser = SimpleNamespace(digest="n", autoencoder="a", objective=ObjectiveConfig(target="flow"), inference=FP32)
     with pytest.raises(InputError, match=message):
         how = {key: options.pop(key) for key in ("seed", "sampler", "batch")}
         generate_set(Generator(autoencoder=autoencoder, denoiser=denoiser, **how), tmp_path / "out", **options)
@@ -50,7 +51,8 @@ class Painter:
 
     fov_HW = torch.ones(8, 8, dtype=torch.bool)
     data: ClassVar = {"digest": "d", "wavelengths_nm": (500.0, 600.0), "scale": 1 / 4095, "offset": 0.0}
-    digest, autoencoder, objective = "a", "a", ObjectiveConfig(target="flow")
+    digest, autoencoder, objective, inference = "a", "a", ObjectiveConfig(target="flow"), FP32
+    normaliser = SimpleNamespace(mean_C11=torch.zeros(1))
 
     def decode(self, ids_B: torch.Tensor, *, quantise: bool) -> torch.Tensor:
         ramp_HW = torch.arange(64).reshape(8, 8)

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import torch
 
-from ldm.training.clock import Clock, Work, traced
+from ldm.speed import Clock
+from ldm.training.clock import Work, traced
 
 
 def test_operations_of_forward_and_backward_are_counted_and_again_when_a_part_joins() -> None:
@@ -43,7 +44,7 @@ def test_the_time_of_the_phases_is_within_the_whole() -> None:
             sum(range(20000))
     row = clock.row(4)
     assert row["samples_per_s"] > 0 and 0 < row["time/backward"] < row["time/forward"] + row["time/backward"] <= 1
-    assert clock.row(0)["samples_per_s"] == 0 and not clock.seconds
+    assert clock.row(0)["samples_per_s"] == 0 and not clock.seconds()
 
 
 def test_a_trace_is_written_of_some_steps(tmp_path: Path) -> None:

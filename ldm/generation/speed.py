@@ -1,0 +1,126 @@
+"""What images cost, and how fast a process made them.
+
+Legend: B batch, D latent channel, h w latent pixels.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from ldm.models.inference import DTYPES
+from ldm.models.sampler import scheduler_for, solve
+from ldm.speed import Clock, OperationCounter, matmul_flops_per_s
+
+if TYPE_CHECKING:
+    from ldm.generation.images import Generator
+
+DENOISING, DECODING = "denoising", "decoding"
+HELD = 6  # tensors as large as the largest one that a network holds at once, a convolution's workspace among them
+MOST = 64  # images at a time: more fill no device better
+SHARE = 0.7  # of the memory that is free
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cost:
+    """Of one image.
+
+    Attributes:
+        denoising_flops, decoding_flops: floating-point operations of products, attention and convolutions.
+        largest_bytes: the largest tensor on the way.
+    """
+
+    denoising_flops: int
+    decoding_flops: int
+    largest_bytes: int
+
+    def batch(self, free_bytes: int) -> int:
+        """Images at a time that so much memory bears."""
+        return int(max(1, min(MOST, SHARE * free_bytes / (HELD * self.largest_bytes))))
+
+
+@torch.no_grad()
+def cost_of(generator: Generator) -> Cost:
+    """What an image costs, from the shapes alone: on the meta device nothing is computed."""
+    denoiser, vqgan = generator.denoiser, generator.autoencoder.vqgan
+    noise_1DHW = torch.empty(1, *denoiser.latent_shape, device="meta")
+    net, decoder = _on_meta(denoiser.net), _on_meta(_Decoding(vqgan))
+    with torch.compiler.set_stance("force_eager"):
+        with OperationCounter() as denoising:
+            solve(net, noise_1DHW, scheduler_for(generator.sampler, denoiser.objective.target), generator.sampler.steps)
+        with OperationCounter() as decoding:
+            decoder(noise_1DHW)
+    return Cost(
+        denoising_flops=denoising.flops,
+        decoding_flops=decoding.flops,
+        largest_bytes=max(denoising.largest_bytes, decoding.largest_bytes),
+    )
+
+
+class _Decoding(nn.Module):
+    def __init__(self, vqgan: nn.Module) -> None:
+        super().__init__()
+        self.vqgan = vqgan
+
+    def forward(self, z_BDHW: Tensor) -> Tensor:
+        return self.vqgan.decode(z_BDHW)
+
+
+def _on_meta(net: nn.Module):
+    """A network that computes nothing but shapes; the network itself stays where it is."""
+    shapes = {name: torch.empty_like(x, device="meta") for name, x in (*net.named_parameters(), *net.named_buffers())}
+    return lambda *inputs: functional_call(net, shapes, inputs)
+
+
+class Speed:
+    """Adds up what a process makes, on one device.
+
+    Attributes:
+        images: made, those counted that a gate refused, and those that only fill a batch.
+    """
+
+    def __init__(self) -> None:
+        self.images, self.began, self.ended = 0, 0.0, 0.0
+        self.clock: Clock | None = None
+        self.generator: Generator | None = None
+
+    @contextmanager
+    def phase(self, name: str, generator: Generator) -> Iterator[None]:
+        """Around a phase of a batch."""
+        if self.clock is None:
+            self.clock, self.began = Clock(generator.device), time.perf_counter()
+        self.generator = generator
+        with self.clock(name):
+            yield
+
+    def made(self, images: int) -> None:
+        """So many more."""
+        self.images += images
+        self.ended = time.perf_counter()
+
+    def line(self) -> str:
+        """In words, beside a bare matrix product on the same device in the same precision; empty where nothing was made."""
+        if self.clock is None or self.generator is None:
+            return ""
+        cost, seconds, precision = cost_of(self.generator), self.clock.seconds(), self.generator.denoiser.inference.precision
+        bare = matmul_flops_per_s(self.generator.device, DTYPES[precision])
+        flops_per_s = {
+            phase: self.images * flops / seconds[phase]
+            for phase, flops in ((DENOISING, cost.denoising_flops), (DECODING, cost.decoding_flops))
+            if phase in seconds
+        }
+        reached = "; ".join(f"{phase} {words(flops)}, {100 * flops / bare:.0f} %" for phase, flops in flops_per_s.items())
+        per_s = self.images / max(self.ended - self.began, 1e-9)
+        return f"{per_s:.3g} images/s, {self.generator.batch} at a time; {reached} of a bare {precision} matrix product here"
+
+
+def words(flops_per_s: float) -> str:
+    """`1.23 TFLOP/s`, `12.3 GFLOP/s`."""
+    return f"{flops_per_s / 1e12:.3g} TFLOP/s" if flops_per_s >= 1e12 else f"{flops_per_s / 1e9:.3g} GFLOP/s"
