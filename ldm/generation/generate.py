@@ -191,8 +191,8 @@ def shard_name(number: int, shard: int, count: int) -> str:
 def request_of(out: Path) -> dict[str, Any]:
     """What the set in this folder, whole or not, was asked for; {} where there is none."""
     if (out / REQUEST).exists():
-        return json.loads((out / REQUEST).read_text())
-    return read_manifest(out).source.get("sample", {}) if (out / NAME).exists() else {}
+        return {**BEFORE, **json.loads((out / REQUEST).read_text())}
+    return {**BEFORE, **read_manifest(out).source.get("sample", {})} if (out / NAME).exists() else {}
 
 
 def superseded(out: Path) -> list[str]:
@@ -214,7 +214,7 @@ def _agreed(out: Path, request: dict[str, Any]) -> tuple[dict[str, Any], int | N
     if not (out / REQUEST).exists():
         return request, None
     standing = {**BEFORE, **json.loads((out / REQUEST).read_bytes())}
-    request = request | {key: value for key, value in BEFORE.items() if standing[key] == value}
+    request = request | {key: BEFORE[key] for key in ("noise", "gate") if standing[key] == BEFORE[key]}
     batch, _ = standing.pop("batch", None), standing.pop("count", None)
     if differing := [f"{key} {standing.get(key)}" for key in request if standing.get(key) != request[key]]:
         raise InputError(

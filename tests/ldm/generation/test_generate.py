@@ -20,8 +20,8 @@ from data_shards.reading.dataset import Dataset
 from ldm.generation import generate, images
 from ldm.generation.generate import generate_set, superseded
 from ldm.generation.images import Generator
-from ldm.models.config import ObjectiveConfig, SamplerConfig
-from ldm.models.inference import FP32
+from ldm.models.config import InferenceConfig, ObjectiveConfig, SamplerConfig
+from ldm.models.inference import FP32, stated
 
 PLAN = {"count": 4, "shard": 2, "seed": 0, "sampler": SamplerConfig(steps=2), "batch": 2}
 
@@ -234,3 +234,68 @@ def test_a_set_begun_by_an_earlier_version_grows_by_whole_shards_and_its_short_o
     with pytest.raises(InputError, match="2 images in a shard that shall hold 4"):
         made("short", 16)
     assert files(tmp_path / "short") == before, "refused after hours of work"
+
+
+class Narrow(Painter):
+    """Has memory for so many images at a time."""
+
+    def __init__(self, bears: int) -> None:
+        self.bears = bears
+
+    def decode(self, ids_B: torch.Tensor, *, quantise: bool) -> torch.Tensor:
+        if len(ids_B) > self.bears:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+        return super().decode(ids_B, quantise=quantise)
+
+
+@pytest.mark.parametrize(("bears", "batch"), [(4, 4), (3, 2), (1, 1)])
+def test_what_does_not_fit_into_memory_is_made_with_fewer_at_a_time_and_each_shard_says_how_many(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, bears: int, batch: int
+) -> None:
+    monkeypatch.setattr(images, "latents_of", lambda _, ids, **how: torch.from_numpy(ids))
+    narrow = Generator(autoencoder=Narrow(bears), denoiser=Painter(), seed=0, sampler=PLAN["sampler"], batch=4)
+    manifest = generate_set(narrow, tmp_path / "set", count=8, shard=4)
+    assert manifest.source["sample"]["batch"] == batch
+    cubes = list(Dataset(tmp_path / "set").cubes("synthetic"))
+    assert [(cube.meta.notes["image"], cube.meta.notes["batch"]) for cube in cubes] == [(i, batch) for i in range(8)]
+    assert not list((tmp_path / "set").glob("*.part*"))
+
+
+def test_where_no_image_fits_it_ends_with_what_would_help(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(images, "latents_of", lambda _, ids, **how: torch.from_numpy(ids))
+    narrow = Generator(autoencoder=Narrow(0), denoiser=Painter(), seed=0, sampler=PLAN["sampler"], batch=4)
+    with pytest.raises(InputError, match=r"no memory for a single image \(CUDA out of memory"):
+        generate_set(narrow, tmp_path / "set", count=8, shard=4)
+
+
+def test_a_set_begun_in_another_precision_is_refused_and_an_earlier_one_was_in_fp32(made: Callable, tmp_path: Path) -> None:
+    made("set", 4)
+    request = json.loads((tmp_path / "set" / "request.json").read_bytes())
+    assert request["inference"] == stated(FP32)
+    half = Painter()
+    half.inference = InferenceConfig(precision="bf16")
+    other = Generator(autoencoder=half, denoiser=half, seed=0, sampler=PLAN["sampler"], batch=4)
+    with pytest.raises(InputError, match=r"another request stands here \(inference .*fp32"):
+        generate_set(other, tmp_path / "set", count=8, shard=4)
+    del request["inference"]
+    (tmp_path / "set" / "request.json").write_text(json.dumps(request))
+    assert generate.request_of(tmp_path / "set")["inference"] == stated(FP32)
+    with pytest.raises(InputError, match="another request"):
+        generate_set(other, tmp_path / "set", count=8, shard=4)
+    made("set", 8)
+
+
+def test_the_next_batch_is_made_while_one_is_written(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(images, "latents_of", lambda _, ids, **how: torch.from_numpy(ids))
+    begun = [threading.Event() for _ in range(3)]
+
+    class Watched(Painter):
+        def decode(self, ids_B: torch.Tensor, *, quantise: bool) -> torch.Tensor:
+            begun[int(ids_B[0]) // 2].set()
+            return super().decode(ids_B, quantise=quantise)
+
+    made_here = Generator(autoencoder=Watched(), denoiser=Painter(), seed=0, sampler=PLAN["sampler"], batch=2).images(range(6))
+    next(made_here)
+    assert begun[1].wait(10) and not begun[2].is_set(), "one batch ahead, and no more"
+    made_here.close()
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("ThreadPoolExecutor")]
