@@ -66,6 +66,20 @@ class Dataset:
     scale = property(lambda self: self.manifest.scale)
     offset = property(lambda self: self.manifest.offset)
 
+    def expect(self, *payloads: str, mend: str = "retinaforge data ls DATASET") -> None:
+        """Raises: InputError: a set of another payload than these."""
+        if self.payload in payloads:
+            return
+        if self.payload == "codes":
+            mend = command("retinaforge", "data", "decode", self.path, "OUT", "--autoencoder", "RUN/vqgan")
+        words = {"cube": "cubes", "latent": "latents", "codes": "codes"}
+        raise InputError(
+            f"a dataset of {words[self.payload]} ({self.manifest.dtype} {self.shape})",
+            where=self.path,
+            expected=" or ".join(words[payload] for payload in payloads),
+            mend=mend,
+        )
+
     @property
     def stats(self) -> BandStats:
         """Per-band statistics of the training split."""

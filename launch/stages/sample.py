@@ -46,6 +46,7 @@ def generator_of(run: Run) -> Generator:
         sampler=run.config.diffusion.sampler,
         batch=wanted.batch,
         quantise=wanted.quantise,
+        payload=wanted.payload,
         gate=Gate.of(read_result(run.envelope, Envelope), wanted.gate, autoencoder),
     )
 

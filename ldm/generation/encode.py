@@ -40,6 +40,7 @@ class LatentSet(Units):
 
     def __init__(self, dataset: Dataset, autoencoder: Autoencoder, out: Path, *, batch: int = 16) -> None:
         self.dataset, self.autoencoder, self.out, self.batch = dataset, autoencoder, out, batch
+        dataset.expect("cube")
         self.source = {"encode": {"dataset": dataset.digest, "autoencoder": autoencoder.digest}}
         if tuple(dataset.wavelengths_nm) != tuple(autoencoder.data["wavelengths_nm"]):
             raise InputError(

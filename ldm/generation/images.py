@@ -17,7 +17,7 @@ from data_shards.cube import Cube, CubeMeta
 from data_shards.errors import InputError
 from ldm.checkpoints.trained import Autoencoder, Denoiser
 from ldm.generation.gate import Gate, refused_too_often
-from ldm.models.config import SamplerConfig
+from ldm.models.config import SamplerConfig, check_codes
 from ldm.models.noise import NOISES
 from ldm.models.sampler import scheduler_for, solve
 
@@ -45,9 +45,12 @@ class Generator:
         quantise: decode the nearest codes, as the decoder was trained, or the latents as they are.
         gate: what an image must be; None to look at none.
         noise: a name of ldm.models.noise.NOISES.
+        payload: what becomes of an image: 'cube', its pixels, or 'codes', of which its decoder makes the very same pixels.
+        straight_through: pixels as earlier versions decoded them (Autoencoder.decode_straight_through).
 
     Raises:
-        InputError: a batch of none; a denoiser trained on another autoencoder's latents; a sampler that does not solve its objective.
+        InputError: a batch of none; a denoiser trained on another autoencoder's latents; a sampler that does not solve its objective;
+            codes of latents that are decoded as they are, or too many of them.
     """
 
     autoencoder: Autoencoder
@@ -58,6 +61,8 @@ class Generator:
     quantise: bool = True
     gate: Gate | None = None
     noise: str = NEW
+    payload: str = "cube"
+    straight_through: bool = False
 
     def __post_init__(self) -> None:
         if self.batch < 1:
@@ -69,6 +74,8 @@ class Generator:
                 mend="retinaforge encode PRESET, then retinaforge train diffusion PRESET, with a fresh run folder",
             )
         scheduler_for(self.sampler, self.denoiser.objective.target)  # refuses
+        if self.payload == "codes":
+            check_codes(quantise=self.quantise, codes=len(self.autoencoder.codebook.codes_KD))
 
     def images(self, ids: Sequence[int]) -> Iterator[Cube]:
         """The images with these numbers, in this order. What the gate refuses is made again, as the next attempt at the same number.
@@ -83,9 +90,9 @@ class Generator:
             part = [waiting.popleft() for _ in range(min(self.batch, len(waiting)))]
             id_B, attempt_B = (np.resize(column, self.batch) for column in zip(*part, strict=True))
             z_BDHW = latents_of(self.denoiser, id_B, seed=self.seed, sampler=self.sampler, noise=self.noise, attempt=attempt_B)
-            stored_BCHW = self.autoencoder.decode(z_BDHW, quantise=self.quantise).cpu().numpy()
+            stored_BCHW, kept_BCHW = self._decoded(z_BDHW)
             again = []
-            for (i, attempt), z_DHW, stored_CHW in zip(part, z_BDHW.cpu().numpy(), stored_BCHW, strict=False):
+            for (i, attempt), z_DHW, stored_CHW, kept_CHW in zip(part, z_BDHW.cpu().numpy(), stored_BCHW, kept_BCHW, strict=False):
                 if self.gate and (cause := self.gate.refuses(z_DHW, stored_CHW)):
                     refused[i].append(cause)
                     again.append((i, attempt + 1))
@@ -95,17 +102,29 @@ class Generator:
                 notes = {"image": i, "seed": self.seed, "batch": self.batch}
                 if attempt:
                     notes |= {"attempt": attempt, "refused": refused.pop(i)}
-                passed[i] = cube_of(stored_CHW, self.autoencoder, notes)
+                passed[i] = SAMPLE_OF[self.payload](kept_CHW, self.autoencoder, notes)
             waiting.extendleft(reversed(again))
             while order and order[0] in passed:
                 yield passed.pop(order.popleft())
+
+    def _decoded(self, z_BDHW: Tensor) -> tuple[np.ndarray, np.ndarray]:
+        """Of a batch of latents: what the gate looks at, the pixels, and what is kept of each."""
+        if self.payload == "codes":
+            index_BHW = self.autoencoder.codes_of(z_BDHW)
+            kept_B1HW = index_BHW[:, None].cpu().numpy().astype(np.uint16)
+            return (self.autoencoder.decode_codes(index_BHW).cpu().numpy() if self.gate else kept_B1HW), kept_B1HW
+        if self.quantise and self.straight_through:
+            stored_BCHW = self.autoencoder.decode_straight_through(z_BDHW).cpu().numpy()
+        else:
+            stored_BCHW = self.autoencoder.decode(z_BDHW, quantise=self.quantise).cpu().numpy()
+        return stored_BCHW, stored_BCHW
 
 
 def cube_of(stored_CHW: np.ndarray, autoencoder: Autoencoder, notes: dict[str, Any]) -> Cube:
     """An image as a set holds it."""
     data = autoencoder.data
     meta = CubeMeta(
-        key=f"{notes['image']:09d}",
+        key=key_of(notes),
         wavelengths_nm=tuple(data["wavelengths_nm"]),
         scale=data["scale"],
         offset=data["offset"],
@@ -113,3 +132,19 @@ def cube_of(stored_CHW: np.ndarray, autoencoder: Autoencoder, notes: dict[str, A
         notes=notes,
     )
     return Cube(data_CHW=stored_CHW, meta=meta, fov_HW=autoencoder.fov_HW.cpu().numpy())
+
+
+def codes_cube(index_1HW: np.ndarray, autoencoder: Autoencoder, notes: dict[str, Any]) -> Cube:
+    """An image as a set of codes holds it. It has no bands: a number stands where a wavelength would, as in latents."""
+    notes = {**notes, "autoencoder": autoencoder.digest}
+    meta = CubeMeta(key=key_of(notes), wavelengths_nm=(0.0,), scale=1.0, subject_id="synthetic", notes=notes)
+    return Cube(data_CHW=index_1HW, meta=meta, codes=True)
+
+
+def key_of(notes: dict[str, Any]) -> str:
+    """Of an image, whose number stands in its notes."""
+    return f"{notes['image']:09d}"
+
+
+SAMPLE_OF = {"cube": cube_of, "codes": codes_cube}
+"""By the payload: what a set keeps of an image, and its notes → the sample."""
