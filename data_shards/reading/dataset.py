@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -185,9 +185,9 @@ class Dataset:
         shard, row = self.locate(split, i)
         return shard.cube(row)
 
-    def cubes(self, split: str) -> Iterator[Cube]:
-        """All samples of a split, in index order."""
-        return (self.cube(split, i) for i in range(self.count(split)))
+    def cubes(self, split: str, which: Iterable[int] | None = None) -> Iterator[Cube]:
+        """Some samples of a split, or all in index order."""
+        return (self.cube(split, i) for i in (range(self.count(split)) if which is None else which))
 
 
 def cubes_of(path: Path | str, split: str | None = None) -> Iterator[Cube]:

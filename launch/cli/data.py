@@ -271,6 +271,8 @@ def ls(
             "bytes": sum(s.bytes for s in data.manifest.shards),
             "digest": data.digest,
         }
+        if data.payload == "codes":
+            summary["decoder"] = data.manifest.source.get("decoder")
         if samples:
             summary["samples"] = {
                 s: list(zip(data.keys(s), data.subjects(s), strict=True))[:samples] for s, info in data.splits.items() if info.count

@@ -99,10 +99,10 @@ class DecodedDataset(Dataset):
         return self._batch_of[shard.entry.name]
 
     def cube(self, split: str, i: int) -> Cube:
-        return next(decoded([self.codes.cube(split, i)], self.autoencoder))
+        return next(self.cubes(split, [i]))
 
-    def cubes(self, split: str) -> Iterator[Cube]:
-        return decoded(self.codes.cubes(split), self.autoencoder)
+    def cubes(self, split: str, which: Iterable[int] | None = None) -> Iterator[Cube]:
+        return decoded(self.codes.cubes(split, which), self.autoencoder)
 
     def stream(self, split: str, **how: object) -> DecodedStream:
         """As CubeStream(dataset, split, …)."""
@@ -161,6 +161,13 @@ class DecodedStream:
         return replace(codes, cubes_BCHW=cubes_BCHW, fov_BHW=fov_BHW)
 
 
+def stream_of(dataset: Dataset, split: str, *, batch_size: int) -> CubeStream | DecodedStream:
+    """Cubes with their maps, on the processor, whatever a set keeps of them; of codes at least as many at a time as are decoded at once."""
+    if isinstance(dataset, DecodedDataset):
+        return dataset.stream(split, batch_size=max(batch_size, dataset.batch_of(split, 0)), device="cpu")
+    return CubeStream(dataset, split, batch_size=batch_size, maps=True)
+
+
 def parts_of(rows: Sequence[int], most: int) -> Iterator[Sequence[int]]:
     """At most so many at a time."""
     return (rows[start : start + most] for start in range(0, len(rows), most))
@@ -182,7 +189,7 @@ class DecodedSet(ImageSet):
         super().__init__(request, out, count=stated["count"], shard=stated["shard"])
 
     def images(self, ids: np.ndarray) -> Iterator[Cube]:
-        return decoded((self.cubes.codes.cube(SPLIT, int(i)) for i in ids), self.cubes.autoencoder)
+        return self.cubes.cubes(SPLIT, ids.tolist())
 
 
 def decoding(codes: Path | str, vqgan: Path, out: Path, device: torch.device | str) -> DecodedSet:
