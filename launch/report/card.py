@@ -103,7 +103,7 @@ def reading_codes(manifest: Manifest) -> str:
 from data_shards import Dataset
 from ldm import DecodedDataset, load_autoencoder
 dataset = DecodedDataset(Dataset("."), load_autoencoder("RUN/vqgan", "cuda"))
-for batch in dataset.stream("{SPLIT}", batch_size={stated_batch(manifest)}).once():  # decoded on the GPU
+for batch in dataset.stream("{SPLIT}").once():  # torch tensors, decoded on the GPU
     cubes = batch.cubes_BCHW
 ```
 
@@ -116,12 +116,6 @@ for sample in webdataset.WebDataset(sorted(glob.glob("{SPLIT}-*.tar")), shardshu
     payload = sample["codes.pcodec"]  # a table, then the codes; where they begin stands in its bytes 24 to 28
     codes = standalone.simple_decompress(payload[int.from_bytes(payload[24:28], "little") :]).reshape({manifest.shape[1:]})
 ```"""
-
-
-def stated_batch(manifest: Manifest) -> int:
-    """In how many at a time the images are decoded; of several numbers the largest."""
-    batch = manifest.source["sample"]["batch"]
-    return batch if isinstance(batch, int) else max(batch)
 
 
 def origin(source: dict[str, Any]) -> Iterator[str]:

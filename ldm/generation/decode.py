@@ -113,7 +113,8 @@ class DecodedStream:
     """Batches of one split, in the order of CubeStream, decoded; with the field of view.
 
     Args:
-        batch_size: samples a rank and batch. The decoder works in the batches that the set states: a multiple of those wastes nothing.
+        batch_size: samples a rank and batch; 0: as many as the set states that are decoded at once. Of other numbers that are no multiple of
+            it, a part of what the decoder does is thrown away.
         device: where cubes are wanted; None: where the decoder is.
         seed, rank, world, epoch_samples, read: as of CubeStream.
     """
@@ -123,7 +124,7 @@ class DecodedStream:
         dataset: DecodedDataset,
         split: str,
         *,
-        batch_size: int,
+        batch_size: int = 0,
         seed: int = 0,
         rank: int = 0,
         world: int = 1,
@@ -131,6 +132,7 @@ class DecodedStream:
         read: ReadConfig = ReadConfig(),
         device: torch.device | str | None = None,
     ) -> None:
+        batch_size = batch_size or dataset.batch_of(split, 0)
         order = {"seed": seed, "rank": rank, "world": world, "epoch_samples": epoch_samples}
         self.codes = CubeStream(dataset.codes, split, batch_size=batch_size, read=read, **order)
         self.dataset, self.split, self.batch_size, self.count, self.shape = dataset, split, batch_size, self.codes.count, dataset.shape
