@@ -17,9 +17,11 @@ from torch import Tensor
 
 from data_shards.cube import Cube
 from data_shards.errors import InputError
+from data_shards.manifest import ShardEntry
 from data_shards.reading.batch import Batch
 from data_shards.reading.config import ReadConfig
 from data_shards.reading.dataset import Dataset
+from data_shards.reading.reader import Shard
 from data_shards.reading.stream import CubeStream
 from ldm.checkpoints.trained import Autoencoder, load_autoencoder
 from ldm.generation.generate import SPLIT, ImageSet
@@ -91,6 +93,9 @@ class DecodedDataset(Dataset):
     scale = property(lambda self: self.autoencoder.data["scale"])
     offset = property(lambda self: self.autoencoder.data["offset"])
 
+    def _shard(self, entry: ShardEntry) -> Shard:
+        return self.codes._shard(entry)
+
     def batch_of(self, split: str, i: int) -> int:
         """In how many at a time sample `i` is decoded: as its whole shard."""
         shard, _ = self.codes.locate(split, i)
@@ -113,8 +118,8 @@ class DecodedStream:
     """Batches of one split, in the order of CubeStream, decoded; with the field of view.
 
     Args:
-        batch_size: samples a rank and batch; 0: as many as the set states that are decoded at once. Of other numbers that are no multiple of
-            it, a part of what the decoder does is thrown away.
+        batch_size: samples a rank and batch; 0: as many as are decoded at once. Of numbers that are no multiple of that, a part of what
+            the decoder does is thrown away.
         device: where cubes are wanted; None: where the decoder is.
         seed, rank, world, epoch_samples, read: as of CubeStream.
     """

@@ -211,6 +211,7 @@ def test_decoded_as_it_is_read(made: Callable) -> None:
     codes, pixels = DecodedDataset(Dataset(made("codes")), AUTOENCODER), Dataset(made("cube"))
     for name in ("shape", "wavelengths_nm", "scale", "offset", "payload", "splits"):
         assert getattr(codes, name) == getattr(pixels, name)
+    assert codes.keys("synthetic") == pixels.keys("synthetic") and codes.subjects("synthetic") == pixels.subjects("synthetic")
     how = {"batch_size": 5, "seed": 3}
     ours, theirs = codes.stream("synthetic", **how), CubeStream(pixels, "synthetic", maps=True, **how)
     pairs = [*zip(ours.once(), theirs.once(), strict=True), *islice(zip(ours.batches(10), theirs.batches(10), strict=True), 7)]
