@@ -19,6 +19,9 @@ LABELS = {"background": 0, "artery": 1, "vein": 2, "onh": 3}
 BANDS_16_NM = (900, 875, 845, 815, 785, 755, 730, 700, 670, 640, 610, 585, 555, 525, 495, 465)
 """The default band list; it contains the six bands named by the reference work (900, 815, 730, 640, 555, 465 nm)."""
 
+PAYLOADS = ("cube", "latent", "codes")
+"""What the array of a sample is: stored counts, latents of an autoencoder, or indices into its codebook. So its member is named."""
+
 KEY = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_-]{0,62}")  # no dot: WebDataset ends the key at the first one; 63 bytes fit the index
 NAME_BYTES = 64  # of a key or a subject in the index
 
@@ -81,12 +84,14 @@ class Cube:
         meta: see CubeMeta.
         labels_HW: uint8 of the classes in LABELS, or None.
         fov_HW: bool, True inside the field of view, or None.
+        codes: the array is no image, but indices into an autoencoder's codebook, (1, h, w).
     """
 
     data_CHW: np.ndarray
     meta: CubeMeta
     labels_HW: np.ndarray | None = None
     fov_HW: np.ndarray | None = None
+    codes: bool = False
 
     def __post_init__(self) -> None:
         check_cube(self)

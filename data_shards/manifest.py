@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from data_shards import durable, stores
-from data_shards.cube import KEY, Cube
+from data_shards.cube import KEY, PAYLOADS, Cube
 from data_shards.errors import CorruptData, InputError, command
 
 FORMAT = "retinaforge-dataset-2"
@@ -67,7 +67,7 @@ class Kind:
     """What all samples of a set have in common.
 
     Attributes:
-        payload: 'cube' (uint16) or 'latent' (float32).
+        payload: 'cube' (uint16), 'latent' (float32) or 'codes' (uint16).
         shape: (C, H, W).
         scale, offset: reflectance = scale * stored + offset.
     """
@@ -94,7 +94,9 @@ class Kind:
 
 
 def payload_of(cube: Cube) -> str:
-    """'cube' for stored counts, 'latent' for floats."""
+    """'cube' for stored counts, 'latent' for floats, 'codes' for indices into a codebook."""
+    if cube.codes:
+        return "codes"
     return "cube" if cube.data_CHW.dtype == np.uint16 else "latent"
 
 
@@ -114,7 +116,7 @@ class Manifest(Kind):
 
     def __post_init__(self) -> None:
         """Raises: ValueError: what no dataset is, whoever wrote it: a name that leaves the folder, sizes that contradict each other."""
-        if self.dtype not in ("uint16", "float32") or self.payload not in ("cube", "latent"):
+        if self.dtype not in ("uint16", "float32") or self.payload not in PAYLOADS:
             raise ValueError(f"payload {self.payload!r} of dtype {self.dtype!r}")
         whole = [*self.shape, *(n for s in self.shards for n in (s.count, s.bytes)), *(n for v in self.splits.values() for n in v.values())]
         if len(self.shape) != 3 or min(self.shape) < 1 or not all(type(n) is int and n >= 0 for n in whole):

@@ -94,13 +94,7 @@ def check_fit(stage: VQGANStage, dataset: Dataset) -> None:
         InputError: latents instead of cubes; a height or width that does not divide, or is too small for the discriminator; fewer
         latents than codes.
     """
-    if dataset.payload != "cube":
-        raise InputError(
-            f"a dataset of {dataset.payload}s ({dataset.manifest.dtype})",
-            where=dataset.path,
-            expected="cubes of uint16",
-            mend="retinaforge data import",
-        )
+    dataset.expect("cube", mend="retinaforge data import")
     height, width = (stage.crop or side for side in dataset.shape[1:])
     factor, least = stage.model.compression, stage.discriminator.least_pixels if stage.loss.gan else 1
     if height % factor or width % factor or min(height, width) < least:
@@ -182,8 +176,7 @@ def diffusion_trainer(
     stage: DiffusionStage, latents: Dataset, engine: Engine, read: ReadConfig = ReadConfig()
 ) -> tuple[DiffusionTrainer, CubeStream, dict[str, Any]]:
     """Trainer, its stream, and the identity that its checkpoints carry."""
-    if latents.payload != "latent":
-        raise InputError("this dataset holds cubes, not latents", where=latents.path, mend="retinaforge encode PRESET")
+    latents.expect("latent", mend="retinaforge encode PRESET")
     denoiser = denoiser_module(stage, latents.manifest)
     trainer = DiffusionTrainer(
         engine,

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import yaml
 from pydantic import TypeAdapter, ValidationError
@@ -22,7 +22,16 @@ from data_shards.reading.config import ReadConfig
 from data_shards.shards.codecs import Encoding
 from launch.credentials import concealed, revealed
 from launch.parse import parse_yaml
-from ldm.models.config import CodebookConfig, InferenceConfig, ObjectiveConfig, PatchGANConfig, SamplerConfig, UNetConfig, VQGANConfig
+from ldm.models.config import (
+    CodebookConfig,
+    InferenceConfig,
+    ObjectiveConfig,
+    PatchGANConfig,
+    SamplerConfig,
+    UNetConfig,
+    VQGANConfig,
+    check_codes,
+)
 from ldm.schedules import OptimizerConfig
 from ldm.training.config import EMAConfig, EngineConfig, LoopConfig, VQGANLossConfig
 
@@ -120,6 +129,7 @@ class SampleConfig:
     batch: images at a time; 0: as many as the memory bears, up to 64. What does not fit after all is tried with half as many.
     seed: of the noise; image i starts from the noise of (seed, i).
     quantise: decode the nearest codes, as the decoder was trained; False decodes the latents as they are.
+    payload: 'cube' stores pixels, 'codes' the indices of the codes that the decoder makes the same pixels of (docs/bulk.md).
     gate: share of honest images that may be refused for their mean spectrum, which training images bound; 0: no look at spectra. What is
         refused, also for values that are not finite or out of range, is made again as the next attempt at its number.
     licence: of the set, for its card.
@@ -130,6 +140,7 @@ class SampleConfig:
     batch: int = 16
     seed: int = 0
     quantise: bool = True
+    payload: Literal["cube", "codes"] = "cube"
     gate: float = 0.01
     licence: str = ""
 
@@ -151,6 +162,10 @@ class Config:
     diffusion: DiffusionStage = field(default_factory=DiffusionStage)
     sample: SampleConfig = field(default_factory=SampleConfig)
     inference: InferenceConfig = field(default_factory=InferenceConfig)
+
+    def __post_init__(self) -> None:
+        if self.sample.payload == "codes":
+            check_codes(quantise=self.sample.quantise, codes=self.vqgan.codebook.codes)
 
 
 def preset_names() -> list[str]:

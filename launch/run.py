@@ -53,6 +53,20 @@ class Run:
         data = self.config.data
         return Dataset(place, cache=Cache(Path(data.cache), int(data.cache_gib * 2**30)) if data.cache else None)
 
+    def images(self) -> Dataset:
+        """The synthetic set as cubes: one of codes is decoded as it is read, on the device of `device`.
+
+        Raises:
+            InputError: codes of an earlier state of the autoencoder.
+        """
+        dataset = Dataset(self.synthetic)
+        if dataset.payload != "codes":
+            return dataset
+        from ldm.checkpoints.trained import load_autoencoder
+        from ldm.generation.decode import DecodedDataset, inference_of
+
+        return DecodedDataset(dataset, load_autoencoder(self.vqgan, device(), inference=inference_of(dataset)))
+
     def check(self) -> None:
         """Refuse to mix two configurations in one folder.
 

@@ -7,6 +7,7 @@ from data_shards.on_demand import on_demand
 __all__ = [
     "AuditConfig",
     "Autoencoder",
+    "DecodedDataset",
     "Denoiser",
     "EvaluateConfig",
     "Generator",
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from ldm.checkpoints.trained import Autoencoder, Denoiser, load_autoencoder, load_denoiser
     from ldm.evaluation.audit import AuditConfig, audit
     from ldm.evaluation.evaluate import EvaluateConfig, evaluate
+    from ldm.generation.decode import DecodedDataset
     from ldm.generation.encode import encode_dataset
     from ldm.generation.generate import generate_set
     from ldm.generation.images import Generator

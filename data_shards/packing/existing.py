@@ -206,13 +206,13 @@ def _one_shape(rows: Iterable[tuple[str, tuple[int, ...]]]) -> None:
             raise InputError(f"shape {shape}", where=where, expected=f"{first}: one dataset has one shape", mend="two folders")
 
 
-def _checked_stats(dataset: Dataset, first: Cube) -> BandStats:
-    """Band statistics of shards from elsewhere, every cube of every split decoded and compared with the first on the way."""
+def _checked_stats(dataset: Dataset, first: Cube) -> BandStats | None:
+    """Band statistics (codes: none) of shards from elsewhere, every cube of every split decoded and compared with the first on the way."""
     bands, stats_split = BandAccumulator(), stats_split_of(dataset.splits)
     for split in (name for name, info in dataset.splits.items() if info.count):
-        for _ in summed(dataset.cubes(split), first, bands if split == stats_split else None):
+        for _ in summed(dataset.cubes(split), first, bands if split == stats_split and not first.codes else None):
             pass
-    return bands.stats(stats_split, dataset.scale, dataset.offset)
+    return None if first.codes else bands.stats(stats_split, dataset.scale, dataset.offset)
 
 
 def bound_of(folder: Path, entry: ShardEntry) -> int:

@@ -287,8 +287,9 @@ def band_stats(dataset: Dataset, watch: Watch = iter) -> BandStats:
     """Per-band statistics of the training split (of the first split where there is none of that name).
 
     Raises:
-        InputError: a cube of another shape, dtype, band list or affine map than the first.
+        InputError: codes; a cube of another shape, dtype, band list or affine map than the first.
     """
+    dataset.expect("cube", "latent")
     split = stats_split_of(dataset.splits)
     bands, first = BandAccumulator(), dataset.cube(split, 0)
     for i in watch(range(dataset.count(split))):

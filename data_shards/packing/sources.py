@@ -71,9 +71,14 @@ class _FromFolder:
 
 
 def source_of(path: Path | str) -> tuple[list[Row], Read, str]:
-    """Each sample's row, how to read one, and what names them all: an import made anew has other metadata."""
+    """Each sample's row, how to read one, and what names them all: an import made anew has other metadata.
+
+    Raises:
+        InputError: a set of codes, or half a sample.
+    """
     if is_url(path) or (path / NAME).exists():
         dataset = Dataset(path)
+        dataset.expect("cube", "latent")
         rows = [
             Row(key, subject, split)
             for split, info in dataset.splits.items()

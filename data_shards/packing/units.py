@@ -20,6 +20,7 @@ from data_shards.manifest import Kind, Manifest, ShardEntry, payload_of
 from data_shards.packing.statistics import FORMAT as STATISTICS
 from data_shards.packing.statistics import BandAccumulator
 from data_shards.reading.reader import Shard
+from data_shards.shards.codecs import Encoding
 from data_shards.shards.index import ShardIndex, index_path
 from data_shards.shards.shard import write_index, write_tar
 
@@ -34,7 +35,7 @@ class Unit:
     Attributes:
         entry: its line in the manifest.
         subjects: who is in it.
-        bands: the sums of its bands.
+        bands: the sums of its bands; none of codes.
         refused: how often a generator refused what would have been one of its images, by cause: their notes, added up.
         stamps: of the files it was made of.
     """
@@ -88,15 +89,16 @@ def write_unit(shard: Path, split: str, cubes: Iterable[Cube]) -> None:
         first = next(waiting, None)
         if first is None:
             raise InputError("no sample for a shard", where=shard)
-        whole = noted(summed(chain([first], waiting), first, bands), refused)
-        ours = write_tar(shard, whole, stem=payload_of(first), keep_first=True)
+        whole = noted(summed(chain([first], waiting), first, None if first.codes else bands), refused)
+        ours = write_tar(shard, whole, Encoding("pcodec") if first.codes else Encoding(), stem=payload_of(first), keep_first=True)
     index = write_index(shard)
     entry = entry_of(shard, index, split)
     there = Shard(shard.parent, entry)
     if not ours:  # another writer's bytes stand, so their sums count
         bands, refused = BandAccumulator(), Counter()
         for cube in noted(map(there.cube, range(entry.count)), refused):
-            bands.add(cube)
+            if not cube.codes:
+                bands.add(cube)
     subjects = tuple(sorted(set(index.subjects)))
     Unit(entry=entry, kind=Kind.of(there.cube(0)), subjects=subjects, bands=bands, refused=dict(refused)).save(shard)
 
@@ -155,7 +157,7 @@ def merged(units: Sequence[Unit], splits: Sequence[str], source: dict[str, Any],
         if unit.entry.split == stats_split:
             bands.merge(unit.bands)
     kind = first.kind
-    stats = bands.stats(stats_split, kind.scale, kind.offset)
+    stats = None if kind.payload == "codes" else bands.stats(stats_split, kind.scale, kind.offset)
     entries = tuple(unit.entry for unit in units)
     return Manifest(**asdict(kind), shards=entries, splits=sizes, max_error=max_error, stats=stats, source=source)
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -65,6 +65,20 @@ class Dataset:
     wavelengths_nm = property(lambda self: self.manifest.wavelengths_nm)
     scale = property(lambda self: self.manifest.scale)
     offset = property(lambda self: self.manifest.offset)
+
+    def expect(self, *payloads: str, mend: str = "retinaforge data ls DATASET") -> None:
+        """Raises: InputError: a set of another payload than these."""
+        if self.payload in payloads:
+            return
+        if self.payload == "codes":
+            mend = command("retinaforge", "data", "decode", self.path, "OUT", "--autoencoder", "RUN/vqgan")
+        words = {"cube": "cubes", "latent": "latents", "codes": "codes"}
+        raise InputError(
+            f"a dataset of {words[self.payload]} ({self.manifest.dtype} {self.shape})",
+            where=self.path,
+            expected=" or ".join(words[payload] for payload in payloads),
+            mend=mend,
+        )
 
     @property
     def stats(self) -> BandStats:
@@ -171,9 +185,9 @@ class Dataset:
         shard, row = self.locate(split, i)
         return shard.cube(row)
 
-    def cubes(self, split: str) -> Iterator[Cube]:
-        """All samples of a split, in index order."""
-        return (self.cube(split, i) for i in range(self.count(split)))
+    def cubes(self, split: str, which: Iterable[int] | None = None) -> Iterator[Cube]:
+        """Some samples of a split, or all in index order."""
+        return (self.cube(split, i) for i in (range(self.count(split)) if which is None else which))
 
 
 def cubes_of(path: Path | str, split: str | None = None) -> Iterator[Cube]:

@@ -220,7 +220,7 @@ class Shard:
         where = f"{self.path}: sample {self.index.keys[i]}"
         meta = loose.meta_from(self.named(i, "json"), where=where, key=self.index.keys[i])
         labels_HW, fov_HW = loose.maps_from(self.named(i, "labels.png"), self.named(i, "fov.png"), where=where)
-        return Cube(data_CHW=data_CHW, meta=meta, labels_HW=labels_HW, fov_HW=fov_HW)
+        return Cube(data_CHW=data_CHW, meta=meta, labels_HW=labels_HW, fov_HW=fov_HW, codes=self.index.holds_codes(i))
 
     def where(self, i: int, m: int) -> str:
         return f"{self.path}: sample {self.index.keys[i]}, member {self.index.members[m]}"

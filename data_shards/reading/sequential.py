@@ -118,7 +118,7 @@ def _cube(sample: dict[str, Any], shard: Path | str) -> Cube:
         raise InputError(f"an array of {dtype} {shape}", where=where, expected="(bands, height, width) of uint16 or float32")
     payload.decode_into(content, codec, out := np.empty(shape, dtype), where)
     labels_HW, fov_HW = loose.maps_from(sample.get("labels.png", b""), sample.get("fov.png", b""), where=where)
-    return Cube(data_CHW=out, meta=meta, labels_HW=labels_HW, fov_HW=fov_HW)
+    return Cube(data_CHW=out, meta=meta, labels_HW=labels_HW, fov_HW=fov_HW, codes=arrays[0].startswith("codes."))
 
 
 def plan_of(cubes: Iterable[tuple[int, int, Cube]], rank: int, world: int, consumed: int) -> Iterator[tuple[int, int, int, Cube]]:

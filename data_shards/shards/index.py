@@ -95,6 +95,10 @@ class ShardIndex:
                 return m, codec
         raise CorruptData("no array in the index", where=f"{self.shard}: sample {self.keys[i]}", mend="retinaforge data verify FOLDER")
 
+    def holds_codes(self, i: int) -> bool:
+        """Whether sample i's array is of codes, not of counts or latents."""
+        return self.members[self.payload(i)[0]].startswith("codes.")
+
     def shape(self, i: int) -> tuple[int, int, int]:
         """(C, H, W) of sample i."""
         return tuple(self.shape_N3[i].tolist())

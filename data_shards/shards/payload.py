@@ -17,6 +17,7 @@ from itertools import chain, pairwise
 
 import numpy as np
 
+from data_shards.cube import PAYLOADS
 from data_shards.errors import CorruptData, InputError
 from data_shards.shards.codecs import BARE, CODECS, STORED, Codec, Encoding, decoder
 from data_shards.shards.layout import ENCODED_BYTES, STORED_BYTES, Box, Layout, Region, paste
@@ -194,7 +195,7 @@ def npy_header(content: bytes | memoryview, where: object) -> tuple[tuple[int, .
 def codec_of(member: str) -> str | None:
     """'cube.raw' → 'raw'; None for a member that is no array, or is in a codec that is not known."""
     stem, _, codec = member.partition(".")
-    return codec if stem in ("cube", "latent") and codec in (*STORED, *CODECS) else None
+    return codec if stem in PAYLOADS and codec in (*STORED, *CODECS) else None
 
 
 def stated_bound(content: bytes) -> int:

@@ -115,6 +115,24 @@ def recode(
 
 
 @app.command()
+def decode(
+    source: SetPath,
+    out: Annotated[Path, typer.Argument(help="The set to write, of pixels; absent, or begun by this command.")],
+    autoencoder: Annotated[Path, typer.Option("--autoencoder", metavar="RUN/vqgan", help="The training folder of the set's decoder.")],
+    workers: Annotated[int, typer.Option(help="Processes, each on a shard of its own.", min=1)] = 1,
+) -> None:
+    """Write a synthetic set of codes (sample.payload=codes) as pixels: the set that `sample` would have made of pixels, to the byte.
+
+    Any number of processes work at it. Killed, the same command goes on.
+    """
+    from launch.run import device
+    from ldm.generation.decode import decoding
+
+    manifest = made([(f"decode {out.name}", partial(decoding, place_of(source), autoencoder, out, device()))], workers=workers)
+    typer.echo(f"{out}: {_told(manifest)}")
+
+
+@app.command()
 def bench(
     source: Annotated[str, typer.Argument(help="A packed dataset or a folder of loose cubes: the kind that will be stored.")],
     at: Annotated[Path, typer.Option(help="A folder on the storage to try; what is written there is removed again.")] = Path("."),
@@ -253,6 +271,8 @@ def ls(
             "bytes": sum(s.bytes for s in data.manifest.shards),
             "digest": data.digest,
         }
+        if data.payload == "codes":
+            summary["decoder"] = data.manifest.source.get("decoder")
         if samples:
             summary["samples"] = {
                 s: list(zip(data.keys(s), data.subjects(s), strict=True))[:samples] for s, info in data.splits.items() if info.count

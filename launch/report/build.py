@@ -77,7 +77,7 @@ class Reflectance:
         self.scale, self.offset = real.scale, real.offset
 
     def __call__(self, dataset: Dataset, split: str, indices: list[int]) -> np.ndarray:
-        return np.stack([dataset.cube(split, i).data_CHW.astype(np.float32) for i in indices]) * self.scale + self.offset
+        return np.stack([cube.data_CHW.astype(np.float32) for cube in dataset.cubes(split, indices)]) * self.scale + self.offset
 
 
 def spread(count: int, wanted: int) -> list[int]:
@@ -137,7 +137,7 @@ def data_part(real: Dataset, held_out: str, images: np.ndarray, display: fig.Dis
 
 
 def sample_part(run: Run, real: Dataset, held_out: str, display: fig.Display) -> dict[str, Any]:
-    synthetic, wavelengths = Dataset(run.synthetic), list(real.wavelengths_nm)
+    synthetic, wavelengths = run.images(), list(real.wavelengths_nm)
     rgb, singles = fig.nearest_bands(wavelengths, fig.FALSE_COLOUR_NM), fig.nearest_bands(wavelengths, fig.SINGLE_BANDS_NM)
     rgb = (rgb * 3)[:3]
     images = Reflectance(real)(synthetic, "synthetic", spread(synthetic.count("synthetic"), 2 * SHOWN))
@@ -164,7 +164,7 @@ def image_spectra(
     from ldm.evaluation.sets import common_fov
 
     fov_HW = common_fov(*(like or (dataset, split)))
-    cubes = (dataset.cube(split, i) for i in spread(dataset.count(split), most))
+    cubes = dataset.cubes(split, spread(dataset.count(split), most))
     means_BC = np.stack([cube.data_CHW[:, fov_HW].mean(1) * dataset.scale + dataset.offset for cube in cubes])
     return means_BC.mean(0), means_BC.std(0)
 
@@ -266,7 +266,7 @@ def audit_part(run: Run, real: Dataset, display: fig.Display) -> dict[str, Any] 
     result = read_result(run.folder / "audit.json", AuditResult)
     if result is None:
         return None
-    synthetic, reflect = Dataset(run.synthetic), Reflectance(real)
+    synthetic, reflect = run.images(), Reflectance(real)
     rgb = (fig.nearest_bands(list(real.wavelengths_nm), fig.FALSE_COLOUR_NM) * 3)[:3]
     pairs = []
     for pair in result.descriptors["pooled"].closest[:PAIRS]:

@@ -17,10 +17,10 @@ from data_shards.manifest import Manifest, read_manifest
 from launch.headline import HEADLINE, caution, known
 from launch.run import Run, figures, read_result
 
-NAME = "README.md"
+NAME, SPLIT = "README.md", "synthetic"
 SIZES = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M"), (10_000_000, "1M<n<10M"))
 NOT_STATED = "not stated: ask who made it before you pass it on (sample.licence)"
-SETTINGS = ("count", "seed", "sampler", "steps", "quantise", "noise", "gate", "batch", "shard")
+SETTINGS = ("count", "seed", "sampler", "steps", "quantise", "payload", "noise", "gate", "batch", "shard")
 WARNINGS = """\
 - The images are a model's. They must not be used to diagnose, nor as images of a patient.
 - A model learns what its training people have, and what they lack: who is rare among them is rarer here.
@@ -63,17 +63,26 @@ def card(run: Run) -> str:
 
 
 def contents(manifest: Manifest) -> Iterator[str]:
-    C, H, W = manifest.shape
-    bands = ", ".join(f"{nm:g}" for nm in manifest.wavelengths_nm)
-    yield f"- {sum(s.count for s in manifest.shards):,} cubes of {C} × {H} × {W} (bands, height, width), {manifest.dtype}"
+    """Of a set of codes, what its decoder makes of them."""
+    decoder = manifest.source.get("decoder")
+    cubes = decoder or {key: getattr(manifest, key) for key in ("shape", "wavelengths_nm", "scale", "offset")}
+    C, H, W = cubes["shape"]
+    bands = ", ".join(f"{nm:g}" for nm in cubes["wavelengths_nm"])
+    yield f"- {sum(s.count for s in manifest.shards):,} cubes of {C} × {H} × {W} (bands, height, width), uint16"
+    if decoder:
+        size = " × ".join(map(str, manifest.shape[1:]))
+        yield f"- kept as codes: {size} indices below {decoder['codes']:,} for each cube, of which the autoencoder below makes its counts"
     yield f"- bands at {bands} nm"
-    yield f"- reflectance = {manifest.scale:g} × count + {manifest.offset:g}, within the field of view (`fov.png`); no labels"
+    fov = "" if decoder else " (`fov.png`)"
+    yield f"- reflectance = {cubes['scale']:g} × count + {cubes['offset']:g}, within the field of view{fov}; no labels"
     yield f"- {len(manifest.shards):,} WebDataset shards, {sum(s.bytes for s in manifest.shards) / 1e9:.3g} GB; digest `{manifest.digest}`"
     yield "- image i has the key `%09d` of i, which stays when the set grows; `retinaforge data verify` checks every byte"
 
 
 def reading(manifest: Manifest) -> str:
     """Lines that read it, with and without us."""
+    if manifest.payload == "codes":
+        return reading_codes(manifest)
     member = f"cube.{'raw' if manifest.payload == 'cube' else 'npy'}"
     return f"""```python
 import glob, numpy, webdataset
@@ -85,6 +94,27 @@ for sample in webdataset.WebDataset(sorted(glob.glob("synthetic-*.tar")), shards
 from data_shards import CubeStream, Dataset
 for batch in CubeStream(Dataset("."), "synthetic", batch_size=8).once():  # torch tensors, checked
     cubes = batch.cubes_BCHW
+```"""
+
+
+def reading_codes(manifest: Manifest) -> str:
+    """The same of a set of codes: as cubes, and as they are."""
+    return f"""```python
+from data_shards import Dataset
+from ldm import DecodedDataset, load_autoencoder
+dataset = DecodedDataset(Dataset("."), load_autoencoder("RUN/vqgan", "cuda"))
+for batch in dataset.stream("{SPLIT}").once():  # torch tensors, decoded on the GPU
+    cubes = batch.cubes_BCHW
+```
+
+`retinaforge data decode SET OUT --autoencoder RUN/vqgan` writes a set of pixels. The codes themselves:
+
+```python
+import glob, webdataset
+from pcodec import standalone
+for sample in webdataset.WebDataset(sorted(glob.glob("{SPLIT}-*.tar")), shardshuffle=False, empty_check=False):
+    payload = sample["codes.pcodec"]  # a table, then the codes; where they begin stands in its bytes 24 to 28
+    codes = standalone.simple_decompress(payload[int.from_bytes(payload[24:28], "little") :]).reshape({manifest.shape[1:]})
 ```"""
 
 

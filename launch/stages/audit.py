@@ -32,6 +32,6 @@ class Audit(MeasuredStage):
         if not self.done(run):
             real = run.open(run.dataset)
             config = audit.AuditConfig(against=held_out_split(real), device=device())
-            units = audit.Audit(real, Dataset(run.synthetic), config, run.folder / "audit.json")
+            units = audit.Audit(real, run.images(), config, run.folder / "audit.json")
             yield "descriptors", lambda: units.descriptors
             yield self.name, lambda: units

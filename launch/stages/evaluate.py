@@ -60,9 +60,10 @@ class Evaluate(MeasuredStage):
         rebuilt = Reconstruction(real, autoencoder, run.folder / "reconstruction.json")
         yield "training images", lambda: rebuilt.training
         yield "reconstruction", lambda: rebuilt
-        judged = HeldOut.of(real, Dataset(run.synthetic), Dataset(run.folder / "gaussian-latents"))
+        synthetic = run.images()
+        judged = HeldOut.of(real, synthetic, Dataset(run.folder / "gaussian-latents"))
         config = EvaluateConfig(against=held_out_split(real), device=device())
-        units = Evaluation(real, Dataset(run.synthetic), config, run.folder / "evaluate.json", also=judged.parts)
+        units = Evaluation(real, synthetic, config, run.folder / "evaluate.json", also=judged.parts)
         yield self.name, lambda: units
         note_figures(run, rebuilt.result(), judged.frechet(units))
 

@@ -54,6 +54,7 @@ def generator_of(run: Run, speed: Speed | None = None) -> Generator:
         sampler=run.config.diffusion.sampler,
         batch=wanted.batch or 1,
         quantise=wanted.quantise,
+        payload=wanted.payload,
         gate=Gate.of(read_result(run.envelope, Envelope), wanted.gate, autoencoder),
         speed=speed or Speed(),
     )
@@ -166,12 +167,12 @@ def make_again(run: Run, ids: Sequence[int], folder: Path) -> list[str]:
     from ldm.generation.generate import SyntheticSet
 
     Sample().check(run)
-    whole = Dataset(run.synthetic) if (run.synthetic / NAME).exists() else None
+    whole = run.images() if (run.synthetic / NAME).exists() else None
     count = max(run.config.sample.count, whole.count(SPLIT) if whole else 0)
     lines = []
     with durable.writing_folder(folder) as part:
         units = SyntheticSet(generator_of(run), run.synthetic, count=count, shard=run.config.sample.shard)
-        for cube in units.generator.images(ids):
+        for cube in replace(units.generator, payload="cube").images(ids):
             write_cube(part, cube)
             lines.append(f"{cube.meta.key}: {compared(cube, whole)}")
     return lines

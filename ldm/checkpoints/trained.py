@@ -56,7 +56,25 @@ class Autoencoder:
             raise InputError(
                 "sample.quantise=false with a codebook of kind 'fsq'", expected="true: its latents are not bounded, its codes are"
             )
-        x_BCHW = self.vqgan.decode(self.codebook(z_BDHW)[0] if quantise else z_BDHW)
+        return self.decode_codes(self.codes_of(z_BDHW)) if quantise else self._stored(z_BDHW)
+
+    @torch.no_grad()
+    def codes_of(self, z_BDHW: Tensor) -> Tensor:
+        """Latents → the index of the nearest code of each, (B, h, w)."""
+        return self.codebook(z_BDHW)[1]
+
+    @torch.no_grad()
+    def decode_codes(self, index_BHW: Tensor) -> Tensor:
+        """Indices of codes → stored counts, as `decode` gives them: a function of the indices and of the batch's shape."""
+        return self._stored(self.codebook.codes_KD[index_BHW].movedim(-1, 1).contiguous())
+
+    @torch.no_grad()
+    def decode_straight_through(self, z_BDHW: Tensor) -> Tensor:
+        """As earlier versions decoded the nearest codes q: through h + (q - h), which rounds, and is no function of the indices."""
+        return self._stored(self.codebook(z_BDHW)[0])
+
+    def _stored(self, z_BDHW: Tensor) -> Tensor:
+        x_BCHW = self.vqgan.decode(z_BDHW)
         return (self.normaliser.stored(x_BCHW).int() * self.fov_HW).to(torch.uint16)  # torch multiplies no uint16
 
 

@@ -14,7 +14,6 @@ import numpy as np
 
 from data_shards.errors import InputError
 from data_shards.reading.dataset import Dataset
-from data_shards.reading.stream import CubeStream
 from ldm.evaluation import ms_ssim, spectral
 from ldm.evaluation.features import get_extractor
 from ldm.evaluation.frechet import FrechetFigures, frechet_figures
@@ -23,6 +22,7 @@ from ldm.evaluation.ms_ssim import MsSsimFigures
 from ldm.evaluation.sets import Images, ImagesOfPeople, Part, Watch, check_comparable, common_fov, evenly, real_parts, reflectance
 from ldm.evaluation.spectral import SpectralFigures
 from ldm.evaluation.whitening import Whitening, whitening
+from ldm.generation.decode import stream_of
 
 COPIES_WIN = "no people held out: a set of copies would come nearest to the training images"
 PAIRS_A_UNIT = 32
@@ -201,7 +201,7 @@ class Evaluation(ImageMeasurements):
         """MS-SSIM of some seeded pairs of images of different people, or of two synthetic ones."""
         part, at_once = self.parts[name], max(1, self.config.batch_size // 2)
         pairs_P2 = self.pairs[name][number * PAIRS_A_UNIT : (number + 1) * PAIRS_A_UNIT]
-        stream, values = CubeStream(part.dataset, part.split, batch_size=1), []
+        stream, values = stream_of(part.dataset, part.split, batch_size=1), []
         for start in range(0, len(pairs_P2), at_once):
             sides = (stream.read(part.sample_N[pairs_P2[start : start + at_once, side]]).cubes_BCHW for side in (0, 1))
             a, b = (reflectance(part.dataset, cubes_BCHW, self.config.device) for cubes_BCHW in sides)

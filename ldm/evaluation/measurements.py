@@ -26,6 +26,7 @@ from data_shards.reading.batch import Batch
 from data_shards.reading.dataset import Dataset
 from data_shards.reading.stream import CubeStream
 from ldm.evaluation.sets import Part
+from ldm.generation.decode import DecodedStream, parts_of, stream_of
 
 Arrays = dict[str, np.ndarray]
 Result = TypeVar("Result")
@@ -115,7 +116,7 @@ class Piece:
     split: str
     shard: str
     sample_N: np.ndarray
-    streams: dict[tuple[str, str], CubeStream] = field(repr=False)
+    streams: dict[tuple[str, str], CubeStream | DecodedStream] = field(repr=False)
 
     @property
     def name(self) -> str:
@@ -131,9 +132,10 @@ class Piece:
         """The images with their maps, in order."""
         key = self.dataset.digest, self.split
         if key not in self.streams:
-            self.streams[key] = CubeStream(self.dataset, self.split, batch_size=batch_size, maps=True)
-        for start in range(0, len(self.sample_N), batch_size):
-            yield self.streams[key].read(self.sample_N[start : start + batch_size])
+            self.streams[key] = stream_of(self.dataset, self.split, batch_size=batch_size)
+        for read_N in parts_of(self.sample_N, self.streams[key].batch_size):
+            batch = self.streams[key].read(read_N)
+            yield from (batch.part(slice(a, a + batch_size)) for a in range(0, len(read_N), batch_size))
 
 
 class ImageMeasurements(Measurements):
@@ -166,7 +168,7 @@ def by_shard(parts: Iterable[Part]) -> Iterator[Piece]:
     wanted: dict[tuple[str, str], list[Part]] = {}
     for part in parts:
         wanted.setdefault((part.dataset.digest, part.split), []).append(part)
-    streams: dict[tuple[str, str], CubeStream] = {}
+    streams: dict[tuple[str, str], CubeStream | DecodedStream] = {}
     for (_, split), of_split in wanted.items():
         dataset, first = of_split[0].dataset, 0
         sample_N = np.unique(np.concatenate([part.sample_N for part in of_split]))

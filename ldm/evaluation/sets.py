@@ -86,8 +86,7 @@ def check_comparable(real: Dataset, synthetic: Dataset) -> str:
         InputError: latents instead of cubes, other bands or sizes, the real set itself, or no single split to take.
     """
     for dataset in (real, synthetic):
-        if dataset.payload != "cube":
-            raise InputError(f"a dataset of {dataset.payload}s", where=dataset.path, expected="cubes", mend="retinaforge data ls DATASET")
+        dataset.expect("cube")
     if len(real.wavelengths_nm) != len(synthetic.wavelengths_nm) or not np.allclose(
         real.wavelengths_nm, synthetic.wavelengths_nm, atol=0.5
     ):

@@ -41,6 +41,7 @@ class LatentSet(Units):
 
     def __init__(self, dataset: Dataset, autoencoder: Autoencoder, out: Path, *, batch: int = 16) -> None:
         self.dataset, self.autoencoder, self.out, self.batch = dataset, autoencoder, out, batch
+        dataset.expect("cube")
         how = {} if autoencoder.inference == FP32 else {"inference": stated(autoencoder.inference)}  # earlier ones state none
         self.source = {"encode": {"dataset": dataset.digest, "autoencoder": autoencoder.digest, **how}}
         if tuple(dataset.wavelengths_nm) != tuple(autoencoder.data["wavelengths_nm"]):

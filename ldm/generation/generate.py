@@ -9,10 +9,12 @@ Legend: B batch, C band, H W pixels, D latent channel.
 from __future__ import annotations
 
 import gc
+import hashlib
 import json
 import logging
+from abc import abstractmethod
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,12 +23,15 @@ import numpy as np
 import torch
 
 from data_shards import durable
+from data_shards.cube import Cube
 from data_shards.errors import InputError, moved_aside
+from data_shards.folder import png_bytes
 from data_shards.ledger import Units
 from data_shards.manifest import NAME, Manifest, read_manifest, write_manifest
 from data_shards.packing.units import Unit, merged, read_unit, write_unit
 from data_shards.reading.reader import Shard
 from data_shards.shards.index import index_path, open_index
+from ldm.checkpoints.trained import Autoencoder
 from ldm.generation.images import EARLIER, Generator
 from ldm.models.inference import FP32, stated
 
@@ -36,34 +41,30 @@ if TYPE_CHECKING:
 LOGGER = logging.getLogger("retinaforge")
 SPLIT = "synthetic"
 REQUEST = "request.json"
-BEFORE = {"noise": EARLIER, "gate": None, "inference": stated(FP32)}  # of sets that do not state it
+BEFORE = {"noise": EARLIER, "gate": None, "straight_through": True, "inference": stated(FP32)}  # of sets that do not state it
+KEPT = ("noise", "gate", "straight_through")  # of these what an earlier version began with goes on
 PATIENCE_S = 60.0  # to wait for another task that writes the manifest
 
 
-class SyntheticSet(Units):
-    """A set in units: its shards, of which any number of processes make those that are not there. `finish` writes dataset.json over them.
+class ImageSet(Units):
+    """A set of images by number, in units: its shards, of which any number of processes make those that are not there. `finish` writes
+    dataset.json over them.
 
     Args:
-        generator: of its images. So many at a time, up to its `batch`, as leave the fewest places empty; each shard states it. A set that
-            an earlier version began goes on with the noise and gate of that version.
+        request: what decides what a shard holds.
         out: folder of the set.
         count, shard: images of the set, and of a shard.
+        beside: what else the manifest says of where the set came from.
 
     Raises:
         InputError: counts out of range; `out` holds a set of another request, or a larger one.
     """
 
-    def __init__(self, generator: Generator, out: Path, *, count: int, shard: int) -> None:
+    def __init__(self, request: dict[str, Any], out: Path, *, count: int, shard: int, beside: dict[str, Any] | None = None) -> None:
         if min(count, shard) < 1:
             raise InputError(f"count {count}, shard {shard}", expected="at least 1 of each")
-        self.out, self.count, self.shard = out, count, shard
-        self.request, self.batch_before = _agreed(out, request_for(generator, shard))
-        self.generator = replace(
-            generator,
-            batch=evenly_filled(generator.batch, shard),
-            noise=self.request["noise"],
-            gate=generator.gate if self.request["gate"] else None,
-        )
+        self.out, self.count, self.shard, self.beside = out, count, shard, beside or {}
+        self.request, self.batch_before = _agreed(out, request)
         self.done = _standing(out, count)
         self.paths = [] if self.done else [out / shard_name(number, shard, count) for number in range(-(-count // shard))]
         self.names = [path.stem for path in self.paths]
@@ -76,27 +77,17 @@ class SyntheticSet(Units):
         _agreed(self.out, self.request)
         return self
 
+    @abstractmethod
+    def images(self, ids: np.ndarray) -> Iterator[Cube]:
+        """The images with these numbers, as the set holds them."""
+
     def published(self, number: int) -> bool:
         """Whether a shard is there, with what it leaves for the manifest."""
         return read_unit(self.paths[number]) is not None
 
     def make(self, number: int) -> None:
-        """Make a shard, or complete what a killed process left of it. What the device's memory does not bear is begun anew with half
-        as many images at a time, and so are the shards after it.
-
-        Raises:
-            InputError: it does not bear a single one.
-        """
-        ids = np.arange(number * self.shard, min((number + 1) * self.shard, self.count))
-        while True:
-            try:
-                return write_unit(self.paths[number], SPLIT, self.generator.images(ids))
-            except RuntimeError as error:
-                if not out_of_memory(error):
-                    raise
-                self.generator = halved(self.generator, self.shard, error)
-            gc.collect()  # the traceback held tensors of the batch that failed
-            torch.cuda.empty_cache()
+        """Make a shard, or complete what a killed process left of it."""
+        write_unit(self.paths[number], SPLIT, self.images(np.arange(number * self.shard, min((number + 1) * self.shard, self.count))))
 
     def size(self, number: int) -> int:
         return min(self.shard, self.count - number * self.shard)
@@ -115,7 +106,7 @@ class SyntheticSet(Units):
         batches = sorted({_batch(self.out, unit, self.batch_before) for unit in units})
         refused = sum((Counter(unit.refused) for unit in units), Counter())
         made_in = {"batch": batches[0] if len(batches) == 1 else batches, "refused": dict(sorted(refused.items()))}
-        source = {"sample": {"count": self.count, **self.request, **made_in}}
+        source = {"sample": {"count": self.count, **self.request, **made_in}, **self.beside}
         manifest = merged(units, [SPLIT], source)
         with durable.claimed(self.out / ".finishing", "finishing a set", patience_s=PATIENCE_S):  # nobody writes between look and write
             if done := _standing(self.out, self.count):
@@ -123,6 +114,46 @@ class SyntheticSet(Units):
             write_manifest(self.out, manifest)
         durable.sweep_published(self.out)
         return manifest
+
+
+class SyntheticSet(ImageSet):
+    """A set of generated images.
+
+    Args:
+        generator: of its images. So many at a time, up to its `batch`, as leave the fewest places empty; each shard states it. A set that
+            an earlier version began goes on with the noise, the gate and the rounding of that version.
+    """
+
+    def __init__(self, generator: Generator, out: Path, *, count: int, shard: int) -> None:
+        beside = {"decoder": decoder_of(generator.autoencoder)} if generator.payload == "codes" else None
+        super().__init__(request_for(generator, shard), out, count=count, shard=shard, beside=beside)
+        self.generator = replace(
+            generator,
+            batch=evenly_filled(generator.batch, shard),
+            noise=self.request["noise"],
+            gate=generator.gate if self.request["gate"] else None,
+            straight_through=self.request["straight_through"],
+        )
+
+    def images(self, ids: np.ndarray) -> Iterator[Cube]:
+        return self.generator.images(ids)
+
+    def make(self, number: int) -> None:
+        """Make a shard, or complete what a killed process left of it. What the device's memory does not bear is begun anew with half
+        as many images at a time, and so are the shards after it.
+
+        Raises:
+            InputError: it does not bear a single one.
+        """
+        while True:
+            try:
+                return super().make(number)
+            except RuntimeError as error:
+                if not out_of_memory(error):
+                    raise
+                self.generator = halved(self.generator, self.shard, error)
+            gc.collect()  # the traceback held tensors of the batch that failed
+            torch.cuda.empty_cache()
 
 
 def request_for(generator: Generator, shard: int) -> dict[str, Any]:
@@ -134,12 +165,29 @@ def request_for(generator: Generator, shard: int) -> dict[str, Any]:
         "sampler": sampler.name,
         "steps": sampler.steps,
         "quantise": generator.quantise,
+        "payload": generator.payload,
+        "straight_through": generator.straight_through,
         "noise": generator.noise,
         "gate": generator.gate and generator.gate.bounds,
         "inference": stated(denoiser.inference),
         "dataset": autoencoder.data["digest"],
         "autoencoder": autoencoder.digest,
         "denoiser": denoiser.digest,
+    }
+
+
+def decoder_of(autoencoder: Autoencoder) -> dict[str, Any]:
+    """What decodes a set of codes, and to what; in batches of the shape that each image states."""
+    data = autoencoder.data
+    kept = {key: data[key] for key in ("wavelengths_nm", "scale", "offset")}
+    fov_HW = autoencoder.fov_HW.cpu().numpy()
+    return {
+        "autoencoder": autoencoder.digest,
+        "precision": "fp32",
+        "codes": len(autoencoder.codebook.codes_KD),
+        "shape": [len(data["wavelengths_nm"]), *fov_HW.shape],
+        **kept,
+        "fov": {"pixels": int(fov_HW.sum()), "sha256": hashlib.sha256(png_bytes(fov_HW)).hexdigest()},
     }
 
 
@@ -213,8 +261,8 @@ def _agreed(out: Path, request: dict[str, Any]) -> tuple[dict[str, Any], int | N
     """
     if not (out / REQUEST).exists():
         return request, None
-    standing = {**BEFORE, **json.loads((out / REQUEST).read_bytes())}
-    request = request | {key: BEFORE[key] for key in ("noise", "gate") if standing[key] == BEFORE[key]}
+    standing = {"payload": "cube", **BEFORE, **json.loads((out / REQUEST).read_bytes())}
+    request = request | {key: BEFORE[key] for key in KEPT if key in request and standing[key] == BEFORE[key]}
     batch, _ = standing.pop("batch", None), standing.pop("count", None)
     if differing := [f"{key} {standing.get(key)}" for key in request if standing.get(key) != request[key]]:
         raise InputError(

@@ -20,7 +20,7 @@ from data_shards.errors import InputError
 from ldm.checkpoints.trained import Autoencoder, Denoiser
 from ldm.generation.gate import Gate, refused_too_often
 from ldm.generation.speed import DECODING, DENOISING, Speed
-from ldm.models.config import SamplerConfig
+from ldm.models.config import SamplerConfig, check_codes
 from ldm.models.noise import NOISES
 from ldm.models.sampler import scheduler_for, solve
 
@@ -49,11 +49,13 @@ class Generator:
         quantise: decode the nearest codes, as the decoder was trained, or the latents as they are.
         gate: what an image must be; None to look at none.
         noise: a name of ldm.models.noise.NOISES.
+        payload: what becomes of an image: 'cube', its pixels, or 'codes', of which its decoder makes the very same pixels.
+        straight_through: pixels as earlier versions decoded them (Autoencoder.decode_straight_through).
         speed: adds up what is made.
 
     Raises:
         InputError: a batch of none; a denoiser trained on another autoencoder's latents, or loaded in another precision; a sampler that
-            does not solve its objective.
+            does not solve its objective; codes of latents that are decoded as they are, or too many of them.
     """
 
     autoencoder: Autoencoder
@@ -64,6 +66,8 @@ class Generator:
     quantise: bool = True
     gate: Gate | None = None
     noise: str = NEW
+    payload: str = "cube"
+    straight_through: bool = False
     speed: Speed = field(default_factory=Speed, compare=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -78,6 +82,8 @@ class Generator:
         if self.denoiser.inference != self.autoencoder.inference:
             raise InputError(f"a denoiser in {self.denoiser.inference}", expected=f"{self.autoencoder.inference}, as the autoencoder")
         scheduler_for(self.sampler, self.denoiser.objective.target)  # refuses
+        if self.payload == "codes":
+            check_codes(quantise=self.quantise, codes=len(self.autoencoder.codebook.codes_KD))
 
     @property
     def device(self) -> torch.device:
@@ -103,9 +109,9 @@ class Generator:
                     part = [waiting.popleft() for _ in range(min(self.batch, len(waiting)))]
                     begun.append((part, networks.submit(self._made, part)))
                 part, made = begun.popleft()
-                z_BDHW, stored_BCHW = made.result()()
+                z_BDHW, stored_BCHW, *codes = made.result()()
                 again = []
-                for (i, attempt), z_DHW, stored_CHW in zip(part, z_BDHW, stored_BCHW, strict=False):
+                for (i, attempt), z_DHW, stored_CHW, kept_CHW in zip(part, z_BDHW, stored_BCHW, *(codes or [stored_BCHW]), strict=False):
                     if self.gate and (cause := self.gate.refuses(z_DHW, stored_CHW)):
                         refused[i].append(cause)
                         again.append((i, attempt + 1))
@@ -115,7 +121,7 @@ class Generator:
                     notes = {"image": i, "seed": self.seed, "batch": self.batch}
                     if attempt:
                         notes |= {"attempt": attempt, "refused": refused.pop(i)}
-                    passed[i] = cube_of(stored_CHW, self.autoencoder, notes)
+                    passed[i] = SAMPLE_OF[self.payload](kept_CHW, self.autoencoder, notes)
                 waiting.extendleft(reversed(again))
                 while order and order[0] in passed:
                     yield passed.pop(order.popleft())
@@ -123,14 +129,27 @@ class Generator:
             networks.shutdown(cancel_futures=True)
 
     def _made(self, part: Sequence[tuple[int, int]]) -> Arrays:
-        """Latents and stored counts of a batch, of (number, attempt) each. On a GPU they are still to be waited for."""
+        """Latents, stored counts and, where a set keeps them, codes of a batch of (number, attempt). A GPU is still to be waited for."""
         id_B, attempt_B = (np.resize(column, self.batch) for column in zip(*part, strict=True))
         with self.speed.phase(DENOISING, self):
             z_BDHW = latents_of(self.denoiser, id_B, seed=self.seed, sampler=self.sampler, noise=self.noise, attempt=attempt_B)
+        if self.payload == "codes":
+            index_BHW = self.autoencoder.codes_of(z_BDHW)
+            kept = (index_BHW[:, None].to(torch.uint16),)
+        else:
+            index_BHW, kept = None, ()
         with self.speed.phase(DECODING, self):
-            stored_BCHW = self.autoencoder.decode(z_BDHW, quantise=self.quantise)
+            stored_BCHW = self._decoded(z_BDHW, index_BHW)
         self.speed.made(self.batch)
-        return on_host(z_BDHW, stored_BCHW)
+        return on_host(z_BDHW, stored_BCHW, *kept)
+
+    def _decoded(self, z_BDHW: Tensor, index_BHW: Tensor | None) -> Tensor:
+        """Stored counts of a batch."""
+        if index_BHW is not None:
+            return self.autoencoder.decode_codes(index_BHW)
+        if self.quantise and self.straight_through:
+            return self.autoencoder.decode_straight_through(z_BDHW)
+        return self.autoencoder.decode(z_BDHW, quantise=self.quantise)
 
 
 def on_host(*tensors: Tensor) -> Arrays:
@@ -152,7 +171,7 @@ def cube_of(stored_CHW: np.ndarray, autoencoder: Autoencoder, notes: dict[str, A
     """An image as a set holds it."""
     data = autoencoder.data
     meta = CubeMeta(
-        key=f"{notes['image']:09d}",
+        key=key_of(notes),
         wavelengths_nm=tuple(data["wavelengths_nm"]),
         scale=data["scale"],
         offset=data["offset"],
@@ -160,3 +179,19 @@ def cube_of(stored_CHW: np.ndarray, autoencoder: Autoencoder, notes: dict[str, A
         notes=notes,
     )
     return Cube(data_CHW=stored_CHW, meta=meta, fov_HW=autoencoder.fov_HW.cpu().numpy())
+
+
+def codes_cube(index_1HW: np.ndarray, autoencoder: Autoencoder, notes: dict[str, Any]) -> Cube:
+    """An image as a set of codes holds it. It has no bands: a number stands where a wavelength would, as in latents."""
+    notes = {**notes, "autoencoder": autoencoder.digest}
+    meta = CubeMeta(key=key_of(notes), wavelengths_nm=(0.0,), scale=1.0, subject_id="synthetic", notes=notes)
+    return Cube(data_CHW=index_1HW, meta=meta, codes=True)
+
+
+def key_of(notes: dict[str, Any]) -> str:
+    """Of an image, whose number stands in its notes."""
+    return f"{notes['image']:09d}"
+
+
+SAMPLE_OF = {"cube": cube_of, "codes": codes_cube}
+"""By the payload: what a set keeps of an image, and its notes → the sample."""

@@ -218,8 +218,7 @@ def _request(latents: Dataset, config: FitConfig) -> dict[str, Any]:
 
 def _standing(latents: Dataset, out: Path, unfinished: Path, request: dict[str, Any]) -> FittedCodebook | None:
     """The codebook at `out` where it is the one asked for, or what a killed fit left of it."""
-    if latents.payload != "latent":
-        raise InputError(f"a set of {latents.payload}s", where=latents.path, expected="latents", mend="retinaforge encode PRESET")
+    latents.expect("latent", mend="retinaforge encode PRESET")
     latents.check(request["split"])
     if out.exists():
         codebook = FittedCodebook.read(out)

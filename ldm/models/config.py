@@ -49,6 +49,23 @@ class VQGANConfig:
             raise InputError(f"channels {self.channels}", expected=f"a multiple of norm_groups ({self.norm_groups})")
 
 
+MOST_CODES = 1 << 16  # that indices of 16 bits tell apart
+
+
+def check_codes(*, quantise: bool, codes: int) -> None:
+    """Raises: InputError: images of which codes cannot be kept."""
+    if not quantise:
+        raise InputError(
+            "sample.payload=codes with sample.quantise=false", expected="quantise=true: latents that are decoded as they are have no codes"
+        )
+    if codes > MOST_CODES:
+        raise InputError(
+            f"sample.payload=codes with a codebook of {codes} codes",
+            expected=f"at most {MOST_CODES}: an index has 16 bits",
+            mend="sample.payload=cube",
+        )
+
+
 @dataclass(frozen=True, kw_only=True)
 class CodebookConfig:
     """Attributes:

@@ -473,6 +473,28 @@ def test_processes_that_are_killed_and_one_that_is_started_twice_make_in_units_w
     assert not list((tmp_path / "apart").glob("**/.lease-*"))
 
 
+def test_a_set_of_codes_is_judged_as_its_pixels_are_and_decoded_to_them(
+    uninterrupted: Path, by_one: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = made_from(uninterrupted, tmp_path / "codes", "vqgan", "diffusion", sample={**SAMPLE, "payload": "codes"})
+    subprocess.run([sys.executable, "-c", APART, path, *UNIT_STAGES, "report"], cwd=ROOT, check=True, env=environment())
+    found = outcome(tmp_path / "codes")
+    kept, expected = found.pop("synthetic"), {name: value for name, value in by_one.items() if name != "synthetic"}
+    assert kept.payload == "codes" and sum(shard.bytes for shard in kept.shards) < sum(shard.bytes for shard in by_one["synthetic"].shards)
+    for judged, as_pixels in ((found, kept), (expected, by_one["synthetic"])):
+        for name in ("evaluate", "audit"):
+            assert judged[name]["synthetic"]["digest"] == as_pixels.digest
+            judged[name] = {**judged[name], "synthetic": None}
+    assert found == expected
+    invoke("data", "decode", tmp_path / "codes" / "synthetic", tmp_path / "pixels", "--autoencoder", tmp_path / "codes" / "vqgan")
+    assert read_manifest(tmp_path / "pixels") == by_one["synthetic"]
+    card = (tmp_path / "codes" / "synthetic" / "README.md").read_text().replace("RUN/vqgan", "../vqgan").replace('"cuda"', '"cpu"')
+    monkeypatch.chdir(tmp_path / "codes" / "synthetic")
+    for code in re.findall(r"^```python\n(.*?)^```", card, re.DOTALL | re.MULTILINE):
+        exec(code, known := {})
+    assert known["codes"].shape == kept.shape[1:]
+
+
 def test_a_whole_run_on_two_ranks_comes_to_its_report_and_again_does_nothing(tmp_path: Path, monkeypatch) -> None:
     data = {"phantom": {"size": 32, "wavelengths_nm": [555.0, 640.0, 730.0, 815.0]}, "subjects": 12, "visits": 1}
     path = tmp_path / "whole.yaml"

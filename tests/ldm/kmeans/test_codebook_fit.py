@@ -150,7 +150,7 @@ def test_damaged_files_are_found_and_others_refused(latents: Dataset, packed: Pa
             FittedCodebook.read(tmp_path / name)
     (tmp_path / ".y.unfinished").write_bytes(content[:-9])
     assert fit_codebook(latents, tmp_path / "y", CONFIG, Alone()).about["made"] == 12, "it begins anew"
-    with pytest.raises(InputError, match="a set of cubes"):
+    with pytest.raises(InputError, match="a dataset of cubes"):
         fit_codebook(Dataset(packed), tmp_path / "x", CONFIG, Alone())
     with pytest.raises(InputError, match="codes 16, vectors 3"):
         FitConfig(codes=16, vectors=3)
