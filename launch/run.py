@@ -62,10 +62,9 @@ class Run:
         dataset = Dataset(self.synthetic)
         if dataset.payload != "codes":
             return dataset
-        from ldm.checkpoints.trained import load_autoencoder
-        from ldm.generation.decode import DecodedDataset, inference_of
+        from ldm.generation.decode import DecodedDataset
 
-        return DecodedDataset(dataset, load_autoencoder(self.vqgan, device(), inference=inference_of(dataset)))
+        return DecodedDataset.open(self.synthetic, self.vqgan, device())
 
     def check(self) -> None:
         """Refuse to mix two configurations in one folder.

@@ -100,9 +100,8 @@ for batch in CubeStream(Dataset("."), "synthetic", batch_size=8).once():  # torc
 def reading_codes(manifest: Manifest) -> str:
     """The same of a set of codes: as cubes, and as they are."""
     return f"""```python
-from data_shards import Dataset
-from ldm import DecodedDataset, load_autoencoder
-dataset = DecodedDataset(Dataset("."), load_autoencoder("RUN/vqgan", "cuda"))
+from ldm import DecodedDataset
+dataset = DecodedDataset.open(".", "RUN/vqgan", "cuda")
 for batch in dataset.stream("{SPLIT}").once():  # torch tensors, decoded on the GPU
     cubes = batch.cubes_BCHW
 ```

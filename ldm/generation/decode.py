@@ -91,6 +91,12 @@ class DecodedDataset(Dataset):
         self.codes, self.autoencoder, self._batch_of = codes, autoencoder, {}
         self.batch_of(next(split for split, info in codes.splits.items() if info.count), 0)
 
+    @classmethod
+    def open(cls, codes: Path | str, vqgan: Path | str, device: torch.device | str = "cpu") -> DecodedDataset:
+        """A set, with the autoencoder of a training folder in the precision in which the set was made."""
+        dataset = Dataset(codes)
+        return cls(dataset, load_autoencoder(Path(vqgan), device, inference=inference_of(dataset)))
+
     payload = "cube"
     shape = property(lambda self: (len(self.wavelengths_nm), *self.autoencoder.fov_HW.shape))
     wavelengths_nm = property(lambda self: tuple(self.autoencoder.data["wavelengths_nm"]))

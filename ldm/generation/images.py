@@ -133,13 +133,13 @@ class Generator:
         id_B, attempt_B = (np.resize(column, self.batch) for column in zip(*part, strict=True))
         with self.speed.phase(DENOISING, self):
             z_BDHW = latents_of(self.denoiser, id_B, seed=self.seed, sampler=self.sampler, noise=self.noise, attempt=attempt_B)
-        if self.payload == "codes":
-            index_BHW = self.autoencoder.codes_of(z_BDHW)
-            kept = (index_BHW[:, None].to(torch.uint16),)
+        index_BHW = self.autoencoder.codes_of(z_BDHW) if self.payload == "codes" else None
+        kept = () if index_BHW is None else (index_BHW[:, None].to(torch.uint16),)
+        if index_BHW is not None and not self.gate:  # nobody looks at pixels
+            stored_BCHW, kept = kept[0], ()
         else:
-            index_BHW, kept = None, ()
-        with self.speed.phase(DECODING, self):
-            stored_BCHW = self._decoded(z_BDHW, index_BHW)
+            with self.speed.phase(DECODING, self):
+                stored_BCHW = self._decoded(z_BDHW, index_BHW)
         self.speed.made(self.batch)
         return on_host(z_BDHW, stored_BCHW, *kept)
 

@@ -30,6 +30,7 @@ from ldm.generation.encode import LatentSet
 from ldm.generation.generate import generate_set
 from ldm.generation.images import Generator
 from ldm.models.config import CodebookConfig, ObjectiveConfig, SamplerConfig, VQGANConfig
+from ldm.models.inference import FP32
 from ldm.models.other_codebooks import codebook_from
 from ldm.models.vqgan import VQGAN, initialised
 from ldm.normalise import CubeNormaliser, LatentNormaliser
@@ -78,6 +79,7 @@ class Picky:
 def generator(payload: str, autoencoder: Autoencoder, **how: object) -> Generator:
     latents = BandStats(split="train", mean_C=(0.0,) * 4, std_C=(1.0,) * 4, min_C=(), max_C=(), values=1)
     denoiser = SimpleNamespace(
+        inference=FP32,
         net=None,
         normaliser=LatentNormaliser(latents),
         objective=ObjectiveConfig(target="flow"),
