@@ -25,13 +25,15 @@ from data_shards.packing.units import Unit, merged, read_unit, write_unit
 from data_shards.reading.reader import Shard
 from data_shards.shards.index import index_path, open_index
 from ldm.generation.images import EARLIER, Generator
+from ldm.models.config import SamplerConfig
 
 if TYPE_CHECKING:
     from typing_extensions import Self
 
 SPLIT = "synthetic"
 REQUEST = "request.json"
-BEFORE = {"noise": EARLIER, "gate": None}  # of sets that do not state it
+KEPT_BEFORE = {"noise": EARLIER, "gate": None}  # of sets that do not state it; they go on with it, whatever is asked for
+BEFORE = {**KEPT_BEFORE, "shift": SamplerConfig.shift, "sigma_min": SamplerConfig.sigma_min, "cache_every": SamplerConfig.cache_every}
 PATIENCE_S = 60.0  # to wait for another task that writes the manifest
 
 
@@ -115,6 +117,9 @@ def request_for(generator: Generator, shard: int) -> dict[str, Any]:
         "seed": generator.seed,
         "sampler": sampler.name,
         "steps": sampler.steps,
+        "shift": sampler.shift,
+        "sigma_min": sampler.sigma_min,
+        "cache_every": sampler.cache_every,
         "quantise": generator.quantise,
         "noise": generator.noise,
         "gate": generator.gate and generator.gate.bounds,
@@ -173,7 +178,7 @@ def _agreed(out: Path, request: dict[str, Any]) -> tuple[dict[str, Any], int | N
     if not (out / REQUEST).exists():
         return request, None
     standing = {**BEFORE, **json.loads((out / REQUEST).read_bytes())}
-    request = request | {key: value for key, value in BEFORE.items() if standing[key] == value}
+    request = request | {key: value for key, value in KEPT_BEFORE.items() if standing[key] == value}
     batch, _ = standing.pop("batch", None), standing.pop("count", None)
     if differing := [f"{key} {standing.get(key)}" for key in request if standing.get(key) != request[key]]:
         raise InputError(
