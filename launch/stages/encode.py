@@ -32,13 +32,15 @@ class Encode(UnitStage):
 
         if not ((run.latents / NAME).exists() and (run.folder / HEALTH).exists()):
             return False
-        return read_manifest(run.latents).source.get("encode", {}).get("autoencoder") == trained_digest(run.vqgan)
+        made_of = read_manifest(run.latents).source.get("encode", {})
+        return made_of.get("autoencoder") == trained_digest(run.vqgan) and made_of.get("flip", False) == run.config.diffusion.flip
 
     def phases(self, run: Run) -> Phases:
         from ldm.checkpoints.trained import load_autoencoder
         from ldm.generation.encode import LatentSet
 
-        yield self.name, partial(LatentSet, run.open(run.dataset), load_autoencoder(run.vqgan, device()), run.latents)
+        autoencoder = load_autoencoder(run.vqgan, device())
+        yield self.name, partial(LatentSet, run.open(run.dataset), autoencoder, run.latents, flip=run.config.diffusion.flip)
 
     def make(self, run: Run, display: Display, place: tuple[int, int] = (0, 1)) -> list[str]:
         from ldm.checkpoints.trained import load_autoencoder
