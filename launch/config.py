@@ -107,7 +107,11 @@ class VQGANStage:
 
 @dataclass(frozen=True, kw_only=True)
 class DiffusionStage:
-    """Everything that trains the denoiser on cached latents."""
+    """Everything that trains the denoiser on cached latents.
+
+    Attributes:
+        flip: train on mirrored cubes, too, of which `encode` then writes latents as well. A right eye becomes a left one by it.
+    """
 
     model: UNetConfig = field(default_factory=UNetConfig)
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
@@ -115,6 +119,7 @@ class DiffusionStage:
     optimizer: OptimizerConfig = field(default_factory=lambda: OptimizerConfig(lr=3e-4, decay="cosine"))
     loop: LoopConfig = field(default_factory=LoopConfig)
     engine: EngineConfig = field(default_factory=EngineConfig)
+    flip: bool = False
     sampler: SamplerConfig = field(default_factory=SamplerConfig)
 
     def __post_init__(self) -> None:

@@ -23,15 +23,16 @@ FREE_TO_CHANGE = {
     *("samples", "checkpoint_every", "log_every", "keep", "validate_samples", "background", "profile", "workers", "max_bad_steps"),
     *("read", "cache", "cache_gib", "decay_samples"),
 }
-FREE_OF_A_SET = {
-    "sample.count",
-    "sample.batch",
-    "sample.licence",
-    "inference.precision",
-    "inference.compile",
-}  # a set may grow; each shard states its batch
+# a set may grow; each shard states its batch, each set how it was computed
+FREE_OF_A_SET = {"sample.count", "sample.batch", "sample.licence", "inference.precision", "inference.compile"}
 # what a section of the configuration decides first; until it stands, the section may still be corrected
-FIRST_OUTPUT = {"data": "data", "vqgan": "vqgan/checkpoints", "diffusion": "diffusion/checkpoints", "sample": "synthetic"}
+FIRST_OUTPUT = {
+    "data": "data",
+    "vqgan": "vqgan/checkpoints",
+    "diffusion.sampler": "synthetic",
+    "diffusion": "diffusion/checkpoints",
+    "sample": "synthetic",
+}
 
 
 class Run:
@@ -86,7 +87,7 @@ class Run:
                 if key not in {"run", *FREE_OF_A_SET}
                 and not (FREE_TO_CHANGE & set(key.split(".")))
                 and ".engine." not in key
-                and self._begun(key.split(".")[0])
+                and self._begun(key)
             ]
             if changed:
                 raise InputError(
@@ -108,8 +109,9 @@ class Run:
         durable.write_bytes(self.folder / "run.yaml", to_public_yaml(self.config).encode())
         durable.write_json(self.folder / "environment.json", environment(), private=True)
 
-    def _begun(self, section: str) -> bool:
-        return (self.folder / FIRST_OUTPUT[section]).exists()
+    def _begun(self, key: str) -> bool:
+        first = next(output for section, output in FIRST_OUTPUT.items() if f"{key}.".startswith(f"{section}."))
+        return (self.folder / first).exists()
 
 
 def _changed(old: Any, new: Any, prefix: str = "") -> list[str]:

@@ -20,7 +20,10 @@ from launch.run import Run, figures, read_result
 NAME, SPLIT = "README.md", "synthetic"
 SIZES = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M"), (10_000_000, "1M<n<10M"))
 NOT_STATED = "not stated: ask who made it before you pass it on (sample.licence)"
-SETTINGS = ("count", "seed", "sampler", "steps", "quantise", "payload", "noise", "gate", "batch", "shard")
+SETTINGS = (
+    *("count", "seed", "sampler", "steps", "shift", "sigma_min", "cache_every", "quantise", "payload", "noise", "gate", "inference"),
+    *("batch", "shard"),
+)
 WARNINGS = """\
 - The images are a model's. They must not be used to diagnose, nor as images of a patient.
 - A model learns what its training people have, and what they lack: who is rare among them is rarer here.

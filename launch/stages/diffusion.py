@@ -29,15 +29,23 @@ class Diffusion(Training):
         """Refuse latents of an earlier state of the run's autoencoder: samples of a denoiser trained on them could not be decoded.
 
         Raises:
-            InputError: the autoencoder was trained on after `encode`.
+            InputError: the autoencoder was trained on after `encode`; latents with mirrored ones where none are wanted, or without.
         """
         from ldm.checkpoints.trained import trained_digest
 
         newest = trained_digest(run.vqgan)
-        if newest and Dataset(run.latents).manifest.source.get("encode", {}).get("autoencoder") != newest:
+        made_of = Dataset(run.latents).manifest.source.get("encode", {})
+        if newest and made_of.get("autoencoder") != newest:
             raise InputError(
                 "the latents are those of an earlier state of the autoencoder",
                 where=run.latents,
                 expected=f"latents of checkpoint {newest[:12]} in {run.vqgan}",
                 mend=f"{set_aside(run, outdated(run))}\n            then retinaforge encode PRESET, and this command again",
+            )
+        if newest and made_of.get("flip", False) != run.config.diffusion.flip:
+            raise InputError(
+                f"latents {'with' if made_of.get('flip') else 'without'} those of mirrored cubes",
+                where=run.latents,
+                expected=f"diffusion.flip={str(not run.config.diffusion.flip).lower()}, as they were encoded",
+                mend=f"{set_aside(run, [run.latents])}\n            then retinaforge encode PRESET, and this command again",
             )

@@ -32,7 +32,8 @@ class Encode(UnitStage):
 
         if not ((run.latents / NAME).exists() and (run.folder / HEALTH).exists()):
             return False
-        return read_manifest(run.latents).source.get("encode", {}).get("autoencoder") == trained_digest(run.vqgan)
+        made_of = read_manifest(run.latents).source.get("encode", {})
+        return made_of.get("autoencoder") == trained_digest(run.vqgan) and made_of.get("flip", False) == run.config.diffusion.flip
 
     def phases(self, run: Run) -> Phases:
         from ldm.checkpoints.trained import load_autoencoder
@@ -42,7 +43,7 @@ class Encode(UnitStage):
         asked = asked_of(run.latents)
         inference = settled(run.config.inference, device(), asked and asked.get("inference", stated(FP32)))
         autoencoder = load_autoencoder(run.vqgan, device(), inference=inference)
-        yield self.name, partial(LatentSet, run.open(run.dataset), autoencoder, run.latents)
+        yield self.name, partial(LatentSet, run.open(run.dataset), autoencoder, run.latents, flip=run.config.diffusion.flip)
 
     def make(self, run: Run, display: Display, place: tuple[int, int] = (0, 1)) -> list[str]:
         from ldm.checkpoints.trained import load_autoencoder

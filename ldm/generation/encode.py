@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from data_shards import durable
 from data_shards.cube import Cube, CubeMeta
@@ -26,6 +27,7 @@ from ldm.checkpoints.trained import Autoencoder
 from ldm.models.inference import FP32, stated
 
 REQUEST = "request.json"
+TRAIN = "train"
 
 
 class LatentSet(Units):
@@ -34,16 +36,20 @@ class LatentSet(Units):
     Args:
         out: folder of the latents.
         batch: cubes at a time.
+        flip: of the training split also the latents of the cubes mirrored left to right, as samples of their own: `KEY-m` beside `KEY`.
+            An encoder does not give the mirrored latent for them.
 
     Raises:
         InputError: bands do not fit the autoencoder, or `out` holds something else.
     """
 
-    def __init__(self, dataset: Dataset, autoencoder: Autoencoder, out: Path, *, batch: int = 16) -> None:
-        self.dataset, self.autoencoder, self.out, self.batch = dataset, autoencoder, out, batch
+    def __init__(self, dataset: Dataset, autoencoder: Autoencoder, out: Path, *, batch: int = 16, flip: bool = False) -> None:
+        self.dataset, self.autoencoder, self.out, self.batch, self.flip = dataset, autoencoder, out, batch, flip
         dataset.expect("cube")
-        how = {} if autoencoder.inference == FP32 else {"inference": stated(autoencoder.inference)}  # earlier ones state none
-        self.source = {"encode": {"dataset": dataset.digest, "autoencoder": autoencoder.digest, **how}}
+        asked = {"dataset": dataset.digest, "autoencoder": autoencoder.digest}
+        if autoencoder.inference != FP32:  # what earlier latents had is not stated
+            asked["inference"] = stated(autoencoder.inference)
+        self.source = {"encode": {**asked, "flip": True} if flip else asked}
         if tuple(dataset.wavelengths_nm) != tuple(autoencoder.data["wavelengths_nm"]):
             raise InputError(
                 f"bands {dataset.wavelengths_nm} nm",
@@ -96,8 +102,12 @@ class LatentSet(Units):
             part = self.streams[split].read(np.arange(a, min(a + self.batch, end)))
             fov_BHW = part.fov_BHW.to(device) if part.fov_BHW is not None else None
             x_BCHW = self.autoencoder.normaliser(part.cubes_BCHW.to(device), fov_BHW)
-            h_BDHW = self.autoencoder.vqgan.encode(x_BCHW).float().cpu().numpy()
-            yield from map(stored_latent, part.keys, part.subjects, h_BDHW)
+            yield from map(stored_latent, part.keys, part.subjects, self._encoded(x_BCHW))
+            if self.flip and split == TRAIN:
+                yield from map(stored_latent, (f"{key}-m" for key in part.keys), part.subjects, self._encoded(x_BCHW.flip(-1)))
+
+    def _encoded(self, x_BCHW: Tensor) -> np.ndarray:
+        return self.autoencoder.vqgan.encode(x_BCHW).float().cpu().numpy()
 
 
 def stored_latent(key: str, subject: str, h_DHW: np.ndarray) -> Cube:
@@ -107,10 +117,16 @@ def stored_latent(key: str, subject: str, h_DHW: np.ndarray) -> Cube:
 
 
 def encode_dataset(
-    dataset: Dataset, autoencoder: Autoencoder, out: Path, *, batch: int = 16, watch: Callable[[Iterable[int]], Iterable[int]] = iter
+    dataset: Dataset,
+    autoencoder: Autoencoder,
+    out: Path,
+    *,
+    batch: int = 16,
+    flip: bool = False,
+    watch: Callable[[Iterable[int]], Iterable[int]] = iter,
 ) -> Manifest:
     """All latents by this process alone; as LatentSet otherwise."""
-    return LatentSet(dataset, autoencoder, out, batch=batch).complete(watch)
+    return LatentSet(dataset, autoencoder, out, batch=batch, flip=flip).complete(watch)
 
 
 def asked_of(out: Path) -> dict[str, Any]:

@@ -33,6 +33,7 @@ from data_shards.reading.reader import Shard
 from data_shards.shards.index import index_path, open_index
 from ldm.checkpoints.trained import Autoencoder
 from ldm.generation.images import EARLIER, Generator
+from ldm.models.config import SamplerConfig
 from ldm.models.inference import FP32, stated
 
 if TYPE_CHECKING:
@@ -41,8 +42,13 @@ if TYPE_CHECKING:
 LOGGER = logging.getLogger("retinaforge")
 SPLIT = "synthetic"
 REQUEST = "request.json"
-BEFORE = {"noise": EARLIER, "gate": None, "straight_through": True, "inference": stated(FP32)}  # of sets that do not state it
-KEPT = ("noise", "gate", "straight_through")  # of these what an earlier version began with goes on
+KEPT_BEFORE = {"noise": EARLIER, "gate": None, "straight_through": True}  # of sets that do not state it; they go on with it
+BEFORE = {
+    **KEPT_BEFORE,
+    "payload": "cube",
+    "inference": stated(FP32),
+    **{name: getattr(SamplerConfig, name) for name in ("shift", "sigma_min", "cache_every")},
+}
 PATIENCE_S = 60.0  # to wait for another task that writes the manifest
 
 
@@ -164,6 +170,9 @@ def request_for(generator: Generator, shard: int) -> dict[str, Any]:
         "seed": generator.seed,
         "sampler": sampler.name,
         "steps": sampler.steps,
+        "shift": sampler.shift,
+        "sigma_min": sampler.sigma_min,
+        "cache_every": sampler.cache_every,
         "quantise": generator.quantise,
         "payload": generator.payload,
         "straight_through": generator.straight_through,
@@ -261,8 +270,8 @@ def _agreed(out: Path, request: dict[str, Any]) -> tuple[dict[str, Any], int | N
     """
     if not (out / REQUEST).exists():
         return request, None
-    standing = {"payload": "cube", **BEFORE, **json.loads((out / REQUEST).read_bytes())}
-    request = request | {key: BEFORE[key] for key in KEPT if key in request and standing[key] == BEFORE[key]}
+    standing = {**BEFORE, **json.loads((out / REQUEST).read_bytes())}
+    request = request | {key: value for key, value in KEPT_BEFORE.items() if key in request and standing[key] == value}
     batch, _ = standing.pop("batch", None), standing.pop("count", None)
     if differing := [f"{key} {standing.get(key)}" for key in request if standing.get(key) != request[key]]:
         raise InputError(

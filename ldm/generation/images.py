@@ -21,6 +21,7 @@ from ldm.checkpoints.trained import Autoencoder, Denoiser
 from ldm.generation.gate import Gate, refused_too_often
 from ldm.generation.speed import DECODING, DENOISING, Speed
 from ldm.models.config import SamplerConfig, check_codes
+from ldm.models.feature_cache import cached
 from ldm.models.noise import NOISES
 from ldm.models.sampler import scheduler_for, solve
 
@@ -34,7 +35,8 @@ def latents_of(
 ) -> Tensor:
     """Latents of the images with these numbers, at these attempts, (B, D, h, w), in the autoencoder's units."""
     noise_BDHW = NOISES[noise](seed, ids, denoiser.latent_shape, attempt=attempt, device=denoiser.normaliser.mean_C11.device)
-    z_BDHW = solve(denoiser.net, noise_BDHW, scheduler_for(sampler, denoiser.objective.target), sampler.steps)
+    scheduler = scheduler_for(sampler, denoiser.objective.target)
+    z_BDHW = solve(cached(denoiser.net, sampler.cache_every, scheduler.order), noise_BDHW, scheduler, sampler.steps)
     return denoiser.normaliser.latents(z_BDHW)
 
 

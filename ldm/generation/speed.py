@@ -6,7 +6,7 @@ Legend: B batch, D latent channel, h w latent pixels.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from ldm.models.feature_cache import cached
 from ldm.models.inference import DTYPES
 from ldm.models.sampler import scheduler_for, solve
 from ldm.speed import Clock, OperationCounter, matmul_flops_per_s
@@ -49,14 +50,14 @@ class Cost:
 @torch.no_grad()
 def cost_of(generator: Generator) -> Cost:
     """What an image costs, from the shapes alone: on the meta device nothing is computed."""
-    denoiser, vqgan = generator.denoiser, generator.autoencoder.vqgan
-    noise_1DHW = torch.empty(1, *denoiser.latent_shape, device="meta")
-    net, decoder = _on_meta(denoiser.net), _on_meta(_Decoding(vqgan))
-    with torch.compiler.set_stance("force_eager"):
-        with OperationCounter() as denoising:
-            solve(net, noise_1DHW, scheduler_for(generator.sampler, denoiser.objective.target), generator.sampler.steps)
-        with OperationCounter() as decoding:
-            decoder(noise_1DHW)
+    denoiser, sampler = generator.denoiser, generator.sampler
+    scheduler = scheduler_for(sampler, denoiser.objective.target)
+
+    def solved(net: nn.Module, noise_BDHW: Tensor) -> Tensor:
+        return solve(cached(net, sampler.cache_every, scheduler.order), noise_BDHW, scheduler, sampler.steps)
+
+    denoising = operations(denoiser.net, solved, denoiser.latent_shape)
+    decoding = operations(generator.autoencoder.vqgan, lambda vqgan, z_BDHW: vqgan.decode(z_BDHW), denoiser.latent_shape)
     return Cost(
         denoising_flops=denoising.flops,
         decoding_flops=decoding.flops,
@@ -64,19 +65,24 @@ def cost_of(generator: Generator) -> Cost:
     )
 
 
-class _Decoding(nn.Module):
-    def __init__(self, vqgan: nn.Module) -> None:
+def operations(net: nn.Module, use: Callable[[nn.Module, Tensor], Tensor], shape: tuple[int, ...]) -> OperationCounter:
+    """What it takes to use a network on one input of this shape. The network itself stays where it is."""
+    using = _Using(net, use)
+    shapes = {name: torch.empty_like(x, device="meta") for name, x in (*using.named_parameters(), *using.named_buffers())}
+    with torch.compiler.set_stance("force_eager"), OperationCounter() as counter:
+        functional_call(using, shapes, torch.empty(1, *shape, device="meta"))
+    return counter
+
+
+class _Using(nn.Module):
+    """A use of a network as a module, whose weights can be exchanged for a call."""
+
+    def __init__(self, net: nn.Module, use: Callable[[nn.Module, Tensor], Tensor]) -> None:
         super().__init__()
-        self.vqgan = vqgan
+        self.net, self.use = net, use
 
-    def forward(self, z_BDHW: Tensor) -> Tensor:
-        return self.vqgan.decode(z_BDHW)
-
-
-def _on_meta(net: nn.Module):
-    """A network that computes nothing but shapes; the network itself stays where it is."""
-    shapes = {name: torch.empty_like(x, device="meta") for name, x in (*net.named_parameters(), *net.named_buffers())}
-    return lambda *inputs: functional_call(net, shapes, inputs)
+    def forward(self, x: Tensor) -> Tensor:
+        return self.use(self.net, x)
 
 
 class Speed:

@@ -198,28 +198,48 @@ class ObjectiveConfig:
 class SamplerConfig:
     """Attributes:
     name: one of SAMPLERS; 'auto' takes 'flow-heun' or 'dpm++', as the objective asks.
-    steps: of the solver; a Heun step calls the denoiser twice.
+    steps: of the solver; a Heun step but the last calls the denoiser twice.
+    shift: of the flow solvers' times (Esser et al. 2024, eq. 23): above 1 more steps where there is much noise, below 1 where there is
+        little.
+    sigma_min: noise level from which the flow solvers' last step goes to 0, before the shift; 1/steps makes all steps of one length.
+    cache_every: the denoiser's deep features are computed at every so many-th step and used again at those between (feature_cache.py);
+        1: at every step.
     """
 
     name: str = "auto"
     steps: int = 30
+    shift: float = 1.0
+    sigma_min: float = 0.001
+    cache_every: int = 1
 
     def __post_init__(self) -> None:
         if self.name != "auto" and self.name not in SAMPLERS:
             raise InputError(f"unknown sampler {self.name!r}", expected=nearest(self.name, SAMPLERS))
         if self.steps < 1:
             raise InputError(f"{self.steps} steps", where="sampler.steps", expected="at least 1")
+        if not 0.01 <= self.shift <= 100:  # far beyond, times fall on each other
+            raise InputError(f"shift {self.shift}", where="sampler.shift", expected="a number from 0.01 to 100, such as 3")
+        if not 0 < self.sigma_min < 1:
+            raise InputError(f"sigma_min {self.sigma_min}", where="sampler.sigma_min", expected="a noise level between 0 and 1")
+        if self.cache_every < 1:
+            raise InputError(f"cache_every {self.cache_every}", where="sampler.cache_every", expected="at least 1, which caches nothing")
 
     def solver(self, target: str) -> str:
         """The sampler for an objective.
 
         Raises:
-            InputError: one that does not solve it.
+            InputError: one that does not solve it, or that has no setting which is not the default.
         """
         name = self.name if self.name != "auto" else ("flow-heun" if target == "flow" else "dpm++")
         if target not in SAMPLERS[name]:
             fitting = [n for n, targets in SAMPLERS.items() if target in targets]
             raise InputError(f"sampler {name!r} does not solve objective {target!r}", expected=f"one of {', '.join(fitting)}")
+        if target != "flow" and (self.shift, self.sigma_min) != (SamplerConfig.shift, SamplerConfig.sigma_min):
+            raise InputError(
+                f"sampler {name!r} with shift {self.shift:g} and sigma_min {self.sigma_min:g}",
+                expected=f"{SamplerConfig.shift:g} and {SamplerConfig.sigma_min:g}: the flow solvers alone have them. The others space "
+                "their steps evenly in the time of training, the last to 0",
+            )
         return name
 
 

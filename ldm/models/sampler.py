@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import torch
 from diffusers import (
     DDIMScheduler,
@@ -24,17 +25,27 @@ from ldm.models.objective import SCHEDULES, STEPS
 PREDICTION = {"epsilon": "epsilon", "v": "v_prediction"}
 
 
-def _variance(cls: type, **extra: Any) -> Callable[[str], Any]:
+def _variance(cls: type, **extra: Any) -> Callable[[SamplerConfig, str], Any]:
     common = {"num_train_timesteps": STEPS, "timestep_spacing": "trailing"}
-    return lambda target: cls(prediction_type=PREDICTION[target], **common, **SCHEDULES[target], **extra)
+    return lambda _, target: cls(prediction_type=PREDICTION[target], **common, **SCHEDULES[target], **extra)
 
 
-BUILDERS: dict[str, Callable[[str], Any]] = {
+def _flow(cls: type) -> Callable[[SamplerConfig, str], Any]:
+    def built(config: SamplerConfig, _: str) -> Any:
+        scheduler = cls(num_train_timesteps=STEPS, shift=config.shift)
+        # set_timesteps shifts what lies between sigma_max and this, which the constructor has shifted already
+        scheduler.sigma_min = float(np.float32(config.sigma_min))
+        return scheduler
+
+    return built
+
+
+BUILDERS: dict[str, Callable[[SamplerConfig, str], Any]] = {
     "ddim": _variance(DDIMScheduler, clip_sample=False),
     "dpm++": _variance(DPMSolverMultistepScheduler, algorithm_type="dpmsolver++", solver_order=2, final_sigmas_type="zero"),
     "unipc": _variance(UniPCMultistepScheduler, final_sigmas_type="zero"),
-    "flow-euler": lambda _: FlowMatchEulerDiscreteScheduler(num_train_timesteps=STEPS),
-    "flow-heun": lambda _: FlowMatchHeunDiscreteScheduler(num_train_timesteps=STEPS),
+    "flow-euler": _flow(FlowMatchEulerDiscreteScheduler),
+    "flow-heun": _flow(FlowMatchHeunDiscreteScheduler),
 }
 assert BUILDERS.keys() == SAMPLERS.keys()
 
@@ -43,9 +54,9 @@ def scheduler_for(config: SamplerConfig, target: str) -> Any:
     """The scheduler that solves this objective.
 
     Raises:
-        InputError: a sampler of the other family.
+        InputError: a sampler of the other family, or a setting of the other.
     """
-    return BUILDERS[config.solver(target)](target)
+    return BUILDERS[config.solver(target)](config, target)
 
 
 @torch.no_grad()

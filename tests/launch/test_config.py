@@ -12,6 +12,7 @@ import yaml
 from data_shards.errors import InputError
 from launch.config import from_tree, load, preset_names, to_tree, to_yaml
 from launch.parse import parse_yaml
+from launch.run import Run
 
 
 @pytest.mark.parametrize("name", preset_names())
@@ -145,3 +146,26 @@ print(*{{name.partition(".")[0] for name in sys.modules}} & {{"torch", "diffuser
 """
     done = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True, timeout=120)
     assert done.stderr.splitlines()[-1] == "", done.stderr
+
+
+def test_the_sampler_of_a_trained_run_may_change_until_a_set_is_begun(tmp_path: Path) -> None:
+    folder = f"run={tmp_path}"
+    Run(load("demo", [folder])).freeze()
+    (tmp_path / "diffusion" / "checkpoints").mkdir(parents=True)
+    others = [folder, "diffusion.sampler.steps=5", "diffusion.sampler.shift=2.0"]
+    Run(load("demo", others)).check()
+    with pytest.raises(InputError) as refused:
+        Run(load("demo", [folder, "diffusion.sampler.name=auto", "diffusion.objective.target=v"])).check()
+    assert refused.value.what.endswith(": diffusion.objective.target")
+    (tmp_path / "synthetic").mkdir()
+    with pytest.raises(InputError) as refused:
+        Run(load("demo", others)).check()
+    assert refused.value.what.endswith(": diffusion.sampler.shift, diffusion.sampler.steps")
+
+
+def test_a_run_of_a_version_without_settings_of_the_sampler_goes_on(tmp_path: Path) -> None:
+    earlier = to_tree(load("demo", [f"run={tmp_path}"]))
+    earlier["diffusion"]["sampler"] = {"name": "flow-heun", "steps": 12}
+    (tmp_path / "run.yaml").write_text(yaml.safe_dump(earlier))
+    (tmp_path / "synthetic").mkdir()
+    Run(load("demo", [f"run={tmp_path}"])).check()

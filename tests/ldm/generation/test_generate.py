@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import threading
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import ClassVar
@@ -214,18 +215,29 @@ def test_a_smaller_set_and_another_seed_are_refused_and_what_stands_stays(made: 
     assert files(tmp_path / "set") == before
 
 
+@pytest.mark.parametrize("other", [{"shift": 3.0}, {"sigma_min": 0.5}, {"cache_every": 2}])
+def test_a_set_of_other_times_or_of_cached_features_is_another_set(made: Callable, tmp_path: Path, other: dict) -> None:
+    assert made("set", 4).source["sample"].items() >= {"shift": 1.0, "sigma_min": 0.001, "cache_every": 1}.items()
+    (tmp_path / "set" / "dataset.json").unlink()
+    with pytest.raises(InputError, match=f"another request stands here .{next(iter(other))}"):
+        generate_set(replace(painter(4), sampler=SamplerConfig(steps=2, **other)), tmp_path / "set", count=4, shard=4)
+
+
 def test_a_set_begun_by_an_earlier_version_grows_by_whole_shards_and_its_short_one_is_refused(made: Callable, tmp_path: Path) -> None:
     """Then the count and the batch were part of the request, and a last short shard had the name of a whole one."""
     made("set", 8)
     request = tmp_path / "set" / "request.json"
     stated = json.loads(request.read_bytes())
     assert (stated.pop("noise"), stated.pop("gate")) == ("threefry2x32-20", None)
+    assert [stated.pop(setting) for setting in ("shift", "sigma_min", "cache_every")] == [1.0, 0.001, 1]
     request.write_bytes(json.dumps({**stated, "count": 8, "batch": 4}).encode())
     grown = made("set", 12)
     assert grown.splits["synthetic"]["count"] == 12 and (grown.source["sample"]["noise"], grown.source["sample"]["gate"]) == (
         "mt19937",
         None,
     )
+    with pytest.raises(InputError, match=r"another request stands here \(shift 1\.0\)"):
+        generate_set(replace(painter(4), sampler=SamplerConfig(steps=2, shift=3.0)), tmp_path / "set", count=16, shard=4)
     made("short", 6)
     for suffix in ("tar", "index", "unit"):
         (tmp_path / "short" / f"synthetic-000001.first2.{suffix}").rename(tmp_path / "short" / f"synthetic-000001.{suffix}")

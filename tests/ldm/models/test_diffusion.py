@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from diffusers import FlowMatchEulerDiscreteScheduler, FlowMatchHeunDiscreteScheduler
 from torch import nn
 
 from data_shards.errors import InputError
@@ -102,6 +103,57 @@ def test_a_sampler_of_the_other_family_is_refused() -> None:
         scheduler_for(SamplerConfig(name="ddim"), "flow")
     with pytest.raises(InputError, match="did you mean 'ddim'"):
         SamplerConfig(name="dim")
+
+
+FLOW = {"flow-euler": FlowMatchEulerDiscreteScheduler, "flow-heun": FlowMatchHeunDiscreteScheduler}
+
+
+def flow_sigmas(name: str, steps: int, **settings: float) -> list[float]:
+    """The noise levels that a flow solver goes through, each once."""
+    scheduler = scheduler_for(SamplerConfig(name=name, steps=steps, **settings), "flow")
+    scheduler.set_timesteps(steps)
+    return list(dict.fromkeys(scheduler.sigmas.tolist()))
+
+
+@pytest.mark.parametrize("name", FLOW)
+@pytest.mark.parametrize("steps", [1, 2, 12, 30])
+def test_flow_solvers_go_through_the_noise_levels_of_diffusers_to_the_bit_unless_told_otherwise(name: str, steps: int) -> None:
+    ours, theirs = scheduler_for(SamplerConfig(name=name), "flow"), FLOW[name]()
+    for scheduler in (ours, theirs):
+        scheduler.set_timesteps(steps)
+    assert torch.equal(ours.sigmas, theirs.sigmas) and torch.equal(ours.timesteps, theirs.timesteps)
+
+
+@pytest.mark.parametrize("name", FLOW)
+@pytest.mark.parametrize("shift", [0.3, 1.0, 3.0])
+def test_the_shift_moves_evenly_spaced_times_by_equation_23_and_the_last_step_begins_where_it_is_told(name: str, shift: float) -> None:
+    time = np.linspace(1, 0.1, 10)
+    shifted = shift * time / (1 + (shift - 1) * time)
+    assert flow_sigmas(name, 10, shift=shift, sigma_min=0.1) == pytest.approx([*shifted, 0], abs=1e-6)
+    assert flow_sigmas(name, 10, shift=shift)[-2] == pytest.approx(shift * 0.001 / (1 + (shift - 1) * 0.001), rel=1e-5), "not shifted twice"
+    if shift == 1:
+        assert np.diff(flow_sigmas(name, 10, sigma_min=1 / 10)) == pytest.approx(-1 / 10, abs=1e-6), "steps of one length"
+
+
+@pytest.mark.parametrize("name", FLOW)
+@pytest.mark.parametrize("settings", [{"shift": 3.0}, {"shift": 0.5}, {"sigma_min": 1 / 30}, {"shift": 3.0, "sigma_min": 1 / 30}])
+def test_what_is_trained_comes_out_whatever_the_times_of_the_flow_solvers(name: str, settings: dict) -> None:
+    scheduler = scheduler_for(SamplerConfig(name=name, **settings), "flow")
+    z = solve(toy("flow"), normal_at(1, np.arange(1000), (4, 1, 1), SAMPLES), scheduler, 30)
+    assert abs(z.mean()) < 0.15 and z.std() == pytest.approx(1, abs=0.12) and z.abs().max() < 5
+
+
+@pytest.mark.parametrize("settings", [{"shift": 3.0}, {"sigma_min": 0.1}])
+def test_a_flow_setting_with_another_solver_is_refused(settings: dict) -> None:
+    for name in ("auto", "ddim", "dpm++", "unipc"):
+        with pytest.raises(InputError, match="the flow solvers alone"):
+            scheduler_for(SamplerConfig(name=name, **settings), "v")
+
+
+@pytest.mark.parametrize("settings", [{"shift": 0.0}, {"shift": float("nan")}, {"sigma_min": 0.0}, {"sigma_min": 1.0}, {"cache_every": 0}])
+def test_a_setting_out_of_range_is_refused_by_its_name(settings: dict) -> None:
+    with pytest.raises(InputError, match=next(iter(settings))):
+        SamplerConfig(**settings)
 
 
 def test_ema_horizon_does_not_depend_on_batch_size() -> None:
