@@ -13,7 +13,7 @@ from contextlib import AbstractContextManager
 from functools import partial
 from typing import Any, Protocol, TypeVar
 
-from data_shards.errors import RetinaforgeError, TryAgain
+from data_shards.errors import CorruptData, RetinaforgeError, TryAgain
 from data_shards.ledger import Ledger, Units
 
 LOGGER = logging.getLogger("retinaforge")
@@ -54,23 +54,23 @@ def work(
         stop: whether this process shall leave; asked between two units, where it leaves nothing behind.
 
     Raises:
-        RetinaforgeError: units that failed for a reason of their own; the others are made. TryAgain: as a unit raises it, at once, or
-            stopped.
+        CorruptData: damaged units; the others are made. RetinaforgeError: as a unit raises it, at once, for others would meet it too.
+        TryAgain: stopped.
     """
-    failed: dict[int, RetinaforgeError] = {}
+    failed: dict[int, CorruptData] = {}
     for _ in watch(units.by_image(_done(units, ledger, place, failed, stop, poll_s))):
         pass
     ledger.clear(name for number, name in enumerate(units.names) if number not in failed)
     if failed:
         number, error = min(failed.items())
         more = f", and {len(failed) - 1} more units" if len(failed) > 1 else ""
-        raise type(error)(
+        raise CorruptData(
             f"unit {units.names[number]} failed{more}: {error.what}", where=error.where, expected=error.expected, mend=error.mend
         ) from error
 
 
 def _done(
-    units: Units, ledger: Ledger, place: tuple[int, int], failed: dict[int, RetinaforgeError], stop: Callable[[], bool], poll_s: float
+    units: Units, ledger: Ledger, place: tuple[int, int], failed: dict[int, CorruptData], stop: Callable[[], bool], poll_s: float
 ) -> Iterator[int]:
     """Numbers of units as they are seen to be there."""
     k, n = place
@@ -83,8 +83,8 @@ def _done(
             try:
                 there = units.published(number) or _made(units, ledger, number)
             except RetinaforgeError as error:
-                there = units.published(number)  # another process was first, and has finished
-                if not there and isinstance(error, TryAgain):
+                there = _is_there(units, number)  # another process was first, and has finished
+                if not there and not isinstance(error, CorruptData):
                     raise
                 if not there:
                     LOGGER.warning("unit %s failed, the others are made first: %s", units.names[number], error.what)
@@ -97,6 +97,14 @@ def _done(
         if waiting and len(waiting) == len(left):
             time.sleep(poll_s)
         left = waiting
+
+
+def _is_there(units: Units, number: int) -> bool:
+    """Whether a unit is published, and not damaged."""
+    try:
+        return units.published(number)
+    except CorruptData:
+        return False
 
 
 def _made(units: Units, ledger: Ledger, number: int) -> bool:
