@@ -215,7 +215,7 @@ def test_a_damaged_shard_or_index_is_said_and_the_others_are_made_first(
     assert files(out) == once
 
 
-def test_a_shard_altered_in_its_size_s_place_is_found_by_verify(unfinished: Path) -> None:
+def test_a_shard_altered_at_its_size_is_found_by_verify(unfinished: Path) -> None:
     out = unfinished
     flip(out / "synthetic-000001.tar")
     made(the_set(out))
