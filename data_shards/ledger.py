@@ -134,9 +134,13 @@ class Ledger:
                 path.unlink(missing_ok=True)
 
     def clear(self, units: Iterable[str]) -> None:
-        """Remove the leases of units that are published: who was killed between publishing and giving back left one."""
+        """Remove the leases of units that are published, whole or begun: who was killed before he gave one back left it."""
+        units = set(units)
         for unit in units:
             (self.folder / f"{LEASE}{unit}").unlink(missing_ok=True)
+        for left in self.folder.glob(f"{durable.PART}*{LEASE}*"):
+            if left.name.rpartition(LEASE)[2] in units:
+                left.unlink(missing_ok=True)
 
     def _taken(self, path: Path, token: str) -> bool:
         if self._linked(path, token):
@@ -158,8 +162,8 @@ class Ledger:
     def _linked(self, path: Path, token: str) -> bool:
         """Make the lease, unless there is one."""
         part = durable.part_name(path)
-        part.write_bytes(_mark(token, 0))
         try:
+            part.write_bytes(_mark(token, 0))
             if self.links:
                 try:
                     os.link(part, path)
@@ -178,7 +182,7 @@ class Ledger:
             except FileExistsError:
                 return False
         finally:
-            part.unlink()
+            part.unlink(missing_ok=True)
 
     def _beat(self, path: Path, token: str, ended: threading.Event) -> None:
         count = 0
@@ -205,15 +209,21 @@ def _mark(token: str, count: int) -> bytes:
 
 def _replace(path: Path, token: str, count: int) -> None:
     part = durable.part_name(path)
-    part.write_bytes(_mark(token, count))
-    os.replace(part, path)
+    try:
+        part.write_bytes(_mark(token, count))
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)  # on a full disk
 
 
 def _content(path: Path) -> bytes | None:
+    """What a lease says; None where there is none, nothing where it cannot be read: its holder then seems to stand still."""
     try:
         return path.read_bytes()
     except FileNotFoundError:
         return None
+    except OSError:
+        return b""
 
 
 def _holder(path: Path) -> str:

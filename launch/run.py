@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 from pydantic import TypeAdapter
 
 from data_shards import durable
-from data_shards.errors import InputError
+from data_shards.errors import CorruptData, InputError, moved_aside
 from data_shards.manifest import NAME, read_manifest
 from data_shards.reading.dataset import Dataset
 from data_shards.stores import Cache, is_url
@@ -134,11 +134,21 @@ Result = TypeVar("Result")
 
 
 def read_result(path: Path, kind: type[Result]) -> Result | None:
-    """A result as it was written; None where there is none, or one in the form of an earlier version."""
-    tree = json.loads(path.read_text()) if path.exists() else None
-    if tree is None or tree.get("format") != getattr(kind, "format", None):
+    """A result as it was written; None where there is none, or one in the form of an earlier version.
+
+    Raises:
+        CorruptData: damaged.
+    """
+    if not path.exists():
         return None
-    return TypeAdapter(kind).validate_python(tree)
+    try:
+        tree = json.loads(path.read_bytes())
+        if tree.get("format") != getattr(kind, "format", None):
+            return None
+        return TypeAdapter(kind).validate_python(tree)
+    except (ValueError, AttributeError, RecursionError) as error:
+        said = f"a damaged result: {str(error).partition(chr(10))[0]}"
+        raise CorruptData(said, where=path, mend=f"{moved_aside(path)}, and the same command again makes it anew") from error
 
 
 def figures(run: Run) -> dict[str, Any]:

@@ -13,12 +13,13 @@ from contextlib import AbstractContextManager
 from functools import partial
 from typing import Any, Protocol, TypeVar
 
-from data_shards.errors import RetinaforgeError, TryAgain
+from data_shards.errors import CorruptData, RetinaforgeError, TryAgain
 from data_shards.ledger import Ledger, Units
 
 LOGGER = logging.getLogger("retinaforge")
 
 POLL_S = 2.0
+STOPPED = "stopped between two units; what is finished stays"
 ENOUGH_S = 30.0  # for a helper to end the unit that it is about
 T = TypeVar("T")
 Report = Callable[[int, dict[str, float]], None]
@@ -45,6 +46,7 @@ def work(
     *,
     place: tuple[int, int] = (0, 1),
     watch: Callable[[Iterable[int]], Iterable[int]] = iter,
+    stop: Callable[[], bool] = lambda: False,
     poll_s: float = POLL_S,
 ) -> None:
     """Make all units that are not there, with whoever else makes them, and return once all are.
@@ -52,34 +54,40 @@ def work(
     Args:
         place: (k, n): this process begins with the units k, k+n, k+2n, …, and goes on with those of k+1: several rarely want the same.
         watch: wraps the numbers of units that this process or another has made, each as often as it has images.
+        stop: whether this process shall leave; asked between two units, where it leaves nothing behind.
 
     Raises:
-        RetinaforgeError: units that failed for a reason of their own; the others are made. TryAgain: as a unit raises it, at once.
+        CorruptData: damaged units; the others are made. RetinaforgeError: as a unit raises it, at once, for others would meet it too.
+        TryAgain: stopped.
     """
-    failed: dict[int, RetinaforgeError] = {}
-    for _ in watch(units.by_image(_done(units, ledger, place, failed, poll_s))):
+    failed: dict[int, CorruptData] = {}
+    for _ in watch(units.by_image(_done(units, ledger, place, failed, stop, poll_s))):
         pass
     ledger.clear(name for number, name in enumerate(units.names) if number not in failed)
     if failed:
         number, error = min(failed.items())
         more = f", and {len(failed) - 1} more units" if len(failed) > 1 else ""
-        raise type(error)(
+        raise CorruptData(
             f"unit {units.names[number]} failed{more}: {error.what}", where=error.where, expected=error.expected, mend=error.mend
         ) from error
 
 
-def _done(units: Units, ledger: Ledger, place: tuple[int, int], failed: dict[int, RetinaforgeError], poll_s: float) -> Iterator[int]:
+def _done(
+    units: Units, ledger: Ledger, place: tuple[int, int], failed: dict[int, CorruptData], stop: Callable[[], bool], poll_s: float
+) -> Iterator[int]:
     """Numbers of units as they are seen to be there."""
     k, n = place
     left = [number for step in range(n) for number in range((k + step) % n, len(units.names), n)]
     while left:
         waiting = []
         for number in left:
+            if stop():
+                raise TryAgain(STOPPED, where=units.out, mend="the same command again goes on with what is not there")
             try:
                 there = units.published(number) or _made(units, ledger, number)
             except RetinaforgeError as error:
-                there = units.published(number)  # another process was first, and has finished
-                if not there and isinstance(error, TryAgain):
+                there = _is_there(units, number)  # another process was first, and has finished
+                if not there and not isinstance(error, CorruptData):
                     raise
                 if not there:
                     LOGGER.warning("unit %s failed, the others are made first: %s", units.names[number], error.what)
@@ -92,6 +100,14 @@ def _done(units: Units, ledger: Ledger, place: tuple[int, int], failed: dict[int
         if waiting and len(waiting) == len(left):
             time.sleep(poll_s)
         left = waiting
+
+
+def _is_there(units: Units, number: int) -> bool:
+    """Whether a unit is published, and not damaged."""
+    try:
+        return units.published(number)
+    except CorruptData:
+        return False
 
 
 def _made(units: Units, ledger: Ledger, number: int) -> bool:
@@ -112,13 +128,28 @@ def make_phases(phases: Phases, display: Display, place: tuple[int, int], *, wor
         unit: what is counted, for those who watch.
     """
     (k, n), result = place, None
-    for title, build in phases:
-        with side_by_side(build, workers, place), build() as units:
-            sizes = [units.size(number) for number in range(len(units.names))]
-            shown = partial(display.over, total=sum(sizes), title=title, unit=unit)
-            work(units, Ledger(units.out), place=(k * workers, n * workers), watch=shown)
-            result = units.finish()
+    with warned() as stop:
+        for title, build in phases:
+            with side_by_side(build, workers, place), build() as units:
+                sizes = [units.size(number) for number in range(len(units.names))]
+                shown = partial(display.over, total=sum(sizes), title=title, unit=unit)
+                work(units, Ledger(units.out), place=(k * workers, n * workers), watch=shown, stop=stop)
+                result = units.finish()
     return result
+
+
+@contextlib.contextmanager
+def warned() -> Iterator[Callable[[], bool]]:
+    """Whether SIGUSR1 has come, by which SLURM warns of a time limit. Only the main thread can listen; others never hear of it."""
+    came = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield came.is_set
+        return
+    before = signal.signal(signal.SIGUSR1, lambda *_: came.set())
+    try:
+        yield came.is_set
+    finally:
+        signal.signal(signal.SIGUSR1, before)
 
 
 @contextlib.contextmanager
@@ -150,14 +181,9 @@ def _help(build: Callable[[], Units], place: tuple[int, int]) -> None:
     parent = multiprocessing.parent_process()
     assert parent
 
-    def while_wanted(numbers: Iterable[int]) -> Iterator[int]:
-        for number in numbers:
-            if ended.is_set() or not parent.is_alive():
-                raise SystemExit(1)
-            yield number
-
     ended = threading.Event()
-    signal.signal(signal.SIGTERM, lambda *_: ended.set())  # between two units, where it leaves nothing behind
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)  # who asked for help heard it too
+    signal.signal(signal.SIGTERM, lambda *_: ended.set())
     logging.disable()
     with contextlib.suppress(RetinaforgeError), build() as units:
-        work(units, Ledger(units.out), place=place, watch=while_wanted, poll_s=POLL_S / 4)
+        work(units, Ledger(units.out), place=place, stop=lambda: ended.is_set() or not parent.is_alive(), poll_s=POLL_S / 4)

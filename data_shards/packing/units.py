@@ -15,7 +15,7 @@ from typing import Any
 
 from data_shards import durable
 from data_shards.cube import Cube, same_kind
-from data_shards.errors import CorruptData, InputError
+from data_shards.errors import CorruptData, InputError, moved_aside
 from data_shards.manifest import Kind, Manifest, ShardEntry, payload_of
 from data_shards.packing.statistics import FORMAT as STATISTICS
 from data_shards.packing.statistics import BandAccumulator
@@ -107,7 +107,7 @@ def read_unit(shard: Path) -> Unit | None:
     """The record of a finished shard; None where there is none, or one of another form, and the shard is to be looked at again.
 
     Raises:
-        CorruptData: the shard has another size than was recorded.
+        CorruptData: the shard has another size than was recorded, or its index another content.
     """
     try:
         fields = json.loads(record_path(shard).read_bytes())
@@ -123,20 +123,45 @@ def read_unit(shard: Path) -> Unit | None:
             refused=fields.get("refused", {}),
             stamps=fields["stamps"],
         )
-    except (FileNotFoundError, ValueError, KeyError, TypeError):
+    except (FileNotFoundError, ValueError, KeyError, TypeError, RecursionError):
         return None
     try:
-        index_path(shard).stat()
+        index_sha256 = durable.sha256_of(index_path(shard))
         found = shard.stat().st_size
     except FileNotFoundError:
         return None
+    if entry.name != shard.name:
+        return None
+    mend = "move the shard and its .index and .unit files away, and run the same command again"
     if found != entry.bytes:
-        raise CorruptData(
-            f"a finished shard of {found} bytes, {entry.bytes} were written",
-            where=shard,
-            mend="move the shard and its .index and .unit files away, and run the same command again",
-        )
+        raise CorruptData(f"a finished shard of {found} bytes, {entry.bytes} were written", where=shard, mend=mend)
+    if index_sha256 != entry.index_sha256:
+        raise CorruptData("the index of a finished shard is not as it was written", where=index_path(shard), mend=mend)
     return unit
+
+
+def read_request(path: Path) -> dict[str, Any] | None:
+    """What the first process wrote down that the set is asked for; None where none has.
+
+    Raises:
+        CorruptData: damaged. InputError: it cannot be read.
+    """
+    try:
+        request = json.loads(path.read_bytes())
+        if isinstance(request, dict):
+            return request
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise InputError(f"cannot be read: {error.strerror}", where=path, expected="a set that this user may read") from error
+    except (ValueError, RecursionError):
+        pass
+    raise CorruptData(
+        "what the set was asked for is damaged",
+        where=path,
+        expected="a JSON object, as it was written: without it nobody knows what the shards here hold",
+        mend=f"copy the file back, or begin anew: {moved_aside(path.parent)}",
+    )
 
 
 def merged(units: Sequence[Unit], splits: Sequence[str], source: dict[str, Any], *, max_error: int = 0) -> Manifest:

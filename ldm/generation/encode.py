@@ -6,7 +6,6 @@ Legend: D latent channel.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,7 @@ from data_shards.cube import Cube, CubeMeta
 from data_shards.errors import InputError, moved_aside
 from data_shards.ledger import Units
 from data_shards.manifest import NAME, Manifest, read_manifest, write_manifest
-from data_shards.packing.units import merged, read_unit, write_unit
+from data_shards.packing.units import merged, read_request, read_unit, write_unit
 from data_shards.reading.dataset import Dataset
 from data_shards.reading.stream import CubeStream
 from ldm.checkpoints.trained import Autoencoder
@@ -133,7 +132,7 @@ def asked_of(out: Path) -> dict[str, Any]:
     """What the latents in this folder, whole or not, were asked for: {} where there are none."""
     if (out / NAME).exists():
         return read_manifest(out).source.get("encode", {})
-    return json.loads((out / REQUEST).read_bytes())["encode"] if (out / REQUEST).exists() else {}
+    return (read_request(out / REQUEST) or {}).get("encode", {})
 
 
 def _shards(dataset: Dataset, splits: list[str]) -> Iterator[tuple[str, str, tuple[int, int]]]:
@@ -160,7 +159,7 @@ def _claim(out: Path, source: dict[str, Any]) -> Manifest | None:
     if others and not (out / REQUEST).exists():
         raise _taken(out)
     durable.write_bytes(out / REQUEST, durable.canonical_json(source), keep_first=True)
-    if json.loads((out / REQUEST).read_bytes()) != source:
+    if read_request(out / REQUEST) != source:
         raise _taken(out)
     return None
 

@@ -24,11 +24,11 @@ import torch
 
 from data_shards import durable
 from data_shards.cube import Cube
-from data_shards.errors import InputError, moved_aside
+from data_shards.errors import CorruptData, InputError, command, moved_aside
 from data_shards.folder import png_bytes
 from data_shards.ledger import Units
 from data_shards.manifest import NAME, Manifest, read_manifest, write_manifest
-from data_shards.packing.units import Unit, merged, read_unit, write_unit
+from data_shards.packing.units import Unit, merged, read_request, read_unit, record_path, write_unit
 from data_shards.reading.reader import Shard
 from data_shards.shards.index import index_path, open_index
 from ldm.checkpoints.trained import Autoencoder
@@ -78,7 +78,7 @@ class ImageSet(Units):
 
     def __enter__(self) -> Self:
         """Write down what is asked for; the first does, and all others must ask for images of the same kind."""
-        with durable.explained(self.out / REQUEST):
+        if not (self.done or (self.out / REQUEST).exists()):
             durable.write_bytes(self.out / REQUEST, durable.canonical_json(self.request), keep_first=True)
         _agreed(self.out, self.request)
         return self
@@ -102,9 +102,10 @@ class ImageSet(Units):
         """Write dataset.json over the shards, which are all there.
 
         Raises:
-            InputError: who was asked for more images has finished a larger set meanwhile.
+            InputError: who was asked for more images has finished a larger set meanwhile. CorruptData: a finished set lacks a shard.
         """
         if self.done:
+            check_sizes(self.out, self.done)
             return self.done
         _check_whole(self.paths, self.shard, self.count)
         units = [read_unit(path) for path in self.paths]
@@ -247,8 +248,8 @@ def shard_name(number: int, shard: int, count: int) -> str:
 
 def request_of(out: Path) -> dict[str, Any]:
     """What the set in this folder, whole or not, was asked for; {} where there is none."""
-    if (out / REQUEST).exists():
-        return {**BEFORE, **json.loads((out / REQUEST).read_text())}
+    if (request := read_request(out / REQUEST)) is not None:
+        return {**BEFORE, **request}
     return {**BEFORE, **read_manifest(out).source.get("sample", {})} if (out / NAME).exists() else {}
 
 
@@ -268,10 +269,10 @@ def _agreed(out: Path, request: dict[str, Any]) -> tuple[dict[str, Any], int | N
     Raises:
         InputError: images of another kind stand here.
     """
-    if not (out / REQUEST).exists():
+    if (written := read_request(out / REQUEST)) is None:
         return request, None
-    standing = {**BEFORE, **json.loads((out / REQUEST).read_bytes())}
-    request = request | {key: value for key, value in KEPT_BEFORE.items() if key in request and standing[key] == value}
+    standing = {**BEFORE, **written}
+    request = request | {key: value for key, value in KEPT_BEFORE.items() if key in request and key not in written}
     batch, _ = standing.pop("batch", None), standing.pop("count", None)
     if differing := [f"{key} {standing.get(key)}" for key in request if standing.get(key) != request[key]]:
         raise InputError(
@@ -287,9 +288,13 @@ def _standing(out: Path, count: int) -> Manifest | None:
     """The finished set, where it has this many images; None where there is none, or a smaller one.
 
     Raises:
-        InputError: it has more.
+        InputError: it has more. CorruptData: what says so is damaged.
     """
-    done = read_manifest(out) if (out / NAME).exists() else None
+    try:
+        done = read_manifest(out) if (out / NAME).exists() else None
+    except CorruptData as error:
+        mend = f"{command('rm', out / NAME)}, and the same command again makes it anew of what each shard left"
+        raise CorruptData(error.what, where=error.where, mend=mend) from error
     check_count(out, count, done)
     return done if done and done.splits[SPLIT]["count"] == count else None
 
@@ -310,14 +315,43 @@ def check_count(out: Path, count: int, done: Manifest | None) -> None:
         )
 
 
+def check_sizes(out: Path, done: Manifest) -> None:
+    """Refuse to call a set finished whose shards are not all there; their bytes are for `data verify`.
+
+    Raises:
+        CorruptData: a shard is gone, or has another size than was written.
+    """
+    for entry in done.shards:
+        shard = out / entry.name
+        found = shard.stat().st_size if shard.exists() else 0
+        if found != entry.bytes:
+            made_of = (out / NAME, shard, index_path(shard), record_path(shard))
+            raise CorruptData(
+                f"{entry.name} of a finished set {f'has {found} bytes' if found else 'is gone'}",
+                where=out,
+                expected=f"{entry.bytes} bytes, as {NAME} says",
+                mend=f"copy it back; or {command('rm', '-f', *made_of)}, and the same command again makes it anew",
+            )
+
+
 def _check_whole(paths: list[Path], shard: int, count: int) -> None:
     """Raises: InputError: a finished shard that holds another number of images than its name says, as an earlier version left them."""
     for number, path in enumerate(paths):
         images_here = min(shard, count - number * shard)
-        if index_path(path).exists() and (found := len(open_index(index_path(path)))) != images_here:
+        if (found := _images_in(path)) not in (None, images_here):
             raise InputError(
                 f"{found} images in a shard that shall hold {images_here}",
                 where=path,
                 expected="a whole shard: the set was begun by a version whose sets could not grow",
                 mend="another run folder: run=runs/NAME",
             )
+
+
+def _images_in(shard: Path) -> int | None:
+    """How many images a finished shard holds; None where there is none, or where its index is damaged, as its record will tell."""
+    if not index_path(shard).exists():
+        return None
+    try:
+        return len(open_index(index_path(shard)))
+    except CorruptData:
+        return None

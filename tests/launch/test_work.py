@@ -17,7 +17,8 @@ import pytest
 from data_shards import durable
 from data_shards.errors import CorruptData, TryAgain
 from data_shards.ledger import LEASE, Ledger, Units
-from launch.work import work
+from launch.cli.display import Hidden
+from launch.work import make_phases, work
 
 COUNT = 40
 WORKER = """
@@ -106,6 +107,22 @@ def test_a_unit_that_fails_is_named_with_its_cause_and_the_others_are_made(tmp_p
     with pytest.raises(CorruptData, match="unit unit-003 failed, and 1 more units: a damaged shard") as caught:
         work(Files(tmp_path, bad=(3, 17)), Ledger(tmp_path))
     assert caught.value.exit_code == 4 and len(list(tmp_path.iterdir())) == COUNT - 2
+
+
+def test_who_is_warned_of_a_time_limit_leaves_between_two_units_and_nothing_lies_about(tmp_path: Path) -> None:
+    units = Files(tmp_path)
+    made = units.make
+
+    def make(number: int) -> None:
+        os.kill(os.getpid(), signal.SIGUSR1)
+        made(number)
+
+    units.make = make
+    before = signal.getsignal(signal.SIGUSR1)
+    with pytest.raises(TryAgain, match="stopped between two units"):
+        make_phases([("files", lambda: units)], Hidden(), (0, 1))
+    assert units.made == [0] and [path.name for path in tmp_path.iterdir()] == [units.names[0]]
+    assert signal.getsignal(signal.SIGUSR1) == before
 
 
 def test_a_full_disk_ends_the_work_at_once(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ import json
 import os
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -15,7 +15,7 @@ import yaml
 from ldm.checkpoints.commit import COMMIT, read_commit
 from ldm.training.clock import TIMINGS
 from slurm.history import Attempt, attempts_path, holder_path, read_attempts
-from slurm.local_cluster import LocalCluster, missing
+from slurm.local_cluster import LocalCluster
 from slurm.preempt import HOLDER
 from slurm.queue import JobState, read_squeue, squeue
 from tests.commands import retinaforge
@@ -26,23 +26,10 @@ LONG = pytest.mark.skipif(os.environ.get("FAULTS") != "all", reason="make faults
 LOOP = {"samples": 640, "batch": 8, "log_every": 8, "checkpoint_every": 16, "validate_samples": 0}
 
 
-@pytest.fixture(scope="module")
-def whole_cluster() -> Iterator[LocalCluster]:
-    """Four nodes of its own: faults are done to it."""
-    if reason := missing():
-        pytest.skip(reason)
-    with LocalCluster(nodes=4) as running:
-        yield running
-
-
 @pytest.fixture
-def cluster(whole_cluster, monkeypatch, tmp_path) -> LocalCluster:
-    for name, value in whole_cluster.environ.items():
-        monkeypatch.setenv(name, value)
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
-    (tmp_path / "site.yaml").write_text("ask_every_seconds: 0.5\n")
-    return whole_cluster
+def cluster(four_nodes: LocalCluster) -> LocalCluster:
+    """In place of the one of two nodes."""
+    return four_nodes
 
 
 class Job:
@@ -115,7 +102,7 @@ class Job:
 
 
 @pytest.fixture(scope="module")
-def undisturbed(whole_cluster, tmp_path_factory, packed) -> Callable[..., Job]:
+def undisturbed(faulty_cluster, tmp_path_factory, packed) -> Callable[..., Job]:
     """The same training without SLURM, once for each mode, length and number of tasks a node."""
     done: dict[tuple, Job] = {}
 
