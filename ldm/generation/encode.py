@@ -23,6 +23,7 @@ from data_shards.packing.units import merged, read_unit, write_unit
 from data_shards.reading.dataset import Dataset
 from data_shards.reading.stream import CubeStream
 from ldm.checkpoints.trained import Autoencoder
+from ldm.models import striped
 
 REQUEST = "request.json"
 
@@ -93,7 +94,7 @@ class LatentSet(Units):
             part = self.streams[split].read(np.arange(a, min(a + self.batch, end)))
             fov_BHW = part.fov_BHW.to(device) if part.fov_BHW is not None else None
             x_BCHW = self.autoencoder.normaliser(part.cubes_BCHW.to(device), fov_BHW)
-            h_BDHW = self.autoencoder.vqgan.encode(x_BCHW).float().cpu().numpy()
+            h_BDHW = striped.encode(self.autoencoder.vqgan, x_BCHW).float().cpu().numpy()
             yield from map(stored_latent, part.keys, part.subjects, h_BDHW)
 
 
