@@ -114,8 +114,11 @@ class CubeStream:
 
     def once(self) -> Iterator[Batch]:
         """Each sample of the split once, in index order; the last batch is smaller. Ranks take every world-th sample."""
-        mine = np.arange(self.rank, self.count, self.world)
-        chunks = (mine[a : a + self.batch_size] for a in range(0, len(mine), self.batch_size))
+        return self.each(np.arange(self.rank, self.count, self.world))
+
+    def each(self, sample_N: np.ndarray) -> Iterator[Batch]:
+        """The named samples of the split once, in this order; the last batch is smaller. What cannot be read ends it."""
+        chunks = (sample_N[a : a + self.batch_size] for a in range(0, len(sample_N), self.batch_size))
         return self._read_ahead(self._outside(chunk, start=int(chunk[0]), exact=True) for chunk in chunks)
 
     def read(self, sample_B: np.ndarray, epoch_B: np.ndarray | None = None) -> Batch:

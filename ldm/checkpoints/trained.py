@@ -15,6 +15,7 @@ from data_shards.manifest import BandStats, Manifest
 from ldm.checkpoints.commit import COMMIT, Checkpoint
 from ldm.checkpoints.store import CheckpointStore, Reader
 from ldm.comm import Alone
+from ldm.models import striped
 from ldm.models.codebook import Codebook
 from ldm.models.config import CodebookConfig, InferenceConfig, ObjectiveConfig, VQGANConfig
 from ldm.models.denoiser import denoiser_from
@@ -40,14 +41,14 @@ class Autoencoder:
     @torch.no_grad()
     def reconstruct(self, stored_BCHW: Tensor, fov_BHW: Tensor | None) -> tuple[Tensor, Tensor]:
         """Stored counts → reconstructed reflectance (0 outside the field of view), code indices."""
-        q_BDHW, index_BHW = self.codebook(self.vqgan.encode(self.normaliser(stored_BCHW, fov_BHW)))
-        reflectance_BCHW = self.normaliser.reflectance(self.vqgan.decode(q_BDHW))
+        q_BDHW, index_BHW = self.codebook(striped.encode(self.vqgan, self.normaliser(stored_BCHW, fov_BHW)))
+        reflectance_BCHW = self.normaliser.reflectance(striped.decode(self.vqgan, q_BDHW))
         return reflectance_BCHW if fov_BHW is None else reflectance_BCHW * fov_BHW[:, None], index_BHW
 
     @torch.no_grad()
     def decode(self, z_BDHW: Tensor, *, quantise: bool) -> Tensor:
-        """Latents → stored counts, uint16, 0 outside the training set's field of view; through the nearest codes, as the
-        decoder was trained, or as they are.
+        """Latents → stored counts, uint16; through the nearest codes, as the decoder was trained, or as they are. They are 0 outside
+        the training set's field of view; of frames of another size none is known, and nothing is cut off.
 
         Raises:
             InputError: as they are, of a codebook of kind 'fsq': nothing has brought them near their codes.
@@ -74,8 +75,10 @@ class Autoencoder:
         return self._stored(self.codebook(z_BDHW)[0])
 
     def _stored(self, z_BDHW: Tensor) -> Tensor:
-        x_BCHW = self.vqgan.decode(z_BDHW)
-        return (self.normaliser.stored(x_BCHW).int() * self.fov_HW).to(torch.uint16)  # torch multiplies no uint16
+        stored_BCHW = self.normaliser.stored(striped.decode(self.vqgan, z_BDHW))
+        if stored_BCHW.shape[2:] != self.fov_HW.shape:
+            return stored_BCHW
+        return (stored_BCHW.int() * self.fov_HW).to(torch.uint16)  # torch multiplies no uint16
 
 
 @dataclass(frozen=True)

@@ -23,6 +23,7 @@ from data_shards.packing.units import merged, read_request, read_unit, write_uni
 from data_shards.reading.dataset import Dataset
 from data_shards.reading.stream import CubeStream
 from ldm.checkpoints.trained import Autoencoder
+from ldm.models import striped
 from ldm.models.inference import FP32, stated
 
 REQUEST = "request.json"
@@ -106,7 +107,7 @@ class LatentSet(Units):
                 yield from map(stored_latent, (f"{key}-m" for key in part.keys), part.subjects, self._encoded(x_BCHW.flip(-1)))
 
     def _encoded(self, x_BCHW: Tensor) -> np.ndarray:
-        return self.autoencoder.vqgan.encode(x_BCHW).float().cpu().numpy()
+        return striped.encode(self.autoencoder.vqgan, x_BCHW).float().cpu().numpy()
 
 
 def stored_latent(key: str, subject: str, h_DHW: np.ndarray) -> Cube:

@@ -64,6 +64,11 @@ class VQGAN(nn.Module):
         Raises:
             InputError: height or width is not a multiple of the compression, or the bands are not the model's.
         """
+        self.check(x_BCHW)
+        return self.quant_conv(self.encoder(x_BCHW))
+
+    def check(self, x_BCHW: Tensor) -> None:
+        """Refuse cubes that `encode` cannot take."""
         f = self.config.compression
         if x_BCHW.shape[1] != self.config.bands or x_BCHW.shape[2] % f or x_BCHW.shape[3] % f:
             raise InputError(
@@ -71,7 +76,6 @@ class VQGAN(nn.Module):
                 expected=f"{self.config.bands} bands, height and width multiples of {f}",
                 mend="retinaforge data import --resize HxW (or --crop)",
             )
-        return self.quant_conv(self.encoder(x_BCHW))
 
     def decode(self, z_BDHW: Tensor) -> Tensor:
         """Quantised latents → normalised cubes."""
