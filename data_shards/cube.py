@@ -133,8 +133,10 @@ def same_kind(cube: Cube, first: Cube) -> None:
     """Raises: InputError: a cube of another shape, dtype, band list or affine map than the first of its dataset."""
 
     def kind(c: Cube) -> tuple[Any, ...]:
-        return c.data_CHW.shape, c.data_CHW.dtype.name, c.meta.wavelengths_nm, c.meta.scale, c.meta.offset
+        return c.data_CHW.shape, c.data_CHW.dtype, c.meta.wavelengths_nm, c.meta.scale, c.meta.offset
 
+    if kind(cube) == kind(first):
+        return
     for name, a, b in zip(("shape", "dtype", "wavelengths_nm", "scale", "offset"), kind(cube), kind(first), strict=True):
         if a != b:
             raise InputError(

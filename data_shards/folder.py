@@ -12,7 +12,6 @@ import os
 import re
 import shlex
 from collections.abc import Iterator
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -57,8 +56,11 @@ def meta_bytes(meta: CubeMeta, data_CHW: np.ndarray) -> bytes:
     Raises:
         InputError: notes that are no JSON.
     """
-    check_notes(meta, meta.key)
-    return durable.canonical_json({**asdict(meta), "shape": data_CHW.shape, "dtype": data_CHW.dtype.name})
+    try:
+        return durable.canonical_json({**vars(meta), "shape": data_CHW.shape, "dtype": data_CHW.dtype.name})
+    except (ValueError, TypeError, RecursionError):
+        check_notes(meta, meta.key)
+        raise
 
 
 def check_notes(meta: CubeMeta, where: object) -> None:

@@ -15,8 +15,8 @@ from data_shards.errors import CorruptData, InputError, RetinaforgeError, moved_
 from data_shards.formats.faults import refuse_absent_links
 from data_shards.look_alikes import warn_of_look_alikes
 from data_shards.manifest import NAME, BandStats, Kind, Manifest, ShardEntry, read_manifest, write_manifest
-from data_shards.packing.statistics import BandAccumulator
-from data_shards.packing.units import entry_of, stats_split_of, summed
+from data_shards.packing.statistics import BandAccumulator, sums_of
+from data_shards.packing.units import alike, entry_of, stats_split_of
 from data_shards.reading.dataset import Dataset
 from data_shards.reading.reader import Shard
 from data_shards.shards import payload
@@ -210,8 +210,10 @@ def _checked_stats(dataset: Dataset, first: Cube) -> BandStats | None:
     """Band statistics (codes: none) of shards from elsewhere, every cube of every split decoded and compared with the first on the way."""
     bands, stats_split = BandAccumulator(), stats_split_of(dataset.splits)
     for split in (name for name, info in dataset.splits.items() if info.count):
-        for _ in summed(dataset.cubes(split), first, bands if split == stats_split and not first.codes else None):
-            pass
+        for shard in dataset.shards(split):
+            sums = sums_of(alike(map(shard.cube, range(len(shard.index))), first))
+            if split == stats_split:
+                bands.merge(sums)
     return None if first.codes else bands.stats(stats_split, dataset.scale, dataset.offset)
 
 

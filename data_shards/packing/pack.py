@@ -7,14 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, replace
-from itertools import chain, islice
+from itertools import chain, groupby, islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from data_shards import durable
-from data_shards.cube import Cube, same_kind
+from data_shards.cube import Cube
 from data_shards.errors import InputError, RetinaforgeError, command
 from data_shards.ledger import Units
 from data_shards.look_alikes import warn_of_look_alikes
@@ -24,13 +24,13 @@ from data_shards.packing.doubles import warn_of_doubles
 from data_shards.packing.sources import Read, source_of
 from data_shards.packing.splits import Kept, check_split_names, divided, split_words
 from data_shards.packing.standing import stamps_digest, standing, write_stamps
-from data_shards.packing.statistics import BandAccumulator
+from data_shards.packing.statistics import BandAccumulator, BandTally, sums_of
 from data_shards.packing.units import FORMAT as UNIT_FORMAT
-from data_shards.packing.units import Unit, entry_of, merged, read_unit, record_path, stats_split_of, summed
+from data_shards.packing.units import Unit, alike, entry_of, merged, read_unit, record_path, stats_split_of
+from data_shards.packing.writing import write_shard
 from data_shards.reading.dataset import Dataset
 from data_shards.shards.codecs import Encoding
 from data_shards.shards.index import FORMAT as INDEX_FORMAT
-from data_shards.shards.shard import write_shard
 from data_shards.shared_folder import SharedFolder
 from data_shards.stores import place_of
 
@@ -236,13 +236,13 @@ def _samples_a_shard(first: Cube, shard_mib: int) -> int:
 
 def write_one(shard: Path, split: str, cubes: Iterable[Cube], first: Cube, encoding: Encoding, stamps: str = "") -> Unit:
     """Write a shard of cubes like `first`; what it leaves for the manifest."""
-    bands, near = BandAccumulator(), encoding.coder if encoding.max_error else None
+    bands, near = BandTally(), encoding.coder if encoding.max_error else None
     if near and first.data_CHW.dtype != np.uint16:
         raise InputError("codec 'near' on latents", where=first.meta.key, expected="counts (uint16): its bound is in counts")
     stored = (replace(cube, data_CHW=near.rounded(cube.data_CHW)) for cube in cubes) if near else cubes
-    index = write_shard(shard, summed(stored, first, bands), encoding, stem=payload_of(first))
+    index = write_shard(shard, alike(stored, first), encoding, stem=payload_of(first), bands=bands)
     subjects = tuple(sorted(set(index.subjects)))
-    return Unit(entry=entry_of(shard, index, split), kind=Kind.of(first), subjects=subjects, bands=bands, stamps=stamps)
+    return Unit(entry=entry_of(shard, index, split), kind=Kind.of(first), subjects=subjects, bands=bands.sums(), stamps=stamps)
 
 
 def write_dataset(
@@ -292,8 +292,6 @@ def band_stats(dataset: Dataset, watch: Watch = iter) -> BandStats:
     dataset.expect("cube", "latent")
     split = stats_split_of(dataset.splits)
     bands, first = BandAccumulator(), dataset.cube(split, 0)
-    for i in watch(range(dataset.count(split))):
-        cube = dataset.cube(split, i)
-        same_kind(cube, first)
-        bands.add(cube)
+    for _, samples in groupby(watch(range(dataset.count(split))), key=lambda i: dataset.locate(split, i)[0]):  # shard by shard
+        bands.merge(sums_of(alike((dataset.cube(split, i) for i in samples), first)))
     return bands.stats(split, dataset.scale, dataset.offset)

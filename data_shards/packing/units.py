@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -16,13 +16,15 @@ from typing import Any
 from data_shards import durable
 from data_shards.cube import Cube, same_kind
 from data_shards.errors import CorruptData, InputError, moved_aside
+from data_shards.folder import meta_bytes, meta_from
 from data_shards.manifest import Kind, Manifest, ShardEntry, payload_of
 from data_shards.packing.statistics import FORMAT as STATISTICS
-from data_shards.packing.statistics import BandAccumulator
+from data_shards.packing.statistics import BandAccumulator, BandTally, sums_of
+from data_shards.packing.writing import write_shard
 from data_shards.reading.reader import Shard
 from data_shards.shards.codecs import Encoding
 from data_shards.shards.index import ShardIndex, index_path
-from data_shards.shards.shard import write_index, write_tar
+from data_shards.shards.shard import write_index
 
 RECORD = ".unit"
 FORMAT = f"retinaforge-unit-2, {STATISTICS}"
@@ -83,24 +85,31 @@ def write_unit(shard: Path, split: str, cubes: Iterable[Cube]) -> None:
     Raises:
         InputError: cubes of several kinds, or of other counts. TryAgain: disk full.
     """
-    bands, refused, ours = BandAccumulator(), Counter[str](), False
+    tally, refused, index = BandTally(), Counter[str](), None
     if not shard.exists():
         waiting = iter(cubes)
         first = next(waiting, None)
         if first is None:
             raise InputError("no sample for a shard", where=shard)
-        whole = noted(summed(chain([first], waiting), first, None if first.codes else bands), refused)
-        ours = write_tar(shard, whole, Encoding("pcodec") if first.codes else Encoding(), stem=payload_of(first), keep_first=True)
-    index = write_index(shard)
-    entry = entry_of(shard, index, split)
-    there = Shard(shard.parent, entry)
-    if not ours:  # another writer's bytes stand, so their sums count
-        bands, refused = BandAccumulator(), Counter()
-        for cube in noted(map(there.cube, range(entry.count)), refused):
-            if not cube.codes:
-                bands.add(cube)
-    subjects = tuple(sorted(set(index.subjects)))
-    Unit(entry=entry, kind=Kind.of(there.cube(0)), subjects=subjects, bands=bands, refused=dict(refused)).save(shard)
+        whole = noted(alike(chain([first], waiting), first), refused)
+        encoding = Encoding("pcodec") if first.codes else Encoding()
+        index = write_shard(shard, whole, encoding, stem=payload_of(first), bands=tally, keep_first=True)
+    if index is None:  # another writer's bytes stand, so their sums count
+        index, refused = write_index(shard), Counter()
+        there = Shard(shard.parent, entry_of(shard, index, split))
+        first = there.cube(0)
+        bands = sums_of(noted(map(there.cube, range(len(index))), refused))
+    else:
+        bands = tally.sums()
+    kind = Kind.of(replace(first, meta=meta_from(meta_bytes(first.meta, first.data_CHW), where=shard)))  # as it is read from there
+    unit = Unit(
+        entry=entry_of(shard, index, split),
+        kind=kind,
+        subjects=tuple(sorted(set(index.subjects))),
+        bands=bands,
+        refused=dict(refused),
+    )
+    unit.save(shard)
 
 
 def read_unit(shard: Path) -> Unit | None:
@@ -187,12 +196,10 @@ def merged(units: Sequence[Unit], splits: Sequence[str], source: dict[str, Any],
     return Manifest(**asdict(kind), shards=entries, splits=sizes, max_error=max_error, stats=stats, source=source)
 
 
-def summed(cubes: Iterable[Cube], first: Cube, bands: BandAccumulator | None) -> Iterator[Cube]:
-    """The cubes, each of the kind of `first`, entered into the sums as they pass."""
+def alike(cubes: Iterable[Cube], first: Cube) -> Iterator[Cube]:
+    """The cubes, each of the kind of `first`."""
     for cube in cubes:
         same_kind(cube, first)
-        if bands is not None:
-            bands.add(cube)
         yield cube
 
 

@@ -9,6 +9,7 @@ Legend: K block.
 
 from __future__ import annotations
 
+import functools
 import io
 import math
 from collections.abc import Iterator, Sequence
@@ -76,11 +77,11 @@ class Blocks:
             codec.decode_into(content[self.edges_K1[k] - begin : self.edges_K1[k + 1] - begin], values_N, where)
 
 
-def encode(array: np.ndarray, encoding: Encoding) -> bytes:
-    """The payload of an array of three axes."""
+def encode(array: np.ndarray, encoding: Encoding) -> bytes | memoryview:
+    """The payload of an array of three axes; of codec `raw` its own bytes, not a copy."""
     array = np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("<"))
     if encoding.codec == "raw":
-        return array.tobytes()
+        return memoryview(array).cast("B")
     if encoding.codec == "npy":
         np.save(buffer := io.BytesIO(), array, allow_pickle=False)
         return buffer.getvalue()
@@ -116,11 +117,11 @@ def blocks_of(content: bytes | memoryview, codec_name: str, shape: tuple[int, ..
     """
     itemsize = np.dtype(dtype).itemsize
     if codec_name in BARE:
-        layout = Layout.fitting(shape, itemsize, STORED_BYTES)
-        head = len(content) - layout.start(len(layout)) * itemsize
+        layout, edges_K1 = _bare(tuple(shape), itemsize)
+        head = len(content) - edges_K1[-1]
         if head < 0 or (codec_name == "raw" and head):
             raise CorruptData(f"payload of {len(content)} bytes", where=where, expected=f"{len(content) - head} bytes: {dtype} {shape}")
-        return Blocks(codec_name, layout, [head + start * itemsize for start in layout.starts()])
+        return Blocks(codec_name, layout, [head + edge for edge in edges_K1] if head else edges_K1)
     try:
         layout, edges_K1 = _table(content, shape)
         sizes_K = np.diff(edges_K1)
@@ -130,6 +131,13 @@ def blocks_of(content: bytes | memoryview, codec_name: str, shape: tuple[int, ..
         expected = f"{BLOCKS.decode()} and {dtype} {shape}"
         raise CorruptData("the payload's table of blocks is damaged", where=where, expected=expected) from error
     return Blocks(codec_name, layout, edges_K1.tolist())
+
+
+@functools.lru_cache(maxsize=64)
+def _bare(shape: tuple[int, ...], itemsize: int) -> tuple[Layout, list[int]]:
+    """Blocks that are made up for a bare array, and where they begin and end in it, in bytes."""
+    layout = Layout.fitting(shape, itemsize, STORED_BYTES)
+    return layout, [start * itemsize for start in layout.starts()]
 
 
 def _table(content: bytes | memoryview, shape: tuple[int, ...]) -> tuple[Layout, np.ndarray]:

@@ -1,15 +1,14 @@
-"""One shard: a plain WebDataset tar. Writing it, and scanning it for its index.
+"""One shard: a plain WebDataset tar. What is in it, and its index, found as it is written or by a scan.
 
 Legend: N samples of the shard, M kinds of member.
 """
 
 from __future__ import annotations
 
-import io
 import json
-import os
 import tarfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
+from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path, PurePosixPath
 
@@ -21,15 +20,26 @@ from data_shards.cube import KEY, Cube
 from data_shards.errors import CorruptData, InputError, RetinaforgeError
 from data_shards.folder import check_key, meta_bytes, meta_from, png_bytes
 from data_shards.shards import payload
-from data_shards.shards.codecs import Encoding
+from data_shards.shards.checksum import of_concatenation
+from data_shards.shards.codecs import STORED, Encoding
 from data_shards.shards.index import ShardIndex, index_bytes, index_path
 
 MAX_MEMBER_BYTES = (4 << 30) - 1
+CRC_ONCE_BYTES = 4 << 20  # of a payload from which on its checksum is better put together from those of its blocks than taken
 MEND = "copy or write the shard again"
 PICKLES = ("pkl", "pickle", "pyd", "pt", "pth", "joblib", "dill")
 
 
-def members_of(cube: Cube, encoding: Encoding, stem: str) -> list[tuple[str, bytes]]:
+@dataclass(frozen=True)
+class Member:
+    """One file of a sample in the tar."""
+
+    name: str
+    content: bytes | memoryview
+    crc32c: int
+
+
+def members_of(cube: Cube, encoding: Encoding, stem: str) -> list[tuple[str, bytes | memoryview]]:
     """The tar members of one sample: metadata first, so that a sequential reader knows what follows."""
     array = payload.encode(cube.data_CHW, encoding)
     members = [("json", meta_bytes(cube.meta, cube.data_CHW)), (f"{stem}.{encoding.codec}", array)]
@@ -38,24 +48,6 @@ def members_of(cube: Cube, encoding: Encoding, stem: str) -> list[tuple[str, byt
     if cube.fov_HW is not None:
         members.append(("fov.png", png_bytes(cube.fov_HW)))
     return members
-
-
-def write_shard(shard: Path, cubes: Iterable[Cube], encoding: Encoding = Encoding(), *, stem: str = "cube") -> ShardIndex:
-    """Write a tar and its index, each whole or absent. The same cubes give the same bytes, whenever and by whom written."""
-    write_tar(shard, cubes, encoding, stem=stem)
-    return write_index(shard)
-
-
-def write_tar(shard: Path, cubes: Iterable[Cube], encoding: Encoding = Encoding(), *, stem: str = "cube", keep_first: bool = False) -> bool:
-    """Write a tar, whole or absent. With `keep_first`, another writer's stands; returns whether it is this one that stands there."""
-    with durable.writing(shard, keep_first=keep_first) as file, tarfile.open(fileobj=file, mode="w", format=tarfile.USTAR_FORMAT) as tar:
-        for cube in cubes:
-            for member, content in members_of(cube, encoding, stem):
-                info = tarfile.TarInfo(f"{cube.meta.key}.{member}")  # mtime, uid and gid stay 0
-                info.size = len(content)
-                tar.addfile(info, io.BytesIO(content))
-        written = os.fstat(file.fileno()).st_ino
-    return os.stat(shard).st_ino == written
 
 
 def write_index(shard: Path) -> ShardIndex:
@@ -72,10 +64,10 @@ def scan_shard(shard: Path) -> ShardIndex:
         CorruptData: the tar ends early or its headers are damaged, or an array is not of its stated shape.
         InputError: unsafe member names, a pickle, a sample without array or metadata, samples of mixed dtype.
     """
-    samples: dict[str, _Sample] = {}
+    samples: dict[str, Sample] = {}
     for name, offset, content in tar_members(shard):
         key, _, member = name.partition(".")
-        sample = samples.setdefault(key, _Sample(key, f"{shard.name}: sample {key}"))
+        sample = samples.setdefault(key, Sample(key, f"{shard.name}: sample {key}"))
         if member in sample.members:
             raise InputError(f"member {name!r} stands twice", where=shard, expected="unique names", mend="write the shard again")
         sample.members[member] = (offset, len(content), crc32c(content))
@@ -90,11 +82,11 @@ def scan_shard(shard: Path) -> ShardIndex:
             sample.measure(content)
         if sample.waiting and sample.meta:  # others may write the array before its metadata
             sample.measure(sample.waiting)
-    return _index_of(shard, list(samples.values()))
+    return index_of(shard.name, shard.stat().st_size, durable.sha256_of(shard), list(samples.values()))
 
 
-class _Sample:
-    """What is known of one sample while its shard is scanned."""
+class Sample:
+    """What is known of one sample while its shard is written or scanned."""
 
     def __init__(self, key: str, where: str) -> None:
         self.key, self.where = key, where
@@ -102,6 +94,28 @@ class _Sample:
         self.meta, self.subject, self.array, self.waiting = b"", "", "", b""
         self.shape: tuple[int, ...] = ()
         self.dtype, self.blocks, self.block_crcs = "", None, ()
+
+    @classmethod
+    def of(cls, cube: Cube, shard: Path) -> Sample:
+        """One that is to be written."""
+        sample = cls(cube.meta.key, f"{shard.name}: sample {cube.meta.key}")
+        sample.subject, sample.shape, sample.dtype = cube.meta.subject_id, cube.data_CHW.shape, cube.data_CHW.dtype.name
+        return sample
+
+    def looked_at(self, name: str, content: bytes | memoryview) -> Member:
+        """A member of this sample, its checksum taken, and of an array those of its blocks."""
+        if name == "json":
+            self.meta = content
+        elif codec := payload.codec_of(name):
+            self.array = name
+            self.find_blocks(content, codec)
+            once = codec in STORED and len(content) >= CRC_ONCE_BYTES
+            return Member(name, content, self._crc_of_blocks(content) if once else crc32c(content))
+        return Member(name, content, crc32c(content))
+
+    def place(self, member: Member, offset: int) -> None:
+        """Where its content begins."""
+        self.members[member.name] = (offset, len(member.content), member.crc32c)
 
     def measure(self, content: bytes) -> None:
         """Shape and blocks of the array; where its metadata is still to come, the array is kept for then."""
@@ -115,9 +129,18 @@ class _Sample:
             self.shape, self.dtype = stated_array(json.loads(self.meta), self.key, self.where)
         self.waiting = b""
         if len(self.shape) == 3 and 0 not in self.shape:
-            self.blocks = payload.blocks_of(content, codec, self.shape, self.dtype, self.where)
-            view = memoryview(content)
-            self.block_crcs = [crc32c(view[a:b]) for a, b in pairwise(self.blocks.edges_K1)]
+            self.find_blocks(content, codec)
+
+    def find_blocks(self, content: bytes | memoryview, codec: str) -> None:
+        """The blocks of the array, and their checksums."""
+        self.blocks, view = payload.blocks_of(content, codec, self.shape, self.dtype, self.where), memoryview(content)
+        self.block_crcs = [crc32c(view[a:b]) for a, b in pairwise(self.blocks.edges_K1)]
+
+    def _crc_of_blocks(self, content: bytes | memoryview) -> int:
+        """The checksum of a payload, from that of what stands before its blocks and theirs."""
+        edges_K1 = self.blocks.edges_K1
+        sizes = tuple(b - a for a, b in pairwise([0, *edges_K1]))
+        return of_concatenation([crc32c(memoryview(content)[: edges_K1[0]]), *self.block_crcs], sizes)
 
 
 def stated_array(fields: dict[str, object], key: str, where: str) -> tuple[tuple[int, ...], str]:
@@ -199,7 +222,12 @@ def tar_members(shard: Path) -> Iterator[tuple[str, int, bytes]]:
         raise CorruptData(f"a damaged header: {error}", where=shard, mend=MEND) from error
 
 
-def _index_of(shard: Path, samples: list[_Sample]) -> ShardIndex:
+def index_of(shard: str, nbytes: int, sha256: str, samples: list[Sample]) -> ShardIndex:
+    """The index of a shard that holds these samples.
+
+    Raises:
+        InputError: a sample without array or metadata, several dtypes.
+    """
     members = tuple(sorted({member for sample in samples for member in sample.members}))
     table_NM3 = np.zeros((len(samples), len(members), 3), np.uint64)
     for i, sample in enumerate(samples):
@@ -213,9 +241,9 @@ def _index_of(shard: Path, samples: list[_Sample]) -> ShardIndex:
     layouts = {sample.blocks.layout for sample in samples}
     one = layouts.pop() if len(layouts) == 1 else None
     return ShardIndex(
-        shard=shard.name,
-        shard_bytes=shard.stat().st_size,
-        sha256=durable.sha256_of(shard),
+        shard=shard,
+        shard_bytes=nbytes,
+        sha256=sha256,
         dtype=dtypes.pop() if dtypes else "uint16",
         members=members,
         keys=[sample.key for sample in samples],

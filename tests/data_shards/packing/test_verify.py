@@ -18,10 +18,11 @@ from data_shards.manifest import read_manifest, write_manifest
 from data_shards.packing.existing import index_folder
 from data_shards.packing.units import Unit, merged, read_unit, write_unit
 from data_shards.packing.verify import verify
+from data_shards.packing.writing import write_shard
 from data_shards.reading.dataset import Dataset
 from data_shards.reading.stream import CubeStream
 from data_shards.shards.index import open_index
-from data_shards.shards.shard import scan_shard, write_shard
+from data_shards.shards.shard import scan_shard
 from tests.commands import invoke
 from tests.conftest import made_cube
 
