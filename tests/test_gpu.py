@@ -22,10 +22,16 @@ from data_shards.reading.stream import CubeStream
 from data_shards.shards.codecs import Encoding
 from ldm.comm import Alone
 from ldm.evaluation.neighbours import nearest_neighbours
+from ldm.generation.images import on_host
 from ldm.kmeans.lloyd import kmeans
 from ldm.kmeans.nearest import nearest_code
+from ldm.models.config import InferenceConfig
+from ldm.models.inference import ready
+from ldm.models.noise import SAMPLES, normal_at
+from ldm.models.striped import decode_in_stripes
 from ldm.training.log import read_log
 from tests.conftest import made_cube
+from tests.ldm.models.test_inference import relative_error, unet, vqgan
 from tests.runs import SHARED, configured
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU on this machine")
@@ -137,3 +143,42 @@ def test_training_is_what_the_processor_trains(packed: Path, tmp_path: Path) -> 
         if name != "cpu" and off > WAYS[name][2]:
             said.append(f"{name} {stage}: losses off by {off:.1e}: {got} in place of {wanted}")
     assert not said, "\n".join(said)
+
+
+def test_noise_is_that_of_the_processor() -> None:
+    here, there = (normal_at(7, np.arange(5, 12), (4, 9, 11), SAMPLES, device=device) for device in ("cpu", "cuda"))
+    torch.testing.assert_close(there.cpu(), here, atol=2e-6, rtol=2e-6)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("compiled", ["off", "default", "reduce-overhead"])
+@pytest.mark.parametrize(("precision", "bound"), [("fp32", 1e-3), ("bf16", 0.02)])
+def test_networks_that_are_used_compute_what_the_processor_computes(precision: str, bound: float, compiled: str) -> None:
+    z, t = torch.randn(2, 4, 16, 16, generator=torch.Generator().manual_seed(0)), torch.tensor([999.0, 3.0])
+    config = InferenceConfig(precision=precision, compile=compiled)
+    denoiser, autoencoder = ready(unet(), config, "cuda"), ready(vqgan(), config, "cuda")
+    for _ in range(3):  # graphs are recorded at the second call
+        assert relative_error(denoiser(z.cuda(), t.cuda()).cpu(), unet().eval()(z, t)) < bound
+        assert relative_error(autoencoder.decode(z.cuda()).cpu(), vqgan().eval().decode(z)) < bound
+
+
+def test_what_a_gpu_makes_ahead_arrives_whole() -> None:
+    busy, kept = torch.randn(4096, 4096, device="cuda"), []
+    for step in range(30):
+        for _ in range(step % 4 * 8):
+            busy = (busy @ busy).clamp(-1, 1)  # the GPU lags behind
+        made = (torch.arange(1 << 20, device="cuda") * 7 + step).to(torch.uint16)
+        kept.append((step, on_host(made, made.float())))
+        del made
+        while len(kept) > step % 3:
+            number, arrays = kept.pop(0)
+            stored, floats = arrays()
+            assert np.array_equal(stored, (np.arange(1 << 20) * 7 + number).astype(np.uint16)) and np.array_equal(stored, floats)
+
+
+def test_frames_in_stripes_are_those_of_the_whole_pass() -> None:
+    net, z = vqgan().eval().cuda(), torch.randn(1, 4, 40, 24, generator=torch.Generator().manual_seed(0)).cuda()
+    with torch.no_grad():
+        whole = net.decode(z)
+    for keep in (None, "cpu"):
+        torch.testing.assert_close(decode_in_stripes(net, z, rows=16, keep=keep), whole, atol=1e-3, rtol=1e-3)
