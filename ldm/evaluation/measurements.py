@@ -128,12 +128,11 @@ class Piece:
         return same and bool(np.isin(self.sample_N, part.sample_N).any())
 
     def batches(self, batch_size: int) -> Iterator[Batch]:
-        """The images with their maps, in order."""
+        """The images with their maps, in order; the next are read meanwhile."""
         key = self.dataset.digest, self.split
         if key not in self.streams:
             self.streams[key] = CubeStream(self.dataset, self.split, batch_size=batch_size, maps=True)
-        for start in range(0, len(self.sample_N), batch_size):
-            yield self.streams[key].read(self.sample_N[start : start + batch_size])
+        yield from self.streams[key].each(self.sample_N)
 
 
 class ImageMeasurements(Measurements):

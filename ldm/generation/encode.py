@@ -33,14 +33,15 @@ class LatentSet(Units):
 
     Args:
         out: folder of the latents.
-        batch: cubes at a time.
+        batch: cubes at a time; one where frames are so large that they go in stripes.
 
     Raises:
         InputError: bands do not fit the autoencoder, or `out` holds something else.
     """
 
     def __init__(self, dataset: Dataset, autoencoder: Autoencoder, out: Path, *, batch: int = 16) -> None:
-        self.dataset, self.autoencoder, self.out, self.batch = dataset, autoencoder, out, batch
+        self.dataset, self.autoencoder, self.out = dataset, autoencoder, out
+        self.batch = striped.at_once(batch, *dataset.shape[1:])
         self.source = {"encode": {"dataset": dataset.digest, "autoencoder": autoencoder.digest}}
         if tuple(dataset.wavelengths_nm) != tuple(autoencoder.data["wavelengths_nm"]):
             raise InputError(
@@ -87,15 +88,13 @@ class LatentSet(Units):
 
     @torch.no_grad()
     def _latents(self, split: str, first: int, end: int) -> Iterator[Cube]:
-        if split not in self.streams:
-            self.streams[split] = CubeStream(self.dataset, split, batch_size=self.batch, maps=True)
         device = self.autoencoder.normaliser.mean_C11.device
-        for a in range(first, end, self.batch):
-            part = self.streams[split].read(np.arange(a, min(a + self.batch, end)))
-            fov_BHW = part.fov_BHW.to(device) if part.fov_BHW is not None else None
-            x_BCHW = self.autoencoder.normaliser(part.cubes_BCHW.to(device), fov_BHW)
+        if split not in self.streams:
+            self.streams[split] = CubeStream(self.dataset, split, batch_size=self.batch, maps=True, device=device)
+        for batch in self.streams[split].each(np.arange(first, end)):
+            x_BCHW = self.autoencoder.normaliser(batch.cubes_BCHW, batch.fov_BHW)
             h_BDHW = striped.encode(self.autoencoder.vqgan, x_BCHW).float().cpu().numpy()
-            yield from map(stored_latent, part.keys, part.subjects, h_BDHW)
+            yield from map(stored_latent, batch.keys, batch.subjects, h_BDHW)
 
 
 def stored_latent(key: str, subject: str, h_DHW: np.ndarray) -> Cube:
