@@ -26,7 +26,7 @@ from data_shards.reading.batch import Batch
 from data_shards.reading.dataset import Dataset
 from data_shards.reading.stream import CubeStream
 from ldm.evaluation.sets import Part
-from ldm.generation.decode import DecodedStream, parts_of, stream_of
+from ldm.generation.decode import DecodedStream, stream_of
 
 Arrays = dict[str, np.ndarray]
 Result = TypeVar("Result")
@@ -129,13 +129,12 @@ class Piece:
         return same and bool(np.isin(self.sample_N, part.sample_N).any())
 
     def batches(self, batch_size: int) -> Iterator[Batch]:
-        """The images with their maps, in order."""
+        """The images with their maps, in order; the next are read meanwhile."""
         key = self.dataset.digest, self.split
         if key not in self.streams:
             self.streams[key] = stream_of(self.dataset, self.split, batch_size=batch_size)
-        for read_N in parts_of(self.sample_N, self.streams[key].batch_size):
-            batch = self.streams[key].read(read_N)
-            yield from (batch.part(slice(a, a + batch_size)) for a in range(0, len(read_N), batch_size))
+        for batch in self.streams[key].each(self.sample_N):  # of codes more at a time than are asked for
+            yield from (batch.part(slice(a, a + batch_size)) for a in range(0, len(batch.keys), batch_size))
 
 
 class ImageMeasurements(Measurements):

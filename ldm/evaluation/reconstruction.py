@@ -19,6 +19,7 @@ from data_shards.reading.dataset import Dataset
 from ldm.checkpoints.trained import Autoencoder
 from ldm.evaluation.measurements import Arrays, ImageMeasurements, Piece, beside, written
 from ldm.evaluation.sets import Part
+from ldm.models import striped
 from ldm.models.codebook import usage_and_perplexity
 from ldm.training.losses import spectral_angle_rad
 
@@ -88,7 +89,8 @@ class Reconstruction(ImageMeasurements):
     """
 
     def __init__(self, dataset: Dataset, autoencoder: Autoencoder, path: Path | None = None, *, batch: int = 16) -> None:
-        self.dataset, self.autoencoder, self.path, self.batch = dataset, autoencoder, path, batch
+        self.dataset, self.autoencoder, self.path = dataset, autoencoder, path
+        self.batch = batch = striped.at_once(batch, *dataset.shape[1:])
         device = str(autoencoder.normaliser.mean_C11.device)
         out = beside(
             path, {"format": FORMAT, "dataset": dataset.digest, "autoencoder": autoencoder.digest, "batch": batch, "device": device}

@@ -161,6 +161,10 @@ class DecodedStream:
         """As of CubeStream."""
         return map(self._decoded, self.codes.once())
 
+    def each(self, sample_N: np.ndarray) -> Iterator[Batch]:
+        """As of CubeStream."""
+        return map(self._decoded, self.codes.each(sample_N))
+
     def read(self, sample_B: np.ndarray, epoch_B: np.ndarray | None = None) -> Batch:
         """As of CubeStream."""
         return self._decoded(self.codes.read(sample_B, epoch_B))

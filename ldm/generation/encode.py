@@ -35,7 +35,7 @@ class LatentSet(Units):
 
     Args:
         out: folder of the latents.
-        batch: cubes at a time.
+        batch: cubes at a time; one where frames are so large that they go in stripes.
         flip: of the training split also the latents of the cubes mirrored left to right, as samples of their own: `KEY-m` beside `KEY`.
             An encoder does not give the mirrored latent for them.
 
@@ -44,8 +44,9 @@ class LatentSet(Units):
     """
 
     def __init__(self, dataset: Dataset, autoencoder: Autoencoder, out: Path, *, batch: int = 16, flip: bool = False) -> None:
-        self.dataset, self.autoencoder, self.out, self.batch, self.flip = dataset, autoencoder, out, batch, flip
         dataset.expect("cube")
+        self.dataset, self.autoencoder, self.out, self.flip = dataset, autoencoder, out, flip
+        self.batch = striped.at_once(batch, *dataset.shape[1:])
         asked = {"dataset": dataset.digest, "autoencoder": autoencoder.digest}
         if autoencoder.inference != FP32:  # what earlier latents had is not stated
             asked["inference"] = stated(autoencoder.inference)
@@ -95,16 +96,14 @@ class LatentSet(Units):
 
     @torch.no_grad()
     def _latents(self, split: str, first: int, end: int) -> Iterator[Cube]:
-        if split not in self.streams:
-            self.streams[split] = CubeStream(self.dataset, split, batch_size=self.batch, maps=True)
         device = self.autoencoder.normaliser.mean_C11.device
-        for a in range(first, end, self.batch):
-            part = self.streams[split].read(np.arange(a, min(a + self.batch, end)))
-            fov_BHW = part.fov_BHW.to(device) if part.fov_BHW is not None else None
-            x_BCHW = self.autoencoder.normaliser(part.cubes_BCHW.to(device), fov_BHW)
-            yield from map(stored_latent, part.keys, part.subjects, self._encoded(x_BCHW))
+        if split not in self.streams:
+            self.streams[split] = CubeStream(self.dataset, split, batch_size=self.batch, maps=True, device=device)
+        for batch in self.streams[split].each(np.arange(first, end)):
+            x_BCHW = self.autoencoder.normaliser(batch.cubes_BCHW, batch.fov_BHW)
+            yield from map(stored_latent, batch.keys, batch.subjects, self._encoded(x_BCHW))
             if self.flip and split == TRAIN:
-                yield from map(stored_latent, (f"{key}-m" for key in part.keys), part.subjects, self._encoded(x_BCHW.flip(-1)))
+                yield from map(stored_latent, (f"{key}-m" for key in batch.keys), batch.subjects, self._encoded(x_BCHW.flip(-1)))
 
     def _encoded(self, x_BCHW: Tensor) -> np.ndarray:
         return striped.encode(self.autoencoder.vqgan, x_BCHW).float().cpu().numpy()

@@ -30,6 +30,11 @@ Stripes = Iterator[Tensor]
 """A frame's rows, (1, F, R, W) at a time, from top to bottom."""
 
 
+def at_once(batch: int, height: int, width: int) -> int:
+    """Frames to take at a time: those that go in stripes go one by one, and more would only fill memory."""
+    return batch if height * width <= WHOLE_PIXELS else 1
+
+
 @torch.no_grad()
 def decode(vqgan: VQGAN, z_BDHW: Tensor) -> Tensor:
     """As VQGAN.decode; frames of more than WHOLE_PIXELS in stripes."""

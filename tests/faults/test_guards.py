@@ -23,6 +23,7 @@ STATES = "tests/slurm/test_status.py"
 CHECKPOINT, LOOP, VQGAN = "ldm/checkpoints/store.py", "ldm/training/loop.py", "ldm/training/vqgan.py"
 STATE, POWER = "tests/ldm/checkpoints/test_checkpoint.py", "tests/faults/test_power_loss.py"
 SPLITS, VERIFY = "tests/data_shards/packing/test_splits.py", "data_shards/packing/verify.py"
+STRIPED, STRIPES = "ldm/models/striped.py", ("tests/ldm/models/test_striped.py", "any_height")
 STOP, LOST, ZERO = "tests/faults/test_agreement.py", "tests/faults/test_lost_rank.py", "tests/launch/test_zero.py"
 
 
@@ -217,6 +218,8 @@ GUARDS = [
         "tests/data_shards/reading/test_mixture.py",
         "order_each",
     ),
+    guard("rows of the next stripe", STRIPED, "after[:, :, :below]", "torch.zeros_like(after[:, :, :below])", *STRIPES),
+    guard("moments of the whole frame", STRIPED, "(count_SG * moment).sum(0) / count_SG.sum(0)", "moment[0]", *STRIPES),
 ]
 
 

@@ -7,6 +7,7 @@ from itertools import islice
 from pathlib import Path
 
 import numpy as np
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -93,6 +94,16 @@ def test_once_gives_each_sample_once_whatever_the_world(dataset: Dataset) -> Non
     for world in (1, 3):
         keys = [k for r in range(world) for b in CubeStream(dataset, "val", batch_size=3, rank=r, world=world).once() for k in b.keys]
         assert sorted(keys) == sorted(dataset.keys("val"))
+
+
+def test_named_samples_are_read_in_their_order_and_hold_what_a_read_of_each_holds(dataset: Dataset) -> None:
+    named_N = np.array([7, 3, 31, 0, 12])
+    stream = CubeStream(dataset, "train", batch_size=2, maps=True)
+    batches = list(stream.each(named_N))
+    assert [batch.sample_B.tolist() for batch in batches] == [[7, 3], [31, 0], [12]]
+    for batch in batches:
+        alone = stream.read(batch.sample_B)
+        assert batch.keys == alone.keys and torch.equal(batch.cubes_BCHW, alone.cubes_BCHW) and torch.equal(batch.fov_BHW, alone.fov_BHW)
 
 
 def test_a_stream_left_early_ends_its_threads(dataset: Dataset) -> None:
