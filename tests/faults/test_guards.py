@@ -23,6 +23,7 @@ STATES = "tests/slurm/test_status.py"
 CHECKPOINT, LOOP, VQGAN = "ldm/checkpoints/store.py", "ldm/training/loop.py", "ldm/training/vqgan.py"
 STATE, POWER = "tests/ldm/checkpoints/test_checkpoint.py", "tests/faults/test_power_loss.py"
 SPLITS, VERIFY = "tests/data_shards/packing/test_splits.py", "data_shards/packing/verify.py"
+DECODE, DECODED = "ldm/generation/decode.py", "tests/ldm/generation/test_decode.py"
 STOP, LOST, ZERO = "tests/faults/test_agreement.py", "tests/faults/test_lost_rank.py", "tests/launch/test_zero.py"
 
 
@@ -217,6 +218,11 @@ GUARDS = [
         "tests/data_shards/reading/test_mixture.py",
         "order_each",
     ),
+    guard("the decoder whose codes they are", DECODE, "if digest != autoencoder.digest:", "if False:", DECODED, "another_decoder"),
+    guard(
+        "batches that were generated", DECODE, "[torch.arange(batch, device=index_Bhw.device) % len(index_Bhw)]", "", DECODED, "each_shard"
+    ),
+    guard("rounding of an earlier set", "ldm/generation/generate.py", ', "straight_through": True}', "}", DECODED, "its_rounding"),
 ]
 
 
