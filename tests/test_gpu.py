@@ -22,6 +22,9 @@ from data_shards.reading.stream import CubeStream
 from data_shards.shards.codecs import Encoding
 from ldm.comm import Alone
 from ldm.evaluation.neighbours import nearest_neighbours
+from ldm.generation import images
+from ldm.generation.decode import DecodedDataset, DecodedSet
+from ldm.generation.generate import generate_set
 from ldm.generation.images import on_host
 from ldm.kmeans.lloyd import kmeans
 from ldm.kmeans.nearest import nearest_code
@@ -31,6 +34,7 @@ from ldm.models.noise import SAMPLES, normal_at
 from ldm.models.striped import decode_in_stripes
 from ldm.training.log import read_log
 from tests.conftest import made_cube
+from tests.ldm.generation.test_decode import autoencoder_of, generator
 from tests.ldm.models.test_inference import relative_error, unet, vqgan
 from tests.runs import SHARED, configured
 
@@ -74,6 +78,18 @@ def test_the_nearest_code_is_the_nearest(n: int, k: int, dimension: int) -> None
     distance = torch.cdist(z.double(), codes.double())
     found = nearest_code(z.cuda(), codes.cuda()).cpu()
     assert (distance.gather(1, found[:, None])[:, 0] <= distance.min(1).values + 1e-6).all()
+
+
+def test_codes_are_decoded_to_the_pixels_that_were_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(images, "solve", lambda net, noise_BDHW, *how: noise_BDHW)
+    autoencoder = autoencoder_of("a", device="cuda")
+    for payload in ("codes", "cube"):
+        generate_set(generator(payload, autoencoder), tmp_path / payload, count=23, shard=10)
+    codes, pixels = DecodedDataset(Dataset(tmp_path / "codes"), autoencoder), Dataset(tmp_path / "cube")
+    assert DecodedSet(codes.codes, autoencoder, tmp_path / "decoded").complete().digest == pixels.digest
+    wanted = CubeStream(pixels, "synthetic", batch_size=5, device="cuda").once()
+    for ours, theirs in zip(codes.stream("synthetic", batch_size=5).once(), wanted, strict=True):
+        assert ours.cubes_BCHW.device.type == "cuda" and torch.equal(ours.cubes_BCHW.int(), theirs.cubes_BCHW.int())
 
 
 @pytest.mark.parametrize("dimension", [4, 32, 256])

@@ -116,8 +116,8 @@ def _digest(checkpoint: Checkpoint) -> str:
     return hashlib.sha256((checkpoint.folder / COMMIT).read_bytes()).hexdigest()
 
 
-def _chosen(folder: Path, what: str, best: bool) -> tuple[dict[str, Any], Reader, str]:
-    store = CheckpointStore(folder / "checkpoints", Alone())
+def _chosen(folder: Path | str, what: str, best: bool) -> tuple[dict[str, Any], Reader, str]:
+    store = CheckpointStore(Path(folder) / "checkpoints", Alone())
     checkpoint = store.best() if best else store.newest(progress_exists=False, used=True)
     if checkpoint is None or not checkpoint.samples:
         raise InputError(f"no trained {what}", where=folder, expected="a committed checkpoint", mend=f"retinaforge train {what} PRESET")
@@ -125,7 +125,7 @@ def _chosen(folder: Path, what: str, best: bool) -> tuple[dict[str, Any], Reader
 
 
 def load_autoencoder(
-    folder: Path, device: torch.device | str = "cpu", *, best: bool = False, inference: InferenceConfig = FP32
+    folder: Path | str, device: torch.device | str = "cpu", *, best: bool = False, inference: InferenceConfig = FP32
 ) -> Autoencoder:
     """The VQ-GAN of a training folder, in evaluation mode: the newest, or that of the best validation loss.
 
@@ -152,7 +152,9 @@ def load_autoencoder(
     )
 
 
-def load_denoiser(folder: Path, device: torch.device | str = "cpu", *, best: bool = False, inference: InferenceConfig = FP32) -> Denoiser:
+def load_denoiser(
+    folder: Path | str, device: torch.device | str = "cpu", *, best: bool = False, inference: InferenceConfig = FP32
+) -> Denoiser:
     """The averaged denoiser of a training folder, in evaluation mode: the newest, or that of the best validation loss.
 
     Args:

@@ -24,6 +24,7 @@ CHECKPOINT, LOOP, VQGAN = "ldm/checkpoints/store.py", "ldm/training/loop.py", "l
 STATE, POWER = "tests/ldm/checkpoints/test_checkpoint.py", "tests/faults/test_power_loss.py"
 SPLITS, VERIFY = "tests/data_shards/packing/test_splits.py", "data_shards/packing/verify.py"
 STRIPED, STRIPES = "ldm/models/striped.py", ("tests/ldm/models/test_striped.py", "any_height")
+DECODE, DECODED = "ldm/generation/decode.py", "tests/ldm/generation/test_decode.py"
 STOP, LOST, ZERO = "tests/faults/test_agreement.py", "tests/faults/test_lost_rank.py", "tests/launch/test_zero.py"
 
 
@@ -220,6 +221,11 @@ GUARDS = [
     ),
     guard("rows of the next stripe", STRIPED, "after[:, :, :below]", "torch.zeros_like(after[:, :, :below])", *STRIPES),
     guard("moments of the whole frame", STRIPED, "(count_SG * moment).sum(0) / count_SG.sum(0)", "moment[0]", *STRIPES),
+    guard("the decoder whose codes they are", DECODE, "if digest != autoencoder.digest:", "if False:", DECODED, "another_decoder"),
+    guard(
+        "batches that were generated", DECODE, "[torch.arange(batch, device=index_Bhw.device) % len(index_Bhw)]", "", DECODED, "each_shard"
+    ),
+    guard("rounding of an earlier set", "ldm/generation/generate.py", ', "straight_through": True}', "}", DECODED, "its_rounding"),
 ]
 
 

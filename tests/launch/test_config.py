@@ -62,6 +62,8 @@ def test_overrides_reach_any_depth_and_keep_their_type() -> None:
         ("diffusion.ema.rampup=0", "rampup 0"),
         ("diffusion.sampler.name=ddim", "does not solve objective 'flow'"),
         ("sample.batch=0", "batch 0"),
+        ("sample.payload=pixels", "sample.payload"),
+        ("sample={payload: codes, quantise: false}", "sample.payload=codes with sample.quantise=false"),
         ("run=[", "not YAML"),
         ("vqgan.model.channels=!!python/object/apply:os.system ['false']", "not YAML"),
     ],

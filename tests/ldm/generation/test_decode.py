@@ -50,7 +50,7 @@ STATS = BandStats(
 DATA = {"digest": "d" * 64, "shape": [BANDS, SIDE, SIDE], "wavelengths_nm": [500.0, 600.0, 700.0], "scale": 1 / 4095, "offset": 0.0}
 
 
-def autoencoder_of(digest: str, codebook: CodebookConfig = CodebookConfig(codes=CODES)) -> Autoencoder:
+def autoencoder_of(digest: str, codebook: CodebookConfig = CodebookConfig(codes=CODES), device: str = "cpu") -> Autoencoder:
     """Untrained, and shaken: a fresh one begins near the identity."""
     vqgan = initialised(lambda: VQGAN(MODEL), 0).eval()
     shaken = torch.Generator().manual_seed(1)
@@ -58,10 +58,10 @@ def autoencoder_of(digest: str, codebook: CodebookConfig = CodebookConfig(codes=
         weight.data += 0.1 * torch.randn(weight.shape, generator=shaken)
     y, x = torch.meshgrid(torch.arange(SIDE), torch.arange(SIDE), indexing="ij")
     return Autoencoder(
-        vqgan=vqgan,
-        codebook=codebook_from(codebook, channels=MODEL.latent_channels, seed=0),
-        normaliser=CubeNormaliser(STATS, scale=DATA["scale"], offset=0.0),
-        fov_HW=(y - 7.5) ** 2 + (x - 7.5) ** 2 < 64,
+        vqgan=vqgan.to(device),
+        codebook=codebook_from(codebook, channels=MODEL.latent_channels, seed=0).to(device),
+        normaliser=CubeNormaliser(STATS, scale=DATA["scale"], offset=0.0).to(device),
+        fov_HW=((y - 7.5) ** 2 + (x - 7.5) ** 2 < 64).to(device),
         data=DATA,
         digest=digest * 64,
     )
@@ -81,7 +81,7 @@ def generator(payload: str, autoencoder: Autoencoder, **how: object) -> Generato
     denoiser = SimpleNamespace(
         inference=FP32,
         net=None,
-        normaliser=LatentNormaliser(latents),
+        normaliser=LatentNormaliser(latents).to(autoencoder.fov_HW.device),
         objective=ObjectiveConfig(target="flow"),
         latent_shape=(4, SIDE // 4, SIDE // 4),
         autoencoder=autoencoder.digest,
