@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import resource
 import subprocess
 import sys
 import tempfile
@@ -23,6 +22,7 @@ from pathlib import Path
 import numpy as np
 from bulk import toy
 from bulk_calls import calls, totals
+from rounds import resident_mib
 
 from data_shards import durable
 from data_shards.cube import Cube, CubeMeta
@@ -131,7 +131,7 @@ def shards(folder: Path, counts: tuple[int, int]) -> Shards:
 
 
 def finished(folder: Path, shard: Path, count: int) -> tuple[int, float, int]:
-    """Bytes of the manifest of a set of so many shards, processor time to make it, and memory at its peak, in a process of its own."""
+    """Bytes of the manifest of a set of so many shards, processor time to make it, and memory for it, in a process of its own."""
     folder.mkdir()
     record = json.loads(record_path(shard).read_bytes())
     for number in range(count):
@@ -146,11 +146,12 @@ def finished(folder: Path, shard: Path, count: int) -> tuple[int, float, int]:
 
 def finish(folder: Path) -> None:
     """In that process: records to manifest, as a set is finished."""
+    before_mib = resident_mib("VmRSS")
 
     def made() -> None:
         write_manifest(folder, merged([read_unit(path) for path in sorted(folder.glob("*.tar"))], ["synthetic"], {}))
 
-    print(processor_s(made), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
+    print(processor_s(made), int((resident_mib("VmHWM") - before_mib) * 2**20))
 
 
 def codes(run: Path, folder: Path, images: int) -> Codes:
@@ -228,7 +229,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="fewer cubes and shards")
     parser.add_argument("--run", type=Path, help="a finished run, for codes: read, and left as it is")
     parser.add_argument("--rate", type=float, nargs="+", default=[8.0, 5.0], help="cubes a second of a GPU; 8 and 5 are aims")
-    parser.add_argument("--shard", type=int, default=100, help="cubes a shard, as pixels")
+    parser.add_argument("--shard", type=int, default=1000, help="cubes a shard, as pixels")
     parser.add_argument("--code-shard", type=int, default=10_000, help="cubes a shard, as codes")
     parser.add_argument("--finish", type=Path, help=argparse.SUPPRESS)
     args = parser.parse_args()
