@@ -41,6 +41,8 @@ def fsync_path(path: Path) -> None:
 
 def make_folder(path: Path) -> None:
     """Make a folder and what is missing above it, each flushed into its parent: else a power cut takes all that was written below."""
+    if path.is_dir():
+        return
     missing = [folder for folder in (path, *path.parents) if not folder.is_dir()]
     path.mkdir(parents=True, exist_ok=True)
     for folder in reversed(missing):

@@ -143,10 +143,8 @@ class Ledger:
                 left.unlink(missing_ok=True)
 
     def _taken(self, path: Path, token: str) -> bool:
-        if self._linked(path, token):
-            return True
-        now, content = time.monotonic(), _content(path)
-        if content is None:  # given back meanwhile
+        now, content = time.monotonic(), _content(path)  # who waits only looks: a file server has to carry out each change
+        if content is None:
             return self._linked(path, token)
         before, since = self.seen.get(path.name, (None, now))
         if content != before:
@@ -212,8 +210,9 @@ def _replace(path: Path, token: str, count: int) -> None:
     try:
         part.write_bytes(_mark(token, count))
         os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)  # on a full disk
+    except OSError:
+        part.unlink(missing_ok=True)
+        raise
 
 
 def _content(path: Path) -> bytes | None:

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from ldm.generation.images import Generator
 
 DENOISING, DECODING = "denoising", "decoding"
-HELD = 6  # tensors as large as the largest one that a network holds at once, a convolution's workspace among them
+HELD = 8  # as large as the largest tensor, that a network holds at once (1.7 GiB at 1344² and 32 channels: benchmarks/frames.py)
 MOST = 64  # images at a time: more fill no device better
 SHARE = 0.7  # of the memory that is free
 
