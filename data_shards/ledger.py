@@ -135,8 +135,10 @@ class Ledger:
 
     def clear(self, units: Iterable[str]) -> None:
         """Remove the leases of units that are published: who was killed between publishing and giving back left one."""
+        left = {path.name for path in self.folder.glob(f"{LEASE}*")}  # one listing, where asking for each would be one call a unit
         for unit in units:
-            (self.folder / f"{LEASE}{unit}").unlink(missing_ok=True)
+            if f"{LEASE}{unit}" in left:
+                (self.folder / f"{LEASE}{unit}").unlink(missing_ok=True)
 
     def _taken(self, path: Path, token: str) -> bool:
         if self._linked(path, token):
