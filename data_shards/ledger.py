@@ -136,10 +136,9 @@ class Ledger:
     def clear(self, units: Iterable[str]) -> None:
         """Remove the leases of units that are published, whole or begun: who was killed before he gave one back left it."""
         units = set(units)
-        for unit in units:
-            (self.folder / f"{LEASE}{unit}").unlink(missing_ok=True)
-        for left in self.folder.glob(f"{durable.PART}*{LEASE}*"):
-            if left.name.rpartition(LEASE)[2] in units:
+        for left in self.folder.glob(f"*{LEASE}*"):  # one listing, where asking for each would be one call a unit
+            begun = left.name.startswith(durable.PART)
+            if (begun or left.name.startswith(LEASE)) and left.name.rpartition(LEASE)[2] in units:
                 left.unlink(missing_ok=True)
 
     def _taken(self, path: Path, token: str) -> bool:

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import h5py
 import numpy as np
-import scipy.io
 
 from data_shards.errors import InputError, command
 from data_shards.formats import hdf5_said
@@ -54,6 +53,8 @@ def read_mat(path: Path, options: ReadOptions) -> Raw:
     """
     if h5py.is_hdf5(path):
         return _from_hdf5(path, options, matlab=True)
+    import scipy.io  # half of what starting any process of ours would take
+
     try:
         variables = scipy.io.whosmat(path)
         candidates = {name: shape for name, shape, kind in variables if kind in MATLAB_NUMBERS}
