@@ -193,7 +193,7 @@ def decoder_of(autoencoder: Autoencoder) -> dict[str, Any]:
     fov_HW = autoencoder.fov_HW.cpu().numpy()
     return {
         "autoencoder": autoencoder.digest,
-        "precision": "fp32",
+        "precision": autoencoder.inference.precision,
         "codes": len(autoencoder.codebook.codes_KD),
         "shape": [len(data["wavelengths_nm"]), *fov_HW.shape],
         **kept,

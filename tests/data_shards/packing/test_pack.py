@@ -476,7 +476,7 @@ def test_a_terminated_packing_keeps_what_it_finished(bulky: Path, tmp_path: Path
     process.terminate()
     said = process.communicate(timeout=60)[1]
     assert process.returncode == 75 and "the same command again" in said
-    kept = {path.name for path in tmp_path.glob(".part-*/*.unit")}
+    kept = {path.name for path in tmp_path.glob(".part-*/[a-z]*.unit")}
     assert len(kept) >= 3
     pack(bulky, tmp_path / "set", shard_mib=1, codec="pcodec")
     assert [p.name for p in tmp_path.iterdir()] == ["set"]
