@@ -25,8 +25,9 @@ from data_shards.reading.dataset import Dataset
 from data_shards.reading.reader import Shard
 from ldm.checkpoints.trained import Autoencoder, Denoiser
 from ldm.generation.decode import DecodedDataset, DecodedSet
-from ldm.generation.generate import SPLIT, generate_set
+from ldm.generation.generate import generate_set
 from ldm.generation.images import Generator, codes_cube
+from ldm.generation.standing import SPLIT
 from ldm.models.config import CodebookConfig, ObjectiveConfig, SamplerConfig, VQGANConfig
 from ldm.models.other_codebooks import codebook_from
 from ldm.models.vqgan import VQGAN, initialised

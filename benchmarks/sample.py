@@ -110,7 +110,7 @@ def equal_steps(case: Case, device: str, inference: InferenceConfig, rounds: int
     autoencoder, denoiser = used(*networks(case), inference, device)
     speed = Speed()
     generator = Generator(autoencoder=autoencoder, denoiser=denoiser, seed=0, sampler=sampler, batch=case.batch, speed=speed)
-    compiled = "" if inference.compile == "off" else f"_{inference.compile}"
+    compiled = "_compiled" if inference.compile else ""
     found = row(
         f"{kind}{case.name}{compiled}_equal_steps_vs_diffusers",
         lambda: list(generator.images(range(case.images))),
@@ -213,9 +213,8 @@ def main() -> None:
     began, rows = time.perf_counter(), []
     for case in CASES["quick" if args.quick else device]:
         rows.append(equal_steps(case, device, inference, args.rounds))
-        for mode in ("default", "reduce-overhead") if device == "cuda" else ():
-            if time.perf_counter() - began < 300:
-                rows.append(equal_steps(case, device, replace(inference, compile=mode), 1))
+        if device == "cuda" and time.perf_counter() - began < 300:
+            rows.append(equal_steps(case, device, replace(inference, compile=True), 1))
     other = {"cuda": "cpu", "cpu": "gpu"}[device]
     missing = {f"{other}_{what}_vs_diffusers": f"this machine's rows are {device}" for what in ("equal_steps", "equal_quality")}
     if args.run:

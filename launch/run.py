@@ -77,7 +77,7 @@ class Run:
         if path.exists():
             differing = _changed(concealed(completed(parse_yaml(path.read_text(), path))), concealed(to_tree(self.config)))
             if "sample.count" in differing and (self.synthetic / NAME).exists():
-                from ldm.generation.generate import check_count
+                from ldm.generation.standing import check_count
 
                 check_count(self.synthetic, self.config.sample.count, read_manifest(self.synthetic))
             changed = [
@@ -127,7 +127,11 @@ def device() -> str:
 
     from slurm.rank import placement
 
-    return f"cuda:{placement().local_rank % torch.cuda.device_count()}" if torch.cuda.is_available() else "cpu"
+    if not torch.cuda.is_available():
+        return "cpu"
+    index = placement().local_rank % torch.cuda.device_count()
+    torch.cuda.set_device(index)  # else events and graphs of this process would go to the first one
+    return f"cuda:{index}"
 
 
 Result = TypeVar("Result")

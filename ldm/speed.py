@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
 
 import torch
@@ -14,7 +15,7 @@ from torch.utils.flop_counter import flop_registry
 
 
 class Clock:
-    """Adds up wall time by phase. On a GPU events mark the phases, read only when a row is logged: nothing waits in between.
+    """Adds up wall time by phase. On a GPU events mark the phases, read once it has passed them: nothing waits in between.
 
     Args:
         entered: called with the name of each phase as it begins.
@@ -27,7 +28,7 @@ class Clock:
     def restart(self) -> None:
         self.began = time.perf_counter()
         self._seconds: dict[str, float] = {}
-        self.marks: list[tuple[str, torch.cuda.Event, torch.cuda.Event]] = []
+        self.marks: deque[tuple[str, torch.cuda.Event, torch.cuda.Event]] = deque()
 
     @contextlib.contextmanager
     def __call__(self, phase: str) -> Iterator[None]:
@@ -46,11 +47,16 @@ class Clock:
 
     def seconds(self) -> dict[str, float]:
         """Of each phase since the start; waits for those that a GPU is still about."""
-        for phase, before, after in self.marks:
+        for _, _, after in self.marks:
             after.synchronize()
-            self._seconds[phase] = self._seconds.get(phase, 0.0) + before.elapsed_time(after) / 1000
-        self.marks.clear()
+        self.gather()
         return self._seconds
+
+    def gather(self) -> None:
+        """Read the marks that a GPU has passed, and let go of them."""
+        while self.marks and self.marks[0][2].query():
+            phase, before, after = self.marks.popleft()
+            self._seconds[phase] = self._seconds.get(phase, 0.0) + before.elapsed_time(after) / 1000
 
     def row(self, samples: int) -> dict[str, float]:
         """Samples a second and the share of each phase since the last row; starts anew."""
@@ -78,6 +84,11 @@ class OperationCounter(TorchDispatchMode):
             self.flops += formula(*args, **(kwargs or {}), out_val=result)
         self.largest_bytes = max(self.largest_bytes, *(x.nbytes for x in tree_leaves(result) if isinstance(x, Tensor)), 0)
         return result
+
+
+def out_of_memory(error: RuntimeError) -> bool:
+    """Whether a GPU, or the host, had no memory left for a tensor."""
+    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
 
 
 def matmul_flops_per_s(device: torch.device, dtype: torch.dtype) -> float:

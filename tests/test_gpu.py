@@ -167,13 +167,13 @@ def test_noise_is_that_of_the_processor() -> None:
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("compiled", ["off", "default", "reduce-overhead"])
+@pytest.mark.parametrize("compiled", [False, True])
 @pytest.mark.parametrize(("precision", "bound"), [("fp32", 1e-3), ("bf16", 0.02)])
-def test_networks_that_are_used_compute_what_the_processor_computes(precision: str, bound: float, compiled: str) -> None:
+def test_networks_that_are_used_compute_what_the_processor_computes(precision: str, bound: float, compiled: bool) -> None:
     z, t = torch.randn(2, 4, 16, 16, generator=torch.Generator().manual_seed(0)), torch.tensor([999.0, 3.0])
     config = InferenceConfig(precision=precision, compile=compiled)
     denoiser, autoencoder = ready(unet(), config, "cuda"), ready(vqgan(), config, "cuda")
-    for _ in range(3):  # graphs are recorded at the second call
+    for _ in range(2):
         assert relative_error(denoiser(z.cuda(), t.cuda()).cpu(), unet().eval()(z, t)) < bound
         assert relative_error(autoencoder.decode(z.cuda()).cpu(), vqgan().eval().decode(z)) < bound
 

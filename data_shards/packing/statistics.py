@@ -17,7 +17,7 @@ from data_shards.cube import Cube
 from data_shards.errors import InputError
 from data_shards.manifest import BandStats, signed_log
 
-FORMAT = "band-statistics-2"  # of the sums: a packing that was killed with others begins anew
+FORMAT = "band-statistics-3"  # of the sums: a packing that was killed with others begins anew
 
 
 @functools.lru_cache(maxsize=4)

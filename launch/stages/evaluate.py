@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from ldm.evaluation.sets import Part
 
 BASELINE_IMAGES = 1024
+BASELINE_BATCH = 8  # decoded at a time, in fp32
 MORE_PEOPLE = "retinaforge data pack FOLDER DATASET --splits train=0.7,val=0.2,test=0.1, into another folder"
 
 
@@ -54,7 +55,7 @@ class Evaluate(MeasuredStage):
             return
         autoencoder, denoiser = load_autoencoder(run.vqgan, device()), load_denoiser(run.diffusion, device())
         real, wanted = run.open(run.dataset), run.config.sample
-        how = {"shard": wanted.shard, "seed": wanted.seed, "batch": wanted.batch, "quantise": wanted.quantise}
+        how = {"shard": wanted.shard, "seed": wanted.seed, "batch": BASELINE_BATCH, "quantise": wanted.quantise}
         count = min(wanted.count, BASELINE_IMAGES)
         yield "baseline", partial(GaussianLatents, autoencoder, denoiser, run.folder / "gaussian-latents", count=count, **how)
         rebuilt = Reconstruction(real, autoencoder, run.folder / "reconstruction.json")

@@ -21,7 +21,7 @@ def outdated(run: Run) -> list[Path]:
     from ldm.checkpoints.trained import trained_digest
     from ldm.comm import Alone
     from ldm.generation.encode import asked_of
-    from ldm.generation.generate import request_of
+    from ldm.generation.standing import request_of
 
     found = []
     newest = CheckpointStore(run.diffusion / "checkpoints", Alone()).newest(progress_exists=False, used=True)

@@ -39,9 +39,9 @@ def generator_of(run: Run, speed: Speed | None = None) -> Generator:
     """What makes the images of a run."""
     from ldm.checkpoints.trained import load_autoencoder, load_denoiser
     from ldm.generation.gate import Envelope, Gate
-    from ldm.generation.generate import request_of
     from ldm.generation.images import Generator
     from ldm.generation.speed import Speed, cost_of
+    from ldm.generation.standing import request_of
     from ldm.models.inference import settled
 
     wanted, on = run.config.sample, device()
@@ -172,7 +172,9 @@ def make_again(run: Run, ids: Sequence[int], folder: Path) -> list[str]:
     lines = []
     with durable.writing_folder(folder) as part:
         units = SyntheticSet(generator_of(run), run.synthetic, count=count, shard=run.config.sample.shard)
-        for cube in replace(units.generator, payload="cube").images(ids):
+        batch = whole.manifest.source["sample"].get("batch") if whole else None  # as the set was made, where all of it was alike
+        generator = replace(units.generator, payload="cube", batch=batch if isinstance(batch, int) else units.generator.batch)
+        for cube in generator.images(ids):
             write_cube(part, cube)
             lines.append(f"{cube.meta.key}: {compared(cube, whole)}")
     return lines

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -37,6 +39,11 @@ class Autoencoder:
     data: dict[str, Any]
     digest: str
     inference: InferenceConfig = FP32
+
+    @cached_property
+    def shown_HW(self) -> np.ndarray:
+        """`fov_HW` on the host: asked of a GPU for each image it would wait for all that is queued there."""
+        return self.fov_HW.cpu().numpy()
 
     @torch.no_grad()
     def reconstruct(self, stored_BCHW: Tensor, fov_BHW: Tensor | None) -> tuple[Tensor, Tensor]:

@@ -21,7 +21,7 @@ from data_shards.reading.dataset import Dataset
 from ldm.evaluation.audit_figures import descriptor_figures
 from ldm.evaluation.audit_result import DescriptorFigures
 from ldm.evaluation.features import standardise
-from ldm.evaluation.measurements import Arrays, ImageMeasurements, Piece, beside, written
+from ldm.evaluation.measurements import Arrays, ImageMeasurements, Piece, beside, requested, written
 from ldm.evaluation.neighbours import DESCRIPTORS, Nearest, mirrored, nearest_of
 from ldm.evaluation.sets import Images, ImagesOfPeople, Part, Watch, check_comparable, evenly, reflectance
 
@@ -117,7 +117,14 @@ class Audit(ImageMeasurements):
         self.train, self.floor = (Part(dataset=real, split=s, sample_N=np.arange(real.count(s))) for s in (config.train, config.against))
         self.made = Part(dataset=synthetic, split=split, sample_N=evenly(synthetic.count(split), config.limit), independent=True)
         parts = [self.train, self.floor, self.made]
-        out = beside(path, {"format": FORMAT, "sets": [real.digest, synthetic.digest], "config": asdict(config)})
+        out = beside(
+            path,
+            {
+                "format": FORMAT,
+                "sets": [real.digest, synthetic.digest],
+                "config": requested(config),
+            },
+        )
         self.descriptors = Descriptors(real, parts, config, out and out / "descriptors")
         self._references: dict[tuple[str, str], np.ndarray] = {}
         super().__init__(parts, out)

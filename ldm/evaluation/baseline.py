@@ -38,7 +38,7 @@ class GaussianLatents(Units):
     ) -> None:
         self.autoencoder, self.denoiser, self.out = autoencoder, denoiser, out
         self.count, self.shard, self.seed, self.batch, self.quantise = count, shard, seed, batch, quantise
-        self.source = {"baseline": denoiser.digest, "seed": seed, "quantise": quantise, "count": count}
+        self.source = {"baseline": denoiser.digest, "seed": seed, "quantise": quantise, "count": count, "batch": batch}
         with durable.claimed(out.with_name(f".claim-{out.name}"), "beginning a baseline", patience_s=PATIENCE_S):
             if out.exists() and asked_of(out) != self.source:
                 shutil.rmtree(out)

@@ -6,7 +6,7 @@ Legend: N image, P pair, B batch, C band, H W pixels, D feature.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
 
@@ -17,7 +17,7 @@ from data_shards.reading.dataset import Dataset
 from ldm.evaluation import ms_ssim, spectral
 from ldm.evaluation.features import get_extractor
 from ldm.evaluation.frechet import FrechetFigures, frechet_figures
-from ldm.evaluation.measurements import Arrays, ImageMeasurements, Piece, beside, written
+from ldm.evaluation.measurements import Arrays, ImageMeasurements, Piece, beside, requested, written
 from ldm.evaluation.ms_ssim import MsSsimFigures
 from ldm.evaluation.sets import Images, ImagesOfPeople, Part, Watch, check_comparable, common_fov, evenly, real_parts, reflectance
 from ldm.evaluation.spectral import SpectralFigures
@@ -98,7 +98,12 @@ class Evaluation(ImageMeasurements):
         self.extractor, self.edges_CE = get_extractor(config.extractor, real.stats), spectral.band_edges(real.stats)
         self.range, self.window = ms_ssim.data_range(real.stats), ms_ssim.window_for(*real.shape[1:])
         sets = [(part.dataset.digest, part.split, len(part.sample_N)) for part in (*self.parts.values(), *also)]
-        request = {"format": FORMAT, "extractor": self.extractor.name, "sets": sets, "config": asdict(config)}
+        request = {
+            "format": FORMAT,
+            "extractor": self.extractor.name,
+            "sets": sets,
+            "config": requested(config),
+        }
         super().__init__([*self.parts.values(), self.whitened_by, *also], beside(path, request))
         self.pairs = {name: ms_ssim.draw_pairs(part.units(), config.pairs, seed=config.seed) for name, part in self.parts.items()}
         for name in self.pairs if self.window is not None else ():

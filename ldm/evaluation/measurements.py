@@ -90,6 +90,11 @@ class Measurements(Units):
         return self.out / f"{name}.safetensors"
 
 
+def requested(config: Any) -> dict[str, Any]:
+    """A configuration as a request states it: of several GPUs whichever, for their processes share the units."""
+    return {**asdict(config), "device": config.device.partition(":")[0]}
+
+
 def beside(result: Path | None, request: Any) -> Path | None:
     """Where the units of a result stand: RESULT.units-1a2b3c4d, so that those of another request are not taken for its own."""
     if result is None:

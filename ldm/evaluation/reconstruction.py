@@ -91,7 +91,7 @@ class Reconstruction(ImageMeasurements):
     def __init__(self, dataset: Dataset, autoencoder: Autoencoder, path: Path | None = None, *, batch: int = 16) -> None:
         self.dataset, self.autoencoder, self.path = dataset, autoencoder, path
         self.batch = batch = striped.at_once(batch, *dataset.shape[1:])
-        device = str(autoencoder.normaliser.mean_C11.device)
+        device = autoencoder.normaliser.mean_C11.device.type  # whichever of several: they share the units
         out = beside(
             path, {"format": FORMAT, "dataset": dataset.digest, "autoencoder": autoencoder.digest, "batch": batch, "device": device}
         )

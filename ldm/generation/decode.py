@@ -24,10 +24,12 @@ from data_shards.reading.dataset import Dataset
 from data_shards.reading.reader import Shard
 from data_shards.reading.stream import CubeStream
 from ldm.checkpoints.trained import Autoencoder, load_autoencoder
-from ldm.generation.generate import SPLIT, ImageSet
+from ldm.generation.generate import ImageSet
 from ldm.generation.images import cube_of
+from ldm.generation.standing import SPLIT
 from ldm.models.config import InferenceConfig
 from ldm.models.inference import FP32, stated
+from ldm.speed import out_of_memory
 
 OF_SHARDS = ("count", "batch", "refused")  # what a manifest says of a generated set besides its request
 
@@ -37,7 +39,16 @@ def pixels_of(index_Bhw: Tensor, batch: int, autoencoder: Autoencoder) -> Tensor
     how a convolution rounds depends on the shape of what it gets (Generator.images)."""
     index_Bhw = index_Bhw.to(autoencoder.fov_HW.device)
     filled = index_Bhw[torch.arange(batch, device=index_Bhw.device) % len(index_Bhw)]
-    return autoencoder.decode_codes(filled)[: len(index_Bhw)]
+    try:
+        return autoencoder.decode_codes(filled)[: len(index_Bhw)]
+    except RuntimeError as error:
+        if not out_of_memory(error):
+            raise
+        raise InputError(
+            f"no memory to decode {batch} images at a time ({str(error).splitlines()[0]})",
+            expected=f"a device that bears {batch}, in which they were made: fewer would round otherwise",
+            mend="another device; a set that others shall decode is made with a small sample.batch",
+        ) from error
 
 
 def decoded(samples: Iterable[Cube], autoencoder: Autoencoder) -> Iterator[Cube]:

@@ -24,10 +24,11 @@ from data_shards.reading.dataset import Dataset
 from data_shards.reading.stream import CubeStream
 from ldm.checkpoints.trained import Autoencoder
 from ldm.models import striped
-from ldm.models.inference import FP32, stated
+from ldm.models.inference import FP32, as_begun, stated
 
 REQUEST = "request.json"
 TRAIN = "train"
+LONGEST = 61  # of keys that get a "-m"
 
 
 class LatentSet(Units):
@@ -51,6 +52,8 @@ class LatentSet(Units):
         if autoencoder.inference != FP32:  # what earlier latents had is not stated
             asked["inference"] = stated(autoencoder.inference)
         self.source = {"encode": {**asked, "flip": True} if flip else asked}
+        if flip and (long := max(dataset.keys(TRAIN) if TRAIN in dataset.splits else (), key=len, default="")) and len(long) > LONGEST:
+            raise InputError(f"key {long!r} with diffusion.flip", where=dataset.path, expected=f"{LONGEST} characters at most: -m is added")
         if tuple(dataset.wavelengths_nm) != tuple(autoencoder.data["wavelengths_nm"]):
             raise InputError(
                 f"bands {dataset.wavelengths_nm} nm",
@@ -154,15 +157,23 @@ def _claim(out: Path, source: dict[str, Any]) -> Manifest | None:
     if (out / NAME).exists():
         if (done := read_manifest(out)).source == source:
             return done
-        raise _taken(out)
+        raise _taken(out, done.source, source)
     others = [path for path in out.iterdir() if durable.PART not in path.name] if out.exists() else []  # a part may be another's request
     if others and not (out / REQUEST).exists():
-        raise _taken(out)
+        raise _taken(out, {}, source)
     durable.write_bytes(out / REQUEST, durable.canonical_json(source), keep_first=True)
-    if read_request(out / REQUEST) != source:
-        raise _taken(out)
+    if (standing := read_request(out / REQUEST)) != source:
+        raise _taken(out, standing, source)
     return None
 
 
-def _taken(out: Path) -> InputError:
-    return InputError("other latents stand here", where=out, expected="a path that does not exist yet", mend=moved_aside(out))
+def _taken(out: Path, standing: dict[str, Any], source: dict[str, Any]) -> InputError:
+    theirs, ours = standing.get("encode", {}), source["encode"]
+    differing = sorted(key for key in {*theirs, *ours} if theirs.get(key) != ours.get(key))
+    words = f" ({', '.join(f'{key} {theirs.get(key)}' for key in differing)})" if theirs else ""
+    return InputError(
+        f"other latents stand here{words}",
+        where=out,
+        expected="a path that does not exist yet",
+        mend=as_begun(theirs) if differing == ["inference"] else moved_aside(out),
+    )

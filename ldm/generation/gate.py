@@ -17,7 +17,7 @@ from data_shards.errors import InputError
 if TYPE_CHECKING:
     from ldm.checkpoints.trained import Autoencoder
 
-FORMAT = "retinaforge-envelope-1"
+FORMAT = "retinaforge-envelope-2"
 AT_A_BOUND = 0.5  # share of an image's values that may be the least or the greatest one that can be stored, or more if training images have
 STORED_MAX = 65535
 

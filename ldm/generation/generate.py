@@ -15,6 +15,7 @@ import logging
 from abc import abstractmethod
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,31 +25,23 @@ import torch
 
 from data_shards import durable
 from data_shards.cube import Cube
-from data_shards.errors import CorruptData, InputError, command, moved_aside
+from data_shards.errors import InputError
 from data_shards.folder import png_bytes
 from data_shards.ledger import Units
-from data_shards.manifest import NAME, Manifest, read_manifest, write_manifest
-from data_shards.packing.units import Unit, merged, read_request, read_unit, record_path, write_unit
+from data_shards.manifest import Manifest, read_manifest, write_manifest
+from data_shards.packing.units import Unit, merged, read_unit, write_unit
 from data_shards.reading.reader import Shard
-from data_shards.shards.index import index_path, open_index
 from ldm.checkpoints.trained import Autoencoder
-from ldm.generation.images import EARLIER, Generator
-from ldm.models.config import SamplerConfig
-from ldm.models.inference import FP32, stated
+from ldm.generation.images import Generator
+from ldm.generation.standing import REQUEST, SPLIT, agreed, check_sizes, check_whole, standing_set
+from ldm.models import striped
+from ldm.models.inference import stated
+from ldm.speed import out_of_memory
 
 if TYPE_CHECKING:
     from typing_extensions import Self
 
 LOGGER = logging.getLogger("retinaforge")
-SPLIT = "synthetic"
-REQUEST = "request.json"
-KEPT_BEFORE = {"noise": EARLIER, "gate": None, "straight_through": True}  # of sets that do not state it; they go on with it
-BEFORE = {
-    **KEPT_BEFORE,
-    "payload": "cube",
-    "inference": stated(FP32),
-    **{name: getattr(SamplerConfig, name) for name in ("shift", "sigma_min", "cache_every")},
-}
 PATIENCE_S = 60.0  # to wait for another task that writes the manifest
 
 
@@ -70,22 +63,22 @@ class ImageSet(Units):
         if min(count, shard) < 1:
             raise InputError(f"count {count}, shard {shard}", expected="at least 1 of each")
         self.out, self.count, self.shard, self.beside = out, count, shard, beside or {}
-        self.request, self.batch_before = _agreed(out, request)
-        self.done = _standing(out, count)
+        self.request, self.batch_before = agreed(out, request)
+        self.done = standing_set(out, count)
         self.paths = [] if self.done else [out / shard_name(number, shard, count) for number in range(-(-count // shard))]
         self.names = [path.stem for path in self.paths]
-        _check_whole(self.paths, shard, count)  # before hours of work, and once more of what others left meanwhile
+        check_whole(self.paths, shard, count)  # before hours of work, and once more of what others left meanwhile
 
     def __enter__(self) -> Self:
         """Write down what is asked for; the first does, and all others must ask for images of the same kind."""
         if not (self.done or (self.out / REQUEST).exists()):
             durable.write_bytes(self.out / REQUEST, durable.canonical_json(self.request), keep_first=True)
-        _agreed(self.out, self.request)
+        agreed(self.out, self.request)
         return self
 
     @abstractmethod
     def images(self, ids: np.ndarray) -> Iterator[Cube]:
-        """The images with these numbers, as the set holds them."""
+        """The images with these numbers, as the set holds them; a generator, which is closed when no more are wanted."""
 
     def published(self, number: int) -> bool:
         """Whether a shard is there, with what it leaves for the manifest."""
@@ -93,7 +86,9 @@ class ImageSet(Units):
 
     def make(self, number: int) -> None:
         """Make a shard, or complete what a killed process left of it."""
-        write_unit(self.paths[number], SPLIT, self.images(np.arange(number * self.shard, min((number + 1) * self.shard, self.count))))
+        ids = np.arange(number * self.shard, min((number + 1) * self.shard, self.count))
+        with closing(self.images(ids)) as cubes:  # whatever happens, no more are made
+            write_unit(self.paths[number], SPLIT, cubes)
 
     def size(self, number: int) -> int:
         return min(self.shard, self.count - number * self.shard)
@@ -107,7 +102,7 @@ class ImageSet(Units):
         if self.done:
             check_sizes(self.out, self.done)
             return self.done
-        _check_whole(self.paths, self.shard, self.count)
+        check_whole(self.paths, self.shard, self.count)
         units = [read_unit(path) for path in self.paths]
         assert all(units), "a shard is missing"
         batches = sorted({_batch(self.out, unit, self.batch_before) for unit in units})
@@ -116,7 +111,7 @@ class ImageSet(Units):
         source = {"sample": {"count": self.count, **self.request, **made_in}, **self.beside}
         manifest = merged(units, [SPLIT], source)
         with durable.claimed(self.out / ".finishing", "finishing a set", patience_s=PATIENCE_S):  # nobody writes between look and write
-            if done := _standing(self.out, self.count):
+            if done := standing_set(self.out, self.count):
                 return done
             write_manifest(self.out, manifest)
         durable.sweep_published(self.out)
@@ -136,7 +131,7 @@ class SyntheticSet(ImageSet):
         super().__init__(request_for(generator, shard), out, count=count, shard=shard, beside=beside)
         self.generator = replace(
             generator,
-            batch=evenly_filled(generator.batch, shard),
+            batch=evenly_filled(generator.batch, min(shard, count)),
             noise=self.request["noise"],
             gate=generator.gate if self.request["gate"] else None,
             straight_through=self.request["straight_through"],
@@ -158,7 +153,7 @@ class SyntheticSet(ImageSet):
             except RuntimeError as error:
                 if not out_of_memory(error):
                     raise
-                self.generator = halved(self.generator, self.shard, error)
+                self.generator = halved(self.generator, min(self.shard, self.count), error)
             gc.collect()  # the traceback held tensors of the batch that failed
             torch.cuda.empty_cache()
 
@@ -180,6 +175,7 @@ def request_for(generator: Generator, shard: int) -> dict[str, Any]:
         "noise": generator.noise,
         "gate": generator.gate and generator.gate.bounds,
         "inference": stated(denoiser.inference),
+        "stripes": striped.rows_of(*autoencoder.fov_HW.shape),
         "dataset": autoencoder.data["digest"],
         "autoencoder": autoencoder.digest,
         "denoiser": denoiser.digest,
@@ -204,11 +200,6 @@ def decoder_of(autoencoder: Autoencoder) -> dict[str, Any]:
 def evenly_filled(batch: int, shard: int) -> int:
     """The largest batch, up to the one asked for, that fills a shard with the fewest empty places."""
     return -(-shard // -(-shard // batch))
-
-
-def out_of_memory(error: RuntimeError) -> bool:
-    """Whether a GPU, or the host, had no memory left for a tensor."""
-    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
 
 
 def halved(generator: Generator, shard: int, error: RuntimeError) -> Generator:
@@ -246,112 +237,7 @@ def shard_name(number: int, shard: int, count: int) -> str:
     return f"{SPLIT}-{number:06d}{'' if images_here == shard else f'.first{images_here}'}.tar"
 
 
-def request_of(out: Path) -> dict[str, Any]:
-    """What the set in this folder, whole or not, was asked for; {} where there is none."""
-    if (request := read_request(out / REQUEST)) is not None:
-        return {**BEFORE, **request}
-    return {**BEFORE, **read_manifest(out).source.get("sample", {})} if (out / NAME).exists() else {}
-
-
 def superseded(out: Path) -> list[str]:
     """Ends of smaller sets in the folder of a whole one, which its manifest names no more."""
     named = {entry.name for entry in read_manifest(out).shards}
     return sorted(path.name for path in out.glob(f"{SPLIT}-*.first*.tar") if path.name not in named)
-
-
-def _agreed(out: Path, request: dict[str, Any]) -> tuple[dict[str, Any], int | None]:
-    """The request of the set that stands here, or else this one. How many images is no part of it, nor the batch; noise and gate
-    are those of the version that began the set.
-
-    Returns:
-        The request, and the batch of shards that do not state theirs: of a set that was begun when it was part of the request.
-
-    Raises:
-        InputError: images of another kind stand here.
-    """
-    if (written := read_request(out / REQUEST)) is None:
-        return request, None
-    standing = {**BEFORE, **written}
-    request = request | {key: value for key, value in KEPT_BEFORE.items() if key in request and key not in written}
-    batch, _ = standing.pop("batch", None), standing.pop("count", None)
-    if differing := [f"{key} {standing.get(key)}" for key in request if standing.get(key) != request[key]]:
-        raise InputError(
-            f"a set of another request stands here ({', '.join(differing)})",
-            where=out,
-            expected="the same request; its count may grow, its batch may change",
-            mend=f"another run folder: run=runs/NAME, or {moved_aside(out)}",
-        )
-    return request, batch
-
-
-def _standing(out: Path, count: int) -> Manifest | None:
-    """The finished set, where it has this many images; None where there is none, or a smaller one.
-
-    Raises:
-        InputError: it has more. CorruptData: what says so is damaged.
-    """
-    try:
-        done = read_manifest(out) if (out / NAME).exists() else None
-    except CorruptData as error:
-        mend = f"{command('rm', out / NAME)}, and the same command again makes it anew of what each shard left"
-        raise CorruptData(error.what, where=error.where, mend=mend) from error
-    check_count(out, count, done)
-    return done if done and done.splits[SPLIT]["count"] == count else None
-
-
-def check_count(out: Path, count: int, done: Manifest | None) -> None:
-    """Refuse to make a finished set smaller.
-
-    Raises:
-        InputError: as said.
-    """
-    if done and done.splits[SPLIT]["count"] > count:
-        stands = done.splits[SPLIT]["count"]
-        raise InputError(
-            f"sample.count={count}, and a set of {stands} images stands",
-            where=out,
-            expected=f"{stands} or more: a set may grow, not shrink",
-            mend=f"sample.count={stands}, or another run folder: run=runs/NAME",
-        )
-
-
-def check_sizes(out: Path, done: Manifest) -> None:
-    """Refuse to call a set finished whose shards are not all there; their bytes are for `data verify`.
-
-    Raises:
-        CorruptData: a shard is gone, or has another size than was written.
-    """
-    for entry in done.shards:
-        shard = out / entry.name
-        found = shard.stat().st_size if shard.exists() else 0
-        if found != entry.bytes:
-            made_of = (out / NAME, shard, index_path(shard), record_path(shard))
-            raise CorruptData(
-                f"{entry.name} of a finished set {f'has {found} bytes' if found else 'is gone'}",
-                where=out,
-                expected=f"{entry.bytes} bytes, as {NAME} says",
-                mend=f"copy it back; or {command('rm', '-f', *made_of)}, and the same command again makes it anew",
-            )
-
-
-def _check_whole(paths: list[Path], shard: int, count: int) -> None:
-    """Raises: InputError: a finished shard that holds another number of images than its name says, as an earlier version left them."""
-    for number, path in enumerate(paths):
-        images_here = min(shard, count - number * shard)
-        if (found := _images_in(path)) not in (None, images_here):
-            raise InputError(
-                f"{found} images in a shard that shall hold {images_here}",
-                where=path,
-                expected="a whole shard: the set was begun by a version whose sets could not grow",
-                mend="another run folder: run=runs/NAME",
-            )
-
-
-def _images_in(shard: Path) -> int | None:
-    """How many images a finished shard holds; None where there is none, or where its index is damaged, as its record will tell."""
-    if not index_path(shard).exists():
-        return None
-    try:
-        return len(open_index(index_path(shard)))
-    except CorruptData:
-        return None

@@ -5,9 +5,10 @@ Legend: B batch, C band, D latent channel, H W pixels.
 
 from __future__ import annotations
 
+import threading
 from collections import defaultdict, deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -31,12 +32,33 @@ Arrays = Callable[[], tuple[np.ndarray, ...]]
 
 
 def latents_of(
-    denoiser: Denoiser, ids: np.ndarray, *, seed: int, sampler: SamplerConfig, noise: str = NEW, attempt: int | np.ndarray = 0
+    denoiser: Denoiser,
+    ids: np.ndarray,
+    *,
+    seed: int,
+    sampler: SamplerConfig,
+    noise: str = NEW,
+    attempt: int | np.ndarray = 0,
+    stopped: threading.Event | None = None,
 ) -> Tensor:
-    """Latents of the images with these numbers, at these attempts, (B, D, h, w), in the autoencoder's units."""
+    """Latents of the images with these numbers, at these attempts, (B, D, h, w), in the autoencoder's units.
+
+    Args:
+        stopped: once set, nobody wants them any more.
+
+    Raises:
+        CancelledError: nobody does.
+    """
     noise_BDHW = NOISES[noise](seed, ids, denoiser.latent_shape, attempt=attempt, device=denoiser.normaliser.mean_C11.device)
     scheduler = scheduler_for(sampler, denoiser.objective.target)
-    z_BDHW = solve(cached(denoiser.net, sampler.cache_every, scheduler.order), noise_BDHW, scheduler, sampler.steps)
+    net = cached(denoiser.net, sampler.cache_every, scheduler.order)
+
+    def denoise(z_BDHW: Tensor, t_B: Tensor) -> Tensor:
+        if stopped is not None and stopped.is_set():
+            raise CancelledError
+        return net(z_BDHW, t_B)
+
+    z_BDHW = solve(denoise, noise_BDHW, scheduler, sampler.steps)
     return denoiser.normaliser.latents(z_BDHW)
 
 
@@ -104,12 +126,13 @@ class Generator:
         refused: dict[int, list[str]] = defaultdict(list)
         passed: dict[int, Cube] = {}
         begun: deque[tuple[list[tuple[int, int]], Future[Arrays]]] = deque()
-        networks = ThreadPoolExecutor(1, initializer=torch.set_num_threads, initargs=(torch.get_num_threads(),))
+        stopped = threading.Event()
+        networks = ThreadPoolExecutor(1, initializer=_like_here, initargs=(torch.get_num_threads(), self.device))
         try:
             while waiting or begun:
                 while len(begun) < 2 and (len(waiting) >= self.batch or (waiting and not begun)):  # part of a batch waits for more
                     part = [waiting.popleft() for _ in range(min(self.batch, len(waiting)))]
-                    begun.append((part, networks.submit(self._made, part)))
+                    begun.append((part, networks.submit(self._made, part, stopped)))
                 part, made = begun.popleft()
                 z_BDHW, stored_BCHW, *codes = made.result()()
                 again = []
@@ -123,18 +146,22 @@ class Generator:
                     notes = {"image": i, "seed": self.seed, "batch": self.batch}
                     if attempt:
                         notes |= {"attempt": attempt, "refused": refused.pop(i)}
+                    if i != order[0]:  # it waits for one before it, and its batch does not
+                        kept_CHW = kept_CHW.copy()
                     passed[i] = SAMPLE_OF[self.payload](kept_CHW, self.autoencoder, notes)
+                    while order and order[0] in passed:
+                        yield passed.pop(order.popleft())
                 waiting.extendleft(reversed(again))
-                while order and order[0] in passed:
-                    yield passed.pop(order.popleft())
         finally:
+            stopped.set()
             networks.shutdown(cancel_futures=True)
 
-    def _made(self, part: Sequence[tuple[int, int]]) -> Arrays:
+    def _made(self, part: Sequence[tuple[int, int]], stopped: threading.Event) -> Arrays:
         """Latents, stored counts and, where a set keeps them, codes of a batch of (number, attempt). A GPU is still to be waited for."""
         id_B, attempt_B = (np.resize(column, self.batch) for column in zip(*part, strict=True))
         with self.speed.phase(DENOISING, self):
-            z_BDHW = latents_of(self.denoiser, id_B, seed=self.seed, sampler=self.sampler, noise=self.noise, attempt=attempt_B)
+            how = {"seed": self.seed, "sampler": self.sampler, "noise": self.noise, "attempt": attempt_B}
+            z_BDHW = latents_of(self.denoiser, id_B, **how, stopped=stopped)
         index_BHW = self.autoencoder.codes_of(z_BDHW) if self.payload == "codes" else None
         kept = () if index_BHW is None else (index_BHW[:, None].to(torch.uint16),)
         if index_BHW is not None and not self.gate:  # nobody looks at pixels
@@ -152,6 +179,13 @@ class Generator:
         if self.quantise and self.straight_through:
             return self.autoencoder.decode_straight_through(z_BDHW)
         return self.autoencoder.decode(z_BDHW, quantise=self.quantise)
+
+
+def _like_here(threads: int, device: torch.device) -> None:
+    """Begin a thread that computes as the one that asks for it: torch keeps both for each."""
+    torch.set_num_threads(threads)
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
 
 
 def on_host(*tensors: Tensor) -> Arrays:
@@ -180,7 +214,7 @@ def cube_of(stored_CHW: np.ndarray, autoencoder: Autoencoder, notes: dict[str, A
         subject_id="synthetic",
         notes=notes,
     )
-    return Cube(data_CHW=stored_CHW, meta=meta, fov_HW=autoencoder.fov_HW.cpu().numpy())
+    return Cube(data_CHW=stored_CHW, meta=meta, fov_HW=autoencoder.shown_HW)
 
 
 def codes_cube(index_1HW: np.ndarray, autoencoder: Autoencoder, notes: dict[str, Any]) -> Cube:

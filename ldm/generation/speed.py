@@ -108,6 +108,8 @@ class Speed:
 
     def made(self, images: int) -> None:
         """So many more."""
+        if self.clock:
+            self.clock.gather()
         self.images += images
         self.ended = time.perf_counter()
 

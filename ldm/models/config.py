@@ -250,9 +250,8 @@ class InferenceConfig:
     Attributes:
         precision: 'fp32'; 'bf16', weights and all but the last layers, which give the numbers that are kept; 'auto': what a set was
             begun with, else bf16 on a GPU that has it and fp32 elsewhere.
-        compile: 'off', or a mode of torch.compile for the blocks of the networks: 'default', or 'reduce-overhead', which records CUDA
-            graphs.
+        compile: torch.compile on the blocks of the networks.
     """
 
     precision: Literal["auto", "fp32", "bf16"] = "auto"
-    compile: Literal["off", "default", "reduce-overhead"] = "off"
+    compile: bool = False

@@ -41,13 +41,19 @@ def stated(config: InferenceConfig) -> dict[str, Any]:
     return asdict(config)
 
 
+def as_begun(asked: dict[str, Any]) -> str:
+    """How to go on with what was asked for in another precision, or compiled otherwise."""
+    inference = asked.get("inference", stated(FP32))
+    return f"inference.precision={inference['precision']} inference.compile={str(inference['compile']).lower()} goes on as it was begun"
+
+
 def ready(net: Net, config: InferenceConfig, device: torch.device | str) -> Net:
     """A trained network, on the device, as it is used. It takes and gives fp32, whatever it computes in."""
     net.eval().requires_grad_(False).to(device)
     if config.precision == "bf16":
         _in_bf16(net)
-    if config.compile != "off":
-        _compile_blocks(net, config.compile)
+    if config.compile:
+        _compile_blocks(net)
     return net
 
 
@@ -66,10 +72,10 @@ def _cast(module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
     return tuple(x.to(module.weight.dtype) for x in args)
 
 
-def _compile_blocks(net: nn.Module, mode: str) -> None:
+def _compile_blocks(net: nn.Module) -> None:
     """Block by block: what is around them (a feature cache, stripes of a large frame) stays Python."""
     torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, VARIANTS)
     for part in net.modules():
         if hasattr(part, "mid_block"):
             for block in (*getattr(part, "down_blocks", ()), part.mid_block, *getattr(part, "up_blocks", ())):
-                block.compile(dynamic=False, mode=mode)
+                block.compile(dynamic=False)

@@ -64,6 +64,6 @@ def solve(denoise: Callable[[Tensor, Tensor], Tensor], noise_BDHW: Tensor, sched
     """Integrate from noise to latents. Deterministic: the only randomness is the noise given."""
     scheduler.set_timesteps(steps)
     z_BDHW = noise_BDHW * scheduler.init_noise_sigma if hasattr(scheduler, "init_noise_sigma") else noise_BDHW
-    for t in scheduler.timesteps:
-        z_BDHW = scheduler.step(denoise(z_BDHW, t.to(z_BDHW.device).expand(len(z_BDHW))), t, z_BDHW, return_dict=False)[0]
+    for t, time in zip(scheduler.timesteps, scheduler.timesteps.to(z_BDHW.device), strict=True):  # moved at once: each move waits for a GPU
+        z_BDHW = scheduler.step(denoise(z_BDHW, time.expand(len(z_BDHW))), t, z_BDHW, return_dict=False)[0]
     return z_BDHW

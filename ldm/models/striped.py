@@ -35,6 +35,11 @@ def at_once(batch: int, height: int, width: int) -> int:
     return batch if height * width <= WHOLE_PIXELS else 1
 
 
+def rows_of(height: int, width: int) -> int | None:
+    """Of the stripes that such a frame goes in; None where it goes in one pass."""
+    return None if height * width <= WHOLE_PIXELS else ROWS
+
+
 @torch.no_grad()
 def decode(vqgan: VQGAN, z_BDHW: Tensor) -> Tensor:
     """As VQGAN.decode; frames of more than WHOLE_PIXELS in stripes."""

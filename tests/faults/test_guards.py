@@ -225,7 +225,7 @@ GUARDS = [
     guard(
         "batches that were generated", DECODE, "[torch.arange(batch, device=index_Bhw.device) % len(index_Bhw)]", "", DECODED, "each_shard"
     ),
-    guard("rounding of an earlier set", "ldm/generation/generate.py", ', "straight_through": True}', "}", DECODED, "its_rounding"),
+    guard("rounding of an earlier set", "ldm/generation/standing.py", ', "straight_through": True}', "}", DECODED, "its_rounding"),
 ]
 
 

@@ -92,7 +92,7 @@ def test_causes() -> None:
 class Painter:
     """Stands for both networks: image i at attempt a is a function of them; some are black at some attempts."""
 
-    fov_HW, inference = torch.ones(4, 4, dtype=torch.bool), FP32
+    fov_HW, shown_HW, inference = torch.ones(4, 4, dtype=torch.bool), np.ones((4, 4), bool), FP32
 
     def __init__(self, black: dict[int, int]) -> None:
         self.black, self.batches = black, []

@@ -21,6 +21,7 @@ from data_shards.reading.dataset import Dataset
 from ldm.generation import generate, images
 from ldm.generation.generate import generate_set, superseded
 from ldm.generation.images import Generator
+from ldm.generation.standing import request_of
 from ldm.models.config import InferenceConfig, ObjectiveConfig, SamplerConfig
 from ldm.models.inference import FP32, stated
 
@@ -39,7 +40,7 @@ PLAN = {"count": 4, "shard": 2, "seed": 0, "sampler": SamplerConfig(steps=2), "b
 )
 def test_what_cannot_be_made_leaves_nothing(tmp_path: Path, wrong: dict, message: str) -> None:
     options = {**PLAN, **wrong}
-    autoencoder = SimpleNamespace(digest=options.pop("autoencoder", "a"), data={"digest": "d"}, inference=FP32)
+    autoencoder = SimpleNamespace(digest=options.pop("autoencoder", "a"), data={"digest": "d"}, inference=FP32, fov_HW=Painter.fov_HW)
     denoiser = SimpleNamespace(digest="n", autoencoder="a", objective=ObjectiveConfig(target="flow"), inference=FP32)
     with pytest.raises(InputError, match=message):
         how = {key: options.pop(key) for key in ("seed", "sampler", "batch")}
@@ -50,7 +51,7 @@ def test_what_cannot_be_made_leaves_nothing(tmp_path: Path, wrong: dict, message
 class Painter:
     """Stands for both networks: image i is a function of i, and of the batch, as rounding on a GPU is."""
 
-    fov_HW = torch.ones(8, 8, dtype=torch.bool)
+    fov_HW, shown_HW = torch.ones(8, 8, dtype=torch.bool), np.ones((8, 8), bool)
     data: ClassVar = {"digest": "d", "wavelengths_nm": (500.0, 600.0), "scale": 1 / 4095, "offset": 0.0}
     digest, autoencoder, objective, inference = "a", "a", ObjectiveConfig(target="flow"), FP32
     normaliser = SimpleNamespace(mean_C11=torch.zeros(1))
@@ -291,7 +292,7 @@ def test_a_set_begun_in_another_precision_is_refused_and_an_earlier_one_was_in_f
         generate_set(other, tmp_path / "set", count=8, shard=4)
     del request["inference"]
     (tmp_path / "set" / "request.json").write_text(json.dumps(request))
-    assert generate.request_of(tmp_path / "set")["inference"] == stated(FP32)
+    assert request_of(tmp_path / "set")["inference"] == stated(FP32)
     with pytest.raises(InputError, match="another request"):
         generate_set(other, tmp_path / "set", count=8, shard=4)
     made("set", 8)

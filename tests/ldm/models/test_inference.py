@@ -64,17 +64,17 @@ def test_auto_goes_on_as_a_set_was_begun_and_is_fp32_on_a_cpu() -> None:
 def test_compiled_block_by_block_it_computes_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     blocks, compiled_by = [], torch.compile
 
-    def traced(function, *, dynamic: bool, mode: str):
+    def traced(function, *, dynamic: bool):
         """Traces as torch.compile does, and leaves out the compiler, which takes minutes on a CPU."""
-        blocks.append((type(function.__self__).__name__, dynamic, mode))
+        blocks.append((type(function.__self__).__name__, dynamic))
         return compiled_by(function, dynamic=dynamic, backend="aot_eager")
 
     z, t = torch.randn(2, 4, 8, 8), torch.tensor([500.0, 3.0])
     net = unet().eval()
     monkeypatch.setattr(torch, "compile", traced)
-    compiled = ready(copy.deepcopy(net), InferenceConfig(precision="fp32", compile="reduce-overhead"), "cpu")
+    compiled = ready(copy.deepcopy(net), InferenceConfig(precision="fp32", compile=True), "cpu")
     names = ("DownBlock2D", "DownBlock2D", "AttnDownBlock2D", "UNetMidBlock2D", "AttnUpBlock2D", "UpBlock2D", "UpBlock2D")
-    assert blocks == [(name, False, "reduce-overhead") for name in names]
+    assert blocks == [(name, False) for name in names]
     torch.testing.assert_close(compiled(z, t), net(z, t), atol=1e-5, rtol=1e-5)
 
 

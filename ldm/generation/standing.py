@@ -1,0 +1,152 @@
+"""What stands in the folder of a set of images, whole or not, against what is asked for."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from data_shards.errors import CorruptData, InputError, command, moved_aside
+from data_shards.manifest import NAME, Manifest, read_manifest
+from data_shards.packing.units import read_request, record_path
+from data_shards.shards.index import index_path, open_index
+from ldm.generation.images import EARLIER
+from ldm.models.inference import FP32, as_begun, stated
+
+SPLIT = "synthetic"
+REQUEST = "request.json"
+KEPT_BEFORE = {"noise": EARLIER, "gate": None, "straight_through": True}  # of sets that do not state it; they go on with it
+BEFORE = {
+    **KEPT_BEFORE,
+    "payload": "cube",
+    "inference": stated(FP32),
+    "stripes": None,
+    "shift": 1.0,
+    "sigma_min": 0.001,
+    "cache_every": 1,
+}
+"""Of sets that do not state it: what versions did that could do nothing else."""
+
+
+def request_of(out: Path) -> dict[str, Any]:
+    """What the set in this folder, whole or not, was asked for; {} where there is none."""
+    written = _written(out)
+    return {} if written is None else {**BEFORE, **written}
+
+
+def _written(out: Path) -> dict[str, Any] | None:
+    """The request as it was written, or as a finished set states it; None where nothing stands.
+
+    Raises:
+        InputError: shards, and nothing that says what they are.
+    """
+    if (request := read_request(out / REQUEST)) is not None:
+        return request
+    if (out / NAME).exists():
+        return read_manifest(out).source.get("sample", {})
+    if found := sorted(path.name for path in out.glob(f"{SPLIT}-*.tar")):
+        raise InputError(
+            f"{len(found)} shards of a set, such as {found[0]}, and no {REQUEST}",
+            where=out,
+            expected=f"{REQUEST}, which says what they are and what the others have to be",
+            mend=f"copy it back; or {moved_aside(out)}",
+        )
+    return None
+
+
+def agreed(out: Path, request: dict[str, Any]) -> tuple[dict[str, Any], int | None]:
+    """The request of the set that stands here, or else this one. How many images is no part of it, nor the batch; what KEPT_BEFORE
+    names is as in the version that began the set.
+
+    Returns:
+        The request, and the batch of shards that do not state theirs: of a set that was begun when it was part of the request.
+
+    Raises:
+        InputError: images of another kind stand here.
+    """
+    if (written := _written(out)) is None:
+        return request, None
+    standing = {**BEFORE, **written}
+    request = request | {key: value for key, value in KEPT_BEFORE.items() if key in request and key not in written}
+    batch, _ = standing.pop("batch", None), standing.pop("count", None)
+    if differing := [key for key in request if standing.get(key) != request[key]]:
+        words = ", ".join(f"{key} {standing.get(key)}" for key in differing)
+        raise InputError(
+            f"a set of another request stands here ({words})",
+            where=out,
+            expected="the same request; its count may grow, its batch may change",
+            mend=as_begun(standing) if differing == ["inference"] else f"another run folder: run=runs/NAME, or {moved_aside(out)}",
+        )
+    return request, batch
+
+
+def standing_set(out: Path, count: int) -> Manifest | None:
+    """The finished set, where it has this many images; None where there is none, or a smaller one.
+
+    Raises:
+        InputError: it has more. CorruptData: what says so is damaged.
+    """
+    try:
+        done = read_manifest(out) if (out / NAME).exists() else None
+    except CorruptData as error:
+        mend = f"{command('rm', out / NAME)}, and the same command again makes it anew of what each shard left"
+        raise CorruptData(error.what, where=error.where, mend=mend) from error
+    check_count(out, count, done)
+    return done if done and done.splits[SPLIT]["count"] == count else None
+
+
+def check_count(out: Path, count: int, done: Manifest | None) -> None:
+    """Refuse to make a finished set smaller.
+
+    Raises:
+        InputError: as said.
+    """
+    if done and done.splits[SPLIT]["count"] > count:
+        stands = done.splits[SPLIT]["count"]
+        raise InputError(
+            f"sample.count={count}, and a set of {stands} images stands",
+            where=out,
+            expected=f"{stands} or more: a set may grow, not shrink",
+            mend=f"sample.count={stands}, or another run folder: run=runs/NAME",
+        )
+
+
+def check_sizes(out: Path, done: Manifest) -> None:
+    """Refuse to call a set finished whose shards are not all there; their bytes are for `data verify`.
+
+    Raises:
+        CorruptData: a shard is gone, or has another size than was written.
+    """
+    for entry in done.shards:
+        shard = out / entry.name
+        found = shard.stat().st_size if shard.exists() else 0
+        if found != entry.bytes:
+            made_of = (out / NAME, shard, index_path(shard), record_path(shard))
+            raise CorruptData(
+                f"{entry.name} of a finished set {f'has {found} bytes' if found else 'is gone'}",
+                where=out,
+                expected=f"{entry.bytes} bytes, as {NAME} says",
+                mend=f"copy it back; or {command('rm', '-f', *made_of)}, and the same command again makes it anew",
+            )
+
+
+def check_whole(paths: list[Path], shard: int, count: int) -> None:
+    """Raises: InputError: a finished shard that holds another number of images than its name says, as an earlier version left them."""
+    for number, path in enumerate(paths):
+        images_here = min(shard, count - number * shard)
+        if (found := _images_in(path)) not in (None, images_here):
+            raise InputError(
+                f"{found} images in a shard that shall hold {images_here}",
+                where=path,
+                expected="a whole shard: the set was begun by a version whose sets could not grow",
+                mend="another run folder: run=runs/NAME",
+            )
+
+
+def _images_in(shard: Path) -> int | None:
+    """How many images a finished shard holds; None where there is none, or where its index is damaged, as its record will tell."""
+    if not index_path(shard).exists():
+        return None
+    try:
+        return len(open_index(index_path(shard)))
+    except CorruptData:
+        return None
