@@ -205,7 +205,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="one small case, within 50 s on two cores")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--run", type=Path, help="of a trained run; nothing is written there")
-    parser.add_argument("--few", default="flow-heun:4", help="SOLVER:STEPS of `equal_quality` (default flow-heun:4)")
+    parser.add_argument("--few", type=int, default=8, help="steps of flow-heun, all of one length, of `equal_quality` (default 8)")
     parser.add_argument("--images", type=int, default=256, help="of each set whose quality is measured (default 256)")
     args = parser.parse_args()
     device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -218,8 +218,8 @@ def main() -> None:
     other = {"cuda": "cpu", "cpu": "gpu"}[device]
     missing = {f"{other}_{what}_vs_diffusers": f"this machine's rows are {device}" for what in ("equal_steps", "equal_quality")}
     if args.run:
-        name, _, steps = args.few.partition(":")
-        rows.append(equal_quality(args.run, SamplerConfig(name=name, steps=int(steps)), device, args.images, args.rounds))
+        few = SamplerConfig(name="flow-heun", steps=args.few, sigma_min=1 / args.few)
+        rows.append(equal_quality(args.run, few, device, args.images, args.rounds))
         rows.append(precisions(args.run, device, min(args.images, 64)))
     else:
         missing["equal_quality"] = missing["bf16_vs_fp32"] = "wants a trained run: --run runs/demo"

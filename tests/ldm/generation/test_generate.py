@@ -40,7 +40,9 @@ PLAN = {"count": 4, "shard": 2, "seed": 0, "sampler": SamplerConfig(steps=2), "b
 )
 def test_what_cannot_be_made_leaves_nothing(tmp_path: Path, wrong: dict, message: str) -> None:
     options = {**PLAN, **wrong}
-    autoencoder = SimpleNamespace(digest=options.pop("autoencoder", "a"), data={"digest": "d"}, inference=FP32, fov_HW=Painter.fov_HW)
+    autoencoder = SimpleNamespace(
+        digest=options.pop("autoencoder", "a"), data={"digest": "d"}, inference=FP32, fov_HW=torch.ones(8, 8, dtype=torch.bool)
+    )
     denoiser = SimpleNamespace(digest="n", autoencoder="a", objective=ObjectiveConfig(target="flow"), inference=FP32)
     with pytest.raises(InputError, match=message):
         how = {key: options.pop(key) for key in ("seed", "sampler", "batch")}

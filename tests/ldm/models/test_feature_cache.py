@@ -33,14 +33,15 @@ def times(t: float) -> torch.Tensor:
     return torch.full((3,), t)
 
 
+@pytest.mark.parametrize("bf16", [False, True])
 @pytest.mark.parametrize("settings", [{"layers": 1}, {"layers": 2}, {"layers": 2, "attention": (0, 1, 2)}, {"layers": 1, "attention": ()}])
 @torch.no_grad()
-def test_where_deep_features_are_computed_it_is_the_plain_network_to_the_bit(settings: dict) -> None:
+def test_where_deep_features_are_computed_it_is_the_plain_network_to_the_bit(settings: dict, bf16: bool) -> None:
     net = unet(**settings)
     cache = FeatureCache(net, every=2, calls_a_step=1)
-    for step, t in enumerate((900.0, 600.0, 300.0, 0.0)):
-        z, plain = latents(step), net(latents(step), times(t))
-        assert torch.equal(cache(z, times(t)), plain) == (step % 2 == 0)
+    with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+        for step, t in enumerate((900.0, 600.0, 300.0, 0.0)):
+            assert torch.equal(cache(latents(step), times(t)), net(latents(step), times(t))) == (step % 2 == 0)
 
 
 @torch.no_grad()
