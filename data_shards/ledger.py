@@ -166,7 +166,7 @@ class Ledger:
                 try:
                     os.link(part, path)
                     return True
-                except FileExistsError:
+                except (FileExistsError, FileNotFoundError):  # there is one; the part of a unit that is published may be swept
                     return False
                 except OSError as error:
                     if error.errno not in durable.NO_LINKS:
@@ -180,7 +180,7 @@ class Ledger:
             except FileExistsError:
                 return False
         finally:
-            part.unlink()
+            part.unlink(missing_ok=True)
 
     def _beat(self, path: Path, token: str, ended: threading.Event) -> None:
         count = 0

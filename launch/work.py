@@ -13,7 +13,7 @@ from contextlib import AbstractContextManager
 from functools import partial
 from typing import Any, Protocol, TypeVar
 
-from data_shards.errors import RetinaforgeError, TryAgain
+from data_shards.errors import Overtaken, RetinaforgeError, TryAgain
 from data_shards.ledger import Ledger, Units
 
 LOGGER = logging.getLogger("retinaforge")
@@ -74,6 +74,8 @@ def _done(units: Units, ledger: Ledger, place: tuple[int, int], failed: dict[int
         for number in left:
             try:
                 there = units.published(number) or _made(units, ledger, number)
+            except Overtaken:
+                there = False  # it is there, and will be seen
             except RetinaforgeError as error:
                 there = units.published(number)  # another process was first, and has finished
                 if not there and isinstance(error, TryAgain):
