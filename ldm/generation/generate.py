@@ -8,6 +8,7 @@ Legend: B batch, C band, H W pixels, D latent channel.
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections import Counter
 from collections.abc import Callable, Iterable
@@ -18,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from data_shards import durable
-from data_shards.errors import InputError, moved_aside
+from data_shards.errors import CorruptData, InputError, moved_aside
 from data_shards.ledger import Units
 from data_shards.manifest import NAME, Manifest, read_manifest, write_manifest
 from data_shards.packing.units import Unit, merged, read_unit, write_unit
@@ -138,7 +139,10 @@ def generate_set(
 
 def _batch(out: Path, unit: Unit, before: int | None) -> int | None:
     """The batch that a shard states; of a set that was begun when it was part of the request, that one."""
-    return json.loads(Shard(out, unit.entry).named(0, "json")).get("notes", {}).get("batch", before)
+    notes = unit.notes
+    if notes is None:  # an earlier version's record, which leaves them to the shard
+        notes = json.loads(Shard(out, unit.entry).named(0, "json")).get("notes", {})
+    return notes.get("batch", before)
 
 
 def shard_name(number: int, shard: int, count: int) -> str:
@@ -216,10 +220,18 @@ def _check_whole(paths: list[Path], shard: int, count: int) -> None:
     """Raises: InputError: a finished shard that holds another number of images than its name says, as an earlier version left them."""
     for number, path in enumerate(paths):
         images_here = min(shard, count - number * shard)
-        if index_path(path).exists() and (found := len(open_index(index_path(path)))) != images_here:
+        if (found := _images_in(path)) not in (None, images_here):
             raise InputError(
                 f"{found} images in a shard that shall hold {images_here}",
                 where=path,
                 expected="a whole shard: the set was begun by a version whose sets could not grow",
                 mend="another run folder: run=runs/NAME",
             )
+
+
+def _images_in(shard: Path) -> int | None:
+    """How many images a finished shard holds; its index, which is far larger, is opened where there is no record. None: no such shard."""
+    with contextlib.suppress(CorruptData):  # said when the shard is looked at to be finished
+        if unit := read_unit(shard):
+            return unit.entry.count
+    return len(open_index(index_path(shard))) if index_path(shard).exists() else None
