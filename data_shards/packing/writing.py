@@ -18,6 +18,7 @@ from typing import BinaryIO, TypeVar
 
 from data_shards import durable
 from data_shards.cube import Cube
+from data_shards.errors import InputError
 from data_shards.packing.statistics import BandAccumulator, BandTally, Histogram, addends
 from data_shards.shards.codecs import Encoding
 from data_shards.shards.index import ShardIndex, index_bytes, index_path
@@ -48,15 +49,21 @@ def write_shard(
 
     Returns:
         The index; None where another's shard stands, which has nothing to do with these cubes.
+
+    Raises:
+        InputError: two cubes of one key. TryAgain: disk full.
     """
     with (
         durable.writing(shard, keep_first=keep_first) as file,
         ThreadPoolExecutor(_threads(), thread_name_prefix="encode") as pool,
         ThreadPoolExecutor(1, thread_name_prefix="hash") as hashing,
     ):
-        tar, samples = _Tar(file, hashing), []
+        tar, samples, keys = _Tar(file, hashing), [], set()
         for group in in_order(pool, lambda group: _encoded(shard, group, encoding, stem, bands), _groups(cubes), ahead=_threads()):
             for sample, members in zip(group.samples, group.members, strict=True):
+                if sample.key in keys:
+                    raise InputError(f"sample {sample.key!r} stands twice", where=shard, expected="unique keys")
+                keys.add(sample.key)
                 for member in members:
                     sample.place(member, tar.add(f"{sample.key}.{member.name}", member.content))
             if bands is not None:
