@@ -5,6 +5,7 @@ Legend: C band, H W pixels.
 
 from __future__ import annotations
 
+import functools
 import re
 from dataclasses import dataclass, field
 from typing import Any
@@ -73,6 +74,10 @@ class CubeMeta:
             raise InputError(f"wavelengths {self.wavelengths_nm}", where=self.key, expected="finite numbers, in nm")
         if not (np.isfinite(self.scale) and self.scale > 0 and np.isfinite(self.offset)):
             raise InputError(f"scale {self.scale}, offset {self.offset}", where=self.key, expected="finite, scale above 0")
+
+
+dtype_name = functools.cache(lambda dtype: dtype.name)
+"""'uint16' or 'float32': numpy works the name out each time, which of a small image takes as long as its checksum."""
 
 
 @dataclass(frozen=True, kw_only=True)

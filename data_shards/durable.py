@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from data_shards import locks
-from data_shards.errors import InputError, RetinaforgeError, TryAgain, command
+from data_shards.errors import InputError, Overtaken, RetinaforgeError, TryAgain, command
 
 LOCK = ".writer"  # `.writer-NAME` is held (locks.py) by the process that writes the folder NAME
 REQUEST = ".request"  # what the writer of an unfinished folder was asked for
@@ -140,6 +140,10 @@ def _publish_first(part: Path, final: Path) -> None:
     try:
         with contextlib.suppress(FileExistsError):  # another was first, and its bytes stay
             os.link(part, final)  # unlike rename, link never replaces
+    except FileNotFoundError as error:  # only what is published is swept, though this node may not see it yet
+        raise Overtaken(
+            "another process has published this name", where=final, expected="one writer", mend="run the same command again"
+        ) from error
     except OSError as error:
         if error.errno not in NO_LINKS:
             raise

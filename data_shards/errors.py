@@ -78,6 +78,10 @@ class TryAgain(RetinaforgeError):
     exit_code = 75
 
 
+class Overtaken(TryAgain):
+    """Another process published the same name, and what this one had written beside it was cleared away."""
+
+
 def shortened(text: str) -> str:
     """Text for a terminal: of a word or of a whole that is too long (a name that a forged file gives) the middle is left out."""
     text = re.sub(rf"\S{{{LONGEST_WORD + 1},}}", lambda word: _cut(word[0], LONGEST_WORD), text)

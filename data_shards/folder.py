@@ -19,7 +19,7 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from data_shards import durable
-from data_shards.cube import Cube, CubeMeta
+from data_shards.cube import Cube, CubeMeta, dtype_name
 from data_shards.errors import CorruptData, InputError
 from data_shards.formats.band_centres import in_nm
 from data_shards.formats.faults import refuse_absent_links, unreadable
@@ -57,7 +57,7 @@ def meta_bytes(meta: CubeMeta, data_CHW: np.ndarray) -> bytes:
         InputError: notes that are no JSON.
     """
     try:
-        return durable.canonical_json({**vars(meta), "shape": data_CHW.shape, "dtype": data_CHW.dtype.name})
+        return durable.canonical_json({**vars(meta), "shape": data_CHW.shape, "dtype": dtype_name(data_CHW.dtype)})
     except (ValueError, TypeError, RecursionError):
         check_notes(meta, meta.key)
         raise

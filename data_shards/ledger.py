@@ -165,7 +165,7 @@ class Ledger:
                 try:
                     os.link(part, path)
                     return True
-                except FileExistsError:
+                except (FileExistsError, FileNotFoundError):  # there is one; the part of a unit that is published may be swept
                     return False
                 except OSError as error:
                     if error.errno not in durable.NO_LINKS:

@@ -13,7 +13,7 @@ from contextlib import AbstractContextManager
 from functools import partial
 from typing import Any, Protocol, TypeVar
 
-from data_shards.errors import CorruptData, RetinaforgeError, TryAgain
+from data_shards.errors import CorruptData, Overtaken, RetinaforgeError, TryAgain
 from data_shards.ledger import Ledger, Units
 
 LOGGER = logging.getLogger("retinaforge")
@@ -85,6 +85,8 @@ def _done(
                 raise TryAgain(STOPPED, where=units.out, mend="the same command again goes on with what is not there")
             try:
                 there = units.published(number) or _made(units, ledger, number)
+            except Overtaken:
+                there = False  # it is there, and will be seen
             except RetinaforgeError as error:
                 there = _is_there(units, number)  # another process was first, and has finished
                 if not there and not isinstance(error, CorruptData):

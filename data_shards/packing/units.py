@@ -40,6 +40,7 @@ class Unit:
         bands: the sums of its bands; none of codes.
         refused: how often a generator refused what would have been one of its images, by cause: their notes, added up.
         stamps: of the files it was made of.
+        notes: of its first image; None in records of earlier versions.
     """
 
     entry: ShardEntry
@@ -48,11 +49,12 @@ class Unit:
     bands: BandAccumulator
     refused: dict[str, int] = field(default_factory=dict)
     stamps: str = ""
+    notes: dict[str, Any] | None = None
 
     def save(self, shard: Path) -> None:
         """Write the record beside the shard."""
         fields = {"entry": asdict(self.entry), "kind": asdict(self.kind), "subjects": self.subjects, "bands": self.bands.fields()}
-        fields |= {"refused": self.refused, "stamps": self.stamps}
+        fields |= {"refused": self.refused, "stamps": self.stamps, "notes": self.notes}
         durable.write_bytes(record_path(shard), durable.canonical_json({"format": FORMAT, **fields}))
 
 
@@ -101,13 +103,14 @@ def write_unit(shard: Path, split: str, cubes: Iterable[Cube]) -> None:
         bands = sums_of(noted(map(there.cube, range(len(index))), refused))
     else:
         bands = tally.sums()
-    kind = Kind.of(replace(first, meta=meta_from(meta_bytes(first.meta, first.data_CHW), where=shard)))  # as it is read from there
+    meta = meta_from(meta_bytes(first.meta, first.data_CHW), where=shard)  # as it is read from there
     unit = Unit(
         entry=entry_of(shard, index, split),
-        kind=kind,
+        kind=Kind.of(replace(first, meta=meta)),
         subjects=tuple(sorted(set(index.subjects))),
         bands=bands,
         refused=dict(refused),
+        notes=meta.notes,
     )
     unit.save(shard)
 
@@ -131,6 +134,7 @@ def read_unit(shard: Path) -> Unit | None:
             bands=BandAccumulator(**fields["bands"]),
             refused=fields.get("refused", {}),
             stamps=fields["stamps"],
+            notes=fields.get("notes"),
         )
     except (FileNotFoundError, ValueError, KeyError, TypeError, RecursionError):
         return None

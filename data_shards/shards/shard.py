@@ -16,7 +16,7 @@ import numpy as np
 from crc32c import crc32c
 
 from data_shards import durable
-from data_shards.cube import KEY, Cube
+from data_shards.cube import KEY, Cube, dtype_name
 from data_shards.errors import CorruptData, InputError, RetinaforgeError
 from data_shards.folder import check_key, meta_bytes, meta_from, png_bytes
 from data_shards.shards import payload
@@ -99,7 +99,7 @@ class Sample:
     def of(cls, cube: Cube, shard: Path) -> Sample:
         """One that is to be written."""
         sample = cls(cube.meta.key, f"{shard.name}: sample {cube.meta.key}")
-        sample.subject, sample.shape, sample.dtype = cube.meta.subject_id, cube.data_CHW.shape, cube.data_CHW.dtype.name
+        sample.subject, sample.shape, sample.dtype = cube.meta.subject_id, cube.data_CHW.shape, dtype_name(cube.data_CHW.dtype)
         return sample
 
     def looked_at(self, name: str, content: bytes | memoryview) -> Member:

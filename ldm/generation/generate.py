@@ -228,7 +228,10 @@ def generate_set(
 
 def _batch(out: Path, unit: Unit, before: int | None) -> int | None:
     """The batch that a shard states; of a set that was begun when it was part of the request, that one."""
-    return json.loads(Shard(out, unit.entry).named(0, "json")).get("notes", {}).get("batch", before)
+    notes = unit.notes
+    if notes is None:  # an earlier version's record, which leaves them to the shard
+        notes = json.loads(Shard(out, unit.entry).named(0, "json")).get("notes", {})
+    return notes.get("batch", before)
 
 
 def shard_name(number: int, shard: int, count: int) -> str:

@@ -7,7 +7,7 @@ from typing import Any
 
 from data_shards.errors import CorruptData, InputError, command, moved_aside
 from data_shards.manifest import NAME, Manifest, read_manifest
-from data_shards.packing.units import read_request, record_path
+from data_shards.packing.units import read_request, read_unit, record_path
 from data_shards.shards.index import index_path, open_index
 from ldm.generation.images import EARLIER
 from ldm.models.inference import FP32, as_begun, stated
@@ -143,10 +143,11 @@ def check_whole(paths: list[Path], shard: int, count: int) -> None:
 
 
 def _images_in(shard: Path) -> int | None:
-    """How many images a finished shard holds; None where there is none, or where its index is damaged, as its record will tell."""
-    if not index_path(shard).exists():
-        return None
+    """How many images a finished shard holds; its index, which is far larger, is opened where there is no record. None: no such shard, or
+    one whose index is damaged, as its record will tell."""
     try:
-        return len(open_index(index_path(shard)))
+        if unit := read_unit(shard):
+            return unit.entry.count
+        return len(open_index(index_path(shard))) if index_path(shard).exists() else None
     except CorruptData:
         return None

@@ -175,3 +175,10 @@ def test_what_fails_on_the_way_leaves_nothing(tmp_path: Path) -> None:
 def test_the_digest_is_that_of_the_file(tmp_path: Path) -> None:
     index = write_shard(tmp_path / "a.tar", cubes((16, 200, 200), 30, maps=False))
     assert index.sha256 == hashlib.sha256((tmp_path / "a.tar").read_bytes()).hexdigest()
+
+
+def test_a_key_that_comes_twice_is_refused_and_nothing_is_written(tmp_path: Path) -> None:
+    one = next(cubes((2, 8, 8), 1))
+    with pytest.raises(ValueError, match="'k0000' stands twice"):
+        write_shard(tmp_path / "a.tar", [one, one])
+    assert not list(tmp_path.iterdir())

@@ -138,6 +138,29 @@ def test_whatever_of_a_shard_a_kill_left_it_is_completed_to_the_same(made: Calla
     assert files(tmp_path / "set") == files(tmp_path / "once")
 
 
+def test_a_set_is_finished_without_opening_its_shards(made: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Indices of a large set are gigabytes; the records say all that is needed."""
+    made("set", 16)
+    before = files(tmp_path / "set")
+    (tmp_path / "set" / "dataset.json").unlink()
+    monkeypatch.setattr("data_shards.reading.reader.open_index", None)
+    monkeypatch.setattr(generate, "open_index", None)
+    generate_set(painter(4), tmp_path / "set", count=16, shard=4)
+    assert files(tmp_path / "set") == before
+
+
+def test_records_of_an_earlier_version_leave_the_batch_to_the_shards(made: Callable, tmp_path: Path) -> None:
+    made("set", 16)
+    before = (tmp_path / "set" / "dataset.json").read_bytes()
+    (tmp_path / "set" / "dataset.json").unlink()
+    for record in (tmp_path / "set").glob("*.unit"):
+        fields = json.loads(record.read_bytes())
+        assert fields.pop("notes")["batch"]
+        record.write_text(json.dumps(fields))
+    made("set", 16)
+    assert (tmp_path / "set" / "dataset.json").read_bytes() == before
+
+
 def test_another_writer_s_shard_stands_and_its_sums_count(made: Callable, tmp_path: Path) -> None:
     """Two processes make one shard, and their machines round differently."""
     made("other", 4, batch=2)
