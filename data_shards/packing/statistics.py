@@ -17,7 +17,9 @@ from data_shards.cube import Cube
 from data_shards.errors import InputError
 from data_shards.manifest import BandStats, signed_log
 
-FORMAT = "band-statistics-2"  # of the sums: a packing that was killed with others begins anew
+# Of the sums: a packing that was killed with others begins anew. Records of versions before histograms stay good: integers are equal, and
+# their logarithms were added up pixel by pixel, which moves the last digits, as the cut into shards does.
+FORMAT = "band-statistics-2"
 
 
 @functools.lru_cache(maxsize=4)
