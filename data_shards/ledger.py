@@ -135,10 +135,14 @@ class Ledger:
 
     def clear(self, units: Iterable[str]) -> None:
         """Remove the leases of units that are published: who was killed between publishing and giving back left one."""
-        left = {path.name for path in self.folder.glob(f"{LEASE}*")}  # one listing, where asking for each would be one call a unit
-        for unit in units:
-            if f"{LEASE}{unit}" in left:
-                (self.folder / f"{LEASE}{unit}").unlink(missing_ok=True)
+        names = set(units)
+        entries: list[Path] = []
+        with contextlib.suppress(FileNotFoundError):  # another process has finished the work, and given the folder another name
+            entries = list(self.folder.iterdir())  # one listing, where asking for each would be one call a unit
+        for path in entries:
+            before, lease, unit = path.name.partition(LEASE)
+            if lease and unit in names and (not before or before.startswith(durable.PART)):  # or what a process killed in _linked left
+                path.unlink(missing_ok=True)
 
     def _taken(self, path: Path, token: str) -> bool:
         if self._linked(path, token):
@@ -154,7 +158,8 @@ class Ledger:
             return False
         del self.seen[path.name]
         LOGGER.warning("%s: its holder has not counted for %.0f s, so it is taken over", path, now - since)
-        _replace(path, token, 0)
+        with contextlib.suppress(FileNotFoundError):  # the unit is published, and its leases are cleared
+            _replace(path, token, 0)
         return _holder(path) == token  # of several who take it over at once, the last stays
 
     def _linked(self, path: Path, token: str) -> bool:
