@@ -262,7 +262,7 @@ def plain_members(cube: Cube) -> Iterator[tuple[str, bytes]]:
 def publish_rows(folder: Path, args: argparse.Namespace) -> list[dict[str, Any]]:
     rows = []
     for size, shape, count in (("", (16, 96, 96), 256), ("_672", (16, 672, 672), 16)):
-        count = count // 4 if args.quick else count
+        count = count if args.images > 100_000 else count // 4
         for kind, flushed in (("", True), ("_unflushed", False)):
             rows.append(publish_row(folder, f"publish_vs_plain_tar{size}{kind}", shape, count, args.rounds, flushed=flushed))
         if MEMORY.is_dir():

@@ -138,12 +138,17 @@ def writing(final: Path, *, keep_first: bool = False, private: bool = False) -> 
 def _publish_first(part: Path, final: Path) -> None:
     """Give a file its name, unless that is taken."""
     try:
+        _name(part, final)
+    except FileNotFoundError as error:  # only what is published is swept, though this node may not see it yet
+        mend = "run the same command again"
+        raise Overtaken("another process has published this name", where=final, expected="one writer", mend=mend) from error
+    part.unlink(missing_ok=True)
+
+
+def _name(part: Path, final: Path) -> None:
+    try:
         with contextlib.suppress(FileExistsError):  # another was first, and its bytes stay
             os.link(part, final)  # unlike rename, link never replaces
-    except FileNotFoundError as error:  # only what is published is swept, though this node may not see it yet
-        raise Overtaken(
-            "another process has published this name", where=final, expected="one writer", mend="run the same command again"
-        ) from error
     except OSError as error:
         if error.errno not in NO_LINKS:
             raise
@@ -151,7 +156,6 @@ def _publish_first(part: Path, final: Path) -> None:
         with claimed(final.with_name(f"{LOCK}-{final.name}"), "publishing this file", patience_s=FIRST_S):
             if not final.exists():
                 os.replace(part, final)
-    part.unlink(missing_ok=True)
 
 
 def _private(path: str, flags: int) -> int:

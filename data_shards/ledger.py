@@ -135,11 +135,14 @@ class Ledger:
 
     def clear(self, units: Iterable[str]) -> None:
         """Remove the leases of units that are published, whole or begun: who was killed before he gave one back left it."""
-        units = set(units)
-        for left in self.folder.glob(f"*{LEASE}*"):  # one listing, where asking for each would be one call a unit
-            begun = left.name.startswith(durable.PART)
-            if (begun or left.name.startswith(LEASE)) and left.name.rpartition(LEASE)[2] in units:
-                left.unlink(missing_ok=True)
+        names = set(units)
+        entries: list[Path] = []
+        with contextlib.suppress(FileNotFoundError):  # another process has finished the work, and given the folder another name
+            entries = list(self.folder.iterdir())  # one listing, where asking for each would be one call a unit
+        for path in entries:
+            before, lease, unit = path.name.partition(LEASE)
+            if lease and unit in names and (not before or before.startswith(durable.PART)):  # or what a process killed in _linked left
+                path.unlink(missing_ok=True)
 
     def _taken(self, path: Path, token: str) -> bool:
         now, content = time.monotonic(), _content(path)  # who waits only looks: a file server has to carry out each change
@@ -153,7 +156,8 @@ class Ledger:
             return False
         del self.seen[path.name]
         LOGGER.warning("%s: its holder has not counted for %.0f s, so it is taken over", path, now - since)
-        _replace(path, token, 0)
+        with contextlib.suppress(FileNotFoundError):  # the unit is published, and its leases are cleared
+            _replace(path, token, 0)
         return _holder(path) == token  # of several who take it over at once, the last stays
 
     def _linked(self, path: Path, token: str) -> bool:

@@ -98,3 +98,12 @@ def test_what_is_published_first_stays_also_without_hard_links(tmp_path: Path, m
     for content in (b"first", b"second"):
         durable.write_bytes(tmp_path / "unit", content, keep_first=True)
     assert [(path.name, path.read_bytes()) for path in tmp_path.iterdir()] == [("unit", b"first")]
+
+
+def test_what_a_process_killed_as_it_took_a_lease_left_is_cleared_with_the_lease(tmp_path: Path) -> None:
+    kept = {".lease-c", ".part-00000000-.lease-c", ".part-00000000-a.tar", "a.tar"}
+    for name in {".lease-a", ".part-01234567-.lease-a", ".part-89abcdef-.lease-b", *kept}:
+        (tmp_path / name).touch()
+    Ledger(tmp_path).clear(["a", "b"])
+    assert {path.name for path in tmp_path.iterdir()} == kept
+    Ledger(tmp_path / "renamed").clear(["a"])
