@@ -10,7 +10,7 @@ from pydantic import TypeAdapter
 
 from data_shards import durable
 from data_shards.errors import CorruptData, InputError, moved_aside
-from data_shards.manifest import NAME, read_manifest
+from data_shards.manifest import NAME
 from data_shards.reading.dataset import Dataset
 from data_shards.stores import Cache, is_url
 from launch.config import Config, completed, to_public_yaml, to_tree
@@ -77,9 +77,9 @@ class Run:
         if path.exists():
             differing = _changed(concealed(completed(parse_yaml(path.read_text(), path))), concealed(to_tree(self.config)))
             if "sample.count" in differing and (self.synthetic / NAME).exists():
-                from ldm.generation.standing import check_count
+                from ldm.generation.standing import standing_set
 
-                check_count(self.synthetic, self.config.sample.count, read_manifest(self.synthetic))
+                standing_set(self.synthetic, self.config.sample.count)  # refuses to make it smaller
             changed = [
                 key
                 for key in differing
@@ -100,6 +100,10 @@ class Run:
     def freeze(self) -> None:
         """Write run.yaml and environment.json, as `check` allows. On one rank only."""
         self.check()
+        with durable.explained(self.folder / "run.yaml"):
+            self._write()
+
+    def _write(self) -> None:
         hidden: dict[str, str] = {}
         concealed(to_tree(self.config), hidden)
         if hidden:

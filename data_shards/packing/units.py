@@ -15,7 +15,7 @@ from typing import Any
 
 from data_shards import durable
 from data_shards.cube import Cube, same_kind
-from data_shards.errors import CorruptData, InputError, moved_aside
+from data_shards.errors import CorruptData, InputError, command, moved_aside
 from data_shards.folder import meta_bytes, meta_from
 from data_shards.manifest import Kind, Manifest, ShardEntry, payload_of
 from data_shards.packing.statistics import FORMAT as STATISTICS
@@ -23,7 +23,7 @@ from data_shards.packing.statistics import BandAccumulator, BandTally, sums_of
 from data_shards.packing.writing import write_shard
 from data_shards.reading.reader import Shard
 from data_shards.shards.codecs import Encoding
-from data_shards.shards.index import ShardIndex, index_path
+from data_shards.shards.index import ShardIndex, index_path, open_index
 from data_shards.shards.shard import write_index
 
 RECORD = ".unit"
@@ -85,7 +85,7 @@ def write_unit(shard: Path, split: str, cubes: Iterable[Cube]) -> None:
     """Publish a shard, its index and its record, each first-writer-wins; what a killed writer left is completed.
 
     Raises:
-        InputError: cubes of several kinds, or of other counts. TryAgain: disk full.
+        InputError: cubes of several kinds, or of other counts. TryAgain: disk full. CorruptData: a shard stands that was altered.
     """
     tally, refused, index = BandTally(), Counter[str](), None
     if not shard.exists():
@@ -97,6 +97,7 @@ def write_unit(shard: Path, split: str, cubes: Iterable[Cube]) -> None:
         encoding = Encoding("pcodec") if first.codes else Encoding()
         index = write_shard(shard, whole, encoding, stem=payload_of(first), bands=tally, keep_first=True)
     if index is None:  # another writer's bytes stand, so their sums count
+        _check_unaltered(shard)
         index, refused = write_index(shard), Counter()
         there = Shard(shard.parent, entry_of(shard, index, split))
         first = there.cube(0)
@@ -113,6 +114,25 @@ def write_unit(shard: Path, split: str, cubes: Iterable[Cube]) -> None:
         notes=meta.notes,
     )
     unit.save(shard)
+
+
+def _check_unaltered(shard: Path) -> None:
+    """Refuse to describe anew a shard that its index contradicts: that would hide what happened to it.
+
+    Raises:
+        CorruptData: as said.
+    """
+    try:
+        named = open_index(index_path(shard)).sha256
+    except CorruptData:  # of an index that is absent or damaged nothing follows
+        return
+    if named != durable.sha256_of(shard):
+        raise CorruptData(
+            "its bytes are not those that its index was written for",
+            where=shard,
+            expected="an unaltered shard",
+            mend=f"copy it back; or {command('rm', '-f', shard, index_path(shard), record_path(shard))}, and the same command again",
+        )
 
 
 def read_unit(shard: Path) -> Unit | None:

@@ -105,7 +105,7 @@ def mend_of(faults: Mapping[str, Sequence[str]], folder: Path | str) -> str:
         anew = command("retinaforge", "data", "index", folder)
     if len(indices) == len(said):
         return anew
-    copied = "copy the named shards again, or pack the set again from its source"
+    copied = "copy the named shards again, or make them again from their source (of a synthetic set: docs/bulk.md, Faults)"
     return f"{copied}; then, for the indices of whole shards: {anew}" if indices else copied
 
 

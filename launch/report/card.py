@@ -104,7 +104,7 @@ def reading_codes(manifest: Manifest) -> str:
     """The same of a set of codes: as cubes, and as they are."""
     return f"""```python
 from ldm import DecodedDataset
-dataset = DecodedDataset.open(".", "RUN/vqgan", "cuda")
+dataset = DecodedDataset.open(".", "RUN/vqgan")  # on a GPU: , "cuda"
 for batch in dataset.stream("{SPLIT}").once():  # torch tensors, decoded on the GPU
     cubes = batch.cubes_BCHW
 ```
@@ -131,14 +131,18 @@ def origin(source: dict[str, Any]) -> Iterator[str]:
 def measured(run: Run) -> Iterator[str]:
     """The headline figures with what is to be said of them, and the verdicts of the audit."""
     from ldm.evaluation.audit import AuditResult
+    from ldm.evaluation.evaluate import EvaluationResult
 
+    digest = read_manifest(run.synthetic).digest
+    evaluated = read_result(run.folder / "evaluate.json", EvaluationResult)
+    of_this_set = evaluated is not None and evaluated.synthetic.digest == digest
     found = known(figures(run))
-    for figure in HEADLINE:
+    for figure in HEADLINE if of_this_set else ():
         value, said = found.get(figure.key), caution(found, figure.key)
         if value is not None and figure.key != "seconds":
             yield f"- {figure.title}: {figure.form.format(value)} ({'; '.join(filter(None, (figure.verdict(value), said)))})"
         elif said:
             yield f"- {figure.title}: left out: {said}"
     audit = read_result(run.folder / "audit.json", AuditResult)
-    for name, descriptor in audit.descriptors.items() if audit else ():
+    for name, descriptor in audit.descriptors.items() if audit and audit.synthetic.digest == digest else ():
         yield f"- search for copies ({name}): {descriptor.verdict}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import re
 from collections.abc import Sequence
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from ldm.generation.images import Generator
     from ldm.generation.speed import Speed
 
+LOGGER = logging.getLogger("retinaforge")
 SPLIT = "synthetic"
 LATELY = 33  # shards whose times, all of one file server's clock, say how many images a second there are
 
@@ -45,6 +47,8 @@ def generator_of(run: Run, speed: Speed | None = None) -> Generator:
     from ldm.models.inference import settled
 
     wanted, on = run.config.sample, device()
+    if run.config.inference.precision == "bf16" and on == "cpu":
+        LOGGER.warning("bf16 on a processor may take ten times as long as fp32: retinaforge doctor says how it is here")
     inference = settled(run.config.inference, on, request_of(run.synthetic).get("inference"))
     autoencoder = load_autoencoder(run.vqgan, on, inference=inference)
     generator = Generator(
@@ -74,10 +78,11 @@ class Sample(UnitStage):
 
     def done(self, run: Run) -> bool:
         from ldm.checkpoints.trained import trained_digest
+        from ldm.generation.standing import manifest_of
 
-        if not (run.synthetic / NAME).exists():
+        if (done := manifest_of(run.synthetic)) is None:
             return False
-        asked = read_manifest(run.synthetic).source.get("sample", {})
+        asked = done.source["sample"]
         return asked.get("count") == run.config.sample.count and asked.get("denoiser") == trained_digest(run.diffusion)
 
     def phases(self, run: Run, speed: Speed | None = None) -> Phases:

@@ -33,7 +33,7 @@ from data_shards.packing.units import Unit, merged, read_unit, write_unit
 from data_shards.reading.reader import Shard
 from ldm.checkpoints.trained import Autoencoder
 from ldm.generation.images import Generator
-from ldm.generation.standing import REQUEST, SPLIT, agreed, check_sizes, check_whole, standing_set
+from ldm.generation.standing import REQUEST, SPLIT, agreed, check_same, check_sizes, check_whole, standing_set
 from ldm.models import striped
 from ldm.models.inference import stated
 from ldm.speed import out_of_memory
@@ -113,6 +113,7 @@ class ImageSet(Units):
         with durable.claimed(self.out / ".finishing", "finishing a set", patience_s=PATIENCE_S):  # nobody writes between look and write
             if done := standing_set(self.out, self.count):
                 return done
+            check_same(self.out, [unit.entry for unit in units])
             write_manifest(self.out, manifest)
         durable.sweep_published(self.out)
         return manifest

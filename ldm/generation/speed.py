@@ -124,9 +124,11 @@ class Speed:
             for phase, flops in ((DENOISING, cost.denoising_flops), (DECODING, cost.decoding_flops))
             if phase in seconds
         }
-        reached = "; ".join(f"{phase} {words(flops)}, {100 * flops / bare:.0f} %" for phase, flops in flops_per_s.items())
+        reached = ", ".join(f"{phase} {words(flops)}" for phase, flops in flops_per_s.items())
+        shares = " and ".join(f"{100 * flops / bare:.0f} %" for flops in flops_per_s.values())
         per_s = self.images / max(self.ended - self.began, 1e-9)
-        return f"{per_s:.3g} images/s, {self.generator.batch} at a time; {reached} of a bare {precision} matrix product here"
+        beside = f"{shares} of a bare {precision} matrix product's {words(bare)}"
+        return f"{per_s:.3g} images/s, {self.generator.batch} at a time; {reached}: {beside}"
 
 
 def words(flops_per_s: float) -> str:

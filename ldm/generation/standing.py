@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from data_shards.errors import CorruptData, InputError, command, moved_aside
-from data_shards.manifest import NAME, Manifest, read_manifest
+from data_shards.manifest import NAME, Manifest, ShardEntry, read_manifest
 from data_shards.packing.units import read_request, read_unit, record_path
 from data_shards.shards.index import index_path, open_index
 from ldm.generation.images import EARLIER
@@ -79,17 +80,29 @@ def agreed(out: Path, request: dict[str, Any]) -> tuple[dict[str, Any], int | No
     return request, batch
 
 
+def manifest_of(out: Path) -> Manifest | None:
+    """The manifest of a finished set; None where there is none.
+
+    Raises:
+        CorruptData: it is damaged, or does not say how the set was made.
+    """
+    mend = f"{command('rm', out / NAME)}, and the same command again makes it anew of what each shard left"
+    try:
+        done = read_manifest(out) if (out / NAME).exists() else None
+    except CorruptData as error:
+        raise CorruptData(error.what, where=error.where, mend=mend) from error
+    if done and "sample" not in done.source:
+        raise CorruptData("a manifest that does not say how the set was made", where=out / NAME, expected="source.sample", mend=mend)
+    return done
+
+
 def standing_set(out: Path, count: int) -> Manifest | None:
     """The finished set, where it has this many images; None where there is none, or a smaller one.
 
     Raises:
         InputError: it has more. CorruptData: what says so is damaged.
     """
-    try:
-        done = read_manifest(out) if (out / NAME).exists() else None
-    except CorruptData as error:
-        mend = f"{command('rm', out / NAME)}, and the same command again makes it anew of what each shard left"
-        raise CorruptData(error.what, where=error.where, mend=mend) from error
+    done = manifest_of(out)
     check_count(out, count, done)
     return done if done and done.splits[SPLIT]["count"] == count else None
 
@@ -126,6 +139,26 @@ def check_sizes(out: Path, done: Manifest) -> None:
                 where=out,
                 expected=f"{entry.bytes} bytes, as {NAME} says",
                 mend=f"copy it back; or {command('rm', '-f', *made_of)}, and the same command again makes it anew",
+            )
+
+
+def check_same(out: Path, entries: Sequence[ShardEntry]) -> None:
+    """Refuse to let a set grow over a shard that is not the one which the smaller set names.
+
+    Raises:
+        CorruptData: as said.
+    """
+    if not (out / NAME).exists():
+        return
+    named = {entry.name: entry.sha256 for entry in read_manifest(out).shards}
+    for entry in entries:
+        if named.get(entry.name, entry.sha256) != entry.sha256:
+            shard = out / entry.name
+            raise CorruptData(
+                f"{entry.name} of a finished set was altered",
+                where=out,
+                expected=f"the bytes that {NAME} names",
+                mend=f"copy it back; or {command('rm', '-f', shard, index_path(shard), record_path(shard))}, and the same command again",
             )
 
 
