@@ -18,7 +18,7 @@ from data_shards.errors import InputError
 from data_shards.manifest import Manifest
 from data_shards.packing.verify import verify
 from data_shards.reading.dataset import Dataset
-from ldm.generation import generate, images
+from ldm.generation import generate, images, standing
 from ldm.generation.generate import generate_set, superseded
 from ldm.generation.images import Generator
 from ldm.generation.standing import request_of
@@ -144,7 +144,7 @@ def test_a_set_is_finished_without_opening_its_shards(made: Callable, tmp_path: 
     before = files(tmp_path / "set")
     (tmp_path / "set" / "dataset.json").unlink()
     monkeypatch.setattr("data_shards.reading.reader.open_index", None)
-    monkeypatch.setattr(generate, "open_index", None)
+    monkeypatch.setattr(standing, "open_index", None)
     generate_set(painter(4), tmp_path / "set", count=16, shard=4)
     assert files(tmp_path / "set") == before
 
