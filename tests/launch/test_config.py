@@ -61,7 +61,7 @@ def test_overrides_reach_any_depth_and_keep_their_type() -> None:
         ("diffusion.model.attention=[7]", "levels of 0, 1, 2"),
         ("diffusion.ema.rampup=0", "rampup 0"),
         ("diffusion.sampler.name=ddim", "does not solve objective 'flow'"),
-        ("sample.batch=0", "batch 0"),
+        ("sample.batch=-1", "batch -1"),
         ("sample.payload=pixels", "sample.payload"),
         ("sample={payload: codes, quantise: false}", "sample.payload=codes with sample.quantise=false"),
         ("run=[", "not YAML"),

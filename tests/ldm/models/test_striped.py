@@ -73,7 +73,7 @@ def test_in_bfloat16_they_are_as_near_to_float32_as_the_whole_pass_is(way: str, 
     with torch.autocast("cpu", torch.bfloat16) if autocast else nullcontext():
         at_once, stripes = whole(vqgan, x), in_stripes(vqgan, x, rows=16)
     assert stripes.dtype == at_once.dtype == torch.bfloat16
-    assert (stripes - exact).abs().mean() <= 1.2 * (at_once - exact).abs().mean()
+    assert (stripes - exact).abs().mean() <= 1.5 * (at_once - exact).abs().mean()
 
 
 def test_the_variance_of_activations_far_from_zero_is_not_lost() -> None:
