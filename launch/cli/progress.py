@@ -10,6 +10,7 @@ from typing import TypeVar
 
 T = TypeVar("T")
 PLAIN_EVERY_SECONDS = 10.0
+AT_ONCE_SECONDS = 1.0  # what passes so soon was there already, and says nothing of the rate
 
 
 def progress(iterable: Iterable[T], total: int | None = None, title: str = "", unit: str = "it") -> Iterator[T]:
@@ -31,10 +32,15 @@ def progress(iterable: Iterable[T], total: int | None = None, title: str = "", u
     return _lines(iterable, total, title, unit, clock=time.monotonic)
 
 
-def line(done: int, total: int | None, title: str, unit: str, seconds: float) -> str:
-    """One plain line: 'pack: 120/200 cubes, 12.5 cubes/s, 10 s, 6 s left'."""
+def line(done: int, total: int | None, title: str, unit: str, seconds: float, at_once: tuple[int, float] = (0, 0.0)) -> str:
+    """One plain line: 'pack: 120/200 cubes, 12.5 cubes/s, 10 s, 6 s left'.
+
+    Args:
+        at_once: how many passed at once, and until when, in seconds.
+    """
     share = f"{done}/{total}" if total else f"{done}"
-    rate = done / seconds if seconds > 0 else 0.0
+    stood, stood_s = at_once
+    rate = (done - stood) / (seconds - stood_s) if seconds > stood_s else 0.0
     words = [f"{share} {unit}", f"{_number(rate)} {unit}/s" if rate else "", duration(seconds)]
     if total and rate and done < total:
         words.append(f"{duration((total - done) / rate)} left")
@@ -55,16 +61,18 @@ def _number(rate: float) -> str:
 
 def _lines(iterable: Iterable[T], total: int | None, title: str, unit: str, clock: Callable[[], float]) -> Iterator[T]:
     done, began = 0, clock()
-    said = began
+    said, at_once = began, (0, 0.0)
     try:
         for item in iterable:
             yield item
-            done += 1
-            if (now := clock()) - said >= PLAIN_EVERY_SECONDS and done != total:
+            done, now = done + 1, clock()
+            if now - began <= AT_ONCE_SECONDS:
+                at_once = done, now - began
+            if now - said >= PLAIN_EVERY_SECONDS and done != total:
                 said = now
-                print(line(done, total, title, unit, now - began), file=sys.stderr, flush=True)
+                print(line(done, total, title, unit, now - began, at_once), file=sys.stderr, flush=True)
     finally:  # also where the reader stops early or the work raises: the log then says how far it came
-        print(line(done, total, title, unit, clock() - began), file=sys.stderr, flush=True)
+        print(line(done, total, title, unit, clock() - began, at_once), file=sys.stderr, flush=True)
 
 
 def _bar(console, iterable: Iterable[T], total: int | None, title: str, unit: str) -> Iterator[T]:

@@ -29,6 +29,16 @@ def test_plain_lines_are_ten_seconds_apart(capsys):
     ]
 
 
+def test_what_was_there_already_says_nothing_of_the_rate(capsys):
+    ticks = iter([0.0, *(0.01 * i for i in range(1, 81)), *(float(t) for t in range(5, 105, 5)), 100.0])
+    list(shown._lines(range(100), 100, "sample", "image", clock=lambda: next(ticks)))
+    lines = capsys.readouterr().err.splitlines()
+    assert (
+        lines[0] == "sample: 82/100 image, 0.22 image/s, 10 s, 1 min 23 s left"
+        and lines[-1] == "sample: 100/100 image, 0.2 image/s, 1 min 40 s"
+    )
+
+
 def test_an_unknown_total_is_counted_and_not_guessed(capsys):
     assert sum(progress(itertools.islice(itertools.count(), 5), title="read")) == 10
     assert capsys.readouterr().err.startswith("read: 5 it, ")
