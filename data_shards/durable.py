@@ -125,20 +125,20 @@ def writing(final: Path, *, keep_first: bool = False, private: bool = False) -> 
                 yield file
                 file.flush()
                 os.fsync(file.fileno())
-            if keep_first:
-                _publish_first(part, final)
-            else:
-                os.replace(part, final)
+            _publish(part, final, keep_first)
             fsync_path(final.parent)
         except BaseException:
             part.unlink(missing_ok=True)
             raise
 
 
-def _publish_first(part: Path, final: Path) -> None:
-    """Give a file its name, unless that is taken."""
+def _publish(part: Path, final: Path, keep_first: bool) -> None:
+    """Give a file its name; with `keep_first` unless that is taken."""
     try:
-        _name(part, final)
+        if keep_first:
+            _name(part, final)
+        else:
+            os.replace(part, final)
     except FileNotFoundError as error:  # only what is published is swept, though this node may not see it yet
         mend = "run the same command again"
         raise Overtaken("another process has published this name", where=final, expected="one writer", mend=mend) from error

@@ -45,6 +45,8 @@ def _written(out: Path) -> dict[str, Any] | None:
     if (out / NAME).exists():
         return read_manifest(out).source.get("sample", {})
     if found := sorted(path.name for path in out.glob(f"{SPLIT}-*.tar")):
+        if (request := read_request(out / REQUEST)) is not None:  # begun by another between the two looks
+            return request
         raise InputError(
             f"{len(found)} shards of a set, such as {found[0]}, and no {REQUEST}",
             where=out,

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from data_shards import durable, locks
-from data_shards.errors import TryAgain
+from data_shards.errors import Overtaken, TryAgain
 
 
 @pytest.fixture(autouse=True)
@@ -131,3 +131,12 @@ def test_a_lock_that_cannot_be_written_leaves_no_file(tmp_path: Path, monkeypatc
     with pytest.raises(TryAgain, match="No space left"), durable.writing_folder(tmp_path / "set"):
         pass
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("keep_first", [False, True])
+def test_what_another_process_cleared_up_because_the_name_is_published_is_no_fault_of_the_place(tmp_path: Path, keep_first: bool) -> None:
+    (tmp_path / "set.json").write_text("{}")
+    with pytest.raises(Overtaken), durable.writing(tmp_path / "set.json", keep_first=keep_first) as file:
+        file.write(b"{}")
+        durable.sweep_published(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["set.json"]
