@@ -181,14 +181,14 @@ def read_request(path: Path) -> dict[str, Any] | None:
     """
     try:
         request = json.loads(path.read_bytes())
-        if isinstance(request, dict):
-            return request
     except FileNotFoundError:
         return None
     except OSError as error:
         raise InputError(f"cannot be read: {error.strerror}", where=path, expected="a set that this user may read") from error
     except (ValueError, RecursionError):
-        pass
+        request = None  # no JSON, or one that no request is
+    if isinstance(request, dict):
+        return request
     raise CorruptData(
         "what the set was asked for is damaged",
         where=path,
