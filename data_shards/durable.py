@@ -168,6 +168,17 @@ def write_bytes(final: Path, content: bytes, *, keep_first: bool = False, privat
         file.write(content)
 
 
+def write_changed(final: Path, content: bytes, *, private: bool = False) -> None:
+    """Publish `content`, unless it stands there already: what changes nothing writes nothing, and may be asked of a folder that is
+    read-only."""
+    try:
+        if final.read_bytes() == content:
+            return
+    except OSError:
+        pass  # none there, or one that cannot be read; the write says why, if it matters
+    write_bytes(final, content, private=private)
+
+
 def readable_json(value: Any) -> bytes:
     """A JSON value for people, keys in the order given."""
     return (json.dumps(value, indent=2, allow_nan=False) + "\n").encode()

@@ -90,15 +90,17 @@ class Run:
                 and self._begun(key)
             ]
             if changed:
+                of_a_set = all(FIRST_OUTPUT[_section(key)] == "synthetic" for key in changed)
+                another = "; of this run's models: docs/bulk.md, 'Another set of the same models'" if of_a_set else ""
                 raise InputError(
                     f"this run folder was begun with another configuration: {', '.join(changed)}",
                     where=path,
                     expected="the same values (lengths, the count of a set, logging and engine settings may change)",
-                    mend="give the new run another folder: run=runs/NAME",
+                    mend=f"give the new run another folder: run=runs/NAME{another}",
                 )
 
     def freeze(self) -> None:
-        """Write run.yaml and environment.json, as `check` allows. On one rank only."""
+        """Write run.yaml and environment.json, as `check` allows, where they say something else. On one rank only."""
         self.check()
         with durable.explained(self.folder / "run.yaml"):
             self._write()
@@ -107,15 +109,19 @@ class Run:
         hidden: dict[str, str] = {}
         concealed(to_tree(self.config), hidden)
         if hidden:
-            durable.write_json(self.folder / CREDENTIALS, hidden, private=True)
+            durable.write_changed(self.folder / CREDENTIALS, durable.readable_json(hidden), private=True)
         else:
             (self.folder / CREDENTIALS).unlink(missing_ok=True)
-        durable.write_bytes(self.folder / "run.yaml", to_public_yaml(self.config).encode())
-        durable.write_json(self.folder / "environment.json", environment(), private=True)
+        durable.write_changed(self.folder / "run.yaml", to_public_yaml(self.config).encode())
+        durable.write_changed(self.folder / "environment.json", durable.readable_json(environment()), private=True)
 
     def _begun(self, key: str) -> bool:
-        first = next(output for section, output in FIRST_OUTPUT.items() if f"{key}.".startswith(f"{section}."))
-        return (self.folder / first).exists()
+        return (self.folder / FIRST_OUTPUT[_section(key)]).exists()
+
+
+def _section(key: str) -> str:
+    """The section of FIRST_OUTPUT that a dotted key is of."""
+    return next(section for section in FIRST_OUTPUT if f"{key}.".startswith(f"{section}."))
 
 
 def _changed(old: Any, new: Any, prefix: str = "") -> list[str]:

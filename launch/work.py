@@ -14,12 +14,13 @@ from functools import partial
 from typing import Any, Protocol, TypeVar
 
 from data_shards.errors import CorruptData, Overtaken, RetinaforgeError, TryAgain
-from data_shards.ledger import Ledger, Units
+from data_shards.ledger import Ledger, Units, holders
 
 LOGGER = logging.getLogger("retinaforge")
 
 POLL_S = 2.0
 STOPPED = "stopped between two units; what is finished stays"
+SILENT_S = 10.0  # to wait before it is said what for
 ENOUGH_S = 30.0  # for a helper to end the unit that it is about
 T = TypeVar("T")
 Report = Callable[[int, dict[str, float]], None]
@@ -76,7 +77,7 @@ def _done(
     units: Units, ledger: Ledger, place: tuple[int, int], failed: dict[int, CorruptData], stop: Callable[[], bool], poll_s: float
 ) -> Iterator[int]:
     """Numbers of units as they are seen to be there."""
-    k, n = place
+    (k, n), idle_s = place, 0.0
     left = [number for step in range(n) for number in range((k + step) % n, len(units.names), n)]
     while left:
         waiting = []
@@ -101,7 +102,22 @@ def _done(
                 waiting.append(number)
         if waiting and len(waiting) == len(left):
             time.sleep(poll_s)
+            before_s, idle_s = idle_s, idle_s + poll_s
+            if before_s < SILENT_S <= idle_s:
+                _say_what_for(units, ledger, waiting)
+        else:
+            idle_s = 0.0
         left = waiting
+
+
+def _say_what_for(units: Units, ledger: Ledger, waiting: list[int]) -> None:
+    """What a process waits for that has nothing else to do."""
+    first = units.names[waiting[0]]
+    holder = holders(units.out).get(first, "another process")
+    more = f", and for {len(waiting) - 1} more" if waiting[1:] else ""
+    LOGGER.warning(
+        "waiting for %s, which %s is about%s; a lease that stands still for %.0f s is taken over", first, holder, more, ledger.still_s
+    )
 
 
 def _is_there(units: Units, number: int) -> bool:

@@ -51,7 +51,8 @@ class CubeStream:
     """Batches of one split, in the order of order.py (of several datasets: mixture.py).
 
     Args:
-        dataset: an open dataset, or a mixture of some.
+        dataset: an open dataset, or a mixture of some. Of a synthetic set of codes these are what is streamed; ldm.DecodedDataset
+            streams the cubes that they stand for.
         split: 'train', 'val', …
         batch_size: samples a rank and batch.
         seed: of the order and of crops.

@@ -80,6 +80,8 @@ def _stopped(number: int, _: FrameType | None) -> None:
 def main() -> None:
     """Entry point. Exit codes: 0 done; 2 wrong input or config; 3 unsafe to resume; 4 data corrupt; 75 try again."""
     signal.signal(signal.SIGTERM, _stopped)  # training listens for itself, see slurm/preempt.py
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # a shell starts jobs in the background with it ignored
+        signal.signal(signal.SIGINT, _stopped)
     try:
         app()
         code = 0

@@ -125,10 +125,13 @@ def decode(
 
     Any number of processes work at it. Killed, the same command goes on.
     """
+    from launch.report.card import write_decoded_card
     from launch.run import device
     from ldm.generation.decode import decoding
 
-    manifest = made([(f"decode {out.name}", partial(decoding, place_of(source), autoencoder, out, device()))], workers=workers)
+    codes = place_of(source)
+    manifest = made([(f"decode {out.name}", partial(decoding, codes, autoencoder, out, device()))], workers=workers)
+    write_decoded_card(codes, out)
     typer.echo(f"{out}: {_told(manifest)}")
 
 

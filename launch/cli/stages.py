@@ -40,7 +40,9 @@ def make(name: str, run: Run, task: tuple[int, int] = (1, 1)) -> None:
         stage.check(run)
         if main:
             run.freeze()
-    with counted(run.folder, stage.verb, counts=main):
+    with counted(run.folder, stage.verb, counts=main) as worked:
+        if main and not stage.collective and stage.done(run):
+            worked.forget()  # to look whether all is there is no work on it
         warnings = stage.make(run, Terminal() if main else Hidden(), ((k - 1) * place.world + place.rank, n * place.world))
     if main:
         show_warnings(warnings)
@@ -79,7 +81,7 @@ def complete(of: Run, worked: Worked, place: Placement) -> None:
     if not main:
         return
     if not any(made):
-        worked.forget()  # to look whether all is done is no work on it
+        worked.forget()
     worked.note()
     report.make(of, Terminal())
     typer.echo("\n".join(headline.lines(figures(of))))

@@ -6,13 +6,15 @@ Its head is that of dataset cards on the Hugging Face Hub.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import yaml
 
 import launch
-from data_shards import durable
+from data_shards import durable, stores
 from data_shards.manifest import Manifest, read_manifest
 from launch.headline import HEADLINE, caution, known
 from launch.run import Run, figures, read_result
@@ -33,15 +35,38 @@ WARNINGS = """\
 
 def write_card(run: Run) -> None:
     """Write the card of a finished set, or write it anew when more is known."""
-    path, text = run.synthetic / NAME, card(run).encode()
-    if not (path.exists() and path.read_bytes() == text):
-        durable.write_bytes(path, text)
-
-
-def card(run: Run) -> str:
-    """The text."""
     manifest = read_manifest(run.synthetic)
-    count, licence = manifest.source["sample"]["count"], run.config.sample.licence
+    figures_of = "\n".join(measured(run, manifest)) or "Nothing yet: `retinaforge evaluate` and `retinaforge audit`."
+    text = card(manifest, f"run `{run.folder.name}`", run.config.sample.licence, figures_of)
+    durable.write_changed(run.synthetic / NAME, text.encode())
+
+
+def write_decoded_card(codes: Path | str, pixels: Path) -> None:
+    """Write the card of a set that was decoded from one of codes, under the licence that its card states."""
+    of = f"the set of codes `{read_manifest(codes).digest}`"
+    text = card(read_manifest(pixels), f"decoded from {of}", stated_licence(codes), f"Nothing of these files; of {of}, what its card says.")
+    durable.write_changed(pixels / NAME, text.encode())
+
+
+def stated_licence(folder: Path | str) -> str:
+    """The licence at the head of a set's card, '' where it has none."""
+    try:
+        text = stores.read_whole(stores.open_store(folder).open(NAME), stores.where(folder, NAME)).decode()
+        head = re.match(r"---\n(.*?)\n---\n", text, re.DOTALL)
+        licence = yaml.safe_load(head[1])["license"] if head else "unknown"
+    except (OSError, ValueError, LookupError, TypeError, yaml.YAMLError):
+        return ""
+    return licence if isinstance(licence, str) and licence != "unknown" else ""
+
+
+def card(manifest: Manifest, made: str, licence: str, figures_of: str) -> str:
+    """The text.
+
+    Args:
+        made: by what run, or of what.
+        figures_of: what was measured of the set, as Markdown.
+    """
+    count = manifest.source["sample"]["count"]
     head = {
         "license": licence or "unknown",
         "tags": ["synthetic", "hyperspectral", "retina", "webdataset"],
@@ -50,7 +75,7 @@ def card(run: Run) -> str:
     parts = [
         f"---\n{yaml.safe_dump(head, sort_keys=False)}---",
         f"# {count:,} synthetic hyperspectral retinal images",
-        f"Made by retinaforge {launch.__version__}, run `{run.folder.name}`. Licence: {licence or NOT_STATED}.",
+        f"Made by retinaforge {launch.__version__}, {made}. Licence: {licence or NOT_STATED}.",
         "## What it holds",
         "\n".join(contents(manifest)),
         "## How it is read",
@@ -58,7 +83,7 @@ def card(run: Run) -> str:
         "## What it was made of",
         "\n".join(origin(manifest.source["sample"])),
         "## What was measured",
-        "\n".join(measured(run)) or "Nothing yet: `retinaforge evaluate` and `retinaforge audit`.",
+        figures_of,
         "## What to know",
         WARNINGS,
     ]
@@ -128,14 +153,13 @@ def origin(source: dict[str, Any]) -> Iterator[str]:
     yield "- refused by the gate, and made again: " + (", ".join(f"{n:,} for {cause!r}" for cause, n in refused.items()) or "none")
 
 
-def measured(run: Run) -> Iterator[str]:
+def measured(run: Run, manifest: Manifest) -> Iterator[str]:
     """The headline figures with what is to be said of them, and the verdicts of the audit."""
     from ldm.evaluation.audit import AuditResult
     from ldm.evaluation.evaluate import EvaluationResult
 
-    digest = read_manifest(run.synthetic).digest
     evaluated = read_result(run.folder / "evaluate.json", EvaluationResult)
-    of_this_set = evaluated is not None and evaluated.synthetic.digest == digest
+    of_this_set = evaluated is not None and evaluated.synthetic.digest == manifest.digest
     found = known(figures(run))
     for figure in HEADLINE if of_this_set else ():
         value, said = found.get(figure.key), caution(found, figure.key)
@@ -144,5 +168,5 @@ def measured(run: Run) -> Iterator[str]:
         elif said:
             yield f"- {figure.title}: left out: {said}"
     audit = read_result(run.folder / "audit.json", AuditResult)
-    for name, descriptor in audit.descriptors.items() if audit and audit.synthetic.digest == digest else ():
+    for name, descriptor in audit.descriptors.items() if audit and audit.synthetic.digest == manifest.digest else ():
         yield f"- search for copies ({name}): {descriptor.verdict}"

@@ -14,6 +14,7 @@ from ldm.generation.images import EARLIER
 from ldm.models.inference import FP32, as_begun, stated
 
 SPLIT = "synthetic"
+MOST_NAMED = 10  # damaged shards in one command that removes them
 REQUEST = "request.json"
 KEPT_BEFORE = {"noise": EARLIER, "gate": None, "straight_through": True}  # of sets that do not state it; they go on with it
 BEFORE = {
@@ -131,17 +132,28 @@ def check_sizes(out: Path, done: Manifest) -> None:
     Raises:
         CorruptData: a shard is gone, or has another size than was written.
     """
-    for entry in done.shards:
-        shard = out / entry.name
-        found = shard.stat().st_size if shard.exists() else 0
-        if found != entry.bytes:
-            made_of = (out / NAME, shard, index_path(shard), record_path(shard))
-            raise CorruptData(
-                f"{entry.name} of a finished set {f'has {found} bytes' if found else 'is gone'}",
-                where=out,
-                expected=f"{entry.bytes} bytes, as {NAME} says",
-                mend=f"copy it back; or {command('rm', '-f', *made_of)}, and the same command again makes it anew",
-            )
+    damaged = [entry for entry in done.shards if size_of(out / entry.name) != entry.bytes]
+    if not damaged:
+        return
+    first, shards = damaged[0], [out / entry.name for entry in damaged[:MOST_NAMED]]
+    found = size_of(out / first.name)
+    parts = [of(shard) for shard in shards for of in (Path, index_path, record_path)]
+    again = "the same command again makes it anew" if len(damaged) <= MOST_NAMED else "the same command again names the next"
+    raise CorruptData(
+        f"{first.name} of a finished set {'is gone' if found is None else f'has {found} bytes'}"
+        + (f", and {len(damaged) - 1} more of its {len(done.shards)} shards are damaged" if damaged[1:] else ""),
+        where=out,
+        expected=f"{first.bytes} bytes, as {NAME} says",
+        mend=f"copy them back; or {command('rm', '-f', out / NAME, *parts)}, and {again}",
+    )
+
+
+def size_of(path: Path) -> int | None:
+    """Bytes; None where there is no such file."""
+    try:
+        return path.stat().st_size
+    except FileNotFoundError:
+        return None
 
 
 def check_same(out: Path, entries: Sequence[ShardEntry]) -> None:

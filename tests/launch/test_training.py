@@ -25,7 +25,7 @@ import yaml
 from data_shards.cube import Cube
 from data_shards.errors import InputError
 from data_shards.folder import keys_in, write_cube
-from data_shards.manifest import read_manifest
+from data_shards.manifest import read_manifest, write_manifest
 from data_shards.packing.pack import pack, write_dataset
 from data_shards.packing.splits import held_out_split
 from data_shards.packing.verify import verify
@@ -358,6 +358,11 @@ def test_bands_of_another_dataset_are_refused(packed: Path, tmp_path: Path) -> N
     assert "vqgan.model.bands = 16" in done and "4" in done
 
 
+def times_in(folder: Path) -> dict[Path, int]:
+    """When each file and folder of a run was last written, in nanoseconds; not what links lead to."""
+    return {path: path.lstat().st_mtime_ns for path in (folder, *folder.rglob("*"))}
+
+
 def test_sampling_in_tasks_gives_the_same_bytes_as_at_once(uninterrupted: Path, packed: Path, tmp_path: Path) -> None:
     """Shards by task, one of them killed and restarted, against one process: the same digest; rerunning writes nothing."""
     config = yaml.safe_load((uninterrupted / "run.yaml").read_text())
@@ -375,9 +380,9 @@ def test_sampling_in_tasks_gives_the_same_bytes_as_at_once(uninterrupted: Path, 
     one, many = (read_manifest(folder / "synthetic") for folder in folders)
     assert one.digest == many.digest
     assert one.splits == {"synthetic": {"count": 10, "subjects": 1}}
-    before = {p: p.stat().st_mtime_ns for p in (folders[1] / "synthetic").iterdir()}
+    before = times_in(folders[1])
     run("sample", tmp_path / "tasks.yaml")
-    assert {p: p.stat().st_mtime_ns for p in (folders[1] / "synthetic").iterdir()} == before
+    assert times_in(folders[1]) == before, "nothing is written, nor counted as work"
     assert "sample.seed" in run("sample", tmp_path / "tasks.yaml", "sample.seed=5", expect=2)
     said = run("sample", tmp_path / "tasks.yaml", "--ids", "9,1000042,3", "--out", tmp_path / "again")
     assert [line.partition(": ")[2] for line in said.splitlines() if line.startswith("0")] == [
@@ -388,7 +393,7 @@ def test_sampling_in_tasks_gives_the_same_bytes_as_at_once(uninterrupted: Path, 
     assert keys_in(tmp_path / "again") == ["000000003", "000000009", "001000042"]
     said = run("sample", tmp_path / "tasks.yaml", "sample.batch=3", "--ids", "3", "--out", tmp_path / "threes")
     assert "the same, to the bit" in said or "that was made 4 at a time, now 3" in said
-    assert {p: p.stat().st_mtime_ns for p in (folders[1] / "synthetic").iterdir()} == before
+    assert times_in(folders[1]) == before
 
 
 @pytest.mark.parametrize("ids", ["", "-1", "7,", "7,7", "x", str(1 << 63)])
@@ -476,7 +481,7 @@ def test_processes_that_are_killed_and_one_that_is_started_twice_make_in_units_w
 def test_a_set_of_codes_is_judged_as_its_pixels_are_and_decoded_to_them(
     uninterrupted: Path, by_one: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    path = made_from(uninterrupted, tmp_path / "codes", "vqgan", "diffusion", sample={**SAMPLE, "payload": "codes"})
+    path = made_from(uninterrupted, tmp_path / "codes", "vqgan", "diffusion", sample={**SAMPLE, "payload": "codes", "licence": "CC0-1.0"})
     subprocess.run([sys.executable, "-c", APART, path, *UNIT_STAGES, "report"], cwd=ROOT, check=True, env=environment())
     found = outcome(tmp_path / "codes")
     kept, expected = found.pop("synthetic"), {name: value for name, value in by_one.items() if name != "synthetic"}
@@ -488,6 +493,8 @@ def test_a_set_of_codes_is_judged_as_its_pixels_are_and_decoded_to_them(
     assert found == expected
     invoke("data", "decode", tmp_path / "codes" / "synthetic", tmp_path / "pixels", "--autoencoder", tmp_path / "codes" / "vqgan")
     assert read_manifest(tmp_path / "pixels") == by_one["synthetic"]
+    of_pixels = (tmp_path / "pixels" / "README.md").read_text()
+    assert "license: CC0-1.0" in of_pixels and "cube.raw" in of_pixels and f"decoded from the set of codes `{kept.digest}`" in of_pixels
     card = (tmp_path / "codes" / "synthetic" / "README.md").read_text().replace("RUN/vqgan", "../vqgan").replace('"cuda"', '"cpu"')
     monkeypatch.chdir(tmp_path / "codes" / "synthetic")
     for code in re.findall(r"^```python\n(.*?)^```", card, re.DOTALL | re.MULTILINE):
@@ -544,10 +551,12 @@ def test_a_run_may_ask_for_more_images_and_another_batch_but_not_for_fewer_than_
     for i in range(6):
         cube = made_cube(i, subject="synthetic")
         write_cube(tmp_path / "loose", cube)
-    pack(tmp_path / "loose", tmp_path / "r" / "synthetic", splits={"synthetic": 1.0})
+    standing = pack(tmp_path / "loose", tmp_path / "r" / "synthetic", splits={"synthetic": 1.0})
+    write_manifest(tmp_path / "r" / "synthetic", replace(standing, source={"sample": {"count": 6, "shard": 4}}))
     Run(from_tree({**tree, "sample": {"count": 8, "shard": 4, "batch": 2}})).check()
     frozen = (tmp_path / "r" / "run.yaml").read_bytes()
     for sample, message in (({"count": 4, "shard": 4}, "a set of 6 images stands"), ({"count": 6, "shard": 3}, r"sample\.shard")):
-        with pytest.raises(InputError, match=message):
+        with pytest.raises(InputError, match=message) as refused:
             Run(from_tree({**tree, "sample": sample})).freeze()
+        assert ("Another set of the same models" in refused.value.mend) == ("shard" in message)
     assert (tmp_path / "r" / "run.yaml").read_bytes() == frozen

@@ -97,6 +97,21 @@ def test_the_lease_of_one_who_was_killed_behind_publishing_does_not_stay(tmp_pat
     assert sorted(path.name for path in tmp_path.iterdir()) == units.names
 
 
+def test_who_waits_for_a_dead_process_says_once_for_whom(tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch) -> None:
+    units = Files(tmp_path)
+    for number, name in enumerate(units.names):
+        if number in (3, 5):
+            (tmp_path / f"{LEASE}{name}").write_text("dead 7 host:12\n")
+        else:
+            units.make(number)
+    monkeypatch.setattr("launch.work.SILENT_S", 0.1)
+    ledger = Ledger(tmp_path)
+    ledger.seen = {f"{LEASE}{units.names[number]}": (b"dead 7 host:12\n", time.monotonic() - ledger.still_s + 0.5) for number in (3, 5)}
+    work(units, ledger, poll_s=0.02)
+    said = [line for line in caplog.messages if line.startswith("waiting")]
+    assert said == ["waiting for unit-003, which host:12 is about, and for 1 more; a lease that stands still for 60 s is taken over"]
+
+
 def test_a_process_begins_at_its_place_on_the_ring(tmp_path: Path) -> None:
     units = Files(tmp_path)
     work(units, Ledger(tmp_path), place=(2, 3))

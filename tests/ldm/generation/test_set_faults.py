@@ -5,9 +5,11 @@ from __future__ import annotations
 import errno
 import os
 import re
+import shlex
 import shutil
 import socket
 import stat
+import subprocess
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -255,6 +257,17 @@ def test_a_finished_set_whose_shard_is_gone_or_cut_is_not_said_to_be_done(finish
         (out / name).unlink(missing_ok=True)
     made(the_set(out))
     assert files(out) == once
+
+
+def test_all_damaged_shards_of_a_finished_set_are_named_at_once(finished: Path, once: dict[str, bytes]) -> None:
+    (finished / "synthetic-000000.tar").unlink()
+    (finished / "synthetic-000002.tar").write_bytes(b"")
+    with pytest.raises(CorruptData, match="000000.tar of a finished set is gone, and 1 more of its 4 shards") as corrupt:
+        made(the_set(finished))
+    removal = corrupt.value.mend.partition("; or ")[2].partition(", and ")[0]
+    subprocess.run(shlex.split(removal), check=True)  # as the advice says
+    made(the_set(finished))
+    assert files(finished) == once
 
 
 @pytest.mark.parametrize("damage", [*DAMAGES, flip])
