@@ -26,6 +26,10 @@ from data_shards.errors import InputError, Overtaken, RetinaforgeError, TryAgain
 LOCK = ".writer"  # `.writer-NAME` is held (locks.py) by the process that writes the folder NAME
 REQUEST = ".request"  # what the writer of an unfinished folder was asked for
 NO_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EACCES)  # what a file system without hard links says
+REFUSED = (
+    *(errno.EACCES, errno.EPERM, errno.EROFS),
+    *(errno.ENOTDIR, errno.EISDIR, errno.ENOENT, errno.EEXIST, errno.ENOTEMPTY),
+)
 FIRST_S = 60.0  # to wait for who publishes the same name
 PART = ".part-"  # every unfinished name contains this; readers skip such names, the next writer may delete them
 
@@ -89,16 +93,7 @@ def explained(path: Path) -> Iterator[None]:
                 expected="free space on that file system",
                 mend=f"{command('df', '-h', path.parent)}; free some space and run the same command again (nothing half written was left)",
             ) from error
-        if error.errno in (
-            errno.EACCES,
-            errno.EPERM,
-            errno.EROFS,
-            errno.ENOTDIR,
-            errno.EISDIR,
-            errno.ENOENT,
-            errno.EEXIST,
-            errno.ENOTEMPTY,
-        ):
+        if error.errno in REFUSED:
             raise InputError(
                 f"cannot write: {error.strerror}",
                 where=path,
@@ -171,11 +166,9 @@ def write_bytes(final: Path, content: bytes, *, keep_first: bool = False, privat
 def write_changed(final: Path, content: bytes, *, private: bool = False) -> None:
     """Publish `content`, unless it stands there already: what changes nothing writes nothing, and may be asked of a folder that is
     read-only."""
-    try:
+    with contextlib.suppress(OSError):  # none there, or one that cannot be read
         if final.read_bytes() == content:
             return
-    except OSError:
-        pass  # none there, or one that cannot be read; the write says why, if it matters
     write_bytes(final, content, private=private)
 
 
