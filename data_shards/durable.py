@@ -166,10 +166,16 @@ def write_bytes(final: Path, content: bytes, *, keep_first: bool = False, privat
 def write_changed(final: Path, content: bytes, *, private: bool = False) -> None:
     """Publish `content`, unless it stands there already: what changes nothing writes nothing, and may be asked of a folder that is
     read-only."""
-    with contextlib.suppress(OSError):  # none there, or one that cannot be read
-        if final.read_bytes() == content:
-            return
-    write_bytes(final, content, private=private)
+    if not holds(final, content):
+        write_bytes(final, content, private=private)
+
+
+def holds(path: Path, content: bytes) -> bool:
+    """Whether a file is there, can be read, and has this content."""
+    try:
+        return path.read_bytes() == content
+    except OSError:
+        return False
 
 
 def readable_json(value: Any) -> bytes:

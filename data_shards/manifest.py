@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import math
@@ -15,7 +14,7 @@ import numpy as np
 
 from data_shards import durable, stores
 from data_shards.cube import KEY, PAYLOADS, Cube
-from data_shards.errors import CorruptData, InputError, Overtaken, command
+from data_shards.errors import CorruptData, InputError, command
 
 FORMAT = "retinaforge-dataset-2"
 NAME = "dataset.json"
@@ -146,8 +145,7 @@ def signed_log(counts: np.ndarray) -> np.ndarray:
 def write_manifest(folder: Path, manifest: Manifest) -> None:
     """Publish dataset.json: the mark that the dataset is whole."""
     stats = manifest.stats and manifest.stats.fields()
-    with contextlib.suppress(Overtaken):  # who finished the same set at the same moment has written the same, and cleared up
-        durable.write_json(folder / NAME, _checked({"format": FORMAT, "digest": manifest.digest, **asdict(manifest), "stats": stats}))
+    durable.write_json(folder / NAME, _checked({"format": FORMAT, "digest": manifest.digest, **asdict(manifest), "stats": stats}))
 
 
 def _checked(fields: dict[str, Any]) -> dict[str, Any]:

@@ -99,21 +99,26 @@ class Run:
                     mend=f"give the new run another folder: run=runs/NAME{another}",
                 )
 
-    def freeze(self) -> None:
-        """Write run.yaml and environment.json, as `check` allows, where they say something else. On one rank only."""
+    def freeze(self, *, works: bool = True) -> None:
+        """Write run.yaml, as `check` allows, where it says something else. On one rank only.
+
+        Args:
+            works: something is going to be made, and environment.json says by what.
+        """
         self.check()
         with durable.explained(self.folder / "run.yaml"):
             self._write()
+            if works:
+                durable.write_changed(self.folder / "environment.json", durable.readable_json(environment()), private=True)
 
     def _write(self) -> None:
         hidden: dict[str, str] = {}
         concealed(to_tree(self.config), hidden)
         if hidden:
             durable.write_changed(self.folder / CREDENTIALS, durable.readable_json(hidden), private=True)
-        else:
-            (self.folder / CREDENTIALS).unlink(missing_ok=True)
+        elif (self.folder / CREDENTIALS).exists():
+            (self.folder / CREDENTIALS).unlink()
         durable.write_changed(self.folder / "run.yaml", to_public_yaml(self.config).encode())
-        durable.write_changed(self.folder / "environment.json", durable.readable_json(environment()), private=True)
 
     def _begun(self, key: str) -> bool:
         return (self.folder / FIRST_OUTPUT[_section(key)]).exists()

@@ -181,8 +181,9 @@ def side_by_side(build: Callable[[], Units], workers: int, place: tuple[int, int
     """
     (k, n), spawn = place, multiprocessing.get_context("spawn")  # a fork would copy locks that other threads hold
     helpers = [spawn.Process(target=_help, args=(build, (k * workers + w, n * workers)), daemon=True) for w in range(1, workers)]
-    for helper in helpers:
-        helper.start()
+    with deaf_to_ctrl_c():
+        for helper in helpers:
+            helper.start()
     try:
         yield
     finally:
@@ -192,6 +193,19 @@ def side_by_side(build: Callable[[], Units], workers: int, place: tuple[int, int
             helper.join(ENOUGH_S)
             helper.kill()
             helper.join()
+
+
+@contextlib.contextmanager
+def deaf_to_ctrl_c() -> Iterator[None]:
+    """Processes that are started meanwhile never hear it: it is for who started them, and ends them."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def _help(build: Callable[[], Units], place: tuple[int, int]) -> None:

@@ -47,7 +47,8 @@ class Worked:
         """Count nothing of this process."""
         with self.lock:
             self.done.set()
-            self.path.unlink(missing_ok=True)
+            if self.path.exists():  # a removal is refused by a folder that is read-only, whether there is something or not
+                self.path.unlink()
 
 
 @contextlib.contextmanager

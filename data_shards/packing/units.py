@@ -5,6 +5,7 @@ The manifest is merged from these records, in the order of the shards, whoever m
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
@@ -15,9 +16,9 @@ from typing import Any
 
 from data_shards import durable
 from data_shards.cube import Cube, same_kind
-from data_shards.errors import CorruptData, InputError, command, moved_aside
+from data_shards.errors import CorruptData, InputError, Overtaken, command, moved_aside
 from data_shards.folder import meta_bytes, meta_from
-from data_shards.manifest import Kind, Manifest, ShardEntry, payload_of
+from data_shards.manifest import Kind, Manifest, ShardEntry, payload_of, write_manifest
 from data_shards.packing.statistics import FORMAT as STATISTICS
 from data_shards.packing.statistics import BandAccumulator, BandTally, sums_of
 from data_shards.packing.writing import write_shard
@@ -143,7 +144,7 @@ def read_unit(shard: Path) -> Unit | None:
     """
     try:
         fields = json.loads(record_path(shard).read_bytes())
-        if fields["format"] != FORMAT:
+        if fields["format"] != FORMAT or not isinstance(fields.get("notes") or {}, dict):
             return None
         entry, kind = ShardEntry(**fields["entry"]), fields["kind"]
         kind = Kind(**{**kind, "shape": tuple(kind["shape"]), "wavelengths_nm": tuple(kind["wavelengths_nm"])})
@@ -158,6 +159,8 @@ def read_unit(shard: Path) -> Unit | None:
         )
     except (FileNotFoundError, ValueError, KeyError, TypeError, RecursionError):
         return None
+    except OSError as error:
+        raise unreadable(record_path(shard), error) from error
     try:
         index_sha256 = durable.sha256_of(index_path(shard))
         found = shard.stat().st_size
@@ -173,6 +176,11 @@ def read_unit(shard: Path) -> Unit | None:
     return unit
 
 
+def unreadable(path: Path, error: OSError) -> InputError:
+    """Of a set's file that is there."""
+    return InputError(f"cannot be read: {error.strerror}", where=path, expected="a set that this user may read")
+
+
 def read_request(path: Path) -> dict[str, Any] | None:
     """What the first process wrote down that the set is asked for; None where none has.
 
@@ -184,7 +192,7 @@ def read_request(path: Path) -> dict[str, Any] | None:
     except FileNotFoundError:
         return None
     except OSError as error:
-        raise InputError(f"cannot be read: {error.strerror}", where=path, expected="a set that this user may read") from error
+        raise unreadable(path, error) from error
     except (ValueError, RecursionError):
         request = None  # no JSON, or one that no request is
     if isinstance(request, dict):
@@ -195,6 +203,14 @@ def read_request(path: Path) -> dict[str, Any] | None:
         expected="a JSON object, as it was written: without it nobody knows what the shards here hold",
         mend=f"copy the file back, or begin anew: {moved_aside(path.parent)}",
     )
+
+
+def publish_manifest(out: Path, manifest: Manifest) -> None:
+    """Write dataset.json over a set that several processes may finish at one moment: all of them write the same. What killed writers left
+    beside what is published goes."""
+    with contextlib.suppress(Overtaken):  # another has written it, and cleared up
+        write_manifest(out, manifest)
+    durable.sweep_published(out)
 
 
 def merged(units: Sequence[Unit], splits: Sequence[str], source: dict[str, Any], *, max_error: int = 0) -> Manifest:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import sys
@@ -73,7 +74,8 @@ def _root(
 
 def _stopped(number: int, _: FrameType | None) -> None:
     """Leave as an exception does, so that what is half written is removed on the way."""
-    print(f"stopped by {signal.Signals(number).name}; the same command again goes on", file=sys.stderr)
+    with contextlib.suppress(OSError, RuntimeError, ValueError):  # nobody reads it, or another word is being written
+        print(f"stopped by {signal.Signals(number).name}; the same command again goes on", file=sys.stderr)
     raise SystemExit(TryAgain.exit_code)
 
 
@@ -92,26 +94,32 @@ def main() -> None:
         console.print(f"[bold red]{type(error).__name__}[/]: ", end="")
         console.print(str(error), markup=False, highlight=False, soft_wrap=True)
         code = error.exit_code
-    except BrokenPipeError:  # `retinaforge … | head`: the reader has gone, and Python would complain at exit
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except BrokenPipeError:  # `retinaforge … | head`: the reader has gone
         code = 0
     except Exception:
         if not _among_ranks() and "mpi4py.MPI" not in sys.modules:
             raise
         traceback.print_exc()
         code = 1
-    sys.stdout.flush()
+    _flush()
     if code and "mpi4py.MPI" in sys.modules:
         from slurm.rank import end_mpi
 
-        sys.stderr.flush()
         end_mpi(code)
     if _among_ranks():
         # Python's own end may wait for ever: it destroys the process group with the interpreter's lock held, for which the
         # group's threads wait (seen with gloo in 1 of 10 runs); and ZeRO-3 aborts there now and then
-        sys.stderr.flush()
         os._exit(code)
     raise SystemExit(code)
+
+
+def _flush() -> None:
+    """Write out what was said; where the reader has gone, to nobody, or Python would complain at its exit."""
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except BrokenPipeError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def _among_ranks() -> bool:

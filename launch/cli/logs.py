@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from launch.cli.options import Jobs
+from launch.cli.options import Jobs, looking_on
 from slurm.fields import JOBS
 
 if TYPE_CHECKING:
@@ -50,9 +50,10 @@ def logs(
     if rank is not None and not follow:
         _check_rank(rank, record, folder)
     over = _asked_politely(record, queue()) if follow else lambda: True
-    for who, line in lines(folder, last=last, ended=over, true_id=record.true_id):
-        if rank in (None, who):
-            typer.echo(json.dumps({"rank": who, "line": line}) if as_json else f"[{who}] {line}")
+    with looking_on(f"no longer followed; {words_on('status', record.name, folder)} says how far it is"):
+        for who, line in lines(folder, last=last, ended=over, true_id=record.true_id):
+            if rank in (None, who):
+                typer.echo(json.dumps({"rank": who, "line": line}) if as_json else f"[{who}] {line}")
     if rank is not None and follow:  # one that was waited for
         _check_rank(rank, record, folder)
 

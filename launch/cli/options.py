@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import signal
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -38,3 +41,18 @@ def resolved(preset: str, overrides: list[str] | None, dry_run: bool = False) ->
         typer.echo(to_public_yaml(config), nl=False)
         raise typer.Exit
     return Run(config)
+
+
+@contextlib.contextmanager
+def looking_on(goes_on: str) -> Iterator[None]:
+    """Around what only looks on: Ctrl-C ends it, with a word on what goes on without it and the exit code of shells."""
+    before = signal.getsignal(signal.SIGINT)
+    if before != signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        yield
+    except KeyboardInterrupt:
+        typer.echo(goes_on, err=True)
+        raise typer.Exit(128 + signal.SIGINT) from None
+    finally:
+        signal.signal(signal.SIGINT, before)

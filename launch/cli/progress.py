@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import operator
 import sys
 import time
@@ -72,7 +73,8 @@ def _lines(iterable: Iterable[T], total: int | None, title: str, unit: str, cloc
                 said = now
                 print(line(done, total, title, unit, now - began, at_once), file=sys.stderr, flush=True)
     finally:  # also where the reader stops early or the work raises: the log then says how far it came
-        print(line(done, total, title, unit, clock() - began, at_once), file=sys.stderr, flush=True)
+        with contextlib.suppress(OSError):  # Ctrl-C ends `tee` as well, and what stops the work shall reach who clears up
+            print(line(done, total, title, unit, clock() - began, at_once), file=sys.stderr, flush=True)
 
 
 def _bar(console, iterable: Iterable[T], total: int | None, title: str, unit: str) -> Iterator[T]:

@@ -36,13 +36,13 @@ def make(name: str, run: Run, task: tuple[int, int] = (1, 1)) -> None:
     main = place.rank == 0
     if not (main or stage.collective or stage.in_units):
         return
+    done = False
     if not stage.collective:
         stage.check(run)
+        done = main and stage.done(run)
         if main:
-            run.freeze()
-    with counted(run.folder, stage.verb, counts=main) as worked:
-        if main and not stage.collective and stage.done(run):
-            worked.forget()  # to look whether all is there is no work on it
+            run.freeze(works=not done)
+    with counted(run.folder, stage.verb, counts=main and not done):  # to look whether all is there is no work on it
         warnings = stage.make(run, Terminal() if main else Hidden(), ((k - 1) * place.world + place.rank, n * place.world))
     if main:
         show_warnings(warnings)
@@ -73,7 +73,7 @@ def complete(of: Run, worked: Worked, place: Placement) -> None:
     of.check()
     check_outdated(of)
     if main:
-        of.freeze()
+        of.freeze(works=False)
     data, *stages, report = STAGES.values()
     made = [_made(data, of, place)]
     check_latent_size(of)
@@ -94,6 +94,7 @@ def _made(stage: Stage, of: Run, place: Placement) -> bool:
         return False
     main = place.rank == 0
     if main:
+        of.freeze()
         show_warnings(stage.cautions(of))
     warnings = stage.make(of, Terminal() if main else Hidden(), (place.rank, place.world))
     if main:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from data_shards.errors import InputError
-from launch.cli.options import Jobs
+from launch.cli.options import Jobs, looking_on
 from slurm.fields import JOBS, check_name
 
 if TYPE_CHECKING:
@@ -125,6 +125,7 @@ def command(
         return
     from slurm import executor
     from slurm.foreground import run_local
+    from slurm.jobs import words_on
     from slurm.states import check_free
 
     if not local:
@@ -141,7 +142,8 @@ def command(
     over = check_free(job.folder, force=force)
     submit_once(job, over, as_json, force=force)
     if wait:
-        raise typer.Exit(_ended(job.folder))
+        with looking_on(f"the job goes on: {words_on('status', job.spec.name, job.folder)}"):
+            raise typer.Exit(_ended(job.folder))
 
 
 def submit_once(job: Described, over: str, as_json: bool, *, force: bool, only: str | None = None) -> None:

@@ -6,6 +6,7 @@ Its head is that of dataset cards on the Hugging Face Hub.
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -38,23 +39,38 @@ def write_card(run: Run) -> None:
     manifest = read_manifest(run.synthetic)
     figures_of = "\n".join(measured(run, manifest)) or "Nothing yet: `retinaforge evaluate` and `retinaforge audit`."
     text = card(manifest, f"run `{run.folder.name}`", run.config.sample.licence, figures_of)
-    durable.write_changed(run.synthetic / NAME, text.encode())
+    _publish(run.synthetic, text)
 
 
 def write_decoded_card(codes: Path | str, pixels: Path) -> None:
     """Write the card of a set that was decoded from one of codes, under the licence that its card states."""
     of = f"the set of codes `{read_manifest(codes).digest}`"
     text = card(read_manifest(pixels), f"decoded from {of}", stated_licence(codes), f"Nothing of these files; of {of}, what its card says.")
-    durable.write_changed(pixels / NAME, text.encode())
+    _publish(pixels, text)
+
+
+def _publish(folder: Path, text: str) -> None:
+    """Write a card where it says something new. A set that may not be written, another's or one on a read-only disk, keeps what it has."""
+    from ldm.generation.standing import finishing
+
+    path, content = folder / NAME, text.encode()
+    if durable.holds(path, content) or not os.access(folder, os.W_OK):
+        return
+    with finishing(folder):  # who finishes clears up beside what is published
+        durable.write_bytes(path, content)
 
 
 def stated_licence(folder: Path | str) -> str:
     """The licence at the head of a set's card, '' where it has none."""
     try:
-        text = stores.read_whole(stores.open_store(folder).open(NAME), stores.where(folder, NAME)).decode()
+        card = stores.read_whole(stores.open_store(folder).open(NAME), stores.where(folder, NAME))
+    except FileNotFoundError:
+        return ""
+    try:
+        text = card.decode()
         head = re.match(r"---\n(.*?)\n---\n", text, re.DOTALL)
         licence = yaml.safe_load(head[1])["license"] if head else "unknown"
-    except (OSError, ValueError, LookupError, TypeError, yaml.YAMLError):
+    except (ValueError, LookupError, TypeError, yaml.YAMLError):  # a card that somebody wrote anew
         return ""
     return licence if isinstance(licence, str) and licence != "unknown" else ""
 

@@ -99,9 +99,13 @@ class Sample(UnitStage):
 
     def make(self, run: Run, display: Display, place: tuple[int, int] = (0, 1)) -> list[str]:
         from ldm.generation.speed import Speed
+        from ldm.generation.standing import check_sizes
 
         speed = Speed()
-        make_phases(self.phases(run, speed), display, place)
+        if self.done(run):
+            check_sizes(run.synthetic, read_manifest(run.synthetic))
+        else:
+            make_phases(self.phases(run, speed), display, place)
         if place[0] == 0:
             write_card(run)
         display.note(speed.line())

@@ -13,8 +13,8 @@ import numpy as np
 from data_shards import durable
 from data_shards.cube import Cube, CubeMeta
 from data_shards.ledger import Units
-from data_shards.manifest import NAME, read_manifest, write_manifest
-from data_shards.packing.units import merged, read_unit, write_unit
+from data_shards.manifest import NAME, read_manifest
+from data_shards.packing.units import merged, publish_manifest, read_unit, write_unit
 from ldm.checkpoints.trained import Autoencoder, Denoiser
 from ldm.models.noise import GAUSSIAN_LATENTS, normal_at
 
@@ -62,8 +62,7 @@ class GaussianLatents(Units):
         """Write dataset.json over the shards, which are all there."""
         if not self.whole:
             units = [read_unit(self._path(number)) for number in range(len(self.names))]
-            write_manifest(self.out, merged(units, [SPLIT], self.source))
-            durable.sweep_published(self.out)
+            publish_manifest(self.out, merged(units, [SPLIT], self.source))
 
     def _path(self, number: int) -> Path:
         return self.out / f"{self.names[number]}.tar"

@@ -26,12 +26,10 @@ from data_shards.reading.stream import CubeStream
 from ldm.checkpoints.trained import Autoencoder, load_autoencoder
 from ldm.generation.generate import ImageSet
 from ldm.generation.images import cube_of
-from ldm.generation.standing import SPLIT
+from ldm.generation.standing import OF_SHARDS, SPLIT
 from ldm.models.config import InferenceConfig
 from ldm.models.inference import FP32, stated
 from ldm.speed import out_of_memory
-
-OF_SHARDS = ("count", "batch", "refused")  # what a manifest says of a generated set besides its request
 
 
 def pixels_of(index_Bhw: Tensor, batch: int, autoencoder: Autoencoder) -> Tensor:

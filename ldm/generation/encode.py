@@ -18,8 +18,8 @@ from data_shards import durable
 from data_shards.cube import Cube, CubeMeta
 from data_shards.errors import InputError, moved_aside
 from data_shards.ledger import Units
-from data_shards.manifest import NAME, Manifest, read_manifest, write_manifest
-from data_shards.packing.units import merged, read_request, read_unit, write_unit
+from data_shards.manifest import NAME, Manifest, read_manifest
+from data_shards.packing.units import merged, publish_manifest, read_request, read_unit, write_unit
 from data_shards.reading.dataset import Dataset
 from data_shards.reading.stream import CubeStream
 from ldm.checkpoints.trained import Autoencoder
@@ -90,8 +90,7 @@ class LatentSet(Units):
         units = [read_unit(self._path(number)) for number in range(len(self.shards))]
         assert all(units), "a shard is missing"
         manifest = merged(units, self.splits, self.source)
-        write_manifest(self.out, manifest)
-        durable.sweep_published(self.out)
+        publish_manifest(self.out, manifest)
         return manifest
 
     def _path(self, number: int) -> Path:

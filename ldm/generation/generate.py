@@ -33,7 +33,7 @@ from data_shards.packing.units import Unit, merged, read_unit, write_unit
 from data_shards.reading.reader import Shard
 from ldm.checkpoints.trained import Autoencoder
 from ldm.generation.images import Generator
-from ldm.generation.standing import REQUEST, SPLIT, agreed, check_same, check_sizes, check_whole, standing_set
+from ldm.generation.standing import REQUEST, SPLIT, agreed, check_same, check_sizes, check_whole, finishing, standing_set
 from ldm.models import striped
 from ldm.models.inference import stated
 from ldm.speed import out_of_memory
@@ -42,7 +42,6 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 LOGGER = logging.getLogger("retinaforge")
-PATIENCE_S = 60.0  # to wait for another task that writes the manifest
 
 
 class ImageSet(Units):
@@ -110,12 +109,12 @@ class ImageSet(Units):
         made_in = {"batch": batches[0] if len(batches) == 1 else batches, "refused": dict(sorted(refused.items()))}
         source = {"sample": {"count": self.count, **self.request, **made_in}, **self.beside}
         manifest = merged(units, [SPLIT], source)
-        with durable.claimed(self.out / ".finishing", "finishing a set", patience_s=PATIENCE_S):  # nobody writes between look and write
+        with finishing(self.out):  # nobody writes between look and write
             if done := standing_set(self.out, self.count):
                 return done
             check_same(self.out, [unit.entry for unit in units])
             write_manifest(self.out, manifest)
-        durable.sweep_published(self.out)
+            durable.sweep_published(self.out)  # before another may write: what it writes stands beside what is published, too
         return manifest
 
 

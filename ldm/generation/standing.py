@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from data_shards.errors import CorruptData, InputError, command, moved_aside
+from data_shards import durable
+from data_shards.errors import CorruptData, InputError, RetinaforgeError, command, moved_aside
 from data_shards.manifest import NAME, Manifest, ShardEntry, read_manifest
 from data_shards.packing.units import read_request, read_unit, record_path
 from data_shards.shards.index import index_path, open_index
@@ -14,6 +16,8 @@ from ldm.generation.images import EARLIER
 from ldm.models.inference import FP32, as_begun, stated
 
 SPLIT = "synthetic"
+OF_SHARDS = ("count", "batch", "refused")  # what a manifest says of a generated set besides its request
+PATIENCE_S = 60.0  # to wait for another process that finishes the set
 MOST_NAMED = 10  # damaged shards in one command that removes them
 REQUEST = "request.json"
 KEPT_BEFORE = {"noise": EARLIER, "gate": None, "straight_through": True}  # of sets that do not state it; they go on with it
@@ -39,12 +43,12 @@ def _written(out: Path) -> dict[str, Any] | None:
     """The request as it was written, or as a finished set states it; None where nothing stands.
 
     Raises:
-        InputError: shards, and nothing that says what they are.
+        InputError: shards, and nothing that says what they are. CorruptData: what says it is damaged.
     """
     if (request := read_request(out / REQUEST)) is not None:
         return request
-    if (out / NAME).exists():
-        return read_manifest(out).source.get("sample", {})
+    if done := manifest_of(out):
+        return done.source["sample"]
     if found := sorted(path.name for path in out.glob(f"{SPLIT}-*.tar")):
         if (request := read_request(out / REQUEST)) is not None:  # begun by another between the two looks
             return request
@@ -89,7 +93,9 @@ def manifest_of(out: Path) -> Manifest | None:
     Raises:
         CorruptData: it is damaged, or does not say how the set was made.
     """
-    mend = f"{command('rm', out / NAME)}, and the same command again makes it anew of what each shard left"
+    mend = "copy it back"
+    if (out / REQUEST).exists():  # without it nothing else says what the shards hold
+        mend += f"; or {command('rm', out / NAME)}, and `retinaforge sample` makes it anew of what each shard left"
     try:
         done = read_manifest(out) if (out / NAME).exists() else None
     except CorruptData as error:
@@ -110,6 +116,15 @@ def standing_set(out: Path, count: int) -> Manifest | None:
     return done if done and done.splits[SPLIT]["count"] == count else None
 
 
+def finishing(out: Path) -> contextlib.AbstractContextManager[None]:
+    """Around what one process at a time does in the folder of a set whose shards are all there.
+
+    Raises:
+        TryAgain: another is about it for too long. InputError: the folder cannot be written.
+    """
+    return durable.claimed(out / ".finishing", "finishing a set", patience_s=PATIENCE_S)
+
+
 def check_count(out: Path, count: int, done: Manifest | None) -> None:
     """Refuse to make a finished set smaller.
 
@@ -127,25 +142,50 @@ def check_count(out: Path, count: int, done: Manifest | None) -> None:
 
 
 def check_sizes(out: Path, done: Manifest) -> None:
-    """Refuse to call a set finished whose shards are not all there; their bytes are for `data verify`.
+    """Refuse to call a set finished whose shards and indices are not all there; their bytes are for `data verify`.
 
     Raises:
-        CorruptData: a shard is gone, or has another size than was written.
+        CorruptData: a shard is gone, or has another size than was written, or has no index.
     """
-    damaged = [entry for entry in done.shards if size_of(out / entry.name) != entry.bytes]
+    damaged = {entry.name: fault for entry in done.shards if (fault := fault_of(out, entry))}
     if not damaged:
         return
-    first, shards = damaged[0], [out / entry.name for entry in damaged[:MOST_NAMED]]
-    found = size_of(out / first.name)
-    parts = [of(shard) for shard in shards for of in (Path, index_path, record_path)]
-    again = "the same command again makes it anew" if len(damaged) <= MOST_NAMED else "the same command again names the next"
+    (first, fault), *more = damaged.items()
+    with contextlib.suppress(RetinaforgeError):  # in a folder that is read-only
+        _keep_request(out, done)
+    mend = "copy back what was lost"
+    if (out / REQUEST).exists():
+        named = [path for name in list(damaged)[:MOST_NAMED] for path in of_shard(out / name)]
+        again = "makes it anew" if len(damaged) <= MOST_NAMED else "names the next"
+        mend += f"; or {command('rm', '-f', out / NAME, *named)}, and the same command again {again}"
     raise CorruptData(
-        f"{first.name} of a finished set {'is gone' if found is None else f'has {found} bytes'}"
-        + (f", and {len(damaged) - 1} more of its {len(done.shards)} shards are damaged" if damaged[1:] else ""),
+        f"{first} of a finished set {fault}" + (f", and {len(more)} more of its {len(done.shards)} shards are damaged" if more else ""),
         where=out,
-        expected=f"{first.bytes} bytes, as {NAME} says",
-        mend=f"copy them back; or {command('rm', '-f', out / NAME, *parts)}, and {again}",
+        expected=f"what {NAME} says",
+        mend=mend,
     )
+
+
+def fault_of(out: Path, entry: ShardEntry) -> str | None:
+    """What a look at its names shows to be wrong with a finished shard; None where that is nothing."""
+    found = size_of(out / entry.name)
+    if found is None:
+        return "is gone"
+    if found != entry.bytes:
+        return f"has {found} bytes of {entry.bytes}"
+    return "has lost its index" if size_of(index_path(out / entry.name)) is None else None
+
+
+def _keep_request(out: Path, done: Manifest) -> None:
+    """Write the request of a finished set where that alone was lost: once its manifest is removed, nothing else would say what it is."""
+    request = {key: value for key, value in done.source["sample"].items() if key not in OF_SHARDS}
+    if not (out / REQUEST).exists():
+        durable.write_bytes(out / REQUEST, durable.canonical_json(request), keep_first=True)
+
+
+def of_shard(shard: Path) -> tuple[Path, Path, Path]:
+    """The shard, its index and its record."""
+    return shard, index_path(shard), record_path(shard)
 
 
 def size_of(path: Path) -> int | None:
@@ -157,7 +197,8 @@ def size_of(path: Path) -> int | None:
 
 
 def check_same(out: Path, entries: Sequence[ShardEntry]) -> None:
-    """Refuse to let a set grow over a shard that is not the one which the smaller set names.
+    """Refuse to let a set grow over a shard that is not the one which the smaller set names: altered, or lost and made again in other
+    batches or on other hardware.
 
     Raises:
         CorruptData: as said.
@@ -169,10 +210,10 @@ def check_same(out: Path, entries: Sequence[ShardEntry]) -> None:
         if named.get(entry.name, entry.sha256) != entry.sha256:
             shard = out / entry.name
             raise CorruptData(
-                f"{entry.name} of a finished set was altered",
+                f"{entry.name} is not the one of the finished set",
                 where=out,
                 expected=f"the bytes that {NAME} names",
-                mend=f"copy it back; or {command('rm', '-f', shard, index_path(shard), record_path(shard))}, and the same command again",
+                mend=f"copy it back; or {command('rm', '-f', out / NAME, *of_shard(shard))}, and the same command again",
             )
 
 

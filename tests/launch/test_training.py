@@ -46,6 +46,7 @@ from tests.commands import invoke
 from tests.conftest import made_cube
 from tests.ranks import shared
 from tests.runs import NETWORKS
+from tests.users import as_nobody, open_way_to
 
 ROOT = Path(__file__).parents[2]
 
@@ -383,6 +384,15 @@ def test_sampling_in_tasks_gives_the_same_bytes_as_at_once(uninterrupted: Path, 
     before = times_in(folders[1])
     run("sample", tmp_path / "tasks.yaml")
     assert times_in(folders[1]) == before, "nothing is written, nor counted as work"
+    open_way_to(tmp_path)
+    open_way_to(uninterrupted)
+    modes = {path: path.stat().st_mode for path in (folders[1], *folders[1].rglob("*")) if not path.is_symlink()}
+    for path, mode in modes.items():
+        path.chmod(mode & 0o555)
+    with as_nobody():
+        invoke("sample", tmp_path / "tasks.yaml")
+    for path, mode in modes.items():
+        path.chmod(mode)
     assert "sample.seed" in run("sample", tmp_path / "tasks.yaml", "sample.seed=5", expect=2)
     said = run("sample", tmp_path / "tasks.yaml", "--ids", "9,1000042,3", "--out", tmp_path / "again")
     assert [line.partition(": ")[2] for line in said.splitlines() if line.startswith("0")] == [
