@@ -239,6 +239,7 @@ class SamplerConfig:
                 f"sampler {name!r} with shift {self.shift:g} and sigma_min {self.sigma_min:g}",
                 expected=f"{SamplerConfig.shift:g} and {SamplerConfig.sigma_min:g}: the flow solvers alone have them. The others space "
                 "their steps evenly in the time of training, the last to 0",
+                mend=f"diffusion.sampler='{{name: {name}, steps: {self.steps}}}' sets them back",
             )
         return name
 

@@ -154,10 +154,10 @@ def test_the_sampler_of_a_trained_run_may_change_until_a_set_is_begun(tmp_path: 
     folder = f"run={tmp_path}"
     Run(load("demo", [folder])).freeze()
     (tmp_path / "diffusion" / "checkpoints").mkdir(parents=True)
-    others = [folder, "diffusion.sampler.steps=5", "diffusion.sampler.shift=2.0"]
+    others = [folder, "diffusion.sampler.steps=5", "diffusion.sampler.shift=3.0"]
     Run(load("demo", others)).check()
     with pytest.raises(InputError) as refused:
-        Run(load("demo", [folder, "diffusion.sampler.name=auto", "diffusion.objective.target=v"])).check()
+        Run(load("demo", [folder, "diffusion.sampler={name: auto}", "diffusion.objective.target=v"])).check()
     assert refused.value.what.endswith(": diffusion.objective.target")
     (tmp_path / "synthetic").mkdir()
     with pytest.raises(InputError) as refused:
@@ -170,4 +170,4 @@ def test_a_run_of_a_version_without_settings_of_the_sampler_goes_on(tmp_path: Pa
     earlier["diffusion"]["sampler"] = {"name": "flow-heun", "steps": 12}
     (tmp_path / "run.yaml").write_text(yaml.safe_dump(earlier))
     (tmp_path / "synthetic").mkdir()
-    Run(load("demo", [f"run={tmp_path}"])).check()
+    Run(load(str(tmp_path / "run.yaml"), [f"run={tmp_path}"])).check()
