@@ -91,6 +91,10 @@ def test_ctrl_c_reaches_helpers_too_and_they_say_nothing(tmp_path: Path) -> None
 
 
 def test_who_only_looks_on_is_told_that_it_goes_on_without_him(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(typer.Exit) as left, looking_on("the job goes on"):
-        os.kill(os.getpid(), signal.SIGINT)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # tests that are started in the background begin with it ignored
+    try:
+        with pytest.raises(typer.Exit) as left, looking_on("the job goes on"):
+            os.kill(os.getpid(), signal.SIGINT)
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert left.value.exit_code == 130 and "the job goes on" in capsys.readouterr().err
