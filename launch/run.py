@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 from pydantic import TypeAdapter
 
 from data_shards import durable
-from data_shards.errors import CorruptData, InputError, moved_aside
+from data_shards.errors import CorruptData, InputError, command, moved_aside
 from data_shards.manifest import NAME
 from data_shards.reading.dataset import Dataset
 from data_shards.stores import Cache, is_url
@@ -96,7 +96,8 @@ class Run:
                     f"this run folder was begun with another configuration: {', '.join(changed)}",
                     where=path,
                     expected="the same values (lengths, the count of a set, logging and engine settings may change)",
-                    mend=f"give the new run another folder: run=runs/NAME{another}",
+                    mend=f"to go on as it was begun: {command(path, f'run={self.folder}')} in place of preset and overrides; "
+                    f"for a new run another folder: run=runs/NAME{another}",
                 )
 
     def freeze(self, *, works: bool = True) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -170,4 +171,7 @@ def test_a_run_of_a_version_without_settings_of_the_sampler_goes_on(tmp_path: Pa
     earlier["diffusion"]["sampler"] = {"name": "flow-heun", "steps": 12}
     (tmp_path / "run.yaml").write_text(yaml.safe_dump(earlier))
     (tmp_path / "synthetic").mkdir()
-    Run(load(str(tmp_path / "run.yaml"), [f"run={tmp_path}"])).check()
+    with pytest.raises(InputError, match="begun with another configuration: diffusion.sampler") as refused:
+        Run(load("demo", [f"run={tmp_path}"])).check()
+    preset, *overrides = shlex.split(refused.value.mend.removeprefix("to go on as it was begun: ").partition(" in place of")[0])
+    Run(load(preset, overrides)).check()  # as the advice says
