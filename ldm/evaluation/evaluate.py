@@ -95,7 +95,8 @@ class Evaluation(ImageMeasurements):
         self.parts = {name: part for name, part in compared.items() if part is not None}
         train = real.stats.split
         self.whitened_by = Part(dataset=real, split=train, sample_N=evenly(real.count(train), WHITENED_BY))
-        self.extractor, self.edges_CE = get_extractor(config.extractor, real.stats), spectral.band_edges(real.stats)
+        self.extractor = get_extractor(config.extractor, real.stats, wavelengths_nm=real.wavelengths_nm, device=config.device)
+        self.edges_CE = spectral.band_edges(real.stats)
         self.range, self.window = ms_ssim.data_range(real.stats), ms_ssim.window_for(*real.shape[1:])
         sets = [(part.dataset.digest, part.split, len(part.sample_N)) for part in (*self.parts.values(), *also)]
         request = {

@@ -1,11 +1,11 @@
-"""Features for the Fréchet distance, from networks that read cubes of any band count.
+"""Feature spaces for the Fréchet distance and its relatives: the table of them, and the one that is always there.
 
 `seeded-conv-v1` is a fixed random convolutional network: nothing in it was learned, and its distances are not
 comparable with published FID figures, which use Inception features of RGB photographs. Random networks are known to
 separate image sets (Naeem et al. 2020 use an untrained VGG where ImageNet features do not fit), and every figure is
 shown beside a real-against-real floor.
 
-To add an extractor: write its class in one file (a callable with `name` and `dimension`), and one line in EXTRACTORS.
+To add an extractor: write its class in one file (an `Extractor`), and one line in EXTRACTORS.
 
 Legend: B batch, C band, H W pixels, K kernels of a level, D feature.
 """
@@ -14,6 +14,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol
 
 import numpy as np
@@ -28,12 +30,14 @@ class Extractor(Protocol):
     """What a feature network has to be.
 
     Attributes:
-        name: says what it is, seed and dimension included; recorded with every figure.
+        name: says what it is, seed or digest of the weights and dimension included; recorded with every figure.
         dimension: D.
+        refused: why it is no judge of images; None where it is one, or was not probed (probes.py).
     """
 
     name: str
     dimension: int
+    refused: str | None
 
     def __call__(self, reflectance_BCHW: torch.Tensor) -> torch.Tensor:
         """Features (B, D), float64 on the CPU, of cubes in reflectance units on any device."""
@@ -77,6 +81,7 @@ class SeededConv:
     """
 
     levels = 4
+    refused: str | None = None
 
     def __init__(self, stats: BandStats, *, seed: int = 0, kernels: int = 24) -> None:
         self.stats, self.dimension = stats, 2 * self.levels * kernels
@@ -104,17 +109,44 @@ class SeededConv:
         return torch.cat(pooled, 1).cpu()
 
 
-EXTRACTORS: dict[str, Callable[[BandStats], Extractor]] = {
-    "seeded-conv-v1": SeededConv,
+@dataclass(frozen=True, kw_only=True)
+class Asked:
+    """What an extractor is made of.
+
+    Attributes:
+        setting: what stands behind the colon of its name; '' where nothing does.
+        stats: bands of the real training set.
+        wavelengths_nm: of its bands; empty: not known.
+        learned: folder of the run's trained feature encoder, RUN/features; None: there is none.
+        device: that it computes on.
+    """
+
+    setting: str
+    stats: BandStats
+    wavelengths_nm: tuple[float, ...]
+    learned: Path | None
+    device: str
+
+
+EXTRACTORS: dict[str, Callable[[Asked], Extractor]] = {
+    "seeded-conv-v1": lambda asked: SeededConv(asked.stats),
 }
+"""By what stands before the colon of a name, such as `torchscript` of `torchscript:net.pt`."""
+WITH_SETTING = ()
+"""Those that take something behind it."""
 
 
-def get_extractor(name: str, stats: BandStats) -> Extractor:
+def get_extractor(
+    name: str, stats: BandStats, *, wavelengths_nm: tuple[float, ...] = (), learned: Path | None = None, device: str = "cpu"
+) -> Extractor:
     """Extractor by name.
 
     Raises:
-        InputError: unknown name, with the nearest known one.
+        InputError: unknown name, with the nearest known one; what it needs is not there.
     """
-    if name not in EXTRACTORS:
-        raise InputError(f"unknown feature extractor {name!r}", expected=nearest(name, EXTRACTORS))
-    return EXTRACTORS[name](stats)
+    kind, colon, setting = name.partition(":")
+    if kind not in EXTRACTORS:
+        raise InputError(f"unknown feature extractor {name!r}", expected=nearest(kind, EXTRACTORS))
+    if colon and kind not in WITH_SETTING:
+        raise InputError(f"feature extractor {name!r}", expected=f"{kind!r}: it takes no setting")
+    return EXTRACTORS[kind](Asked(setting=setting, stats=stats, wavelengths_nm=tuple(wavelengths_nm), learned=learned, device=device))
