@@ -128,6 +128,38 @@ class CodebookConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class FeatureEncoderConfig:
+    """A residual network whose pooled levels are the features of a cube.
+
+    Attributes:
+        bands: C, taken from the dataset when 0.
+        channels: width of the spectra and of the first level; each further level has twice as many. A multiple of `norm_groups`.
+        levels: each halves height and width.
+        layers: residual blocks a level.
+        dimension: D, of the features; at most 256, as a Fréchet distance wants many more images than dimensions.
+    """
+
+    kind: ClassVar[str] = "residual-conv"
+
+    bands: int = 0
+    channels: int = 32
+    levels: int = 5
+    layers: int = 1
+    dimension: int = 128
+    norm_groups: int = 8
+
+    def __post_init__(self) -> None:
+        if min(self.channels, self.levels, self.layers, self.norm_groups) < 1 or self.bands < 0 or not 2 <= self.dimension <= 256:
+            raise InputError(
+                f"channels {self.channels}, levels {self.levels}, layers {self.layers}, norm_groups {self.norm_groups}, "
+                f"dimension {self.dimension}",
+                expected="1 or more of each, dimension 2 to 256",
+            )
+        if self.channels % self.norm_groups:
+            raise InputError(f"channels {self.channels}", expected=f"a multiple of norm_groups ({self.norm_groups})")
+
+
+@dataclass(frozen=True, kw_only=True)
 class PatchGANConfig:
     """Attributes:
     bands: C, taken from the dataset when 0.

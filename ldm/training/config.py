@@ -146,3 +146,45 @@ class VQGANLossConfig:
     def __post_init__(self) -> None:
         if min(self.l1, self.gradient, self.spectral_angle, self.gan, self.feature_matching, self.gan_start_samples) < 0:
             raise InputError("a weight below 0", where="vqgan.loss", expected="weights and gan_start_samples at least 0")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ViewsConfig:
+    """How two views of a cube differ: by what one camera does from one visit to the next, so that spectra keep their meaning.
+
+    Attributes:
+        shift: furthest shift along each axis, as a share of height and width; what comes in is black, as outside the field of view.
+        mirror: mirror half of them top to bottom, and of square ones turn half by 90°.  Never left to right alone: see views.py.
+        gain: furthest factor on all bands, as a natural logarithm, either way.
+        tilt: furthest change of the spectrum's slope and of its bend, as a natural logarithm at the last band.
+        noise: deviation of the noise of light, as a share of the band's mean, at that mean; drawn from 0 up to it.
+    """
+
+    shift: float = 0.08
+    mirror: bool = True
+    gain: float = 0.08
+    tilt: float = 0.03
+    noise: float = 0.02
+
+    def __post_init__(self) -> None:
+        if not (0 <= self.shift < 0.5 and min(self.gain, self.tilt, self.noise) >= 0):
+            raise InputError(
+                f"shift {self.shift}, gain {self.gain}, tilt {self.tilt}, noise {self.noise}",
+                where="features.views",
+                expected="a shift from 0 to below 0.5, the others 0 or more",
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class VICRegConfig:
+    """Attributes:
+    invariance, variance, covariance: weights λ, μ and ν of the three terms (Bardes et al. 2022, eq. 6).
+    """
+
+    invariance: float = 25.0
+    variance: float = 25.0
+    covariance: float = 1.0
+
+    def __post_init__(self) -> None:
+        if min(self.invariance, self.variance, self.covariance) < 0:
+            raise InputError("a weight below 0", where="features.loss", expected="weights at least 0")
