@@ -15,12 +15,13 @@ from data_shards.reading.dataset import Dataset
 from data_shards.reading.mixture import Mixture
 from data_shards.reading.stream import CubeStream
 from data_shards.stores import place_of
-from launch.config import DiffusionStage, VQGANStage, to_tree
+from launch.config import DiffusionStage, FeaturesStage, VQGANStage, to_tree
 from ldm.checkpoints.trained import describe_data
-from ldm.evaluation.sets import common_fov
+from ldm.evaluation.sets import common_fov, evenly
 from ldm.models.codebook import Codebook
 from ldm.models.denoiser import DENOISERS, described
 from ldm.models.discriminator import PatchGAN
+from ldm.models.feature_encoder import FeatureEncoder, begin_white
 from ldm.models.objective import SCHEDULES
 from ldm.models.other_codebooks import codebook_from
 from ldm.models.vqgan import VQGAN, initialised
@@ -28,6 +29,7 @@ from ldm.normalise import CubeNormaliser, LatentNormaliser
 from ldm.training.config import LoopConfig
 from ldm.training.diffusion import DiffusionTrainer
 from ldm.training.engine import Engine
+from ldm.training.features import FeatureTrainer
 from ldm.training.vqgan import VQGANTrainer
 
 
@@ -196,3 +198,48 @@ def diffusion_trainer(
         stream(latents, stage.loop, engine, read, maps=False),
         {**identity, "autoencoder": origin, "data": describe_data(latents.manifest)},
     )
+
+
+def encoder_module(stage: FeaturesStage, bands: int) -> FeatureEncoder:
+    """A freshly initialised feature encoder for cubes of so many bands.
+
+    Raises:
+        InputError: the configuration states another number of bands.
+    """
+    if stage.model.bands not in (0, bands):
+        raise InputError(f"features.model.bands = {stage.model.bands}", expected=f"{bands}, the bands of the dataset (or 0: taken from it)")
+    return initialised(lambda: FeatureEncoder(replace(stage.model, bands=bands)), stage.loop.seed)
+
+
+def features_trainer(
+    stage: FeaturesStage, dataset: Dataset, engine: Engine, read: ReadConfig = ReadConfig()
+) -> tuple[FeatureTrainer, CubeStream, dict[str, Any]]:
+    """Trainer, its stream, and the identity that its checkpoints carry.
+
+    Raises:
+        InputError: latents instead of cubes; a training split of fewer than two images.
+    """
+    dataset.expect("cube", mend="retinaforge data import")
+    count = dataset.count("train")
+    if count < 2:
+        raise InputError("1 image in the training split", where=dataset.path, expected="2 or more: features are what images differ in")
+    encoder = encoder_module(stage, dataset.shape[0]).to(engine.device)
+    normaliser = CubeNormaliser(dataset.stats, scale=dataset.scale, offset=dataset.offset).to(engine.device)
+    first = CubeStream(dataset, "train", batch_size=min(8, stage.loop.batch), read=read, device=engine.device)
+    some = evenly(count, 2 * stage.model.dimension)
+    begin_white(encoder, (normaliser(batch.cubes_BCHW) for batch in first.each(some)))
+    trainer = FeatureTrainer(
+        engine,
+        encoder,
+        normaliser,
+        mean_C=(torch.tensor(dataset.stats.mean_C) - dataset.offset) / dataset.scale - normaliser.log_zero,
+        views=stage.views,
+        loss=stage.loss,
+        optimizer=stage.optimizer,
+        ema=stage.ema,
+        total=stage.loop.samples,
+        seed=stage.loop.seed,
+    )
+    identity = {"stage": "features", "model": {"kind": encoder.config.kind, **to_tree(encoder.config)}, "seed": stage.loop.seed}
+    identity |= {"views": to_tree(stage.views), "loss": to_tree(stage.loss), "data": describe_data(dataset.manifest)}
+    return trainer, stream(dataset, stage.loop, engine, read, maps=False), identity

@@ -24,6 +24,7 @@ from launch.credentials import concealed, revealed
 from launch.parse import parse_yaml
 from ldm.models.config import (
     CodebookConfig,
+    FeatureEncoderConfig,
     InferenceConfig,
     ObjectiveConfig,
     PatchGANConfig,
@@ -33,7 +34,7 @@ from ldm.models.config import (
     check_codes,
 )
 from ldm.schedules import OptimizerConfig
-from ldm.training.config import EMAConfig, EngineConfig, LoopConfig, VQGANLossConfig
+from ldm.training.config import EMAConfig, EngineConfig, LoopConfig, VICRegConfig, ViewsConfig, VQGANLossConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,6 +128,27 @@ class DiffusionStage:
 
 
 @dataclass(frozen=True, kw_only=True)
+class FeaturesStage:
+    """Everything that trains the feature encoder, in whose features sets of images are compared."""
+
+    model: FeatureEncoderConfig = field(default_factory=FeatureEncoderConfig)
+    views: ViewsConfig = field(default_factory=ViewsConfig)
+    loss: VICRegConfig = field(default_factory=VICRegConfig)
+    ema: EMAConfig = field(default_factory=EMAConfig)
+    optimizer: OptimizerConfig = field(default_factory=lambda: OptimizerConfig(lr=1e-3, decay="cosine", warmup_samples=1000))
+    loop: LoopConfig = field(default_factory=lambda: LoopConfig(samples=100_000, batch=32, checkpoint_every=3200, log_every=320))
+    engine: EngineConfig = field(default_factory=EngineConfig)
+
+    def __post_init__(self) -> None:
+        if self.loop.batch // self.engine.accumulation < 4:
+            raise InputError(
+                f"features.loop.batch {self.loop.batch} in {self.engine.accumulation} parts",
+                expected="4 or more in each, of all ranks together: how features vary is measured within it",
+                mend="features.engine.accumulation=1",
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
 class SampleConfig:
     """Attributes:
     count: images to generate.
@@ -165,6 +187,7 @@ class Config:
     data: DataConfig = field(default_factory=DataConfig)
     vqgan: VQGANStage = field(default_factory=VQGANStage)
     diffusion: DiffusionStage = field(default_factory=DiffusionStage)
+    features: FeaturesStage = field(default_factory=FeaturesStage)
     sample: SampleConfig = field(default_factory=SampleConfig)
     inference: InferenceConfig = field(default_factory=InferenceConfig)
 

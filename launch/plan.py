@@ -87,6 +87,10 @@ def _networks(config: Config, stage: str) -> tuple[list[nn.Module], Callable[[in
             net = DENOISERS[type(fields)](fields)
         D = fields.latent_channels
         return [net], lambda B: net(torch.empty(B, D, H // f, W // f, device="meta"), torch.empty(B, device="meta"))
+    if stage == "features":
+        with torch.device("meta"):
+            encoder = build.encoder_module(config.features, C)
+        return [encoder], lambda B: encoder(torch.empty(2 * B, C, H, W, device="meta"))
     H, W = (config.vqgan.crop or n for n in (H, W))
     small = replace(config.vqgan, codebook=CodebookConfig(codes=2, kmeans="never"))
     with torch.device("meta"):

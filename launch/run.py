@@ -29,6 +29,7 @@ FREE_OF_A_SET = {"sample.count", "sample.batch", "sample.licence", "inference.pr
 FIRST_OUTPUT = {
     "data": "data",
     "vqgan": "vqgan/checkpoints",
+    "features": "features/checkpoints",
     "diffusion.sampler": "synthetic",
     "diffusion": "diffusion/checkpoints",
     "sample": "synthetic",
@@ -47,6 +48,7 @@ class Run:
         named = config.data.dataset
         self.dataset: Path | str = self.folder / "data" if not named else named if is_url(named) else Path(named)
         self.vqgan, self.latents, self.diffusion, self.synthetic = (self.folder / n for n in ("vqgan", "latents", "diffusion", "synthetic"))
+        self.features = self.folder / "features"
         self.envelope = self.folder / "envelope.json"
 
     def open(self, place: Path | str) -> Dataset:

@@ -16,7 +16,7 @@ import numpy as np
 
 from data_shards import folder as loose
 from data_shards import stores
-from data_shards.cube import Cube
+from data_shards.cube import Cube, CubeMeta
 from data_shards.errors import CorruptData, InputError, command
 from data_shards.manifest import NAME, BandStats, Manifest, ShardEntry, read_manifest
 from data_shards.reading.order import sample_at
@@ -184,6 +184,11 @@ class Dataset:
         """Sample `i` of a split, whole and checked."""
         shard, row = self.locate(split, i)
         return shard.cube(row)
+
+    def meta(self, split: str, i: int) -> CubeMeta:
+        """What is known of sample `i` of a split; its array is not read."""
+        shard, row = self.locate(split, i)
+        return shard.meta(row)
 
     def cubes(self, split: str, which: Iterable[int] | None = None) -> Iterator[Cube]:
         """Some samples of a split, or all in index order."""

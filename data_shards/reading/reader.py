@@ -15,7 +15,7 @@ from crc32c import crc32c
 
 from data_shards import folder as loose
 from data_shards import stores
-from data_shards.cube import Cube
+from data_shards.cube import Cube, CubeMeta
 from data_shards.errors import CorruptData
 from data_shards.manifest import NAME, ShardEntry
 from data_shards.shards import payload
@@ -217,10 +217,14 @@ class Shard:
         """Sample `i`, whole and checked."""
         data_CHW = np.empty(self.index.shape(i), self.index.dtype)
         self.array_into(i, data_CHW)
-        where = f"{self.path}: sample {self.index.keys[i]}"
-        meta = loose.meta_from(self.named(i, "json"), where=where, key=self.index.keys[i])
+        where, meta = f"{self.path}: sample {self.index.keys[i]}", self.meta(i)
         labels_HW, fov_HW = loose.maps_from(self.named(i, "labels.png"), self.named(i, "fov.png"), where=where)
         return Cube(data_CHW=data_CHW, meta=meta, labels_HW=labels_HW, fov_HW=fov_HW, codes=self.index.holds_codes(i))
+
+    def meta(self, i: int) -> CubeMeta:
+        """What is known of sample `i`; its array is not read."""
+        key = self.index.keys[i]
+        return loose.meta_from(self.named(i, "json"), where=f"{self.path}: sample {key}", key=key)
 
     def where(self, i: int, m: int) -> str:
         return f"{self.path}: sample {self.index.keys[i]}, member {self.index.members[m]}"

@@ -19,7 +19,9 @@ if TYPE_CHECKING:
     from launch.worked import Worked
     from slurm.rank import Placement
 
-train = typer.Typer(help="Train the VQ-GAN, then the latent diffusion. The same command again resumes.", no_args_is_help=True)
+train = typer.Typer(
+    help="Train the VQ-GAN, the latent diffusion, the feature encoder. The same command again resumes.", no_args_is_help=True
+)
 
 
 def make(name: str, run: Run, task: tuple[int, int] = (1, 1)) -> None:
@@ -117,6 +119,12 @@ def vqgan(preset: Preset, overrides: Overrides = None, dry_run: DryRun = False, 
 def diffusion(preset: Preset, overrides: Overrides = None, dry_run: DryRun = False, hostfile: Hostfile = None) -> None:
     """Train the denoiser on the run's cached latents (see `retinaforge encode`)."""
     _train(preset, overrides, dry_run, hostfile, "diffusion")
+
+
+@train.command()
+def features(preset: Preset, overrides: Overrides = None, dry_run: DryRun = False, hostfile: Hostfile = None) -> None:
+    """Train the encoder in whose features images are compared, on the run's dataset, and probe what feature spaces can tell."""
+    _train(preset, overrides, dry_run, hostfile, "features")
 
 
 def _train(preset: str, overrides: Overrides, dry_run: bool, hostfile: Hostfile, stage: str) -> None:

@@ -19,8 +19,9 @@ from ldm.checkpoints.store import CheckpointStore, Reader
 from ldm.comm import Alone
 from ldm.models import striped
 from ldm.models.codebook import Codebook
-from ldm.models.config import CodebookConfig, InferenceConfig, ObjectiveConfig, VQGANConfig
+from ldm.models.config import CodebookConfig, FeatureEncoderConfig, InferenceConfig, ObjectiveConfig, VQGANConfig
 from ldm.models.denoiser import denoiser_from
+from ldm.models.feature_encoder import FeatureEncoder
 from ldm.models.inference import FP32, ready
 from ldm.models.objective import SCHEDULES
 from ldm.models.other_codebooks import codebook_from
@@ -101,6 +102,21 @@ class Denoiser:
     inference: InferenceConfig = FP32
 
 
+@dataclass(frozen=True)
+class TrainedEncoder:
+    """Averaged weights of a feature encoder and its cubes' normaliser; `data` says what cubes it was trained on."""
+
+    net: FeatureEncoder
+    normaliser: CubeNormaliser
+    data: dict[str, Any]
+    digest: str
+
+    @torch.no_grad()
+    def features(self, reflectance_BCHW: Tensor) -> Tensor:
+        """Reflectance on the encoder's device → (B, D), fp32."""
+        return self.net(self.normaliser((reflectance_BCHW - self.normaliser.offset) / self.normaliser.scale))
+
+
 def describe_data(manifest: Manifest) -> dict[str, Any]:
     """What a checkpoint keeps of its dataset, so that it can be used without it."""
     assert manifest.stats is not None
@@ -114,7 +130,7 @@ def cube_normaliser(data: dict[str, Any]) -> CubeNormaliser:
 
 
 def trained_digest(folder: Path) -> str | None:
-    """sha256 of the commit that `load_autoencoder` or `load_denoiser` would take; None where nothing is trained."""
+    """sha256 of the commit that `load_autoencoder`, `load_denoiser` or `load_feature_encoder` would take; None where nothing is trained."""
     checkpoint = CheckpointStore(folder / "checkpoints", Alone()).newest(progress_exists=False, used=True)
     return _digest(checkpoint) if checkpoint and checkpoint.samples else None
 
@@ -189,6 +205,30 @@ def load_denoiser(
         autoencoder=identity["autoencoder"],
         digest=digest,
         inference=inference,
+    )
+
+
+def load_feature_encoder(folder: Path | str, device: torch.device | str = "cpu") -> TrainedEncoder:
+    """The averaged feature encoder of a training folder, in evaluation mode: the newest.
+
+    Raises:
+        InputError: nothing trained there, or weights that are not finite. UnsafeResume: checkpoints, but none that verifies.
+    """
+    identity, read, digest = _chosen(folder, "features", best=False)
+    net = FeatureEncoder(FeatureEncoderConfig(**{k: v for k, v in identity["model"].items() if k != "kind"}))
+    load_strictly(net, read.under("ema."), folder)
+    if not all(weight.isfinite().all() for weight in net.parameters()):
+        raise InputError(
+            "weights that are not finite",
+            where=folder,
+            expected="those of a training that went well",
+            mend=f"move {folder} away, then retinaforge train features PRESET",
+        )
+    return TrainedEncoder(
+        net=net.eval().requires_grad_(False).to(device),
+        normaliser=cube_normaliser(identity["data"]).to(device),
+        data=identity["data"],
+        digest=digest,
     )
 
 

@@ -12,6 +12,7 @@ Legend: B batch, C band, H W pixels, K kernels of a level, D feature.
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -22,8 +23,11 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from data_shards.errors import InputError, nearest
+from data_shards.errors import CorruptData, InputError, moved_aside, nearest
 from data_shards.manifest import BandStats
+from ldm.evaluation.false_colour import FalseColour
+from ldm.evaluation.learned import Learned
+from ldm.evaluation.torchscript import TorchScript
 
 
 class Extractor(Protocol):
@@ -130,16 +134,28 @@ class Asked:
 
 EXTRACTORS: dict[str, Callable[[Asked], Extractor]] = {
     "seeded-conv-v1": lambda asked: SeededConv(asked.stats),
+    "learned": lambda asked: Learned(
+        asked.learned, bands=len(asked.stats.mean_C), wavelengths_nm=asked.wavelengths_nm, device=asked.device
+    ),
+    "efficientnet-lite0": lambda asked: FalseColour(asked.setting, asked.stats, wavelengths_nm=asked.wavelengths_nm, device=asked.device),
+    "torchscript": lambda asked: TorchScript(asked.setting, asked.stats, device=asked.device),
 }
 """By what stands before the colon of a name, such as `torchscript` of `torchscript:net.pt`."""
-WITH_SETTING = ()
+WITH_SETTING = ("efficientnet-lite0", "torchscript")
 """Those that take something behind it."""
+ONLY_ASKED = ("torchscript",)
+"""Those that are nothing without it."""
 
 
 def get_extractor(
     name: str, stats: BandStats, *, wavelengths_nm: tuple[float, ...] = (), learned: Path | None = None, device: str = "cpu"
 ) -> Extractor:
-    """Extractor by name.
+    """Extractor by name. What was found out of it by the probes beside `learned` (probes.py), it says: whether it is refused.
+
+    Args:
+        wavelengths_nm: of the bands; empty: not known.
+        learned: folder of the run's trained feature encoder, RUN/features; None: there is none.
+        device: that it computes on.
 
     Raises:
         InputError: unknown name, with the nearest known one; what it needs is not there.
@@ -149,4 +165,24 @@ def get_extractor(
         raise InputError(f"unknown feature extractor {name!r}", expected=nearest(kind, EXTRACTORS))
     if colon and kind not in WITH_SETTING:
         raise InputError(f"feature extractor {name!r}", expected=f"{kind!r}: it takes no setting")
-    return EXTRACTORS[kind](Asked(setting=setting, stats=stats, wavelengths_nm=tuple(wavelengths_nm), learned=learned, device=device))
+    asked = Asked(setting=setting, stats=stats, wavelengths_nm=tuple(wavelengths_nm), learned=learned, device=device)
+    extractor = EXTRACTORS[kind](asked)
+    if learned is not None:
+        extractor.refused = refusal(learned.with_suffix(".json"), extractor.name)
+    return extractor
+
+
+def refusal(path: Path, name: str) -> str | None:
+    """Why the extractor of this very name, digest and all, was refused by probes that stand in a file; None where it was not, or not probed.
+
+    Raises:
+        CorruptData: the file is damaged.
+    """
+    if not path.exists():
+        return None
+    try:
+        spaces = json.loads(path.read_bytes())["spaces"].values()
+        return next((space["refused"] for space in spaces if space["extractor"] == name), None)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        mend = f"{moved_aside(path)}, then retinaforge train features PRESET makes it anew"
+        raise CorruptData(f"a damaged result of probes: {error}", where=path, mend=mend) from error

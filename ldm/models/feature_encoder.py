@@ -5,6 +5,8 @@ Legend: B batch, C band, H W pixels, K channel of a level, D feature.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import torch
 from torch import Tensor, nn
 
@@ -13,6 +15,8 @@ from ldm.models.config import FeatureEncoderConfig
 
 FURTHEST = 6.0
 """Deviations from a band's mean that are told apart. Outside the field of view cubes are black: far more would be all that a mean sees."""
+
+LEAST_SHARE = 1e-5
 
 
 class Residual(nn.Module):
@@ -79,19 +83,18 @@ def mean_and_deviation(x_BKHW: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def begin_white(net: FeatureEncoder, x_NCHW: Tensor, *, at_once: int = 16) -> None:
-    """Set the last layer so that the features of these cubes have mean 0, and deviation 1 in the directions that they span.
+def begin_white(net: FeatureEncoder, batches: Iterable[Tensor]) -> None:
+    """Set the last layer so that the features of these normalised cubes have mean 0, and deviation 1 in the directions that they span.
 
     What VICReg's variance and covariance terms ask for then holds from the first step, and the training is left with the third:
-    that two views of one eye agree. Directions with a variance below a hundred-thousandth of the largest count as if they had it;
-    where the cubes span fewer than D, the other features stay as they were drawn.
+    that two views of one eye agree. Directions with a variance below LEAST_SHARE of the largest count as if they had it; where the cubes span fewer than D, the other features stay as they were drawn.
     """
-    pooled_NK = torch.cat([net.pooled(part) for part in x_NCHW.split(at_once)]).double().cpu()
+    pooled_NK = torch.cat([net.pooled(x_BCHW) for x_BCHW in batches]).double().cpu()
     mean_K = pooled_NK.mean(0)
     _, value_R, vector_RK = torch.linalg.svd(pooled_NK - mean_K, full_matrices=False)
     deviation_R = value_R / max(1, len(pooled_NK) - 1) ** 0.5
     kept = min(net.config.dimension, len(deviation_R))
     weight_DK = net.last.weight.detach().double().cpu().clone()
-    weight_DK[:kept] = vector_RK[:kept] / deviation_R[:kept, None].clamp(min=deviation_R[0] * 1e-5**0.5 + 1e-12)
+    weight_DK[:kept] = vector_RK[:kept] / deviation_R[:kept, None].clamp(min=deviation_R[0] * LEAST_SHARE**0.5 + 1e-12)
     net.last.weight.copy_(weight_DK)
     net.last.bias.copy_(-weight_DK @ mean_K)
