@@ -11,6 +11,7 @@ from __future__ import annotations
 import importlib
 from collections.abc import Sequence
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import torch
@@ -95,7 +96,7 @@ def triplet(setting: str, wavelengths_nm: Sequence[float], count: int) -> tuple[
     return (0, count // 2, count - 1)
 
 
-def _package(name: str):  # noqa: ANN202 - a module
+def _package(name: str) -> ModuleType:
     try:
         return importlib.import_module(name)
     except ImportError as error:

@@ -173,7 +173,7 @@ def get_extractor(
 
 
 def refusal(path: Path, name: str) -> str | None:
-    """Why the extractor of this very name, digest and all, was refused by probes that stand in a file; None where it was not, or not probed.
+    """Why probes that stand in a file refused the extractor of this very name, digest and all; None where they did not, or saw another.
 
     Raises:
         CorruptData: the file is damaged.

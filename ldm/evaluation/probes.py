@@ -191,8 +191,8 @@ def worth(
     refused = None
     if person.p_value is not None and person.p_value >= LEVEL:
         refused = (
-            f"it does not tell people apart: the nearest other image is of the same person for {person.value:.0%} of {person.images} images, "
-            f"by chance {person.chance:.0%} (p = {person.p_value:.2g})"
+            "it does not tell people apart: the nearest other image is of the same person "
+            f"for {person.value:.0%} of {person.images} images, by chance {person.chance:.0%} (p = {person.p_value:.2g})"
         )
     return Worth(
         **about,

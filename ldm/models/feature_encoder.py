@@ -16,7 +16,7 @@ from ldm.models.config import FeatureEncoderConfig
 FURTHEST = 6.0
 """Deviations from a band's mean that are told apart. Outside the field of view cubes are black: far more would be all that a mean sees."""
 
-LEAST_SHARE = 1e-5
+LEAST_SHARE = 1e-3
 
 
 class Residual(nn.Module):
@@ -87,7 +87,8 @@ def begin_white(net: FeatureEncoder, batches: Iterable[Tensor]) -> None:
     """Set the last layer so that the features of these normalised cubes have mean 0, and deviation 1 in the directions that they span.
 
     What VICReg's variance and covariance terms ask for then holds from the first step, and the training is left with the third:
-    that two views of one eye agree. Directions with a variance below LEAST_SHARE of the largest count as if they had it; where the cubes span fewer than D, the other features stay as they were drawn.
+    that two views of one eye agree. Directions with a variance below LEAST_SHARE of the largest count as if they had it; where
+    the cubes span fewer than D, the other features stay as they were drawn.
     """
     pooled_NK = torch.cat([net.pooled(x_BCHW) for x_BCHW in batches]).double().cpu()
     mean_K = pooled_NK.mean(0)
