@@ -87,6 +87,11 @@ def _networks(config: Config, stage: str) -> tuple[list[nn.Module], Callable[[in
             net = DENOISERS[type(fields)](fields)
         D = fields.latent_channels
         return [net], lambda B: net(torch.empty(B, D, H // f, W // f, device="meta"), torch.empty(B, device="meta"))
+    if stage == "segmenter":
+        with torch.device("meta"):
+            net = build.segmenter_net(config.segmenter, C)
+        H, W = (config.segmenter.crop or n for n in (H, W))
+        return [net], lambda B: net(torch.empty(B, C, H, W, device="meta"))
     H, W = (config.vqgan.crop or n for n in (H, W))
     small = replace(config.vqgan, codebook=CodebookConfig(codes=2, kmeans="never"))
     with torch.device("meta"):

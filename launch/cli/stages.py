@@ -19,7 +19,9 @@ if TYPE_CHECKING:
     from launch.worked import Worked
     from slurm.rank import Placement
 
-train = typer.Typer(help="Train the VQ-GAN, then the latent diffusion. The same command again resumes.", no_args_is_help=True)
+train = typer.Typer(
+    help="Train the segmenter, the VQ-GAN, then the latent diffusion. The same command again resumes.", no_args_is_help=True
+)
 
 
 def make(name: str, run: Run, task: tuple[int, int] = (1, 1)) -> None:
@@ -90,9 +92,13 @@ def complete(of: Run, worked: Worked, place: Placement) -> None:
 
 def _made(stage: Stage, of: Run, place: Placement) -> bool:
     """Make a stage that is not done, together with the other processes."""
+    main = place.rank == 0
+    if reason := stage.left_out(of):
+        if main:
+            typer.echo(f"{stage.name} is left out: {reason}", err=True)
+        return False
     if stage.done(of):
         return False
-    main = place.rank == 0
     if main:
         of.freeze()
         show_warnings(stage.cautions(of))
@@ -105,6 +111,12 @@ def _made(stage: Stage, of: Run, place: Placement) -> bool:
 def prepare(preset: Preset, overrides: Overrides = None) -> None:
     """The cubes of a run whose configuration names no dataset: phantoms, packed into its folder, as `retinaforge run` makes them."""
     make("data", resolved(preset, overrides))
+
+
+@train.command()
+def segmenter(preset: Preset, overrides: Overrides = None, dry_run: DryRun = False, hostfile: Hostfile = None) -> None:
+    """Train the segmenter of artery, vein and optic nerve head on the run's dataset, and measure it on people held out."""
+    _train(preset, overrides, dry_run, hostfile, "segmenter")
 
 
 @train.command()

@@ -9,10 +9,11 @@ from launch.stages.encode import Encode
 from launch.stages.evaluate import Evaluate
 from launch.stages.report import Report
 from launch.stages.sample import Sample
+from launch.stages.segmenter import Segmenter
 from launch.stages.stage import Stage
 from launch.stages.vqgan import VQGAN
 
 STAGES: dict[str, Stage] = {
-    stage.name: stage for stage in (Data(), VQGAN(), Encode(), Diffusion(), Sample(), Evaluate(), Audit(), Report())
+    stage.name: stage for stage in (Data(), Segmenter(), VQGAN(), Encode(), Diffusion(), Sample(), Evaluate(), Audit(), Report())
 }
 """By name, in the order in which a run makes them."""
