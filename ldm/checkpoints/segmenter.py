@@ -14,7 +14,6 @@ import torch
 from torch import Tensor
 
 from data_shards.errors import InputError
-from data_shards.reading.dataset import Dataset
 from ldm.checkpoints.trained import chosen, cube_normaliser, load_strictly
 from ldm.models.config import InferenceConfig, SegmenterConfig
 from ldm.models.inference import DTYPES, FP32, ready
@@ -56,21 +55,23 @@ class Segmenter:
         labels_1HW = logits_1LHW.float().argmax(1).to(torch.uint8)
         return labels_1HW if fov_1HW is None else labels_1HW * fov_1HW
 
-    def check(self, dataset: Dataset) -> None:
+    def check(self, where: object, **cubes: Any) -> None:
         """Refuse cubes that mean something else than those it was trained on.
 
+        Args:
+            cubes: wavelengths_nm, scale and offset, or some of them.
+
         Raises:
-            InputError: other bands, or another scale or offset of their values.
+            InputError: another of these.
         """
-        dataset.expect("cube")
-        for key, tolerance in (("wavelengths_nm", 0.5), ("scale", 0.0), ("offset", 0.0)):
-            theirs, mine = np.atleast_1d(getattr(dataset, key)), np.atleast_1d(self.data[key])
-            if len(theirs) != len(mine) or not np.allclose(theirs, mine, rtol=1e-6, atol=tolerance):
+        for name, value in cubes.items():
+            theirs, mine = np.atleast_1d(value), np.atleast_1d(self.data[name])
+            if len(theirs) != len(mine) or not np.allclose(theirs, mine, rtol=1e-6, atol=0.5 if name == "wavelengths_nm" else 0.0):
                 raise InputError(
-                    f"cubes with {key} {', '.join(f'{value:g}' for value in theirs)}",
-                    where=dataset.path,
-                    expected=f"{', '.join(f'{value:g}' for value in mine)}, as the segmenter was trained on",
-                    mend="retinaforge train segmenter PRESET data.dataset=…, on this set or one of its kind",
+                    f"cubes with {name} {', '.join(f'{number:g}' for number in theirs)}",
+                    where=where,
+                    expected=f"{', '.join(f'{number:g}' for number in mine)}, as the segmenter was trained on",
+                    mend="retinaforge train segmenter PRESET, on cubes of this kind, in a fresh run folder",
                 )
 
 

@@ -86,7 +86,8 @@ class Segmentation(ImageMeasurements):
     """
 
     def __init__(self, dataset: Dataset, segmenter: Segmenter, path: Path | None = None, *, batch: int = 8) -> None:
-        segmenter.check(dataset)
+        dataset.expect("cube")
+        segmenter.check(dataset.path, wavelengths_nm=dataset.wavelengths_nm, scale=dataset.scale, offset=dataset.offset)
         self.dataset, self.segmenter, self.path, self.batch = dataset, segmenter, path, batch
         device = segmenter.normaliser.mean_C11.device.type
         out = beside(
