@@ -15,7 +15,7 @@ from data_shards.reading.dataset import Dataset
 from data_shards.reading.mixture import Mixture
 from data_shards.reading.stream import CubeStream
 from data_shards.stores import place_of
-from launch.config import DiffusionStage, FeaturesStage, VQGANStage, to_tree
+from launch.config import DiffusionStage, FeaturesStage, SegmenterStage, VQGANStage, to_tree
 from ldm.checkpoints.trained import describe_data
 from ldm.evaluation.sets import common_fov, evenly
 from ldm.models.codebook import Codebook
@@ -24,12 +24,14 @@ from ldm.models.discriminator import PatchGAN
 from ldm.models.feature_encoder import FeatureEncoder, begin_white
 from ldm.models.objective import SCHEDULES
 from ldm.models.other_codebooks import codebook_from
+from ldm.models.segmenter import SegmenterNet, check_size
 from ldm.models.vqgan import VQGAN, initialised
 from ldm.normalise import CubeNormaliser, LatentNormaliser
 from ldm.training.config import LoopConfig
 from ldm.training.diffusion import DiffusionTrainer
 from ldm.training.engine import Engine
 from ldm.training.features import FeatureTrainer
+from ldm.training.segmenter import SegmenterTrainer
 from ldm.training.vqgan import VQGANTrainer
 
 
@@ -243,3 +245,40 @@ def features_trainer(
     identity = {"stage": "features", "model": {"kind": encoder.config.kind, **to_tree(encoder.config)}, "seed": stage.loop.seed}
     identity |= {"views": to_tree(stage.views), "loss": to_tree(stage.loss), "data": describe_data(dataset.manifest)}
     return trainer, stream(dataset, stage.loop, engine, read, maps=False), identity
+
+
+def segmenter_net(stage: SegmenterStage, bands: int) -> SegmenterNet:
+    """A freshly initialised segmenter for cubes of so many bands.
+
+    Raises:
+        InputError: the configuration states another number of bands.
+    """
+    if stage.model.bands not in (0, bands):
+        raise InputError(
+            f"segmenter.model.bands = {stage.model.bands}", expected=f"{bands}, the bands of the dataset (or 0: taken from it)"
+        )
+    return initialised(lambda: SegmenterNet(replace(stage.model, bands=bands)), stage.loop.seed)
+
+
+def segmenter_trainer(
+    stage: SegmenterStage, dataset: Dataset, engine: Engine, read: ReadConfig = ReadConfig()
+) -> tuple[SegmenterTrainer, CubeStream, dict[str, Any]]:
+    """Trainer, its stream, and the identity that its checkpoints carry."""
+    dataset.expect("cube", mend="retinaforge data import")
+    check_size(*(stage.crop or side for side in dataset.shape[1:]), where=dataset.path)
+    net = segmenter_net(stage, dataset.shape[0])
+    trainer = SegmenterTrainer(
+        engine,
+        net,
+        CubeNormaliser(dataset.stats, scale=dataset.scale, offset=dataset.offset),
+        optimizer=stage.optimizer,
+        ema=stage.ema,
+        total=stage.loop.samples,
+        seed=stage.loop.seed,
+    )
+    identity = {"stage": "segmenter", "model": to_tree(net.config), "seed": stage.loop.seed, "crop": stage.crop}
+    return (
+        trainer,
+        stream(dataset, stage.loop, engine, read, maps=True, crop=stage.crop),
+        {**identity, "data": describe_data(dataset.manifest)},
+    )

@@ -29,6 +29,7 @@ from ldm.models.config import (
     ObjectiveConfig,
     PatchGANConfig,
     SamplerConfig,
+    SegmenterConfig,
     UNetConfig,
     VQGANConfig,
     check_codes,
@@ -149,6 +150,22 @@ class FeaturesStage:
 
 
 @dataclass(frozen=True, kw_only=True)
+class SegmenterStage:
+    """Everything that trains the segmenter on the label maps of the run's dataset; without any it is left out.
+
+    Attributes:
+        crop: side of the square crops that it is trained on, a new place each epoch; 0: whole cubes.
+    """
+
+    model: SegmenterConfig = field(default_factory=SegmenterConfig)
+    ema: EMAConfig = field(default_factory=EMAConfig)
+    optimizer: OptimizerConfig = field(default_factory=lambda: OptimizerConfig(lr=2e-3, decay="cosine"))
+    loop: LoopConfig = field(default_factory=LoopConfig)
+    engine: EngineConfig = field(default_factory=EngineConfig)
+    crop: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
 class SampleConfig:
     """Attributes:
     count: images to generate.
@@ -160,6 +177,7 @@ class SampleConfig:
     gate: share of honest images that may be refused for their mean spectrum, which training images bound; 0: no look at spectra. What is
         refused, also for values that are not finite or out of range, is made again as the next attempt at its number.
     licence: of the set, for its card.
+    labels: give each cube the label map that the run's segmenter predicts, where it has one; sets of codes have none.
     """
 
     count: int = 256
@@ -170,6 +188,7 @@ class SampleConfig:
     payload: Literal["cube", "codes"] = "cube"
     gate: float = 0.01
     licence: str = ""
+    labels: bool = True
 
     def __post_init__(self) -> None:
         if min(self.count, self.shard) < 1 or self.batch < 0:
@@ -185,6 +204,7 @@ class Config:
 
     run: str = "runs/demo"
     data: DataConfig = field(default_factory=DataConfig)
+    segmenter: SegmenterStage = field(default_factory=SegmenterStage)
     vqgan: VQGANStage = field(default_factory=VQGANStage)
     diffusion: DiffusionStage = field(default_factory=DiffusionStage)
     features: FeaturesStage = field(default_factory=FeaturesStage)

@@ -91,6 +91,11 @@ def _networks(config: Config, stage: str) -> tuple[list[nn.Module], Callable[[in
         with torch.device("meta"):
             encoder = build.encoder_module(config.features, C)
         return [encoder], lambda B: encoder(torch.empty(2 * B, C, H, W, device="meta"))
+    if stage == "segmenter":
+        with torch.device("meta"):
+            net = build.segmenter_net(config.segmenter, C)
+        H, W = (config.segmenter.crop or n for n in (H, W))
+        return [net], lambda B: net(torch.empty(B, C, H, W, device="meta"))
     H, W = (config.vqgan.crop or n for n in (H, W))
     small = replace(config.vqgan, codebook=CodebookConfig(codes=2, kmeans="never"))
     with torch.device("meta"):

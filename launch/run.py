@@ -28,6 +28,7 @@ FREE_OF_A_SET = {"sample.count", "sample.batch", "sample.licence", "inference.pr
 # what a section of the configuration decides first; until it stands, the section may still be corrected
 FIRST_OUTPUT = {
     "data": "data",
+    "segmenter": "segmenter/checkpoints",
     "vqgan": "vqgan/checkpoints",
     "features": "features/checkpoints",
     "diffusion.sampler": "synthetic",
@@ -49,6 +50,7 @@ class Run:
         self.dataset: Path | str = self.folder / "data" if not named else named if is_url(named) else Path(named)
         self.vqgan, self.latents, self.diffusion, self.synthetic = (self.folder / n for n in ("vqgan", "latents", "diffusion", "synthetic"))
         self.features = self.folder / "features"
+        self.segmenter = self.folder / "segmenter"
         self.envelope = self.folder / "envelope.json"
 
     def open(self, place: Path | str) -> Dataset:

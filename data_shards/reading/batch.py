@@ -22,6 +22,7 @@ class Batch:
         position: global position of the first sample of the GLOBAL batch.
         position_B, sample_B, epoch_B: global position, index in the split, and epoch of each sample.
         labels_BHW: uint8, where the stream was asked for maps and any sample has labels, else None; one without has no vessel.
+        labelled_B: which samples have labels; None where labels_BHW is.
         fov_BHW: bool, where it was asked and any sample has a mask, else None; one without is all within. So what is
             summed over maps does not depend on which samples share a batch.
         corner_B2: first row and column of each sample's crop, where the stream crops.
@@ -35,6 +36,7 @@ class Batch:
     keys: list[str]
     subjects: list[str]
     labels_BHW: torch.Tensor | None = None
+    labelled_B: np.ndarray | None = None
     fov_BHW: torch.Tensor | None = None
     corner_B2: np.ndarray | None = None
 
@@ -57,6 +59,12 @@ def stacked(maps: Sequence[np.ndarray | None], *, missing: int) -> torch.Tensor 
     if some_HW is None:
         return None
     return torch.from_numpy(np.stack([np.full_like(some_HW, missing) if map_HW is None else map_HW for map_HW in maps]))
+
+
+def present(maps: Sequence[np.ndarray | None]) -> np.ndarray | None:
+    """Which samples have a map; None when none has."""
+    present_B = np.array([map_HW is not None for map_HW in maps])
+    return present_B if present_B.any() else None
 
 
 def page_locked(nbytes: int) -> np.ndarray:

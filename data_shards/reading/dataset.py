@@ -180,6 +180,11 @@ class Dataset:
         """Subject of each sample of a split, in index order."""
         return [subject for shard in self.shards(split) for subject in shard.index.subjects]
 
+    def labelled(self, split: str) -> bool:
+        """Whether any sample of a split has a label map."""
+        indices = (shard.index for shard in self.shards(split))
+        return any("labels.png" in index.members and index.size_NM[:, index.members.index("labels.png")].any() for index in indices)
+
     def cube(self, split: str, i: int) -> Cube:
         """Sample `i` of a split, whole and checked."""
         shard, row = self.locate(split, i)

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from data_shards.cube import same_kind
-from data_shards.reading.batch import Batch, stacked
+from data_shards.reading.batch import Batch, present, stacked
 from data_shards.reading.sequential import endless, plan_of
 
 
@@ -53,5 +53,6 @@ class SequentialStream:
                 keys=[cube.meta.key for cube in cubes],
                 subjects=[cube.meta.subject_id for cube in cubes],
                 labels_BHW=stacked([cube.labels_HW for cube in cubes], missing=0),
+                labelled_B=present([cube.labels_HW for cube in cubes]),
                 fov_BHW=stacked([cube.fov_HW for cube in cubes], missing=True),
             )

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 
 from data_shards.errors import InputError, RetinaforgeError
-from data_shards.reading.batch import Batch, copied, page_locked, stacked
+from data_shards.reading.batch import Batch, copied, page_locked, present, stacked
 from data_shards.reading.config import ReadConfig
 from data_shards.reading.dataset import Dataset
 from data_shards.reading.mixture import Mixture
@@ -211,6 +211,7 @@ class CubeStream:
             keys=[sample.key for sample in samples],
             subjects=[sample.subject for sample in samples],
             labels_BHW=stacked([sample.labels_HW for sample in samples], missing=0),
+            labelled_B=present([sample.labels_HW for sample in samples]),
             fov_BHW=stacked([sample.fov_HW for sample in samples], missing=True),
             corner_B2=None if self._cut.crop is None else planned.corner_B2,
         )

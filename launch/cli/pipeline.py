@@ -38,7 +38,7 @@ def submit_pipeline(
     from launch.stages import STAGES
     from launch.stages.outdated import check_outdated
     from launch.submit.described import described
-    from launch.submit.graph import FINISHED, keep, run_here, submit_all
+    from launch.submit.graph import FINISHED, LEFT_OUT, keep, run_here, submit_all
     from launch.submit.pipeline import missing, read_pipeline, stage_job
     from slurm.jobs import words_on
     from slurm.records import job_folder
@@ -65,7 +65,10 @@ def submit_pipeline(
         raise typer.Exit(run_here(wanted, force, lambda stage: typer.echo(f"{stage} …", err=True)))
     folder = job_folder(jobs, name)
     sent = submit_all(wanted, lambda: keep(pipeline, wanted, jobs, name), force, folder)
-    rows = [{"stage": stage, "state": FINISHED, "job_ids": [], "after": [], **sent.get(stage, {})} for stage in STAGES]
+    rows = []
+    for stage, about in STAGES.items():
+        state = FINISHED if (reason := about.left_out(run)) is None else f"{LEFT_OUT}: {reason}"
+        rows.append({"stage": stage, "state": state, "job_ids": [], "after": [], **sent.get(stage, {})})
     if as_json:
         typer.echo(json.dumps({"name": name, "stages": rows}))
         return

@@ -20,7 +20,8 @@ if TYPE_CHECKING:
     from slurm.rank import Placement
 
 train = typer.Typer(
-    help="Train the VQ-GAN, the latent diffusion, the feature encoder. The same command again resumes.", no_args_is_help=True
+    help="Train the VQ-GAN, the latent diffusion; the segmenter and the feature encoder that judge. The same command again resumes.",
+    no_args_is_help=True,
 )
 
 
@@ -92,9 +93,13 @@ def complete(of: Run, worked: Worked, place: Placement) -> None:
 
 def _made(stage: Stage, of: Run, place: Placement) -> bool:
     """Make a stage that is not done, together with the other processes."""
+    main = place.rank == 0
+    if reason := stage.left_out(of):
+        if main:
+            typer.echo(f"{stage.name} is left out: {reason}", err=True)
+        return False
     if stage.done(of):
         return False
-    main = place.rank == 0
     if main:
         of.freeze()
         show_warnings(stage.cautions(of))
@@ -107,6 +112,12 @@ def _made(stage: Stage, of: Run, place: Placement) -> bool:
 def prepare(preset: Preset, overrides: Overrides = None) -> None:
     """The cubes of a run whose configuration names no dataset: phantoms, packed into its folder, as `retinaforge run` makes them."""
     make("data", resolved(preset, overrides))
+
+
+@train.command()
+def segmenter(preset: Preset, overrides: Overrides = None, dry_run: DryRun = False, hostfile: Hostfile = None) -> None:
+    """Train the segmenter of artery, vein and optic nerve head on the run's dataset, and measure it on people held out."""
+    _train(preset, overrides, dry_run, hostfile, "segmenter")
 
 
 @train.command()

@@ -118,7 +118,9 @@ def contents(manifest: Manifest) -> Iterator[str]:
         yield f"- kept as codes: {size} indices below {decoder['codes']:,} for each cube, of which the autoencoder below makes its counts"
     yield f"- bands at {bands} nm"
     fov = "" if decoder else " (`fov.png`)"
-    yield f"- reflectance = {cubes['scale']:g} × count + {cubes['offset']:g}, within the field of view{fov}; no labels"
+    segmenter = manifest.source["sample"].get("segmenter")
+    labels = f"artery, vein and optic nerve head (`labels.png`) as segmenter `{segmenter}` predicts them" if segmenter else "no labels"
+    yield f"- reflectance = {cubes['scale']:g} × count + {cubes['offset']:g}, within the field of view{fov}; {labels}"
     yield f"- {len(manifest.shards):,} WebDataset shards, {sum(s.bytes for s in manifest.shards) / 1e9:.3g} GB; digest `{manifest.digest}`"
     yield "- image i has the key `%09d` of i, which stays when the set grows; `retinaforge data verify` checks every byte"
 

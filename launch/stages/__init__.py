@@ -10,10 +10,12 @@ from launch.stages.evaluate import Evaluate
 from launch.stages.features import Features
 from launch.stages.report import Report
 from launch.stages.sample import Sample
+from launch.stages.segmenter import Segmenter
 from launch.stages.stage import Stage
 from launch.stages.vqgan import VQGAN
 
 STAGES: dict[str, Stage] = {
-    stage.name: stage for stage in (Data(), VQGAN(), Encode(), Diffusion(), Sample(), Features(), Evaluate(), Audit(), Report())
+    stage.name: stage
+    for stage in (Data(), Segmenter(), VQGAN(), Encode(), Diffusion(), Sample(), Features(), Evaluate(), Audit(), Report())
 }
 """By name, in the order in which a run makes them."""

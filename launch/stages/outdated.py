@@ -32,9 +32,10 @@ def outdated(run: Run) -> list[Path]:
             found.append(run.latents)
         if denoiser and denoiser.state["identity"].get("autoencoder", vqgan) != vqgan:
             found.append(run.diffusion)
-    if sampled := request_of(run.synthetic).get("denoiser"):
-        final = not found and trained(run, "diffusion")
-        if not final or sampled != trained_digest(run.diffusion):
+    asked = request_of(run.synthetic)
+    if sampled := asked.get("denoiser"):
+        final = not found and trained(run, "diffusion") and (not asked["segmenter"] or trained(run, "segmenter"))
+        if not final or sampled != trained_digest(run.diffusion) or asked["segmenter"] not in (None, trained_digest(run.segmenter)):
             found.append(run.synthetic)
     return found
 

@@ -25,6 +25,7 @@ from launch.machine import free_bytes
 from launch.report.card import write_card
 from launch.run import Run, device, read_result
 from launch.stages.stage import Progress, Target, UnitStage, check_trained
+from launch.stages.training import trained
 from launch.work import Display, Phases, make_phases
 
 if TYPE_CHECKING:
@@ -39,6 +40,7 @@ LATELY = 33  # shards whose times, all of one file server's clock, say how many 
 
 def generator_of(run: Run, speed: Speed | None = None) -> Generator:
     """What makes the images of a run."""
+    from ldm.checkpoints.segmenter import load_segmenter
     from ldm.checkpoints.trained import load_autoencoder, load_denoiser
     from ldm.generation.gate import Envelope, Gate
     from ldm.generation.images import Generator
@@ -49,8 +51,10 @@ def generator_of(run: Run, speed: Speed | None = None) -> Generator:
     wanted, on = run.config.sample, device()
     if run.config.inference.precision == "bf16" and on == "cpu":
         LOGGER.warning("bf16 on a processor may take ten times as long as fp32: retinaforge doctor says how it is here")
-    inference = settled(run.config.inference, on, request_of(run.synthetic).get("inference"))
+    begun = request_of(run.synthetic)
+    inference = settled(run.config.inference, on, begun.get("inference"))
     autoencoder = load_autoencoder(run.vqgan, on, inference=inference)
+    labelled = labels_by(run) and (not begun or begun["segmenter"])
     generator = Generator(
         autoencoder=autoencoder,
         denoiser=load_denoiser(run.diffusion, on, inference=inference),
@@ -59,15 +63,24 @@ def generator_of(run: Run, speed: Speed | None = None) -> Generator:
         batch=wanted.batch or 1,
         quantise=wanted.quantise,
         payload=wanted.payload,
+        segmenter=load_segmenter(run.segmenter, on, inference=inference) if labelled else None,
         gate=Gate.of(read_result(run.envelope, Envelope), wanted.gate, autoencoder),
         speed=speed or Speed(),
     )
     return generator if wanted.batch else replace(generator, batch=cost_of(generator).batch(free_bytes(on)))
 
 
+def labels_by(run: Run) -> str | None:
+    """The digest of the segmenter that labels the run's images; None where none does."""
+    from ldm.checkpoints.trained import trained_digest
+
+    wanted = run.config.sample
+    return trained_digest(run.segmenter) if wanted.labels and wanted.payload == "cube" and trained(run, "segmenter") else None
+
+
 class Sample(UnitStage):
-    name, verb, after = "sample", "sample", ("diffusion",)
-    reads, writes = "`vqgan/`, `diffusion/`; once the dataset's training images", "`synthetic/`, with its card, `envelope.json`"
+    name, verb, after = "sample", "sample", ("diffusion", "segmenter")
+    reads, writes = "`vqgan/`, `diffusion/`, `segmenter/`; once the training images", "`synthetic/`, with its card, `envelope.json`"
 
     def target(self, config: Config) -> Target:
         wanted = config.sample
@@ -83,6 +96,8 @@ class Sample(UnitStage):
         if (done := manifest_of(run.synthetic)) is None:
             return False
         asked = done.source["sample"]
+        if asked.get("segmenter") not in (None, labels_by(run)):
+            return False
         return asked.get("count") == run.config.sample.count and asked.get("denoiser") == trained_digest(run.diffusion)
 
     def phases(self, run: Run, speed: Speed | None = None) -> Phases:

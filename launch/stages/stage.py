@@ -108,6 +108,10 @@ class Stage(ABC):
             UnsafeResume: checkpoints, but none that can be loaded.
         """
 
+    def left_out(self, run: Run) -> str | None:
+        """Why a whole run goes without this stage, and without what it would leave; None: it does not."""
+        return None
+
     def cautions(self, run: Run) -> list[str]:
         """What a person should know before it is made."""
         return []

@@ -20,7 +20,7 @@ from slurm.records import job_folder
 
 PIPELINE_NAME = "pipeline.yaml"
 NEVER = "DependencyNeverSatisfied"
-FINISHED, LIVE, SUBMITTED = "finished", "waits or runs", "submitted"
+FINISHED, LIVE, SUBMITTED, LEFT_OUT = "finished", "waits or runs", "submitted", "left out"
 
 
 def submit_all(wanted: dict[str, Described], checked: Callable[[], None], force: bool, folder: Path) -> dict[str, dict[str, Any]]:

@@ -92,13 +92,16 @@ def stage_job(pipeline: Pipeline, stage: str) -> tuple[list[str], dict[str, Any]
 
 
 def missing(run: Run) -> list[str]:
-    """Stages to make, in order: those that are not done, and all that stand behind one of them, which are not looked at.
+    """Stages to make, in order: those that are not done, and all that stand behind one of them, which are not looked at; none of those
+    that the run is left without.
 
     Raises:
         UnsafeResume: checkpoints, but none that can be loaded.
     """
     stages: list[str] = []
     for stage, about in STAGES.items():
+        if about.left_out(run):
+            continue
         if any(one in stages for one in about.after) or not about.done(run):
             stages.append(stage)
     return stages

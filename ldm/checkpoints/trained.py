@@ -139,7 +139,7 @@ def _digest(checkpoint: Checkpoint) -> str:
     return hashlib.sha256((checkpoint.folder / COMMIT).read_bytes()).hexdigest()
 
 
-def _chosen(folder: Path | str, what: str, best: bool) -> tuple[dict[str, Any], Reader, str]:
+def chosen(folder: Path | str, what: str, best: bool = False) -> tuple[dict[str, Any], Reader, str]:
     store = CheckpointStore(Path(folder) / "checkpoints", Alone())
     checkpoint = store.best() if best else store.newest(progress_exists=False, used=True)
     if checkpoint is None or not checkpoint.samples:
@@ -158,7 +158,7 @@ def load_autoencoder(
     Raises:
         InputError: nothing trained there. UnsafeResume: checkpoints, but none that verifies.
     """
-    identity, read, digest = _chosen(folder, "vqgan", best)
+    identity, read, digest = chosen(folder, "vqgan", best)
     vqgan = VQGAN(VQGANConfig(**{k: v for k, v in identity["model"].items() if k != "kind"}))
     load_strictly(vqgan, read.under("vqgan.model."), folder)
     codebook = codebook_from(CodebookConfig(**identity["codebook"]), channels=vqgan.config.latent_channels, seed=0)
@@ -186,7 +186,7 @@ def load_denoiser(
     Raises:
         InputError: nothing trained there, or on a noise schedule that is not sampled. UnsafeResume: checkpoints, but none that verifies.
     """
-    identity, read, digest = _chosen(folder, "diffusion", best)
+    identity, read, digest = chosen(folder, "diffusion", best)
     objective = ObjectiveConfig(**identity["objective"])
     if identity["schedule"] != (now := SCHEDULES.get(objective.target)):
         raise InputError(

@@ -123,7 +123,7 @@ class SyntheticSet(ImageSet):
 
     Args:
         generator: of its images. So many at a time, up to its `batch`, as leave the fewest places empty; each shard states it. A set that
-            an earlier version began goes on with the noise, the gate and the rounding of that version.
+            an earlier version began goes on with the noise, the gate and the rounding of that version; one begun without labels, without.
     """
 
     def __init__(self, generator: Generator, out: Path, *, count: int, shard: int) -> None:
@@ -135,6 +135,7 @@ class SyntheticSet(ImageSet):
             noise=self.request["noise"],
             gate=generator.gate if self.request["gate"] else None,
             straight_through=self.request["straight_through"],
+            segmenter=generator.segmenter if self.request["segmenter"] else None,
         )
 
     def images(self, ids: np.ndarray) -> Iterator[Cube]:
@@ -179,6 +180,7 @@ def request_for(generator: Generator, shard: int) -> dict[str, Any]:
         "dataset": autoencoder.data["digest"],
         "autoencoder": autoencoder.digest,
         "denoiser": denoiser.digest,
+        "segmenter": generator.segmenter and generator.segmenter.digest,
     }
 
 

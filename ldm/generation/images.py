@@ -9,7 +9,7 @@ import threading
 from collections import defaultdict, deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -18,6 +18,7 @@ from torch import Tensor
 
 from data_shards.cube import Cube, CubeMeta
 from data_shards.errors import InputError
+from ldm.checkpoints.segmenter import Segmenter
 from ldm.checkpoints.trained import Autoencoder, Denoiser
 from ldm.generation.gate import Gate, refused_too_often
 from ldm.generation.speed import DECODING, DENOISING, Speed
@@ -28,7 +29,24 @@ from ldm.models.sampler import scheduler_for, solve
 
 NEW, EARLIER = NOISES
 ATTEMPTS = 16  # at one image
+PREDICTED = "predicted"  # what the notes of an image say of its labels
 Arrays = Callable[[], tuple[np.ndarray, ...]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Made:
+    """A batch of images on the host.
+
+    Attributes:
+        stored_BCHW: stored counts; of codes that nobody looks at, the codes.
+        kept_BCHW: what a set keeps of them.
+        labels_BHW: classes of the pixels, where there is a segmenter.
+    """
+
+    z_BDHW: np.ndarray
+    stored_BCHW: np.ndarray
+    kept_BCHW: np.ndarray
+    labels_BHW: np.ndarray | None
 
 
 def latents_of(
@@ -74,12 +92,14 @@ class Generator:
         gate: what an image must be; None to look at none.
         noise: a name of ldm.models.noise.NOISES.
         payload: what becomes of an image: 'cube', its pixels, or 'codes', of which its decoder makes the very same pixels.
+        segmenter: labels the images; of codes none.
         straight_through: pixels as earlier versions decoded them (Autoencoder.decode_straight_through).
         speed: adds up what is made.
 
     Raises:
         InputError: a batch of none; a denoiser trained on another autoencoder's latents, or loaded in another precision; a sampler that
-            does not solve its objective; codes of latents that are decoded as they are, or too many of them.
+            does not solve its objective; codes of latents that are decoded as they are, or too many of them; a segmenter of codes, or of
+            other cubes.
     """
 
     autoencoder: Autoencoder
@@ -91,6 +111,7 @@ class Generator:
     gate: Gate | None = None
     noise: str = NEW
     payload: str = "cube"
+    segmenter: Segmenter | None = None
     straight_through: bool = False
     speed: Speed = field(default_factory=Speed, compare=False, repr=False)
 
@@ -108,6 +129,11 @@ class Generator:
         scheduler_for(self.sampler, self.denoiser.objective.target)  # refuses
         if self.payload == "codes":
             check_codes(quantise=self.quantise, codes=len(self.autoencoder.codebook.codes_KD))
+        if self.segmenter:
+            if self.payload != "cube":
+                raise InputError(f"labels of a set of {self.payload}", expected="sample.payload=cube", mend="sample.labels=false")
+            kind = {name: self.autoencoder.data[name] for name in ("wavelengths_nm", "scale", "offset")}
+            self.segmenter.check("the autoencoder's cubes", **kind)
 
     @property
     def device(self) -> torch.device:
@@ -125,7 +151,7 @@ class Generator:
         waiting, order = deque((int(i), 0) for i in ids), deque(map(int, ids))
         refused: dict[int, list[str]] = defaultdict(list)
         passed: dict[int, Cube] = {}
-        begun: deque[tuple[list[tuple[int, int]], Future[Arrays]]] = deque()
+        begun: deque[tuple[list[tuple[int, int]], Future[Callable[[], Made]]]] = deque()
         stopped = threading.Event()
         networks = ThreadPoolExecutor(1, initializer=_like_here, initargs=(torch.get_num_threads(), self.device))
         try:
@@ -133,11 +159,10 @@ class Generator:
                 while len(begun) < 2 and (len(waiting) >= self.batch or (waiting and not begun)):  # part of a batch waits for more
                     part = [waiting.popleft() for _ in range(min(self.batch, len(waiting)))]
                     begun.append((part, networks.submit(self._made, part, stopped)))
-                part, made = begun.popleft()
-                z_BDHW, stored_BCHW, *codes = made.result()()
-                again = []
-                for (i, attempt), z_DHW, stored_CHW, kept_CHW in zip(part, z_BDHW, stored_BCHW, *(codes or [stored_BCHW]), strict=False):
-                    if self.gate and (cause := self.gate.refuses(z_DHW, stored_CHW)):
+                part, future = begun.popleft()
+                made, again = future.result()(), []
+                for b, (i, attempt) in enumerate(part):
+                    if self.gate and (cause := self.gate.refuses(made.z_BDHW[b], made.stored_BCHW[b])):
                         refused[i].append(cause)
                         again.append((i, attempt + 1))
                         if len(refused[i]) == ATTEMPTS:
@@ -146,9 +171,7 @@ class Generator:
                     notes = {"image": i, "seed": self.seed, "batch": self.batch}
                     if attempt:
                         notes |= {"attempt": attempt, "refused": refused.pop(i)}
-                    if i != order[0]:  # it waits for one before it, and its batch does not
-                        kept_CHW = kept_CHW.copy()
-                    passed[i] = SAMPLE_OF[self.payload](kept_CHW, self.autoencoder, notes)
+                    passed[i] = self._cube(made, b, notes, waits=i != order[0])
                     while order and order[0] in passed:
                         yield passed.pop(order.popleft())
                 waiting.extendleft(reversed(again))
@@ -156,21 +179,36 @@ class Generator:
             stopped.set()
             networks.shutdown(cancel_futures=True)
 
-    def _made(self, part: Sequence[tuple[int, int]], stopped: threading.Event) -> Arrays:
-        """Latents, stored counts and, where a set keeps them, codes of a batch of (number, attempt). A GPU is still to be waited for."""
+    def _cube(self, made: Made, b: int, notes: dict[str, Any], *, waits: bool) -> Cube:
+        """An image of a batch as a set holds it; a copy of one that waits for those before it, as its batch does not."""
+        maps = made.kept_BCHW[b], None if made.labels_BHW is None else made.labels_BHW[b]
+        kept_CHW, labels_HW = (x.copy() if waits and x is not None else x for x in maps)
+        if labels_HW is not None:
+            notes |= {"labels": PREDICTED, "segmenter": self.segmenter.digest}
+        return replace(SAMPLE_OF[self.payload](kept_CHW, self.autoencoder, notes), labels_HW=labels_HW)
+
+    def _made(self, part: Sequence[tuple[int, int]], stopped: threading.Event) -> Callable[[], Made]:
+        """Latents, stored counts and, where a set keeps them, codes and labels of a batch of (number, attempt). A GPU is still to be
+        waited for."""
         id_B, attempt_B = (np.resize(column, self.batch) for column in zip(*part, strict=True))
         with self.speed.phase(DENOISING, self):
             how = {"seed": self.seed, "sampler": self.sampler, "noise": self.noise, "attempt": attempt_B}
             z_BDHW = latents_of(self.denoiser, id_B, **how, stopped=stopped)
         index_BHW = self.autoencoder.codes_of(z_BDHW) if self.payload == "codes" else None
-        kept = () if index_BHW is None else (index_BHW[:, None].to(torch.uint16),)
-        if index_BHW is not None and not self.gate:  # nobody looks at pixels
-            stored_BCHW, kept = kept[0], ()
-        else:
+        stored_BCHW = codes_BCHW = None if index_BHW is None else index_BHW[:, None].to(torch.uint16)
+        if index_BHW is None or self.gate:  # else nobody looks at pixels
             with self.speed.phase(DECODING, self):
                 stored_BCHW = self._decoded(z_BDHW, index_BHW)
+        kept_BCHW = stored_BCHW if codes_BCHW is None else codes_BCHW
+        labels = [] if self.segmenter is None else [self.segmenter(stored_BCHW, self.autoencoder.fov_HW)]
         self.speed.made(self.batch)
-        return on_host(z_BDHW, stored_BCHW, *kept)
+        arrays = on_host(z_BDHW, stored_BCHW, kept_BCHW, *labels)
+
+        def made() -> Made:
+            z_BDHW, stored_BCHW, kept_BCHW, *labels = arrays()
+            return Made(z_BDHW=z_BDHW, stored_BCHW=stored_BCHW, kept_BCHW=kept_BCHW, labels_BHW=labels[0] if labels else None)
+
+        return made
 
     def _decoded(self, z_BDHW: Tensor, index_BHW: Tensor | None) -> Tensor:
         """Stored counts of a batch."""

@@ -29,6 +29,7 @@ BEFORE = {
     "shift": 1.0,
     "sigma_min": 0.001,
     "cache_every": 1,
+    "segmenter": None,
 }
 """Of sets that do not state it: what versions did that could do nothing else."""
 
@@ -63,7 +64,7 @@ def _written(out: Path) -> dict[str, Any] | None:
 
 def agreed(out: Path, request: dict[str, Any]) -> tuple[dict[str, Any], int | None]:
     """The request of the set that stands here, or else this one. How many images is no part of it, nor the batch; what KEPT_BEFORE
-    names is as in the version that began the set.
+    names is as in the version that began the set, and one that was begun without labels goes on without.
 
     Returns:
         The request, and the batch of shards that do not state theirs: of a set that was begun when it was part of the request.
@@ -75,6 +76,8 @@ def agreed(out: Path, request: dict[str, Any]) -> tuple[dict[str, Any], int | No
         return request, None
     standing = {**BEFORE, **written}
     request = request | {key: value for key, value in KEPT_BEFORE.items() if key in request and key not in written}
+    if "segmenter" in request and standing["segmenter"] is None:
+        request = {**request, "segmenter": None}
     batch, _ = standing.pop("batch", None), standing.pop("count", None)
     if differing := [key for key in request if standing.get(key) != request[key]]:
         words = ", ".join(f"{key} {standing.get(key)}" for key in differing)

@@ -217,6 +217,21 @@ class UNetConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class SegmenterConfig:
+    """Attributes:
+    bands: C, taken from the dataset when 0.
+    channels: width of the two finest of the five levels; the coarser ones are 2, 4 and 8 times as wide.
+    """
+
+    bands: int = 0
+    channels: int = 32
+
+    def __post_init__(self) -> None:
+        if self.bands < 0 or self.channels < 2 or self.channels % 2:
+            raise InputError(f"bands {self.bands}, channels {self.channels}", expected="bands 0 or more, channels an even number from 2 on")
+
+
+@dataclass(frozen=True, kw_only=True)
 class ObjectiveConfig:
     """Attributes:
     target: 'epsilon' on the linear schedule (Ho et al. 2020); 'v' (Salimans and Ho 2022) on the cosine one (Nichol and Dhariwal 2021);

@@ -159,7 +159,7 @@ def test_one_local_process_trains_also_as_a_stage_of_a_pipeline(packed: Path, tm
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "none"))
     (tmp_path / "tiny.yaml").write_text(yaml.safe_dump({"run": "runs/tiny", "vqgan": TINY, "data": {"dataset": str(packed)}}))
     (tmp_path / "pipeline.yaml").write_text(yaml.safe_dump({"preset": "tiny.yaml"}))
-    for name in list(STAGES)[2:]:
+    for name in set(STAGES) - {"data", "vqgan"}:
         monkeypatch.delitem(STAGES, name)
     invoke("submit", "--local", "--", "pipeline", "pipeline.yaml")
     assert (tmp_path / "runs/tiny/vqgan/checkpoints/samples-000000000016/COMMIT.json").exists()

@@ -481,17 +481,20 @@ def test_a_pipeline_that_cannot_be_is_refused_whole(tmp_path, text, words, messa
 def test_behind_a_missing_stage_all_is_missing(monkeypatch):
     looked: list[str] = []
 
-    def found(done: dict[str, bool]) -> list[str]:
+    def found(done: dict[str, bool], left_out: tuple[str, ...] = ()) -> list[str]:
         looked.clear()
         for name, stage in STAGES.items():
             monkeypatch.setattr(stage, "done", lambda _, name=name: looked.append(name) or done.get(name, True))
+            monkeypatch.setattr(stage, "left_out", lambda _, name=name: "no labels" if name in left_out else None)
         return missing(None)
 
     assert found({}) == []
     assert found({"diffusion": False}) == ["diffusion", "sample", "evaluate", "audit", "report"]
     assert found({"audit": False}) == ["audit", "report"]
-    assert found({"vqgan": False}) == [name for name in STAGES if name != "data"]
-    assert looked == ["data", "vqgan"], "what stands behind a missing stage may not even be readable"
+    assert found({"segmenter": False}) == ["segmenter", "sample", "evaluate", "audit", "report"]
+    assert found({"segmenter": False}, left_out=("segmenter",)) == [], "what a run goes without holds nothing up"
+    assert found({"vqgan": False}) == [name for name in STAGES if name not in ("data", "segmenter")]
+    assert looked == ["data", "segmenter", "vqgan"], "what stands behind a missing stage may not even be readable"
 
 
 @pytest.mark.parametrize("verb", ["resume", "logs", "cancel", "status"])

@@ -39,7 +39,7 @@ from launch.stages.training import trained
 from launch.worked import working_seconds
 from ldm.checkpoints.commit import USED, faults_of
 from ldm.checkpoints.store import CheckpointStore
-from ldm.checkpoints.trained import load_autoencoder
+from ldm.checkpoints.trained import load_autoencoder, trained_digest
 from ldm.training.clock import TIMINGS
 from ldm.training.log import read_log
 from tests.commands import invoke
@@ -51,6 +51,7 @@ from tests.users import as_nobody, open_way_to
 ROOT = Path(__file__).parents[2]
 
 TINY = {
+    "segmenter": {"model": {"channels": 2}, "loop": {"samples": 32, "batch": 4, "log_every": 8, "checkpoint_every": 16}},
     "vqgan": {
         **NETWORKS["vqgan"],
         "loss": {"gan_start_samples": 24},
@@ -522,7 +523,14 @@ def test_a_whole_run_on_two_ranks_comes_to_its_report_and_again_does_nothing(tmp
     before = {path: path.stat().st_mtime_ns for name in ("data", "latents", "synthetic") for path in (tmp_path / "whole" / name).iterdir()}
     run("run", path, ranks=2)
     assert {path: path.stat().st_mtime_ns for path in before} == before
-    card = (tmp_path / "whole" / "synthetic" / "README.md").read_text()
+    whole = tmp_path / "whole" / "synthetic"
+    segmenter = trained_digest(tmp_path / "whole" / "segmenter")
+    assert read_manifest(whole).source["sample"]["segmenter"] == segmenter
+    for cube in Dataset(whole).cubes("synthetic"):
+        assert cube.meta.notes["labels"] == "predicted" and cube.meta.notes["segmenter"] == segmenter
+        assert not cube.labels_HW[~cube.fov_HW].any()
+    card = (whole / "README.md").read_text()
+    assert f"as segmenter `{segmenter}` predicts them" in card
     assert "# 10 synthetic" in card and "search for copies (pooled): " in card and "codes in use" in card and "Licence: not stated" in card
     monkeypatch.chdir(tmp_path / "whole" / "synthetic")
     for code in re.findall(r"^```python\n(.*?)^```", card, re.DOTALL | re.MULTILINE):
