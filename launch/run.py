@@ -25,6 +25,8 @@ FREE_TO_CHANGE = {
 }
 # a set may grow; each shard states its batch, each set how it was computed
 FREE_OF_A_SET = {"sample.count", "sample.batch", "sample.licence", "inference.precision", "inference.compile"}
+# a set may be judged anew
+FREE_OF_A_JUDGEMENT = {"evaluate.extractors", "evaluate.pairs"}
 # what a section of the configuration decides first; until it stands, the section may still be corrected
 FIRST_OUTPUT = {
     "data": "data",
@@ -88,7 +90,7 @@ class Run:
                 key
                 for key in differing
                 # the folder itself may have been moved, or be called by another path
-                if key not in {"run", *FREE_OF_A_SET}
+                if key not in {"run", *FREE_OF_A_SET, *FREE_OF_A_JUDGEMENT}
                 and not (FREE_TO_CHANGE & set(key.split(".")))
                 and ".engine." not in key
                 and self._begun(key)

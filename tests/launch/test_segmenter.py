@@ -10,7 +10,7 @@ import pytest
 import torch
 import yaml
 
-from data_shards.cube import LABELS, Cube
+from data_shards.cube import Cube
 from data_shards.errors import InputError
 from data_shards.folder import read_folder
 from data_shards.packing.pack import write_dataset
