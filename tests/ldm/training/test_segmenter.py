@@ -82,6 +82,5 @@ def test_all_eight_ways_to_turn_a_square_are_met_and_maps_turn_with_cubes(batch:
     ways = turned(image_BHW, 0, many)
     assert len({tuple(way.flatten().tolist()) for way in ways}) == 8
     assert turned(image_BHW[:, None].expand(-1, 2, -1, -1), 0, many)[:, 1].equal(ways)
-    assert turned(torch.arange(6).reshape(1, 2, 3).expand(64, -1, -1), 0, many).shape == (64, 2, 3), (
-        "a frame that is no square keeps its sides"
-    )
+    oblong_BHW = torch.arange(6).reshape(1, 2, 3).expand(64, -1, -1)
+    assert turned(oblong_BHW, 0, many).shape == (64, 2, 3)
