@@ -44,7 +44,7 @@ def phantoms(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "train": [cube for cube in cubes if cube.meta.subject_id not in held_out],
         "val": [cube for cube in cubes if cube.meta.subject_id in held_out],
     }
-    write_dataset(out / "set", splits)
+    write_dataset(out / "set", splits, source={})
     return out / "set"
 
 
@@ -89,7 +89,7 @@ def test_a_resumed_training_is_that_of_an_undisturbed_one(phantoms: Path, tmp_pa
 def unlabelled(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("unlabelled") / "set"
     cubes: list[Cube] = [replace(made_cube(i), labels_HW=None) for i in range(8)]
-    write_dataset(out, {"train": cubes[:6], "val": cubes[6:]})
+    write_dataset(out, {"train": cubes[:6], "val": cubes[6:]}, source={})
     return out
 
 

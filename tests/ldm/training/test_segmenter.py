@@ -33,7 +33,7 @@ def batch(dataset: Dataset) -> Batch:
 
 
 def loss(trainer: SegmenterTrainer, batch: Batch) -> float:
-    return float(trainer.losses(batch, 0)[0]["segmenter"])
+    return float(trainer.losses(batch, 0)[1]["loss/segment"])
 
 
 def test_pixels_that_nobody_labelled_change_nothing(trainer: SegmenterTrainer, batch: Batch) -> None:
@@ -56,7 +56,7 @@ def test_pixels_that_nobody_labelled_change_nothing(trainer: SegmenterTrainer, b
 def test_a_batch_without_labels_gives_no_loss_and_no_gradient(trainer: SegmenterTrainer, batch: Batch) -> None:
     of_none = trainer.losses(replace(batch, labels_BHW=None, labelled_B=None), 0)[0]["segmenter"]
     of_none.backward()
-    assert float(of_none) == 0
+    assert of_none.item() == 0
     assert all(p.grad is not None and not p.grad.any() for p in trainer.module.parameters())
 
 
