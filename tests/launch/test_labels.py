@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,6 +10,8 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from monai.networks.nets.basic_unet import BasicUNet
+from safetensors.torch import load_file
 
 from data_shards.cube import LABELS, Cube
 from data_shards.errors import InputError
@@ -71,6 +74,12 @@ def test_it_learns_and_says_how_well(phantoms: Path, tmp_path: Path) -> None:
     assert together[2:].equal(segmenter(cube[2:])), "what stands beside an image does not touch its labels"
     fov = torch.from_numpy(cubes[0].fov_HW)
     assert not segmenter(cube, fov)[:, ~fov].any()
+
+    invoke("ckpt", "export", tmp_path / "run", tmp_path / "out")
+    about = json.loads((tmp_path / "out" / "segmenter" / "segmenter.json").read_text())
+    plain = BasicUNet(spatial_dims=2, in_channels=4, out_channels=4, features=about["features"]).eval()
+    plain.load_state_dict(load_file(tmp_path / "out" / "segmenter" / "segmenter.safetensors"))
+    assert plain(segmenter.normaliser(cube[:1])).argmax(1).equal(together[:1].long()), "MONAI's own network finds the same"
 
 
 def test_a_resumed_training_is_that_of_an_undisturbed_one(phantoms: Path, tmp_path: Path) -> None:
