@@ -447,7 +447,7 @@ PIPELINE = "preset: demo\noverrides: [run=runs/p]\njobs:\n  vqgan: {nodes: 2, ti
 def test_a_pipeline_s_stages_wait_for_each_other(tmp_path):
     (tmp_path / "p.yaml").write_text(PIPELINE)
     stages = json.loads(invoke("submit", "--dry-run", "--json", "--", "pipeline", "p.yaml", "sample.count=12"))["stages"]
-    assert list(stages) == ["data", "vqgan", "encode", "diffusion", "sample", "evaluate", "audit", "report"]
+    assert list(stages) == ["data", "segmenter", "vqgan", "encode", "diffusion", "sample", "evaluate", "audit", "report"]
     assert stages["vqgan"]["job"]["nodes"] == 2 and stages["vqgan"]["job"]["name"] == "p/vqgan"
     assert stages["sample"]["job"]["array"] == "1-6%2" and stages["sample"]["config"]["sample"]["count"] == 12
     assert stages["sample"]["job"]["command"][-2:] == ["--task", "{array_task}/6"]
