@@ -21,11 +21,12 @@ NETWORKS = {
         "loss": {"gan_start_samples": 8},
     },
     "diffusion": {"model": {"channels": 16, "layers": 1}},
+    "features": {"model": {"channels": 8, "levels": 2, "dimension": 8}},
 }
 
 
 def configured(**sections: dict[str, object]) -> dict[str, dict[str, object]]:
-    """A configuration of both trainings: tiny networks, and these sections in each."""
+    """A configuration of all trainings: tiny networks, and these sections in each."""
     return {stage: {**networks, **sections} for stage, networks in NETWORKS.items()}
 
 
