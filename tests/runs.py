@@ -22,6 +22,7 @@ NETWORKS = {
         "loss": {"gan_start_samples": 8},
     },
     "diffusion": {"model": {"channels": 16, "layers": 1}},
+    "features": {"model": {"channels": 8, "levels": 2, "dimension": 8}},
 }
 
 

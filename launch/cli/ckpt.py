@@ -14,7 +14,7 @@ from launch.cli.data import AsJson
 app = typer.Typer(help="Checkpoints of a run: list, verify, prune, export, convert.", no_args_is_help=True)
 
 Folder = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder, or the folder of one of its trainings.")]
-STAGES = ("segmenter", "vqgan", "diffusion")
+STAGES = ("segmenter", "vqgan", "diffusion", "features")
 
 
 def stores(folder: Path) -> dict[str, object]:
@@ -121,6 +121,9 @@ def export(
         "diffusion": (load_denoiser, export_denoiser),
     }
     for name, store in stores(run).items():
+        if name not in exports:
+            typer.echo(f"{name}: left out, it serves evaluations alone")
+            continue
         load, write = exports[name]
         write(load(store.folder.parent, best=best), out / name)
         typer.echo(f"{name}: {out / name}")

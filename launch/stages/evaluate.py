@@ -29,7 +29,7 @@ MORE_PEOPLE = "retinaforge data pack FOLDER DATASET --splits train=0.7,val=0.2,t
 
 
 class Evaluate(MeasuredStage):
-    name, verb, after = "evaluate", "evaluate", ("sample", "features", "segmenter")
+    name, verb, after = "evaluate", "evaluate", ("sample", "features")
     reads, writes = "dataset, `synthetic/`, `features/`, `segmenter/`", "`evaluate.json`, `reconstruction.json`, `gaussian-latents/`"
 
     def check(self, run: Run) -> None:
