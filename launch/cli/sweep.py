@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -36,13 +35,10 @@ def sweep(
     Autoencoders are shared by the denoisers on them, and these by their solvers. The folder is run=RUN; left out, that of the preset with
     -sweep behind it.
     """
-    from launch.config import load
     from launch.sweep.axes import Axes, impossible, sampler_named
-    from launch.sweep.runs import Sweep
+    from launch.sweep.runs import Sweep, base_of
 
-    base = load(preset, overrides or [])
-    if not any(word.startswith("run=") for word in overrides or []):
-        base = replace(base, run=f"{base.run}-sweep")
+    base = base_of(preset, overrides or [])
     own, target = base.diffusion.sampler, base.diffusion.objective.target
     axes = Axes(
         compression=numbers("--compression", compression),

@@ -12,6 +12,7 @@ Each is a plain run folder: what is shared is linked into it, and every verb wor
 from __future__ import annotations
 
 import contextlib
+import glob
 import json
 import os
 from collections.abc import Iterable
@@ -22,7 +23,7 @@ from typing import Any
 
 from data_shards import durable
 from data_shards.errors import InputError
-from launch.config import Config, to_tree
+from launch.config import Config, load, to_tree
 from launch.credentials import concealed
 from launch.run import Run, changed
 from launch.stages import STAGES
@@ -34,7 +35,6 @@ NAME = "sweep.json"
 FORMAT = "retinaforge-sweep-1"
 JUDGES = tuple(name for name in ("features", "segmenter") if name in STAGES)
 """Stages that are made once, in the sweep's own folder, and judge all sets alike."""
-AXES = ("compression", "latent_channels", "channels")
 FREE = {"run", "data.workers", "data.cache", "data.cache_gib"}  # what may change while a sweep is made; so may engines and reading
 
 
@@ -79,26 +79,18 @@ class Sweep:
         Raises:
             InputError: a sweep of another grid or configuration, or a plain run, stands there.
         """
-        path = self.folder / NAME
-        stated = json.loads(durable.readable_json(self._stated()))
-        if not path.exists():
-            if (self.folder / "run.yaml").exists():
-                raise InputError("a run stands here, and no sweep", where=self.folder, expected="a folder of its own", mend="run=runs/NAME")
-            durable.write_bytes(path, durable.readable_json(stated), keep_first=True)
+        path, stated = self.folder / NAME, json.loads(durable.readable_json(self._stated()))
+        if (self.folder / "run.yaml").exists() and not path.exists():  # in this order: a sweep that begins now writes them in the other
+            raise InputError("a run stands here, and no sweep", where=self.folder, expected="a folder of its own", mend="run=runs/NAME")
+        durable.write_bytes(path, durable.readable_json(stated), keep_first=True)
         standing = json.loads(path.read_bytes())
-        differing = [
-            key
-            for key in changed(standing, stated)
-            if key.removeprefix("config.") not in FREE and ".engine." not in key and not key.startswith("config.data.read")
-        ]
+        differing = [key for key in changed(standing, stated) if not _free(key)]
         if differing:
-            said = standing["axes"]
-            axes = " ".join(f"--{name.replace('_', '-')} {','.join(map(str, said[name]))}" for name in AXES)
+            what = "grid" if differing[0].startswith("axes") else "configuration"
             raise InputError(
-                f"this folder holds a sweep of another {'grid' if any(k.startswith('axes') for k in differing) else 'configuration'}: "
-                f"{', '.join(differing)}",
+                f"this folder holds a sweep of another {what}: {', '.join(differing)}",
                 where=path,
-                expected=f"the same axes and configuration: {axes}",
+                expected=f"the same axes and configuration: {_as_options(standing['axes'])}",
                 mend="a folder of its own for another grid: run=runs/NAME",
             )
 
@@ -109,6 +101,37 @@ class Sweep:
             "rules": asdict(self.rules),
             "config": concealed(to_tree(self.base)),
         }
+
+
+def _free(key: str) -> bool:
+    """Whether this key of sweep.json may change while a sweep is made."""
+    return key.removeprefix("config.") in FREE or ".engine." in key or key.startswith("config.data.read.")
+
+
+def _as_options(axes: dict[str, Any]) -> str:
+    """The axes of sweep.json as the options that state them."""
+    words = {name: ",".join(map(str, axes[name])) for name in ("compression", "latent_channels", "channels")}
+    words["samplers"] = ",".join(f"{sampler['name']}:{sampler['steps']}" for sampler in axes["samplers"])
+    return " ".join(f"--{name.replace('_', '-')} {values}" for name, values in words.items())
+
+
+def base_of(preset: str, overrides: list[str]) -> Config:
+    """The configuration of a sweep; its folder, where none is named, is that of the preset with -sweep behind it."""
+    config = load(preset, overrides)
+    named = any(word.startswith("run=") for word in overrides)
+    return config if named else replace(config, run=f"{config.run}-sweep")
+
+
+def progress_patterns(folder: Path) -> tuple[str, ...]:
+    """Files that change as a sweep gets on, whichever process makes them."""
+    run = glob.escape(str(folder))
+    of_shared = [pattern for name in ("data", *JUDGES) for pattern in STAGES[name].grows(run)]
+    of_pieces = [
+        pattern
+        for name, place in (("vqgan", "ae-*"), ("encode", "ae-*"), ("diffusion", "f*"), ("sample", "f*/sets/*"), ("evaluate", "f*/sets/*"))
+        for pattern in STAGES[name].grows(f"{run}/{place}")
+    ]
+    return (*of_shared, *of_pieces, f"{run}/*/stopped.json")
 
 
 def link(folder: Path, sources: Iterable[Path]) -> None:
