@@ -28,6 +28,9 @@ def sweep(
     workers: Annotated[
         int, typer.Option(min=1, help="Processes on this machine; any number may also be started by hand, or as an array.")
     ] = 1,
+    least_gain: Annotated[
+        float, typer.Option(metavar="DB", help="An autoencoder whose PSNR is less above that of the mean image is not diffused on.")
+    ] = 3.0,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the grid, its sizes and its cost, and stop.")] = False,
 ) -> None:
     """Train, time and judge a grid of networks and solvers; draw the front and recommend one. The same command again goes on.
@@ -37,6 +40,7 @@ def sweep(
     """
     from launch.sweep.axes import Axes, impossible, sampler_named
     from launch.sweep.runs import Sweep, base_of
+    from launch.sweep.stopping import Rules
 
     base = base_of(preset, overrides or [])
     own, target = base.diffusion.sampler, base.diffusion.objective.target
@@ -46,7 +50,7 @@ def sweep(
         channels=numbers("--channels", channels),
         samplers=tuple(sampler_named(word, own, target) for word in samplers.split(",")) if samplers else (own,),
     )
-    grid = Sweep(base=base, axes=axes)
+    grid = Sweep(base=base, axes=axes, rules=Rules(psnr_gain_db=least_gain))
     from launch.plan import cube_shape
 
     shape = cube_shape(base)
@@ -143,16 +147,16 @@ def show(results: Results) -> None:
     from launch.cli.evaluate import number
     from launch.sweep.results import MEASURES
 
-    table = Table(title="sweep", title_justify="left", box=box.SIMPLE_HEAD)
-    table.add_column("set")
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+    for column in ("", "networks", "solver"):
+        table.add_column(column, no_wrap=True)
     for column in ("images/s", *MEASURES.values()):
         table.add_column(column, justify="right")
     for row in results.rows:
-        if row.reason:
-            continue
-        mark = " ← recommended" if row.name == results.recommended else " *" if row.name in results.front else ""
-        values = [number(row.value(key)) for key in MEASURES]
-        table.add_row(f"{row.name}{mark}", f"{row.pace.images_per_s:.3g}", *values)
+        if row.reason is None:
+            mark = "→" if row.name == results.recommended else "*" if row.name in results.front else ""
+            values = ["–" if (v := row.value(key)) is None else f"{v:.3g}" for key in MEASURES]
+            table.add_row(mark, row.cell.name, row.sampler, f"{row.pace.images_per_s:.3g}", *values)
     console = Console()
     console.print(table)
     for row in results.rows:
@@ -166,4 +170,6 @@ def show(results: Results) -> None:
     if floors:
         real = ", ".join(f"{MEASURES[key]} {number(value)}" for key, value in floors.items())
         typer.echo(f"other real people in place of a set: {real}")
-    typer.echo(f"timed on {'; '.join(results.devices) or 'no device'}; * no set beats it\nrecommended: {results.why}\nrule: {results.rule}")
+    typer.echo(
+        f"timed on {'; '.join(results.devices) or 'no device'}; * no set beats it\n→ recommended: {results.why}\nrule: {results.rule}"
+    )

@@ -11,6 +11,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 from matplotlib.axes import Axes as Panel
 from matplotlib.lines import Line2D
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from launch.sweep.results import MEASURES, Results, Row, comparable, front_of
 
@@ -56,9 +57,10 @@ def _measure(panel: Panel, key: str, sets: list[Row], results: Results) -> None:
         panel.set_axis_off()
         panel.text(0, 0.9, f"not measured: {'; '.join(reasons) or 'no set'}", transform=panel.transAxes, va="top", wrap=True)
         return
-    panel.set_xscale("log")
-    if all(row.value(key) > 0 for row in sets):
-        panel.set_yscale("log")
+    _log(panel, "x", [rate for row in sets for rate in (row.pace.images_per_s, *row.pace.quartiles)])
+    floors = sorted(floor for row in sets if (floor := row.measures[key].floor) is not None)
+    floor = floors[len(floors) // 2 :][:1]  # the median, where there is one
+    _log(panel, "y", [*(row.value(key) for row in sets), *floor])
     front = sorted(front_of(sets, [key]), key=lambda row: row.pace.images_per_s)
     panel.plot(
         [r.pace.images_per_s for r in front], [r.value(key) for r in front], color="#999999", lw=5, alpha=0.35, solid_capstyle="round"
@@ -85,9 +87,19 @@ def _measure(panel: Panel, key: str, sets: list[Row], results: Results) -> None:
                 )
                 if row.name == results.recommended:
                     panel.plot(row.pace.images_per_s, row.value(key), marker="o", ms=size + 9, mfc="none", mec=INK, mew=1.2)
-    floors = [m.floor for row in sets if (m := row.measures[key]).floor is not None]
-    if floors and min(floors) > 0:
-        panel.axhline(sorted(floors)[len(floors) // 2], color=INK, lw=0.7, ls=(0, (1, 3)))
+    for value in floor:
+        panel.axhline(value, color=INK, lw=0.7, ls=(0, (1, 3)))
+
+
+def _log(panel: Panel, name: str, values: list[float]) -> None:
+    """Axis 'x' or 'y' about these values, logarithmic with plain numbers; linear where some are not above 0."""
+    low, high, axis = min(values), max(values), getattr(panel, f"{name}axis")
+    if low <= 0:
+        return
+    panel.set(**{f"{name}scale": "log", f"{name}lim": (low / 1.2, high * 1.2)})
+    axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axis.set_minor_formatter(NullFormatter())
 
 
 def _look(results: Results, compression: int, latent_channels: int) -> tuple[str, str, str]:

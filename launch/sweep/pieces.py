@@ -21,7 +21,7 @@ from launch.machine import device_name
 from launch.run import Run, device, read_result
 from launch.stages import STAGES
 from launch.stages.training import Training
-from launch.sweep.axes import cost_of, in_order
+from launch.sweep.axes import in_order
 from launch.sweep.runs import JUDGES, Sweep, link
 from launch.sweep.stopping import Hopeless, Stopped, Watched, stopped_in
 from launch.work import Display, Phases, make_phases
@@ -173,8 +173,10 @@ class Pieces(Units):
         from ldm.training.loop import Diverged
 
         piece = self.pieces[number]
-        if piece.run.folder != self.sweep.folder:
-            link(piece.run.folder, (self.sweep.folder / "data",))
+        if isinstance(piece, Judge):  # without it no set could be judged: what befalls it ends the sweep
+            piece.make(self.display)
+            return
+        link(piece.run.folder, (self.sweep.folder / "data",))
         with counted(piece.run.folder, "sweep"):
             try:
                 piece.make(self.display)
@@ -189,7 +191,7 @@ class Pieces(Units):
                 stopped = Stopped(rule=f"no memory for it on {device_name(device())}")
         self.display.note(f"{piece.name} is given up: {stopped}")
         stopped.write(piece.run.folder)
-        gc.collect()
+        gc.collect()  # the traceback held tensors of what was given up
 
     def finish(self) -> None:
         """Results and figure, of all pieces."""
@@ -221,9 +223,8 @@ def pieces_of(sweep: Sweep) -> Iterator[Piece]:
     """Each before what is made from it; the cheapest configurations first."""
     judges = [Judge(sweep, name, sweep.shared) for name in JUDGES]
     yield from judges
-    cells = sweep.axes.cells()
     autoencoders: dict[str, AutoencoderPiece] = {}
-    for cell in in_order(cells, {cell: cost_of(sweep.denoiser(cell).config) for cell in cells}):
+    for cell in in_order(sweep.axes.cells(), sweep.costs):
         if cell.autoencoder not in autoencoders:
             autoencoders[cell.autoencoder] = AutoencoderPiece(sweep, cell.autoencoder, sweep.autoencoder(cell))
             yield autoencoders[cell.autoencoder]

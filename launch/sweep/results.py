@@ -10,7 +10,7 @@ from pathlib import Path
 
 from data_shards import durable
 from launch.run import read_result
-from launch.sweep.axes import Axes, Cell, cost_of
+from launch.sweep.axes import Axes, Cell
 from launch.sweep.runs import Sweep
 from launch.sweep.stopping import stopped_in
 from launch.worked import working_seconds
@@ -21,13 +21,13 @@ from ldm.generation.speed import Pace
 FORMAT = "retinaforge-sweep-results-1"
 LEAST_SHARE = 0.1  # of the fastest set's pace, that a recommended one has
 MEASURES = {
-    "frechet": "Fréchet distance",
+    "frechet": "Fréchet",
     "ms_ssim": "|ΔMS-SSIM|",
-    "kl_artery": "KL, artery (nats)",
-    "kl_vein": "KL, vein (nats)",
-    "kl_onh": "KL, optic disc (nats)",
+    "kl_artery": "KL artery",
+    "kl_vein": "KL vein",
+    "kl_onh": "KL disc",
 }
-"""By key: the measures of the reference's five panels, in their order. Lower is better."""
+"""By key: the measures of the reference's five panels, in their order; KL in nats. Lower is better."""
 RULE = (
     f"Of the sets that no other beats, and that are at least {LEAST_SHARE:g} as fast as the fastest, the one with the lowest sum of ranks "
     "over the measures that all sets have; of equals the faster."
@@ -127,7 +127,7 @@ def rows_of(sweep: Sweep) -> Iterator[Row]:
         stopped = stopped_in(autoencoder.folder) or stopped_in(denoiser.folder)
         of_networks = {
             "cell": cell,
-            "denoiser_parameters": cost_of(denoiser.config).denoiser_parameters,
+            "denoiser_parameters": sweep.costs[cell].denoiser_parameters,
             "psnr_gain_db": rebuilt.psnr_gain_db if rebuilt else None,
             "trained_s": working_seconds(denoiser.folder) or None,
         }

@@ -27,7 +27,7 @@ from launch.config import Config, load, to_tree
 from launch.credentials import concealed
 from launch.run import Run, changed
 from launch.stages import STAGES
-from launch.sweep.axes import Axes, Cell, set_name
+from launch.sweep.axes import Axes, Cell, Cost, cost_of, set_name
 from launch.sweep.stopping import Rules
 from ldm.models.config import SamplerConfig
 
@@ -58,6 +58,11 @@ class Sweep:
     def shared(self) -> Run:
         """The sweep's own run: data and judges. Its networks are those of the first configuration, and are not trained."""
         return Run(self.axes.cells()[0].config(self.base, self.folder))
+
+    @cached_property
+    def costs(self) -> dict[Cell, Cost]:
+        """What each configuration takes."""
+        return {cell: cost_of(self.denoiser(cell).config) for cell in self.axes.cells()}
 
     def autoencoder(self, cell: Cell) -> Run:
         """The run of an autoencoder; its denoiser, which is not trained there, is the first of those that share it."""
