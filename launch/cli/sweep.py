@@ -70,6 +70,7 @@ def sweep(
 
 def make(grid: Sweep, workers: int) -> None:
     """All pieces, by this process and further ones, and what came of it."""
+    from launch.sweep.figure import write_figure
     from launch.sweep.pieces import phases
     from launch.sweep.results import write_results
     from launch.work import make_phases
@@ -85,7 +86,9 @@ def make(grid: Sweep, workers: int) -> None:
     grid.begin()
     grid.shared.freeze()
     make_phases(phases(grid, Terminal()), Terminal(), (0, 1), workers=workers, unit="piece")
-    show(write_results(grid))
+    results = write_results(grid)
+    write_figure(results, grid.folder)
+    show(results)
     typer.echo(f"figure: {grid.folder / 'sweep.svg'}\ntable: {grid.folder / 'results.csv'}")
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import itertools
+from pathlib import Path
 
 import matplotlib
 
@@ -13,6 +14,7 @@ from matplotlib.axes import Axes as Panel
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
+from data_shards import durable
 from launch.sweep.results import MEASURES, Results, Row, comparable, front_of
 
 COLOURS = ("#1f5fa8", "#c8501e", "#2f8f4e", "#7a4fa3", "#a88a1f")  # by latent channels
@@ -32,6 +34,12 @@ STYLE = {
     "svg.hashsalt": "retinaforge",  # the same bytes of the same results
     "svg.fonttype": "none",
 }
+
+
+def write_figure(results: Results, folder: Path) -> None:
+    """sweep.svg and sweep.png."""
+    for suffix in ("svg", "png"):
+        durable.write_bytes(folder / f"sweep.{suffix}", draw(results, suffix))
 
 
 def draw(results: Results, suffix: str) -> bytes:

@@ -14,6 +14,8 @@ from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 
+import torch
+
 from data_shards import durable
 from data_shards.ledger import Units
 from launch.build import check_fit
@@ -22,10 +24,12 @@ from launch.run import Run, device, read_result
 from launch.stages import STAGES
 from launch.stages.training import Training
 from launch.sweep.axes import in_order
+from launch.sweep.results import write_results
 from launch.sweep.runs import JUDGES, Sweep, link
 from launch.sweep.stopping import Hopeless, Stopped, Watched, stopped_in
 from launch.work import Display, Phases, make_phases
 from launch.worked import counted
+from ldm.evaluation.evaluate import EvaluationResult
 from ldm.evaluation.reconstruction import Reconstruction, ReconstructionResult
 
 TIMED = 5  # shards made once more to time a set whose own shards were not: too few, or by a process that was killed
@@ -63,7 +67,7 @@ class Judge(Piece):
     """A network that judges all sets."""
 
     def whole(self) -> bool:
-        return reached(STAGES[self.name], self.run)
+        return STAGES[self.name].done(self.run)
 
     def make(self, display: Display) -> None:
         STAGES[self.name].make(self.run, display)
@@ -111,7 +115,7 @@ class SetPiece(Piece):
     """A synthetic set of a trained denoiser, its pace, and its evaluation."""
 
     def whole(self) -> bool:
-        return self.run.speed.exists() and (self.run.folder / "evaluate.json").exists()
+        return self.run.speed.exists() and read_result(self.run.folder / "evaluate.json", EvaluationResult) is not None
 
     def make(self, display: Display) -> None:
         denoiser, *judges = self.after
@@ -159,45 +163,49 @@ class Pieces(Units):
         self.sweep, self.display, self.out = sweep, display, sweep.folder
         self.pieces = list(pieces_of(sweep))
         self.names = [piece.name for piece in self.pieces]
+        self.there: set[int] = set()
 
     def published(self, number: int) -> bool:
         piece = self.pieces[number]
-        return piece.stopped() is not None or piece.whole()
+        if number not in self.there and (piece.stopped() is not None or piece.whole()):
+            self.there.add(number)  # what is there stays, and to look costs more than to remember
+        return number in self.there
 
     def ready(self, number: int) -> bool:
         return all(self.published(self.pieces.index(piece)) for piece in self.pieces[number].after)
 
     def make(self, number: int) -> None:
         """Make a piece, or write down why it was given up."""
-        from ldm.speed import out_of_memory
-        from ldm.training.loop import Diverged
-
         piece = self.pieces[number]
         if isinstance(piece, Judge):  # without it no set could be judged: what befalls it ends the sweep
             piece.make(self.display)
             return
         link(piece.run.folder, (self.sweep.folder / "data",))
         with counted(piece.run.folder, "sweep"):
-            try:
-                piece.make(self.display)
-                return
-            except Hopeless as error:
-                stopped = error.stopped
-            except Diverged as error:
-                stopped = Stopped(rule=error.what)
-            except RuntimeError as error:
-                if not out_of_memory(error):
-                    raise
-                stopped = Stopped(rule=f"no memory for it on {device_name(device())}")
-        self.display.note(f"{piece.name} is given up: {stopped}")
-        stopped.write(piece.run.folder)
-        gc.collect()  # the traceback held tensors of what was given up
+            if stopped := self._made(piece):
+                self.display.note(f"{piece.name} is given up: {stopped}")
+                stopped.write(piece.run.folder)
+                gc.collect()  # the traceback held tensors of what was given up
+                torch.cuda.empty_cache()
+        if stopped or isinstance(piece, SetPiece):
+            write_results(self.sweep)  # as far as they go, for who looks on
 
-    def finish(self) -> None:
-        """Results and figure, of all pieces."""
-        from launch.sweep.results import write_results
+    def _made(self, piece: Piece) -> Stopped | None:
+        """Make a piece; why it is given up, if so."""
+        from ldm.speed import out_of_memory
+        from ldm.training.loop import Diverged
 
-        write_results(self.sweep)
+        try:
+            piece.make(self.display)
+        except Hopeless as error:
+            return error.stopped
+        except Diverged as error:
+            return Stopped(rule=error.what)
+        except RuntimeError as error:
+            if not out_of_memory(error):
+                raise
+            return Stopped(rule=f"no memory for it on {device_name(device())}")
+        return None
 
 
 def phases(sweep: Sweep, display: Display) -> Phases:
@@ -210,7 +218,7 @@ def phases(sweep: Sweep, display: Display) -> Phases:
 
     shared, data = sweep.shared, STAGES["data"]
     if not data.done(shared):
-        yield from data.phases(shared)
+        data.make(shared, display)
     dataset = shared.open(shared.dataset)
     for cell in sweep.axes.cells():
         check_fit(sweep.autoencoder(cell).config.vqgan, dataset)

@@ -204,14 +204,10 @@ def recommendation(front: Sequence[Row], sets: Sequence[Row], keys: Sequence[str
 
 
 def write_results(sweep: Sweep) -> Results:
-    """results.json, results.csv, sweep.svg and sweep.png, of what stands in the folder."""
-    from launch.sweep.figure import draw
-
+    """results.json and results.csv, of what stands in the folder."""
     results = results_of(sweep.axes, list(rows_of(sweep)))
-    durable.write_bytes(sweep.folder / "results.json", durable.readable_json(asdict(results)))
+    durable.write_json(sweep.folder / "results.json", asdict(results))
     durable.write_bytes(sweep.folder / "results.csv", as_csv(results).encode())
-    for suffix in ("svg", "png"):
-        durable.write_bytes(sweep.folder / f"sweep.{suffix}", draw(results, suffix))
     return results
 
 

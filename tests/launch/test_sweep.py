@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import pickle
 import signal
 import subprocess
 import sys
@@ -21,12 +22,14 @@ import yaml
 import launch.work
 from data_shards.errors import InputError
 from data_shards.ledger import Ledger, Units
-from launch.cli.display import Hidden
+from launch.cli.display import Hidden, Terminal
 from launch.config import Config, load
 from launch.run import read_result
 from launch.sweep.axes import Axes, Cell, cost_of, impossible, in_order, sampler_named, set_name
 from launch.sweep.figure import draw
+from launch.sweep.pieces import Pieces
 from launch.sweep.results import MEASURES, Measure, Row, comparable, front_of, results_of
+from launch.sweep.runs import Sweep, base_of
 from launch.sweep.stopping import Hopeless, Rules, Stopped, Watched, stopped_in
 from launch.work import work
 from ldm.generation.speed import Pace, Speed
@@ -56,6 +59,7 @@ TINY = {
 }
 GRID = ("--compression", "8", "--latent-channels", "4", "--channels", "8,16")
 FORGIVING = ("--least-gain", "0")
+AXES = Axes(compression=(8,), latent_channels=(8,), channels=(8, 16, 24, 32), samplers=(SamplerConfig(),))
 
 
 @pytest.fixture
@@ -106,7 +110,8 @@ def test_a_killed_sweep_goes_on_and_makes_nothing_twice(tiny: Path, tmp_path: Pa
 
     untimed = out / "f8-z4-c8" / "sets" / "flow-euler-2" / "speed.json"
     untimed.unlink()  # as a kill between set and pace leaves it
-    stamps = {p: p.stat().st_mtime_ns for p in out.rglob("*.json") if p.parent != out and "worked" not in p.parts}
+    made = [p for p in out.rglob("*.json") if p.parent != out and "worked" not in p.parts and p.name != "environment.json"]
+    stamps = {p: p.stat().st_mtime_ns for p in made}
     invoke(*words)  # a finished sweep is looked at, and drawn
     assert {p: p.stat().st_mtime_ns for p in stamps} == stamps
     assert read_result(untimed, Pace).shards == 5 and not (untimed.parent / "timed").exists()
@@ -168,6 +173,31 @@ def test_solvers_keep_the_share_of_their_last_step() -> None:
     assert set_name(SamplerConfig(steps=5), "flow") == "flow-heun-5"
 
 
+def test_a_job_of_a_sweep_gets_on_by_what_its_pieces_commit(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    job = json.loads(invoke("submit", "--array", "1-4", "--dry-run", "--json", "--", "sweep", tiny, "run=grid", *GRID))["job"]
+    grid = tmp_path / "grid"
+    for made in ("ae-f8-z4/vqgan", "f8-z4-c8/diffusion"):
+        commit = grid / made / "checkpoints" / "samples-000000008" / "COMMIT.json"
+        commit.parent.mkdir(parents=True)
+        commit.touch()
+        assert any(commit in Path("/").glob(pattern.lstrip("/")) for pattern in job["progress"])
+    assert job["command"][1:3] == ["sweep", str(tiny)] and job["array"] == "1-4"
+
+
+def test_ranks_are_no_way_to_share_a_sweep(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "2"}.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(InputError, match="a sweep by 2 ranks") as refusal:
+        invoke("sweep", tiny, f"run={tmp_path / 'grid'}", *GRID)
+    assert "--array" in str(refusal.value) and not (tmp_path / "grid").exists()
+
+
+def test_further_processes_can_be_given_the_pieces(tiny: Path, tmp_path: Path) -> None:
+    grid = Sweep(base=base_of(str(tiny), [f"run={tmp_path}"]), axes=AXES)
+    assert pickle.loads(pickle.dumps(partial(Pieces, grid, Terminal())))().names == Pieces(grid, Hidden()).names
+
+
 class Chain(Units):
     """Each unit is made from the one before, which comes later in the list."""
 
@@ -217,19 +247,10 @@ def test_a_denoiser_is_given_up_from_a_quarter_on_where_it_has_learnt_nothing(sa
     assert why.value.stopped.samples == samples and why.value.stopped.bound == 1.0
 
 
-def test_a_denoiser_that_diverges_or_learns_nothing_is_a_row_with_its_reason(tiny: Path, tmp_path: Path) -> None:
+def test_a_denoiser_that_learns_nothing_is_a_row_with_its_reason(tiny: Path, tmp_path: Path) -> None:
     out = tmp_path / "grid"
-    words = (
-        "sweep",
-        tiny,
-        f"run={out}",
-        "diffusion.optimizer.lr=1e-12",
-        "diffusion.loop.samples=32",
-        *GRID[:4],
-        "--channels",
-        "8",
-        *FORGIVING,
-    )
+    words = ["sweep", tiny, f"run={out}", *GRID[:4], "--channels", "8", "--least-gain", "-100", "vqgan.loop.samples=8"]
+    words += ["diffusion.optimizer.lr=1e-12", "diffusion.loop.samples=32"]
     said = invoke(*words)
     stopped = stopped_in(out / "f8-z4-c8")
     assert stopped.figure >= stopped.bound and stopped.samples == 8 and f"({stopped.samples} samples)" in said
@@ -256,9 +277,6 @@ def row(channels: int, per_s: float, frechet: float | None, kl: float | None = 1
     measures = {"frechet": Measure(value=frechet, floor=0.1), "kl_vein": Measure(value=kl), "kl_onh": Measure(reason="no labels")}
     cell = Cell(compression=8, latent_channels=8, channels=channels)
     return Row(cell=cell, sampler="flow-euler-2", denoiser_parameters=1, pace=pace, measures=measures, **more)
-
-
-AXES = Axes(compression=(8,), latent_channels=(8,), channels=(8, 16, 24, 32), samplers=(SamplerConfig(),))
 
 
 def test_the_front_holds_who_no_other_beats() -> None:
