@@ -47,7 +47,7 @@ class Run:
         named = config.data.dataset
         self.dataset: Path | str = self.folder / "data" if not named else named if is_url(named) else Path(named)
         self.vqgan, self.latents, self.diffusion, self.synthetic = (self.folder / n for n in ("vqgan", "latents", "diffusion", "synthetic"))
-        self.envelope, self.speed = self.folder / "envelope.json", self.folder / "speed.json"
+        self.envelope = self.folder / "envelope.json"
 
     def open(self, place: Path | str) -> Dataset:
         """A dataset of this run, read through its cache where there is one."""

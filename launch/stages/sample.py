@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 
 LOGGER = logging.getLogger("retinaforge")
 SPLIT = "synthetic"
+SPEED = "speed.json"  # the pace of the process that wrote it last
 LATELY = 33  # shards whose times, all of one file server's clock, say how many images a second there are
 
 
@@ -67,8 +68,7 @@ def generator_of(run: Run, speed: Speed | None = None) -> Generator:
 
 class Sample(UnitStage):
     name, verb, after = "sample", "sample", ("diffusion",)
-    reads = "`vqgan/`, `diffusion/`; once the dataset's training images"
-    writes = "`synthetic/`, with its card, `envelope.json`, `speed.json`"
+    reads, writes = "`vqgan/`, `diffusion/`; once the dataset's training images", "`synthetic/`, with its card, `envelope.json`"
 
     def target(self, config: Config) -> Target:
         wanted = config.sample
@@ -110,7 +110,7 @@ class Sample(UnitStage):
         if place[0] == 0:
             write_card(run)
             if pace := speed.pace(device_name(device())):
-                durable.write_json(run.speed, asdict(pace))
+                durable.write_json(run.folder / SPEED, asdict(pace))
         display.note(speed.line())
         return [*unbounded(run), *refused(run)]
 

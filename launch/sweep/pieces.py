@@ -22,6 +22,7 @@ from launch.build import check_fit
 from launch.machine import device_name
 from launch.run import Run, device, read_result
 from launch.stages import STAGES
+from launch.stages.sample import SPEED, generator_of
 from launch.stages.training import Training
 from launch.sweep.axes import in_order
 from launch.sweep.results import write_results
@@ -115,7 +116,7 @@ class SetPiece(Piece):
     """A synthetic set of a trained denoiser, its pace, and its evaluation."""
 
     def whole(self) -> bool:
-        return self.run.speed.exists() and read_result(self.run.folder / "evaluate.json", EvaluationResult) is not None
+        return (self.run.folder / SPEED).exists() and read_result(self.run.folder / "evaluate.json", EvaluationResult) is not None
 
     def make(self, display: Display) -> None:
         denoiser, *judges = self.after
@@ -133,7 +134,7 @@ class SetPiece(Piece):
         self.run.freeze()
         for warning in STAGES["sample"].make(self.run, display):
             display.note(f"{self.name}: {warning}")
-        if not self.run.speed.exists():
+        if not (self.run.folder / SPEED).exists():
             time_anew(self.run)
         STAGES["evaluate"].make(self.run, display)
 
@@ -145,7 +146,6 @@ def reached(stage: Training, run: Run) -> bool:
 
 def time_anew(run: Run) -> None:
     """The pace of a set from shards that are made for nothing else, beside it, and removed."""
-    from launch.stages.sample import generator_of
     from ldm.generation.generate import SyntheticSet
     from ldm.generation.speed import Speed
 
@@ -153,7 +153,7 @@ def time_anew(run: Run) -> None:
     shutil.rmtree(scratch, ignore_errors=True)  # of a process that was killed
     SyntheticSet(generator_of(run, speed), scratch, count=(1 + TIMED) * shard, shard=shard).complete()
     shutil.rmtree(scratch)
-    durable.write_json(run.speed, asdict(speed.pace(device_name(device()))))
+    durable.write_json(run.folder / SPEED, asdict(speed.pace(device_name(device()))))
 
 
 class Pieces(Units):

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from data_shards import durable
 from launch.run import read_result
+from launch.stages.sample import SPEED
 from launch.sweep.axes import Axes, Cell
 from launch.sweep.runs import Sweep
 from launch.sweep.stopping import stopped_in
@@ -133,7 +134,7 @@ def rows_of(sweep: Sweep) -> Iterator[Row]:
         }
         for sampler in sweep.axes.samplers:
             run = sweep.set_of(cell, sampler)
-            pace, evaluated = read_result(run.speed, Pace), run.folder / "evaluate.json"
+            pace, evaluated = read_result(run.folder / SPEED, Pace), run.folder / "evaluate.json"
             why = stopped or stopped_in(run.folder)
             reason = f"stopped: {why}" if why else None if pace and evaluated.exists() else "not made yet"
             yield Row(
