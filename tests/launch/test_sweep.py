@@ -122,9 +122,9 @@ def test_a_killed_sweep_goes_on_and_makes_nothing_twice(tiny: Path, tmp_path: Pa
         invoke(*words, "diffusion.loop.samples=640")
 
 
-def test_an_autoencoder_below_the_bound_stops_all_that_would_be_made_of_it(tiny: Path, tmp_path: Path) -> None:
+def test_an_autoencoder_below_the_bound_stops_all_that_would_be_made_of_it(tiny: Path, packed: Path, tmp_path: Path) -> None:
     out = tmp_path / "grid"
-    said = invoke("sweep", tiny, f"run={out}", "vqgan.loop.samples=4", "vqgan.optimizer.lr=1e-6", *GRID)
+    said = invoke("sweep", tiny, f"run={out}", f"data.dataset={packed}", "vqgan.loop.samples=4", "vqgan.optimizer.lr=1e-6", *GRID)
     stopped = stopped_in(out / "ae-f8-z4")
     assert stopped.figure < stopped.bound == Rules().psnr_gain_db
     assert not list(out.glob("f8-*/diffusion")) and said.count("stopped: PSNR of people held out") == 2
@@ -247,9 +247,20 @@ def test_a_denoiser_is_given_up_from_a_quarter_on_where_it_has_learnt_nothing(sa
     assert why.value.stopped.samples == samples and why.value.stopped.bound == 1.0
 
 
-def test_a_denoiser_that_learns_nothing_is_a_row_with_its_reason(tiny: Path, tmp_path: Path) -> None:
+def test_a_denoiser_that_learns_nothing_is_a_row_with_its_reason(tiny: Path, packed: Path, tmp_path: Path) -> None:
     out = tmp_path / "grid"
-    words = ["sweep", tiny, f"run={out}", *GRID[:4], "--channels", "8", "--least-gain", "-100", "vqgan.loop.samples=8"]
+    words = [
+        "sweep",
+        tiny,
+        f"run={out}",
+        f"data.dataset={packed}",
+        *GRID[:4],
+        "--channels",
+        "8",
+        "--least-gain",
+        "-100",
+        "vqgan.loop.samples=8",
+    ]
     words += ["diffusion.optimizer.lr=1e-12", "diffusion.loop.samples=32"]
     said = invoke(*words)
     stopped = stopped_in(out / "f8-z4-c8")
