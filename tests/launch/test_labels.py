@@ -13,7 +13,7 @@ import yaml
 from monai.networks.nets.basic_unet import BasicUNet
 from safetensors.torch import load_file
 
-from data_shards.cube import Cube
+from data_shards.cube import LABELS, Cube
 from data_shards.errors import InputError
 from data_shards.folder import read_folder
 from data_shards.packing.pack import write_dataset
