@@ -20,6 +20,7 @@ from PIL import Image
 SINGLE_BANDS_NM = (900, 815, 730, 640, 555, 465)
 FALSE_COLOUR_NM = (640, 555, 465)
 REAL, SYNTHETIC = "#3b82c4", "#d9632a"  # both stand out on white and on black
+REGION_COLOURS = (SYNTHETIC, "#c03a3a", "#8a63d2", "#b59a1f")
 Chart = dict[str, Any]
 
 
@@ -146,7 +147,8 @@ def kl_by_band(wavelengths_nm: Sequence[float], regions: dict[str, tuple[Sequenc
     order, traces = np.argsort(wavelengths_nm), []
     nm = [f"{wavelengths_nm[c]:g}" for c in order]
     for number, (region, sides) in enumerate(regions.items()):
-        looks = {"type": "bar"}, {"mode": "markers", "marker": {"symbol": "line-ew-open", "size": 18, "line": {"width": 3}}}
+        stroke = {"symbol": "line-ew-open", "size": 18, "color": REAL, "line": {"width": 3}}
+        looks = {"type": "bar", "marker": {"color": REGION_COLOURS[number]}}, {"mode": "markers", "marker": stroke}
         for name, values_C, look in zip((region, f"{region}, floor"), sides, looks, strict=True):
             if values_C is not None:
                 shown = {"visible": True if number == 0 else "legendonly", "legendgroup": region, "hovertemplate": "%{y:.4g} nats"}

@@ -94,7 +94,7 @@ LOOKS = {
     "held out": {"color": fig.REAL, "size": 9, "symbol": "diamond"},
     "synthetic": {"color": fig.SYNTHETIC, "size": 6, "symbol": "circle"},
 }
-TITLES = {"train": "real, trained on", "held out": "real, held out", "synthetic": "synthetic"}
+TITLES = {"train": "real (trained on)", "held out": "real (held out)", "synthetic": "synthetic"}
 
 
 def map_of(near: Likeness, display: fig.Display, rgb: Sequence[int], shelf: Shelf) -> Map | str:
@@ -123,5 +123,5 @@ def map_of(near: Likeness, display: fig.Display, rgb: Sequence[int], shelf: Shel
             }
         )
     axes = {"showticklabels": False, "zeroline": False}
-    chart = fig.chart(traces, "", "", hovermode="closest", xaxis=axes, yaxis={**axes, "scaleanchor": "x"})
+    chart = fig.chart(traces, "", "", hovermode="closest", xaxis=axes, yaxis=axes)
     return Map(chart=chart, thumbs=sheet(pictures), points={TITLES[name]: len(chosen_N[name]) for name in LOOKS})

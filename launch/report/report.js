@@ -5,7 +5,8 @@
   const colour = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
   const dark = matchMedia("(prefers-color-scheme: dark)");
   const coarse = matchMedia("(pointer: coarse)").matches; // a finger that drags over a chart wants to scroll the page
-  const config = { responsive: true, displaylogo: false, displayModeBar: coarse ? false : "hover" };
+  const buttons = [["zoom2d", "pan2d", "zoomIn2d", "zoomOut2d", "resetScale2d", "toImage"]]; // none that hands a chart to a server
+  const config = { responsive: true, displaylogo: false, displayModeBar: coarse ? false : "hover", modeBarButtons: buttons };
 
   /* charts */
   const dressed = (layout) => {
@@ -13,6 +14,7 @@
     return {
       margin: { l: 10, r: 10, t: 10, b: 10 }, dragmode: coarse ? false : "zoom", colorway: ["#3b82c4", "#d9632a", "#3a9d5d", "#9467bd", "#b59a1f"],
       legend: { orientation: "h", yanchor: "bottom", y: 1.01, x: 0 }, ...layout,
+      modebar: { bgcolor: "rgba(0,0,0,0)", color: colour("--line"), activecolor: colour("--accent") },
       paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)", font: { color: colour("--ink"), family: "system-ui, sans-serif", size: 12 },
       hoverlabel: { bgcolor: colour("--paper"), bordercolor: colour("--line"), font: { color: colour("--ink") } },
       xaxis: { ...axis, ...layout.xaxis }, yaxis: { ...axis, ...layout.yaxis },
