@@ -12,7 +12,7 @@ from rich.text import Text
 
 from launch.headline import HEADLINE, caution, known
 from launch.run import Run, figures, read_result
-from ldm.evaluation.tables import Row, rows_of_audit, rows_of_evaluation
+from ldm.evaluation.tables import Row, rows_of_evaluation
 
 COLUMNS = 80
 
@@ -31,16 +31,18 @@ def build_text(run: Run) -> str:
     else:
         reference = evaluated.reference
         console.print(f"measures, against {reference.n} images of {reference.subjects} people (split {reference.split!r})")
-        console.print(measures(rows_of_evaluation(evaluated)))
+        rows = rows_of_evaluation(evaluated)
+        console.print(measures(rows))
+        for reason in dict.fromkeys(row.reason for row in rows if row.reason):
+            console.print(Text(f"left out: {reason} ({'; '.join(row.metric for row in rows if row.reason == reason)})"))
     audit = read_result(run.folder / "audit.json", AuditResult)
     if audit is None:
         console.print("copies: left out, the run has no audit.json of this version yet")
     else:
         for name, descriptor in audit.descriptors.items():
-            console.print(f"copies ({name}): {descriptor.verdict}")
-        console.print(measures([row for row in rows_of_audit(audit) if "flagged" in row.metric or "rounding" in row.metric]))
+            console.print(Text(f"copies ({name}): {descriptor.verdict}"))
     page = run.folder / "report.html"
-    console.print(f"report: {page}" if page.exists() else "report.html: not written yet", soft_wrap=True)
+    console.print(Text(f"report: {page}" if page.exists() else "report.html: not written yet"), soft_wrap=True)
     return "\n".join(line.rstrip() for line in console.file.getvalue().splitlines())
 
 
@@ -50,23 +52,23 @@ def headline(run: Run) -> Table:
     for figure in HEADLINE:
         value, said = found.get(figure.key), caution(found, figure.key)
         if value is not None:
-            table.add_row(figure.title, Text(figure.form.format(value)), "; ".join(filter(None, (figure.verdict(value), said))))
+            table.add_row(figure.title, figure.form.format(value), "; ".join(filter(None, (figure.verdict(value), said))))
         elif said:
             table.add_row(figure.title, "–", f"left out: {said}")
     return table
 
 
 def measures(rows: Sequence[Row]) -> Table:
-    """Each figure beside its floor, intervals beneath; in place of a figure that was left out, its reason."""
-    table = Table(box=box.SIMPLE_HEAD, expand=True, padding=(0, 1))
-    table.add_column("measure", ratio=3)
+    """Each figure beside its floor, intervals beneath."""
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1))
+    table.add_column("measure")
     for column in ("synthetic", "floor, real"):
         table.add_column(column, justify="right", no_wrap=True)
-    table.add_column("", ratio=3)
+    table.add_column("")
     for row in rows:
-        said = f"left out: {row.reason}" if row.reason else "; ".join(filter(None, (row.verdict, row.note)))
-        cells = (_cell(row.value, row.interval), _cell(row.floor, row.floor_interval)) if not row.reason else ("–", "–")
-        table.add_row(Text(row.metric), *map(Text, cells), Text(said))
+        if not row.reason:
+            cells = row.metric, _cell(row.value, row.interval), _cell(row.floor, row.floor_interval), row.verdict
+            table.add_row(*map(Text, cells))  # as text: a bracket in a name is no markup
     return table
 
 
