@@ -203,15 +203,18 @@ def image_part(of: Report, near: Likeness | str) -> dict[str, Any]:
 
 def spectra_part(of: Report) -> dict[str, Any]:
     """Mean spectra of both sets by structure, and all that the viewer needs."""
-    sets = {f"real ({of.held_out})": region_spectra(of.real, of.held_out, spread(of.real.count(of.held_out), AVERAGED), of.fov_HW)}
+    real_name = f"real ({of.held_out})"
+    sets = {real_name: region_spectra(of.real, of.held_out, spread(of.real.count(of.held_out), AVERAGED), of.fov_HW)}
     if of.synthetic is not None:
         even = spread(of.synthetic.count("synthetic"), AVERAGED)
         sets["synthetic"] = region_spectra(of.synthetic, "synthetic", even, of.fov_HW)
-    real_means, regions, lacking = next(iter(sets.values())), {}, {}
+    real_means, regions, lacking = sets[real_name], {}, {}
     for region in dict.fromkeys(name for spectra in sets.values() for name in spectra):
         having = {name: spectra[region] for name, spectra in sets.items() if region in spectra}
         key = f"spectra-{len(regions)}"
-        of.charts[key] = fig.mean_spectra(of.wavelengths, {f"{name}, n={len(x)}": (x.mean(0), x.std(0)) for name, x in having.items()})
+        colours = [fig.REAL if name == real_name else fig.SYNTHETIC for name in having]
+        means = {f"{name}, n={len(x)}": (x.mean(0), x.std(0)) for name, x in having.items()}
+        of.charts[key] = fig.mean_spectra(of.wavelengths, means, colours)
         regions[region] = key
         if without := [name for name in sets if name not in having]:
             lacking[region] = " and ".join(without)

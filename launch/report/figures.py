@@ -87,11 +87,11 @@ def finite(values: Iterable[float | None]) -> list[float | None]:
     return [None if value is None or not math.isfinite(value) else float(value) for value in values]
 
 
-def mean_spectra(wavelengths_nm: Sequence[float], sets: dict[str, tuple[np.ndarray, np.ndarray]]) -> Chart:
+def mean_spectra(wavelengths_nm: Sequence[float], sets: dict[str, tuple[np.ndarray, np.ndarray]], colours: Sequence[str]) -> Chart:
     """Mean reflectance of each set against wavelength, with the deviation between images as a band."""
     order = np.argsort(wavelengths_nm)
     nm, traces = [float(wavelengths_nm[c]) for c in order], []
-    for (name, (mean_C, std_C)), colour in zip(sets.items(), (REAL, SYNTHETIC), strict=False):
+    for (name, (mean_C, std_C)), colour in zip(sets.items(), colours, strict=True):
         low, high = finite((mean_C - std_C)[order]), finite((mean_C + std_C)[order])
         traces += [
             {
