@@ -109,9 +109,10 @@ def read_evaluation(path: Path) -> dict[str, Measure]:
     result = read_result(path, EvaluationResult)
     if result is None:
         return dict.fromkeys(MEASURES, Measure(reason="an evaluation of an earlier version"))
-    f, m, regions = result.frechet, result.ms_ssim, result.spectral.regions
+    m, regions = result.ms_ssim, result.spectral.regions
+    space = next((space for space in result.spaces.values() if not space.reason), next(iter(result.spaces.values())))
     return {
-        "frechet": Measure(value=f.value_at_floor_n if f.n_floor else f.value, floor=f.floor, reason=f.reason),
+        "frechet": Measure(value=space.frechet.value, floor=space.frechet.floor, reason=space.reason),
         "ms_ssim": Measure(value=m.difference, floor=m.difference_floor, reason=m.reason),
         **{
             f"kl_{name}": Measure(value=regions[name].kl_mean, floor=regions[name].floor_kl_mean, reason=regions[name].reason)
