@@ -49,7 +49,8 @@ KEYS = {
     of_audit.Patient: "subject flagged exact nearest_to least_distance",
     of_audit.ClosestPair: """synthetic_key synthetic_index train_key train_index subject distance of_floor_median mirrored exact flagged""",
     ReconstructionResult: """splits cubes psnr_db mean_image_psnr_db psnr_gain_db peak_reflectance spectral_angle_rad codes_used
-        codes_perplexity""",
+        codes_perplexity people ssim ssim_interval ssim_reason thin_vessel_contrast thin_vessel_contrast_interval thin_vessel_images
+        thin_vessel_nm thin_vessel_reason""",
     Health: """latents samples latent_channels mean_D std_D excess_kurtosis_D spectrum_D live_directions effective_rank wanted codes_usage
         codes_perplexity warnings""",
     Wanted: "codes_usage effective_rank live_directions",
