@@ -27,7 +27,7 @@ def measured_features(part: Part, units: Path) -> np.ndarray | None:
     found = []
     for piece in by_shard([part]):
         path = units / f"{piece.name}.safetensors"
-        features_ND = load_file(path).get("features_ND") if path.exists() else None
+        features_ND = load_file(path).get(f"features.{EXTRACTOR}") if path.exists() else None
         if features_ND is None or len(features_ND) != len(piece.sample_N):
             return None
         found.append(features_ND)

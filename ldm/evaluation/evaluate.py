@@ -313,7 +313,7 @@ class Evaluation(ImageMeasurements):
         for start in range(0, len(pairs_P2), at_once):
             sides = (stream.read(part.sample_N[pairs_P2[start : start + at_once, side]]).cubes_BCHW for side in (0, 1))
             a, b = (reflectance(part.dataset, cubes_BCHW, self.config.device) for cubes_BCHW in sides)
-            values.append(ms_ssim.ms_ssim_by_band(a, b, range_=self.range, window=self.window))
+            values.append(ms_ssim.ms_ssim_of_pairs(a, b, range_=self.range, window=self.window, by_band=True))
         return {"values_PC": np.concatenate(values)}
 
 

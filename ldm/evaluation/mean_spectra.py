@@ -1,11 +1,13 @@
-"""How far the mean spectra of two sets lie apart, within the field of view and within each labelled structure.
+"""How far the mean spectra of two sets lie apart, within the field of view and within each labelled region.
 
-Legend: C band, H W pixels, U resampling unit (a patient, or an independent synthetic image), R region.
+Histograms by band (ldm/evaluation/spectral.py) do not see how bands go together; the mean spectrum of a structure is what oximetry
+and other spectroscopy read. Its angle is blind to brightness, its information divergence weighs each band by its share.
+
+Legend: C band, H W pixels, U resampling unit (a patient, or an independent synthetic image), R region, S resample.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,141 +15,175 @@ import numpy as np
 from data_shards.cube import LABELS
 from ldm.evaluation.spectral import REGIONS, spread_about
 
-LEAST_SHARE = 1e-6  # of a spectrum's sum: the logarithm of a band that is 0 or below has no value
-RESAMPLES = 200
+LEAST_SHARE = 1e-6
+"""Of the brightest band: a band below it counts as so much, for a logarithm takes no 0, and noise may be below 0."""
 
 
 def spectral_angle_rad(a_C: np.ndarray, b_C: np.ndarray) -> np.ndarray:
-    """Angle between two spectra (..., C), in radians: of their shape alone, whatever their brightness (Kruse et al. 1993).
+    """Angle of two spectra in radians (SAM: Kruse et al. 1993), over the last axis; NaN where one is 0 in all bands.
 
-    By the chord between unit vectors, for the arccosine of a product near 1 loses half of the digits.
+    arccos(a·b / |a||b|), as 2 atan2(|â - b̂|, |â + b̂|): near 0 the cosine differs from 1 by less than its rounding.
     """
-    a_C, b_C = (x_C / np.linalg.norm(x_C, axis=-1, keepdims=True) for x_C in (np.asarray(a_C, np.float64), np.asarray(b_C, np.float64)))
+    a_C, b_C = (np.asarray(x, np.float64) for x in (a_C, b_C))
+    with np.errstate(invalid="ignore", divide="ignore"):
+        a_C, b_C = (x / np.linalg.norm(x, axis=-1, keepdims=True) for x in (a_C, b_C))
     return 2 * np.arctan2(np.linalg.norm(a_C - b_C, axis=-1), np.linalg.norm(a_C + b_C, axis=-1))
 
 
 def spectral_information_divergence(a_C: np.ndarray, b_C: np.ndarray) -> np.ndarray:
-    """KL(p ‖ q) + KL(q ‖ p) of two spectra (..., C) as distributions over bands, in nats (Chang 2000, Eq. 8 to 10)."""
-    p_C, q_C = (_shares(np.asarray(x_C, np.float64)) for x_C in (a_C, b_C))
+    """D(p ‖ q) + D(q ‖ p) of the bands' shares p = a / Σ a and q = b / Σ b, in nats (SID: Chang 2000, Eq. 8–10), over the last axis.
+
+    Bands below LEAST_SHARE of the brightest count as that. NaN where no band of a spectrum is above 0.
+    """
+    p_C, q_C = shares(a_C), shares(b_C)
     return ((p_C - q_C) * np.log(p_C / q_C)).sum(-1)
 
 
-def _shares(x_C: np.ndarray) -> np.ndarray:
-    positive_C = np.maximum(x_C, LEAST_SHARE * np.abs(x_C).sum(-1, keepdims=True))
+def shares(spectrum_C: np.ndarray) -> np.ndarray:
+    """Share of each band in a spectrum's sum, all above 0."""
+    spectrum_C = np.asarray(spectrum_C, np.float64)
+    brightest = spectrum_C.max(-1, keepdims=True)
+    positive_C = np.maximum(spectrum_C, LEAST_SHARE * np.where(brightest > 0, brightest, np.nan))
     return positive_C / positive_C.sum(-1, keepdims=True)
 
 
 class MeanSpectra:
-    """Sums of stored values by unit, region and band; integers, so that merged in any order they are the same.
+    """Sums of values and numbers of pixels by unit, region and band; filled cube by cube, or by what was summed of other cubes.
 
     Args:
         bands: C.
-        scale, offset: reflectance = scale * stored + offset.
+        scale, offset: reflectance = scale * value + offset, of the set to be summed. Whole numbers as stored sum without rounding, so
+            any split of the work gives the same.
     """
 
-    def __init__(self, bands: int, *, scale: float, offset: float) -> None:
+    def __init__(self, bands: int, *, scale: float = 1.0, offset: float = 0.0) -> None:
         self.bands, self.scale, self.offset = bands, scale, offset
         self._sums: dict[int, np.ndarray] = {}
+        self._pixels: dict[int, np.ndarray] = {}
         self.labelled = False
 
     def add(self, data_CHW: np.ndarray, *, unit: int, fov_HW: np.ndarray, labels_HW: np.ndarray | None = None) -> None:
-        """Add one cube (uint16) under `unit`; labels outside the field of view do not count."""
+        """Sum one cube, stored values or reflectance, under `unit`; labels outside the field of view do not count."""
         masks = [fov_HW]
         if labels_HW is not None:
             self.labelled = True
             masks += [fov_HW & (labels_HW == LABELS[name]) for name in REGIONS[1:]]
-        sums_RC1 = self._of(unit)
+        sums_RC, pixels_R = self._of(unit)
         for r, mask_HW in enumerate(masks):
-            sums_RC1[r, :-1] += data_CHW[:, mask_HW].sum(1, dtype=np.int64)
-            sums_RC1[r, -1] += int(mask_HW.sum())
+            inside_CN = data_CHW[:, mask_HW]
+            sums_RC[r] += inside_CN.sum(1, dtype=np.float64)
+            pixels_R[r] += inside_CN.shape[1]
 
     def arrays(self) -> dict[str, np.ndarray]:
-        """What `merge` adds to others: the units, and their sums in each region, of which the last column counts pixels."""
-        sums = np.array(list(self._sums.values()), np.int64).reshape(-1, len(REGIONS), self.bands + 1)
-        return {"unit_U": np.array(list(self._sums), np.int64), "sums_URC1": sums, "labelled": np.array(self.labelled)}
+        """What `merge` adds to others: units, their sums and pixels in the whole field of view and, of a labelled set, in each region."""
+        regions = len(REGIONS) if self.labelled else 1
+        sums = [sums_RC[:regions] for sums_RC in self._sums.values()]
+        pixels = [pixels_R[:regions] for pixels_R in self._pixels.values()]
+        return {
+            "unit_U": np.array(list(self._sums), np.int64),
+            "sums_URC": np.array(sums, np.float64).reshape(-1, regions, self.bands),
+            "pixels_UR": np.array(pixels, np.int64).reshape(-1, regions),
+        }
 
-    def merge(self, unit_U: np.ndarray, sums_URC1: np.ndarray, labelled: np.ndarray) -> None:
+    def merge(self, unit_U: np.ndarray, sums_URC: np.ndarray, pixels_UR: np.ndarray) -> None:
         """Add what was summed of other cubes of the set."""
-        self.labelled |= bool(labelled)
-        for unit, sums_RC1 in zip(unit_U.tolist(), sums_URC1, strict=True):
-            self._of(unit)[:] += sums_RC1
+        self.labelled |= sums_URC.shape[1] > 1
+        for unit, other_RC, other_R in zip(unit_U.tolist(), sums_URC, pixels_UR, strict=True):
+            sums_RC, pixels_R = self._of(unit)
+            sums_RC[: len(other_RC)] += other_RC
+            pixels_R[: len(other_R)] += other_R
 
-    def sums_UC1(self, region: str) -> np.ndarray:
-        """Sums and pixels of a region, by unit in their order, without the units that have none of it."""
-        sums_UC1 = np.array([self._sums[unit][REGIONS.index(region)] for unit in sorted(self._sums)], np.int64).reshape(-1, self.bands + 1)
-        return sums_UC1[sums_UC1[:, -1] > 0]
+    def of_region(self, region: str) -> tuple[np.ndarray, np.ndarray]:
+        """Sums of reflectance (U, C) and pixels (U,) of a region, by unit in their order, without the units that have none of it."""
+        units, r = sorted(self._sums), REGIONS.index(region)
+        pixels_U = np.array([self._pixels[unit][r] for unit in units], np.int64)
+        sums_UC = np.array([self._sums[unit][r] for unit in units]).reshape(-1, self.bands)
+        there_U = pixels_U > 0
+        return (self.scale * sums_UC + self.offset * pixels_U[:, None])[there_U], pixels_U[there_U]
 
-    def mean_C(self, sums_C1: np.ndarray) -> np.ndarray:
-        """Mean reflectance of each band, of sums and pixels."""
-        return sums_C1[:-1] / sums_C1[-1] * self.scale + self.offset
-
-    def _of(self, unit: int) -> np.ndarray:
-        return self._sums.setdefault(unit, np.zeros((len(REGIONS), self.bands + 1), np.int64))
+    def _of(self, unit: int) -> tuple[np.ndarray, np.ndarray]:
+        return (
+            self._sums.setdefault(unit, np.zeros((len(REGIONS), self.bands))),
+            self._pixels.setdefault(unit, np.zeros(len(REGIONS), np.int64)),
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
 class MeanSpectrumDistance:
-    """Mean spectrum of the synthetic set against that of real images in one region; `floor_…`: other real images in its place.
+    """How far the mean spectrum of a synthetic set lies from that of real images in one region.
 
     Attributes:
-        real_C, synthetic_C, floor_C: mean reflectance of each band; None, as all that follows, where a set has no pixel there.
-        angle_rad, sid: spectral angle in radians, spectral information divergence in nats.
-        …_interval: 95 %, from resampling units.
-        angle_excess_interval, sid_excess_interval: 99 %, of figure - floor, the reference resampled alike in both.
+        angle_rad, sid: spectral angle in radians, and information divergence in nats, of the mean spectra; None without figures.
+        angle_interval, sid_interval: 95 %, from resampling the units of both sides.
+        floor_…: other real images in place of the synthetic ones; None without any, or where they lack the region.
+        real_C, synthetic_C, floor_C: mean reflectance of each band, each pixel alike.
+        pixels_…, units_…: what was summed in each set.
         reason: why there are no figures.
     """
 
-    real_C: tuple[float, ...] | None = None
-    synthetic_C: tuple[float, ...] | None = None
-    floor_C: tuple[float, ...] | None = None
     angle_rad: float | None = None
     angle_interval: tuple[float, float] | None = None
     floor_angle_rad: float | None = None
     floor_angle_interval: tuple[float, float] | None = None
-    angle_excess_interval: tuple[float, float] | None = None
     sid: float | None = None
     sid_interval: tuple[float, float] | None = None
     floor_sid: float | None = None
     floor_sid_interval: tuple[float, float] | None = None
-    sid_excess_interval: tuple[float, float] | None = None
+    real_C: tuple[float, ...] | None = None
+    synthetic_C: tuple[float, ...] | None = None
+    floor_C: tuple[float, ...] | None = None
+    pixels_real: int = 0
+    pixels_synthetic: int = 0
+    pixels_floor: int = 0
+    units_real: int = 0
+    units_synthetic: int = 0
+    units_floor: int = 0
     reason: str | None = None
 
 
-MEASURES = {"angle_rad": spectral_angle_rad, "sid": spectral_information_divergence}
+def distances(sets: dict[str, MeanSpectra], region: str, seed: int, *, resamples: int = 200) -> MeanSpectrumDistance:
+    """Figures and floors of one region.
 
-
-def distances(sets: Mapping[str, MeanSpectra], region: str, *, seed: int) -> MeanSpectrumDistance:
-    """Figure and floor of one region.
+    The interval resamples units (patients), not pixels; a side of one unit stays fixed.
 
     Args:
         sets: 'real', 'synthetic' and, where there is one, 'floor'.
     """
-    sums = {name: of_set.sums_UC1(region) for name, of_set in sets.items()}
-    if empty := [name for name in ("real", "synthetic") if not len(sums[name])]:
-        if region != "fov" and not sets["synthetic"].labelled:
-            return MeanSpectrumDistance(reason="the synthetic set has no labels" if sets["real"].labelled else "neither set has labels")
-        return MeanSpectrumDistance(reason=f"no pixel of this region in the {' and the '.join(empty)} set")
-    sums = {name: sums_UC1 for name, sums_UC1 in sums.items() if len(sums_UC1)}
-    means = {name: sets[name].mean_C(sums_UC1.sum(0)) for name, sums_UC1 in sums.items()}
-    rng = np.random.default_rng(np.random.SeedSequence((seed, 13)))
-    resampled = [{name: sets[name].mean_C(_resampled(sums_UC1, rng)) for name, sums_UC1 in sums.items()} for _ in range(RESAMPLES)]
-    fields: dict[str, object] = {f"{name}_C": tuple(map(float, mean_C)) for name, mean_C in means.items()}
-    for key, measure in MEASURES.items():
-        short, spread, value = key.removesuffix("_rad"), {}, {}
-        for name in ("synthetic", "floor"):
-            if name in means:
-                value[name] = float(measure(means["real"], means[name]))
-                spread[name] = np.array([measure(drawn["real"], drawn[name]) for drawn in resampled])
-        fields |= {key: value["synthetic"], f"{short}_interval": spread_about(value["synthetic"], spread["synthetic"])}
-        if "floor" in value:
-            excess, excess_R = value["synthetic"] - value["floor"], spread["synthetic"] - spread["floor"]
-            low, high = excess + np.quantile(excess_R - excess_R.mean(), (0.005, 0.995))
-            fields |= {f"floor_{key}": value["floor"], f"floor_{short}_interval": spread_about(value["floor"], spread["floor"])}
-            fields[f"{short}_excess_interval"] = (float(low), float(high))
-    return MeanSpectrumDistance(**fields)
+    sums = {name: spectra.of_region(region) for name, spectra in sets.items()}
+    found: dict[str, object] = {}
+    for name, (sums_UC, pixels_U) in sums.items():
+        found |= {f"pixels_{name}": int(pixels_U.sum()), f"units_{name}": len(pixels_U)}
+        if len(pixels_U):
+            found[f"{name}_C"] = tuple(map(float, sums_UC.sum(0) / pixels_U.sum()))
+    if reason := _missing(sets, sums, found, region):
+        return MeanSpectrumDistance(**found, reason=reason)
+    for prefix, other in (("", "synthetic"), ("floor_", "floor")):
+        if max(found.get(f"{other}_C", (0.0,))) <= 0:
+            continue  # no floor, or one without this region
+        rng = np.random.default_rng(np.random.SeedSequence((seed, 8)))
+        real_SC, other_SC = (_resampled(*sums[name], rng, resamples) for name in ("real", other))
+        for figure, interval, between in (
+            ("angle_rad", "angle_interval", spectral_angle_rad),
+            ("sid", "sid_interval", spectral_information_divergence),
+        ):
+            value, resampled_S = float(between(found["real_C"], found[f"{other}_C"])), between(real_SC, other_SC)
+            found |= {prefix + figure: value, prefix + interval: spread_about(value, resampled_S[np.isfinite(resampled_S)])}
+    return MeanSpectrumDistance(**found)
 
 
-def _resampled(sums_UC1: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Sums of units drawn with replacement, as many as there are."""
-    U = len(sums_UC1)
-    return rng.multinomial(U, np.full(U, 1 / U)) @ sums_UC1
+def _missing(sets: dict[str, MeanSpectra], sums: dict[str, tuple[np.ndarray, np.ndarray]], found: dict, region: str) -> str | None:
+    """Why two sets cannot be compared in a region."""
+    if region != "fov" and not sets["synthetic"].labelled:
+        return "the synthetic set has no labels" if sets["real"].labelled else "neither set has labels"
+    if empty := [name for name in ("real", "synthetic") if not len(sums[name][1])]:
+        return f"no pixel of this region in the {' and the '.join(empty)} set"
+    if dark := [name for name in ("real", "synthetic") if max(found[f"{name}_C"]) <= 0]:
+        return f"no reflectance above 0 in the {' and the '.join(dark)} set"
+    return None
+
+
+def _resampled(sums_UC: np.ndarray, pixels_U: np.ndarray, rng: np.random.Generator, resamples: int) -> np.ndarray:
+    """Mean spectra (S, C) of resampled units."""
+    n = len(pixels_U)
+    drawn_SU = rng.multinomial(n, np.full(n, 1 / n), size=resamples)
+    return drawn_SU @ sums_UC / (drawn_SU @ pixels_U)[:, None]

@@ -1,29 +1,34 @@
-"""Fidelity and variety of a synthetic set by nearest neighbours in a feature space.
+"""Fidelity and variety apart: precision and recall (Kynkäänniemi et al. 2019), density and coverage (Naeem et al. 2020).
 
-Legend: N image, D feature, T image of a tile, K neighbour.
+A set may be near to the real one because each image is good, or because the images are as varied; one distance cannot say which.
+
+Legend: N image, D feature.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
+from scipy.spatial.distance import cdist
 
 from data_shards.errors import InputError
+from ldm.evaluation.frechet import Features, checked
 
-TILE = 1024  # images at a time: no matrix of all distances is ever held
+TILE_BYTES = 64 * 2**20
+"""Most memory for distances at a time: a whole matrix of a million by a hundred thousand images would take 800 GB."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Prdc:
-    """Attributes:
-    precision: share of synthetic images within the ball of some real one; a ball reaches to its image's k-th neighbour in its own set
-        (Kynkäänniemi et al. 2019, Eq. 1–2).
-    recall: share of real images within the ball of some synthetic one.
-    density: mean number of real balls that hold a synthetic image, over k (Naeem et al. 2020, Eq. 4); 1 for the same law, above it where
-        images crowd at the middle.
-    coverage: share of real images whose ball holds a synthetic one (Eq. 6).
+    """All of them without unit. A ball reaches from an image to its k-th nearest neighbour in its own set.
+
+    Attributes:
+        precision: share of synthetic images in the ball of some real image: how many look real. 0 to 1.
+        recall: share of real images in the ball of some synthetic one: how much of the real variety is there. 0 to 1.
+        density: real balls around a synthetic image, over k. One outlier among the real images cannot lift it as it lifts precision;
+            about 1 where both sets come from one distribution, and above 1 where synthetic images crowd where real ones are densest.
+        coverage: share of real images whose ball holds some synthetic image. 0 to 1.
     """
 
     precision: float
@@ -32,43 +37,45 @@ class Prdc:
     coverage: float
 
 
-def prdc(real_ND: np.ndarray, synthetic_ND: np.ndarray, *, k: int = 5) -> Prdc:
-    """All four, in float64.
+def prdc(real_ND: Features, synthetic_ND: Features, *, k: int = 5) -> Prdc:
+    """The four shares, by Euclidean distances in float64 (Kynkäänniemi et al. 2019, Eq. 1–2; Naeem et al. 2020, §3).
+
+    Each distance is summed from the differences themselves: by |x|² - 2 x·y + |y|² an exact copy would not lie at distance 0, and
+    whether it lies in a ball of the same radius would hang on rounding.
 
     Raises:
-        InputError: k images or fewer in a set.
+        InputError: fewer than k + 1 images of either set, different D, or values that are not finite.
     """
-    least = min(len(real_ND), len(synthetic_ND))
-    if least <= k:
-        raise InputError(f"{least} images in a set", expected=f"at least {k + 1}, for {k} neighbours")
-    radius2_real, radius2_synthetic = (_radius2(x_ND, k) for x_ND in (real_ND, synthetic_ND))
-    held, any_held = 0, 0
-    within_N, nearest2_N = np.zeros(len(real_ND), bool), np.full(len(real_ND), np.inf)
-    for rows, distance2_TN in _tiles(synthetic_ND, real_ND):
-        in_real_TN = distance2_TN < radius2_real
-        held += int(in_real_TN.sum())
-        any_held += int(in_real_TN.any(1).sum())
-        within_N |= (distance2_TN < radius2_synthetic[rows, None]).any(0)
-        nearest2_N = np.minimum(nearest2_N, distance2_TN.min(0))
+    real_ND, synthetic_ND = checked("real", real_ND).cpu().numpy(), checked("synthetic", synthetic_ND).cpu().numpy()
+    for name, x_ND in (("real", real_ND), ("synthetic", synthetic_ND)):
+        if len(x_ND) <= k:
+            raise InputError(f"{len(x_ND)} {name} images", expected=f"at least {k + 1}: the balls reach to the neighbour number {k}")
+    if real_ND.shape[1] != synthetic_ND.shape[1]:
+        raise InputError(f"features of {real_ND.shape[1]} and {synthetic_ND.shape[1]} dimensions", expected="one extractor for both sets")
+    real_radius_N, synthetic_radius_N = radii(real_ND, k), radii(synthetic_ND, k)
+    balls_N = np.zeros(len(synthetic_ND), np.int64)  # real balls that hold each synthetic image
+    recalled = covered = 0
+    for rows in tiles(len(real_ND), len(synthetic_ND)):
+        distance_NN = cdist(real_ND[rows], synthetic_ND)
+        held_NN = distance_NN < real_radius_N[rows, None]
+        balls_N += held_NN.sum(0)
+        covered += int(held_NN.any(1).sum())
+        recalled += int((distance_NN < synthetic_radius_N).any(1).sum())
     return Prdc(
-        precision=any_held / len(synthetic_ND),
-        recall=float(within_N.mean()),
-        density=held / (k * len(synthetic_ND)),
-        coverage=float((nearest2_N < radius2_real).mean()),
+        precision=float((balls_N > 0).mean()),
+        recall=recalled / len(real_ND),
+        density=float(balls_N.mean() / k),
+        coverage=covered / len(real_ND),
     )
 
 
-def _radius2(x_ND: np.ndarray, k: int) -> np.ndarray:
-    """Squared distance of each image to its k-th neighbour in the set, itself not counted."""
-    return np.concatenate([np.partition(distance2_TN, k, axis=1)[:, k] for _, distance2_TN in _tiles(x_ND, x_ND)])
+def radii(x_ND: np.ndarray, k: int) -> np.ndarray:
+    """Distance (N,) of each image to its k-th nearest neighbour in the set, itself not counted."""
+    # the image itself, at distance 0, is the nearest: so the k-th neighbour stands at place k, counted from 0
+    return np.concatenate([np.partition(cdist(x_ND[rows], x_ND), k, axis=1)[:, k] for rows in tiles(len(x_ND), len(x_ND))])
 
 
-def _tiles(a_ND: np.ndarray, b_ND: np.ndarray) -> Iterator[tuple[slice, np.ndarray]]:
-    """Squared distances from some images of `a` at a time to all of `b`; both about the middle of `b`, so that little cancels."""
-    centre_D = b_ND.mean(0)
-    a_ND, b_ND = (np.asarray(x_ND, np.float64) - centre_D for x_ND in (a_ND, b_ND))
-    square_N = (b_ND**2).sum(1)
-    for start in range(0, len(a_ND), TILE):
-        rows = slice(start, start + TILE)
-        distance2_TN = (a_ND[rows] ** 2).sum(1)[:, None] + square_N - 2 * a_ND[rows] @ b_ND.T
-        yield rows, np.maximum(distance2_TN, 0)
+def tiles(rows: int, columns: int) -> list[slice]:
+    """Rows of a matrix of distances, as many at a time as TILE_BYTES hold."""
+    at_once = max(1, TILE_BYTES // (8 * columns))
+    return [slice(start, start + at_once) for start in range(0, rows, at_once)]

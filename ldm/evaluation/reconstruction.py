@@ -1,6 +1,6 @@
 """How well held-out subjects are reconstructed, against the simplest predictor there is.
 
-Legend: B batch, C band, H W pixels, K code.
+Legend: B batch, N image, C band, H W pixels, K code, U person, S resample.
 """
 
 from __future__ import annotations
@@ -9,22 +9,32 @@ import math
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
+from scipy import ndimage
 from torch import Tensor
 
 from data_shards.reading.batch import Batch
 from data_shards.reading.dataset import Dataset
 from ldm.checkpoints.trained import Autoencoder
+from ldm.evaluation import ms_ssim
 from ldm.evaluation.measurements import Arrays, ImageMeasurements, Piece, beside, written
 from ldm.evaluation.sets import Part
+from ldm.evaluation.vessels import thin_vessels
 from ldm.models import striped
 from ldm.models.codebook import usage_and_perplexity
 from ldm.training.losses import spectral_angle_rad
 
-FORMAT = "retinaforge-reconstruction-1"
+FORMAT = "retinaforge-reconstruction-2"
 MEAN_OF = 4096  # training images at least, as far as there are so many: whole shards, evenly spaced
+SSIM_WINDOW = 11  # with a Gaussian of 1.5 px (Wang et al. 2004, §III-C)
+VESSEL_NM = 555.0  # green, where blood absorbs and the fundus still reflects: thin vessels stand out most
+VESSEL_WITHIN_NM = 30.0
+THIN_PX = 3.0
+RING_PX = (3.0, 6.0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,6 +48,12 @@ class ReconstructionResult:
         peak_reflectance: of both: the range of reflectance over the training split.
         spectral_angle_rad: mean over cubes.
         codes_used, codes_perplexity: share and perplexity of the codes over the training split.
+        people: who was reconstructed.
+        ssim: mean over images of `ssim`, its range peak_reflectance; 1 for equal images. ssim_reason: why there is none.
+        thin_vessel_contrast: `contrast` of thin vessels in the reconstructions over that in the originals, both means over the images
+            that have them (thin_vessel_images): 1 where they are as plain, 0 where they are gone.
+        thin_vessel_nm: the band it is of. thin_vessel_reason: why there is none.
+        …_interval: 95 %, from resampling people; None of one person.
     """
 
     splits: tuple[str, ...]
@@ -49,6 +65,15 @@ class ReconstructionResult:
     spectral_angle_rad: float
     codes_used: float
     codes_perplexity: float
+    people: int | None = None
+    ssim: float | None = None
+    ssim_interval: tuple[float, float] | None = None
+    ssim_reason: str | None = None
+    thin_vessel_contrast: float | None = None
+    thin_vessel_contrast_interval: tuple[float, float] | None = None
+    thin_vessel_images: int = 0
+    thin_vessel_nm: float | None = None
+    thin_vessel_reason: str | None = None
 
 
 class TrainingImages(ImageMeasurements):
@@ -97,7 +122,8 @@ class Reconstruction(ImageMeasurements):
         )
         self.training = TrainingImages(dataset, autoencoder, out and out / "training", batch=batch)
         self.splits = [name for name, info in dataset.splits.items() if info.count and name != "train"] or ["train"]
-        super().__init__([Part(dataset=dataset, split=s, sample_N=np.arange(dataset.count(s))) for s in self.splits], out)
+        self.parts = [Part(dataset=dataset, split=s, sample_N=np.arange(dataset.count(s))) for s in self.splits]
+        super().__init__(self.parts, out)
 
     @cached_property
     def mean_CHW(self) -> Tensor:
@@ -106,6 +132,7 @@ class Reconstruction(ImageMeasurements):
 
     def measured(self, piece: Piece) -> Arrays:
         error = baseline = angle = pixels = 0.0
+        ssims, contrasts = [], []
         for batch in piece.batches(self.batch):
             truth = batch.cubes_BCHW.double() * self.dataset.scale + self.dataset.offset
             rec = reconstructed(self.autoencoder, batch)[0].double()
@@ -115,14 +142,36 @@ class Reconstruction(ImageMeasurements):
             baseline += float(((self.mean_CHW - truth).square() * within).sum())
             pixels += float(within.sum()) * truth.shape[1]
             angle += float(spectral_angle_rad(rec, truth, within_BHW)) * len(truth)
-        return {name: np.array(v) for name, v in (("error", error), ("baseline", baseline), ("angle", angle), ("pixels", pixels))}
+            ssims += [ssim(*images, range_=self.peak) for images in zip(rec, truth, within_BHW, strict=True)]
+            contrasts += self._contrasts(batch, rec, truth, within_BHW)
+        sums = {name: np.array(v) for name, v in (("error", error), ("baseline", baseline), ("angle", angle), ("pixels", pixels))}
+        return {**sums, "ssim_N": np.array(ssims), "contrast_N2": np.array(contrasts).reshape(-1, 2)}
+
+    @property
+    def peak(self) -> float:
+        """The range of reflectance over the training split."""
+        return max(self.dataset.stats.max_C) - min(self.dataset.stats.min_C)
+
+    @cached_property
+    def vessel_band(self) -> int | None:
+        """The band nearest to VESSEL_NM; None where none is near."""
+        away_C = np.abs(np.asarray(self.dataset.wavelengths_nm) - VESSEL_NM)
+        return int(away_C.argmin()) if away_C.min() <= VESSEL_WITHIN_NM else None
+
+    def _contrasts(self, batch: Batch, rec_BCHW: Tensor, truth_BCHW: Tensor, within_BHW: Tensor) -> list[tuple[float, float]]:
+        """Contrast of thin vessels of each image, in the reconstruction and in the original."""
+        if self.vessel_band is None or batch.labels_BHW is None:
+            return [(math.nan, math.nan)] * len(truth_BCHW)
+        maps = zip(batch.labels_BHW.numpy(), within_BHW.numpy(), strict=True)
+        areas = [vessels_and_rings(labels_HW, fov_HW) for labels_HW, fov_HW in maps]
+        sides = [x_BCHW[:, self.vessel_band].numpy() for x_BCHW in (rec_BCHW, truth_BCHW)]
+        return [tuple(contrast(x_BHW[b], *area) for x_BHW in sides) for b, area in enumerate(areas)]
 
     def result(self) -> ReconstructionResult:
         """The figures, of units that are all there."""
         units = [self.arrays(name) for name in self.names]
         error, baseline, angle, pixels = (float(np.sum([unit[key] for unit in units])) for key in ("error", "baseline", "angle", "pixels"))
-        stats, cubes = self.dataset.stats, sum(len(piece.sample_N) for piece in self.pieces.values())
-        peak = max(stats.max_C) - min(stats.min_C)
+        cubes, peak = sum(len(piece.sample_N) for piece in self.pieces.values()), self.peak
         psnr, mean_psnr = (10 * math.log10(peak**2 / max(e / pixels, 1e-30)) for e in (error, baseline))
         usage, perplexity = usage_and_perplexity(self.training.codes_K())
         return ReconstructionResult(
@@ -135,7 +184,30 @@ class Reconstruction(ImageMeasurements):
             spectral_angle_rad=angle / cubes,
             codes_used=usage,
             codes_perplexity=perplexity,
+            **self._by_person(),
         )
+
+    def _by_person(self) -> dict[str, Any]:
+        """SSIM and thin vessels, with their intervals."""
+        people = [person for part in self.parts for person in part.units()]
+        ssim_N, contrast_N2 = (np.concatenate([self.of(part, key) for part in self.parts]) for key in ("ssim_N", "contrast_N2"))
+        band, found = self.vessel_band, {"people": len(set(people))}
+        if np.isfinite(ssim_N).any():
+            found["ssim"], found["ssim_interval"] = ratio_by_person(ssim_N, np.ones_like(ssim_N), people)
+        else:
+            found["ssim_reason"] = f"no window of {SSIM_WINDOW} pixels lies within the field of view"
+        has_N = np.isfinite(contrast_N2).all(1)
+        nm = None if band is None else self.dataset.wavelengths_nm[band]
+        if nm is None:
+            found["thin_vessel_reason"] = f"no band within {VESSEL_WITHIN_NM:g} nm of {VESSEL_NM:g} nm"
+        elif not has_N.any():
+            found["thin_vessel_reason"] = f"no image has labelled vessels of at most {THIN_PX:g} pixels"
+        elif contrast_N2[has_N, 1].mean() <= 0:
+            found["thin_vessel_reason"] = f"thin vessels are not darker than what surrounds them at {nm:g} nm"
+        else:
+            ratio, interval = ratio_by_person(*contrast_N2.T, people)
+            found |= {"thin_vessel_contrast": ratio, "thin_vessel_contrast_interval": interval, "thin_vessel_nm": nm}
+        return {**found, "thin_vessel_images": int(has_N.sum())}
 
     def finish(self) -> ReconstructionResult:
         return written(self.path, self.result(), self.out)
@@ -146,6 +218,56 @@ def reconstruction(dataset: Dataset, autoencoder: Autoencoder) -> Reconstruction
     units = Reconstruction(dataset, autoencoder)
     units.training.complete()
     return units.complete()
+
+
+def ssim(a_CHW: Tensor, b_CHW: Tensor, fov_HW: Tensor, *, range_: float) -> float:
+    """SSIM (Wang et al. 2004), the mean over bands and over the windows that lie within the field of view; NaN where none does.
+
+    With a field of view without border the same as scikit-image's structural_similarity with gaussian_weights, sigma 1.5,
+    use_sample_covariance False and this data_range.
+    """
+    if min(fov_HW.shape) < SSIM_WINDOW:
+        return math.nan
+    inside_HW = F.max_pool2d((~fov_HW)[None].double(), SSIM_WINDOW, stride=1)[0] == 0
+    if not inside_HW.any():
+        return math.nan
+    light_CHW, contrast_CHW = (x[0] for x in ms_ssim.ssim_maps(a_CHW[None], b_CHW[None], range_=range_, window=SSIM_WINDOW))
+    return float((light_CHW * contrast_CHW)[:, inside_HW].mean())
+
+
+def vessels_and_rings(labels_HW: np.ndarray, fov_HW: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Two masks: vessels at most THIN_PX wide, and the background RING_PX from them, no nearer to any labelled structure."""
+    thin_HW = thin_vessels(labels_HW, fov_HW, at_most_px=THIN_PX)
+    if not thin_HW.any():
+        return thin_HW, thin_HW
+    near, far = RING_PX
+    of_thin_HW, of_any_HW = (ndimage.distance_transform_edt(~mask_HW) for mask_HW in (thin_HW, labels_HW > 0))
+    return thin_HW, fov_HW & (of_any_HW >= near) & (of_thin_HW <= far)
+
+
+def contrast(x_HW: np.ndarray, vessel_HW: np.ndarray, ring_HW: np.ndarray) -> float:
+    """(ring - vessel) / ring of mean reflectance (Weber): above 0 where vessels are darker. NaN where there is no vessel or no ring."""
+    if not (vessel_HW.any() and ring_HW.any()) or x_HW[ring_HW].mean() <= 0:
+        return math.nan
+    ring = x_HW[ring_HW].mean()
+    return float((ring - x_HW[vessel_HW].mean()) / ring)
+
+
+def ratio_by_person(
+    above_N: np.ndarray, below_N: np.ndarray, people: list[str], *, seed: int = 0, resamples: int = 1000
+) -> tuple[float, tuple[float, float] | None]:
+    """Σ above / Σ below over the images that have both, and its 95 % interval from resampling people; None of one person."""
+    has_N = np.isfinite(above_N) & np.isfinite(below_N)
+    _, unit_N = np.unique(np.asarray(people)[has_N], return_inverse=True)
+    sums_U2 = np.stack([np.bincount(unit_N, weights=x_N[has_N]) for x_N in (above_N, below_N)], 1)
+    above, below = sums_U2.sum(0)
+    n = len(sums_U2)
+    if n < 2:
+        return float(above / below), None
+    rng = np.random.default_rng(np.random.SeedSequence((seed, 10)))
+    drawn_S2 = rng.multinomial(n, np.full(n, 1 / n), size=resamples) @ sums_U2
+    low, high = np.quantile(drawn_S2[:, 0] / drawn_S2[:, 1], (0.025, 0.975))
+    return float(above / below), (float(low), float(high))
 
 
 def reconstructed(autoencoder: Autoencoder, batch: Batch) -> tuple[Tensor, Tensor]:

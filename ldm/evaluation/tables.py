@@ -53,7 +53,7 @@ def rows_of_evaluation(result: EvaluationResult) -> list[Row]:
     images, few = f"{n[0]} / {n[1]}", f"people: only {people}" if people < FEW_PEOPLE else ""
     rows = [row for name, figures in result.spaces.items() for row in _space_rows(name, figures, few)]
     rows += [*_spectral_rows(result.spectral, images, few), *_mean_spectrum_rows(result.spectra, images, few)]
-    rows += [*_ms_ssim_rows(result.ms_ssim), *_vessel_rows(result.vessels, images, few)]
+    rows += [*_ms_ssim_rows(result.ms_ssim), *_vessel_rows(result.vessels, few)]
     return [replace(row, verdict=row.verdict or verdict(row)) for row in rows]
 
 
@@ -122,7 +122,6 @@ def _mean_spectrum_rows(spectra: dict[str, MeanSpectrumDistance], images: str, f
             interval=s.angle_interval,
             floor=s.floor_angle_rad,
             floor_interval=s.floor_angle_interval,
-            excess_interval=s.angle_excess_interval,
             note=joined("mean spectra, rad", few),
             **of_both,
         )
@@ -133,26 +132,30 @@ def _mean_spectrum_rows(spectra: dict[str, MeanSpectrumDistance], images: str, f
                 interval=s.sid_interval,
                 floor=s.floor_sid,
                 floor_interval=s.floor_sid_interval,
-                excess_interval=s.sid_excess_interval,
                 note=joined("mean spectra, nats", few),
                 **of_both,
             )
 
 
-def _vessel_rows(vessels: dict[str, MorphometryFigure], images: str, few: str) -> Iterator[Row]:
+def _vessel_rows(vessels: dict[str, MorphometryFigure], few: str) -> Iterator[Row]:
     for name, v in vessels.items():
         yield Row(
             metric=name,
             value=v.synthetic,
-            interval=v.synthetic_interval,
             floor=v.real,
-            floor_interval=v.real_interval,
-            excess_interval=v.difference_interval,
-            worse="both",
-            n=images,
-            note=joined("floor: the reference itself", few),
+            excess_interval=v.excess_interval,
+            n=f"{v.images_real} / {v.images_synthetic}",
+            note=joined("beside the reference itself", few),
             reason=v.reason,
+            verdict="" if v.reason else vessel_verdict(v),
         )
+
+
+def vessel_verdict(v: MorphometryFigure) -> str:
+    """Whether the vessels differ from the reference's by more than those of other real people do."""
+    if v.excess_interval is None:
+        return "no floor to compare with"
+    return "unlike real" if v.excess_interval[0] > 0 else NOT_TOLD_APART
 
 
 def _spectral_rows(figures: SpectralFigures, images: str, few: str) -> Iterator[Row]:

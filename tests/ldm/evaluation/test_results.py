@@ -39,9 +39,10 @@ KEYS = {
     MsSsimFigures: """window sigma_px levels data_range reason real real_interval pairs_real synthetic synthetic_interval pairs_synthetic
         floor floor_interval pairs_floor difference difference_interval difference_floor difference_floor_interval bands""",
     BandVariety: "real synthetic floor difference difference_interval difference_floor",
-    MeanSpectrumDistance: """real_C synthetic_C floor_C angle_rad angle_interval floor_angle_rad floor_angle_interval angle_excess_interval
-        sid sid_interval floor_sid floor_sid_interval sid_excess_interval reason""",
-    MorphometryFigure: """real real_interval synthetic synthetic_interval floor difference difference_interval floor_difference reason""",
+    MeanSpectrumDistance: """angle_rad angle_interval floor_angle_rad floor_angle_interval sid sid_interval floor_sid floor_sid_interval
+        real_C synthetic_C floor_C pixels_real pixels_synthetic pixels_floor units_real units_synthetic units_floor reason""",
+    MorphometryFigure: """real synthetic floor difference difference_interval difference_floor difference_floor_interval excess
+        excess_interval images_real images_synthetic images_floor units_real units_synthetic units_floor reason""",
     Compared: "value interval floor floor_interval excess excess_interval reason",
     InfinityFigures: "value standard_error floor floor_standard_error reason",
     AuditResult: "format train synthetic floor_from config caveat descriptors",
@@ -58,7 +59,8 @@ KEYS = {
     of_audit.Patient: "subject flagged exact nearest_to least_distance",
     of_audit.ClosestPair: """synthetic_key synthetic_index train_key train_index subject distance of_floor_median mirrored exact flagged""",
     ReconstructionResult: """splits cubes psnr_db mean_image_psnr_db psnr_gain_db peak_reflectance spectral_angle_rad codes_used
-        codes_perplexity""",
+        codes_perplexity people ssim ssim_interval ssim_reason thin_vessel_contrast thin_vessel_contrast_interval thin_vessel_images
+        thin_vessel_nm thin_vessel_reason""",
     Health: """latents samples latent_channels mean_D std_D excess_kurtosis_D spectrum_D live_directions effective_rank wanted codes_usage
         codes_perplexity warnings""",
     Wanted: "codes_usage effective_rank live_directions",
