@@ -57,6 +57,10 @@ class Units(ABC):
     def published(self, number: int) -> bool:
         """Whether a unit is there, whole."""
 
+    def ready(self, number: int) -> bool:
+        """Whether what a unit is made from is there, where that is made by other units."""
+        return True
+
     @abstractmethod
     def make(self, number: int) -> None:
         """Make a unit and publish it."""

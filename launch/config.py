@@ -199,6 +199,25 @@ class SampleConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class EvaluateStage:
+    """How the set is judged; another judgement may be asked for at any time.
+
+    Attributes:
+        extractors: feature spaces, by the names of ldm.evaluation.features; two at least, for one alone decides nothing.
+        pairs: of images of each set, for MS-SSIM.
+    """
+
+    extractors: tuple[str, ...] = ("seeded-conv-v1", "learned")
+    pairs: int = 1000
+
+    def __post_init__(self) -> None:
+        if not self.extractors or len(set(self.extractors)) < len(self.extractors):
+            raise InputError(f"evaluate.extractors = {list(self.extractors)}", expected="one feature space at least, each once")
+        if self.pairs < 2:
+            raise InputError(f"evaluate.pairs = {self.pairs}", expected="2 or more")
+
+
+@dataclass(frozen=True, kw_only=True)
 class Config:
     """A run, from cubes to report."""
 
@@ -209,6 +228,7 @@ class Config:
     diffusion: DiffusionStage = field(default_factory=DiffusionStage)
     features: FeaturesStage = field(default_factory=FeaturesStage)
     sample: SampleConfig = field(default_factory=SampleConfig)
+    evaluate: EvaluateStage = field(default_factory=EvaluateStage)
     inference: InferenceConfig = field(default_factory=InferenceConfig)
 
     def __post_init__(self) -> None:

@@ -22,6 +22,15 @@ def cpuinfo() -> tuple[str, int]:
     return name[1] if name else platform.machine(), len(cores)
 
 
+def device_name(device: str) -> str:
+    """What a device is called; of a processor, with how many of its cores torch uses."""
+    import torch
+
+    if device.startswith("cuda"):
+        return torch.cuda.get_device_name(device)
+    return f"{cpuinfo()[0]}, {torch.get_num_threads()} core(s)"
+
+
 def cpu_flags() -> set[str]:
     """What the processor says that it can."""
     try:

@@ -77,7 +77,7 @@ def activation_bytes(forward: Callable[[], object]) -> int:
     return sum(kept.values())
 
 
-def _networks(config: Config, stage: str) -> tuple[list[nn.Module], Callable[[int], object]]:
+def networks_of(config: Config, stage: str) -> tuple[list[nn.Module], Callable[[int], object]]:
     """The networks of a stage on the meta device, and its forward pass for a micro batch of so many samples."""
     C, H, W = cube_shape(config)
     f = config.vqgan.model.compression
@@ -122,7 +122,7 @@ def plan(config: Config, stage: str, environ: Mapping[str, str]) -> str:
             f"global batch {batch}", where=f"{stage}.loop.batch", expected=f"a multiple of {engine.accumulation} × {world} ranks"
         )
     micro = batch // (engine.accumulation * world)
-    networks, forward = _networks(config, stage)
+    networks, forward = networks_of(config, stage)
     parameters = sum(p.numel() for net in networks for p in net.parameters())
     activations = activation_bytes(lambda: forward(micro)) // (1 if engine.precision == "fp32" else 2)
     weights, gradients, optimizer = state_bytes(parameters, mode, world, engine.precision, engine.offload)

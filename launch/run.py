@@ -25,6 +25,8 @@ FREE_TO_CHANGE = {
 }
 # a set may grow; each shard states its batch, each set how it was computed
 FREE_OF_A_SET = {"sample.count", "sample.batch", "sample.licence", "inference.precision", "inference.compile"}
+# a set may be judged anew
+FREE_OF_A_JUDGEMENT = {"evaluate.extractors", "evaluate.pairs"}
 # what a section of the configuration decides first; until it stands, the section may still be corrected
 FIRST_OUTPUT = {
     "data": "data",
@@ -79,25 +81,25 @@ class Run:
         """
         path = self.folder / "run.yaml"
         if path.exists():
-            differing = _changed(concealed(completed(parse_yaml(path.read_text(), path))), concealed(to_tree(self.config)))
+            differing = changed(concealed(completed(parse_yaml(path.read_text(), path))), concealed(to_tree(self.config)))
             if "sample.count" in differing and (self.synthetic / NAME).exists():
                 from ldm.generation.standing import standing_set
 
                 standing_set(self.synthetic, self.config.sample.count)  # refuses to make it smaller
-            changed = [
+            refused = [
                 key
                 for key in differing
                 # the folder itself may have been moved, or be called by another path
-                if key not in {"run", *FREE_OF_A_SET}
+                if key not in {"run", *FREE_OF_A_SET, *FREE_OF_A_JUDGEMENT}
                 and not (FREE_TO_CHANGE & set(key.split(".")))
                 and ".engine." not in key
                 and self._begun(key)
             ]
-            if changed:
-                of_a_set = all(FIRST_OUTPUT[_section(key)] == "synthetic" for key in changed)
+            if refused:
+                of_a_set = all(FIRST_OUTPUT[_section(key)] == "synthetic" for key in refused)
                 another = "; of this run's models: docs/bulk.md, 'Another set of the same models'" if of_a_set else ""
                 raise InputError(
-                    f"this run folder was begun with another configuration: {', '.join(changed)}",
+                    f"this run folder was begun with another configuration: {', '.join(refused)}",
                     where=path,
                     expected="the same values (lengths, the count of a set, logging and engine settings may change)",
                     mend=f"to go on as it was begun: {command(path, f'run={self.folder}')} in place of preset and overrides; "
@@ -134,10 +136,10 @@ def _section(key: str) -> str:
     return next(section for section in FIRST_OUTPUT if f"{key}.".startswith(f"{section}."))
 
 
-def _changed(old: Any, new: Any, prefix: str = "") -> list[str]:
+def changed(old: Any, new: Any, prefix: str = "") -> list[str]:
     """Dotted keys whose values differ between two trees."""
     if isinstance(old, dict) and isinstance(new, dict):
-        return [k for key in sorted({*old, *new}) for k in _changed(old.get(key), new.get(key), f"{prefix}.{key}" if prefix else key)]
+        return [k for key in sorted({*old, *new}) for k in changed(old.get(key), new.get(key), f"{prefix}.{key}" if prefix else key)]
     return [] if old == new else [prefix]
 
 

@@ -85,7 +85,7 @@ def _done(
             if stop():
                 raise TryAgain(STOPPED, where=units.out, mend="the same command again goes on with what is not there")
             try:
-                there = units.published(number) or _made(units, ledger, number)
+                there = units.published(number) or (units.ready(number) and _made(units, ledger, number))
             except Overtaken:
                 there = False  # it is there, and will be seen
             except RetinaforgeError as error:

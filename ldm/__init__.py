@@ -12,15 +12,18 @@ __all__ = [
     "EvaluateConfig",
     "Generator",
     "SamplerConfig",
+    "Segmenter",
     "audit",
     "encode_dataset",
     "evaluate",
     "generate_set",
     "load_autoencoder",
     "load_denoiser",
+    "load_segmenter",
 ]
 
 if TYPE_CHECKING:
+    from ldm.checkpoints.segmenter import Segmenter, load_segmenter
     from ldm.checkpoints.trained import Autoencoder, Denoiser, load_autoencoder, load_denoiser
     from ldm.evaluation.audit import AuditConfig, audit
     from ldm.evaluation.evaluate import EvaluateConfig, evaluate

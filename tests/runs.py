@@ -14,6 +14,7 @@ from ldm.training.log import read_log
 from tests.ranks import Ranks
 
 NETWORKS = {
+    "segmenter": {"model": {"channels": 2}},
     "vqgan": {
         "model": {"compression": 4, "channels": 16, "layers": 1, "norm_groups": 4, "latent_channels": 4},
         "codebook": {"codes": 32, "kmeans_vectors": 1024, "dead_below": 0.1},
@@ -21,11 +22,12 @@ NETWORKS = {
         "loss": {"gan_start_samples": 8},
     },
     "diffusion": {"model": {"channels": 16, "layers": 1}},
+    "features": {"model": {"channels": 8, "levels": 2, "dimension": 8}},
 }
 
 
 def configured(**sections: dict[str, object]) -> dict[str, dict[str, object]]:
-    """A configuration of both trainings: tiny networks, and these sections in each."""
+    """A configuration of all trainings: tiny networks, and these sections in each."""
     return {stage: {**networks, **sections} for stage, networks in NETWORKS.items()}
 
 

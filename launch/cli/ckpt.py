@@ -14,7 +14,7 @@ from launch.cli.data import AsJson
 app = typer.Typer(help="Checkpoints of a run: list, verify, prune, export, convert.", no_args_is_help=True)
 
 Folder = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder, or the folder of one of its trainings.")]
-STAGES = ("vqgan", "diffusion")
+STAGES = ("segmenter", "vqgan", "diffusion", "features")
 
 
 def stores(folder: Path) -> dict[str, object]:
@@ -111,11 +111,20 @@ def export(
 
     From the newest checkpoint that verifies, or the best, whatever ZeRO stage or number of ranks wrote it.
     """
-    from ldm.checkpoints.export import export_autoencoder, export_denoiser
+    from ldm.checkpoints.export import export_autoencoder, export_denoiser, export_segmenter
+    from ldm.checkpoints.segmenter import load_segmenter
     from ldm.checkpoints.trained import load_autoencoder, load_denoiser
 
+    exports = {
+        "segmenter": (load_segmenter, export_segmenter),
+        "vqgan": (load_autoencoder, export_autoencoder),
+        "diffusion": (load_denoiser, export_denoiser),
+    }
     for name, store in stores(run).items():
-        load, write = {"vqgan": (load_autoencoder, export_autoencoder), "diffusion": (load_denoiser, export_denoiser)}[name]
+        if name not in exports:
+            typer.echo(f"{name}: left out, it serves evaluations alone")
+            continue
+        load, write = exports[name]
         write(load(store.folder.parent, best=best), out / name)
         typer.echo(f"{name}: {out / name}")
 

@@ -30,6 +30,7 @@ Synthetic = Annotated[str | None, typer.Option("--synthetic", help="The packed s
 Against = Annotated[str, typer.Option("--against", help="Split of the real dataset, best of people held out of training.")]
 Limit = Annotated[int | None, typer.Option("--limit", help="At most this many images of each set, evenly spaced.", min=2)]
 Device = Annotated[str, typer.Option("--device", help="cpu or cuda.")]
+EXTRACTORS_HELP = "A feature space; again for another: seeded-conv-v1, learned, efficientnet-lite0[:NM,NM,NM], torchscript:PATH."
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON instead of a table.")]
 
 
@@ -42,8 +43,10 @@ def evaluate(
     against: Against = "val",
     limit: Limit = None,
     seed: Annotated[int, typer.Option("--seed", help="Of subsets, pairs and resamples.")] = 0,
-    pairs: Annotated[int, typer.Option("--pairs", help="Pairs of images for MS-SSIM.", min=2)] = 100,
-    extractor: Annotated[str, typer.Option("--extractor", help="Feature network of the Fréchet distance and KID.")] = "seeded-conv-v1",
+    pairs: Annotated[int, typer.Option("--pairs", help="Pairs of images for MS-SSIM.", min=2)] = 1000,
+    extractor: Annotated[list[str] | None, typer.Option("--extractor", help=EXTRACTORS_HELP, show_default="seeded-conv-v1")] = None,
+    learned: Annotated[Path | None, typer.Option("--features", help="Folder of a trained feature encoder, RUN/features.")] = None,
+    segmenter: Annotated[Path | None, typer.Option("--segmenter", help="Folder of a trained segmenter, which labels both sets.")] = None,
     device: Device = "cpu",
     as_json: AsJson = False,
 ) -> None:
@@ -56,11 +59,14 @@ def evaluate(
         return
     real, synthetic = _sets(real, synthetic)
     from data_shards.reading.dataset import Dataset
+    from ldm.checkpoints.segmenter import load_segmenter
     from ldm.evaluation.evaluate import EvaluateConfig, Evaluation
     from ldm.evaluation.tables import rows_of_evaluation
 
-    config = EvaluateConfig(against=against, limit=limit, seed=seed, pairs=pairs, extractor=extractor, device=checked_device(device))
-    units = Evaluation(Dataset(place_of(real)), Dataset(place_of(synthetic)), config, out)
+    spaces = tuple(extractor or ("seeded-conv-v1", *(("learned",) if learned else ())))
+    config = EvaluateConfig(against=against, limit=limit, seed=seed, pairs=pairs, extractors=spaces, device=checked_device(device))
+    judges = {"learned": learned, "labeller": load_segmenter(segmenter, config.device) if segmenter else None}
+    units = Evaluation(Dataset(place_of(real)), Dataset(place_of(synthetic)), config, out, **judges)
     result = made([("evaluate", lambda: units)])
     if as_json:
         typer.echo(json.dumps(asdict(result)))
@@ -70,7 +76,10 @@ def evaluate(
     show(title, rows_of_evaluation(result))
     source = f"{floor.n} other real images of {floor.subjects} people (split {floor.split!r})" if floor else "no other people: no floor"
     typer.echo(f"floor: {source} in place of the synthetic ones (MS-SSIM of pairs: the reference's own)")
-    typer.echo(f"features: {result.frechet.extractor}; random weights, not comparable with published FID\nresult: {out}")
+    for line in result.disagreements:
+        typer.echo(line)
+    features = "; ".join(space.extractor for space in result.spaces.values())
+    typer.echo(f"features: {features}; not comparable with published FID\nresult: {out}")
 
 
 def audit(

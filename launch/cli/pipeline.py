@@ -39,7 +39,7 @@ def submit_pipeline(
     from launch.stages.outdated import check_outdated
     from launch.submit.described import described
     from launch.submit.graph import FINISHED, LEFT_OUT, keep, run_here, submit_all
-    from launch.submit.pipeline import missing, read_pipeline, stage_job
+    from launch.submit.pipeline import left_out, missing, read_pipeline, stage_job
     from slurm.jobs import words_on
     from slurm.records import job_folder
 
@@ -57,18 +57,22 @@ def submit_pipeline(
     run = Run(load(pipeline.preset, list(pipeline.overrides)))
     name = name or run.folder.absolute().name
     check_outdated(run)
+    without = left_out(run)
     wanted = {stage: described(program, *stage_job(pipeline, stage), f"{name}/{stage}", jobs, file) for stage in missing(run)}
     if dry_run:
-        _show(wanted, as_json)
+        _show(wanted, without, as_json)
         return
     if local:
+        for stage, reason in without.items():
+            typer.echo(f"{stage} is left out: {reason}", err=True)
         raise typer.Exit(run_here(wanted, force, lambda stage: typer.echo(f"{stage} …", err=True)))
     folder = job_folder(jobs, name)
     sent = submit_all(wanted, lambda: keep(pipeline, wanted, jobs, name), force, folder)
-    rows = []
-    for stage, about in STAGES.items():
-        state = FINISHED if (reason := about.left_out(run)) is None else f"{LEFT_OUT}: {reason}"
-        rows.append({"stage": stage, "state": state, "job_ids": [], "after": [], **sent.get(stage, {})})
+    rows = [
+        {"stage": stage, "state": f"{LEFT_OUT}: {without[stage]}" if stage in without else FINISHED, "job_ids": [], "after": []}
+        | sent.get(stage, {})
+        for stage in STAGES
+    ]
     if as_json:
         typer.echo(json.dumps({"name": name, "stages": rows}))
         return
@@ -78,14 +82,16 @@ def submit_pipeline(
     typer.echo(f"{words_on('status', name, folder)} shows how far they are")
 
 
-def _show(wanted: dict[str, Described], as_json: bool) -> None:
+def _show(wanted: dict[str, Described], without: dict[str, str], as_json: bool) -> None:
     from launch.submit.described import as_tree, show
 
     if as_json:
-        typer.echo(json.dumps({"stages": {stage: as_tree(job) for stage, job in wanted.items()}}))
+        typer.echo(json.dumps({"stages": {stage: as_tree(job) for stage, job in wanted.items()}, "left_out": without}))
         return
     if not wanted:
         typer.echo("# all stages are finished; nothing would be submitted")
+    for stage, reason in without.items():
+        typer.echo(f"# {stage} is left out: {reason}")
     for stage, job in wanted.items():
         typer.echo(f"# ---- {stage}: {job.spec.name}")
         show(job, as_json=False)

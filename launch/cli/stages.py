@@ -203,11 +203,20 @@ def numbers(words: str) -> list[int]:
     return [int(word) for word in words.split(",")]
 
 
-def report(preset: Preset, overrides: Overrides = None) -> None:
+def report(
+    preset: Preset,
+    overrides: Overrides = None,
+    text: Annotated[bool, typer.Option("--text", help="Print figures and measures instead, for a terminal; nothing is written.")] = False,
+) -> None:
     """Write the HTML report of a run anew from what stands in its folder."""
+    from launch.report.text import build_text
     from launch.stages.report import Report
 
     of, stage = resolved(preset, overrides), Report()
+    if text:
+        stage.check(of)
+        typer.echo(build_text(of))
+        return
     stage.make(of, Terminal())
     typer.echo(stage.where(of))
 

@@ -1,4 +1,6 @@
-"""Figures of the report, each a function from arrays to one image as a data URI.
+"""Figures of the report: pictures as PNG data URIs, and charts as plotly.js reads them, {"data": traces, "layout": …}.
+
+A chart states what it shows; how it looks in light and in dark, and how wide it is, report.js decides.
 
 Legend: B image, C band, H W pixels.
 """
@@ -7,34 +9,19 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Sequence
+import math
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import matplotlib
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
 import numpy as np
 from PIL import Image
 
 SINGLE_BANDS_NM = (900, 815, 730, 640, 555, 465)
 FALSE_COLOUR_NM = (640, 555, 465)
-REAL, SYNTHETIC, INK, GRID = "#1f5fa8", "#c8501e", "#222222", "#dddddd"
-
-plt.rcParams.update(
-    {
-        "font.family": "sans-serif",
-        "font.size": 9,
-        "axes.spines.top": False,
-        "axes.spines.right": False,
-        "axes.edgecolor": INK,
-        "axes.grid": True,
-        "grid.color": GRID,
-        "grid.linewidth": 0.6,
-        "legend.frameon": False,
-        "figure.dpi": 110,
-    }
-)
+REAL, SYNTHETIC = "#3b82c4", "#d9632a"  # both stand out on white and on black
+REGION_COLOURS = (SYNTHETIC, "#c03a3a", "#8a63d2", "#b59a1f")
+Chart = dict[str, Any]
 
 
 def nearest_bands(wavelengths_nm: Sequence[float], wanted_nm: Sequence[float]) -> list[int]:
@@ -78,13 +65,6 @@ def data_uri(image: np.ndarray, *, scale: int = 1) -> str:
     return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 
-def figure_uri(figure: plt.Figure) -> str:
-    """A matplotlib figure as an SVG data URI."""
-    figure.savefig(buffer := io.BytesIO(), format="svg", bbox_inches="tight", metadata={"Date": None})
-    plt.close(figure)
-    return "data:image/svg+xml;base64," + base64.b64encode(buffer.getvalue()).decode()
-
-
 def montage(rows: Sequence[Sequence[np.ndarray]], *, gap: int = 3) -> np.ndarray:
     """Equal RGB or grey tiles in rows, on white."""
     rgb = [[tile if tile.ndim == 3 else np.repeat(tile[..., None], 3, axis=-1) for tile in row] for row in rows]
@@ -96,56 +76,86 @@ def montage(rows: Sequence[Sequence[np.ndarray]], *, gap: int = 3) -> np.ndarray
     return sheet
 
 
-def mean_spectra(wavelengths_nm: Sequence[float], sets: dict[str, tuple[np.ndarray, np.ndarray]]) -> str:
+def chart(traces: list[dict[str, Any]], x: str, y: str, **layout: Any) -> Chart:
+    """Traces with the titles of both axes."""
+    axes = {"xaxis": {"title": {"text": x}, **layout.pop("xaxis", {})}, "yaxis": {"title": {"text": y}, **layout.pop("yaxis", {})}}
+    return {"data": traces, "layout": {**axes, **layout}}
+
+
+def finite(values: Iterable[float | None]) -> list[float | None]:
+    """JSON knows no NaN; a gap is drawn where None stands."""
+    return [None if value is None or not math.isfinite(value) else float(value) for value in values]
+
+
+def mean_spectra(wavelengths_nm: Sequence[float], sets: dict[str, tuple[np.ndarray, np.ndarray]], colours: Sequence[str]) -> Chart:
     """Mean reflectance of each set against wavelength, with the deviation between images as a band."""
     order = np.argsort(wavelengths_nm)
-    nm = np.asarray(wavelengths_nm)[order]
-    figure, axis = plt.subplots(figsize=(6.2, 3.2))
-    for (name, (mean_C, std_C)), colour in zip(sets.items(), (REAL, SYNTHETIC), strict=False):
-        axis.plot(nm, mean_C[order], "o-", color=colour, markersize=3, label=name)
-        axis.fill_between(nm, (mean_C - std_C)[order], (mean_C + std_C)[order], color=colour, alpha=0.15, linewidth=0)
-    axis.set(xlabel="wavelength (nm)", ylabel="mean reflectance within the field of view")
-    axis.legend()
-    return figure_uri(figure)
+    nm, traces = [float(wavelengths_nm[c]) for c in order], []
+    for (name, (mean_C, std_C)), colour in zip(sets.items(), colours, strict=True):
+        low, high = finite((mean_C - std_C)[order]), finite((mean_C + std_C)[order])
+        traces += [
+            {
+                "x": nm + nm[::-1],
+                "y": high + low[::-1],
+                "fill": "toself",
+                "fillcolor": colour + "26",
+                "line": {"width": 0},
+                "mode": "lines",
+                "hoverinfo": "skip",
+                "showlegend": False,
+                "legendgroup": name,
+            },
+            {
+                "x": nm,
+                "y": finite(mean_C[order]),
+                "customdata": finite(std_C[order]),
+                "name": name,
+                "legendgroup": name,
+                "mode": "lines+markers",
+                "line": {"color": colour, "width": 2},
+                "marker": {"size": 5},
+                "hovertemplate": "%{y:.4f} ± %{customdata:.4f}",
+            },
+        ]
+    return chart(traces, "wavelength (nm)", "mean reflectance", hovermode="x unified")
 
 
-def curves(rows: list[dict[str, Any]], names: dict[str, str], *, ylabel: str, log: bool = False) -> str | None:
+def curves(rows: list[dict[str, Any]], names: dict[str, str], *, ylabel: str, log: bool = False) -> Chart | None:
     """Logged values against samples seen; None when none of them was logged."""
-    present = {name: label for name, label in names.items() if any(row.get(name) is not None for row in rows)}
-    if not present:
-        return None
-    figure, axis = plt.subplots(figsize=(4.6, 2.8))
-    for name, label in present.items():
+    traces = []
+    for name, label in names.items():
         points = [(row["samples"], row[name]) for row in rows if row.get(name) is not None]
-        axis.plot(*zip(*points, strict=True), linewidth=1.2, label=label)
-    axis.set(xlabel="samples seen", ylabel=ylabel)
-    if log:
-        axis.set_yscale("log")
-    axis.legend(fontsize=8)
-    return figure_uri(figure)
+        if points:
+            x, y = zip(*points, strict=True)
+            traces.append({"x": list(x), "y": finite(y), "name": label, "mode": "lines+markers" if len(x) < 12 else "lines"})
+    layout = {"yaxis": {"type": "log"} if log else {}, "hovermode": "x unified"}
+    return chart(traces, "samples seen", ylabel, **layout) if traces else None
 
 
-def spectrum(eigenvalues_D: Sequence[float]) -> str:
+def spectrum(eigenvalues_D: Sequence[float]) -> Chart:
     """Variance of the latents along their principal directions."""
-    figure, axis = plt.subplots(figsize=(4.6, 2.8))
-    axis.bar(np.arange(1, len(eigenvalues_D) + 1), eigenvalues_D, color=REAL)
-    axis.set(xlabel="principal direction of the latent channels", ylabel="variance (latent units²)")
-    return figure_uri(figure)
+    bars = {"type": "bar", "x": list(range(1, len(eigenvalues_D) + 1)), "y": finite(eigenvalues_D), "marker": {"color": REAL}}
+    return chart([bars], "principal direction of the latent channels", "variance (latent units²)")
 
 
-def kl_by_band(wavelengths_nm: Sequence[float], value_C: Sequence[float], floor_C: Sequence[float] | None) -> str:
-    """Histogram divergence of each band beside its real-against-real floor."""
-    order = np.argsort(wavelengths_nm)
-    figure, axis = plt.subplots(figsize=(6.2, 2.8))
-    axis.bar(np.arange(len(order)), np.asarray(value_C)[order], color=SYNTHETIC, label="synthetic against real")
-    if floor_C is not None:
-        axis.step(np.arange(len(order)), np.asarray(floor_C)[order], where="mid", color=REAL, label="real against real (floor)")
-    axis.set_xticks(np.arange(len(order)), [f"{wavelengths_nm[c]:g}" for c in order], rotation=60)
-    axis.set(xlabel="wavelength (nm)", ylabel="KL divergence (nats)")
-    axis.legend(fontsize=8)
-    return figure_uri(figure)
+def kl_by_band(wavelengths_nm: Sequence[float], regions: dict[str, tuple[Sequence[float], Sequence[float] | None]]) -> Chart:
+    """Histogram divergence of each band as bars, its real-against-real floor as lines; all but the first region wait behind the legend.
+
+    Args:
+        regions: name → nats of each band, of the synthetic set and of the floor.
+    """
+    order, traces = np.argsort(wavelengths_nm), []
+    nm = [f"{wavelengths_nm[c]:g}" for c in order]
+    for number, (region, sides) in enumerate(regions.items()):
+        stroke = {"symbol": "line-ew-open", "size": 18, "color": REAL, "line": {"width": 3}}
+        looks = {"type": "bar", "marker": {"color": REGION_COLOURS[number]}}, {"mode": "markers", "marker": stroke}
+        for name, values_C, look in zip((region, f"{region}, floor"), sides, looks, strict=True):
+            if values_C is not None:
+                shown = {"visible": True if number == 0 else "legendonly", "legendgroup": region, "hovertemplate": "%{y:.4g} nats"}
+                traces.append({"x": nm, "y": finite(np.asarray(values_C)[order]), "name": name, **look, **shown})
+    return chart(traces, "wavelength (nm)", "KL divergence (nats)", hovermode="x unified", xaxis={"type": "category"})
 
 
 def error_map(error_HW: np.ndarray, most: float) -> np.ndarray:
     """Absolute error as colours, uint8 RGB, 0 to `most`."""
-    return (plt.get_cmap("inferno")((error_HW / max(most, 1e-12)).clip(0, 1))[..., :3] * 255).astype(np.uint8)
+    return (matplotlib.colormaps["inferno"]((error_HW / max(most, 1e-12)).clip(0, 1))[..., :3] * 255).astype(np.uint8)

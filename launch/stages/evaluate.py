@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from data_shards.errors import InputError
 from data_shards.manifest import NAME
 from data_shards.packing.splits import LEAST_PEOPLE, held_out_split
 from data_shards.reading.dataset import Dataset
@@ -21,14 +22,15 @@ if TYPE_CHECKING:
     from ldm.evaluation.reconstruction import ReconstructionResult
     from ldm.evaluation.sets import Part
 
+LEARNED = "learned"  # of the extractors, the one that is trained in the run
 BASELINE_IMAGES = 1024
 BASELINE_BATCH = 8  # decoded at a time, in fp32
 MORE_PEOPLE = "retinaforge data pack FOLDER DATASET --splits train=0.7,val=0.2,test=0.1, into another folder"
 
 
 class Evaluate(MeasuredStage):
-    name, verb, after = "evaluate", "evaluate", ("sample",)
-    reads, writes = "dataset, `synthetic/`", "`evaluate.json`, `reconstruction.json`, `gaussian-latents/`"
+    name, verb, after = "evaluate", "evaluate", ("sample", "features")
+    reads, writes = "dataset, `synthetic/`, `features/`, `segmenter/`", "`evaluate.json`, `reconstruction.json`, `gaussian-latents/`"
 
     def check(self, run: Run) -> None:
         check_trained(run, "vqgan", "diffusion")
@@ -43,9 +45,17 @@ class Evaluate(MeasuredStage):
             return False
         if not {figure.key for figure in HEADLINE} - {"seconds"} <= set(figures(run)):
             return False
-        return (seen.reference.digest, seen.synthetic.digest) == (run.open(run.dataset).digest, Dataset(run.synthetic).digest)
+        if (seen.reference.digest, seen.synthetic.digest) != (run.open(run.dataset).digest, Dataset(run.synthetic).digest):
+            return False
+        judges, wanted = (seen.learned, seen.labelled_by), (encoder_digest(run) if LEARNED in asked(run) else None, labeller_digest(run))
+        return judges == wanted and (seen.config.extractors, seen.config.pairs) == (asked(run), run.config.evaluate.pairs)
+
+    def cautions(self, run: Run) -> list[str]:
+        missing = set(run.config.evaluate.extractors) - set(asked(run))
+        return [f"no learned feature space among the judges: retinaforge train features PRESET run={run.folder}"] if missing else []
 
     def phases(self, run: Run) -> Phases:
+        from ldm.checkpoints.segmenter import load_segmenter
         from ldm.checkpoints.trained import load_autoencoder, load_denoiser
         from ldm.evaluation.baseline import GaussianLatents
         from ldm.evaluation.evaluate import EvaluateConfig, Evaluation
@@ -63,23 +73,47 @@ class Evaluate(MeasuredStage):
         yield "reconstruction", lambda: rebuilt
         synthetic = run.images()
         judged = HeldOut.of(real, synthetic, Dataset(run.folder / "gaussian-latents"))
-        config = EvaluateConfig(against=held_out_split(real), device=device())
-        units = Evaluation(real, synthetic, config, run.folder / "evaluate.json", also=judged.parts)
+        spaces, segmenter = asked(run), load_segmenter(run.segmenter, device()) if labeller_digest(run) else None
+        config = EvaluateConfig(against=held_out_split(real), extractors=spaces, pairs=run.config.evaluate.pairs, device=device())
+        judges = {"learned": run.features if LEARNED in spaces else None, "labeller": segmenter}
+        units = Evaluation(real, synthetic, config, run.folder / "evaluate.json", also=judged.parts, **judges)
         yield self.name, lambda: units
-        note_figures(run, rebuilt.result(), judged.frechet(units))
+        note_figures(run, rebuilt.result(), {name: judged.frechet(units, name) for name in spaces})
 
     def grows(self, run: str) -> tuple[str, ...]:
         return (*super().grows(run), f"{run}/gaussian-latents/*.tar", f"{run}/reconstruction.units-*/*.safetensors")
 
 
-def note_figures(run: Run, rebuilt: ReconstructionResult, frechet: FrechetOverBaseline) -> None:
-    """The headline figures, into metrics.json; those that the data cannot bear with their reason."""
+def asked(run: Run) -> tuple[str, ...]:
+    """The feature spaces that the run's set is judged in: without the learned one where none was trained."""
+    return tuple(name for name in run.config.evaluate.extractors if name != LEARNED or encoder_digest(run))
+
+
+def encoder_digest(run: Run) -> str | None:
+    """Of the feature encoder; None where there is none."""
+    from ldm.checkpoints.trained import trained_digest
+
+    return trained_digest(run.features)
+
+
+def labeller_digest(run: Run) -> str | None:
+    """Of the segmenter that draws the label maps of both sets; None where there is none."""
+    from ldm.checkpoints.trained import trained_digest
+
+    return trained_digest(run.segmenter)
+
+
+def note_figures(run: Run, rebuilt: ReconstructionResult, by_space: dict[str, FrechetOverBaseline]) -> None:
+    """The headline figures, into metrics.json; those that the data cannot bear with their reason.
+
+    The ratio is that of the first feature space; where another one puts samples and Gaussian latents in another order, that is said.
+    """
     from ldm.evaluation.tables import FEW_PEOPLE
 
     figures_of, left_out = {"codes_used": rebuilt.codes_used, "psnr_gain_db": rebuilt.psnr_gain_db}, {}
     if rebuilt.splits == ("train",):
         figures_of["psnr_gain_db"], left_out["psnr_gain_db"] = None, "no people held out of training"
-    ratio = "frechet_over_gaussian_latents"
+    ratio, frechet = "frechet_over_gaussian_latents", next(iter(by_space.values()))
     figures_of[ratio] = frechet.ratio
     if reason := frechet.reason or out_of_reach(frechet):
         figures_of[ratio], left_out[ratio] = None, reason
@@ -87,8 +121,10 @@ def note_figures(run: Run, rebuilt: ReconstructionResult, frechet: FrechetOverBa
     cautions = {"psnr_gain_db": few} if few and figures_of["psnr_gain_db"] is not None else {}
     if figures_of[ratio] is not None:
         floor = f"{frechet.n_floor} training images: {frechet.ratio_floor:.2f}"
-        cautions[ratio] = f"{floor}; {few}" if few else floor
-    record(run, **figures_of, psnr_db=rebuilt.psnr_db, frechet=asdict(frechet), left_out=left_out, cautions=cautions)
+        others = [f"by {name} {other.ratio:.2f}" for name, other in list(by_space.items())[1:] if other.ratio is not None]
+        cautions[ratio] = "; ".join(part for part in (floor, *others, few) if part)
+    spaces = {name: asdict(other) for name, other in by_space.items()}
+    record(run, **figures_of, psnr_db=rebuilt.psnr_db, frechet=asdict(frechet), spaces=spaces, left_out=left_out, cautions=cautions)
 
 
 def out_of_reach(frechet: FrechetOverBaseline) -> str | None:
@@ -159,8 +195,8 @@ class HeldOut:
         """Whose features are wanted."""
         return [*self.held_out, self.samples, self.gaussian_latents, self.floor]
 
-    def frechet(self, measured: Evaluation) -> FrechetOverBaseline:
-        """Both sets' distances to the held-out people, and the floor's."""
+    def frechet(self, measured: Evaluation, space: str) -> FrechetOverBaseline:
+        """Both sets' distances to the held-out people, and the floor's, in one feature space."""
         from ldm.evaluation.frechet import frechet_distance
 
         result = FrechetOverBaseline(
@@ -173,13 +209,19 @@ class HeldOut:
             return replace(result, reason=f"{result.people} people held out of training, at least {LEAST_PEOPLE} wanted: {MORE_PEOPLE}")
         if result.n < 2:
             return replace(result, reason="one synthetic image")
-        white = measured.whitening()
+        if refused := measured.spaces[space].refused:
+            return replace(result, reason=refused)
+        white = measured.whitening(space)
         if white is None:
-            return replace(result, reason="the training images do not differ in their features")
-        held_out_ND = white(np.concatenate([measured.features(part) for part in self.held_out]))
-        samples, gaussian_latents, floor = (
-            frechet_distance(held_out_ND, white(measured.features(part))) for part in (self.samples, self.gaussian_latents, self.floor)
-        )
+            return replace(result, reason="the training images do not differ in their features, or these are not finite")
+        held_out_ND = white(np.concatenate([measured.features(part, space) for part in self.held_out]))
+        try:
+            samples, gaussian_latents, floor = (
+                frechet_distance(held_out_ND, white(measured.features(part, space)))
+                for part in (self.samples, self.gaussian_latents, self.floor)
+            )
+        except InputError as error:  # features that are not finite
+            return replace(result, reason=error.what)
         result = replace(result, samples=samples, gaussian_latents=gaussian_latents, floor=floor)
         if gaussian_latents <= 0:
             return replace(result, reason="decoded Gaussian latents are at distance 0")

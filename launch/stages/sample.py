@@ -6,7 +6,7 @@ import logging
 import math
 import re
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -21,7 +21,7 @@ from data_shards.ledger import holders
 from data_shards.manifest import NAME, read_manifest
 from data_shards.reading.dataset import Dataset
 from data_shards.shards.index import index_path
-from launch.machine import free_bytes
+from launch.machine import device_name, free_bytes
 from launch.report.card import write_card
 from launch.run import Run, device, read_result
 from launch.stages.stage import Progress, Target, UnitStage, check_trained
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 
 LOGGER = logging.getLogger("retinaforge")
 SPLIT = "synthetic"
+SPEED = "speed.json"  # the pace of the process that wrote it last
 LATELY = 33  # shards whose times, all of one file server's clock, say how many images a second there are
 
 
@@ -123,6 +124,8 @@ class Sample(UnitStage):
             make_phases(self.phases(run, speed), display, place)
         if place[0] == 0:
             write_card(run)
+            if pace := speed.pace(device_name(device())):
+                durable.write_json(run.folder / SPEED, asdict(pace))
         display.note(speed.line())
         return [*unbounded(run), *refused(run)]
 

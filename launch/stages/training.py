@@ -1,4 +1,4 @@
-"""What the two trainings of a run share: their face as stages, and one training from the launcher's first word to the last checkpoint."""
+"""What the trainings of a run share: their face as stages, and one training from the launcher's first word to the last checkpoint."""
 
 from __future__ import annotations
 

@@ -174,7 +174,8 @@ def _grown_files(verb: str, target: Target | None, parsed: dict[str, Any], as_wr
     from launch.submit.frozen import progress_patterns
 
     if target is None:
-        return {"progress": _codebook_files(as_written)} if verb == "codebook fit" else {}
+        files = {"codebook fit": _codebook_files, "sweep": _sweep_files}
+        return {"progress": files[verb](as_written)} if verb in files else {}
     share = {"share": as_written["task"]} if target.stage == "sample" and parsed["task"] != "1/1" else {}
     return {"progress": progress_patterns(target), **share}
 
@@ -242,6 +243,12 @@ def _codebook_files(parsed: dict[str, Any]) -> tuple[str, ...]:
         return ()  # refused by the verb itself
     out = Path(parsed["out"] or Path(parsed["latents"]).absolute().parent / "codebook.safetensors").absolute()
     return (glob.escape(str(out)), glob.escape(str(out.with_name(f".{out.name}.unfinished"))))
+
+
+def _sweep_files(parsed: dict[str, Any]) -> tuple[str, ...]:
+    from launch.sweep.runs import base_of, progress_patterns
+
+    return progress_patterns(Path(base_of(parsed["preset"], parsed["overrides"] or []).run).absolute())
 
 
 def show(job: Described, as_json: bool) -> None:

@@ -99,9 +99,15 @@ def missing(run: Run) -> list[str]:
         UnsafeResume: checkpoints, but none that can be loaded.
     """
     stages: list[str] = []
+    without = left_out(run)
     for stage, about in STAGES.items():
-        if about.left_out(run):
+        if stage in without:
             continue
         if any(one in stages for one in about.after) or not about.done(run):
             stages.append(stage)
     return stages
+
+
+def left_out(run: Run) -> dict[str, str]:
+    """The stages that a run goes without, and why."""
+    return {name: reason for name, stage in STAGES.items() if (reason := stage.left_out(run))}

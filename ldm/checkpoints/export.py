@@ -13,7 +13,9 @@ from diffusers import VQModel
 from safetensors.torch import save_file
 
 from data_shards import durable
+from data_shards.cube import LABELS
 from data_shards.errors import InputError, moved_aside
+from ldm.checkpoints.segmenter import Segmenter
 from ldm.checkpoints.trained import Autoencoder, Denoiser
 from ldm.models.config import MULTIPLES, SamplerConfig
 from ldm.models.denoiser import UNet
@@ -100,6 +102,24 @@ def export_denoiser(denoiser: Denoiser, out: Path) -> None:
         denoiser.net.net.save_pretrained(stage / "unet", safe_serialization=True)
         scheduler_for(SamplerConfig(), denoiser.objective.target).save_pretrained(stage / "scheduler")
         _plain(stage, "denoiser", denoiser.net.state_dict(), about)
+
+
+def export_segmenter(segmenter: Segmenter, out: Path) -> None:
+    """Write OUT/segmenter.safetensors, weights of MONAI's BasicUNet, and OUT/segmenter.json.
+
+    Raises:
+        InputError: `out` exists, or cannot be written. TryAgain: disk full.
+    """
+    about = {
+        "config": asdict(segmenter.net.config),
+        "features": segmenter.net.features,
+        "classes": LABELS,
+        "data": segmenter.data,
+        "checkpoint": segmenter.digest,
+        "use": {"cubes": HOW_TO["cubes"], "classes": "BasicUNet(spatial_dims=2, features=features)(x).argmax(1)"},
+    }
+    with fresh(out) as stage:
+        _plain(stage, "segmenter", segmenter.net.net.state_dict(), about)
 
 
 @contextlib.contextmanager

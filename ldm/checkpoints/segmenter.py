@@ -75,8 +75,10 @@ class Segmenter:
                 )
 
 
-def load_segmenter(folder: Path | str, device: torch.device | str = "cpu", *, inference: InferenceConfig = FP32) -> Segmenter:
-    """The averaged segmenter of a training folder, in evaluation mode.
+def load_segmenter(
+    folder: Path | str, device: torch.device | str = "cpu", *, best: bool = False, inference: InferenceConfig = FP32
+) -> Segmenter:
+    """The averaged segmenter of a training folder, in evaluation mode: the newest, or that of the best validation loss.
 
     Args:
         inference: a `settled` one.
@@ -84,7 +86,7 @@ def load_segmenter(folder: Path | str, device: torch.device | str = "cpu", *, in
     Raises:
         InputError: nothing trained there. UnsafeResume: checkpoints, but none that verifies.
     """
-    identity, read, digest = chosen(folder, "segmenter")
+    identity, read, digest = chosen(folder, "segmenter", best)
     net = SegmenterNet(SegmenterConfig(**identity["model"]))
     load_strictly(net, read.under("ema."), folder)
     return Segmenter(

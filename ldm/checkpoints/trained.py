@@ -214,7 +214,7 @@ def load_feature_encoder(folder: Path | str, device: torch.device | str = "cpu")
     Raises:
         InputError: nothing trained there, or weights that are not finite. UnsafeResume: checkpoints, but none that verifies.
     """
-    identity, read, digest = _chosen(folder, "features", best=False)
+    identity, read, digest = chosen(folder, "features")
     net = FeatureEncoder(FeatureEncoderConfig(**{k: v for k, v in identity["model"].items() if k != "kind"}))
     load_strictly(net, read.under("ema."), folder)
     if not all(weight.isfinite().all() for weight in net.parameters()):

@@ -5,29 +5,36 @@ Legend: N image, P pair, B batch, C band, H W pixels, D feature.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
+import torch
 
 from data_shards.errors import InputError
+from data_shards.reading.batch import Batch
 from data_shards.reading.dataset import Dataset
 from ldm.evaluation import ms_ssim, spectral
-from ldm.evaluation.features import get_extractor
-from ldm.evaluation.frechet import FrechetFigures, frechet_figures
+from ldm.evaluation.features import Extractor, SeededConv, SomeBands, get_extractor
+from ldm.evaluation.learned import Learned
+from ldm.evaluation.mean_spectra import MeanSpectra, MeanSpectrumDistance, distances
 from ldm.evaluation.measurements import Arrays, ImageMeasurements, Piece, beside, requested, written
 from ldm.evaluation.ms_ssim import MsSsimFigures
 from ldm.evaluation.sets import Images, ImagesOfPeople, Part, Watch, check_comparable, common_fov, evenly, real_parts, reflectance
+from ldm.evaluation.space import SpaceFigures, disagreements, space_figures
 from ldm.evaluation.spectral import SpectralFigures
+from ldm.evaluation.vessels import MORPHOMETRY, MorphometryFigure, morphometry, morphometry_figures
 from ldm.evaluation.whitening import Whitening, whitening
 from ldm.generation.decode import stream_of
 
 COPIES_WIN = "no people held out: a set of copies would come nearest to the training images"
 PAIRS_A_UNIT = 32
 WHITENED_BY = 4096  # training images at most, evenly spaced
-FORMAT = "retinaforge-evaluation-2"  # a new field of the result has a default, or the format another number
+TRIPLET_KERNELS = 8  # of each level of the seeded network on three bands: d = 64
+FORMAT = "retinaforge-evaluation-3"  # a new field of the result has a default, or the format another number
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,7 +44,7 @@ class EvaluateConfig:
         against: real split that the synthetic set is compared with; images of held-out people by default.
         limit: at most this many images of each set, evenly spaced; None for all.
         seed: of every subset, pair and resample.
-        extractor: a name of ldm.evaluation.features.EXTRACTORS.
+        extractors: names that ldm.evaluation.features.get_extractor knows, each a feature space of its own.
         pairs: for MS-SSIM, of each set.
         batch_size: cubes at once.
         device: of the feature network and of MS-SSIM.
@@ -46,10 +53,24 @@ class EvaluateConfig:
     against: str = "val"
     limit: int | None = None
     seed: int = 0
-    extractor: str = "seeded-conv-v1"
-    pairs: int = 100
+    extractors: tuple[str, ...] = ("seeded-conv-v1",)
+    pairs: int = 1000
     batch_size: int = 8
     device: str = "cpu"
+
+
+class Labeller(Protocol):
+    """What draws the label maps of both sets, so that one hand drew them: a trained segmenter.
+
+    Attributes:
+        digest: of its weights.
+    """
+
+    digest: str
+
+    def __call__(self, stored_BCHW: torch.Tensor, fov_HW: torch.Tensor | None) -> torch.Tensor:
+        """Stored counts → the class of each pixel, uint8 (B, H, W); 0 outside the field of view."""
+        ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,6 +80,12 @@ class EvaluationResult:
     Attributes:
         reference: real images that the synthetic ones were compared with.
         floor_from: other real images that took their place for the floor; None where there are none.
+        learned: digest of the trained feature encoder, where it was asked for.
+        labelled_by: digest of the segmenter that drew the label maps of all sets; None: their own were taken.
+        spaces: figures of each feature space, by the name that asks for it.
+        disagreements: where the spaces put synthetic and real images in different orders, in words.
+        spectra: distances of mean spectra by structure, by the names of `spectral.REGIONS`.
+        vessels: shape of the vessels, by the names of `vessels.MORPHOMETRY`.
     """
 
     format: str = FORMAT
@@ -66,9 +93,14 @@ class EvaluationResult:
     synthetic: Images
     floor_from: ImagesOfPeople | None
     config: EvaluateConfig
-    frechet: FrechetFigures
+    learned: str | None
+    labelled_by: str | None
+    spaces: dict[str, SpaceFigures]
+    disagreements: tuple[str, ...]
     spectral: SpectralFigures
+    spectra: dict[str, MeanSpectrumDistance]
     ms_ssim: MsSsimFigures
+    vessels: dict[str, MorphometryFigure] = field(default_factory=dict)
 
 
 class Evaluation(ImageMeasurements):
@@ -77,31 +109,47 @@ class Evaluation(ImageMeasurements):
     Args:
         path: file for the result, beside which the units lie; None: they are kept in memory.
         also: further images of which features are wanted.
+        learned: folder of the run's trained feature encoder, for the extractor 'learned'.
+        labeller: draws the label maps of all sets; None: their own are taken.
 
     Raises:
         InputError: sets that cannot be compared, an empty or unknown split.
     """
 
     def __init__(
-        self, real: Dataset, synthetic: Dataset, config: EvaluateConfig, path: Path | None = None, also: Sequence[Part] = ()
+        self,
+        real: Dataset,
+        synthetic: Dataset,
+        config: EvaluateConfig,
+        path: Path | None = None,
+        also: Sequence[Part] = (),
+        *,
+        learned: Path | None = None,
+        labeller: Labeller | None = None,
     ) -> None:
         split = check_comparable(real, synthetic)
         if config.limit is not None and config.limit < 2:
             raise InputError(f"limit {config.limit}", expected="at least 2 images of each set")
-        self.real, self.config, self.path = real, config, path
+        if not config.extractors or len(set(config.extractors)) < len(config.extractors):
+            raise InputError(f"extractors {', '.join(config.extractors) or 'none'}", expected="one feature space at least, each once")
+        self.real, self.config, self.path, self.labeller = real, config, path, labeller
         reference, floor = real_parts(real, config.against, config.limit)
         generated = Part(dataset=synthetic, split=split, sample_N=evenly(synthetic.count(split), config.limit), independent=True)
         compared = {"real": reference, "synthetic": generated, "floor": floor}
         self.parts = {name: part for name, part in compared.items() if part is not None}
         train = real.stats.split
         self.whitened_by = Part(dataset=real, split=train, sample_N=evenly(real.count(train), WHITENED_BY))
-        self.extractor = get_extractor(config.extractor, real.stats, wavelengths_nm=real.wavelengths_nm, device=config.device)
+        about = {"wavelengths_nm": tuple(real.wavelengths_nm), "learned": learned, "device": config.device}
+        self.spaces = {name: get_extractor(name, real.stats, **about) for name in config.extractors}
+        self.judges = {name: extractor for name, extractor in self.spaces.items() if not extractor.refused}
+        self.triplets = triplets_of(real) if any(isinstance(judge, SeededConv) for judge in self.judges.values()) else {}
         self.edges_CE = spectral.band_edges(real.stats)
         self.range, self.window = ms_ssim.data_range(real.stats), ms_ssim.window_for(*real.shape[1:])
         sets = [(part.dataset.digest, part.split, len(part.sample_N)) for part in (*self.parts.values(), *also)]
         request = {
             "format": FORMAT,
-            "extractor": self.extractor.name,
+            "extractors": [extractor.name for extractor in self.judges.values()],
+            "labeller": labeller and labeller.digest,
             "sets": sets,
             "config": requested(config),
         }
@@ -117,62 +165,94 @@ class Evaluation(ImageMeasurements):
         return common_fov(self.real, self.real.stats.split if known else self.config.against)
 
     def measured(self, piece: Piece) -> Arrays:
-        features, histograms = [], {name: self._histograms(part) for name, part in self.parts.items() if piece.holds(part)}
-        unit_of = {
-            name: dict(zip(self.parts[name].sample_N.tolist(), self.parts[name].unit_N().tolist(), strict=True)) for name in histograms
-        }
+        compared = {name: part for name, part in self.parts.items() if piece.holds(part)}
+        histograms = {name: self._histograms(part) for name, part in compared.items()}
+        spectra = {name: self._spectra(part) for name, part in compared.items()}
+        unit_of = {name: dict(zip(part.sample_N.tolist(), part.unit_N().tolist(), strict=True)) for name, part in compared.items()}
+        features: dict[str, list[np.ndarray]] = {name: [] for name in (*self.judges, *self.triplets)}
+        shapes: list[np.ndarray] = []
         for batch in piece.batches(self.config.batch_size):
-            features.append(self.extractor(reflectance(piece.dataset, batch.cubes_BCHW, self.config.device)).numpy())
-            for b, sample in enumerate(batch.sample_B.tolist()):
-                for name, histogram in histograms.items():
-                    if (unit := unit_of[name].get(sample)) is not None:
-                        labels_HW = None if batch.labels_BHW is None else batch.labels_BHW[b].numpy()
-                        histogram.add(batch.cubes_BCHW[b].numpy(), unit=unit, fov_HW=self.fov_HW, labels_HW=labels_HW)
-        counted = {f"{name}.{key}": array for name, histogram in histograms.items() for key, array in histogram.arrays().items()}
-        return {"features_ND": np.concatenate(features), **counted}
+            reflectance_BCHW = reflectance(piece.dataset, batch.cubes_BCHW, self.config.device)
+            for name, extractor in (*self.judges.items(), *self.triplets.items()):
+                features[name].append(extractor(reflectance_BCHW).numpy())
+            labels = self._labels(batch) if compared else [None] * len(batch.keys)
+            for b, (sample, labels_HW) in enumerate(zip(batch.sample_B.tolist(), labels, strict=True)):
+                for name, of_sample in unit_of.items():
+                    if (unit := of_sample.get(sample)) is not None:
+                        maps = {"unit": unit, "fov_HW": self.fov_HW, "labels_HW": labels_HW}
+                        histograms[name].add(batch.cubes_BCHW[b].numpy(), **maps)
+                        spectra[name].add(batch.cubes_BCHW[b].numpy(), **maps)
+                unlabelled = labels_HW is None
+                shapes.append(np.full(len(MORPHOMETRY), np.nan) if unlabelled else morphometry(labels_HW, self.fov_HW))
+        arrays = {f"features.{name}": np.concatenate(found) for name, found in features.items()}
+        for kind, counted in (("histograms", histograms), ("spectra", spectra)):
+            arrays |= {f"{kind}.{name}.{key}": array for name, sums in counted.items() for key, array in sums.arrays().items()}
+        return {**arrays, "vessels_NM": np.stack(shapes)}
 
-    def features(self, part: Part) -> np.ndarray:
-        """Features (N, D) of a part."""
-        return self.of(part, "features_ND")
+    def _labels(self, batch: Batch) -> list[np.ndarray | None]:
+        """Label maps of a batch, drawn by the labeller where there is one; None of an image that has none of its own."""
+        if self.labeller is not None:
+            return list(self.labeller(batch.cubes_BCHW, torch.from_numpy(self.fov_HW)).cpu().numpy())
+        if batch.labels_BHW is None:
+            return [None] * len(batch.keys)
+        return [labels_HW if known else None for labels_HW, known in zip(batch.labels_BHW.numpy(), batch.labelled_B, strict=True)]
 
-    def whitening(self) -> Whitening | None:
+    def features(self, part: Part, space: str) -> np.ndarray:
+        """Features (N, D) of a part, of a judge or of three bands."""
+        return self.of(part, f"features.{space}")
+
+    def whitening(self, space: str) -> Whitening | None:
         """The whitening by the features of the training split, of which the real set's statistics are."""
-        return whitening(self.features(self.whitened_by))
+        features_ND = self.features(self.whitened_by, space)
+        return whitening(features_ND) if np.isfinite(features_ND).all() else None
+
+    def compared_features(self, space: str) -> dict[str, np.ndarray]:
+        """Features of the sets compared, by their names."""
+        return {name: self.features(part, space) for name, part in self.parts.items()}
 
     def histograms(self, name: str) -> spectral.BandHistograms:
         """Of one of the sets compared."""
         merged = self._histograms(self.parts[name])
         for piece in self.pieces_of(self.parts[name]):
-            arrays = self.arrays(piece.name)
-            merged.merge(arrays[f"{name}.unit_U"], arrays[f"{name}.counts_URCK"])
+            merged.merge(**under(f"histograms.{name}.", self.arrays(piece.name)))
+        return merged
+
+    def mean_spectra(self, name: str) -> MeanSpectra:
+        """Of one of the sets compared."""
+        merged = self._spectra(self.parts[name])
+        for piece in self.pieces_of(self.parts[name]):
+            merged.merge(**under(f"spectra.{name}.", self.arrays(piece.name)))
         return merged
 
     def pair_mean(self, name: str) -> ms_ssim.PairMean:
         """MS-SSIM over the pairs of one of the sets compared."""
         if self.window is None or name not in self.parts or not len(self.pairs[name]):
             return ms_ssim.PairMean()
-        units, values_P = self.parts[name].units(), np.concatenate([self.arrays(chunk)["values_P"] for chunk in self._chunks(name)])
-        return ms_ssim.pair_mean(values_P, [(units[i], units[j]) for i, j in self.pairs[name]], seed=self.config.seed)
+        units, values_PC = self.parts[name].units(), np.concatenate([self.arrays(chunk)["values_PC"] for chunk in self._chunks(name)])
+        return ms_ssim.pair_mean(values_PC, [(units[i], units[j]) for i, j in self.pairs[name]], seed=self.config.seed)
 
     def result(self) -> EvaluationResult:
         """All metrics, of units that are all there."""
         reference, floor = self.parts["real"], self.parts.get("floor")
+        spaces = {name: self._space(name, extractor) for name, extractor in self.spaces.items()}
         return EvaluationResult(
             reference=reference.described(),
             synthetic=self.parts["synthetic"].described(),
             floor_from=floor.described() if floor else None,
             config=self.config,
-            frechet=frechet_figures(
-                {name: self.features(part) for name, part in self.parts.items()},
-                self.whitening(),
-                self.extractor,
-                people=len(set(reference.units())),
-                reason=unfit_reference(reference),
-                seed=self.config.seed,
-            ),
+            learned=next((extractor.digest for extractor in self.spaces.values() if isinstance(extractor, Learned)), None),
+            labelled_by=self.labeller and self.labeller.digest,
+            spaces=spaces,
+            disagreements=disagreements(spaces),
             spectral=self._spectral(),
+            spectra=self._mean_spectra(),
             ms_ssim=ms_ssim.ms_ssim_figures(
                 *(self.pair_mean(name) for name in ("real", "synthetic", "floor")), range_=self.range, window=self.window
+            ),
+            vessels=morphometry_figures(
+                {name: self.of(part, "vessels_NM") for name, part in self.parts.items()},
+                {name: part.units() for name, part in self.parts.items()},
+                seed=self.config.seed,
             ),
         )
 
@@ -181,6 +261,25 @@ class Evaluation(ImageMeasurements):
 
     def finish(self) -> EvaluationResult:
         return written(self.path, self.result(), self.out)
+
+    def _space(self, name: str, extractor: Extractor) -> SpaceFigures:
+        judged = name in self.judges
+        triplets = self.triplets if judged and isinstance(extractor, SeededConv) else {}
+        return space_figures(
+            self.compared_features(name) if judged else {},
+            {name: np.unique(part.units(), return_inverse=True)[1] for name, part in self.parts.items()},
+            self.whitening(name) if judged else None,
+            extractor,
+            triplets={bands: (self.compared_features(bands), self.whitening(bands)) for bands in triplets},
+            reason=unfit_reference(self.parts["real"]),
+            seed=self.config.seed,
+        )
+
+    def _mean_spectra(self) -> dict[str, MeanSpectrumDistance]:
+        if self.parts["real"].split == "train":
+            return dict.fromkeys(spectral.REGIONS, MeanSpectrumDistance(reason=COPIES_WIN))
+        sets = {name: self.mean_spectra(name) for name in self.parts}
+        return {region: distances(sets, region, seed=self.config.seed) for region in spectral.REGIONS}
 
     def _spectral(self) -> SpectralFigures:
         """No band is compared with the training split: copies would win."""
@@ -199,6 +298,9 @@ class Evaluation(ImageMeasurements):
     def _histograms(self, part: Part) -> spectral.BandHistograms:
         return spectral.BandHistograms(self.edges_CE, scale=part.dataset.scale, offset=part.dataset.offset)
 
+    def _spectra(self, part: Part) -> MeanSpectra:
+        return MeanSpectra(len(self.real.wavelengths_nm), scale=part.dataset.scale, offset=part.dataset.offset)
+
     def _chunks(self, name: str) -> list[str]:
         """Names of the units of a set's pairs."""
         return [f"pairs-{name}-{n:03d}" for n in range(-(-len(self.pairs[name]) // PAIRS_A_UNIT))]
@@ -211,8 +313,22 @@ class Evaluation(ImageMeasurements):
         for start in range(0, len(pairs_P2), at_once):
             sides = (stream.read(part.sample_N[pairs_P2[start : start + at_once, side]]).cubes_BCHW for side in (0, 1))
             a, b = (reflectance(part.dataset, cubes_BCHW, self.config.device) for cubes_BCHW in sides)
-            values.append(ms_ssim.ms_ssim_of_pairs(a, b, range_=self.range, window=self.window))
-        return {"values_P": np.concatenate(values)}
+            values.append(ms_ssim.ms_ssim_by_band(a, b, range_=self.range, window=self.window))
+        return {"values_PC": np.concatenate(values)}
+
+
+def under(prefix: str, arrays: Mapping[str, np.ndarray]) -> Arrays:
+    """The arrays whose names begin so, by the rest of their names."""
+    return {name.removeprefix(prefix): array for name, array in arrays.items() if name.startswith(prefix)}
+
+
+def triplets_of(real: Dataset) -> dict[str, SomeBands]:
+    """The seeded network on neighbouring bands, three at a time or as near to it as their number allows; none of fewer than six bands."""
+    bands_nm = real.wavelengths_nm
+    if len(bands_nm) < 6:
+        return {}
+    groups = np.array_split(np.argsort(bands_nm), len(bands_nm) // 3)
+    return {f"{bands_nm[group[0]]:g}–{bands_nm[group[-1]]:g} nm": SomeBands(real.stats, group, kernels=TRIPLET_KERNELS) for group in groups}
 
 
 def unfit_reference(part: Part) -> str | None:
@@ -225,10 +341,18 @@ def unfit_reference(part: Part) -> str | None:
     return None
 
 
-def evaluate(real: Dataset, synthetic: Dataset, config: EvaluateConfig, watch: Watch = iter) -> EvaluationResult:
-    """All metrics, by this process alone.
+def evaluate(
+    real: Dataset,
+    synthetic: Dataset,
+    config: EvaluateConfig,
+    watch: Watch = iter,
+    *,
+    learned: Path | None = None,
+    labeller: Labeller | None = None,
+) -> EvaluationResult:
+    """All metrics, by this process alone; `learned` and `labeller` as `Evaluation` takes them.
 
     Raises:
         InputError: sets that cannot be compared, an empty or unknown split. CorruptData: damaged shards.
     """
-    return Evaluation(real, synthetic, config).complete(watch)
+    return Evaluation(real, synthetic, config, learned=learned, labeller=labeller).complete(watch)

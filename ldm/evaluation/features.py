@@ -15,7 +15,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
 
@@ -111,6 +111,25 @@ class SeededConv:
                 flat_BKN = x_BKHW.flatten(2).double()
                 pooled += [flat_BKN.mean(2), flat_BKN.std(2, correction=0)]
         return torch.cat(pooled, 1).cpu()
+
+
+class SomeBands:
+    """The seeded network on some bands alone.
+
+    Args:
+        band_C: their positions.
+    """
+
+    refused: str | None = None
+
+    def __init__(self, stats: BandStats, band_C: np.ndarray, *, kernels: int) -> None:
+        self.band_C = band_C.tolist()
+        of_bands = {name: tuple(getattr(stats, name)[c] for c in self.band_C) for name in ("mean_C", "std_C", "min_C", "max_C")}
+        self.net = SeededConv(replace(stats, **of_bands, log_mean_C=(), log_std_C=()), kernels=kernels)
+        self.name, self.dimension = f"{self.net.name}, bands {self.band_C}", self.net.dimension
+
+    def __call__(self, reflectance_BCHW: torch.Tensor) -> torch.Tensor:
+        return self.net(reflectance_BCHW[:, self.band_C])
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,15 +8,13 @@ Legend: N image, D feature, R rank.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from data_shards.errors import InputError
-from ldm.evaluation.features import Extractor
-from ldm.evaluation.whitening import Whitening
 from ldm.threads import one_thread
 
 Features = np.ndarray | Tensor
@@ -77,12 +75,6 @@ def subset(x_ND: Features, n: int, words: tuple[int, ...]) -> Features:
     return x_ND[np.random.default_rng(np.random.SeedSequence(words)).choice(len(x_ND), n, replace=False)]
 
 
-def frechet_at(a_ND: Features, b_ND: Features, n: int, *, seed: int = 0, draws: int = 10) -> float:
-    """Mean Fréchet distance from `a` to `n` images of `b`. Sets of different size compare only at one n, for the bias goes as 1/n."""
-    draws = draws if n < len(b_ND) else 1
-    return float(np.mean([frechet_distance(a_ND, subset(b_ND, n, (seed, n, k))) for k in range(draws)]))
-
-
 @dataclass(frozen=True, kw_only=True)
 class Infinity:
     """FID∞ with the standard error of its line (too small, as its points share images).
@@ -136,26 +128,6 @@ def kid(a_ND: Features, b_ND: Features) -> float:
     return float(within(a_ND) + within(b_ND) - 2 * kernel(a_ND, b_ND).mean())
 
 
-@dataclass(frozen=True, kw_only=True)
-class Kid:
-    """Mean of KID over subsets, its 2.5 and 97.5 percentiles among them, and the size of a subset."""
-
-    value: float
-    interval: tuple[float, float]
-    subset: int
-
-
-def kid_with_interval(a_ND: Features, b_ND: Features, *, seed: int = 0, subsets: int = 100, largest: int = 1000) -> Kid:
-    """KID over pairs of subsets, each of half the smaller set (at most `largest`), as Bińkowski et al. 2018 do for speed and spread.
-
-    The interval is that of a subset, so it is wider than that of the mean.
-    """
-    n = max(2, min(len(a_ND) // 2, len(b_ND) // 2, largest))
-    values = [kid(subset(a_ND, n, (seed, 2, k)), subset(b_ND, n, (seed, 3, k))) for k in range(subsets)]
-    low, high = np.quantile(values, (0.025, 0.975))
-    return Kid(value=float(np.mean(values)), interval=(float(low), float(high)), subset=n)
-
-
 def conditioned(real_ND: Features, other_ND: Features) -> tuple[Tensor, Tensor]:
     """Both sets about the real mean, in units of the real features' root mean square about it.
 
@@ -165,108 +137,3 @@ def conditioned(real_ND: Features, other_ND: Features) -> tuple[Tensor, Tensor]:
     centre_D = real_ND.mean(0)
     scale = float(((real_ND - centre_D) ** 2).mean().sqrt()) or 1.0
     return (real_ND - centre_D) / scale, (other_ND - centre_D) / scale
-
-
-@dataclass(frozen=True, kw_only=True)
-class FrechetFigures:
-    """Fréchet distance and KID of a synthetic set to the reference, real images, on whitened features (ldm/evaluation/whitening.py).
-
-    `floor`, in the names: other real images in place of the synthetic ones. A figure that could not be had is None.
-
-    Attributes:
-        extractor, d: what gives the features, and how many.
-        effective_rank, effective_rank_whitened: effective dimensions of the training features, as they are and whitened.
-        n_real, people_real: images of the reference, and their people.
-        n_synthetic, n_floor: images compared with it; n_floor: at most as many as synthetic ones, 0 without a floor.
-        reason: why there are no figures.
-        value: Fréchet distance of all synthetic images.
-        floor, value_at_floor_n: Fréchet distances of n_floor images each, which compare with one another.
-        infinity, infinity_floor: FID∞; None below 40 images.
-        infinity_standard_error, infinity_floor_standard_error: of the line that gives it.
-        kid, kid_floor: mean over subsets of kid_subset (kid_floor_subset) images.
-        kid_interval, kid_floor_interval: 2.5 and 97.5 percentiles among the subsets.
-    """
-
-    extractor: str
-    d: int
-    effective_rank: float | None
-    effective_rank_whitened: float | None
-    n_real: int
-    people_real: int
-    n_synthetic: int
-    reason: str | None
-    value: float | None = None
-    infinity: float | None = None
-    infinity_standard_error: float | None = None
-    kid: float | None = None
-    kid_interval: tuple[float, float] | None = None
-    kid_subset: int | None = None
-    infinity_floor: float | None = None
-    infinity_floor_standard_error: float | None = None
-    kid_floor: float | None = None
-    kid_floor_interval: tuple[float, float] | None = None
-    kid_floor_subset: int | None = None
-    n_floor: int = 0
-    floor: float | None = None
-    value_at_floor_n: float | None = None
-
-
-def frechet_figures(
-    features: dict[str, np.ndarray], white: Whitening | None, extractor: Extractor, *, people: int, reason: str | None, seed: int
-) -> FrechetFigures:
-    """Both distances, and their floors.
-
-    Args:
-        features: of 'real', 'synthetic' and, where there is one, 'floor', as the extractor gives them.
-        people: of the real images.
-        reason: why no distance to the real images is a mark of quality, if so.
-    """
-    if white is None:
-        reason = reason or "the training images do not differ in their features"
-    elif len(features["synthetic"]) < 2:
-        reason = reason or "a synthetic set of one image has no spread"
-    figures = FrechetFigures(
-        extractor=extractor.name,
-        d=extractor.dimension,
-        effective_rank=white.effective_rank if white else None,
-        effective_rank_whitened=white.effective_rank_whitened if white else None,
-        n_real=len(features["real"]),
-        people_real=people,
-        n_synthetic=len(features["synthetic"]),
-        reason=reason,
-    )
-    if reason:
-        return figures
-    white_ND = {name: white(x_ND) for name, x_ND in features.items()}
-    return _distances(figures, white_ND["real"], white_ND["synthetic"], white_ND.get("floor", ()), seed)
-
-
-def _distances(
-    figures: FrechetFigures, real_ND: np.ndarray, synthetic_ND: np.ndarray, floor_ND: np.ndarray | tuple[()], seed: int
-) -> FrechetFigures:
-    """The figures with all distances of whitened features, and those of the floor where it has two images at least."""
-    infinity, kid_ = frechet_infinity(real_ND, synthetic_ND, seed=seed), kid_with_interval(*conditioned(real_ND, synthetic_ND), seed=seed)
-    figures = replace(
-        figures,
-        value=frechet_distance(real_ND, synthetic_ND),
-        infinity=infinity.value if infinity else None,
-        infinity_standard_error=infinity.standard_error if infinity else None,
-        kid=kid_.value,
-        kid_interval=kid_.interval,
-        kid_subset=kid_.subset,
-    )
-    if len(floor_ND) < 2:
-        return figures
-    n = min(len(synthetic_ND), len(floor_ND))
-    infinity, kid_ = frechet_infinity(real_ND, floor_ND, seed=seed), kid_with_interval(*conditioned(real_ND, floor_ND), seed=seed)
-    return replace(
-        figures,
-        infinity_floor=infinity.value if infinity else None,
-        infinity_floor_standard_error=infinity.standard_error if infinity else None,
-        kid_floor=kid_.value,
-        kid_floor_interval=kid_.interval,
-        kid_floor_subset=kid_.subset,
-        n_floor=n,
-        floor=frechet_at(real_ND, floor_ND, n, seed=seed),
-        value_at_floor_n=frechet_at(real_ND, synthetic_ND, n, seed=seed),
-    )

@@ -8,7 +8,7 @@ Legend: P pair, C band, H W pixels, R resample.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -35,13 +35,14 @@ def data_range(stats: BandStats) -> float:
 
 
 @torch.no_grad()
-def ms_ssim_of_pairs(a_PCHW: torch.Tensor, b_PCHW: torch.Tensor, *, range_: float, window: int) -> np.ndarray:
-    """MS-SSIM of each pair (P,), float64: the mean over bands of each band's own value.
+def ms_ssim_by_band(a_PCHW: torch.Tensor, b_PCHW: torch.Tensor, *, range_: float, window: int) -> np.ndarray:
+    """MS-SSIM of each pair and band (P, C), float64; their mean over bands is the pair's own.
 
     By pytorch-msssim, which keeps Wang's definition (one relu a level, no padding); its own default range of 255 must never be met.
     """
-    values_P = ms_ssim(a_PCHW.float(), b_PCHW.float(), data_range=range_, size_average=False, win_size=window, win_sigma=SIGMA_PX)
-    return values_P.double().cpu().numpy()
+    a_N1HW, b_N1HW = (x_PCHW.float().flatten(0, 1)[:, None] for x_PCHW in (a_PCHW, b_PCHW))
+    values_N = ms_ssim(a_N1HW, b_N1HW, data_range=range_, size_average=False, win_size=window, win_sigma=SIGMA_PX)
+    return values_N.double().reshape(a_PCHW.shape[:2]).cpu().numpy()
 
 
 def draw_pairs(units: Sequence[str], pairs: int, *, seed: int = 0) -> np.ndarray:
@@ -68,15 +69,21 @@ def draw_pairs(units: Sequence[str], pairs: int, *, seed: int = 0) -> np.ndarray
 
 @dataclass(frozen=True, kw_only=True)
 class PairMean:
-    """Mean MS-SSIM of a set's pairs, and its 95 % interval from resampling units; None where it has no pairs."""
+    """Mean MS-SSIM of a set's pairs, and its 95 % interval from resampling units; None where it has no pairs.
+
+    Attributes:
+        mean_C: of each band.
+        resamples_RC: means of each band in resamples of the units.
+    """
 
     mean: float | None = None
     interval: tuple[float, float] | None = None
-    resamples_R: tuple[float, ...] = ()
+    mean_C: np.ndarray = field(default_factory=lambda: np.empty(0))
+    resamples_RC: np.ndarray = field(default_factory=lambda: np.empty((0, 0)))
     pairs: int = 0
 
 
-def pair_mean(values_P: np.ndarray, unit_P2: Sequence[tuple[str, str]], *, seed: int = 0, resamples: int = 200) -> PairMean:
+def pair_mean(values_PC: np.ndarray, unit_P2: Sequence[tuple[str, str]], *, seed: int = 0, resamples: int = 200) -> PairMean:
     """Mean over pairs with a bootstrap by unit: a pair weighs the product of how often its two units were drawn.
 
     Pairs that share a person are not independent; resampling pairs would make the interval too narrow.
@@ -89,19 +96,62 @@ def pair_mean(values_P: np.ndarray, unit_P2: Sequence[tuple[str, str]], *, seed:
         drawn_U = rng.multinomial(len(names), np.full(len(names), 1 / len(names)))
         weight_P = drawn_U[index_P2].prod(1)
         if weight_P.sum():  # with few people a draw may hold none of the pairs
-            means.append(float(weight_P @ values_P / weight_P.sum()))
-    means = means or [float(values_P.mean())]
-    low, high = np.quantile(means, (0.025, 0.975))
-    return PairMean(mean=float(values_P.mean()), interval=(float(low), float(high)), resamples_R=tuple(means), pairs=len(values_P))
+            means.append(weight_P @ values_PC / weight_P.sum())
+    mean_C = values_PC.mean(0)
+    resamples_RC = np.array(means) if means else mean_C[None]
+    low, high = np.quantile(resamples_RC.mean(1), (0.025, 0.975))
+    return PairMean(
+        mean=float(mean_C.mean()), interval=(float(low), float(high)), mean_C=mean_C, resamples_RC=resamples_RC, pairs=len(values_PC)
+    )
 
 
 def difference(a: PairMean, b: PairMean) -> tuple[float, tuple[float, float]] | tuple[None, None]:
     """|mean a - mean b|, and the 95 % interval of the signed difference a - b; the two sets are resampled independently."""
     if not (a.pairs and b.pairs):
         return None, None
-    n = min(len(a.resamples_R), len(b.resamples_R))
-    low, high = np.quantile(np.subtract(a.resamples_R[:n], b.resamples_R[:n]), (0.025, 0.975))
+    low, high = np.quantile(_differences(a, b).mean(1), (0.025, 0.975))
     return abs(a.mean - b.mean), (float(low), float(high))
+
+
+def _differences(a: PairMean, b: PairMean) -> np.ndarray:
+    n = min(len(a.resamples_RC), len(b.resamples_RC))
+    return a.resamples_RC[:n] - b.resamples_RC[:n]
+
+
+@dataclass(frozen=True, kw_only=True)
+class BandVariety:
+    """MS-SSIM of pairs in one band.
+
+    Attributes:
+        real, synthetic, floor: mean of each set's pairs; None where it has no pairs.
+        difference, difference_floor: |synthetic - real| and |floor - real|.
+        difference_interval: 95 %, of the signed difference.
+    """
+
+    real: float
+    synthetic: float
+    floor: float | None
+    difference: float
+    difference_interval: tuple[float, float]
+    difference_floor: float | None
+
+
+def by_band(real: PairMean, synthetic: PairMean, floor: PairMean) -> tuple[BandVariety, ...]:
+    """Of each band; none where one of the two sets has no pairs."""
+    if not (real.pairs and synthetic.pairs):
+        return ()
+    low_C, high_C = np.quantile(_differences(synthetic, real), (0.025, 0.975), axis=0)
+    return tuple(
+        BandVariety(
+            real=float(real.mean_C[c]),
+            synthetic=float(synthetic.mean_C[c]),
+            floor=float(floor.mean_C[c]) if floor.pairs else None,
+            difference=float(abs(synthetic.mean_C[c] - real.mean_C[c])),
+            difference_interval=(float(low_C[c]), float(high_C[c])),
+            difference_floor=float(abs(floor.mean_C[c] - real.mean_C[c])) if floor.pairs else None,
+        )
+        for c in range(len(real.mean_C))
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,6 +166,7 @@ class MsSsimFigures:
         pairs_real, pairs_synthetic, pairs_floor: how many.
         difference, difference_floor: |synthetic - real| and |floor - real|.
         …_interval: 95 %, from resampling people, or synthetic images; those of differences are signed.
+        bands: the same of each band alone.
     """
 
     window: int | None
@@ -136,6 +187,7 @@ class MsSsimFigures:
     difference_interval: tuple[float, float] | None
     difference_floor: float | None
     difference_floor_interval: tuple[float, float] | None
+    bands: tuple[BandVariety, ...] = ()
 
 
 def ms_ssim_figures(real: PairMean, synthetic: PairMean, floor: PairMean, *, range_: float, window: int | None) -> MsSsimFigures:
@@ -166,4 +218,5 @@ def ms_ssim_figures(real: PairMean, synthetic: PairMean, floor: PairMean, *, ran
         difference_interval=synthetic_interval,
         difference_floor=of_floor,
         difference_floor_interval=floor_interval,
+        bands=by_band(real, synthetic, floor),
     )

@@ -137,10 +137,7 @@ def spectral_distance(real_UCK: np.ndarray, other_UCK: np.ndarray, *, seed: int 
     rng = np.random.default_rng(np.random.SeedSequence((seed, 4)))
     kl_R, js_R = np.empty(resamples), np.empty(resamples)
     for r in range(resamples):
-        drawn = [
-            np.tensordot(rng.multinomial(len(u), np.full(len(u), 1 / len(u))), u, axes=1) if len(u) > 1 else u[0] for u in sides.values()
-        ]
-        p, q = map(posterior, drawn)
+        p, q = (posterior(resampled(u_UCK, rng)) for u_UCK in sides.values())
         kl_R[r], js_R[r] = kl_nats(p, q).mean(), js_nats(p, q).mean()
     kl_C, js_C = kl_nats(p_CK, q_CK), js_nats(p_CK, q_CK)
     return SpectralDistance(
@@ -152,6 +149,12 @@ def spectral_distance(real_UCK: np.ndarray, other_UCK: np.ndarray, *, seed: int 
         js_interval=spread_about(float(js_C.mean()), js_R),
         **sizes,
     )
+
+
+def resampled(counts_UCK: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Counts (C, K) of units drawn with replacement, as many as there are; a single unit stays as it is."""
+    U = len(counts_UCK)
+    return counts_UCK[0] if U == 1 else np.tensordot(rng.multinomial(U, np.full(U, 1 / U)), counts_UCK, axes=1)
 
 
 def spread_about(value: float, resampled_R: np.ndarray) -> tuple[float, float]:
@@ -166,7 +169,12 @@ def spread_about(value: float, resampled_R: np.ndarray) -> tuple[float, float]:
 
 @dataclass(frozen=True, kw_only=True)
 class RegionDistance(SpectralDistance):
-    """Synthetic against real images in one region; `floor_…`: other real images in place of the synthetic ones, None without any."""
+    """Synthetic against real images in one region; `floor_…`: other real images in place of the synthetic ones, None without any.
+
+    Attributes:
+        kl_excess, js_excess: what the set differs by from the floor.
+        kl_excess_interval, js_excess_interval: 99 %, from resampling units, those of the reference alike in both.
+    """
 
     floor_kl_C: tuple[float, ...] | None = None
     floor_js_C: tuple[float, ...] | None = None
@@ -174,6 +182,10 @@ class RegionDistance(SpectralDistance):
     floor_kl_interval: tuple[float, float] | None = None
     floor_js_mean: float | None = None
     floor_js_interval: tuple[float, float] | None = None
+    kl_excess: float | None = None
+    kl_excess_interval: tuple[float, float] | None = None
+    js_excess: float | None = None
+    js_excess_interval: tuple[float, float] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -207,13 +219,16 @@ def region_distance(histograms: dict[str, BandHistograms], region: str, *, seed:
     Args:
         histograms: of 'real', 'synthetic' and, where there is one, 'floor'.
     """
-    real, synthetic, real_UCK = histograms["real"], histograms["synthetic"], histograms["real"].counts_UCK(region)
-    distance = spectral_distance(real_UCK, synthetic.counts_UCK(region), seed=seed)
-    if region != "fov" and not synthetic.labelled:
-        distance = replace(distance, reason="the synthetic set has no labels" if real.labelled else "neither set has labels")
-    floor = SpectralDistance()
-    if "floor" in histograms:
-        floor = spectral_distance(real_UCK, histograms["floor"].counts_UCK(region), seed=seed)
+    counts = {name: of_set.counts_UCK(region) for name, of_set in histograms.items()}
+    distance, floor = spectral_distance(counts["real"], counts["synthetic"], seed=seed), SpectralDistance()
+    if region != "fov" and not histograms["synthetic"].labelled:
+        reason = "the synthetic set has no labels" if histograms["real"].labelled else "neither set has labels"
+        distance = replace(distance, reason=reason)
+    if "floor" in counts:
+        floor = spectral_distance(counts["real"], counts["floor"], seed=seed)
+    excess = {}
+    if distance.kl_mean is not None and floor.kl_mean is not None:
+        excess = _excess(counts, (distance.kl_mean - floor.kl_mean, distance.js_mean - floor.js_mean), seed)
     return RegionDistance(
         **vars(distance),
         floor_kl_C=floor.kl_C,
@@ -222,4 +237,20 @@ def region_distance(histograms: dict[str, BandHistograms], region: str, *, seed:
         floor_kl_interval=floor.kl_interval,
         floor_js_mean=floor.js_mean,
         floor_js_interval=floor.js_interval,
+        **excess,
     )
+
+
+def _excess(
+    counts: dict[str, np.ndarray], values: tuple[float, float], seed: int, resamples: int = 200
+) -> dict[str, float | tuple[float, float]]:
+    """By how much KL and JS of the synthetic set exceed the floor's, and the spread of that."""
+    rng, found_R2 = np.random.default_rng(np.random.SeedSequence((seed, 12))), np.empty((resamples, 2))
+    for r in range(resamples):
+        p_CK, q_CK, f_CK = (posterior(resampled(counts[name], rng)) for name in ("real", "synthetic", "floor"))
+        found_R2[r] = [(d(p_CK, q_CK) - d(p_CK, f_CK)).mean() for d in (kl_nats, js_nats)]
+    fields: dict[str, float | tuple[float, float]] = {}
+    for name, value, found_R in zip(("kl", "js"), values, found_R2.T, strict=True):
+        low, high = value + np.quantile(found_R - found_R.mean(), (0.005, 0.995))
+        fields |= {f"{name}_excess": value, f"{name}_excess_interval": (float(low), float(high))}
+    return fields

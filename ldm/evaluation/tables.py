@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from typing import Literal
 
 from ldm.evaluation.audit import AuditResult
 from ldm.evaluation.audit_result import DescriptorFigures
 from ldm.evaluation.evaluate import EvaluationResult
-from ldm.evaluation.frechet import FrechetFigures
+from ldm.evaluation.mean_spectra import MeanSpectrumDistance
 from ldm.evaluation.ms_ssim import MsSsimFigures
+from ldm.evaluation.space import Compared, SpaceFigures
 from ldm.evaluation.spectral import SpectralFigures
+from ldm.evaluation.vessels import MorphometryFigure
 
 NOT_TOLD_APART = "not told apart here"
 FEW_PEOPLE = 10  # held out: with fewer, who they happen to be decides the figure, and that is said beside it
@@ -23,6 +26,8 @@ class Row:
     Attributes:
         value, floor: of the synthetic set, and of real images in its place; None: could not be had.
         interval, floor_interval: 95 %, where there is one.
+        excess_interval: 99 %, of value - floor.
+        worse: where the set is worse than real images: 'above' the floor, 'below' it, or 'both'.
         n: images, or pairs, of both sides of the comparison.
         note: what else to know of it.
         reason: why there is no value.
@@ -35,6 +40,8 @@ class Row:
     n: str
     interval: tuple[float, float] | None = None
     floor_interval: tuple[float, float] | None = None
+    excess_interval: tuple[float, float] | None = None
+    worse: Literal["above", "below", "both"] = "above"
     note: str = ""
     reason: str | None = None
     verdict: str = ""
@@ -42,55 +49,123 @@ class Row:
 
 def rows_of_evaluation(result: EvaluationResult) -> list[Row]:
     """Of an evaluation; n: real / synthetic images. A region that could not be measured has one row."""
-    f = result.frechet
-    images = f"{f.n_real} / {f.n_synthetic}"
-    few = f"; people: only {f.people_real}" if f.people_real < FEW_PEOPLE else ""
-    rows = [*_frechet_rows(f, images, few), *_spectral_rows(result.spectral, images, few), *_ms_ssim_rows(result.ms_ssim)]
+    n, people = (result.reference.n, result.synthetic.n), result.reference.subjects
+    images, few = f"{n[0]} / {n[1]}", f"people: only {people}" if people < FEW_PEOPLE else ""
+    rows = [row for name, figures in result.spaces.items() for row in _space_rows(name, figures, few)]
+    rows += [*_spectral_rows(result.spectral, images, few), *_mean_spectrum_rows(result.spectra, images, few)]
+    rows += [*_ms_ssim_rows(result.ms_ssim), *_vessel_rows(result.vessels, images, few)]
     return [replace(row, verdict=row.verdict or verdict(row)) for row in rows]
 
 
-def _frechet_rows(f: FrechetFigures, images: str, few: str) -> list[Row]:
-    rank = "" if f.effective_rank is None else f"d={f.d}, {f.effective_rank_whitened:.0f} effective"
-    return [
-        Row(
-            metric="Fréchet distance",
-            value=f.value_at_floor_n if f.n_floor else f.value,
-            floor=f.floor,
-            n=f"{f.n_real} / {f.n_floor or f.n_synthetic}",
-            note=rank + few,
-            reason=f.reason,
-        ),
-        Row(
-            metric="Fréchet distance, N → ∞",
-            value=f.infinity,
-            floor=f.infinity_floor,
+WORSE: dict[str, Literal["above", "below", "both"]] = {
+    "frechet": "above",
+    "kid": "above",
+    "precision": "below",
+    "recall": "below",
+    "density": "below",
+    "coverage": "below",
+    "vendi": "below",
+}
+TITLES = {"frechet": "Fréchet distance", "kid": "KID", "vendi": "Vendi score"}
+
+
+def _space_rows(name: str, s: SpaceFigures, few: str) -> Iterator[Row]:
+    """Of one feature space, whose name stands in front."""
+    images = f"{s.n_real} / {s.n_floor or s.n_synthetic}"
+    rank = "" if s.effective_rank is None else f"d={s.d}, {s.effective_rank_whitened:.0f} effective"
+    if s.reason:
+        yield Row(metric=f"{name}: all", value=None, floor=None, n=f"{s.n_real} / {s.n_synthetic}", note=rank, reason=s.reason)
+        return
+    for key, worse in WORSE.items():
+        note = rank if key == "frechet" else ""
+        yield _compared_row(f"{name}: {TITLES.get(key, key)}", getattr(s, key), images, joined(note, few), worse)
+    i = s.infinity
+    yield Row(
+        metric=f"{name}: Fréchet distance, N → ∞",
+        value=i.value,
+        floor=i.floor,
+        n=f"{s.n_real} / {s.n_synthetic}",
+        note="" if i.value is None else f"± {i.standard_error:.2g}",
+        reason=i.reason,
+    )
+    for bands, figures in s.triplets.items():
+        yield _compared_row(f"{name}: Fréchet distance, {bands}", figures, images, few, "above")
+
+
+def _compared_row(metric: str, c: Compared, n: str, note: str, worse: Literal["above", "below", "both"]) -> Row:
+    return Row(
+        metric=metric,
+        value=c.value,
+        interval=c.interval,
+        floor=c.floor,
+        floor_interval=c.floor_interval,
+        excess_interval=c.excess_interval,
+        worse=worse,
+        n=n,
+        note=note,
+        reason=c.reason,
+    )
+
+
+def joined(*notes: str) -> str:
+    """Those that say something, one after the other."""
+    return "; ".join(note for note in notes if note)
+
+
+def _mean_spectrum_rows(spectra: dict[str, MeanSpectrumDistance], images: str, few: str) -> Iterator[Row]:
+    for name, s in spectra.items():
+        region = "field of view" if name == "fov" else name
+        of_both = {"n": images, "reason": s.reason}
+        yield Row(
+            metric=f"spectral angle, {region}",
+            value=s.angle_rad,
+            interval=s.angle_interval,
+            floor=s.floor_angle_rad,
+            floor_interval=s.floor_angle_interval,
+            excess_interval=s.angle_excess_interval,
+            note=joined("mean spectra, rad", few),
+            **of_both,
+        )
+        if s.reason is None:
+            yield Row(
+                metric=f"spectral information divergence, {region}",
+                value=s.sid,
+                interval=s.sid_interval,
+                floor=s.floor_sid,
+                floor_interval=s.floor_sid_interval,
+                excess_interval=s.sid_excess_interval,
+                note=joined("mean spectra, nats", few),
+                **of_both,
+            )
+
+
+def _vessel_rows(vessels: dict[str, MorphometryFigure], images: str, few: str) -> Iterator[Row]:
+    for name, v in vessels.items():
+        yield Row(
+            metric=name,
+            value=v.synthetic,
+            interval=v.synthetic_interval,
+            floor=v.real,
+            floor_interval=v.real_interval,
+            excess_interval=v.difference_interval,
+            worse="both",
             n=images,
-            note="" if f.infinity is None else f"± {f.infinity_standard_error:.2g}",
-            reason=f.reason or ("fewer than 40 images in a set" if f.infinity is None else None),
-        ),
-        Row(
-            metric="KID",
-            value=f.kid,
-            interval=f.kid_interval,
-            floor=f.kid_floor,
-            floor_interval=f.kid_floor_interval,
-            n=images,
-            note=f"subsets of {f.kid_subset}" + few if f.kid_subset else "",
-            reason=f.reason,
-        ),
-    ]
+            note=joined("floor: the reference itself", few),
+            reason=v.reason,
+        )
 
 
 def _spectral_rows(figures: SpectralFigures, images: str, few: str) -> Iterator[Row]:
     for name, s in figures.regions.items():
         region = "field of view" if name == "fov" else name
-        of_both = {"n": images, "note": "band histograms, nats" + few, "reason": s.reason}
+        of_both = {"n": images, "note": joined("band histograms, nats", few), "reason": s.reason}
         yield Row(
             metric=f"KL, {region}",
             value=s.kl_mean,
             interval=s.kl_interval,
             floor=s.floor_kl_mean,
             floor_interval=s.floor_kl_interval,
+            excess_interval=s.kl_excess_interval,
             **of_both,
         )
         if s.reason is None:
@@ -100,6 +175,7 @@ def _spectral_rows(figures: SpectralFigures, images: str, few: str) -> Iterator[
                 interval=s.js_interval,
                 floor=s.floor_js_mean,
                 floor_interval=s.floor_js_interval,
+                excess_interval=s.js_excess_interval,
                 **of_both,
             )
 
@@ -121,12 +197,25 @@ def verdict(row: Row) -> str:
         return ""
     if row.floor is None:
         return "no floor to compare with"
-    if not (row.interval and row.floor_interval):
-        return "above the floor" if row.value > row.floor else NOT_TOLD_APART
-    (low, high), (floor_low, floor_high) = row.interval, row.floor_interval
-    if row.metric == "MS-SSIM of pairs":
+    if row.metric == "MS-SSIM of pairs" and row.interval and row.floor_interval:
+        (low, high), (floor_low, floor_high) = row.interval, row.floor_interval
         return "less varied than real" if low > floor_high else "more varied than real" if high < floor_low else NOT_TOLD_APART
-    return "worse than real" if low > floor_high else NOT_TOLD_APART
+    if (bounds := excess_bounds(row)) is None:
+        beyond = (row.value > row.floor) if row.worse == "above" else (row.value < row.floor)
+        return f"{row.worse} the floor" if beyond and row.worse != "both" else NOT_TOLD_APART
+    low, high = bounds
+    if (row.worse in ("above", "both") and low > 0) or (row.worse in ("below", "both") and high < 0):
+        return "worse than real" if row.worse != "both" else "unlike real"
+    return NOT_TOLD_APART
+
+
+def excess_bounds(row: Row) -> tuple[float, float] | None:
+    """What value - floor may be: its own interval where there is one, else what lies between the two intervals; None without any."""
+    if row.excess_interval:
+        return row.excess_interval
+    if row.interval and row.floor_interval:
+        return row.interval[0] - row.floor_interval[1], row.interval[1] - row.floor_interval[0]
+    return None
 
 
 def rows_of_audit(result: AuditResult) -> list[Row]:

@@ -150,7 +150,8 @@ class SyntheticSet(ImageSet):
         """
         while True:
             try:
-                return super().make(number)
+                with self.generator.speed.shard(self.size(number)):
+                    return super().make(number)
             except RuntimeError as error:
                 if not out_of_memory(error):
                     raise

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
@@ -27,6 +28,8 @@ DENOISING, DECODING = "denoising", "decoding"
 HELD = 8  # as large as the largest tensor, that a network holds at once (1.7 GiB at 1344² and 32 channels: benchmarks/frames.py)
 MOST = 64  # images at a time: more fill no device better
 SHARE = 0.7  # of the memory that is free
+LEAST = 3  # shards that a pace is of
+FORMAT = "retinaforge-speed-1"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,15 +88,40 @@ class _Using(nn.Module):
         return self.use(self.net, x)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Pace:
+    """speed.json: images a second over the whole path, from noise to the published shard: denoised, decoded, looked at, stored.
+
+    Attributes:
+        device: its name. Rates of different devices do not compare.
+        precision, batch: of the networks, images at a time.
+        images: of a shard.
+        shards: that were timed; the first of a process, which warms up, is left out.
+        images_per_s: of the median shard.
+        quartiles: of the shards' rates.
+    """
+
+    format: str = FORMAT
+    device: str
+    precision: str
+    batch: int
+    images: int
+    shards: int
+    images_per_s: float
+    quartiles: tuple[float, float]
+
+
 class Speed:
     """Adds up what a process makes, on one device.
 
     Attributes:
         images: made, those counted that a gate refused, and those that only fill a batch.
+        shards: (images, seconds) of each that was published, in their order.
     """
 
     def __init__(self) -> None:
         self.images, self.began, self.ended = 0, 0.0, 0.0
+        self.shards: list[tuple[int, float]] = []
         self.clock: Clock | None = None
         self.generator: Generator | None = None
 
@@ -112,6 +140,36 @@ class Speed:
             self.clock.gather()
         self.images += images
         self.ended = time.perf_counter()
+
+    @contextmanager
+    def shard(self, images: int) -> Iterator[None]:
+        """Around a shard from its first noise to its publication; one that fails is not counted."""
+        began = time.perf_counter()
+        yield
+        self.shards.append((images, time.perf_counter() - began))
+
+    def pace(self, device: str) -> Pace | None:
+        """The pace of whole shards without the first, which warms up; None where there are fewer than LEAST of them.
+
+        Args:
+            device: its name.
+        """
+        timed = self.shards[1:]
+        whole = max((images for images, _ in timed), default=0)
+        rates = [images / seconds for images, seconds in timed if images == whole]
+        if self.generator is None or len(rates) < LEAST:
+            return None
+        low, median, high = (float(value) for value in np.quantile(rates, (0.25, 0.5, 0.75)))
+        precision = self.generator.denoiser.inference.precision
+        return Pace(
+            device=device,
+            precision=precision,
+            batch=self.generator.batch,
+            images=whole,
+            shards=len(rates),
+            images_per_s=median,
+            quartiles=(low, high),
+        )
 
     def line(self) -> str:
         """In words, beside a bare matrix product on the same device in the same precision; empty where nothing was made."""

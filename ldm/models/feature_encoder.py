@@ -34,7 +34,8 @@ class Residual(nn.Module):
 class FeatureEncoder(nn.Module):
     """Pixel by pixel first, so that spectra are seen as such; then levels of residual blocks, each at half the size of the one before.
 
-    Mean and deviation over all pixels of each level, and of the spectra, go through one linear layer. Any height and width do.
+    Mean and deviation over all pixels of each level, and of the spectra, go through one linear layer. Any height and width
+    do of which more than one pixel is left.
     """
 
     def __init__(self, config: FeatureEncoderConfig) -> None:
@@ -64,8 +65,14 @@ class FeatureEncoder(nn.Module):
         """What the last layer is given: (B, 2 × the channels of all levels), fp32.
 
         Raises:
-            InputError: as said.
+            InputError: as said, or so small that the last level is a single pixel.
         """
+        if max(x_BCHW.shape[2:]) <= 2**self.config.levels:
+            raise InputError(
+                f"cubes of {x_BCHW.shape[2]}×{x_BCHW.shape[3]}",
+                expected=f"more than {2**self.config.levels} pixels: {self.config.levels} levels halve them",
+                mend="a lower features.model.levels",
+            )
         if x_BCHW.shape[1] != self.config.bands:
             raise InputError(f"cubes of {x_BCHW.shape[1]} bands", expected=f"the {self.config.bands} bands that the encoder was trained on")
         x_BKHW = self.spectra(x_BCHW.clamp(-FURTHEST, FURTHEST))

@@ -34,6 +34,21 @@ def schedule(target: str) -> DDPMScheduler | None:
     return DDPMScheduler(num_train_timesteps=STEPS, **SCHEDULES[target]) if target in SCHEDULES else None
 
 
+def white_loss(target: str) -> float:
+    """The loss of the best denoiser that takes normalised latents for white noise of variance 1, over the times of training.
+
+    It knows no neighbour of a latent: its best answer is the mean of the target given the noised latent x, cov(x, target)/var(x) · x.
+    For 'flow', x = (1-s) z + s noise and the target noise - z, that leaves 2 - (2s-1)²/(s² + (1-s)²); for 'v' the whole variance, 1; for
+    'epsilon' ᾱ. Who stays above it has learnt nothing of the images.
+    """
+    if target == "flow":
+        normal = np.linspace(-6, 6, 2001)  # logit of the times (Esser et al. 2024, eq. 19)
+        s, weight = 1 / (1 + np.exp(-normal)), np.exp(-(normal**2) / 2)
+        return float(np.average(2 - (2 * s - 1) ** 2 / (s**2 + (1 - s) ** 2), weights=weight))
+    scheduler = schedule(target)
+    return 1.0 if target == "v" else float(scheduler.alphas_cumprod.mean())
+
+
 def noised(
     z_BDHW: Tensor, position_B: np.ndarray, config: ObjectiveConfig, *, seed: int, scheduler: DDPMScheduler | None
 ) -> tuple[Tensor, Tensor, Tensor]:

@@ -25,7 +25,8 @@ class SegmenterNet(nn.Module):
         assert config.bands > 0, "bands are filled in from the dataset before a model is built"
         self.config = config
         c = config.channels
-        self.net = BasicUNet(spatial_dims=2, in_channels=config.bands, out_channels=len(LABELS), features=(c, c, 2 * c, 4 * c, 8 * c, c))
+        self.features = c, c, 2 * c, 4 * c, 8 * c, c
+        self.net = BasicUNet(spatial_dims=2, in_channels=config.bands, out_channels=len(LABELS), features=self.features)
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
         """Normalised cubes → logits of the classes in LABELS, (B, L, H, W)."""

@@ -154,7 +154,7 @@ class ViewsConfig:
 
     Attributes:
         shift: furthest shift along each axis, as a share of height and width; what comes in is black, as outside the field of view.
-        mirror: mirror half of them top to bottom, and of square ones turn half by 90°.  Never left to right alone: see views.py.
+        mirror: mirror half of them top to bottom, and of square ones turn half by 90°. Never left to right alone: see views.py.
         gain: furthest factor on all bands, as a natural logarithm, either way.
         tilt: furthest change of the spectrum's slope and of its bend, as a natural logarithm at the last band.
         noise: deviation of the noise of light, as a share of the band's mean, at that mean; drawn from 0 up to it.
@@ -167,7 +167,7 @@ class ViewsConfig:
     noise: float = 0.02
 
     def __post_init__(self) -> None:
-        if not (0 <= self.shift < 0.5 and min(self.gain, self.tilt, self.noise) >= 0):
+        if not (0 <= self.shift < 0.5 and self.gain >= 0 and self.tilt >= 0 and self.noise >= 0):
             raise InputError(
                 f"shift {self.shift}, gain {self.gain}, tilt {self.tilt}, noise {self.noise}",
                 where="features.views",

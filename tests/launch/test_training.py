@@ -51,7 +51,7 @@ from tests.users import as_nobody, open_way_to
 ROOT = Path(__file__).parents[2]
 
 TINY = {
-    "segmenter": {"model": {"channels": 2}, "loop": {"samples": 32, "batch": 4, "log_every": 8, "checkpoint_every": 16}},
+    "segmenter": {**NETWORKS["segmenter"], "loop": {"samples": 32, "batch": 4, "log_every": 8, "checkpoint_every": 16}},
     "vqgan": {
         **NETWORKS["vqgan"],
         "loss": {"gan_start_samples": 24},
@@ -63,6 +63,7 @@ TINY = {
         "loop": {"samples": 256, "batch": 8, "log_every": 8, "checkpoint_every": 64},
         "sampler": {"steps": 4},
     },
+    "features": {**NETWORKS["features"], "loop": {"samples": 16, "batch": 8, "log_every": 8, "checkpoint_every": 16}},
     "sample": {"count": 10, "shard": 4, "batch": 4},
 }
 LONG = pytest.mark.skipif(os.environ.get("FAULTS") != "all", reason="make faults runs it: half a minute each")

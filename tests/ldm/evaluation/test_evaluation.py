@@ -24,6 +24,7 @@ from ldm.evaluation.tables import rows_of_evaluation
 from tests.conftest import made_cube
 
 SIZE = 40  # MS-SSIM needs 33
+SEEDED = "seeded-conv-v1"
 
 
 def synthetic_set(folder, change, *, labels=False, count=24):
@@ -62,9 +63,11 @@ def of_good(real, good):
 
 
 def test_images_of_the_same_law_are_at_the_floor(of_good):
-    f, s, m = of_good.frechet, of_good.spectral.fov, of_good.ms_ssim
-    assert f.value_at_floor_n < 2 * f.floor
-    assert f.kid_interval[0] < 0 < f.kid_interval[1]
+    f, s, m = of_good.spaces[SEEDED], of_good.spectral.fov, of_good.ms_ssim
+    assert f.frechet.value < 2 * f.frechet.floor
+    assert f.kid.interval[0] < 0 < f.kid.interval[1]
+    for figure in (f.frechet, f.kid, f.precision, f.coverage):
+        assert figure.excess_interval[0] < 0 < figure.excess_interval[1]
     assert s.js_mean < 0.05 and s.floor_js_mean < 0.05
     assert m.difference_interval[0] < 0 < m.difference_interval[1]
     assert (f.n_real, f.n_synthetic, f.n_floor, f.d) == (40, 24, 24, 192)
@@ -73,11 +76,13 @@ def test_images_of_the_same_law_are_at_the_floor(of_good):
 
 def test_worse_images_have_worse_figures(real, blurred, of_good):
     worse = evaluate(real, blurred, EvaluateConfig(pairs=30))
-    assert worse.frechet.value > 3 * of_good.frechet.value
-    assert worse.frechet.kid > of_good.frechet.kid_interval[1]
+    bad, fair = worse.spaces[SEEDED], of_good.spaces[SEEDED]
+    assert bad.frechet.value > 3 * fair.frechet.value and bad.frechet.excess_interval[0] > 0
+    assert bad.kid.value > fair.kid.interval[1]
+    assert bad.precision.value < fair.precision.value and bad.coverage.excess_interval[1] < 0
     assert worse.spectral.fov.js_mean > 3 * of_good.spectral.fov.js_mean
     assert worse.ms_ssim.difference > of_good.ms_ssim.difference
-    assert worse.frechet.floor == of_good.frechet.floor  # the floor hangs on the real set alone
+    assert bad.frechet.floor == fair.frechet.floor  # the floor hangs on the real set alone
 
 
 def test_the_same_call_gives_the_same_result(real, good, of_good):
@@ -85,10 +90,10 @@ def test_the_same_call_gives_the_same_result(real, good, of_good):
 
 
 def test_the_result_is_json_without_nan_and_names_its_data(real, good, of_good):
-    assert json.loads(json.dumps(asdict(of_good), allow_nan=False))["format"] == "retinaforge-evaluation-2"
+    assert json.loads(json.dumps(asdict(of_good), allow_nan=False))["format"] == "retinaforge-evaluation-3"
     assert of_good.reference == ImagesOfPeople(path=str(real.path), digest=real.digest, split="val", n=40, subjects=20)
     assert of_good.synthetic.digest == good.digest and of_good.floor_from.split == "train"
-    assert of_good.frechet.extractor.startswith("seeded-conv-v1")
+    assert of_good.spaces[SEEDED].extractor.startswith("seeded-conv-v1")
 
 
 def test_labels_decide_which_regions_are_measured(real, of_good, tmp_path):
@@ -104,10 +109,11 @@ def test_few_images_give_no_infinity_and_small_images_no_ms_ssim(dataset, tmp_pa
         write_cube(tmp_path / "loose", replace(made_cube(i + 500), fov_HW=None))
     pack(tmp_path / "loose", tmp_path / "set", splits={"synthetic": 1.0})
     result = evaluate(dataset, Dataset(tmp_path / "set"), EvaluateConfig())
-    assert result.frechet.infinity is None and result.frechet.value > 0
+    space = result.spaces[SEEDED]
+    assert space.infinity.value is None and space.frechet.value > 0 and "6 images" in space.precision.reason
     assert result.ms_ssim.synthetic is None and "32 pixels" in result.ms_ssim.reason
     reasons = {row.metric: row.reason for row in rows_of_evaluation(result)}
-    assert reasons["Fréchet distance, N → ∞"] and reasons["|MS-SSIM difference|"] and not reasons["Fréchet distance"]
+    assert reasons[f"{SEEDED}: Fréchet distance, N → ∞"] and reasons["|MS-SSIM difference|"] and not reasons[f"{SEEDED}: Fréchet distance"]
 
 
 def test_limit_takes_that_many_of_each(real, good):
@@ -122,8 +128,9 @@ def test_features_alone_for_a_distance_alone(real, good, of_good):
     generated = Part(dataset=good, split=check_comparable(real, good), sample_N=evenly(24, None), independent=True)
     measured = Evaluation(real, good, EvaluateConfig(pairs=4), also=[reference, generated])
     measured.complete()
-    distance = frechet_distance(*(measured.whitening()(measured.features(part)) for part in (reference, generated)))
-    assert distance == pytest.approx(of_good.frechet.value, rel=1e-6)
+    white = measured.whitening(SEEDED)
+    distance = frechet_distance(*(white(measured.features(part, SEEDED)) for part in (reference, generated)))
+    assert distance == pytest.approx(of_good.spaces[SEEDED].frechet_all, rel=1e-6)
 
 
 def folder_of(folder, people, *, images=2):
@@ -139,28 +146,31 @@ def test_one_person_held_out_leaves_out_that_figure_with_its_reason_and_the_rest
     for images in (1, 2):  # one image cannot have a spread; two of one person pretend to have one
         real = folder_of(tmp_path / str(images), {"train": (0, 8), "val": (8, 1)}, images=images)
         result = evaluate(real, good, EvaluateConfig(pairs=4))
-        assert result.frechet.value is None and "one person alone in split 'val'" in result.frechet.reason
+        space = result.spaces[SEEDED]
+        assert space.frechet.value is None and "one person alone in split 'val'" in space.reason
         assert result.spectral.fov.kl_mean > 0
         shown = {row.metric: row for row in rows_of_evaluation(result)}
-        assert shown["Fréchet distance"].reason == shown["KID"].reason == result.frechet.reason
+        assert shown[f"{SEEDED}: all"].reason == space.reason
         assert "people: only 1" in shown["KL, field of view"].note
         json.dumps(asdict(result), allow_nan=False)
 
 
 def test_few_people_are_said_beside_the_figure(good, of_good, tmp_path):
     few = evaluate(folder_of(tmp_path, {"train": (0, 8), "val": (8, 3)}), good, EvaluateConfig(pairs=4))
-    assert "people: only 3" in rows_of_evaluation(few)[0].note and few.frechet.value > 0
+    assert "people: only 3" in rows_of_evaluation(few)[0].note and few.spaces[SEEDED].frechet.value > 0
+    assert few.spaces[SEEDED].frechet.interval is None, "halves of three people say nothing"
     assert "people" not in rows_of_evaluation(of_good)[0].note
 
 
 def test_no_distance_to_the_training_split_is_a_mark_of_quality(real, good, tmp_path):
     result = evaluate(real, good, EvaluateConfig(against="train", pairs=4))
-    assert result.frechet.value is result.frechet.kid is result.spectral.fov.kl_mean is None
-    assert "copies would come nearest" in result.frechet.reason and result.ms_ssim.synthetic is not None
+    space = result.spaces[SEEDED]
+    assert space.frechet.value is space.kid.value is result.spectral.fov.kl_mean is result.spectra["fov"].sid is None
+    assert "copies would come nearest" in space.reason and result.ms_ssim.synthetic is not None
 
 
 def test_a_distance_rests_on_more_directions_than_the_features_vary_in_as_they_are(of_good):
-    f = of_good.frechet
+    f = of_good.spaces[SEEDED]
     assert f.effective_rank < 4 < 10 < f.effective_rank_whitened < f.d
 
 
@@ -170,7 +180,7 @@ def test_a_slight_blur_that_features_as_they_are_hardly_see_is_seen(real, good, 
     parts = {name: Part(dataset=d, split=s, sample_N=evenly(24, None)) for name, d, s in sets}
     measured = Evaluation(real, blurred, EvaluateConfig(pairs=4), also=list(parts.values()))
     measured.complete()
-    of, white = {name: measured.features(part) for name, part in parts.items()}, measured.whitening()
+    of, white = {name: measured.features(part, SEEDED) for name, part in parts.items()}, measured.whitening(SEEDED)
     plain, whitened = (
         frechet_distance(by(of["val"]), by(of["blurred"])) / frechet_distance(by(of["val"]), by(of["train"])) for by in (lambda x: x, white)
     )
@@ -182,7 +192,7 @@ def test_command(real, good, tmp_path):
     done = CliRunner().invoke(app, words)
     assert done.exit_code == 0, done.output
     assert "Fréchet distance" in done.output and "floor" in done.output and "not comparable with published FID" in done.output
-    assert json.loads((tmp_path / "e.json").read_text())["frechet"]["n_synthetic"] == 24
+    assert json.loads((tmp_path / "e.json").read_text())["spaces"][SEEDED]["n_synthetic"] == 24
     as_json = CliRunner().invoke(app, [*words, "--json"])
     assert json.loads(as_json.stdout) == json.loads((tmp_path / "e.json").read_text())
     refused = CliRunner().invoke(app, [*words[:4], str(real.path), *words[5:]])

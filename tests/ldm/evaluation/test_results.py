@@ -15,26 +15,35 @@ from launch.stages.evaluate import FrechetOverBaseline
 from ldm.evaluation import audit_result as of_audit
 from ldm.evaluation.audit import AuditConfig, AuditResult
 from ldm.evaluation.evaluate import EvaluateConfig, EvaluationResult
-from ldm.evaluation.frechet import FrechetFigures
 from ldm.evaluation.health import Health, Moments, Wanted, health_of
-from ldm.evaluation.ms_ssim import MsSsimFigures
+from ldm.evaluation.mean_spectra import MeanSpectrumDistance
+from ldm.evaluation.ms_ssim import BandVariety, MsSsimFigures
 from ldm.evaluation.reconstruction import ReconstructionResult
 from ldm.evaluation.sets import Images, ImagesOfPeople
+from ldm.evaluation.space import Compared, InfinityFigures, SpaceFigures
 from ldm.evaluation.spectral import RegionDistance, SpectralFigures
+from ldm.evaluation.vessels import MorphometryFigure
 
 KEYS = {
     Images: "path digest split n",
     ImagesOfPeople: "path digest split n subjects",
-    EvaluationResult: "format reference synthetic floor_from config frechet spectral ms_ssim",
-    EvaluateConfig: "against limit seed extractor pairs batch_size device",
-    FrechetFigures: """extractor d effective_rank effective_rank_whitened n_real people_real n_synthetic reason value infinity
-        infinity_standard_error kid kid_interval kid_subset infinity_floor infinity_floor_standard_error kid_floor kid_floor_interval
-        kid_floor_subset n_floor floor value_at_floor_n""",
+    EvaluationResult: """format reference synthetic floor_from config learned labelled_by spaces disagreements spectral spectra ms_ssim
+        vessels""",
+    EvaluateConfig: "against limit seed extractors pairs batch_size device",
+    SpaceFigures: """extractor d effective_rank effective_rank_whitened n_real people_real n_synthetic n_floor reason frechet_all frechet
+        infinity kid precision recall density coverage vendi triplets""",
     SpectralFigures: "wavelengths_nm bins fov_pixels fov artery vein onh",
     RegionDistance: """kl_C js_C kl_mean kl_interval js_mean js_interval pixels_real pixels_other units_real units_other reason
-        floor_kl_C floor_js_C floor_kl_mean floor_kl_interval floor_js_mean floor_js_interval""",
+        floor_kl_C floor_js_C floor_kl_mean floor_kl_interval floor_js_mean floor_js_interval kl_excess kl_excess_interval js_excess
+        js_excess_interval""",
     MsSsimFigures: """window sigma_px levels data_range reason real real_interval pairs_real synthetic synthetic_interval pairs_synthetic
-        floor floor_interval pairs_floor difference difference_interval difference_floor difference_floor_interval""",
+        floor floor_interval pairs_floor difference difference_interval difference_floor difference_floor_interval bands""",
+    BandVariety: "real synthetic floor difference difference_interval difference_floor",
+    MeanSpectrumDistance: """real_C synthetic_C floor_C angle_rad angle_interval floor_angle_rad floor_angle_interval angle_excess_interval
+        sid sid_interval floor_sid floor_sid_interval sid_excess_interval reason""",
+    MorphometryFigure: """real real_interval synthetic synthetic_interval floor difference difference_interval floor_difference reason""",
+    Compared: "value interval floor floor_interval excess excess_interval reason",
+    InfinityFigures: "value standard_error floor floor_standard_error reason",
     AuditResult: "format train synthetic floor_from config caveat descriptors",
     AuditConfig: "train against limit closest backend batch_size device",
     of_audit.DescriptorFigures: """dimension synthetic_to_train floor_to_train floor_doubles flagged verdict share_nearer_than_real

@@ -41,9 +41,8 @@ def test_dice_is_that_of_monai() -> None:
 def test_the_interval_is_of_people_and_one_person_has_none() -> None:
     dice_N = np.random.default_rng(1).uniform(0.6, 0.9, 40)
     alone, twice = (over_people(np.repeat(dice_N, n), np.repeat(np.arange(40).astype(str), n)) for n in (1, 2))
-    assert alone.interval == pytest.approx(twice.interval) and alone.people == twice.people == 40, (
-        "a second image of each is no more people"
-    )
+    assert alone.interval == pytest.approx(twice.interval), "a second image of each is no second person"
+    assert alone.people == twice.people == 40
     assert alone.interval[0] < alone.dice < alone.interval[1]
     assert over_people(dice_N, np.full(40, "s")).interval is None
     absent = over_people(np.full(3, np.nan), np.array(["a", "b", "c"]))

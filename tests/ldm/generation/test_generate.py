@@ -337,3 +337,56 @@ def test_the_next_batch_is_made_while_one_is_written(monkeypatch: pytest.MonkeyP
     assert begun[1].wait(10) and not begun[2].is_set(), "one batch ahead, and no more"
     made_here.close()
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("ThreadPoolExecutor")]
+
+
+class Labeller:
+    """Stands for a segmenter: a pixel's class follows from its count."""
+
+    def __init__(self, digest: str = "s") -> None:
+        self.digest = digest
+
+    def check(self, where: object, **cubes: object) -> None:
+        assert cubes == {name: Painter.data[name] for name in ("wavelengths_nm", "scale", "offset")}
+
+    def __call__(self, stored_BCHW: torch.Tensor, fov_HW: torch.Tensor) -> torch.Tensor:
+        return ((stored_BCHW[:, 0].int() % 4) * fov_HW).to(torch.uint8)
+
+
+def labelled(made: Callable, folder: Path, count: int, digest: str = "s") -> Manifest:
+    """A set in shards of four whose images are labelled."""
+    return generate_set(replace(painter(4), segmenter=Labeller(digest)), folder, count=count, shard=4)
+
+
+def test_labels_that_a_segmenter_predicts_are_in_the_set_and_marked_there(made: Callable, tmp_path: Path) -> None:
+    manifest = labelled(made, tmp_path / "set", 6)
+    assert manifest.source["sample"]["segmenter"] == "s"
+    for cube in Dataset(tmp_path / "set").cubes("synthetic"):
+        assert np.array_equal(cube.labels_HW, cube.data_CHW[0] % 4) and cube.labels_HW.dtype == np.uint8
+        assert (cube.meta.notes["labels"], cube.meta.notes["segmenter"]) == ("predicted", "s")
+    assert not [fault for _, faults in verify(tmp_path / "set") for fault in faults]
+    labelled(made, tmp_path / "set", 12)
+    labelled(made, tmp_path / "once", 12)
+    assert files(tmp_path / "once").items() <= files(tmp_path / "set").items()
+    with pytest.raises(InputError, match=r"another request stands here \(segmenter s\)"):
+        labelled(made, tmp_path / "set", 16, "another")
+    with pytest.raises(InputError, match=r"another request stands here \(segmenter s\)"):
+        made("set", 16)
+
+
+@pytest.mark.parametrize("earlier", [False, True])
+def test_a_set_begun_without_labels_goes_on_without(made: Callable, tmp_path: Path, earlier: bool) -> None:
+    made("set", 4)
+    if earlier:  # a version that knew of no labels
+        request = json.loads((tmp_path / "set" / "request.json").read_bytes())
+        assert request.pop("segmenter") is None
+        (tmp_path / "set" / "request.json").write_text(json.dumps(request))
+    manifest = labelled(made, tmp_path / "set", 8)
+    assert manifest.source["sample"]["segmenter"] is None
+    assert all(cube.labels_HW is None and "labels" not in cube.meta.notes for cube in Dataset(tmp_path / "set").cubes("synthetic"))
+
+
+def test_codes_are_not_labelled() -> None:
+    autoencoder = Painter()
+    autoencoder.codebook = SimpleNamespace(codes_KD=torch.zeros(8, 2))
+    with pytest.raises(InputError, match="labels of a set of codes"):
+        Generator(autoencoder=autoencoder, denoiser=Painter(), seed=0, sampler=PLAN["sampler"], payload="codes", segmenter=Labeller())

@@ -33,7 +33,7 @@ def batch(dataset: Dataset) -> Batch:
 
 
 def loss(trainer: SegmenterTrainer, batch: Batch) -> float:
-    return float(trainer.losses(batch, 0)[0]["segmenter"])
+    return float(trainer.losses(batch, 0)[1]["loss/segment"])
 
 
 def test_pixels_that_nobody_labelled_change_nothing(trainer: SegmenterTrainer, batch: Batch) -> None:
@@ -56,7 +56,7 @@ def test_pixels_that_nobody_labelled_change_nothing(trainer: SegmenterTrainer, b
 def test_a_batch_without_labels_gives_no_loss_and_no_gradient(trainer: SegmenterTrainer, batch: Batch) -> None:
     of_none = trainer.losses(replace(batch, labels_BHW=None, labelled_B=None), 0)[0]["segmenter"]
     of_none.backward()
-    assert float(of_none) == 0
+    assert of_none.item() == 0
     assert all(p.grad is not None and not p.grad.any() for p in trainer.module.parameters())
 
 
@@ -82,6 +82,5 @@ def test_all_eight_ways_to_turn_a_square_are_met_and_maps_turn_with_cubes(batch:
     ways = turned(image_BHW, 0, many)
     assert len({tuple(way.flatten().tolist()) for way in ways}) == 8
     assert turned(image_BHW[:, None].expand(-1, 2, -1, -1), 0, many)[:, 1].equal(ways)
-    assert turned(torch.arange(6).reshape(1, 2, 3).expand(64, -1, -1), 0, many).shape == (64, 2, 3), (
-        "a frame that is no square keeps its sides"
-    )
+    oblong_BHW = torch.arange(6).reshape(1, 2, 3).expand(64, -1, -1)
+    assert turned(oblong_BHW, 0, many).shape == (64, 2, 3)

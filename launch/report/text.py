@@ -1,0 +1,77 @@
+"""The report in plain text, for a terminal of 80 columns."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from launch.headline import HEADLINE, caution, known
+from launch.run import Run, figures, read_result
+from ldm.evaluation.tables import Row, rows_of_evaluation
+
+COLUMNS = 80
+
+
+def build_text(run: Run) -> str:
+    """Headline, measures beside their floors, what the audit says, and where the HTML lies."""
+    from ldm.evaluation.audit import AuditResult
+    from ldm.evaluation.evaluate import EvaluationResult
+
+    console = Console(width=COLUMNS, file=io.StringIO(), force_terminal=False, highlight=False)
+    console.rule(run.folder.name)
+    console.print(headline(run))
+    evaluated = read_result(run.folder / "evaluate.json", EvaluationResult)
+    if evaluated is None:
+        console.print("measures: left out, the run has no evaluate.json of this version yet")
+    else:
+        reference = evaluated.reference
+        console.print(f"measures, against {reference.n} images of {reference.subjects} people (split {reference.split!r})")
+        rows = rows_of_evaluation(evaluated)
+        console.print(measures(rows))
+        for reason in dict.fromkeys(row.reason for row in rows if row.reason):
+            console.print(Text(f"left out: {reason} ({'; '.join(row.metric for row in rows if row.reason == reason)})"))
+    audit = read_result(run.folder / "audit.json", AuditResult)
+    if audit is None:
+        console.print("copies: left out, the run has no audit.json of this version yet")
+    else:
+        for name, descriptor in audit.descriptors.items():
+            console.print(Text(f"copies ({name}): {descriptor.verdict}"))
+    page = run.folder / "report.html"
+    console.print(Text(f"report: {page}" if page.exists() else "report.html: not written yet"), soft_wrap=True)
+    return "\n".join(line.rstrip() for line in console.file.getvalue().splitlines())
+
+
+def headline(run: Run) -> Table:
+    """The figures that stand first, with what is wanted of each."""
+    table, found = Table.grid(padding=(0, 2)), known(figures(run))
+    for figure in HEADLINE:
+        value, said = found.get(figure.key), caution(found, figure.key)
+        if value is not None:
+            table.add_row(figure.title, figure.form.format(value), "; ".join(filter(None, (figure.verdict(value), said))))
+        elif said:
+            table.add_row(figure.title, "–", f"left out: {said}")
+    return table
+
+
+def measures(rows: Sequence[Row]) -> Table:
+    """Each figure beside its floor, intervals beneath."""
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1))
+    table.add_column("measure")
+    for column in ("synthetic", "floor, real"):
+        table.add_column(column, justify="right", no_wrap=True)
+    table.add_column("")
+    for row in rows:
+        if not row.reason:
+            cells = row.metric, _cell(row.value, row.interval), _cell(row.floor, row.floor_interval), row.verdict
+            table.add_row(*map(Text, cells))  # as text: a bracket in a name is no markup
+    return table
+
+
+def _cell(value: float | None, interval: tuple[float, float] | None) -> str:
+    shown = "–" if value is None else str(value) if isinstance(value, int) else f"{value:.4g}"
+    return f"{shown}\n{interval[0]:.3g} … {interval[1]:.3g}" if interval and value is not None else shown

@@ -1,0 +1,243 @@
+"""The units of a sweep: autoencoders, denoisers, sets. Any number of processes make them, the cheapest configurations first.
+
+A piece is whole or goes on from where it was: trainings from their checkpoints, sets from their shards. What a rule gave up counts as
+there, and nothing is made of it.
+"""
+
+from __future__ import annotations
+
+import gc
+import shutil
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+
+import torch
+
+from data_shards import durable
+from data_shards.ledger import Units
+from launch.build import check_fit
+from launch.machine import device_name
+from launch.run import Run, device, read_result
+from launch.stages import STAGES
+from launch.stages.sample import SPEED, generator_of
+from launch.stages.training import Training
+from launch.sweep.axes import in_order
+from launch.sweep.results import write_results
+from launch.sweep.runs import JUDGES, Sweep, link
+from launch.sweep.stopping import Hopeless, Stopped, Watched, stopped_in
+from launch.work import Display, Phases, make_phases
+from launch.worked import counted
+from ldm.evaluation.evaluate import EvaluationResult
+from ldm.evaluation.reconstruction import Reconstruction, ReconstructionResult
+
+TIMED = 5  # shards made once more to time a set whose own shards were not: too few, or by a process that was killed
+
+
+class Piece(ABC):
+    """One unit.
+
+    Attributes:
+        name: of the unit.
+        after: what it is made from.
+    """
+
+    def __init__(self, sweep: Sweep, name: str, run: Run, *after: Piece) -> None:
+        self.sweep, self.name, self.run, self.after = sweep, name, run, after
+
+    @abstractmethod
+    def whole(self) -> bool:
+        """Whether all that it leaves is there."""
+
+    @abstractmethod
+    def make(self, display: Display) -> None:
+        """Make it, or go on with it.
+
+        Raises:
+            Hopeless: a rule ends it.
+        """
+
+    def stopped(self) -> Stopped | None:
+        """Why it, or what it is made from, was given up."""
+        return stopped_in(self.run.folder) or next((why for piece in self.after if (why := piece.stopped())), None)
+
+
+class Judge(Piece):
+    """A network that judges all sets."""
+
+    def whole(self) -> bool:
+        return STAGES[self.name].done(self.run)
+
+    def make(self, display: Display) -> None:
+        STAGES[self.name].make(self.run, display)
+
+
+class AutoencoderPiece(Piece):
+    """An autoencoder, the latents of the data, and how well it rebuilds people held out."""
+
+    @property
+    def result(self) -> Path:
+        return self.run.folder / "reconstruction.json"
+
+    def whole(self) -> bool:
+        result = read_result(self.result, ReconstructionResult)
+        return result is not None and result.psnr_gain_db >= self.sweep.rules.psnr_gain_db
+
+    def make(self, display: Display) -> None:
+        from ldm.checkpoints.trained import load_autoencoder
+
+        STAGES["vqgan"].make(self.run, display)
+        for warning in STAGES["encode"].make(self.run, display):
+            display.note(f"{self.name}: {warning}")
+        rebuilt = Reconstruction(self.run.open(self.run.dataset), load_autoencoder(self.run.vqgan, device()), self.result)
+        gain = make_phases(
+            [("training images", lambda: rebuilt.training), ("reconstruction", lambda: rebuilt)], display, (0, 1)
+        ).psnr_gain_db
+        if not gain >= self.sweep.rules.psnr_gain_db:
+            rule = "PSNR of people held out above that of the training mean image, in dB"
+            raise Hopeless(Stopped(rule=rule, figure=gain, bound=self.sweep.rules.psnr_gain_db, samples=self.run.config.vqgan.loop.samples))
+
+
+class DenoiserPiece(Piece):
+    """A denoiser on the latents of an autoencoder that it may share."""
+
+    def whole(self) -> bool:
+        return reached(STAGES["diffusion"], self.run)
+
+    def make(self, display: Display) -> None:
+        autoencoder = self.after[0].run
+        link(self.run.folder, (autoencoder.vqgan, autoencoder.latents))
+        STAGES["diffusion"].make(self.run, Watched(display, self.sweep.rules, self.run.config.diffusion.objective.target))
+
+
+class SetPiece(Piece):
+    """A synthetic set of a trained denoiser, its pace, and its evaluation."""
+
+    def whole(self) -> bool:
+        return (self.run.folder / SPEED).exists() and read_result(self.run.folder / "evaluate.json", EvaluationResult) is not None
+
+    def make(self, display: Display) -> None:
+        denoiser, *judges = self.after
+        autoencoder, shared = denoiser.after[0].run, self.sweep.folder
+        sibling = next(denoiser.run.folder.glob("sets/*/gaussian-latents/dataset.json"), None)
+        link(
+            self.run.folder,
+            [
+                *(autoencoder.vqgan, denoiser.run.diffusion, shared / "envelope.json"),
+                *autoencoder.folder.glob("reconstruction.units-*"),  # measured already
+                *([sibling.parent] if sibling and sibling.parent.parent != self.run.folder else []),
+                *(shared / name for judge in judges for name in (judge.name, f"{judge.name}.json")),
+            ],
+        )
+        self.run.freeze()
+        for warning in STAGES["sample"].make(self.run, display):
+            display.note(f"{self.name}: {warning}")
+        if not (self.run.folder / SPEED).exists():
+            time_anew(self.run)
+        STAGES["evaluate"].make(self.run, display)
+
+
+def reached(stage: Training, run: Run) -> bool:
+    """Whether a training has committed its last checkpoint; who loads it verifies it."""
+    return (stage.progress(stage.target(run.config)).checkpoint or -1) >= getattr(run.config, stage.name).loop.samples
+
+
+def time_anew(run: Run) -> None:
+    """The pace of a set from shards that are made for nothing else, beside it, and removed."""
+    from ldm.generation.generate import SyntheticSet
+    from ldm.generation.speed import Speed
+
+    speed, shard, scratch = Speed(), run.config.sample.shard, run.folder / "timed"
+    shutil.rmtree(scratch, ignore_errors=True)  # of a process that was killed
+    SyntheticSet(generator_of(run, speed), scratch, count=(1 + TIMED) * shard, shard=shard).complete()
+    shutil.rmtree(scratch)
+    durable.write_json(run.folder / SPEED, asdict(speed.pace(device_name(device()))))
+
+
+class Pieces(Units):
+    """All pieces of a sweep as units."""
+
+    def __init__(self, sweep: Sweep, display: Display) -> None:
+        self.sweep, self.display, self.out = sweep, display, sweep.folder
+        self.pieces = list(pieces_of(sweep))
+        self.names = [piece.name for piece in self.pieces]
+        self.there: set[int] = set()
+
+    def published(self, number: int) -> bool:
+        piece = self.pieces[number]
+        if number not in self.there and (piece.stopped() is not None or piece.whole()):
+            self.there.add(number)  # what is there stays, and to look costs more than to remember
+        return number in self.there
+
+    def ready(self, number: int) -> bool:
+        return all(self.published(self.pieces.index(piece)) for piece in self.pieces[number].after)
+
+    def make(self, number: int) -> None:
+        """Make a piece, or write down why it was given up."""
+        piece = self.pieces[number]
+        if isinstance(piece, Judge):  # without it no set could be judged: what befalls it ends the sweep
+            piece.make(self.display)
+            return
+        link(piece.run.folder, (self.sweep.folder / "data",))
+        with counted(piece.run.folder, "sweep"):
+            if stopped := self._made(piece):
+                self.display.note(f"{piece.name} is given up: {stopped}")
+                stopped.write(piece.run.folder)
+                gc.collect()  # the traceback held tensors of what was given up
+                torch.cuda.empty_cache()
+        if stopped or isinstance(piece, SetPiece):
+            write_results(self.sweep)  # as far as they go, for who looks on
+
+    def _made(self, piece: Piece) -> Stopped | None:
+        """Make a piece; why it is given up, if so."""
+        from ldm.speed import out_of_memory
+        from ldm.training.loop import Diverged
+
+        try:
+            piece.make(self.display)
+        except Hopeless as error:
+            return error.stopped
+        except Diverged as error:
+            return Stopped(rule=error.what)
+        except RuntimeError as error:
+            if not out_of_memory(error):
+                raise
+            return Stopped(rule=f"no memory for it on {device_name(device())}")
+        return None
+
+
+def phases(sweep: Sweep, display: Display) -> Phases:
+    """What all share, then all pieces.
+
+    Raises:
+        InputError: the data do not fit one of the autoencoders.
+    """
+    from ldm.evaluation.envelope import TrainingSpectra
+
+    shared, data = sweep.shared, STAGES["data"]
+    if not data.done(shared):
+        data.make(shared, display)
+    dataset = shared.open(shared.dataset)
+    for cell in sweep.axes.cells():
+        check_fit(sweep.autoencoder(cell).config.vqgan, dataset)
+    if shared.config.sample.gate and not shared.envelope.exists():
+        yield "training spectra", partial(TrainingSpectra, dataset, shared.envelope)
+    yield "sweep", partial(Pieces, sweep, display)
+
+
+def pieces_of(sweep: Sweep) -> Iterator[Piece]:
+    """Each before what is made from it; the cheapest configurations first."""
+    judges = [Judge(sweep, name, sweep.shared) for name in JUDGES]
+    yield from judges
+    autoencoders: dict[str, AutoencoderPiece] = {}
+    for cell in in_order(sweep.axes.cells(), sweep.costs):
+        if cell.autoencoder not in autoencoders:
+            autoencoders[cell.autoencoder] = AutoencoderPiece(sweep, cell.autoencoder, sweep.autoencoder(cell))
+            yield autoencoders[cell.autoencoder]
+        denoiser = DenoiserPiece(sweep, cell.name, sweep.denoiser(cell), autoencoders[cell.autoencoder])
+        yield denoiser
+        for sampler in sweep.axes.samplers:
+            run = sweep.set_of(cell, sampler)
+            yield SetPiece(sweep, f"{cell.name}.{run.folder.name}", run, denoiser, *judges)
