@@ -63,7 +63,7 @@ def likeness(run: Run, real: Dataset, synthetic: Dataset | None) -> Likeness | s
     sets = {"synthetic": (synthetic, "synthetic"), "held out": (real, held_out), "train": (real, train)}
     units = sorted(run.folder.glob("evaluate.units-*"))
     whole = {name: part_of(*of, None) for name, of in sets.items()}
-    found = {name: measured_features(part, units[0]) for name, part in whole.items()} if len(units) == 1 else {}
+    found = {name: measured_features(part, units[0], EXTRACTOR) for name, part in whole.items()} if len(units) == 1 else {}
     extractor, parts, features = get_extractor(EXTRACTOR, real.stats), {}, {}
     for name, part in whole.items():
         parts[name], features[name] = part, found.get(name)

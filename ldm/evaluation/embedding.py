@@ -22,12 +22,12 @@ LEAST_MAPPED = 12
 """Fewer points than that are no map: the neighbourhoods that t-SNE keeps would be all of them."""
 
 
-def measured_features(part: Part, units: Path) -> np.ndarray | None:
-    """Features (N, D) of a part as an evaluation left them in its units; None where these hold other images, or are gone."""
+def measured_features(part: Part, units: Path, extractor: str) -> np.ndarray | None:
+    """Features (N, D) of a part by an extractor, as an evaluation left them in its units; None where these hold other images, or are gone."""
     found = []
     for piece in by_shard([part]):
         path = units / f"{piece.name}.safetensors"
-        features_ND = load_file(path).get(f"features.{EXTRACTOR}") if path.exists() else None
+        features_ND = load_file(path).get(f"features.{extractor}") if path.exists() else None
         if features_ND is None or len(features_ND) != len(piece.sample_N):
             return None
         found.append(features_ND)
