@@ -233,7 +233,7 @@ def spectra_of(shared: Run) -> TrainingSpectra:
 
 def pieces_of(sweep: Sweep) -> Iterator[Piece]:
     """Each before what is made from it; the cheapest configurations first."""
-    judges = [Judge(sweep, name, sweep.shared) for name in JUDGES]
+    judges = [Judge(sweep, name, sweep.shared) for name in JUDGES if not STAGES[name].left_out(sweep.shared)]
     yield from judges
     autoencoders: dict[str, AutoencoderPiece] = {}
     for cell in in_order(sweep.axes.cells(), sweep.costs):

@@ -55,6 +55,12 @@ TINY = {
         "sampler": {"name": "flow-euler", "steps": 2, "sigma_min": 0.5},
         "engine": {"tracker": "none"},
     },
+    "features": {
+        "model": {"channels": 8, "levels": 2, "dimension": 16},
+        "loop": {"samples": 32, "batch": 16},
+        "engine": {"tracker": "none"},
+    },
+    "segmenter": {"model": {"channels": 4}, "loop": {"samples": 16, "batch": 8}, "engine": {"tracker": "none"}},
     "sample": {"count": 16, "batch": 2, "gate": 0.0},
 }
 GRID = ("--compression", "8", "--latent-channels", "4", "--channels", "8,16")
