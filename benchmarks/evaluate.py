@@ -3,8 +3,8 @@
 Fréchet rows: both sides are told one set and its image under a symmetric positive map T, whose distance is known: x → T x is then the
 optimal transport (Brenier), so it is |μ|² + Σ |x - T x|² / (n - 1), a sum without cancellation, for singular covariances too. Equal means:
 ours errs by no more than scipy's (both errors, relative, are in the row). MS-SSIM: to 1e-5, for pytorch-msssim works its window out in
-float32, which moves its values by some 1e-6 (given the exact window it agrees to 1e-6: tests/ldm/evaluation/test_ms_ssim.py). Memory: the peak of a process that evaluates
-so many images; the ratio is that of the small set over the large one, 1 where memory is flat.
+float32, which moves its values by some 1e-6; given the exact window it agrees (tests/ldm/evaluation/test_ms_ssim.py). Memory: the peak of
+a process that evaluates so many images; the ratio is that of the small set over the large one, 1 where memory is flat.
 """
 
 from __future__ import annotations
