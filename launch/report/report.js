@@ -96,12 +96,7 @@
     part("pixel").textContent = where;
   };
 
-  let waiting = false;
-  const refresh = () => {
-    if (waiting) return;
-    waiting = true;
-    requestAnimationFrame(() => { waiting = false; if (state.counts) { paint(); plot(); } });
-  };
+  const refresh = () => { if (state.counts) { paint(); plot(); } }; // browsers send pointer moves once a frame
 
   const open = async (number) => {
     const image = view.images[number];
