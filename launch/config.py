@@ -252,12 +252,17 @@ def load(preset: str, overrides: list[str] = ()) -> Config:
     Raises:
         InputError: unknown preset or key (with the nearest), a value of the wrong type or out of range.
     """
-    tree = parse_yaml(_text_of(preset), preset)
+    tree = _unshared(parse_yaml(_text_of(preset), preset))
     _check_keys(tree, Config, "", preset)
     for override in overrides:
         _override(tree, override)
     _keep_as_begun(tree)
     return from_tree(revealed(tree, Path(preset)), where=preset)
+
+
+def _unshared(tree: Any) -> Any:
+    """The same tree without aliases: an override of one place must not reach another that YAML's `*name` put the same section into."""
+    return {key: _unshared(value) for key, value in tree.items()} if isinstance(tree, dict) else tree
 
 
 def _text_of(preset: str) -> str:

@@ -175,3 +175,9 @@ def test_a_run_of_a_version_without_settings_of_the_sampler_goes_on(tmp_path: Pa
         Run(load("demo", [f"run={tmp_path}"])).check()
     preset, *overrides = shlex.split(refused.value.mend.removeprefix("to go on as it was begun: ").partition(" in place of")[0])
     Run(load(preset, overrides)).check()  # as the advice says
+
+
+def test_an_override_of_a_section_that_yaml_shares_reaches_no_other(tmp_path):
+    (tmp_path / "shared.yaml").write_text("vqgan: {loop: &loop {batch: 8}}\ndiffusion: {loop: *loop}\n")
+    config = load(str(tmp_path / "shared.yaml"), ["vqgan.loop.batch=2"])
+    assert (config.vqgan.loop.batch, config.diffusion.loop.batch) == (2, 8)

@@ -16,6 +16,8 @@ from ldm.evaluation.frechet import frechet_distance
 from ldm.evaluation.sets import Part
 from tests.conftest import made_cube
 
+SPACE = "seeded-conv-v1"
+
 
 def synthetic(folder: Path, first: int, count: int) -> Dataset:
     cubes = (replace(cube, meta=replace(cube.meta, subject_id="synthetic")) for cube in map(made_cube, range(first, first + count)))
@@ -29,11 +31,11 @@ def test_the_ratio_is_measured_against_all_people_held_out_and_never_against_the
     judged = HeldOut.of(real, *sets.values())
     measured = Evaluation(real, sets["samples"], EvaluateConfig(pairs=4), also=judged.parts)
     measured.complete()
-    found = judged.frechet(measured)
+    found = judged.frechet(measured, SPACE)
     assert (found.images, found.people, found.n, found.reason) == (8, 4, 8, None)
 
     def features(dataset: Dataset, split: str, sample_N: np.ndarray) -> np.ndarray:
-        return measured.whitening()(measured.features(Part(dataset=dataset, split=split, sample_N=sample_N)))
+        return measured.whitening(SPACE)(measured.features(Part(dataset=dataset, split=split, sample_N=sample_N), SPACE))
 
     held_out_ND = np.concatenate([features(real, split, np.arange(4)) for split in ("val", "test")])
     baseline = frechet_distance(held_out_ND, features(sets["gaussian_latents"], "synthetic", np.arange(8)))

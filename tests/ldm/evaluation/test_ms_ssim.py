@@ -119,9 +119,9 @@ def test_interval_by_unit_and_difference():
     effect = dict(zip(names, rng.normal(0, 0.1, 10), strict=True))
     pairs = [(names[i], names[j]) for i in range(10) for j in range(i)]
     values = np.array([0.5 + effect[a] + effect[b] for a, b in pairs])
-    mine = ms_ssim.pair_mean(values, pairs)
+    mine = ms_ssim.pair_mean(values[:, None], pairs)
     assert mine.interval[0] < values.mean() < mine.interval[1]
     by_pair = 2 * 1.96 * values.std() / np.sqrt(len(values))
     assert mine.interval[1] - mine.interval[0] > 1.5 * by_pair  # shared people make pairs dependent
-    size, (low, high) = ms_ssim.difference(ms_ssim.pair_mean(values + 0.3, pairs), mine)
+    size, (low, high) = ms_ssim.difference(ms_ssim.pair_mean(values[:, None] + 0.3, pairs), mine)
     assert size == pytest.approx(0.3) and low < high
