@@ -18,6 +18,8 @@ def invoke(*words: object, code: int = 0) -> str:
     done = CliRunner().invoke(app, [str(word) for word in words])
     if isinstance(done.exception, RetinaforgeError):
         raise done.exception
+    if done.exception and not isinstance(done.exception, SystemExit):
+        raise done.exception
     assert done.exit_code == code, done.output
     return done.stdout
 

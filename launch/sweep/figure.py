@@ -63,7 +63,8 @@ def _measure(panel: Panel, key: str, sets: list[Row], results: Results) -> None:
     if not sets:
         reasons = sorted({m.reason for row in results.rows if (m := row.measures.get(key)) and m.reason})
         panel.set_axis_off()
-        panel.text(0, 0.9, f"not measured: {'; '.join(reasons) or 'no set'}", transform=panel.transAxes, va="top", wrap=True)
+        words = f"not measured: {'; '.join(reasons) or 'no set'}"
+        panel.text(0, 0.9, words, transform=panel.transAxes, va="top", wrap=True, in_layout=False)  # a long one would leave no room
         return
     _log(panel, "x", [rate for row in sets for rate in (row.pace.images_per_s, *row.pace.quartiles)])
     floors = sorted(floor for row in sets if (floor := row.measures[key].floor) is not None)
@@ -140,4 +141,4 @@ def _legend(panel: Panel, results: Results, sets: list[Row]) -> None:
         )
     if left_out:
         lines.append(f"{left_out} of {len(results.rows)} sets are not shown: results.csv says why")
-    panel.text(0, 0.0, "\n".join(lines), transform=panel.transAxes, va="bottom", fontsize=7.5, wrap=True)
+    panel.text(0, 0.0, "\n".join(lines), transform=panel.transAxes, va="bottom", fontsize=7.5, wrap=True, in_layout=False)
