@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import pytorch_msssim
 import scipy.ndimage
 import torch
 from scipy.signal import convolve2d
@@ -44,6 +45,20 @@ def test_equals_the_published_definition(side):
     found = ms_ssim.ms_ssim_of_pairs(torch.from_numpy(a), torch.from_numpy(b), range_=1.0, window=window, by_band=True)
     expected = [[wang(a[p, c], b[p, c], 1.0, window) for c in range(3)] for p in range(2)]
     np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
+@pytest.mark.parametrize(("bands", "height", "width"), [(3, 161, 200), (18, 163, 165)])  # odd sides, more bands than go at once
+def test_equals_pytorch_msssim_also_band_by_band(bands, height, width):
+    rng = np.random.default_rng(0)
+    a, b = (torch.from_numpy(scipy.ndimage.gaussian_filter(rng.random((2, bands, height, width)), (0, 0, 1, 1))).float() for _ in range(2))
+    found = ms_ssim.ms_ssim_of_pairs(a, b, range_=1.0, window=11)
+    np.testing.assert_allclose(found, pytorch_msssim.ms_ssim(a, b, data_range=1.0, size_average=False), atol=1e-6)
+    by_band = ms_ssim.ms_ssim_of_pairs(a, b, range_=1.0, window=11, by_band=True)
+    assert by_band.shape == (2, bands)
+    np.testing.assert_allclose(by_band.mean(1), found, rtol=1e-12)
+    for c in (0, bands - 1):
+        alone = pytorch_msssim.ms_ssim(a[:, c : c + 1], b[:, c : c + 1], data_range=1.0, size_average=False)
+        np.testing.assert_allclose(by_band[:, c], alone, atol=1e-6)
 
 
 def test_one_on_itself_and_the_range_matters():
