@@ -2,8 +2,9 @@
 
 Fréchet rows: both sides are told one set and its image under a symmetric positive map T, whose distance is known: x → T x is then the
 optimal transport (Brenier), so it is |μ|² + Σ |x - T x|² / (n - 1), a sum without cancellation, for singular covariances too. Equal means:
-ours errs by no more than scipy's (both errors, relative, are in the row). MS-SSIM: to 1e-6. Memory: the peak of a process that evaluates
-so many images; the ratio is that of the small set over the large one, 1 where memory is flat.
+ours errs by no more than scipy's (both errors, relative, are in the row). MS-SSIM: to 1e-5, for pytorch-msssim works its window out in
+float32, which moves its values by some 1e-6; given the exact window it agrees (tests/ldm/evaluation/test_ms_ssim.py). Memory: the peak of
+a process that evaluates so many images; the ratio is that of the small set over the large one, 1 where memory is flat.
 """
 
 from __future__ import annotations
@@ -106,7 +107,7 @@ def main() -> None:
             "ms_ssim_vs_pytorch_msssim",
             lambda: ms_ssim_of_pairs(x_PCHW, y_PCHW, range_=1.0, window=window),
             lambda: ms_ssim(x_PCHW, y_PCHW, data_range=1.0, size_average=False, win_size=window).numpy(),
-            lambda x, y: np.allclose(x, y, atol=1e-6),
+            lambda x, y: np.allclose(x, y, rtol=0, atol=1e-5),
             args.rounds,
         )
     )

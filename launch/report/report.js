@@ -26,11 +26,11 @@
     return Plotly.react(element, chart.data, dressed(chart.layout), config);
   };
   dark.addEventListener("change", () => drawn.forEach((layout, element) => Plotly.react(element, element.data, dressed(layout), config)));
-  const charts = json("charts");
+  const charts = json("chart-data");
   for (const element of document.querySelectorAll("[data-chart]")) draw(element, charts[element.dataset.chart]);
 
   /* an image, opened */
-  const view = json("images");
+  const view = json("image-data");
   const dialog = document.getElementById("viewer");
   const [C, H, W] = view.shape;
   const part = (name) => dialog.querySelector(`[data-part=${name}]`);
@@ -47,8 +47,7 @@
 
   const pixels = async (source, height) => { // the counts of a grey PNG, one a pixel
     const picture = new Image();
-    picture.src = source;
-    await picture.decode();
+    await new Promise((done, failed) => Object.assign(picture, { onload: done, onerror: failed, src: source }));
     const sheet = Object.assign(document.createElement("canvas"), { width: W, height });
     const context = sheet.getContext("2d", { willReadFrequently: true });
     context.drawImage(picture, 0, 0);
@@ -97,12 +96,7 @@
     part("pixel").textContent = where;
   };
 
-  let waiting = false;
-  const refresh = () => {
-    if (waiting) return;
-    waiting = true;
-    requestAnimationFrame(() => { waiting = false; if (state.counts) { paint(); plot(); } });
-  };
+  const refresh = () => { if (state.counts) { paint(); plot(); } }; // browsers send pointer moves once a frame
 
   const open = async (number) => {
     const image = view.images[number];
@@ -149,7 +143,7 @@
   /* the map of features: a picture of the image under the pointer, and the image itself by a press */
   const map = document.querySelector("[data-chart=map]");
   if (map) {
-    const { side, columns, sheet } = json("thumbs"), thumb = document.getElementById("thumb");
+    const { side, columns, sheet } = json("thumb-data"), thumb = document.getElementById("thumb");
     const picture = thumb.querySelector("div"), scale = 2;
     const url = `url(${sheet})`;
     map.on("plotly_hover", ({ points: [at], event }) => {

@@ -30,6 +30,7 @@ from launch.sweep.runs import JUDGES, Sweep, link
 from launch.sweep.stopping import Hopeless, Stopped, Watched, stopped_in
 from launch.work import Display, Phases, make_phases
 from launch.worked import counted
+from ldm.evaluation.envelope import TrainingSpectra
 from ldm.evaluation.evaluate import EvaluationResult
 from ldm.evaluation.reconstruction import Reconstruction, ReconstructionResult
 
@@ -214,8 +215,6 @@ def phases(sweep: Sweep, display: Display) -> Phases:
     Raises:
         InputError: the data do not fit one of the autoencoders.
     """
-    from ldm.evaluation.envelope import TrainingSpectra
-
     shared, data = sweep.shared, STAGES["data"]
     if not data.done(shared):
         data.make(shared, display)
@@ -223,13 +222,18 @@ def phases(sweep: Sweep, display: Display) -> Phases:
     for cell in sweep.axes.cells():
         check_fit(sweep.autoencoder(cell).config.vqgan, dataset)
     if shared.config.sample.gate and not shared.envelope.exists():
-        yield "training spectra", partial(TrainingSpectra, dataset, shared.envelope)
+        yield "training spectra", partial(spectra_of, shared)
     yield "sweep", partial(Pieces, sweep, display)
+
+
+def spectra_of(shared: Run) -> TrainingSpectra:
+    """Of the training images; each process opens the dataset for itself."""
+    return TrainingSpectra(shared.open(shared.dataset), shared.envelope)
 
 
 def pieces_of(sweep: Sweep) -> Iterator[Piece]:
     """Each before what is made from it; the cheapest configurations first."""
-    judges = [Judge(sweep, name, sweep.shared) for name in JUDGES]
+    judges = [Judge(sweep, name, sweep.shared) for name in JUDGES if not STAGES[name].left_out(sweep.shared)]
     yield from judges
     autoencoders: dict[str, AutoencoderPiece] = {}
     for cell in in_order(sweep.axes.cells(), sweep.costs):

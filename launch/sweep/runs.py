@@ -33,7 +33,7 @@ from ldm.models.config import SamplerConfig
 
 NAME = "sweep.json"
 FORMAT = "retinaforge-sweep-1"
-JUDGES = tuple(name for name in ("features", "segmenter") if name in STAGES)
+JUDGES = ("features", "segmenter")
 """Stages that are made once, in the sweep's own folder, and judge all sets alike."""
 FREE = {"run", "data.workers", "data.cache", "data.cache_gib"}  # what may change while a sweep is made; so may engines and reading
 

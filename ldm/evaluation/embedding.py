@@ -23,7 +23,7 @@ LEAST_MAPPED = 12
 
 
 def measured_features(part: Part, units: Path, extractor: str) -> np.ndarray | None:
-    """Features (N, D) of a part by an extractor, as an evaluation left them in its units; None where these hold other images, or are gone."""
+    """Features (N, D) of a part by an extractor, as an evaluation left them in its units; None where these hold others, or are gone."""
     found = []
     for piece in by_shard([part]):
         path = units / f"{piece.name}.safetensors"

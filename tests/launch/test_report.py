@@ -105,4 +105,4 @@ def test_a_ratio_that_an_earlier_version_measured_to_the_training_images_is_no_f
 
 def test_results_of_an_earlier_version_are_named_not_shown(tmp_path: Path) -> None:
     (tmp_path / "evaluate.json").write_text('{"format": "retinaforge-evaluation-1"}')
-    assert metric_part(SimpleNamespace(folder=tmp_path)) is None
+    assert metric_part(SimpleNamespace(run=SimpleNamespace(folder=tmp_path))) is None

@@ -27,7 +27,7 @@ from launch.config import Config, load
 from launch.run import read_result
 from launch.sweep.axes import Axes, Cell, cost_of, impossible, in_order, sampler_named, set_name
 from launch.sweep.figure import draw
-from launch.sweep.pieces import Pieces
+from launch.sweep.pieces import Pieces, phases
 from launch.sweep.results import MEASURES, Measure, Row, comparable, front_of, results_of
 from launch.sweep.runs import Sweep, base_of
 from launch.sweep.stopping import Hopeless, Rules, Stopped, Watched, stopped_in
@@ -55,6 +55,12 @@ TINY = {
         "sampler": {"name": "flow-euler", "steps": 2, "sigma_min": 0.5},
         "engine": {"tracker": "none"},
     },
+    "features": {
+        "model": {"channels": 8, "levels": 2, "dimension": 16},
+        "loop": {"samples": 32, "batch": 16},
+        "engine": {"tracker": "none"},
+    },
+    "segmenter": {"model": {"channels": 4}, "loop": {"samples": 16, "batch": 8}, "engine": {"tracker": "none"}},
     "sample": {"count": 16, "batch": 2, "gate": 0.0},
 }
 GRID = ("--compression", "8", "--latent-channels", "4", "--channels", "8,16")
@@ -193,9 +199,12 @@ def test_ranks_are_no_way_to_share_a_sweep(tiny: Path, tmp_path: Path, monkeypat
     assert "--array" in str(refusal.value) and not (tmp_path / "grid").exists()
 
 
-def test_further_processes_can_be_given_the_pieces(tiny: Path, tmp_path: Path) -> None:
-    grid = Sweep(base=base_of(str(tiny), [f"run={tmp_path}"]), axes=AXES)
-    assert pickle.loads(pickle.dumps(partial(Pieces, grid, Terminal())))().names == Pieces(grid, Hidden()).names
+def test_further_processes_can_be_given_the_work(tiny: Path, packed: Path, tmp_path: Path) -> None:
+    words = [f"run={tmp_path}", f"data.dataset={packed}", "sample.gate=0.5"]
+    grid = Sweep(base=base_of(str(tiny), words), axes=AXES)
+    builds = {title: pickle.loads(pickle.dumps(build)) for title, build in phases(grid, Terminal())}
+    assert list(builds) == ["training spectra", "sweep"]
+    assert builds["training spectra"]().names and builds["sweep"]().names == Pieces(grid, Hidden()).names
 
 
 class Chain(Units):
