@@ -128,7 +128,7 @@ class Damage:
 def damages(config: PhantomConfig) -> dict[str, Damage]:
     """By name."""
     return {
-        "blur": Damage(of=each(blurred), grades=(0.5, 1.0, 2.0), seen_by=("Fréchet distance", "KID", "MS-SSIM of pairs")),
+        "blur": Damage(of=each(blurred), grades=(0.5, 1.0, 2.0), seen_by=("Fréchet distance", "KID")),
         "noise": Damage(of=each(noisy), grades=(0.1, 0.25, 0.5), seen_by=("Fréchet distance", "KID")),
         "veins' spectra tilted": Damage(
             of=each(veins_tilted), grades=(0.05, 0.15, 0.4), seen_by=("KL, vein", "spectral angle, vein"), unseen_by=("KL, onh",)
