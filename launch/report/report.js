@@ -6,7 +6,7 @@
   const dark = matchMedia("(prefers-color-scheme: dark)");
   const coarse = matchMedia("(pointer: coarse)").matches; // a finger that drags over a chart wants to scroll the page
   const buttons = [["zoom2d", "pan2d", "zoomIn2d", "zoomOut2d", "resetScale2d", "toImage"]]; // none that hands a chart to a server
-  const config = { responsive: true, displaylogo: false, displayModeBar: coarse ? false : "hover", modeBarButtons: buttons };
+  const config = { displaylogo: false, displayModeBar: coarse ? false : "hover", modeBarButtons: buttons };
 
   /* charts */
   const dressed = (layout) => {
@@ -21,7 +21,9 @@
     };
   };
   const drawn = new Map(); // element → its layout as written, for a change between light and dark
+  const resized = new ResizeObserver((seen) => seen.forEach(({ target }) => { if (target.clientWidth) Plotly.Plots.resize(target); }));
   const draw = (element, chart) => {
+    if (!drawn.has(element)) resized.observe(element);
     drawn.set(element, chart.layout);
     return Plotly.react(element, chart.data, dressed(chart.layout), config);
   };

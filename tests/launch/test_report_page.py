@@ -217,7 +217,7 @@ def test_a_browser_opens_an_image_runs_through_its_bands_and_asks_no_network(run
     asked = re.findall(r'"initiator":"([^"]+)"[^{}]*"url":"(?:https?|wss?)://', (tmp_path / "net.json").read_text())
     assert not seen["blocked"] and not seen["errors"]
     assert set(asked) <= {"not an origin"}, "a browser asks for its own updates, the page for nothing"
-    assert seen["opened"] and seen["charts"] >= 3 and seen["overflow"] <= 0, "on a phone's 390 pixels too"
+    assert seen["opened"] and seen["charts"] >= 3 and seen["overflow"] <= 0, "a narrow page is not scrolled sideways"
     assert len({seen["colour"], seen["first"], seen["last"]}) == 3, "each position of the slider draws another picture"
     assert (seen["firstSaid"], seen["lastSaid"]) == ("500 nm", "560 nm")
     dataset, shown = Dataset(run.dataset), seen["title"].removeprefix("real (val) ")
