@@ -144,6 +144,7 @@ def _vessel_rows(vessels: dict[str, MorphometryFigure], few: str) -> Iterator[Ro
             value=v.synthetic,
             floor=v.real,
             excess_interval=v.excess_interval,
+            worse="both",
             n=f"{v.images_real} / {v.images_synthetic}",
             note=joined("beside the reference itself", few),
             reason=v.reason,
