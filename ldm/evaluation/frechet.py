@@ -37,16 +37,35 @@ def checked(name: str, x_ND: Features) -> Tensor:
     return x_ND
 
 
-def spread_factor(x_ND: Tensor) -> Tensor:
-    """A factor F (R, D) with Fᵀ F = the sample covariance and R = min(N, D), without ever forming the covariance.
+ROWS_AT_ONCE = 1024  # centred in memory that is used again
+WELL_CONDITIONED = 1e6
+"""Up to this condition a Cholesky factor errs by 1e-10 of the largest singular value at most (2⁻⁵³ times the condition)."""
 
-    Centred features serve as they are when N < D; otherwise the R of their QR decomposition, which is smaller.
+
+def spread_factor(x_ND: Tensor) -> Tensor:
+    """A factor F (R, D) with Fᵀ F = the sample covariance and R = min(N, D).
+
+    Centred features serve as they are when N < D. Otherwise the R of their QR decomposition, which is smaller; by Cholesky of their
+    products, in a third of the time, where that loses nothing: squares halve the digits of what is small beside the largest.
     """
-    centred_ND = (x_ND - x_ND.mean(0)) / (len(x_ND) - 1) ** 0.5
+    mean_D, freedom = x_ND.mean(0), (len(x_ND) - 1) ** 0.5
     if len(x_ND) <= x_ND.shape[1]:
-        return centred_ND
+        return (x_ND - mean_D) / freedom
+    products_DD = torch.zeros(x_ND.shape[1], x_ND.shape[1]).to(x_ND)
+    for rows_ND in x_ND.split(ROWS_AT_ONCE):
+        products_DD += with_itself(rows_ND - mean_D)
     with one_thread():
-        return torch.linalg.qr(centred_ND, mode="r").R
+        factor_DD, failed = torch.linalg.cholesky_ex(products_DD, upper=True)
+        if not failed:
+            inverse_DD = torch.linalg.solve_triangular(factor_DD, torch.eye(len(factor_DD)).to(factor_DD), upper=True)
+            if factor_DD.norm() * inverse_DD.norm() < WELL_CONDITIONED:
+                return factor_DD / freedom
+        return torch.linalg.qr(x_ND - mean_D, mode="r").R / freedom
+
+
+def with_itself(x_ND: Tensor) -> Tensor:
+    """Xᵀ X. On the CPU by numpy, which works out one half alone, where torch does both."""
+    return x_ND.T @ x_ND if x_ND.is_cuda else torch.from_numpy(x_ND.numpy().T @ x_ND.numpy())
 
 
 def frechet_distance(a_ND: Features, b_ND: Features) -> float:
