@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
+from scipy.linalg import lapack
 from torch import Tensor
 
 from data_shards.errors import InputError
@@ -31,7 +32,7 @@ def checked(name: str, x_ND: Features) -> Tensor:
     x_ND = torch.as_tensor(x_ND, dtype=torch.float64)
     if x_ND.ndim != 2 or len(x_ND) < 2:
         raise InputError(f"{name} features of shape {tuple(x_ND.shape)}", expected="(N, D) with N at least 2: a spread needs two images")
-    if not x_ND.isfinite().all():
+    if not x_ND.sum().isfinite() and not x_ND.isfinite().all():  # the sum alone is ten times as fast
         bad = int((~x_ND.isfinite()).any(1).sum())
         raise InputError(f"{name} features: {bad} images have NaN or infinite values", expected="finite features")
     return x_ND
@@ -56,11 +57,18 @@ def spread_factor(x_ND: Tensor) -> Tensor:
         products_DD += with_itself(rows_ND - mean_D)
     with one_thread():
         factor_DD, failed = torch.linalg.cholesky_ex(products_DD, upper=True)
-        if not failed:
-            inverse_DD = torch.linalg.solve_triangular(factor_DD, torch.eye(len(factor_DD)).to(factor_DD), upper=True)
-            if factor_DD.norm() * inverse_DD.norm() < WELL_CONDITIONED:
-                return factor_DD / freedom
+        if not failed and condition(factor_DD) < WELL_CONDITIONED:
+            return factor_DD / freedom
         return torch.linalg.qr(x_ND - mean_D, mode="r").R / freedom
+
+
+def condition(upper_DD: Tensor) -> float:
+    """At least the condition of a triangular matrix, but for LAPACK's estimate: the geometric mean of those in the norms 1 and ∞.
+
+    |A|₂² ≤ |A|₁ |A|∞, and so of the inverse. An estimate takes 1 ms for 1024 columns, the inverse itself 40.
+    """
+    inverse_1, inverse_inf = (lapack.dtrcon(upper_DD.cpu().numpy(), norm=norm)[0] for norm in ("1", "I"))
+    return (inverse_1 * inverse_inf) ** -0.5 if inverse_1 and inverse_inf else float("inf")
 
 
 def with_itself(x_ND: Tensor) -> Tensor:
