@@ -47,6 +47,18 @@ def test_closed_forms(n, d):
     assert frechet.frechet_distance(a, 3 * (a - a.mean(0)) + a.mean(0)) == pytest.approx(4 * trace, rel=1e-9)  # a scale c: (c-1)² tr Σ
 
 
+@pytest.mark.parametrize("n", [40, 400])
+@pytest.mark.parametrize("least", [1.0, 1e-3, 1e-9, 0.0])  # by Cholesky, by Cholesky, by QR, by QR: the last has features that never vary
+def test_exact_whatever_the_condition_of_the_features(n, least):
+    rng = np.random.default_rng(0)
+    a = rng.normal(size=(n, 64)) * np.geomspace(1, max(least, 1e-9), 64) * (np.arange(64) < (64 if least else 50))
+    noise = rng.normal(size=(64, 64))
+    b = a + a @ (noise + noise.T) / 100 + 0.01  # a symmetric positive map: the optimal transport, so its length is the distance
+    moved = b - a
+    known = (moved.mean(0) ** 2).sum() + ((moved - moved.mean(0)) ** 2).sum() / (n - 1)
+    assert frechet.frechet_distance(a, b) == pytest.approx(known, rel=1e-10)
+
+
 def test_symmetric_and_float32_input_is_worked_in_float64():
     a, b = sets(60, 70, 32)
     assert frechet.frechet_distance(a, b) == pytest.approx(frechet.frechet_distance(b, a), rel=1e-10)
