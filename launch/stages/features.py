@@ -35,11 +35,11 @@ class Features(Training):
         return seen is not None and (seen.dataset, seen.encoder) == (run.open(run.dataset).digest, trained_digest(run.features))
 
     def make(self, run: Run, display: Display, place: tuple[int, int] = (0, 1)) -> list[str]:
-        """Train together; one process probes."""
+        """Train together; then each process probes, to the same end: none judges before it knows which spaces are refused."""
         from ldm.evaluation.probes import probe
 
         super().make(run, display, place)
-        if place[0] or self.done(run):
+        if self.done(run):
             return []
         watch = partial(display.over, title="probe", unit="batch")
         probed = probe(run.open(run.dataset), run.features, probed_path(run), device=device(), watch=watch)
