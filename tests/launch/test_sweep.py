@@ -95,11 +95,13 @@ def test_a_killed_sweep_goes_on_and_makes_nothing_twice(tiny: Path, tmp_path: Pa
     first = subprocess.Popen([Path(sys.executable).with_name("retinaforge"), *words], stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
     begun = out / "f8-z4-c16" / "diffusion" / "checkpoints"
     until = time.monotonic() + 200
-    while not list(begun.glob("samples-*[1-9]*/COMMIT.json")):  # the cheaper one is done, the other is being trained
-        assert first.poll() is None and time.monotonic() < until
-        time.sleep(0.05)
-    first.send_signal(signal.SIGKILL)
-    first.wait()
+    try:
+        while not list(begun.glob("samples-*[1-9]*/COMMIT.json")):  # the cheaper one is done, the other is being trained
+            assert first.poll() is None and time.monotonic() < until
+            time.sleep(0.05)
+    finally:  # also where it took too long: nothing is left behind
+        first.send_signal(signal.SIGKILL)
+        first.wait()
     kept = [p for p in out.rglob("*") if p.is_file() and not p.is_symlink() and set(p.parts) & {"data", "ae-f8-z4", "f8-z4-c8"}]
     before = {p: p.stat().st_mtime_ns for p in kept if "worked" not in p.parts}
     assert (out / "f8-z4-c8" / "sets" / "flow-euler-2" / "evaluate.json") in before
