@@ -235,7 +235,10 @@ def space_figures(
     if reason:
         return SpaceFigures(**figures, reason=reason)
     sets = {name: white(x_ND) for name, x_ND in features.items() if len(x_ND) > 1}
-    compared = compare(sets, units, all_figures, seed=seed)
+    try:
+        compared = compare(sets, units, all_figures, seed=seed)
+    except InputError as error:  # features that no figure can be had of, such as 0 in all dimensions
+        return SpaceFigures(**figures, reason=error.what)
     too_few = Compared(reason=f"{NEIGHBOURS + 1} images of each set wanted, for {NEIGHBOURS} neighbours")
     return SpaceFigures(
         **figures,
