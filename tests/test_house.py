@@ -48,6 +48,12 @@ def test_the_packages_are_ours(name):
     assert Path(importlib.import_module(name).__file__) == ROOT / name / "__init__.py"
 
 
+def test_no_two_test_files_share_a_name():
+    """Test folders are no packages: pytest imports the second file of a name as the first, and refuses it."""
+    names = [path.name for path in tracked() if path.match("test_*.py")]
+    assert len(names) == len(set(names)), sorted({name for name in names if names.count(name) > 1})
+
+
 def test_nothing_else_is_installed():
     """tests and benchmarks stay out of site-packages, where they would shadow those of others."""
     from setuptools import find_packages

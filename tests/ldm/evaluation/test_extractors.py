@@ -11,7 +11,7 @@ from torch import nn
 from data_shards.errors import InputError
 from ldm.evaluation.false_colour import triplet
 from ldm.evaluation.features import get_extractor
-from tests.ldm.evaluation.test_features import cubes, stats
+from tests.ldm.evaluation.test_feature_spaces import cubes, stats
 
 BANDS_NM = (815.0, 640.0, 555.0, 465.0)
 
