@@ -21,7 +21,7 @@ WEIGHTS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)  # of the levels, fine to coa
 LEVELS = len(WEIGHTS)
 SIGMA_PX = 1.5
 BANDS_AT_ONCE = 16
-"""Of one pair. Several pairs together took 3.8 times as long at 672²: above 32 MiB the C library asks the kernel for every array anew,
+"""Of one pair. Two pairs together took three times as long at 672²: above 32 MiB the C library asks the kernel for every array anew,
 and each page of it costs a fault. Fewer bands were slower too: 16 fill a vector."""
 
 
