@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from data_shards.errors import InputError
 from data_shards.reading.dataset import Dataset
 from launch.run import Run
 from launch.stages.outdated import outdated, set_aside
+from launch.stages.stage import check_trained
 from launch.stages.training import Training
 
 
@@ -20,10 +22,15 @@ class Diffusion(Training):
     def data(self, run: Run) -> Path | str:
         return run.latents
 
-    def builder(self) -> Callable[..., Any]:
+    def builder(self, run: Run) -> Callable[..., Any]:
         from launch.build import diffusion_trainer
 
-        return diffusion_trainer
+        return partial(diffusion_trainer, features=run.features, cubes=lambda: run.open(run.dataset))
+
+    def check(self, run: Run) -> None:
+        super().check(run)
+        if run.config.diffusion.alignment:
+            check_trained(run, "features")
 
     def check_data(self, run: Run) -> None:
         """Refuse latents of an earlier state of the run's autoencoder: samples of a denoiser trained on them could not be decoded.

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from launch.run import Run
+from launch.stages.stage import check_trained
 from launch.stages.training import Training
 
 
@@ -23,7 +25,12 @@ class VQGAN(Training):
         different = unlike(run.open(run.dataset), "train")
         return [different] if different else []
 
-    def builder(self) -> Callable[..., Any]:
+    def builder(self, run: Run) -> Callable[..., Any]:
         from launch.build import vqgan_trainer
 
-        return vqgan_trainer
+        return partial(vqgan_trainer, features=run.features)
+
+    def check(self, run: Run) -> None:
+        super().check(run)
+        if run.config.vqgan.loss.perceptual:
+            check_trained(run, "features")

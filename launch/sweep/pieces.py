@@ -110,7 +110,7 @@ class DenoiserPiece(Piece):
     def make(self, display: Display) -> None:
         autoencoder = self.after[0].run
         link(self.run.folder, (autoencoder.vqgan, autoencoder.latents))
-        STAGES["diffusion"].make(self.run, Watched(display, self.sweep.rules, self.run.config.diffusion.objective.target))
+        STAGES["diffusion"].make(self.run, Watched(display, self.sweep.rules, self.run.config.diffusion.objective))
 
 
 class SetPiece(Piece):
