@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from data_shards.errors import InputError
 from data_shards.reading.dataset import Dataset
@@ -13,6 +13,9 @@ from launch.run import Run
 from launch.stages.outdated import outdated, set_aside
 from launch.stages.stage import check_trained
 from launch.stages.training import Training
+
+if TYPE_CHECKING:
+    from launch.config import Config
 
 
 class Diffusion(Training):
@@ -26,6 +29,9 @@ class Diffusion(Training):
         from launch.build import diffusion_trainer
 
         return partial(diffusion_trainer, features=run.features, cubes=lambda: run.open(run.dataset))
+
+    def waits_for(self, config: Config) -> tuple[str, ...]:
+        return (*self.after, "features") if config.diffusion.alignment else self.after
 
     def check(self, run: Run) -> None:
         super().check(run)

@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from launch.run import Run
 from launch.stages.stage import check_trained
 from launch.stages.training import Training
+
+if TYPE_CHECKING:
+    from launch.config import Config
 
 
 class VQGAN(Training):
@@ -29,6 +32,9 @@ class VQGAN(Training):
         from launch.build import vqgan_trainer
 
         return partial(vqgan_trainer, features=run.features)
+
+    def waits_for(self, config: Config) -> tuple[str, ...]:
+        return (*self.after, "features") if config.vqgan.loss.perceptual else self.after
 
     def check(self, run: Run) -> None:
         super().check(run)

@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 
 from data_shards.errors import InputError
 from data_shards.manifest import read_manifest
+from launch.config import load
 from launch.stages import STAGES
 from ldm.checkpoints.store import CheckpointStore
 from ldm.checkpoints.trained import load_autoencoder, load_denoiser
@@ -154,3 +155,9 @@ def test_settings_out_of_range_are_refused(whole: Path, words: str) -> None:
 def test_features_come_before_what_may_need_them() -> None:
     names = list(STAGES)
     assert names.index("features") < names.index("vqgan") < names.index("diffusion")
+
+
+def test_a_pipeline_has_them_wait_for_the_features_they_need(whole: Path) -> None:
+    wanted, plain = (load(str(whole.with_suffix(".yaml")), words) for words in ([], ["vqgan.loss.perceptual=0", "diffusion.alignment=0"]))
+    for stage in ("vqgan", "diffusion"):
+        assert "features" in STAGES[stage].waits_for(wanted) and "features" not in STAGES[stage].waits_for(plain)
