@@ -15,7 +15,8 @@ from data_shards.reading.dataset import Dataset
 from data_shards.reading.mixture import Mixture
 from data_shards.reading.stream import CubeStream
 from data_shards.stores import place_of
-from launch.config import DiffusionStage, FeaturesStage, SegmenterStage, VQGANStage, to_tree
+from launch.config import DiffusionStage, FeaturesStage, SegmenterStage, VQGANStage
+from launch.tree import to_tree
 from ldm.checkpoints.trained import describe_data
 from ldm.evaluation.sets import common_fov, evenly
 from ldm.models.codebook import Codebook

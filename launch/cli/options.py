@@ -33,8 +33,8 @@ Jobs = Annotated[Path, typer.Option(help="Where job folders lie; that of a job i
 
 def resolved(preset: str, overrides: list[str] | None, dry_run: bool = False) -> Run:
     """The run that these words mean; with `dry_run` its configuration is printed and nothing else happens."""
-    from launch.config import load, to_public_yaml
     from launch.run import Run
+    from launch.tree import load, to_public_yaml
 
     config = load(preset, overrides or [])
     if dry_run:

@@ -52,7 +52,7 @@ def submit_pipeline(
     file, *overrides = words
     pipeline = read_pipeline(Path(file))
     pipeline = replace(pipeline, overrides=(*pipeline.overrides, *overrides))
-    from launch.config import load
+    from launch.tree import load
 
     run = Run(load(pipeline.preset, list(pipeline.overrides)))
     name = name or run.folder.absolute().name

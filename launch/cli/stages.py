@@ -150,8 +150,8 @@ def _train(preset: str, overrides: Overrides, dry_run: bool, hostfile: Hostfile,
         make(stage, resolved(preset, overrides))
         return
     environ = planned_environ(hosts, os.environ) if hosts else os.environ
-    from launch.config import load, to_public_yaml
     from launch.plan import plan
+    from launch.tree import load, to_public_yaml
 
     config = load(preset, overrides or [])
     typer.echo(to_public_yaml(config) + plan(config, stage, environ))
@@ -223,7 +223,7 @@ def report(
 
 def presets() -> None:
     """The presets that travel with the package, and what each is for."""
-    from launch.config import preset_names, preset_text
+    from launch.tree import preset_names, preset_text
 
     for name in preset_names():
         typer.echo(f"{name:14} {preset_text(name).splitlines()[0].lstrip('# ')}")

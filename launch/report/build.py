@@ -23,12 +23,12 @@ from data_shards.errors import without_credentials
 from data_shards.manifest import NAME
 from data_shards.packing.splits import held_out_split
 from data_shards.reading.dataset import Dataset
-from launch.config import to_public_yaml
 from launch.headline import HEADLINE, caution, known
 from launch.report import figures as fig
 from launch.report.likeness import Likeness, likeness, map_of
 from launch.report.samples import REGIONS, Shelf, region_spectra, viewer
 from launch.run import Run, figures, read_result
+from launch.tree import to_public_yaml
 from ldm.evaluation.sets import common_fov
 from ldm.training.log import read_log
 
