@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -23,6 +23,7 @@ from ldm.evaluation.learned import Learned
 from ldm.evaluation.mean_spectra import MeanSpectra, MeanSpectrumDistance, distances
 from ldm.evaluation.measurements import Arrays, ImageMeasurements, Piece, beside, requested, written
 from ldm.evaluation.ms_ssim import MsSsimFigures
+from ldm.evaluation.regions import REGIONS, RegionSums
 from ldm.evaluation.sets import Images, ImagesOfPeople, Part, Watch, check_comparable, common_fov, evenly, real_parts, reflectance
 from ldm.evaluation.space import SpaceFigures, disagreements, space_figures
 from ldm.evaluation.spectral import SpectralFigures
@@ -34,6 +35,7 @@ COPIES_WIN = "no people held out: a set of copies would come nearest to the trai
 PAIRS_A_UNIT = 32
 WHITENED_BY = 4096  # training images at most, evenly spaced
 TRIPLET_KERNELS = 8  # of each level of the seeded network on three bands: d = 64
+Sums = TypeVar("Sums", bound=RegionSums)
 FORMAT = "retinaforge-evaluation-3"  # a new field of the result has a default, or the format another number
 
 
@@ -84,7 +86,7 @@ class EvaluationResult:
         labelled_by: digest of the segmenter that drew the label maps of all sets; None: their own were taken.
         spaces: figures of each feature space, by the name that asks for it.
         disagreements: where the spaces put synthetic and real images in different orders, in words.
-        spectra: distances of mean spectra by structure, by the names of `spectral.REGIONS`.
+        spectra: distances of mean spectra by structure, by the names of `regions.REGIONS`.
         vessels: shape of the vessels, by the names of `vessels.MORPHOMETRY`.
     """
 
@@ -166,8 +168,8 @@ class Evaluation(ImageMeasurements):
 
     def measured(self, piece: Piece) -> Arrays:
         compared = {name: part for name, part in self.parts.items() if piece.holds(part)}
-        histograms = {name: self._histograms(part) for name, part in compared.items()}
-        spectra = {name: self._spectra(part) for name, part in compared.items()}
+        sums: dict[tuple[str, str], RegionSums] = {("histograms", name): self._histograms(part) for name, part in compared.items()}
+        sums |= {("spectra", name): self._spectra(part) for name, part in compared.items()}
         unit_of = {name: dict(zip(part.sample_N.tolist(), part.unit_N().tolist(), strict=True)) for name, part in compared.items()}
         features: dict[str, list[np.ndarray]] = {name: [] for name in (*self.judges, *self.triplets)}
         shapes: list[np.ndarray] = []
@@ -177,16 +179,14 @@ class Evaluation(ImageMeasurements):
                 features[name].append(extractor(reflectance_BCHW).numpy())
             labels = self._labels(batch) if compared else [None] * len(batch.keys)
             for b, (sample, labels_HW) in enumerate(zip(batch.sample_B.tolist(), labels, strict=True)):
-                for name, of_sample in unit_of.items():
-                    if (unit := of_sample.get(sample)) is not None:
-                        maps = {"unit": unit, "fov_HW": self.fov_HW, "labels_HW": labels_HW}
-                        histograms[name].add(batch.cubes_BCHW[b].numpy(), **maps)
-                        spectra[name].add(batch.cubes_BCHW[b].numpy(), **maps)
+                for (_, name), of_part in sums.items():
+                    if (unit := unit_of[name].get(sample)) is not None:
+                        of_part.add(batch.cubes_BCHW[b].numpy(), unit=unit, fov_HW=self.fov_HW, labels_HW=labels_HW)
                 unlabelled = labels_HW is None
                 shapes.append(np.full(len(MORPHOMETRY), np.nan) if unlabelled else morphometry(labels_HW, self.fov_HW))
         arrays = {f"features.{name}": np.concatenate(found) for name, found in features.items()}
-        for kind, counted in (("histograms", histograms), ("spectra", spectra)):
-            arrays |= {f"{kind}.{name}.{key}": array for name, sums in counted.items() for key, array in sums.arrays().items()}
+        for (kind, name), of_part in sums.items():
+            arrays |= {f"{kind}.{name}.{key}": array for key, array in of_part.arrays().items()}
         return {**arrays, "vessels_NM": np.stack(shapes)}
 
     def _labels(self, batch: Batch) -> list[np.ndarray | None]:
@@ -212,17 +212,16 @@ class Evaluation(ImageMeasurements):
 
     def histograms(self, name: str) -> spectral.BandHistograms:
         """Of one of the sets compared."""
-        merged = self._histograms(self.parts[name])
-        for piece in self.pieces_of(self.parts[name]):
-            merged.merge(**under(f"histograms.{name}.", self.arrays(piece.name)))
-        return merged
+        return self._merged("histograms", name, self._histograms(self.parts[name]))
 
     def mean_spectra(self, name: str) -> MeanSpectra:
         """Of one of the sets compared."""
-        merged = self._spectra(self.parts[name])
+        return self._merged("spectra", name, self._spectra(self.parts[name]))
+
+    def _merged(self, kind: str, name: str, sums: Sums) -> Sums:
         for piece in self.pieces_of(self.parts[name]):
-            merged.merge(**under(f"spectra.{name}.", self.arrays(piece.name)))
-        return merged
+            sums.merge(**under(f"{kind}.{name}.", self.arrays(piece.name)))
+        return sums
 
     def pair_mean(self, name: str) -> ms_ssim.PairMean:
         """MS-SSIM over the pairs of one of the sets compared."""
@@ -277,17 +276,17 @@ class Evaluation(ImageMeasurements):
 
     def _mean_spectra(self) -> dict[str, MeanSpectrumDistance]:
         if self.parts["real"].split == "train":
-            return dict.fromkeys(spectral.REGIONS, MeanSpectrumDistance(reason=COPIES_WIN))
+            return dict.fromkeys(REGIONS, MeanSpectrumDistance(reason=COPIES_WIN))
         sets = {name: self.mean_spectra(name) for name in self.parts}
-        return {region: distances(sets, region, seed=self.config.seed) for region in spectral.REGIONS}
+        return {region: distances(sets, region, seed=self.config.seed) for region in REGIONS}
 
     def _spectral(self) -> SpectralFigures:
         """No band is compared with the training split: copies would win."""
         if self.parts["real"].split == "train":
-            regions = dict.fromkeys(spectral.REGIONS, spectral.RegionDistance(reason=COPIES_WIN))
+            regions = dict.fromkeys(REGIONS, spectral.RegionDistance(reason=COPIES_WIN))
         else:
             histograms = {name: self.histograms(name) for name in self.parts}
-            regions = {region: spectral.region_distance(histograms, region, seed=self.config.seed) for region in spectral.REGIONS}
+            regions = {region: spectral.region_distance(histograms, region, seed=self.config.seed) for region in REGIONS}
         return SpectralFigures(
             wavelengths_nm=tuple(self.real.wavelengths_nm),
             bins=self.edges_CE.shape[1] + 1,

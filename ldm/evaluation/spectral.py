@@ -11,11 +11,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from data_shards.cube import LABELS
 from data_shards.manifest import BandStats
-
-REGIONS = ("fov", *(name for name in LABELS if name != "background"))
-"""The whole field of view, then each class of the label map."""
+from ldm.evaluation.regions import REGIONS, RegionSums, lacking_labels
 
 
 def band_edges(stats: BandStats, bins: int = 64) -> np.ndarray:
@@ -28,8 +25,8 @@ def band_edges(stats: BandStats, bins: int = 64) -> np.ndarray:
     return np.linspace(low_C, np.maximum(high_C, low_C + 1e-6), bins - 1, axis=1)
 
 
-class BandHistograms:
-    """Counts of stored values by unit, region, band and bin; filled cube by cube, or by what was counted of other cubes.
+class BandHistograms(RegionSums):
+    """Counts of stored values (uint16) by unit, region, band and bin.
 
     Args:
         edges_CE: inner edges in reflectance units.
@@ -43,41 +40,16 @@ class BandHistograms:
         self._bin_CV = np.stack([np.searchsorted(edges_E, reflectance_V, side="right") for edges_E in edges_CE]).astype(
             np.uint8 if self.bins <= 256 else np.uint16
         )
-        self._counts: dict[int, np.ndarray] = {}
-        self.labelled = False
+        super().__init__({"counts_URCK": np.zeros((len(REGIONS), len(edges_CE), self.bins), np.int64)})
 
-    def add(self, data_CHW: np.ndarray, *, unit: int, fov_HW: np.ndarray, labels_HW: np.ndarray | None = None) -> None:
-        """Count one cube (uint16) under `unit`; labels outside the field of view do not count."""
-        masks = [fov_HW]
-        if labels_HW is not None:
-            self.labelled = True
-            masks += [fov_HW & (labels_HW == LABELS[name]) for name in REGIONS[1:]]
-        counts_RCK = self._of(unit)
-        for r, mask_HW in enumerate(masks):
-            for c, values_N in enumerate(data_CHW[:, mask_HW]):
-                counts_RCK[r, c] += np.bincount(self._bin_CV[c][values_N], minlength=self.bins)
-
-    def arrays(self) -> dict[str, np.ndarray]:
-        """What `merge` adds to others: the units, and their counts in the whole field of view and, of a labelled set, in each region."""
-        regions = len(REGIONS) if self.labelled else 1
-        counts = [counts_RCK[:regions] for counts_RCK in self._counts.values()]
-        shape = 0, regions, len(self._bin_CV), self.bins
-        return {"unit_U": np.array(list(self._counts), np.int64), "counts_URCK": np.array(counts, np.int64).reshape(-1, *shape[1:])}
-
-    def merge(self, unit_U: np.ndarray, counts_URCK: np.ndarray) -> None:
-        """Add what was counted of other cubes of the set."""
-        self.labelled |= counts_URCK.shape[1] > 1
-        for unit, counts_RCK in zip(unit_U.tolist(), counts_URCK, strict=True):
-            self._of(unit)[: len(counts_RCK)] += counts_RCK
+    def of_pixels(self, values_CN: np.ndarray) -> dict[str, np.ndarray]:
+        counts_CK = [np.bincount(bin_V[values_N], minlength=self.bins) for bin_V, values_N in zip(self._bin_CV, values_CN, strict=True)]
+        return {"counts_URCK": np.stack(counts_CK)}
 
     def counts_UCK(self, region: str) -> np.ndarray:
         """Counts of a region, by unit in their order, without the units that have none of it."""
-        counts_UCK = np.array([self._counts[unit][REGIONS.index(region)] for unit in sorted(self._counts)])
-        counts_UCK = counts_UCK.reshape(-1, len(self._bin_CV), self.bins)
+        counts_UCK = self.by_unit("counts_URCK", region)
         return counts_UCK[counts_UCK.sum((1, 2)) > 0]
-
-    def _of(self, unit: int) -> np.ndarray:
-        return self._counts.setdefault(unit, np.zeros((len(REGIONS), len(self._bin_CV), self.bins), np.int64))
 
 
 def posterior(counts_CK: np.ndarray) -> np.ndarray:
@@ -221,8 +193,7 @@ def region_distance(histograms: dict[str, BandHistograms], region: str, *, seed:
     """
     counts = {name: of_set.counts_UCK(region) for name, of_set in histograms.items()}
     distance, floor = spectral_distance(counts["real"], counts["synthetic"], seed=seed), SpectralDistance()
-    if region != "fov" and not histograms["synthetic"].labelled:
-        reason = "the synthetic set has no labels" if histograms["real"].labelled else "neither set has labels"
+    if reason := lacking_labels(histograms, region):
         distance = replace(distance, reason=reason)
     if "floor" in counts:
         floor = spectral_distance(counts["real"], counts["floor"], seed=seed)
