@@ -301,7 +301,7 @@ def time_spent(rows: list[dict[str, float]]) -> dict[str, float]:
 
 def metric_part(of: Report) -> dict[str, Any] | None:
     """None: of an earlier version."""
-    from ldm.evaluation.evaluate import EvaluationResult
+    from ldm.evaluation.evaluation_result import EvaluationResult
     from ldm.evaluation.tables import rows_of_evaluation
 
     result = read_result(of.run.folder / "evaluate.json", EvaluationResult)

@@ -38,7 +38,7 @@ class Evaluate(MeasuredStage):
 
     def done(self, run: Run) -> bool:
         """It has seen the present sets, and as this version judges."""
-        from ldm.evaluation.evaluate import EvaluationResult
+        from ldm.evaluation.evaluation_result import EvaluationResult
 
         seen = read_result(run.folder / "evaluate.json", EvaluationResult)
         if seen is None or not (run.synthetic / NAME).exists():
@@ -58,7 +58,8 @@ class Evaluate(MeasuredStage):
         from ldm.checkpoints.segmenter import load_segmenter
         from ldm.checkpoints.trained import load_autoencoder, load_denoiser
         from ldm.evaluation.baseline import GaussianLatents
-        from ldm.evaluation.evaluate import EvaluateConfig, Evaluation
+        from ldm.evaluation.evaluate import Evaluation
+        from ldm.evaluation.evaluation_result import EvaluateConfig
         from ldm.evaluation.reconstruction import Reconstruction
 
         if self.done(run):

@@ -6,7 +6,6 @@ Legend: N image, P pair, B batch, C band, H W pixels, D feature.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Protocol, TypeVar
@@ -18,16 +17,16 @@ from data_shards.errors import InputError
 from data_shards.reading.batch import Batch
 from data_shards.reading.dataset import Dataset
 from ldm.evaluation import ms_ssim, spectral
+from ldm.evaluation.evaluation_result import FORMAT, EvaluateConfig, EvaluationResult
 from ldm.evaluation.features import Extractor, SeededConv, SomeBands, get_extractor
 from ldm.evaluation.learned import Learned
 from ldm.evaluation.mean_spectra import MeanSpectra, MeanSpectrumDistance, distances
 from ldm.evaluation.measurements import Arrays, ImageMeasurements, Piece, beside, requested, written
-from ldm.evaluation.ms_ssim import MsSsimFigures
 from ldm.evaluation.regions import REGIONS, RegionSums
-from ldm.evaluation.sets import Images, ImagesOfPeople, Part, Watch, check_comparable, common_fov, evenly, real_parts, reflectance
+from ldm.evaluation.sets import Part, Watch, check_comparable, common_fov, evenly, real_parts, reflectance
 from ldm.evaluation.space import SpaceFigures, disagreements, space_figures
 from ldm.evaluation.spectral import SpectralFigures
-from ldm.evaluation.vessels import MORPHOMETRY, MorphometryFigure, morphometry, morphometry_figures
+from ldm.evaluation.vessels import MORPHOMETRY, morphometry, morphometry_figures
 from ldm.evaluation.whitening import Whitening, whitening
 from ldm.generation.decode import stream_of
 
@@ -36,29 +35,6 @@ PAIRS_A_UNIT = 32
 WHITENED_BY = 4096  # training images at most, evenly spaced
 TRIPLET_KERNELS = 8  # of each level of the seeded network on three bands: d = 64
 Sums = TypeVar("Sums", bound=RegionSums)
-FORMAT = "retinaforge-evaluation-3"  # a new field of the result has a default, or the format another number
-
-
-@dataclass(frozen=True, kw_only=True)
-class EvaluateConfig:
-    """
-    Attributes:
-        against: real split that the synthetic set is compared with; images of held-out people by default.
-        limit: at most this many images of each set, evenly spaced; None for all.
-        seed: of every subset, pair and resample.
-        extractors: names that ldm.evaluation.features.get_extractor knows, each a feature space of its own.
-        pairs: for MS-SSIM, of each set.
-        batch_size: cubes at once.
-        device: of the feature network and of MS-SSIM.
-    """
-
-    against: str = "val"
-    limit: int | None = None
-    seed: int = 0
-    extractors: tuple[str, ...] = ("seeded-conv-v1",)
-    pairs: int = 1000
-    batch_size: int = 8
-    device: str = "cpu"
 
 
 class Labeller(Protocol):
@@ -73,36 +49,6 @@ class Labeller(Protocol):
     def __call__(self, stored_BCHW: torch.Tensor, fov_HW: torch.Tensor | None) -> torch.Tensor:
         """Stored counts → the class of each pixel, uint8 (B, H, W); 0 outside the field of view."""
         ...
-
-
-@dataclass(frozen=True, kw_only=True)
-class EvaluationResult:
-    """evaluate.json. A figure that could not be had is None, and the part that it stands in says why.
-
-    Attributes:
-        reference: real images that the synthetic ones were compared with.
-        floor_from: other real images that took their place for the floor; None where there are none.
-        learned: digest of the trained feature encoder, where it was asked for.
-        labelled_by: digest of the segmenter that drew the label maps of all sets; None: their own were taken.
-        spaces: figures of each feature space, by the name that asks for it.
-        disagreements: where the spaces put synthetic and real images in different orders, in words.
-        spectra: distances of mean spectra by structure, by the names of `regions.REGIONS`.
-        vessels: shape of the vessels, by the names of `vessels.MORPHOMETRY`.
-    """
-
-    format: str = FORMAT
-    reference: ImagesOfPeople
-    synthetic: Images
-    floor_from: ImagesOfPeople | None
-    config: EvaluateConfig
-    learned: str | None
-    labelled_by: str | None
-    spaces: dict[str, SpaceFigures]
-    disagreements: tuple[str, ...]
-    spectral: SpectralFigures
-    spectra: dict[str, MeanSpectrumDistance]
-    ms_ssim: MsSsimFigures
-    vessels: dict[str, MorphometryFigure] = field(default_factory=dict)
 
 
 class Evaluation(ImageMeasurements):

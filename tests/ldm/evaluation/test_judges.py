@@ -14,7 +14,8 @@ from data_shards.cube import LABELS
 from data_shards.errors import InputError
 from data_shards.packing.pack import write_dataset
 from data_shards.reading.dataset import Dataset
-from ldm.evaluation.evaluate import EvaluateConfig, Evaluation, evaluate
+from ldm.evaluation.evaluate import Evaluation, evaluate
+from ldm.evaluation.evaluation_result import EvaluateConfig
 from ldm.evaluation.features import EXTRACTORS, SeededConv
 from ldm.evaluation.space import Compared, SpaceFigures, disagreements
 from ldm.evaluation.tables import rows_of_evaluation
