@@ -12,8 +12,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ldm.evaluation.intervals import about, resampled_means
 from ldm.evaluation.regions import REGIONS, RegionSums, lacking_labels
-from ldm.evaluation.spectral import spread_about
 
 LEAST_SHARE = 1e-6
 """Of the brightest band: a band below it counts as so much, for a logarithm takes no 0, and noise may be below 0."""
@@ -123,13 +123,13 @@ def distances(sets: dict[str, MeanSpectra], region: str, seed: int, *, resamples
         if max(found.get(f"{other}_C", (0.0,))) <= 0:
             continue  # no floor, or one without this region
         rng = np.random.default_rng(np.random.SeedSequence((seed, 8)))
-        real_SC, other_SC = (_resampled(*sums[name], rng, resamples) for name in ("real", other))
+        real_SC, other_SC = (resampled_means(*sums[name], rng, resamples) for name in ("real", other))
         for figure, interval, between in (
             ("angle_rad", "angle_interval", spectral_angle_rad),
             ("sid", "sid_interval", spectral_information_divergence),
         ):
             value, resampled_S = float(between(found["real_C"], found[f"{other}_C"])), between(real_SC, other_SC)
-            found |= {prefix + figure: value, prefix + interval: spread_about(value, resampled_S[np.isfinite(resampled_S)])}
+            found |= {prefix + figure: value, prefix + interval: about(value, resampled_S[np.isfinite(resampled_S)], least=0.0)}
     return MeanSpectrumDistance(**found)
 
 
@@ -142,10 +142,3 @@ def _missing(sets: dict[str, MeanSpectra], sums: dict[str, tuple[np.ndarray, np.
     if dark := [name for name in ("real", "synthetic") if max(found[f"{name}_C"]) <= 0]:
         return f"no reflectance above 0 in the {' and the '.join(dark)} set"
     return None
-
-
-def _resampled(sums_UC: np.ndarray, pixels_U: np.ndarray, rng: np.random.Generator, resamples: int) -> np.ndarray:
-    """Mean spectra (S, C) of resampled units."""
-    n = len(pixels_U)
-    drawn_SU = rng.multinomial(n, np.full(n, 1 / n), size=resamples)
-    return drawn_SU @ sums_UC / (drawn_SU @ pixels_U)[:, None]

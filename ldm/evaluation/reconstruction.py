@@ -1,6 +1,6 @@
 """How well held-out subjects are reconstructed, against the simplest predictor there is.
 
-Legend: B batch, N image, C band, H W pixels, K code, U person, S resample.
+Legend: B batch, N image, C band, H W pixels, K code, U person.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from data_shards.reading.batch import Batch
 from data_shards.reading.dataset import Dataset
 from ldm.checkpoints.trained import Autoencoder
 from ldm.evaluation import ms_ssim
+from ldm.evaluation.intervals import TAILS, resampled_means
 from ldm.evaluation.measurements import Arrays, ImageMeasurements, Piece, beside, written
 from ldm.evaluation.sets import Part
 from ldm.evaluation.vessels import thin_vessels
@@ -259,15 +260,13 @@ def ratio_by_person(
     """Σ above / Σ below over the images that have both, and its 95 % interval from resampling people; None of one person."""
     has_N = np.isfinite(above_N) & np.isfinite(below_N)
     _, unit_N = np.unique(np.asarray(people)[has_N], return_inverse=True)
-    sums_U2 = np.stack([np.bincount(unit_N, weights=x_N[has_N]) for x_N in (above_N, below_N)], 1)
-    above, below = sums_U2.sum(0)
-    n = len(sums_U2)
-    if n < 2:
-        return float(above / below), None
+    above_U, below_U = (np.bincount(unit_N, weights=x_N[has_N]) for x_N in (above_N, below_N))
+    ratio = float(above_U.sum() / below_U.sum())
+    if len(above_U) < 2:
+        return ratio, None
     rng = np.random.default_rng(np.random.SeedSequence((seed, 10)))
-    drawn_S2 = rng.multinomial(n, np.full(n, 1 / n), size=resamples) @ sums_U2
-    low, high = np.quantile(drawn_S2[:, 0] / drawn_S2[:, 1], (0.025, 0.975))
-    return float(above / below), (float(low), float(high))
+    low, high = np.quantile(resampled_means(above_U, below_U, rng, resamples), TAILS[0.95])
+    return ratio, (float(low), float(high))
 
 
 def reconstructed(autoencoder: Autoencoder, batch: Batch) -> tuple[Tensor, Tensor]:

@@ -14,6 +14,7 @@ from torch import Tensor
 from data_shards.cube import LABELS
 from data_shards.reading.dataset import Dataset
 from ldm.checkpoints.segmenter import Segmenter
+from ldm.evaluation.intervals import TAILS, resampled_means
 from ldm.evaluation.measurements import Arrays, ImageMeasurements, Piece, beside, written
 from ldm.evaluation.sets import Part
 from ldm.models.inference import stated
@@ -164,7 +165,6 @@ def over_people(dice_N: np.ndarray, people_N: np.ndarray, *, seed: int = 0) -> S
     interval = None
     if len(names) > 1:
         rng = np.random.default_rng(np.random.SeedSequence((seed, 7)))
-        drawn_RU = rng.multinomial(len(names), np.full(len(names), 1 / len(names)), RESAMPLES)
-        low, high = np.quantile(drawn_RU @ sum_U / (drawn_RU @ count_U), (0.025, 0.975))
+        low, high = np.quantile(resampled_means(sum_U, count_U, rng, RESAMPLES), TAILS[0.95])
         interval = float(low), float(high)
     return StructureDice(dice=float(dice_N[there_N].mean()), interval=interval, images=int(there_N.sum()), people=len(names))

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from data_shards.manifest import BandStats
+from ldm.evaluation.intervals import about
 from ldm.evaluation.regions import REGIONS, RegionSums, lacking_labels
 
 
@@ -116,9 +117,9 @@ def spectral_distance(real_UCK: np.ndarray, other_UCK: np.ndarray, *, seed: int 
         kl_C=tuple(map(float, kl_C)),
         js_C=tuple(map(float, js_C)),
         kl_mean=float(kl_C.mean()),
-        kl_interval=spread_about(float(kl_C.mean()), kl_R),
+        kl_interval=about(float(kl_C.mean()), kl_R, least=0.0),
         js_mean=float(js_C.mean()),
-        js_interval=spread_about(float(js_C.mean()), js_R),
+        js_interval=about(float(js_C.mean()), js_R, least=0.0),
         **sizes,
     )
 
@@ -127,16 +128,6 @@ def resampled(counts_UCK: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """Counts (C, K) of units drawn with replacement, as many as there are; a single unit stays as it is."""
     U = len(counts_UCK)
     return counts_UCK[0] if U == 1 else np.tensordot(rng.multinomial(U, np.full(U, 1 / U)), counts_UCK, axes=1)
-
-
-def spread_about(value: float, resampled_R: np.ndarray) -> tuple[float, float]:
-    """The 2.5 and 97.5 percentiles of resamples about their own mean, laid around the figure, not below 0.
-
-    Resampling itself adds divergence (a resample of people lies off the people), so plain percentiles of a divergence
-    near 0 would not even hold the figure. The same shift sits in figure and floor, so the two stay comparable.
-    """
-    low, high = value + np.quantile(resampled_R - resampled_R.mean(), (0.025, 0.975))
-    return max(float(low), 0.0), float(high)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -212,16 +203,13 @@ def region_distance(histograms: dict[str, BandHistograms], region: str, *, seed:
     )
 
 
-def _excess(
-    counts: dict[str, np.ndarray], values: tuple[float, float], seed: int, resamples: int = 200
-) -> dict[str, float | tuple[float, float]]:
+def _excess(counts: dict[str, np.ndarray], values: tuple[float, float], seed: int, resamples: int = 200) -> dict[str, object]:
     """By how much KL and JS of the synthetic set exceed the floor's, and the spread of that."""
     rng, found_R2 = np.random.default_rng(np.random.SeedSequence((seed, 12))), np.empty((resamples, 2))
     for r in range(resamples):
         p_CK, q_CK, f_CK = (posterior(resampled(counts[name], rng)) for name in ("real", "synthetic", "floor"))
         found_R2[r] = [(d(p_CK, q_CK) - d(p_CK, f_CK)).mean() for d in (kl_nats, js_nats)]
-    fields: dict[str, float | tuple[float, float]] = {}
+    fields: dict[str, object] = {}
     for name, value, found_R in zip(("kl", "js"), values, found_R2.T, strict=True):
-        low, high = value + np.quantile(found_R - found_R.mean(), (0.005, 0.995))
-        fields |= {f"{name}_excess": value, f"{name}_excess_interval": (float(low), float(high))}
+        fields |= {f"{name}_excess": value, f"{name}_excess_interval": about(value, found_R, level=0.99)}
     return fields
