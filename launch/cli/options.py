@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from data_shards.errors import InputError
+
 if TYPE_CHECKING:
     from launch.run import Run
 
@@ -41,6 +43,17 @@ def resolved(preset: str, overrides: list[str] | None, dry_run: bool = False) ->
         typer.echo(to_public_yaml(config), nl=False)
         raise typer.Exit
     return Run(config)
+
+
+def numbers(option: str, words: str) -> tuple[int, ...]:
+    """`4,8,16` → (4, 8, 16).
+
+    Raises:
+        InputError: something else.
+    """
+    if not all(word.strip().isdecimal() for word in words.split(",")):
+        raise InputError(f"{option} {words}", expected="whole numbers from 0 on with commas between them, such as 4,8,16")
+    return tuple(int(word) for word in words.split(","))
 
 
 @contextlib.contextmanager

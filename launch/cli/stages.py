@@ -11,7 +11,7 @@ import typer
 
 from data_shards.errors import InputError
 from launch.cli.display import Hidden, Terminal
-from launch.cli.options import DryRun, Hostfile, Overrides, Preset, resolved
+from launch.cli.options import DryRun, Hostfile, Overrides, Preset, numbers, resolved
 
 if TYPE_CHECKING:
     from launch.run import Run
@@ -188,19 +188,12 @@ def sample(
             return  # one makes them
         if out is None:
             raise InputError("--ids without a place for them", expected="--out FOLDER")
-        typer.echo("\n".join([*make_again(of, numbers(ids), out), f"{out}"]))
+        typer.echo("\n".join([*make_again(of, numbers("--ids", ids), out), f"{out}"]))
         return
     k, slash, n = task.partition("/")
     if not (slash and k.isdigit() and n.isdigit() and 1 <= int(k) <= int(n)):
         raise InputError(f"--task {task}", expected="K/N with 1 ≤ K ≤ N, such as 3/16")
     make("sample", of, (int(k), int(n)))
-
-
-def numbers(words: str) -> list[int]:
-    """`7,1000042` → [7, 1000042]."""
-    if not all(word.strip().isdecimal() for word in words.split(",")):
-        raise InputError(f"--ids {words}", expected="numbers from 0, with commas between them, such as 7,1000042")
-    return [int(word) for word in words.split(",")]
 
 
 def report(
