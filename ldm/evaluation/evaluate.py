@@ -23,7 +23,7 @@ from ldm.evaluation.learned import Learned
 from ldm.evaluation.mean_spectra import MeanSpectra, MeanSpectrumDistance, distances
 from ldm.evaluation.measurements import Arrays, ImageMeasurements, Piece, beside, requested, written
 from ldm.evaluation.regions import REGIONS, RegionSums
-from ldm.evaluation.sets import Part, Watch, check_comparable, common_fov, evenly, real_parts, reflectance
+from ldm.evaluation.sets import Part, Watch, check_comparable, common_fov, real_parts, reflectance
 from ldm.evaluation.space import SpaceFigures, disagreements, space_figures
 from ldm.evaluation.spectral import SpectralFigures
 from ldm.evaluation.vessels import MORPHOMETRY, morphometry, morphometry_figures
@@ -82,11 +82,10 @@ class Evaluation(ImageMeasurements):
             raise InputError(f"extractors {', '.join(config.extractors) or 'none'}", expected="one feature space at least, each once")
         self.real, self.config, self.path, self.labeller = real, config, path, labeller
         reference, floor = real_parts(real, config.against, config.limit)
-        generated = Part(dataset=synthetic, split=split, sample_N=evenly(synthetic.count(split), config.limit), independent=True)
+        generated = Part.of(synthetic, split, config.limit, independent=True)
         compared = {"real": reference, "synthetic": generated, "floor": floor}
         self.parts = {name: part for name, part in compared.items() if part is not None}
-        train = real.stats.split
-        self.whitened_by = Part(dataset=real, split=train, sample_N=evenly(real.count(train), WHITENED_BY))
+        self.whitened_by = Part.of(real, real.stats.split, WHITENED_BY)
         about = {"wavelengths_nm": tuple(real.wavelengths_nm), "learned": learned, "device": config.device}
         self.spaces = {name: get_extractor(name, real.stats, **about) for name in config.extractors}
         self.judges = {name: extractor for name, extractor in self.spaces.items() if not extractor.refused}

@@ -23,7 +23,7 @@ from ldm.checkpoints.trained import Autoencoder
 from ldm.evaluation import ms_ssim
 from ldm.evaluation.intervals import TAILS, resampled_means
 from ldm.evaluation.measurements import Arrays, ImageMeasurements, Piece, beside, written
-from ldm.evaluation.sets import Part
+from ldm.evaluation.sets import Part, held_out_parts
 from ldm.evaluation.vessels import thin_vessels
 from ldm.models import striped
 from ldm.models.codebook import usage_and_perplexity
@@ -82,7 +82,7 @@ class TrainingImages(ImageMeasurements):
 
     def __init__(self, dataset: Dataset, autoencoder: Autoencoder, out: Path | None, *, batch: int) -> None:
         self.autoencoder, self.batch = autoencoder, batch
-        super().__init__([Part(dataset=dataset, split="train", sample_N=np.arange(dataset.count("train")))], out)
+        super().__init__([Part.of(dataset, "train")], out)
         sizes = [len(piece.sample_N) for piece in self.pieces.values()]
         few = min(len(sizes), -(-MEAN_OF * len(sizes) // sum(sizes)))
         self.averaged = [self.names[k * len(sizes) // few] for k in range(few)]
@@ -122,8 +122,7 @@ class Reconstruction(ImageMeasurements):
             path, {"format": FORMAT, "dataset": dataset.digest, "autoencoder": autoencoder.digest, "batch": batch, "device": device}
         )
         self.training = TrainingImages(dataset, autoencoder, out and out / "training", batch=batch)
-        self.splits = [name for name, info in dataset.splits.items() if info.count and name != "train"] or ["train"]
-        self.parts = [Part(dataset=dataset, split=s, sample_N=np.arange(dataset.count(s))) for s in self.splits]
+        self.parts = held_out_parts(dataset)
         super().__init__(self.parts, out)
 
     @cached_property
@@ -176,7 +175,7 @@ class Reconstruction(ImageMeasurements):
         psnr, mean_psnr = (10 * math.log10(peak**2 / max(e / pixels, 1e-30)) for e in (error, baseline))
         usage, perplexity = usage_and_perplexity(self.training.codes_K())
         return ReconstructionResult(
-            splits=tuple(self.splits),
+            splits=tuple(part.split for part in self.parts),
             cubes=cubes,
             psnr_db=psnr,
             mean_image_psnr_db=mean_psnr,
