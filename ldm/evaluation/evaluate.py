@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Protocol, TypeVar
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -16,6 +16,7 @@ import torch
 from data_shards.errors import InputError
 from data_shards.reading.batch import Batch
 from data_shards.reading.dataset import Dataset
+from ldm.checkpoints.segmenter import Segmenter
 from ldm.evaluation import ms_ssim, spectral
 from ldm.evaluation.evaluation_result import FORMAT, EvaluateConfig, EvaluationResult
 from ldm.evaluation.features import Extractor, SeededConv, SomeBands, get_extractor
@@ -37,20 +38,6 @@ TRIPLET_KERNELS = 8  # of each level of the seeded network on three bands: d = 6
 Sums = TypeVar("Sums", bound=RegionSums)
 
 
-class Labeller(Protocol):
-    """What draws the label maps of both sets, so that one hand drew them: a trained segmenter.
-
-    Attributes:
-        digest: of its weights.
-    """
-
-    digest: str
-
-    def __call__(self, stored_BCHW: torch.Tensor, fov_HW: torch.Tensor | None) -> torch.Tensor:
-        """Stored counts → the class of each pixel, uint8 (B, H, W); 0 outside the field of view."""
-        ...
-
-
 class Evaluation(ImageMeasurements):
     """An evaluation in units: features and histograms of each shard, and MS-SSIM of some pairs at a time; `result` merges them.
 
@@ -58,10 +45,10 @@ class Evaluation(ImageMeasurements):
         path: file for the result, beside which the units lie; None: they are kept in memory.
         also: further images of which features are wanted.
         learned: folder of the run's trained feature encoder, for the extractor 'learned'.
-        labeller: draws the label maps of all sets; None: their own are taken.
+        labeller: draws the label maps of all sets, so that one hand drew them; None: their own are taken.
 
     Raises:
-        InputError: sets that cannot be compared, an empty or unknown split.
+        InputError: sets that cannot be compared, or whose cubes are not those that the labeller was trained on; an empty or unknown split.
     """
 
     def __init__(
@@ -73,13 +60,15 @@ class Evaluation(ImageMeasurements):
         also: Sequence[Part] = (),
         *,
         learned: Path | None = None,
-        labeller: Labeller | None = None,
+        labeller: Segmenter | None = None,
     ) -> None:
         split = check_comparable(real, synthetic)
         if config.limit is not None and config.limit < 2:
             raise InputError(f"limit {config.limit}", expected="at least 2 images of each set")
         if not config.extractors or len(set(config.extractors)) < len(config.extractors):
             raise InputError(f"extractors {', '.join(config.extractors) or 'none'}", expected="one feature space at least, each once")
+        for dataset in (real, synthetic) if labeller is not None else ():
+            labeller.check(dataset.path, wavelengths_nm=dataset.wavelengths_nm, scale=dataset.scale, offset=dataset.offset)
         self.real, self.config, self.path, self.labeller = real, config, path, labeller
         reference, floor = real_parts(real, config.against, config.limit)
         generated = Part.of(synthetic, split, config.limit, independent=True)
@@ -292,11 +281,11 @@ def evaluate(
     watch: Watch = iter,
     *,
     learned: Path | None = None,
-    labeller: Labeller | None = None,
+    labeller: Segmenter | None = None,
 ) -> EvaluationResult:
     """All metrics, by this process alone; `learned` and `labeller` as `Evaluation` takes them.
 
     Raises:
-        InputError: sets that cannot be compared, an empty or unknown split. CorruptData: damaged shards.
+        InputError: as `Evaluation` does. CorruptData: damaged shards.
     """
     return Evaluation(real, synthetic, config, learned=learned, labeller=labeller).complete(watch)
