@@ -159,10 +159,10 @@ def codes(run: Path, folder: Path, images: int) -> Codes:
     import torch
 
     from data_shards.reading.dataset import Dataset
-    from launch.config import from_tree
     from launch.parse import parse_yaml
     from launch.run import Run
     from launch.stages.sample import SPLIT, generator_of
+    from launch.tree import from_tree
 
     torch.set_num_threads(1)
     tree = parse_yaml((run / "run.yaml").read_text(), run / "run.yaml")

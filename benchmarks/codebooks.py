@@ -26,10 +26,10 @@ from rounds import finish
 
 from data_shards import durable
 from launch.cli.display import Hidden
-from launch.config import load
 from launch.run import Run
 from launch.stages import STAGES
 from launch.stages.training import trained as is_trained
+from launch.tree import load
 
 ARMS = {
     "k-means every epoch": ["vqgan.codebook.kmeans=every_epoch"],

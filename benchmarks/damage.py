@@ -31,7 +31,8 @@ from data_shards.packing.pack import write_dataset
 from data_shards.phantom.eyes import phantom_cube
 from data_shards.phantom.persons import PhantomConfig
 from data_shards.reading.dataset import Dataset
-from ldm.evaluation.evaluate import EvaluateConfig, evaluate
+from ldm.evaluation.evaluate import evaluate
+from ldm.evaluation.evaluation_result import EvaluateConfig
 from ldm.evaluation.tables import Row, excess_bounds, rows_of_evaluation
 
 VESSELS = (LABELS["artery"], LABELS["vein"])

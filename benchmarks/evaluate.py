@@ -25,7 +25,8 @@ from rounds import arguments, finish, resident_mib, row
 from data_shards.cube import Cube, CubeMeta
 from data_shards.packing.pack import write_dataset
 from data_shards.reading.dataset import Dataset
-from ldm.evaluation.evaluate import EvaluateConfig, evaluate
+from ldm.evaluation.evaluate import evaluate
+from ldm.evaluation.evaluation_result import EvaluateConfig
 from ldm.evaluation.frechet import frechet_distance
 from ldm.evaluation.ms_ssim import ms_ssim_of_pairs
 

@@ -26,10 +26,11 @@ from data_shards.ledger import Ledger, Units
 from data_shards.reading.dataset import Dataset
 from launch import build
 from launch.cli.display import Terminal
-from launch.config import Config, load
+from launch.config import Config
 from launch.run import Run, device
 from launch.stages import STAGES
 from launch.sweep.runs import link
+from launch.tree import load
 from launch.work import work
 from ldm.evaluation.features import get_extractor
 from ldm.evaluation.frechet import frechet_distance

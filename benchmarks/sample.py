@@ -31,8 +31,8 @@ from sample_networks import Case, networks, used
 from steps import Models, difference, real_features
 from torch import Tensor
 
-from launch.config import load
 from launch.run import Run
+from launch.tree import load
 from ldm.checkpoints.export import as_vqmodel
 from ldm.checkpoints.trained import Autoencoder, Denoiser, load_autoencoder, load_denoiser
 from ldm.evaluation.features import get_extractor

@@ -8,7 +8,8 @@ import torch
 
 from data_shards.manifest import BandStats
 from launch import build
-from launch.config import VQGANStage, load
+from launch.config import VQGANStage
+from launch.tree import load
 from ldm.checkpoints.trained import Autoencoder, Denoiser, cube_normaliser
 from ldm.models.config import InferenceConfig, ObjectiveConfig, UNetConfig
 from ldm.models.denoiser import UNet

@@ -25,8 +25,8 @@ from rounds import finish
 
 from data_shards.reading.dataset import Dataset
 from data_shards.reading.stream import CubeStream
-from launch.config import load
 from launch.run import Run, device
+from launch.tree import load
 from ldm.checkpoints.trained import Autoencoder, Denoiser, load_autoencoder, load_denoiser
 from ldm.evaluation.features import Extractor, get_extractor
 from ldm.evaluation.frechet import frechet_distance

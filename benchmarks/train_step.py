@@ -25,7 +25,8 @@ from data_shards.packing.pack import write_dataset
 from data_shards.reading import dataset as shards
 from data_shards.reading.order import sample_at
 from launch import build
-from launch.config import DiffusionStage, VQGANStage, load
+from launch.config import DiffusionStage, VQGANStage
+from launch.tree import load
 from ldm.models.objective import noised, schedule
 from ldm.normalise import CubeNormaliser, LatentNormaliser
 from ldm.training.engine import Engine

@@ -23,8 +23,8 @@ from train_step import cubes_of, ours
 
 from data_shards.reading.dataset import Dataset
 from launch import build
-from launch.config import load
 from launch.plan import state_bytes
+from launch.tree import load
 
 MODES, WORLD, MIB = ("ddp", "zero1", "zero2", "zero3"), 2, 1 << 20
 

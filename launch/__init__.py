@@ -9,7 +9,8 @@ __version__ = "0.1.0"
 __all__ = ["Config", "Run", "load", "preset_names"]
 
 if TYPE_CHECKING:
-    from launch.config import Config, load, preset_names
+    from launch.config import Config
     from launch.run import Run
+    from launch.tree import load, preset_names
 else:
     __getattr__, __dir__ = on_demand(__name__)

@@ -19,7 +19,8 @@ from data_shards.reading.dataset import Dataset
 from data_shards.reading.mixture import Mixture
 from data_shards.reading.stream import CubeStream
 from data_shards.stores import place_of
-from launch.config import DiffusionStage, FeaturesStage, SegmenterStage, VQGANStage, to_tree
+from launch.config import DiffusionStage, FeaturesStage, SegmenterStage, VQGANStage
+from launch.tree import to_tree
 from ldm.checkpoints.trained import TrainedEncoder, describe_data, load_feature_encoder
 from ldm.evaluation.sets import common_fov, evenly
 from ldm.generation.encode import MIRRORED
@@ -86,15 +87,24 @@ def validation(dataset: Dataset, loop: LoopConfig, engine: Engine, read: ReadCon
     )
 
 
+def check_bands(section: str, stated: int, bands: int) -> None:
+    """Refuse a section of the configuration that states another number of bands than the dataset has.
+
+    Raises:
+        InputError: it does.
+    """
+    if stated not in (0, bands):
+        raise InputError(f"{section}.bands = {stated}", expected=f"{bands}, the bands of the dataset (or 0: taken from it)")
+
+
 def vqgan_modules(stage: VQGANStage, bands: int) -> tuple[VQGAN, Codebook, PatchGAN]:
     """Freshly initialised networks for cubes of so many bands.
 
     Raises:
         InputError: the configuration states another number of bands.
     """
-    for name, stated in (("vqgan.model.bands", stage.model.bands), ("vqgan.discriminator.bands", stage.discriminator.bands)):
-        if stated not in (0, bands):
-            raise InputError(f"{name} = {stated}", expected=f"{bands}, the bands of the dataset (or 0: taken from it)")
+    check_bands("vqgan.model", stage.model.bands, bands)
+    check_bands("vqgan.discriminator", stage.discriminator.bands, bands)
     seed = stage.loop.seed
     vqgan = initialised(lambda: VQGAN(replace(stage.model, bands=bands)), seed)
     codebook = codebook_from(stage.codebook, channels=stage.model.latent_channels, seed=seed)
@@ -263,8 +273,7 @@ def encoder_module(stage: FeaturesStage, bands: int) -> FeatureEncoder:
     Raises:
         InputError: the configuration states another number of bands.
     """
-    if stage.model.bands not in (0, bands):
-        raise InputError(f"features.model.bands = {stage.model.bands}", expected=f"{bands}, the bands of the dataset (or 0: taken from it)")
+    check_bands("features.model", stage.model.bands, bands)
     return initialised(lambda: FeatureEncoder(replace(stage.model, bands=bands)), stage.loop.seed)
 
 
@@ -302,16 +311,13 @@ def features_trainer(
     return trainer, stream(dataset, stage.loop, engine, read, maps=False), identity
 
 
-def segmenter_net(stage: SegmenterStage, bands: int) -> SegmenterNet:
+def segmenter_module(stage: SegmenterStage, bands: int) -> SegmenterNet:
     """A freshly initialised segmenter for cubes of so many bands.
 
     Raises:
         InputError: the configuration states another number of bands.
     """
-    if stage.model.bands not in (0, bands):
-        raise InputError(
-            f"segmenter.model.bands = {stage.model.bands}", expected=f"{bands}, the bands of the dataset (or 0: taken from it)"
-        )
+    check_bands("segmenter.model", stage.model.bands, bands)
     return initialised(lambda: SegmenterNet(replace(stage.model, bands=bands)), stage.loop.seed)
 
 
@@ -321,7 +327,7 @@ def segmenter_trainer(
     """Trainer, its stream, and the identity that its checkpoints carry."""
     dataset.expect("cube", mend="retinaforge data import")
     check_size(*(stage.crop or side for side in dataset.shape[1:]), where=dataset.path)
-    net = segmenter_net(stage, dataset.shape[0])
+    net = segmenter_module(stage, dataset.shape[0])
     trainer = SegmenterTrainer(
         engine,
         net,

@@ -1,4 +1,4 @@
-"""YAML as data, and never as objects. Apart from launch.config, which takes seconds to import."""
+"""YAML as data, and never as objects. Apart from launch.tree, which takes seconds to import."""
 
 from __future__ import annotations
 

@@ -93,7 +93,7 @@ def networks_of(config: Config, stage: str) -> tuple[list[nn.Module], Callable[[
         return [encoder], lambda B: encoder(torch.empty(2 * B, C, H, W, device="meta"))
     if stage == "segmenter":
         with torch.device("meta"):
-            net = build.segmenter_net(config.segmenter, C)
+            net = build.segmenter_module(config.segmenter, C)
         H, W = (config.segmenter.crop or n for n in (H, W))
         return [net], lambda B: net(torch.empty(B, C, H, W, device="meta"))
     H, W = (config.vqgan.crop or n for n in (H, W))

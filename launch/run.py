@@ -13,10 +13,11 @@ from data_shards.errors import CorruptData, InputError, command, moved_aside
 from data_shards.manifest import NAME
 from data_shards.reading.dataset import Dataset
 from data_shards.stores import Cache, is_url
-from launch.config import Config, completed, to_public_yaml, to_tree
+from launch.config import Config
 from launch.credentials import CREDENTIALS, concealed
 from launch.parse import parse_yaml
 from launch.provenance import environment
+from launch.tree import completed, to_public_yaml, to_tree
 from launch.worked import working_seconds
 
 FREE_TO_CHANGE = {

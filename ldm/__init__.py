@@ -26,7 +26,8 @@ if TYPE_CHECKING:
     from ldm.checkpoints.segmenter import Segmenter, load_segmenter
     from ldm.checkpoints.trained import Autoencoder, Denoiser, load_autoencoder, load_denoiser
     from ldm.evaluation.audit import AuditConfig, audit
-    from ldm.evaluation.evaluate import EvaluateConfig, evaluate
+    from ldm.evaluation.evaluate import evaluate
+    from ldm.evaluation.evaluation_result import EvaluateConfig
     from ldm.generation.decode import DecodedDataset
     from ldm.generation.encode import encode_dataset
     from ldm.generation.generate import generate_set

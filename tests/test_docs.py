@@ -16,8 +16,8 @@ from data_shards.packing.existing import index_folder
 from data_shards.reading.dataset import Dataset
 from data_shards.reading.stream import CubeStream
 from launch.cli import app
-from launch.config import load
 from launch.stages import STAGES
+from launch.tree import load
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "benchmarks" / "README.md", *sorted((ROOT / "docs").glob("*.md"))]

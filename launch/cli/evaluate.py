@@ -60,7 +60,8 @@ def evaluate(
     real, synthetic = _sets(real, synthetic)
     from data_shards.reading.dataset import Dataset
     from ldm.checkpoints.segmenter import load_segmenter
-    from ldm.evaluation.evaluate import EvaluateConfig, Evaluation
+    from ldm.evaluation.evaluate import Evaluation
+    from ldm.evaluation.evaluation_result import EvaluateConfig
     from ldm.evaluation.tables import rows_of_evaluation
 
     spaces = tuple(extractor or ("seeded-conv-v1", *(("learned",) if learned else ())))

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from data_shards.errors import InputError
+
 if TYPE_CHECKING:
     from launch.run import Run
 
@@ -33,14 +35,25 @@ Jobs = Annotated[Path, typer.Option(help="Where job folders lie; that of a job i
 
 def resolved(preset: str, overrides: list[str] | None, dry_run: bool = False) -> Run:
     """The run that these words mean; with `dry_run` its configuration is printed and nothing else happens."""
-    from launch.config import load, to_public_yaml
     from launch.run import Run
+    from launch.tree import load, to_public_yaml
 
     config = load(preset, overrides or [])
     if dry_run:
         typer.echo(to_public_yaml(config), nl=False)
         raise typer.Exit
     return Run(config)
+
+
+def numbers(option: str, words: str) -> tuple[int, ...]:
+    """`4,8,16` → (4, 8, 16).
+
+    Raises:
+        InputError: something else.
+    """
+    if not all(word.strip().isdecimal() for word in words.split(",")):
+        raise InputError(f"{option} {words}", expected="whole numbers from 0 on with commas between them, such as 4,8,16")
+    return tuple(int(word) for word in words.split(","))
 
 
 @contextlib.contextmanager

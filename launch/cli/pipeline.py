@@ -35,11 +35,11 @@ def submit_pipeline(
         InputError: what `submit` refuses of any stage; then nothing is submitted. TryAgain: SLURM does not answer.
     """
     from launch.run import Run
-    from launch.stages import STAGES
     from launch.stages.outdated import check_outdated
     from launch.submit.described import described
-    from launch.submit.graph import FINISHED, LEFT_OUT, keep, run_here, submit_all
+    from launch.submit.graph import keep, run_here, submit_all
     from launch.submit.pipeline import left_out, missing, read_pipeline, stage_job
+    from launch.tree import load
     from slurm.jobs import words_on
     from slurm.records import job_folder
 
@@ -52,8 +52,6 @@ def submit_pipeline(
     file, *overrides = words
     pipeline = read_pipeline(Path(file))
     pipeline = replace(pipeline, overrides=(*pipeline.overrides, *overrides))
-    from launch.config import load
-
     run = Run(load(pipeline.preset, list(pipeline.overrides)))
     name = name or run.folder.absolute().name
     check_outdated(run)
@@ -68,11 +66,7 @@ def submit_pipeline(
         raise typer.Exit(run_here(wanted, force, lambda stage: typer.echo(f"{stage} …", err=True)))
     folder = job_folder(jobs, name)
     sent = submit_all(wanted, lambda: keep(pipeline, wanted, jobs, name), force, folder)
-    rows = [
-        {"stage": stage, "state": f"{LEFT_OUT}: {without[stage]}" if stage in without else FINISHED, "job_ids": [], "after": []}
-        | sent.get(stage, {})
-        for stage in STAGES
-    ]
+    rows = _states(sent, without)
     if as_json:
         typer.echo(json.dumps({"name": name, "stages": rows}))
         return
@@ -80,6 +74,15 @@ def submit_pipeline(
         after = f", after {' and '.join(row['after'])}" if row["after"] else ""
         typer.echo(f"{row['stage']:10} {row['state']}{': job ' + ', '.join(row['job_ids']) if row['job_ids'] else ''}{after}")
     typer.echo(f"{words_on('status', name, folder)} shows how far they are")
+
+
+def _states(sent: dict[str, dict[str, Any]], without: dict[str, str]) -> list[dict[str, Any]]:
+    """How it is with each stage: what `submit_all` said of it, left out, or finished before."""
+    from launch.stages import STAGES
+    from launch.submit.graph import FINISHED, LEFT_OUT
+
+    states = {stage: f"{LEFT_OUT}: {without[stage]}" if stage in without else FINISHED for stage in STAGES}
+    return [{"stage": stage, "state": state, "job_ids": [], "after": []} | sent.get(stage, {}) for stage, state in states.items()]
 
 
 def _show(wanted: dict[str, Described], without: dict[str, str], as_json: bool) -> None:

@@ -11,7 +11,7 @@ import typer
 
 from data_shards.errors import InputError
 from launch.cli.display import Hidden, Terminal
-from launch.cli.options import DryRun, Hostfile, Overrides, Preset, resolved
+from launch.cli.options import DryRun, Hostfile, Overrides, Preset, numbers, resolved
 
 if TYPE_CHECKING:
     from launch.run import Run
@@ -150,8 +150,8 @@ def _train(preset: str, overrides: Overrides, dry_run: bool, hostfile: Hostfile,
         make(stage, resolved(preset, overrides))
         return
     environ = planned_environ(hosts, os.environ) if hosts else os.environ
-    from launch.config import load, to_public_yaml
     from launch.plan import plan
+    from launch.tree import load, to_public_yaml
 
     config = load(preset, overrides or [])
     typer.echo(to_public_yaml(config) + plan(config, stage, environ))
@@ -188,19 +188,12 @@ def sample(
             return  # one makes them
         if out is None:
             raise InputError("--ids without a place for them", expected="--out FOLDER")
-        typer.echo("\n".join([*make_again(of, numbers(ids), out), f"{out}"]))
+        typer.echo("\n".join([*make_again(of, numbers("--ids", ids), out), f"{out}"]))
         return
     k, slash, n = task.partition("/")
     if not (slash and k.isdigit() and n.isdigit() and 1 <= int(k) <= int(n)):
         raise InputError(f"--task {task}", expected="K/N with 1 ≤ K ≤ N, such as 3/16")
     make("sample", of, (int(k), int(n)))
-
-
-def numbers(words: str) -> list[int]:
-    """`7,1000042` → [7, 1000042]."""
-    if not all(word.strip().isdecimal() for word in words.split(",")):
-        raise InputError(f"--ids {words}", expected="numbers from 0, with commas between them, such as 7,1000042")
-    return [int(word) for word in words.split(",")]
 
 
 def report(
@@ -223,7 +216,7 @@ def report(
 
 def presets() -> None:
     """The presets that travel with the package, and what each is for."""
-    from launch.config import preset_names, preset_text
+    from launch.tree import preset_names, preset_text
 
     for name in preset_names():
         typer.echo(f"{name:14} {preset_text(name).splitlines()[0].lstrip('# ')}")

@@ -8,7 +8,7 @@ import typer
 
 from data_shards.errors import InputError
 from launch.cli.display import Terminal
-from launch.cli.options import Overrides, Preset
+from launch.cli.options import Overrides, Preset, numbers
 
 if TYPE_CHECKING:
     from launch.sweep.results import Results
@@ -90,17 +90,6 @@ def make(grid: Sweep, workers: int) -> None:
     write_figure(results, grid.folder)
     show(results)
     typer.echo(f"figure: {grid.folder / 'sweep.svg'}\ntable: {grid.folder / 'results.csv'}")
-
-
-def numbers(option: str, words: str) -> tuple[int, ...]:
-    """`4,8,16` → (4, 8, 16).
-
-    Raises:
-        InputError: something else.
-    """
-    if not all(word.strip().isdecimal() for word in words.split(",")):
-        raise InputError(f"{option} {words}", expected="whole numbers with commas between them, such as 4,8,16")
-    return tuple(int(word) for word in words.split(","))
 
 
 def show_grid(grid: Sweep, refused: dict) -> None:

@@ -16,7 +16,7 @@ from data_shards.reading.dataset import Dataset
 from launch.report import figures as fig
 from launch.report.samples import Shelf, sheet, thumbnails
 from launch.run import Run, device
-from ldm.evaluation.embedding import LEAST_MAPPED, Distances, computed_features, distances, measured_features, part_of, plane
+from ldm.evaluation.embedding import LEAST_MAPPED, Distances, computed_features, distances, measured_features, plane
 from ldm.evaluation.features import get_extractor
 from ldm.evaluation.sets import Part
 from ldm.evaluation.whitening import whitening
@@ -62,13 +62,13 @@ def likeness(run: Run, real: Dataset, synthetic: Dataset | None) -> Likeness | s
         return "nobody was held out of training, and nearness to training images is no mark of quality"
     sets = {"synthetic": (synthetic, "synthetic"), "held out": (real, held_out), "train": (real, train)}
     units = sorted(run.folder.glob("evaluate.units-*"))
-    whole = {name: part_of(*of, None) for name, of in sets.items()}
+    whole = {name: Part.of(*of) for name, of in sets.items()}
     found = {name: measured_features(part, units[0], EXTRACTOR) for name, part in whole.items()} if len(units) == 1 else {}
     extractor, parts, features = get_extractor(EXTRACTOR, real.stats), {}, {}
     for name, part in whole.items():
         parts[name], features[name] = part, found.get(name)
         if features[name] is None:
-            parts[name] = part_of(*sets[name], COMPUTED)
+            parts[name] = Part.of(*sets[name], COMPUTED)
             features[name] = computed_features(parts[name], extractor, device=device())
     by_train = whitening(features["train"])
     if by_train is None:

@@ -20,7 +20,7 @@ COLUMNS = 80
 def build_text(run: Run) -> str:
     """Headline, measures beside their floors, what the audit says, and where the HTML lies."""
     from ldm.evaluation.audit import AuditResult
-    from ldm.evaluation.evaluate import EvaluationResult
+    from ldm.evaluation.evaluation_result import EvaluationResult
 
     console = Console(width=COLUMNS, file=io.StringIO(), force_terminal=False, highlight=False)
     console.rule(run.folder.name)

@@ -38,7 +38,7 @@ class Evaluate(MeasuredStage):
 
     def done(self, run: Run) -> bool:
         """It has seen the present sets, and as this version judges."""
-        from ldm.evaluation.evaluate import EvaluationResult
+        from ldm.evaluation.evaluation_result import EvaluationResult
 
         seen = read_result(run.folder / "evaluate.json", EvaluationResult)
         if seen is None or not (run.synthetic / NAME).exists():
@@ -58,7 +58,8 @@ class Evaluate(MeasuredStage):
         from ldm.checkpoints.segmenter import load_segmenter
         from ldm.checkpoints.trained import load_autoencoder, load_denoiser
         from ldm.evaluation.baseline import GaussianLatents
-        from ldm.evaluation.evaluate import EvaluateConfig, Evaluation
+        from ldm.evaluation.evaluate import Evaluation
+        from ldm.evaluation.evaluation_result import EvaluateConfig
         from ldm.evaluation.reconstruction import Reconstruction
 
         if self.done(run):
@@ -176,18 +177,15 @@ class HeldOut:
     @classmethod
     def of(cls, real: Dataset, samples: Dataset, gaussian_latents: Dataset) -> HeldOut:
         """At the number of images that both sets have."""
-        from ldm.evaluation.sets import Part, evenly
-
-        def part(dataset: Dataset, split: str, most: int | None = None) -> Part:
-            return Part(dataset=dataset, split=split, sample_N=evenly(dataset.count(split), most))
+        from ldm.evaluation.sets import Part
 
         n = min(dataset.count("synthetic") for dataset in (samples, gaussian_latents))
         splits = [name for name, info in real.splits.items() if info.count and name != "train"]
         return cls(
-            held_out=tuple(part(real, split) for split in splits),
-            samples=part(samples, "synthetic", n),
-            gaussian_latents=part(gaussian_latents, "synthetic", n),
-            floor=part(real, "train", n),
+            held_out=tuple(Part.of(real, split) for split in splits),
+            samples=Part.of(samples, "synthetic", n),
+            gaussian_latents=Part.of(gaussian_latents, "synthetic", n),
+            floor=Part.of(real, "train", n),
         )
 
     @property

@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Any
 
 from data_shards import durable
 from data_shards.errors import TryAgain
-from launch.config import to_tree
 from launch.credentials import concealed
 from launch.provenance import versions
 from launch.run import Run
 from launch.stages.stage import Progress, Stage, Target
+from launch.tree import to_tree
 from launch.work import Display
 from ldm.checkpoints.commit import COMMIT, faults_of, read_commit
 

@@ -119,7 +119,7 @@ def described(
     snapshot = fields.pop("snapshot", None)
     config = target = None
     if verb in verbs_on_runs() and parsed.get("preset") is not None:
-        from launch.config import load
+        from launch.tree import load
 
         config = load(parsed["preset"], parsed["overrides"] or [])
         target = target_of(config, verb)
@@ -263,7 +263,7 @@ def show(job: Described, as_json: bool) -> None:
     for name, value in tree["secrets"].items():
         typer.echo(f"# {name}={value}  from {job.spec.secrets}")
     if job.config:
-        from launch.config import to_public_yaml
+        from launch.tree import to_public_yaml
 
         typer.echo(f"\n# {job.folder}/config.yaml:")
         typer.echo("".join(f"#   {line}\n" for line in to_public_yaml(job.config).splitlines()), nl=False)
@@ -282,8 +282,8 @@ def as_tree(job: Described) -> dict[str, Any]:
     spec = json.loads(spec_json(replace(sent, command=tuple(map(masked, sent.command)))))
     config = None
     if job.config:
-        from launch.config import to_tree
         from launch.credentials import concealed
+        from launch.tree import to_tree
 
         config = concealed(to_tree(job.config))
     return {

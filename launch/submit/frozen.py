@@ -62,8 +62,8 @@ def freeze_run(folder: Path, config: Config, target: Target) -> None:
     Raises:
         InputError: the folder is that of a job on another run or stage, or cannot be written.
     """
-    from launch.config import to_yaml
     from launch.provenance import environment
+    from launch.tree import to_yaml
 
     check_target(folder, target)
     private(folder)

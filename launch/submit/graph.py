@@ -11,11 +11,11 @@ from typing import Any
 import yaml
 
 from data_shards import durable
-from launch.config import to_yaml
 from launch.stages import STAGES
 from launch.submit.described import Described
 from launch.submit.frozen import CONFIG_NAME, private
 from launch.submit.pipeline import Pipeline
+from launch.tree import to_yaml
 from slurm.records import job_folder
 
 PIPELINE_NAME = "pipeline.yaml"

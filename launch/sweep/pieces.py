@@ -31,7 +31,7 @@ from launch.sweep.stopping import Hopeless, Stopped, Watched, stopped_in
 from launch.work import Display, Phases, make_phases
 from launch.worked import counted
 from ldm.evaluation.envelope import TrainingSpectra
-from ldm.evaluation.evaluate import EvaluationResult
+from ldm.evaluation.evaluation_result import EvaluationResult
 from ldm.evaluation.reconstruction import Reconstruction, ReconstructionResult
 
 TIMED = 5  # shards made once more to time a set whose own shards were not: too few, or by a process that was killed

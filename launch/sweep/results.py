@@ -15,7 +15,7 @@ from launch.sweep.axes import Axes, Cell
 from launch.sweep.runs import Sweep
 from launch.sweep.stopping import stopped_in
 from launch.worked import working_seconds
-from ldm.evaluation.evaluate import EvaluationResult
+from ldm.evaluation.evaluation_result import EvaluationResult
 from ldm.evaluation.reconstruction import ReconstructionResult
 from ldm.generation.speed import Pace
 

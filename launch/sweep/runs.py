@@ -23,12 +23,13 @@ from typing import Any
 
 from data_shards import durable
 from data_shards.errors import InputError
-from launch.config import Config, load, to_tree
+from launch.config import Config
 from launch.credentials import concealed
 from launch.run import Run, changed
 from launch.stages import STAGES
 from launch.sweep.axes import Axes, Cell, Cost, cost_of, set_name
 from launch.sweep.stopping import Rules
+from launch.tree import load, to_tree
 from ldm.models.config import SamplerConfig
 
 NAME = "sweep.json"

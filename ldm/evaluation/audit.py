@@ -23,7 +23,7 @@ from ldm.evaluation.audit_result import DescriptorFigures
 from ldm.evaluation.features import standardise
 from ldm.evaluation.measurements import Arrays, ImageMeasurements, Piece, beside, requested, written
 from ldm.evaluation.neighbours import DESCRIPTORS, Nearest, mirrored, nearest_of
-from ldm.evaluation.sets import Images, ImagesOfPeople, Part, Watch, check_comparable, evenly, reflectance
+from ldm.evaluation.sets import Images, ImagesOfPeople, Part, Watch, check_comparable, reflectance
 
 FORMAT = "retinaforge-audit-2"  # a new field of the result has a default, or the format another number
 CAVEAT = (
@@ -114,8 +114,8 @@ class Audit(ImageMeasurements):
             )
         if config.against not in real.splits:
             raise InputError(f"unknown split {config.against!r}", where=real.path, expected=nearest(config.against, real.splits))
-        self.train, self.floor = (Part(dataset=real, split=s, sample_N=np.arange(real.count(s))) for s in (config.train, config.against))
-        self.made = Part(dataset=synthetic, split=split, sample_N=evenly(synthetic.count(split), config.limit), independent=True)
+        self.train, self.floor = (Part.of(real, split) for split in (config.train, config.against))
+        self.made = Part.of(synthetic, split, config.limit, independent=True)
         parts = [self.train, self.floor, self.made]
         out = beside(
             path,

@@ -11,11 +11,10 @@ from pathlib import Path
 import numpy as np
 from safetensors.numpy import load_file
 
-from data_shards.reading.dataset import Dataset
 from ldm.evaluation.features import Extractor
 from ldm.evaluation.measurements import by_shard
 from ldm.evaluation.neighbours import nearest_neighbours
-from ldm.evaluation.sets import Part, evenly, reflectance
+from ldm.evaluation.sets import Part, reflectance
 
 NEIGHBOURS = 5
 LEAST_MAPPED = 12
@@ -38,11 +37,6 @@ def computed_features(part: Part, extractor: Extractor, *, device: str, batch_si
     """Features (N, D) of a part, read and computed now."""
     batches = (batch for piece in by_shard([part]) for batch in piece.batches(batch_size))
     return np.concatenate([extractor(reflectance(part.dataset, batch.cubes_BCHW, device)).numpy() for batch in batches])
-
-
-def part_of(dataset: Dataset, split: str, most: int | None) -> Part:
-    """A split, or `most` images of it, evenly spaced."""
-    return Part(dataset=dataset, split=split, sample_N=evenly(dataset.count(split), most))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,7 +11,7 @@ import numpy as np
 
 from data_shards.reading.dataset import Dataset
 from ldm.evaluation.measurements import Arrays, ImageMeasurements, Piece, beside, written
-from ldm.evaluation.sets import Part, evenly
+from ldm.evaluation.sets import Part
 from ldm.generation.gate import FORMAT, Envelope, at_a_bound, envelope_of
 
 MOST = 4096  # training images, evenly spaced
@@ -27,7 +27,7 @@ class TrainingSpectra(ImageMeasurements):
     def __init__(self, dataset: Dataset, path: Path | None = None) -> None:
         self.dataset, self.path = dataset, path
         split = dataset.stats.split
-        self.part = Part(dataset=dataset, split=split, sample_N=evenly(dataset.count(split), MOST))
+        self.part = Part.of(dataset, split, MOST)
         super().__init__([self.part], beside(path, {"format": FORMAT, "dataset": dataset.digest, "most": MOST}))
 
     def measured(self, piece: Piece) -> Arrays:

@@ -6,10 +6,9 @@ Legend: N image, P pair, B batch, C band, H W pixels, D feature.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Protocol
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -17,16 +16,18 @@ import torch
 from data_shards.errors import InputError
 from data_shards.reading.batch import Batch
 from data_shards.reading.dataset import Dataset
+from ldm.checkpoints.segmenter import Segmenter
 from ldm.evaluation import ms_ssim, spectral
+from ldm.evaluation.evaluation_result import FORMAT, EvaluateConfig, EvaluationResult
 from ldm.evaluation.features import Extractor, SeededConv, SomeBands, get_extractor
 from ldm.evaluation.learned import Learned
 from ldm.evaluation.mean_spectra import MeanSpectra, MeanSpectrumDistance, distances
 from ldm.evaluation.measurements import Arrays, ImageMeasurements, Piece, beside, requested, written
-from ldm.evaluation.ms_ssim import MsSsimFigures
-from ldm.evaluation.sets import Images, ImagesOfPeople, Part, Watch, check_comparable, common_fov, evenly, real_parts, reflectance
+from ldm.evaluation.regions import REGIONS, RegionSums
+from ldm.evaluation.sets import Part, Watch, check_comparable, common_fov, real_parts, reflectance
 from ldm.evaluation.space import SpaceFigures, disagreements, space_figures
 from ldm.evaluation.spectral import SpectralFigures
-from ldm.evaluation.vessels import MORPHOMETRY, MorphometryFigure, morphometry, morphometry_figures
+from ldm.evaluation.vessels import MORPHOMETRY, morphometry, morphometry_figures
 from ldm.evaluation.whitening import Whitening, whitening
 from ldm.generation.decode import stream_of
 
@@ -34,73 +35,7 @@ COPIES_WIN = "no people held out: a set of copies would come nearest to the trai
 PAIRS_A_UNIT = 32
 WHITENED_BY = 4096  # training images at most, evenly spaced
 TRIPLET_KERNELS = 8  # of each level of the seeded network on three bands: d = 64
-FORMAT = "retinaforge-evaluation-3"  # a new field of the result has a default, or the format another number
-
-
-@dataclass(frozen=True, kw_only=True)
-class EvaluateConfig:
-    """
-    Attributes:
-        against: real split that the synthetic set is compared with; images of held-out people by default.
-        limit: at most this many images of each set, evenly spaced; None for all.
-        seed: of every subset, pair and resample.
-        extractors: names that ldm.evaluation.features.get_extractor knows, each a feature space of its own.
-        pairs: for MS-SSIM, of each set.
-        batch_size: cubes at once.
-        device: of the feature network and of MS-SSIM.
-    """
-
-    against: str = "val"
-    limit: int | None = None
-    seed: int = 0
-    extractors: tuple[str, ...] = ("seeded-conv-v1",)
-    pairs: int = 1000
-    batch_size: int = 8
-    device: str = "cpu"
-
-
-class Labeller(Protocol):
-    """What draws the label maps of both sets, so that one hand drew them: a trained segmenter.
-
-    Attributes:
-        digest: of its weights.
-    """
-
-    digest: str
-
-    def __call__(self, stored_BCHW: torch.Tensor, fov_HW: torch.Tensor | None) -> torch.Tensor:
-        """Stored counts → the class of each pixel, uint8 (B, H, W); 0 outside the field of view."""
-        ...
-
-
-@dataclass(frozen=True, kw_only=True)
-class EvaluationResult:
-    """evaluate.json. A figure that could not be had is None, and the part that it stands in says why.
-
-    Attributes:
-        reference: real images that the synthetic ones were compared with.
-        floor_from: other real images that took their place for the floor; None where there are none.
-        learned: digest of the trained feature encoder, where it was asked for.
-        labelled_by: digest of the segmenter that drew the label maps of all sets; None: their own were taken.
-        spaces: figures of each feature space, by the name that asks for it.
-        disagreements: where the spaces put synthetic and real images in different orders, in words.
-        spectra: distances of mean spectra by structure, by the names of `spectral.REGIONS`.
-        vessels: shape of the vessels, by the names of `vessels.MORPHOMETRY`.
-    """
-
-    format: str = FORMAT
-    reference: ImagesOfPeople
-    synthetic: Images
-    floor_from: ImagesOfPeople | None
-    config: EvaluateConfig
-    learned: str | None
-    labelled_by: str | None
-    spaces: dict[str, SpaceFigures]
-    disagreements: tuple[str, ...]
-    spectral: SpectralFigures
-    spectra: dict[str, MeanSpectrumDistance]
-    ms_ssim: MsSsimFigures
-    vessels: dict[str, MorphometryFigure] = field(default_factory=dict)
+Sums = TypeVar("Sums", bound=RegionSums)
 
 
 class Evaluation(ImageMeasurements):
@@ -110,10 +45,10 @@ class Evaluation(ImageMeasurements):
         path: file for the result, beside which the units lie; None: they are kept in memory.
         also: further images of which features are wanted.
         learned: folder of the run's trained feature encoder, for the extractor 'learned'.
-        labeller: draws the label maps of all sets; None: their own are taken.
+        labeller: draws the label maps of all sets, so that one hand drew them; None: their own are taken.
 
     Raises:
-        InputError: sets that cannot be compared, an empty or unknown split.
+        InputError: sets that cannot be compared, or whose cubes are not those that the labeller was trained on; an empty or unknown split.
     """
 
     def __init__(
@@ -125,20 +60,21 @@ class Evaluation(ImageMeasurements):
         also: Sequence[Part] = (),
         *,
         learned: Path | None = None,
-        labeller: Labeller | None = None,
+        labeller: Segmenter | None = None,
     ) -> None:
         split = check_comparable(real, synthetic)
         if config.limit is not None and config.limit < 2:
             raise InputError(f"limit {config.limit}", expected="at least 2 images of each set")
         if not config.extractors or len(set(config.extractors)) < len(config.extractors):
             raise InputError(f"extractors {', '.join(config.extractors) or 'none'}", expected="one feature space at least, each once")
+        for dataset in (real, synthetic) if labeller is not None else ():
+            labeller.check(dataset.path, wavelengths_nm=dataset.wavelengths_nm, scale=dataset.scale, offset=dataset.offset)
         self.real, self.config, self.path, self.labeller = real, config, path, labeller
         reference, floor = real_parts(real, config.against, config.limit)
-        generated = Part(dataset=synthetic, split=split, sample_N=evenly(synthetic.count(split), config.limit), independent=True)
+        generated = Part.of(synthetic, split, config.limit, independent=True)
         compared = {"real": reference, "synthetic": generated, "floor": floor}
         self.parts = {name: part for name, part in compared.items() if part is not None}
-        train = real.stats.split
-        self.whitened_by = Part(dataset=real, split=train, sample_N=evenly(real.count(train), WHITENED_BY))
+        self.whitened_by = Part.of(real, real.stats.split, WHITENED_BY)
         about = {"wavelengths_nm": tuple(real.wavelengths_nm), "learned": learned, "device": config.device}
         self.spaces = {name: get_extractor(name, real.stats, **about) for name in config.extractors}
         self.judges = {name: extractor for name, extractor in self.spaces.items() if not extractor.refused}
@@ -166,8 +102,8 @@ class Evaluation(ImageMeasurements):
 
     def measured(self, piece: Piece) -> Arrays:
         compared = {name: part for name, part in self.parts.items() if piece.holds(part)}
-        histograms = {name: self._histograms(part) for name, part in compared.items()}
-        spectra = {name: self._spectra(part) for name, part in compared.items()}
+        sums: dict[tuple[str, str], RegionSums] = {("histograms", name): self._histograms(part) for name, part in compared.items()}
+        sums |= {("spectra", name): self._spectra(part) for name, part in compared.items()}
         unit_of = {name: dict(zip(part.sample_N.tolist(), part.unit_N().tolist(), strict=True)) for name, part in compared.items()}
         features: dict[str, list[np.ndarray]] = {name: [] for name in (*self.judges, *self.triplets)}
         shapes: list[np.ndarray] = []
@@ -177,16 +113,14 @@ class Evaluation(ImageMeasurements):
                 features[name].append(extractor(reflectance_BCHW).numpy())
             labels = self._labels(batch) if compared else [None] * len(batch.keys)
             for b, (sample, labels_HW) in enumerate(zip(batch.sample_B.tolist(), labels, strict=True)):
-                for name, of_sample in unit_of.items():
-                    if (unit := of_sample.get(sample)) is not None:
-                        maps = {"unit": unit, "fov_HW": self.fov_HW, "labels_HW": labels_HW}
-                        histograms[name].add(batch.cubes_BCHW[b].numpy(), **maps)
-                        spectra[name].add(batch.cubes_BCHW[b].numpy(), **maps)
+                for (_, name), of_part in sums.items():
+                    if (unit := unit_of[name].get(sample)) is not None:
+                        of_part.add(batch.cubes_BCHW[b].numpy(), unit=unit, fov_HW=self.fov_HW, labels_HW=labels_HW)
                 unlabelled = labels_HW is None
                 shapes.append(np.full(len(MORPHOMETRY), np.nan) if unlabelled else morphometry(labels_HW, self.fov_HW))
         arrays = {f"features.{name}": np.concatenate(found) for name, found in features.items()}
-        for kind, counted in (("histograms", histograms), ("spectra", spectra)):
-            arrays |= {f"{kind}.{name}.{key}": array for name, sums in counted.items() for key, array in sums.arrays().items()}
+        for (kind, name), of_part in sums.items():
+            arrays |= {f"{kind}.{name}.{key}": array for key, array in of_part.arrays().items()}
         return {**arrays, "vessels_NM": np.stack(shapes)}
 
     def _labels(self, batch: Batch) -> list[np.ndarray | None]:
@@ -212,17 +146,16 @@ class Evaluation(ImageMeasurements):
 
     def histograms(self, name: str) -> spectral.BandHistograms:
         """Of one of the sets compared."""
-        merged = self._histograms(self.parts[name])
-        for piece in self.pieces_of(self.parts[name]):
-            merged.merge(**under(f"histograms.{name}.", self.arrays(piece.name)))
-        return merged
+        return self._merged("histograms", name, self._histograms(self.parts[name]))
 
     def mean_spectra(self, name: str) -> MeanSpectra:
         """Of one of the sets compared."""
-        merged = self._spectra(self.parts[name])
+        return self._merged("spectra", name, self._spectra(self.parts[name]))
+
+    def _merged(self, kind: str, name: str, sums: Sums) -> Sums:
         for piece in self.pieces_of(self.parts[name]):
-            merged.merge(**under(f"spectra.{name}.", self.arrays(piece.name)))
-        return merged
+            sums.merge(**under(f"{kind}.{name}.", self.arrays(piece.name)))
+        return sums
 
     def pair_mean(self, name: str) -> ms_ssim.PairMean:
         """MS-SSIM over the pairs of one of the sets compared."""
@@ -277,17 +210,17 @@ class Evaluation(ImageMeasurements):
 
     def _mean_spectra(self) -> dict[str, MeanSpectrumDistance]:
         if self.parts["real"].split == "train":
-            return dict.fromkeys(spectral.REGIONS, MeanSpectrumDistance(reason=COPIES_WIN))
+            return dict.fromkeys(REGIONS, MeanSpectrumDistance(reason=COPIES_WIN))
         sets = {name: self.mean_spectra(name) for name in self.parts}
-        return {region: distances(sets, region, seed=self.config.seed) for region in spectral.REGIONS}
+        return {region: distances(sets, region, seed=self.config.seed) for region in REGIONS}
 
     def _spectral(self) -> SpectralFigures:
         """No band is compared with the training split: copies would win."""
         if self.parts["real"].split == "train":
-            regions = dict.fromkeys(spectral.REGIONS, spectral.RegionDistance(reason=COPIES_WIN))
+            regions = dict.fromkeys(REGIONS, spectral.RegionDistance(reason=COPIES_WIN))
         else:
             histograms = {name: self.histograms(name) for name in self.parts}
-            regions = {region: spectral.region_distance(histograms, region, seed=self.config.seed) for region in spectral.REGIONS}
+            regions = {region: spectral.region_distance(histograms, region, seed=self.config.seed) for region in REGIONS}
         return SpectralFigures(
             wavelengths_nm=tuple(self.real.wavelengths_nm),
             bins=self.edges_CE.shape[1] + 1,
@@ -348,11 +281,11 @@ def evaluate(
     watch: Watch = iter,
     *,
     learned: Path | None = None,
-    labeller: Labeller | None = None,
+    labeller: Segmenter | None = None,
 ) -> EvaluationResult:
     """All metrics, by this process alone; `learned` and `labeller` as `Evaluation` takes them.
 
     Raises:
-        InputError: sets that cannot be compared, an empty or unknown split. CorruptData: damaged shards.
+        InputError: as `Evaluation` does. CorruptData: damaged shards.
     """
     return Evaluation(real, synthetic, config, learned=learned, labeller=labeller).complete(watch)

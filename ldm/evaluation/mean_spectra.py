@@ -12,8 +12,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from data_shards.cube import LABELS
-from ldm.evaluation.spectral import REGIONS, spread_about
+from ldm.evaluation.intervals import about, resampled_means
+from ldm.evaluation.regions import REGIONS, RegionSums, lacking_labels
 
 LEAST_SHARE = 1e-6
 """Of the brightest band: a band below it counts as so much, for a logarithm takes no 0, and noise may be below 0."""
@@ -47,8 +47,8 @@ def shares(spectrum_C: np.ndarray) -> np.ndarray:
     return positive_C / positive_C.sum(-1, keepdims=True)
 
 
-class MeanSpectra:
-    """Sums of values and numbers of pixels by unit, region and band; filled cube by cube, or by what was summed of other cubes.
+class MeanSpectra(RegionSums):
+    """Sums of values, stored ones or reflectance, and numbers of pixels by unit, region and band.
 
     Args:
         bands: C.
@@ -57,55 +57,17 @@ class MeanSpectra:
     """
 
     def __init__(self, bands: int, *, scale: float = 1.0, offset: float = 0.0) -> None:
-        self.bands, self.scale, self.offset = bands, scale, offset
-        self._sums: dict[int, np.ndarray] = {}
-        self._pixels: dict[int, np.ndarray] = {}
-        self.labelled = False
+        self.scale, self.offset = scale, offset
+        super().__init__({"sums_URC": np.zeros((len(REGIONS), bands)), "pixels_UR": np.zeros(len(REGIONS), np.int64)})
 
-    def add(self, data_CHW: np.ndarray, *, unit: int, fov_HW: np.ndarray, labels_HW: np.ndarray | None = None) -> None:
-        """Sum one cube, stored values or reflectance, under `unit`; labels outside the field of view do not count."""
-        masks = [fov_HW]
-        if labels_HW is not None:
-            self.labelled = True
-            masks += [fov_HW & (labels_HW == LABELS[name]) for name in REGIONS[1:]]
-        sums_RC, pixels_R = self._of(unit)
-        for r, mask_HW in enumerate(masks):
-            inside_CN = data_CHW[:, mask_HW]
-            sums_RC[r] += inside_CN.sum(1, dtype=np.float64)
-            pixels_R[r] += inside_CN.shape[1]
-
-    def arrays(self) -> dict[str, np.ndarray]:
-        """What `merge` adds to others: units, their sums and pixels in the whole field of view and, of a labelled set, in each region."""
-        regions = len(REGIONS) if self.labelled else 1
-        sums = [sums_RC[:regions] for sums_RC in self._sums.values()]
-        pixels = [pixels_R[:regions] for pixels_R in self._pixels.values()]
-        return {
-            "unit_U": np.array(list(self._sums), np.int64),
-            "sums_URC": np.array(sums, np.float64).reshape(-1, regions, self.bands),
-            "pixels_UR": np.array(pixels, np.int64).reshape(-1, regions),
-        }
-
-    def merge(self, unit_U: np.ndarray, sums_URC: np.ndarray, pixels_UR: np.ndarray) -> None:
-        """Add what was summed of other cubes of the set."""
-        self.labelled |= sums_URC.shape[1] > 1
-        for unit, other_RC, other_R in zip(unit_U.tolist(), sums_URC, pixels_UR, strict=True):
-            sums_RC, pixels_R = self._of(unit)
-            sums_RC[: len(other_RC)] += other_RC
-            pixels_R[: len(other_R)] += other_R
+    def of_pixels(self, values_CN: np.ndarray) -> dict[str, np.ndarray | int]:
+        return {"sums_URC": values_CN.sum(1, dtype=np.float64), "pixels_UR": values_CN.shape[1]}
 
     def of_region(self, region: str) -> tuple[np.ndarray, np.ndarray]:
         """Sums of reflectance (U, C) and pixels (U,) of a region, by unit in their order, without the units that have none of it."""
-        units, r = sorted(self._sums), REGIONS.index(region)
-        pixels_U = np.array([self._pixels[unit][r] for unit in units], np.int64)
-        sums_UC = np.array([self._sums[unit][r] for unit in units]).reshape(-1, self.bands)
+        sums_UC, pixels_U = self.by_unit("sums_URC", region), self.by_unit("pixels_UR", region)
         there_U = pixels_U > 0
         return (self.scale * sums_UC + self.offset * pixels_U[:, None])[there_U], pixels_U[there_U]
-
-    def _of(self, unit: int) -> tuple[np.ndarray, np.ndarray]:
-        return (
-            self._sums.setdefault(unit, np.zeros((len(REGIONS), self.bands))),
-            self._pixels.setdefault(unit, np.zeros(len(REGIONS), np.int64)),
-        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -161,29 +123,22 @@ def distances(sets: dict[str, MeanSpectra], region: str, seed: int, *, resamples
         if max(found.get(f"{other}_C", (0.0,))) <= 0:
             continue  # no floor, or one without this region
         rng = np.random.default_rng(np.random.SeedSequence((seed, 8)))
-        real_SC, other_SC = (_resampled(*sums[name], rng, resamples) for name in ("real", other))
+        real_SC, other_SC = (resampled_means(*sums[name], rng, resamples) for name in ("real", other))
         for figure, interval, between in (
             ("angle_rad", "angle_interval", spectral_angle_rad),
             ("sid", "sid_interval", spectral_information_divergence),
         ):
             value, resampled_S = float(between(found["real_C"], found[f"{other}_C"])), between(real_SC, other_SC)
-            found |= {prefix + figure: value, prefix + interval: spread_about(value, resampled_S[np.isfinite(resampled_S)])}
+            found |= {prefix + figure: value, prefix + interval: about(value, resampled_S[np.isfinite(resampled_S)], least=0.0)}
     return MeanSpectrumDistance(**found)
 
 
 def _missing(sets: dict[str, MeanSpectra], sums: dict[str, tuple[np.ndarray, np.ndarray]], found: dict, region: str) -> str | None:
     """Why two sets cannot be compared in a region."""
-    if region != "fov" and not sets["synthetic"].labelled:
-        return "the synthetic set has no labels" if sets["real"].labelled else "neither set has labels"
+    if reason := lacking_labels(sets, region):
+        return reason
     if empty := [name for name in ("real", "synthetic") if not len(sums[name][1])]:
         return f"no pixel of this region in the {' and the '.join(empty)} set"
     if dark := [name for name in ("real", "synthetic") if max(found[f"{name}_C"]) <= 0]:
         return f"no reflectance above 0 in the {' and the '.join(dark)} set"
     return None
-
-
-def _resampled(sums_UC: np.ndarray, pixels_U: np.ndarray, rng: np.random.Generator, resamples: int) -> np.ndarray:
-    """Mean spectra (S, C) of resampled units."""
-    n = len(pixels_U)
-    drawn_SU = rng.multinomial(n, np.full(n, 1 / n), size=resamples)
-    return drawn_SU @ sums_UC / (drawn_SU @ pixels_U)[:, None]

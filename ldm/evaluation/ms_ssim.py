@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from data_shards.manifest import BandStats
+from ldm.evaluation.intervals import TAILS
 
 WEIGHTS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)  # of the levels, fine to coarse (Wang et al. 2003, §3.2)
 LEVELS = len(WEIGHTS)
@@ -148,7 +149,7 @@ def pair_mean(values_PC: np.ndarray, unit_P2: Sequence[tuple[str, str]], *, seed
             means.append(weight_P @ values_PC / weight_P.sum())
     mean_C = values_PC.mean(0)
     resamples_RC = np.array(means) if means else mean_C[None]
-    low, high = np.quantile(resamples_RC.mean(1), (0.025, 0.975))
+    low, high = np.quantile(resamples_RC.mean(1), TAILS[0.95])
     return PairMean(
         mean=float(mean_C.mean()), interval=(float(low), float(high)), mean_C=mean_C, resamples_RC=resamples_RC, pairs=len(values_PC)
     )
@@ -158,7 +159,7 @@ def difference(a: PairMean, b: PairMean) -> tuple[float, tuple[float, float]] | 
     """|mean a - mean b|, and the 95 % interval of the signed difference a - b; the two sets are resampled independently."""
     if not (a.pairs and b.pairs):
         return None, None
-    low, high = np.quantile(_differences(a, b).mean(1), (0.025, 0.975))
+    low, high = np.quantile(_differences(a, b).mean(1), TAILS[0.95])
     return abs(a.mean - b.mean), (float(low), float(high))
 
 
@@ -189,7 +190,7 @@ def by_band(real: PairMean, synthetic: PairMean, floor: PairMean) -> tuple[BandV
     """Of each band; none where one of the two sets has no pairs."""
     if not (real.pairs and synthetic.pairs):
         return ()
-    low_C, high_C = np.quantile(_differences(synthetic, real), (0.025, 0.975), axis=0)
+    low_C, high_C = np.quantile(_differences(synthetic, real), TAILS[0.95], axis=0)
     return tuple(
         BandVariety(
             real=float(real.mean_C[c]),

@@ -1,6 +1,6 @@
 """How well held-out subjects are reconstructed, against the simplest predictor there is.
 
-Legend: B batch, N image, C band, H W pixels, K code, U person, S resample.
+Legend: B batch, N image, C band, H W pixels, K code, U person.
 """
 
 from __future__ import annotations
@@ -21,8 +21,9 @@ from data_shards.reading.batch import Batch
 from data_shards.reading.dataset import Dataset
 from ldm.checkpoints.trained import Autoencoder
 from ldm.evaluation import ms_ssim
+from ldm.evaluation.intervals import TAILS, resampled_means
 from ldm.evaluation.measurements import Arrays, ImageMeasurements, Piece, beside, written
-from ldm.evaluation.sets import Part
+from ldm.evaluation.sets import Part, held_out_parts
 from ldm.evaluation.vessels import thin_vessels
 from ldm.models import striped
 from ldm.models.codebook import usage_and_perplexity
@@ -81,7 +82,7 @@ class TrainingImages(ImageMeasurements):
 
     def __init__(self, dataset: Dataset, autoencoder: Autoencoder, out: Path | None, *, batch: int) -> None:
         self.autoencoder, self.batch = autoencoder, batch
-        super().__init__([Part(dataset=dataset, split="train", sample_N=np.arange(dataset.count("train")))], out)
+        super().__init__([Part.of(dataset, "train")], out)
         sizes = [len(piece.sample_N) for piece in self.pieces.values()]
         few = min(len(sizes), -(-MEAN_OF * len(sizes) // sum(sizes)))
         self.averaged = [self.names[k * len(sizes) // few] for k in range(few)]
@@ -121,8 +122,7 @@ class Reconstruction(ImageMeasurements):
             path, {"format": FORMAT, "dataset": dataset.digest, "autoencoder": autoencoder.digest, "batch": batch, "device": device}
         )
         self.training = TrainingImages(dataset, autoencoder, out and out / "training", batch=batch)
-        self.splits = [name for name, info in dataset.splits.items() if info.count and name != "train"] or ["train"]
-        self.parts = [Part(dataset=dataset, split=s, sample_N=np.arange(dataset.count(s))) for s in self.splits]
+        self.parts = held_out_parts(dataset)
         super().__init__(self.parts, out)
 
     @cached_property
@@ -175,7 +175,7 @@ class Reconstruction(ImageMeasurements):
         psnr, mean_psnr = (10 * math.log10(peak**2 / max(e / pixels, 1e-30)) for e in (error, baseline))
         usage, perplexity = usage_and_perplexity(self.training.codes_K())
         return ReconstructionResult(
-            splits=tuple(self.splits),
+            splits=tuple(part.split for part in self.parts),
             cubes=cubes,
             psnr_db=psnr,
             mean_image_psnr_db=mean_psnr,
@@ -259,15 +259,13 @@ def ratio_by_person(
     """Σ above / Σ below over the images that have both, and its 95 % interval from resampling people; None of one person."""
     has_N = np.isfinite(above_N) & np.isfinite(below_N)
     _, unit_N = np.unique(np.asarray(people)[has_N], return_inverse=True)
-    sums_U2 = np.stack([np.bincount(unit_N, weights=x_N[has_N]) for x_N in (above_N, below_N)], 1)
-    above, below = sums_U2.sum(0)
-    n = len(sums_U2)
-    if n < 2:
-        return float(above / below), None
+    above_U, below_U = (np.bincount(unit_N, weights=x_N[has_N]) for x_N in (above_N, below_N))
+    ratio = float(above_U.sum() / below_U.sum())
+    if len(above_U) < 2:
+        return ratio, None
     rng = np.random.default_rng(np.random.SeedSequence((seed, 10)))
-    drawn_S2 = rng.multinomial(n, np.full(n, 1 / n), size=resamples) @ sums_U2
-    low, high = np.quantile(drawn_S2[:, 0] / drawn_S2[:, 1], (0.025, 0.975))
-    return float(above / below), (float(low), float(high))
+    low, high = np.quantile(resampled_means(above_U, below_U, rng, resamples), TAILS[0.95])
+    return ratio, (float(low), float(high))
 
 
 def reconstructed(autoencoder: Autoencoder, batch: Batch) -> tuple[Tensor, Tensor]:

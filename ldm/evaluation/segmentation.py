@@ -14,8 +14,9 @@ from torch import Tensor
 from data_shards.cube import LABELS
 from data_shards.reading.dataset import Dataset
 from ldm.checkpoints.segmenter import Segmenter
+from ldm.evaluation.intervals import TAILS, resampled_means
 from ldm.evaluation.measurements import Arrays, ImageMeasurements, Piece, beside, written
-from ldm.evaluation.sets import Part
+from ldm.evaluation.sets import held_out_parts
 from ldm.models.inference import stated
 from ldm.training.segmenter import UNKNOWN, known_classes
 
@@ -100,8 +101,7 @@ class Segmentation(ImageMeasurements):
                 "device": device,
             },
         )
-        self.splits = [name for name, info in dataset.splits.items() if info.count and name != "train"] or ["train"]
-        self.parts = [Part(dataset=dataset, split=split, sample_N=np.arange(dataset.count(split))) for split in self.splits]
+        self.parts = held_out_parts(dataset)
         super().__init__(self.parts, out)
 
     def measured(self, piece: Piece) -> Arrays:
@@ -127,7 +127,7 @@ class Segmentation(ImageMeasurements):
         return SegmentationResult(
             segmenter=self.segmenter.digest,
             dataset=self.dataset.digest,
-            splits=tuple(self.splits),
+            splits=tuple(part.split for part in self.parts),
             images=int(labelled_N.sum()),
             people=len(set(people_N[labelled_N])),
             **{name: over_people(dice_NS[:, s], people_N) for s, name in enumerate(STRUCTURES)},
@@ -164,7 +164,6 @@ def over_people(dice_N: np.ndarray, people_N: np.ndarray, *, seed: int = 0) -> S
     interval = None
     if len(names) > 1:
         rng = np.random.default_rng(np.random.SeedSequence((seed, 7)))
-        drawn_RU = rng.multinomial(len(names), np.full(len(names), 1 / len(names)), RESAMPLES)
-        low, high = np.quantile(drawn_RU @ sum_U / (drawn_RU @ count_U), (0.025, 0.975))
+        low, high = np.quantile(resampled_means(sum_U, count_U, rng, RESAMPLES), TAILS[0.95])
         interval = float(low), float(high)
     return StructureDice(dice=float(dice_N[there_N].mean()), interval=interval, images=int(there_N.sum()), people=len(names))

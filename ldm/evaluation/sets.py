@@ -51,6 +51,11 @@ class Part:
     sample_N: np.ndarray
     independent: bool = False  # synthetic images: each its own unit; real ones belong to a person
 
+    @classmethod
+    def of(cls, dataset: Dataset, split: str, most: int | None = None, *, independent: bool = False) -> Part:
+        """All images of a split, or `most` of them, evenly spaced."""
+        return cls(dataset=dataset, split=split, sample_N=evenly(dataset.count(split), most), independent=independent)
+
     def units(self) -> list[str]:
         """Resampling unit of each image."""
         names = self.dataset.keys(self.split) if self.independent else self.dataset.subjects(self.split)
@@ -114,6 +119,12 @@ def check_comparable(real: Dataset, synthetic: Dataset) -> str:
     return filled[0]
 
 
+def held_out_parts(dataset: Dataset) -> list[Part]:
+    """Every split of people held out of training, whole; the training split where nobody was."""
+    splits = [name for name, info in dataset.splits.items() if info.count and name != "train"]
+    return [Part.of(dataset, split) for split in splits or ["train"]]
+
+
 def real_parts(real: Dataset, against: str, limit: int | None) -> tuple[Part, Part | None]:
     """The reference, and other real people for the floor.
 
@@ -125,15 +136,14 @@ def real_parts(real: Dataset, against: str, limit: int | None) -> tuple[Part, Pa
     """
     if against not in real.splits:
         raise InputError(f"unknown split {against!r}", where=real.path, expected=nearest(against, real.splits))
-    count = real.count(against)
+    reference = Part.of(real, against, limit)
     others = [
         name for name in ("train", "val", "test", *real.splits) if name != against and name in real.splits and real.splits[name].count
     ]
     if others:
-        floor = Part(dataset=real, split=others[0], sample_N=evenly(real.count(others[0]), limit))
-        return Part(dataset=real, split=against, sample_N=evenly(count, limit)), floor
+        return reference, Part.of(real, others[0], limit)
     names, unit_N = np.unique(real.subjects(against), return_inverse=True)
     if len(names) < 2:
-        return Part(dataset=real, split=against, sample_N=evenly(count, limit)), None
+        return reference, None
     halves = [np.flatnonzero(unit_N % 2 == side) for side in (0, 1)]
     return tuple(Part(dataset=real, split=against, sample_N=half[evenly(len(half), limit)]) for half in halves)

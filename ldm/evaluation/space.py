@@ -17,6 +17,7 @@ import numpy as np
 from data_shards.errors import InputError
 from ldm.evaluation.features import Extractor
 from ldm.evaluation.frechet import conditioned, frechet_distance, frechet_infinity, kid, subset
+from ldm.evaluation.intervals import about
 from ldm.evaluation.prdc import prdc
 from ldm.evaluation.sets import evenly
 from ldm.evaluation.vendi import vendi_score
@@ -172,7 +173,7 @@ def _half(unit_N: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 def _compared(key: str, values: dict[str, Figures], halves: dict[str, list[Figures]]) -> Compared:
     least = -np.inf if key in SIGNED else 0.0
     spread = {name: np.array([figures[key] for figures in found if key in figures]) for name, found in halves.items()}
-    intervals = {name: about(values[name][key], spread_R, 0.95, least) for name, spread_R in spread.items()}
+    intervals = {name: about(values[name][key], spread_R, least=least) for name, spread_R in spread.items()}
     value = Compared(value=values["synthetic"][key], interval=intervals["synthetic"])
     if "floor" not in values:
         return value
@@ -183,17 +184,8 @@ def _compared(key: str, values: dict[str, Figures], halves: dict[str, list[Figur
         floor=values["floor"][key],
         floor_interval=intervals["floor"],
         excess=excess,
-        excess_interval=about(excess, spread["synthetic"][:both] - spread["floor"][:both], 0.99, -np.inf),
+        excess_interval=about(excess, spread["synthetic"][:both] - spread["floor"][:both], level=0.99),
     )
-
-
-def about(value: float, resampled_R: np.ndarray, level: float, least: float) -> tuple[float, float] | None:
-    """The spread of resamples about their own mean, laid around a figure: halves are biased as smaller sets are, and the figure is not."""
-    if len(resampled_R) < 2:
-        return None
-    tail = (1 - level) / 2
-    low, high = value + np.quantile(resampled_R - resampled_R.mean(), (tail, 1 - tail))
-    return max(float(low), least), float(high)
 
 
 def space_figures(

@@ -11,11 +11,9 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from data_shards.cube import LABELS
 from data_shards.manifest import BandStats
-
-REGIONS = ("fov", *(name for name in LABELS if name != "background"))
-"""The whole field of view, then each class of the label map."""
+from ldm.evaluation.intervals import about
+from ldm.evaluation.regions import REGIONS, RegionSums, lacking_labels
 
 
 def band_edges(stats: BandStats, bins: int = 64) -> np.ndarray:
@@ -28,8 +26,8 @@ def band_edges(stats: BandStats, bins: int = 64) -> np.ndarray:
     return np.linspace(low_C, np.maximum(high_C, low_C + 1e-6), bins - 1, axis=1)
 
 
-class BandHistograms:
-    """Counts of stored values by unit, region, band and bin; filled cube by cube, or by what was counted of other cubes.
+class BandHistograms(RegionSums):
+    """Counts of stored values (uint16) by unit, region, band and bin.
 
     Args:
         edges_CE: inner edges in reflectance units.
@@ -43,41 +41,16 @@ class BandHistograms:
         self._bin_CV = np.stack([np.searchsorted(edges_E, reflectance_V, side="right") for edges_E in edges_CE]).astype(
             np.uint8 if self.bins <= 256 else np.uint16
         )
-        self._counts: dict[int, np.ndarray] = {}
-        self.labelled = False
+        super().__init__({"counts_URCK": np.zeros((len(REGIONS), len(edges_CE), self.bins), np.int64)})
 
-    def add(self, data_CHW: np.ndarray, *, unit: int, fov_HW: np.ndarray, labels_HW: np.ndarray | None = None) -> None:
-        """Count one cube (uint16) under `unit`; labels outside the field of view do not count."""
-        masks = [fov_HW]
-        if labels_HW is not None:
-            self.labelled = True
-            masks += [fov_HW & (labels_HW == LABELS[name]) for name in REGIONS[1:]]
-        counts_RCK = self._of(unit)
-        for r, mask_HW in enumerate(masks):
-            for c, values_N in enumerate(data_CHW[:, mask_HW]):
-                counts_RCK[r, c] += np.bincount(self._bin_CV[c][values_N], minlength=self.bins)
-
-    def arrays(self) -> dict[str, np.ndarray]:
-        """What `merge` adds to others: the units, and their counts in the whole field of view and, of a labelled set, in each region."""
-        regions = len(REGIONS) if self.labelled else 1
-        counts = [counts_RCK[:regions] for counts_RCK in self._counts.values()]
-        shape = 0, regions, len(self._bin_CV), self.bins
-        return {"unit_U": np.array(list(self._counts), np.int64), "counts_URCK": np.array(counts, np.int64).reshape(-1, *shape[1:])}
-
-    def merge(self, unit_U: np.ndarray, counts_URCK: np.ndarray) -> None:
-        """Add what was counted of other cubes of the set."""
-        self.labelled |= counts_URCK.shape[1] > 1
-        for unit, counts_RCK in zip(unit_U.tolist(), counts_URCK, strict=True):
-            self._of(unit)[: len(counts_RCK)] += counts_RCK
+    def of_pixels(self, values_CN: np.ndarray) -> dict[str, np.ndarray]:
+        counts_CK = [np.bincount(bin_V[values_N], minlength=self.bins) for bin_V, values_N in zip(self._bin_CV, values_CN, strict=True)]
+        return {"counts_URCK": np.stack(counts_CK)}
 
     def counts_UCK(self, region: str) -> np.ndarray:
         """Counts of a region, by unit in their order, without the units that have none of it."""
-        counts_UCK = np.array([self._counts[unit][REGIONS.index(region)] for unit in sorted(self._counts)])
-        counts_UCK = counts_UCK.reshape(-1, len(self._bin_CV), self.bins)
+        counts_UCK = self.by_unit("counts_URCK", region)
         return counts_UCK[counts_UCK.sum((1, 2)) > 0]
-
-    def _of(self, unit: int) -> np.ndarray:
-        return self._counts.setdefault(unit, np.zeros((len(REGIONS), len(self._bin_CV), self.bins), np.int64))
 
 
 def posterior(counts_CK: np.ndarray) -> np.ndarray:
@@ -144,9 +117,9 @@ def spectral_distance(real_UCK: np.ndarray, other_UCK: np.ndarray, *, seed: int 
         kl_C=tuple(map(float, kl_C)),
         js_C=tuple(map(float, js_C)),
         kl_mean=float(kl_C.mean()),
-        kl_interval=spread_about(float(kl_C.mean()), kl_R),
+        kl_interval=about(float(kl_C.mean()), kl_R, least=0.0),
         js_mean=float(js_C.mean()),
-        js_interval=spread_about(float(js_C.mean()), js_R),
+        js_interval=about(float(js_C.mean()), js_R, least=0.0),
         **sizes,
     )
 
@@ -155,16 +128,6 @@ def resampled(counts_UCK: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """Counts (C, K) of units drawn with replacement, as many as there are; a single unit stays as it is."""
     U = len(counts_UCK)
     return counts_UCK[0] if U == 1 else np.tensordot(rng.multinomial(U, np.full(U, 1 / U)), counts_UCK, axes=1)
-
-
-def spread_about(value: float, resampled_R: np.ndarray) -> tuple[float, float]:
-    """The 2.5 and 97.5 percentiles of resamples about their own mean, laid around the figure, not below 0.
-
-    Resampling itself adds divergence (a resample of people lies off the people), so plain percentiles of a divergence
-    near 0 would not even hold the figure. The same shift sits in figure and floor, so the two stay comparable.
-    """
-    low, high = value + np.quantile(resampled_R - resampled_R.mean(), (0.025, 0.975))
-    return max(float(low), 0.0), float(high)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -221,8 +184,7 @@ def region_distance(histograms: dict[str, BandHistograms], region: str, *, seed:
     """
     counts = {name: of_set.counts_UCK(region) for name, of_set in histograms.items()}
     distance, floor = spectral_distance(counts["real"], counts["synthetic"], seed=seed), SpectralDistance()
-    if region != "fov" and not histograms["synthetic"].labelled:
-        reason = "the synthetic set has no labels" if histograms["real"].labelled else "neither set has labels"
+    if reason := lacking_labels(histograms, region):
         distance = replace(distance, reason=reason)
     if "floor" in counts:
         floor = spectral_distance(counts["real"], counts["floor"], seed=seed)
@@ -241,16 +203,13 @@ def region_distance(histograms: dict[str, BandHistograms], region: str, *, seed:
     )
 
 
-def _excess(
-    counts: dict[str, np.ndarray], values: tuple[float, float], seed: int, resamples: int = 200
-) -> dict[str, float | tuple[float, float]]:
+def _excess(counts: dict[str, np.ndarray], values: tuple[float, float], seed: int, resamples: int = 200) -> dict[str, object]:
     """By how much KL and JS of the synthetic set exceed the floor's, and the spread of that."""
     rng, found_R2 = np.random.default_rng(np.random.SeedSequence((seed, 12))), np.empty((resamples, 2))
     for r in range(resamples):
         p_CK, q_CK, f_CK = (posterior(resampled(counts[name], rng)) for name in ("real", "synthetic", "floor"))
         found_R2[r] = [(d(p_CK, q_CK) - d(p_CK, f_CK)).mean() for d in (kl_nats, js_nats)]
-    fields: dict[str, float | tuple[float, float]] = {}
+    fields: dict[str, object] = {}
     for name, value, found_R in zip(("kl", "js"), values, found_R2.T, strict=True):
-        low, high = value + np.quantile(found_R - found_R.mean(), (0.005, 0.995))
-        fields |= {f"{name}_excess": value, f"{name}_excess_interval": (float(low), float(high))}
+        fields |= {f"{name}_excess": value, f"{name}_excess_interval": about(value, found_R, level=0.99)}
     return fields

@@ -8,7 +8,7 @@ from typing import Literal
 
 from ldm.evaluation.audit import AuditResult
 from ldm.evaluation.audit_result import DescriptorFigures
-from ldm.evaluation.evaluate import EvaluationResult
+from ldm.evaluation.evaluation_result import EvaluationResult
 from ldm.evaluation.mean_spectra import MeanSpectrumDistance
 from ldm.evaluation.ms_ssim import MsSsimFigures
 from ldm.evaluation.space import Compared, SpaceFigures

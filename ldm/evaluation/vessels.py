@@ -14,6 +14,7 @@ from scipy import ndimage
 from skimage.morphology import skeletonize
 
 from data_shards.cube import LABELS
+from ldm.evaluation.intervals import about, resampled_means
 
 MORPHOMETRY = ("vessel density", "calibre, px", "branch points per 100 px", "artery/vein calibre ratio")
 """The figures of a label map, in the order of `morphometry`."""
@@ -144,10 +145,8 @@ def _figure(values: dict[str, np.ndarray], units: dict[str, list[str]], words: t
         (a, a_S), (b, b_S) = differences.values()
         differences["excess"] = abs(a) - abs(b), abs(a_S) - abs(b_S)
     for key, (value, resampled_S) in differences.items():
-        # about the figure: the resamples of |…| lie above it on the whole, for resampling itself adds a difference
-        tail = 0.005 if key == "excess" else 0.025  # it is what a verdict hangs on
-        low, high = value + np.quantile(resampled_S - resampled_S.mean(), (tail, 1 - tail))
-        found |= {key: value, f"{key}_interval": (float(low), float(high))}
+        level = 0.99 if key == "excess" else 0.95  # it is what a verdict hangs on
+        found |= {key: value, f"{key}_interval": about(value, resampled_S, level=level)}
     return MorphometryFigure(**found)
 
 
@@ -162,5 +161,4 @@ def _resampled_means(values_N: np.ndarray, units_N: np.ndarray, rng: np.random.G
     n = len(images_U)
     if not n:
         return np.empty(0), 0
-    drawn_SU = rng.multinomial(n, np.full(n, 1 / n), size=resamples)
-    return drawn_SU @ np.bincount(unit_N, weights=values_N) / (drawn_SU @ images_U), n
+    return resampled_means(np.bincount(unit_N, weights=values_N), images_U, rng, resamples), n

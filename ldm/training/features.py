@@ -5,26 +5,22 @@ Legend: B batch, C band, H W pixels, R rank, N sample of the batch of all ranks,
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator
-
 import torch
 from pytorch_metric_learning.losses import VICRegLoss
 from torch import Tensor
 
 from data_shards.reading.batch import Batch
-from ldm.checkpoints.store import Reader, State
 from ldm.comm import Communicator
 from ldm.models.feature_encoder import FeatureEncoder
 from ldm.normalise import CubeNormaliser
-from ldm.schedules import OptimizerConfig, learning_rate
+from ldm.schedules import OptimizerConfig
+from ldm.training.averaged import AveragedTrainer
 from ldm.training.config import EMAConfig, VICRegConfig, ViewsConfig
-from ldm.training.ema import EMA, decay_at
 from ldm.training.engine import Engine
 from ldm.training.views import view_of
 
 
-class FeatureTrainer:
+class FeatureTrainer(AveragedTrainer):
     """VICReg (Bardes et al. 2022) without a projector: the embedding is the feature. Averaged weights are the ones that are used.
 
     Variance and covariance are those of the micro batch of all ranks together: what one process would have computed of it.
@@ -34,8 +30,6 @@ class FeatureTrainer:
         total: samples of the whole run, for the schedules.
         seed: of the views.
     """
-
-    USED = ("ema.",)
 
     def __init__(
         self,
@@ -51,17 +45,14 @@ class FeatureTrainer:
         total: int,
         seed: int,
     ) -> None:
-        self.engine, self.views, self.optimizer, self.ema_config, self.total, self.seed = engine, views, optimizer, ema, total, seed
-        self.encoder = engine.add(
-            "encoder", encoder, lr=optimizer.lr, betas=(optimizer.beta1, optimizer.beta2), weight_decay=optimizer.weight_decay
-        )
-        self.module, self.normaliser, self.mean_C = encoder, normaliser.to(engine.device), mean_C.to(engine.device)
+        super().__init__(engine, "encoder", encoder, optimizer=optimizer, ema=ema, total=total)
+        self.views, self.seed = views, seed
+        self.normaliser, self.mean_C = normaliser.to(engine.device), mean_C.to(engine.device)
         self.vicreg = VICRegLoss(invariance_lambda=loss.invariance, variance_mu=loss.variance, covariance_v=loss.covariance)
-        self.ema = EMA(engine.networks["encoder"].masters())
 
     def losses(self, batch: Batch, samples: int) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Invariance, variance and covariance (eq. 1 to 6), both views through the network in one call."""
-        own_BD = self.encoder(self._views(batch)).float().chunk(2)
+        own_BD = self.network(self._views(batch)).float().chunk(2)
         a_ND, b_ND = (of_all_ranks(view_BD, self.engine.comm) for view_BD in own_BD)
         with torch.autocast(self.engine.device.type, enabled=False):  # sums over the batch, squared
             loss = self.vicreg(a_ND, ref_emb=b_ND)
@@ -89,41 +80,9 @@ class FeatureTrainer:
         views = [view_of(counts_BCHW, batch.sample_B, batch.epoch_B, view=view, **how) for view in (0, 1)]
         return self.engine.laid_out(self.normaliser(torch.cat(views) + self.normaliser.log_zero))
 
-    def after_step(self, samples: int, batch: int, *, skipped: bool) -> dict[str, float]:
-        """Moves the average of the weights; a skipped step leaves it untouched."""
-        if not skipped:
-            self.ema.update(decay_at(samples + batch, batch, self.ema_config))
-        return {}
-
-    @contextlib.contextmanager
-    def as_loaded(self) -> Iterator[None]:
-        """The averaged weights in the place of those of the last step."""
-        encoder = self.engine.networks["encoder"]
-        with self.ema.exchanged():
-            encoder.refresh()
-            yield
-        encoder.refresh()
-
-    def taking_part(self, samples: int) -> tuple[str, ...]:
-        return ("encoder",)
-
     def may_be_best(self, samples: int) -> bool:
         """None is: that two views agree says nothing of a network that says the same of all cubes. The probes judge the last one."""
         return False
-
-    def start_epoch(self, epoch: int) -> dict[str, float]:
-        return {}
-
-    def learning_rates(self, samples: int) -> dict[str, float]:
-        return {"encoder": learning_rate(samples, self.total, self.optimizer)}
-
-    def state(self) -> State:
-        """The averaged weights."""
-        return self.ema.state("ema")
-
-    def load(self, read: Reader) -> None:
-        """The inverse of `state`."""
-        self.ema.load(read, "ema")
 
 
 def of_all_ranks(own_BD: Tensor, comm: Communicator) -> Tensor:

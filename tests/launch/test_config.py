@@ -11,9 +11,9 @@ import pytest
 import yaml
 
 from data_shards.errors import InputError
-from launch.config import from_tree, load, preset_names, to_tree, to_yaml
 from launch.parse import parse_yaml
 from launch.run import Run
+from launch.tree import from_tree, load, preset_names, to_tree, to_yaml
 
 
 @pytest.mark.parametrize("name", preset_names())

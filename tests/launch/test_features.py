@@ -15,9 +15,9 @@ from data_shards.errors import InputError
 from data_shards.folder import write_cube
 from data_shards.packing.pack import pack
 from data_shards.reading.dataset import Dataset
-from launch.config import load
 from launch.run import Run
 from launch.stages import STAGES
+from launch.tree import load
 from ldm.checkpoints.store import CheckpointStore
 from ldm.checkpoints.trained import load_feature_encoder
 from ldm.evaluation.features import get_extractor

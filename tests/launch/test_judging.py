@@ -11,7 +11,8 @@ import pytest
 from data_shards.packing.pack import write_dataset
 from data_shards.reading.dataset import Dataset
 from launch.stages.evaluate import FrechetOverBaseline, HeldOut, out_of_reach
-from ldm.evaluation.evaluate import EvaluateConfig, Evaluation
+from ldm.evaluation.evaluate import Evaluation
+from ldm.evaluation.evaluation_result import EvaluateConfig
 from ldm.evaluation.frechet import frechet_distance
 from ldm.evaluation.sets import Part
 from tests.conftest import made_cube

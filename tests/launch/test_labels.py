@@ -20,9 +20,9 @@ from data_shards.packing.pack import write_dataset
 from data_shards.phantom.eyes import Phantoms
 from data_shards.phantom.persons import PhantomConfig
 from data_shards.reading.dataset import Dataset
-from launch.config import from_tree
 from launch.run import Run
 from launch.stages import STAGES
+from launch.tree import from_tree
 from ldm.checkpoints.segmenter import load_segmenter
 from ldm.checkpoints.store import CheckpointStore
 from ldm.comm import Alone

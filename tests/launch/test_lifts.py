@@ -14,8 +14,8 @@ from safetensors.torch import load_file
 
 from data_shards.errors import InputError
 from data_shards.manifest import read_manifest
-from launch.config import load
 from launch.stages import STAGES
+from launch.tree import load
 from ldm.checkpoints.store import CheckpointStore
 from ldm.checkpoints.trained import load_autoencoder, load_denoiser
 from ldm.comm import Alone

@@ -16,11 +16,11 @@ from data_shards.errors import InputError, RetinaforgeError, without_credentials
 from data_shards.stores.retry import Transient, retrying
 from launch import provenance
 from launch.cli import app
-from launch.config import load, to_public_yaml
 from launch.credentials import CREDENTIALS
 from launch.run import Run
 from launch.submit.described import described
 from launch.submit.site import OF_THE_USER
+from launch.tree import load, to_public_yaml
 from slurm.jobs import freeze
 from tests.commands import invoke
 

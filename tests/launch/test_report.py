@@ -12,7 +12,8 @@ import yaml
 from data_shards.folder import write_cube
 from data_shards.packing.pack import pack
 from launch import headline
-from launch.report.build import cards, metric_part, time_spent
+from launch.report.build import cards
+from launch.report.parts import metric_part, time_spent
 from ldm.evaluation.tables import Row, verdict
 from tests.commands import invoke
 from tests.conftest import made_cube

@@ -17,12 +17,12 @@ from PIL import Image
 from data_shards.cube import Cube
 from data_shards.packing.pack import write_dataset
 from data_shards.reading.dataset import Dataset
-from launch.config import load
 from launch.report import samples
 from launch.report.build import build_report
 from launch.report.samples import shrink_by, shrunk, steps, strip
 from launch.report.text import build_text
 from launch.run import Run
+from launch.tree import load
 from ldm.evaluation.embedding import distances, plane
 from ldm.training.log import MetricLog
 from tests.conftest import made_cube

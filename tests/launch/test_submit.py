@@ -19,7 +19,6 @@ from data_shards.errors import InputError
 from data_shards.ledger import Ledger
 from launch.cli.resume import _limited
 from launch.cli.status import pace, summary
-from launch.config import load
 from launch.provenance import ROOT
 from launch.run import Run
 from launch.stages import STAGES
@@ -28,6 +27,7 @@ from launch.submit.frozen import Progress, Target, check_time, progress_of
 from launch.submit.graph import run_here
 from launch.submit.pipeline import missing
 from launch.submit.site import minutes_of, queue
+from launch.tree import load
 from slurm.foreground import run_local
 from slurm.jobs import JobSpec
 from slurm.queue import JobState

@@ -23,7 +23,7 @@ import launch.work
 from data_shards.errors import InputError
 from data_shards.ledger import Ledger, Units
 from launch.cli.display import Hidden, Terminal
-from launch.config import Config, load
+from launch.config import Config
 from launch.run import read_result
 from launch.sweep.axes import Axes, Cell, cost_of, impossible, in_order, sampler_named, set_name
 from launch.sweep.figure import draw
@@ -31,6 +31,7 @@ from launch.sweep.pieces import Pieces, phases
 from launch.sweep.results import MEASURES, Measure, Row, comparable, front_of, results_of
 from launch.sweep.runs import Sweep, base_of
 from launch.sweep.stopping import Hopeless, Rules, Stopped, Watched, stopped_in
+from launch.tree import load
 from launch.work import work
 from ldm.generation.speed import Pace, Speed
 from ldm.models.config import ObjectiveConfig, SamplerConfig

@@ -31,11 +31,11 @@ from data_shards.packing.splits import held_out_split
 from data_shards.packing.verify import verify
 from data_shards.reading.dataset import Dataset, SplitInfo
 from launch.build import check_fit
-from launch.config import from_tree
 from launch.run import Run
 from launch.stages import STAGES
 from launch.stages.outdated import check_outdated
 from launch.stages.training import trained
+from launch.tree import from_tree
 from launch.worked import working_seconds
 from ldm.checkpoints.commit import USED, faults_of
 from ldm.checkpoints.store import CheckpointStore

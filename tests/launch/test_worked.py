@@ -13,10 +13,10 @@ from pathlib import Path
 import pytest
 
 from data_shards.errors import InputError, TryAgain
-from launch.config import load
 from launch.run import Run
 from launch.stages import STAGES
 from launch.stages.sample import Sample
+from launch.tree import load
 from launch.worked import FOLDER, counted, working_seconds
 from tests.commands import invoke
 from tests.threads import Threads

@@ -19,8 +19,8 @@ from diffusers.models.attention_processor import Attention
 
 from data_shards import durable
 from data_shards.errors import InputError
-from launch.config import load
 from launch.run import Run
+from launch.tree import load
 from ldm.checkpoints.commit import COMMIT, digest_of
 from ldm.checkpoints.store import CheckpointStore
 from ldm.checkpoints.trained import load_autoencoder, load_denoiser

@@ -17,7 +17,8 @@ from data_shards.packing.pack import pack
 from data_shards.reading.dataset import Dataset
 from launch.cli import app
 from launch.run import read_result
-from ldm.evaluation.evaluate import EvaluateConfig, Evaluation, EvaluationResult, evaluate
+from ldm.evaluation.evaluate import Evaluation, evaluate
+from ldm.evaluation.evaluation_result import EvaluateConfig, EvaluationResult
 from ldm.evaluation.frechet import frechet_distance
 from ldm.evaluation.sets import ImagesOfPeople, Part, check_comparable, evenly
 from ldm.evaluation.tables import rows_of_evaluation

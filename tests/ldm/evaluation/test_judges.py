@@ -14,7 +14,9 @@ from data_shards.cube import LABELS
 from data_shards.errors import InputError
 from data_shards.packing.pack import write_dataset
 from data_shards.reading.dataset import Dataset
-from ldm.evaluation.evaluate import EvaluateConfig, Evaluation, evaluate
+from ldm.checkpoints.segmenter import Segmenter
+from ldm.evaluation.evaluate import Evaluation, evaluate
+from ldm.evaluation.evaluation_result import EvaluateConfig
 from ldm.evaluation.features import EXTRACTORS, SeededConv
 from ldm.evaluation.space import Compared, SpaceFigures, disagreements
 from ldm.evaluation.tables import rows_of_evaluation
@@ -69,7 +71,8 @@ def _judges(monkeypatch: pytest.MonkeyPatch) -> None:
 class ByBrightness:
     """A labeller: the brighter half of the view is vein, the brightest tenth artery."""
 
-    digest = "b" * 64
+    digest, data = "b" * 64, {"wavelengths_nm": (500.0, 520.0, 540.0, 560.0), "scale": 1 / 4095, "offset": 0.0}
+    check = Segmenter.check
 
     def __call__(self, stored_BCHW: torch.Tensor, fov_HW: torch.Tensor | None) -> torch.Tensor:
         mean_BHW = stored_BCHW.float().mean(1)
@@ -104,6 +107,13 @@ def test_one_labeller_draws_the_maps_of_both_sets(real: Dataset, synthetic: Data
     assert by_one.labelled_by == ByBrightness.digest and by_one.spectral.vein.kl_mean > 0 and by_one.spectra["vein"].angle_rad > 0
     assert by_one.spectral.onh.reason.startswith("no pixel of this region")
     assert by_one.vessels["vessel density"].floor is not None and by_one.vessels["vessel density"].synthetic > 0
+
+
+def test_a_labeller_that_was_trained_on_other_cubes_is_refused(real: Dataset, synthetic: Dataset) -> None:
+    other = ByBrightness()
+    other.data = {**ByBrightness.data, "scale": 1.0}
+    with pytest.raises(InputError, match="cubes with scale"):
+        Evaluation(real, synthetic, EvaluateConfig(extractors=("second",), pairs=4), labeller=other)
 
 
 def test_any_number_of_workers_come_to_the_figures_of_one(real: Dataset, synthetic: Dataset, tmp_path: Path) -> None:

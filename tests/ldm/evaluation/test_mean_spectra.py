@@ -5,7 +5,7 @@ import pytest
 
 from ldm.evaluation import mean_spectra
 from ldm.evaluation.mean_spectra import MeanSpectra, distances, spectral_angle_rad, spectral_information_divergence
-from ldm.evaluation.spectral import REGIONS
+from ldm.evaluation.regions import REGIONS
 
 SCALE, OFFSET, BANDS = 1 / 4095, -0.01, 4
 LABELS = np.repeat(np.arange(4, dtype=np.uint8), 4)[:, None].repeat(12, axis=1)  # (16, 12): bands of each class

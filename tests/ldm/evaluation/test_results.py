@@ -14,7 +14,7 @@ from launch.run import read_result
 from launch.stages.evaluate import FrechetOverBaseline
 from ldm.evaluation import audit_result as of_audit
 from ldm.evaluation.audit import AuditConfig, AuditResult
-from ldm.evaluation.evaluate import EvaluateConfig, EvaluationResult
+from ldm.evaluation.evaluation_result import EvaluateConfig, EvaluationResult
 from ldm.evaluation.health import Health, Moments, Wanted, health_of
 from ldm.evaluation.mean_spectra import MeanSpectrumDistance
 from ldm.evaluation.ms_ssim import BandVariety, MsSsimFigures

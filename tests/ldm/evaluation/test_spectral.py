@@ -7,6 +7,7 @@ from scipy.stats import entropy
 
 from data_shards.manifest import BandStats
 from ldm.evaluation import spectral
+from ldm.evaluation.regions import REGIONS
 
 SCALE, OFFSET = 1 / 4095, -0.01
 STATS = BandStats(split="train", mean_C=(0.3, 0.5), std_C=(0.05, 0.2), min_C=(0.02, 0.0), max_C=(0.9, 1.0), values=1)
@@ -73,7 +74,7 @@ def test_regions_are_cut_by_labels_and_field_of_view():
     labels, fov = np.zeros((20, 24), np.uint8), np.ones((20, 24), bool)
     labels[:4], labels[4:6], labels[10:12, :5], fov[:2] = 1, 2, 3, False
     found = histograms([cube()], ["a"], fov=fov, labels=labels)
-    assert [int(found.counts_UCK(r)[:, 0].sum()) for r in spectral.REGIONS] == [18 * 24, 2 * 24, 2 * 24, 10]
+    assert [int(found.counts_UCK(r)[:, 0].sum()) for r in REGIONS] == [18 * 24, 2 * 24, 2 * 24, 10]
 
 
 def test_interval_is_by_patient_not_by_pixel():
@@ -92,5 +93,5 @@ def test_counts_of_several_processes_add_up_to_those_of_one():
     merged = histograms([], [])
     for shard in (histograms([cube(2)], [0]), histograms([cube(0), cube(1)], [0, 1])):
         merged.merge(**shard.arrays())
-    for region in spectral.REGIONS:
+    for region in REGIONS:
         np.testing.assert_array_equal(merged.counts_UCK(region), whole.counts_UCK(region))

@@ -12,8 +12,8 @@ import torch
 
 from data_shards.errors import InputError
 from data_shards.reading.dataset import Dataset
-from launch.config import load
 from launch.stages.diffusion import Diffusion
+from launch.tree import load
 from ldm.checkpoints import trained
 from ldm.checkpoints.trained import Autoencoder, cube_normaliser, describe_data
 from ldm.generation.encode import encode_dataset

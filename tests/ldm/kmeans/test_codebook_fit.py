@@ -18,7 +18,7 @@ from safetensors.torch import save
 from data_shards.errors import CorruptData, InputError
 from data_shards.reading.dataset import Dataset
 from launch import build
-from launch.config import load
+from launch.tree import load
 from ldm.comm import Alone
 from ldm.kmeans.fit import FitConfig, FittedCodebook, drawn, fit_codebook
 from ldm.training.engine import Engine

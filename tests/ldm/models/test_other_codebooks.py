@@ -13,7 +13,8 @@ import torch
 from data_shards.errors import InputError
 from data_shards.reading.dataset import Dataset
 from launch import build
-from launch.config import VQGANStage, load
+from launch.config import VQGANStage
+from launch.tree import load
 from ldm.checkpoints.export import as_vqmodel
 from ldm.checkpoints.store import CheckpointStore, Reader
 from ldm.checkpoints.trained import Autoencoder, load_autoencoder

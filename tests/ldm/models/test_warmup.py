@@ -9,7 +9,8 @@ import pytest
 
 from data_shards.reading.dataset import Dataset
 from launch import build
-from launch.config import VQGANStage, load
+from launch.config import VQGANStage
+from launch.tree import load
 from ldm.training.engine import Engine
 
 
