@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from launch.headline import HEADLINE, caution, known
+from launch.headline import stated
 from launch.run import Run, figures, read_result
 from ldm.evaluation.tables import Row, missing, number, rows_of_evaluation
 
@@ -48,13 +48,9 @@ def build_text(run: Run) -> str:
 
 def headline(run: Run) -> Table:
     """The figures that stand first, with what is wanted of each."""
-    table, found = Table.grid(padding=(0, 2)), known(figures(run))
-    for figure in HEADLINE:
-        value, said = found.get(figure.key), caution(found, figure.key)
-        if value is not None:
-            table.add_row(figure.title, figure.form.format(value), "; ".join(filter(None, (figure.verdict(value), said))))
-        elif said:
-            table.add_row(figure.title, "–", f"left out: {said}")
+    table = Table.grid(padding=(0, 2))
+    for figure, value, words in stated(figures(run)):
+        table.add_row(figure.title, "–" if value is None else figure.form.format(value), words)
     return table
 
 
