@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -75,14 +75,23 @@ def caution(figures: Mapping[str, Any], key: str) -> str:
     return figures.get("left_out", {}).get(key) or figures.get("cautions", {}).get(key, "")
 
 
-def lines(figures: Mapping[str, Any]) -> list[str]:
-    """Each figure of metrics.json on a line: value, target, or why it was left out."""
-    found, figures = [], known(figures)
+def stated(figures: Mapping[str, Any]) -> Iterator[tuple[Figure, float | None, str]]:
+    """Each figure of metrics.json with its value and what is said of it: its target and cautions, or, without a value, why it was left out.
+
+    One of which metrics.json says nothing is passed over.
+    """
+    figures = known(figures)
     for figure in HEADLINE:
         value, said = figures.get(figure.key), caution(figures, figure.key)
         if value is not None:
-            words = "; ".join(part for part in (figure.verdict(value), said) if part)
-            found.append(f"{figure.key:30} {value:<10.4g} {words}".rstrip())
+            yield figure, value, "; ".join(filter(None, (figure.verdict(value), said)))
         elif said:
-            found.append(f"{figure.key:30} left out: {said}")
-    return found
+            yield figure, None, f"left out: {said}"
+
+
+def lines(figures: Mapping[str, Any]) -> list[str]:
+    """Each figure of metrics.json on a line: value, target, or why it was left out."""
+    return [
+        f"{figure.key:30} {words}" if value is None else f"{figure.key:30} {value:<10.4g} {words}".rstrip()
+        for figure, value, words in stated(figures)
+    ]

@@ -52,8 +52,7 @@ class Run:
         named = config.data.dataset
         self.dataset: Path | str = self.folder / "data" if not named else named if is_url(named) else Path(named)
         self.vqgan, self.latents, self.diffusion, self.synthetic = (self.folder / n for n in ("vqgan", "latents", "diffusion", "synthetic"))
-        self.features = self.folder / "features"
-        self.segmenter = self.folder / "segmenter"
+        self.features, self.segmenter = self.folder / "features", self.folder / "segmenter"
         self.envelope = self.folder / "envelope.json"
 
     def open(self, place: Path | str) -> Dataset:

@@ -158,13 +158,10 @@ def checked_device(device: str) -> str:
     return device
 
 
-def number(value: float | None) -> str:
-    """Four digits, or a dash for what could not be had."""
-    return "–" if value is None else str(value) if isinstance(value, int) else f"{value:.4g}"
-
-
 def show(title: str, rows: list[Row]) -> None:
     """The table that people see: every value beside its floor, its 95 % interval beneath; then what could not be measured, and why."""
+
+    from ldm.evaluation.tables import missing, number
 
     def cell(value: float | None, interval: tuple[float, float] | None) -> str:
         return number(value) + (f"\n[dim]{interval[0]:.3g} … {interval[1]:.3g}[/]" if interval and value is not None else "")
@@ -178,12 +175,14 @@ def show(title: str, rows: list[Row]) -> None:
         metric = f"{row.metric} [dim]({row.note})[/]" if row.note else row.metric
         table.add_row(metric, cell(row.value, row.interval), cell(row.floor, row.floor_interval), *([row.n] if with_n else []))
     Console().print(table)
-    for reason in dict.fromkeys(row.reason for row in rows if row.reason):
-        typer.echo(f"not measured: {reason} ({'; '.join(row.metric for row in rows if row.reason == reason)})")
+    for reason, metrics in missing(rows).items():
+        typer.echo(f"not measured: {reason} ({'; '.join(metrics)})")
 
 
 def show_closest(pairs: tuple[ClosestPair, ...]) -> None:
     """The closest pairs; who a training image is of stands only where the pair is flagged."""
+    from ldm.evaluation.tables import number
+
     table = Table(title="closest pairs (pooled)", title_justify="left", box=box.SIMPLE_HEAD)
     for column in ("synthetic", "training", "person", "distance", "of floor median", ""):
         table.add_column(column, justify="right" if column in ("distance", "of floor median") else "left")

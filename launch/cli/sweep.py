@@ -136,8 +136,8 @@ def show(results: Results) -> None:
     from rich.markup import escape
     from rich.table import Table
 
-    from launch.cli.evaluate import number
     from launch.sweep.results import MEASURES
+    from ldm.evaluation.tables import number
 
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     for column in ("", "networks", "solver"):

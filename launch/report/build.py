@@ -15,7 +15,7 @@ import launch
 from data_shards import durable
 from data_shards.errors import without_credentials
 from data_shards.manifest import NAME
-from launch.headline import HEADLINE, caution, known
+from launch.headline import stated
 from launch.report.likeness import likeness
 from launch.report.parts import (
     Report,
@@ -90,13 +90,14 @@ class Card:
 
 def cards(figures: Mapping[str, Any]) -> list[Card]:
     """The figures that stand first; only one that is better than wanted has the colour of good ones."""
-    found, figures = [], known(figures)
-    for figure in HEADLINE:
-        value, said = figures.get(figure.key), caution(figures, figure.key)
-        if value is not None:
-            style = {True: "reached", False: "missed", None: "plain"}[figure.reached(value)]
-            verdict = "; ".join(part for part in (figure.verdict(value), said) if part)
-            found.append(Card(title=figure.title, value=figure.form.format(value), words=figure.meaning, verdict=verdict, style=style))
-        elif said:
-            found.append(Card(title=figure.title, value=None, words=figure.meaning, verdict=f"left out: {said}", style="missed"))
-    return found
+    styles = {True: "reached", False: "missed", None: "plain"}
+    return [
+        Card(
+            title=figure.title,
+            value=None if value is None else figure.form.format(value),
+            words=figure.meaning,
+            verdict=words,
+            style="missed" if value is None else styles[figure.reached(value)],
+        )
+        for figure, value, words in stated(figures)
+    ]

@@ -17,7 +17,7 @@ import yaml
 import launch
 from data_shards import durable, stores
 from data_shards.manifest import Manifest, read_manifest
-from launch.headline import HEADLINE, caution, known
+from launch.headline import stated
 from launch.run import Run, figures, read_result
 
 NAME, SPLIT = "README.md", "synthetic"
@@ -178,13 +178,11 @@ def measured(run: Run, manifest: Manifest) -> Iterator[str]:
 
     evaluated = read_result(run.folder / "evaluate.json", EvaluationResult)
     of_this_set = evaluated is not None and evaluated.synthetic.digest == manifest.digest
-    found = known(figures(run))
-    for figure in HEADLINE if of_this_set else ():
-        value, said = found.get(figure.key), caution(found, figure.key)
-        if value is not None and figure.key != "seconds":
-            yield f"- {figure.title}: {figure.form.format(value)} ({'; '.join(filter(None, (figure.verdict(value), said)))})"
-        elif said:
-            yield f"- {figure.title}: left out: {said}"
+    for figure, value, words in stated(figures(run)) if of_this_set else ():
+        if value is None:
+            yield f"- {figure.title}: {words}"
+        elif figure.key != "seconds":
+            yield f"- {figure.title}: {figure.form.format(value)} ({words})"
     audit = read_result(run.folder / "audit.json", AuditResult)
     for name, descriptor in audit.descriptors.items() if audit and audit.synthetic.digest == manifest.digest else ():
         yield f"- search for copies ({name}): {descriptor.verdict}"

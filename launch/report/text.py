@@ -10,9 +10,9 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from launch.headline import HEADLINE, caution, known
+from launch.headline import stated
 from launch.run import Run, figures, read_result
-from ldm.evaluation.tables import Row, rows_of_evaluation
+from ldm.evaluation.tables import Row, missing, number, rows_of_evaluation
 
 COLUMNS = 80
 
@@ -33,8 +33,8 @@ def build_text(run: Run) -> str:
         console.print(f"measures, against {reference.n} images of {reference.subjects} people (split {reference.split!r})")
         rows = rows_of_evaluation(evaluated)
         console.print(measures(rows))
-        for reason in dict.fromkeys(row.reason for row in rows if row.reason):
-            console.print(Text(f"left out: {reason} ({'; '.join(row.metric for row in rows if row.reason == reason)})"))
+        for reason, metrics in missing(rows).items():
+            console.print(Text(f"left out: {reason} ({'; '.join(metrics)})"))
     audit = read_result(run.folder / "audit.json", AuditResult)
     if audit is None:
         console.print("copies: left out, the run has no audit.json of this version yet")
@@ -48,13 +48,9 @@ def build_text(run: Run) -> str:
 
 def headline(run: Run) -> Table:
     """The figures that stand first, with what is wanted of each."""
-    table, found = Table.grid(padding=(0, 2)), known(figures(run))
-    for figure in HEADLINE:
-        value, said = found.get(figure.key), caution(found, figure.key)
-        if value is not None:
-            table.add_row(figure.title, figure.form.format(value), "; ".join(filter(None, (figure.verdict(value), said))))
-        elif said:
-            table.add_row(figure.title, "–", f"left out: {said}")
+    table = Table.grid(padding=(0, 2))
+    for figure, value, words in stated(figures(run)):
+        table.add_row(figure.title, "–" if value is None else figure.form.format(value), words)
     return table
 
 
@@ -73,5 +69,4 @@ def measures(rows: Sequence[Row]) -> Table:
 
 
 def _cell(value: float | None, interval: tuple[float, float] | None) -> str:
-    shown = "–" if value is None else str(value) if isinstance(value, int) else f"{value:.4g}"
-    return f"{shown}\n{interval[0]:.3g} … {interval[1]:.3g}" if interval and value is not None else shown
+    return number(value) + (f"\n{interval[0]:.3g} … {interval[1]:.3g}" if interval and value is not None else "")

@@ -130,7 +130,7 @@ def cube_normaliser(data: dict[str, Any]) -> CubeNormaliser:
 
 
 def trained_digest(folder: Path) -> str | None:
-    """sha256 of the commit that `load_autoencoder`, `load_denoiser` or `load_feature_encoder` would take; None where nothing is trained."""
+    """sha256 of the commit that a training folder is loaded from; None where nothing is trained."""
     checkpoint = CheckpointStore(folder / "checkpoints", Alone()).newest(progress_exists=False, used=True)
     return _digest(checkpoint) if checkpoint and checkpoint.samples else None
 
@@ -140,6 +140,11 @@ def _digest(checkpoint: Checkpoint) -> str:
 
 
 def chosen(folder: Path | str, what: str, best: bool = False) -> tuple[dict[str, Any], Reader, str]:
+    """Identity, weights and digest of the checkpoint that a training folder is loaded from: the newest that verifies, or the best.
+
+    Raises:
+        InputError: nothing trained there. UnsafeResume: checkpoints, but none that verifies.
+    """
     store = CheckpointStore(Path(folder) / "checkpoints", Alone())
     checkpoint = store.best() if best else store.newest(progress_exists=False, used=True)
     if checkpoint is None or not checkpoint.samples:

@@ -5,7 +5,8 @@ comparable with published FID figures, which use Inception features of RGB photo
 separate image sets (Naeem et al. 2020 use an untrained VGG where ImageNet features do not fit), and every figure is
 shown beside a real-against-real floor.
 
-To add an extractor: write its class in one file (an `Extractor`), and one line in EXTRACTORS.
+To add an extractor: write its class in one file (an `Extractor`), and one line in EXTRACTORS; one that takes a setting, such as a path,
+is named in WITH_SETTING, too.
 
 Legend: B batch, C band, H W pixels, K kernels of a level, D feature.
 """

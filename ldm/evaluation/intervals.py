@@ -2,10 +2,12 @@
 
 Pixels of one eye, and images of one person, are far from independent: to resample these would make intervals too narrow.
 
-Legend: U resampling unit, S resample.
+Legend: N image, U resampling unit, S resample.
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -39,3 +41,22 @@ def resampled_means(sums_U: np.ndarray, counts_U: np.ndarray, rng: np.random.Gen
     drawn_SU = rng.multinomial(n, np.full(n, 1 / n), size=resamples)
     counts_S = drawn_SU @ counts_U
     return drawn_SU @ sums_U / counts_S.reshape(-1, *(1,) * (sums_U.ndim - 1))
+
+
+def ratio_by_person(
+    above_N: np.ndarray, below_N: np.ndarray, people: Sequence[str], words: tuple[int, ...], *, resamples: int = 1000
+) -> tuple[float, tuple[float, float] | None]:
+    """Σ above / Σ below over the images that have both, and its 95 % interval from resampling people; None of one person.
+
+    Args:
+        words: seed of the resamples.
+    """
+    has_N = np.isfinite(above_N) & np.isfinite(below_N)
+    _, unit_N = np.unique(np.asarray(people)[has_N], return_inverse=True)
+    above_U, below_U = (np.bincount(unit_N, weights=x_N[has_N]) for x_N in (above_N, below_N))
+    ratio = float(above_U.sum() / below_U.sum())
+    if len(above_U) < 2:
+        return ratio, None
+    rng = np.random.default_rng(np.random.SeedSequence(words))
+    low, high = np.quantile(resampled_means(above_U, below_U, rng, resamples), TAILS[0.95])
+    return ratio, (float(low), float(high))

@@ -99,7 +99,8 @@ class Probed:
     left_out: dict[str, str] = field(default_factory=dict)
 
 
-Watch = Callable[[Iterable[Batch]], Iterable[Batch]]
+Watch = Callable[[Iterable[tuple[str, Batch]]], Iterable[tuple[str, Batch]]]
+"""Wraps what passes as images are read, of each batch its split and itself, to show progress."""
 
 
 def probe(dataset: Dataset, encoder: Path, path: Path, *, device: str = "cpu", watch: Watch = iter) -> Probed:
@@ -156,22 +157,17 @@ def features_of(
     extractors: dict[str, Extractor], dataset: Dataset, images: Sequence[tuple[str, int]], device: str, watch: Watch
 ) -> dict[str, np.ndarray]:
     """Features (N, D) of images by the name of each extractor; each image is read once."""
+    samples = {split: np.array([i for of, i in images if of == split]) for split in dict.fromkeys(split for split, _ in images)}
+    batches = (
+        (split, batch)
+        for split, wanted in samples.items()
+        for batch in CubeStream(dataset, split, batch_size=8, device=device).each(wanted)
+    )
     found: dict[str, dict[tuple[str, int], np.ndarray]] = {name: {} for name in extractors}
-
-    def batches() -> Iterable[Batch]:
-        for split in dict.fromkeys(split for split, _ in images):
-            samples = np.array([i for of, i in images if of == split])
-            for batch in CubeStream(dataset, split, batch_size=8, device=device).each(samples):
-                keep(split, batch)
-                yield batch
-
-    def keep(split: str, batch: Batch) -> None:
+    for split, batch in watch(batches):
         x_BCHW = reflectance(dataset, batch.cubes_BCHW, device)
         for name, extractor in extractors.items():
             found[name] |= {(split, i): feature for i, feature in zip(batch.sample_B.tolist(), extractor(x_BCHW).numpy(), strict=True)}
-
-    for _ in watch(batches()):
-        pass
     return {name: np.stack([of_image[image] for image in images]) for name, of_image in found.items()}
 
 

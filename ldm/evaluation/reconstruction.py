@@ -21,7 +21,7 @@ from data_shards.reading.batch import Batch
 from data_shards.reading.dataset import Dataset
 from ldm.checkpoints.trained import Autoencoder
 from ldm.evaluation import ms_ssim
-from ldm.evaluation.intervals import TAILS, resampled_means
+from ldm.evaluation.intervals import ratio_by_person
 from ldm.evaluation.measurements import Arrays, ImageMeasurements, Piece, beside, written
 from ldm.evaluation.sets import Part, held_out_parts
 from ldm.evaluation.vessels import thin_vessels
@@ -36,6 +36,7 @@ VESSEL_NM = 555.0  # green, where blood absorbs and the fundus still reflects: t
 VESSEL_WITHIN_NM = 30.0
 THIN_PX = 3.0
 RING_PX = (3.0, 6.0)
+WORDS = (0, 10)  # of the resamples
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -193,7 +194,7 @@ class Reconstruction(ImageMeasurements):
         ssim_N, contrast_N2 = (np.concatenate([self.of(part, key) for part in self.parts]) for key in ("ssim_N", "contrast_N2"))
         band, found = self.vessel_band, {"people": len(set(people))}
         if np.isfinite(ssim_N).any():
-            found["ssim"], found["ssim_interval"] = ratio_by_person(ssim_N, np.ones_like(ssim_N), people)
+            found["ssim"], found["ssim_interval"] = ratio_by_person(ssim_N, np.ones_like(ssim_N), people, WORDS)
         else:
             found["ssim_reason"] = f"no window of {SSIM_WINDOW} pixels lies within the field of view"
         has_N = np.isfinite(contrast_N2).all(1)
@@ -205,7 +206,7 @@ class Reconstruction(ImageMeasurements):
         elif contrast_N2[has_N, 1].mean() <= 0:
             found["thin_vessel_reason"] = f"thin vessels are not darker than what surrounds them at {nm:g} nm"
         else:
-            ratio, interval = ratio_by_person(*contrast_N2.T, people)
+            ratio, interval = ratio_by_person(*contrast_N2.T, people, WORDS)
             found |= {"thin_vessel_contrast": ratio, "thin_vessel_contrast_interval": interval, "thin_vessel_nm": nm}
         return {**found, "thin_vessel_images": int(has_N.sum())}
 
@@ -251,21 +252,6 @@ def contrast(x_HW: np.ndarray, vessel_HW: np.ndarray, ring_HW: np.ndarray) -> fl
         return math.nan
     ring = x_HW[ring_HW].mean()
     return float((ring - x_HW[vessel_HW].mean()) / ring)
-
-
-def ratio_by_person(
-    above_N: np.ndarray, below_N: np.ndarray, people: list[str], *, seed: int = 0, resamples: int = 1000
-) -> tuple[float, tuple[float, float] | None]:
-    """Σ above / Σ below over the images that have both, and its 95 % interval from resampling people; None of one person."""
-    has_N = np.isfinite(above_N) & np.isfinite(below_N)
-    _, unit_N = np.unique(np.asarray(people)[has_N], return_inverse=True)
-    above_U, below_U = (np.bincount(unit_N, weights=x_N[has_N]) for x_N in (above_N, below_N))
-    ratio = float(above_U.sum() / below_U.sum())
-    if len(above_U) < 2:
-        return ratio, None
-    rng = np.random.default_rng(np.random.SeedSequence((seed, 10)))
-    low, high = np.quantile(resampled_means(above_U, below_U, rng, resamples), TAILS[0.95])
-    return ratio, (float(low), float(high))
 
 
 def reconstructed(autoencoder: Autoencoder, batch: Batch) -> tuple[Tensor, Tensor]:

@@ -12,7 +12,8 @@ import numpy as np
 
 from data_shards.cube import LABELS
 
-REGIONS = ("fov", *(name for name in LABELS if name != "background"))
+STRUCTURES = tuple(name for name in LABELS if name != "background")
+REGIONS = ("fov", *STRUCTURES)
 """The whole field of view, then each class of the label map."""
 
 
@@ -36,7 +37,7 @@ class RegionSums(ABC):
         masks = [fov_HW]
         if labels_HW is not None:
             self.labelled = True
-            masks += [fov_HW & (labels_HW == LABELS[name]) for name in REGIONS[1:]]
+            masks += [fov_HW & (labels_HW == LABELS[name]) for name in STRUCTURES]
         for r, mask_HW in enumerate(masks):
             for name, added in self.of_pixels(data_CHW[:, mask_HW]).items():
                 self._sums(unit)[name][r] += added

@@ -14,15 +14,15 @@ from torch import Tensor
 from data_shards.cube import LABELS
 from data_shards.reading.dataset import Dataset
 from ldm.checkpoints.segmenter import Segmenter
-from ldm.evaluation.intervals import TAILS, resampled_means
+from ldm.evaluation.intervals import ratio_by_person
 from ldm.evaluation.measurements import Arrays, ImageMeasurements, Piece, beside, written
+from ldm.evaluation.regions import STRUCTURES
 from ldm.evaluation.sets import held_out_parts
 from ldm.models.inference import stated
 from ldm.training.segmenter import UNKNOWN, known_classes
 
 FORMAT = "retinaforge-segmentation-1"
-STRUCTURES = tuple(name for name in LABELS if name != "background")
-RESAMPLES = 1000
+WORDS = (0, 7)  # of the resamples
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -154,16 +154,10 @@ def dice(found_NS: np.ndarray, there_NS: np.ndarray, both_NS: np.ndarray) -> np.
         return np.where(there_NS > 0, 2 * both_NS / (found_NS + there_NS), np.nan)
 
 
-def over_people(dice_N: np.ndarray, people_N: np.ndarray, *, seed: int = 0) -> StructureDice:
+def over_people(dice_N: np.ndarray, people_N: np.ndarray) -> StructureDice:
     """Mean over the images with the structure, and its interval from resampling people with all their images."""
     there_N = np.isfinite(dice_N)
     if not there_N.any():
         return StructureDice(reason="no image has it in its labels")
-    names, person_N = np.unique(people_N[there_N], return_inverse=True)
-    sum_U, count_U = np.bincount(person_N, dice_N[there_N]), np.bincount(person_N)
-    interval = None
-    if len(names) > 1:
-        rng = np.random.default_rng(np.random.SeedSequence((seed, 7)))
-        low, high = np.quantile(resampled_means(sum_U, count_U, rng, RESAMPLES), TAILS[0.95])
-        interval = float(low), float(high)
-    return StructureDice(dice=float(dice_N[there_N].mean()), interval=interval, images=int(there_N.sum()), people=len(names))
+    mean, interval = ratio_by_person(dice_N, np.ones_like(dice_N), people_N, WORDS)
+    return StructureDice(dice=mean, interval=interval, images=int(there_N.sum()), people=len(set(people_N[there_N])))

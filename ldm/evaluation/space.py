@@ -207,7 +207,6 @@ def space_figures(
         reason: why no distance to the real images is a mark of quality, if so.
     """
     figures = {"extractor": extractor.name, "d": extractor.dimension}
-    reason = extractor.refused or reason
     if features:
         figures |= {
             "n_real": len(features["real"]),
@@ -215,16 +214,9 @@ def space_figures(
             "n_synthetic": len(features["synthetic"]),
             "n_floor": min(len(features.get("floor", ())), len(features["synthetic"])),
         }
-        bad = sum(int((~np.isfinite(x_ND)).any(1).sum()) for x_ND in features.values())
-        if bad:
-            reason = reason or f"{bad} images have features that are not finite"
-        elif white is None:
-            reason = reason or "the training images do not differ in their features"
-        elif len(features["synthetic"]) < 2:
-            reason = reason or "a synthetic set of one image has no spread"
     if white is not None:
         figures |= {"effective_rank": white.effective_rank, "effective_rank_whitened": white.effective_rank_whitened}
-    if reason:
+    if reason := extractor.refused or reason or _unfit(features, white):
         return SpaceFigures(**figures, reason=reason)
     sets = {name: white(x_ND) for name, x_ND in features.items() if len(x_ND) > 1}
     try:
@@ -239,6 +231,17 @@ def space_figures(
         triplets={name: _triplet(of_bands, units, narrow, seed) for name, (of_bands, narrow) in triplets.items()},
         **{key: compared.get(key, too_few) for key in ("frechet", "kid", "precision", "recall", "density", "coverage", "vendi")},
     )
+
+
+def _unfit(features: Sets, white: Whitening | None) -> str | None:
+    """Why no figure can be had of these features; None where it can."""
+    if bad := sum(int((~np.isfinite(x_ND)).any(1).sum()) for x_ND in features.values()):
+        return f"{bad} images have features that are not finite"
+    if white is None:
+        return "the training images do not differ in their features"
+    if len(features["synthetic"]) < 2:
+        return "a synthetic set of one image has no spread"
+    return None
 
 
 def _triplet(features: Sets, units: Mapping[str, np.ndarray], white: Whitening | None, seed: int) -> Compared:

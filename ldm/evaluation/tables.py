@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -220,6 +220,20 @@ def excess_bounds(row: Row) -> tuple[float, float] | None:
     if row.interval and row.floor_interval:
         return row.interval[0] - row.floor_interval[1], row.interval[1] - row.floor_interval[0]
     return None
+
+
+def number(value: float | None) -> str:
+    """Four digits, or a dash for what could not be had."""
+    return "–" if value is None else str(value) if isinstance(value, int) else f"{value:.4g}"
+
+
+def missing(rows: Iterable[Row]) -> dict[str, list[str]]:
+    """Why figures are missing, and which."""
+    found: dict[str, list[str]] = {}
+    for row in rows:
+        if row.reason:
+            found.setdefault(row.reason, []).append(row.metric)
+    return found
 
 
 def rows_of_audit(result: AuditResult) -> list[Row]:

@@ -133,7 +133,7 @@ def _figure(values: dict[str, np.ndarray], units: dict[str, list[str]], words: t
     means_S, rng = {}, np.random.default_rng(np.random.SeedSequence(words))
     for key, values_N in values.items():
         has_N = np.isfinite(values_N)
-        mean_S, n_units = _resampled_means(values_N[has_N], np.asarray(units[key])[has_N], rng, resamples)
+        mean_S, n_units = _means_of_units(values_N[has_N], np.asarray(units[key])[has_N], rng, resamples)
         found |= {f"images_{key}": int(has_N.sum()), f"units_{key}": n_units}
         if n_units:
             found[key], means_S[key] = float(values_N[has_N].mean()), mean_S
@@ -155,7 +155,7 @@ def _less(other: str, found: dict, means_S: dict[str, np.ndarray]) -> tuple[floa
     return found[other] - found["real"], means_S[other] - means_S["real"]
 
 
-def _resampled_means(values_N: np.ndarray, units_N: np.ndarray, rng: np.random.Generator, resamples: int) -> tuple[np.ndarray, int]:
+def _means_of_units(values_N: np.ndarray, units_N: np.ndarray, rng: np.random.Generator, resamples: int) -> tuple[np.ndarray, int]:
     """Means (S,) over the images of units drawn with replacement, and how many units there are."""
     _, unit_N, images_U = np.unique(units_N, return_inverse=True, return_counts=True)
     n = len(images_U)

@@ -13,7 +13,8 @@ from data_shards.packing.pack import write_dataset
 from data_shards.reading.dataset import Dataset
 from ldm.checkpoints.trained import Autoencoder
 from ldm.evaluation import reconstruction as module
-from ldm.evaluation.reconstruction import contrast, ratio_by_person, reconstruction, ssim, vessels_and_rings
+from ldm.evaluation.intervals import ratio_by_person
+from ldm.evaluation.reconstruction import contrast, reconstruction, ssim, vessels_and_rings
 from ldm.models.config import CodebookConfig, VQGANConfig
 from ldm.models.other_codebooks import codebook_from
 from ldm.models.vqgan import VQGAN, initialised
@@ -130,8 +131,8 @@ def test_without_the_band_or_labels_there_is_a_reason_and_no_number(how, reason,
 
 def test_intervals_are_by_person():
     values, ones = np.repeat([0.5, 0.7, 0.9, 0.6], 5), np.ones(20)
-    by_person = ratio_by_person(values, ones, [str(i // 5) for i in range(20)])
-    by_image = ratio_by_person(values, ones, [str(i) for i in range(20)])
+    by_person = ratio_by_person(values, ones, [str(i // 5) for i in range(20)], (0,))
+    by_image = ratio_by_person(values, ones, [str(i) for i in range(20)], (0,))
     assert by_person[0] == pytest.approx(values.mean()) and by_image[0] == pytest.approx(values.mean())
     assert np.ptp(by_person[1]) > 1.5 * np.ptp(by_image[1])
-    assert ratio_by_person(values, ones, ["one"] * 20) == (pytest.approx(values.mean()), None)
+    assert ratio_by_person(values, ones, ["one"] * 20, (0,)) == (pytest.approx(values.mean()), None)

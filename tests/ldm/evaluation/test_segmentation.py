@@ -13,7 +13,8 @@ from data_shards.cube import LABELS
 from data_shards.errors import InputError
 from data_shards.reading.dataset import Dataset
 from ldm.checkpoints.segmenter import Segmenter
-from ldm.evaluation.segmentation import STRUCTURES, Segmentation, dice, over_people, pixels
+from ldm.evaluation.regions import STRUCTURES
+from ldm.evaluation.segmentation import Segmentation, dice, over_people, pixels
 from ldm.models.inference import FP32
 from ldm.training.segmenter import UNKNOWN
 
