@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -11,7 +12,7 @@ from launch.cli.display import Terminal
 from launch.cli.options import Overrides, Preset, numbers
 
 if TYPE_CHECKING:
-    from launch.sweep.results import Results
+    from launch.sweep.results import Results, Row
     from launch.sweep.runs import Sweep
 
 
@@ -71,7 +72,7 @@ def sweep(
 def make(grid: Sweep, workers: int) -> None:
     """All pieces, by this process and further ones, and what came of it."""
     from launch.sweep.figure import write_figure
-    from launch.sweep.pieces import phases
+    from launch.sweep.pieces import Paces, phases, try_again
     from launch.sweep.results import write_results
     from launch.work import make_phases
     from slurm.rank import placement
@@ -85,7 +86,9 @@ def make(grid: Sweep, workers: int) -> None:
         )
     grid.begin()
     grid.shared.freeze()
+    try_again(grid)
     make_phases(phases(grid, Terminal()), Terminal(), (0, 1), workers=workers, unit="piece")
+    make_phases([("pace", partial(Paces, grid))], Terminal(), (0, 1), unit="set")
     results = write_results(grid)
     write_figure(results, grid.folder)
     show(results)
@@ -129,6 +132,13 @@ def show_grid(grid: Sweep, refused: dict) -> None:
     )
 
 
+def pace_of(row: Row) -> str:
+    """Images a second, in brackets until they were measured alone."""
+    if row.pace is None:
+        return "–"
+    return f"{row.pace.images_per_s:.3g}" if row.pace.alone else f"({row.pace.images_per_s:.3g})"
+
+
 def show(results: Results) -> None:
     """The table that people see, and the recommendation."""
     from rich import box
@@ -147,7 +157,7 @@ def show(results: Results) -> None:
         if row.reason is None:
             mark = "→" if row.name == results.recommended else "*" if row.name in results.front else ""
             values = ["–" if (v := row.value(key)) is None else f"{v:.3g}" for key in results.titles]
-            table.add_row(mark, row.cell.name, row.sampler, f"{row.pace.images_per_s:.3g}", *values)
+            table.add_row(mark, row.cell.name, row.sampler, pace_of(row), *values)
     console = Console()
     console.print(table)
     for row in results.rows:

@@ -75,7 +75,7 @@ class Row:
         denoiser_parameters: weights.
         psnr_gain_db: of the autoencoder, on people held out, above the training mean image.
         trained_s: working time of the denoiser's training, of all processes.
-        pace: of the whole path.
+        pace: of the whole path; until it was measured alone, that of the set as it was made, or None.
         measures: by the keys of `measures_of`.
         disagreements: of the feature spaces, whether the set is nearer than other real images are.
     """
@@ -188,7 +188,7 @@ def rows_of(sweep: Sweep) -> Iterator[Row]:
             run = sweep.set_of(cell, sampler)
             pace, evaluated = read_result(run.folder / SPEED, Pace), run.folder / "evaluate.json"
             why = stopped or stopped_in(run.folder)
-            reason = f"stopped: {why}" if why else None if pace and evaluated.exists() else "not made yet"
+            reason = f"stopped: {why}" if why else None if evaluated.exists() else "not made yet"
             measures, disagreements = ({}, ()) if reason else read_evaluation(evaluated, sweep.base.evaluate.extractors)
             yield Row(
                 **of_networks,
@@ -215,8 +215,8 @@ def front_of(rows: Sequence[Row], keys: Sequence[str]) -> list[Row]:
 
 
 def comparable(rows: Sequence[Row]) -> list[Row]:
-    """The finished sets that were timed on one device, that of most of them."""
-    finished = [row for row in rows if row.reason is None and row.pace]
+    """The finished sets that were timed alone, on one device, that of most of them."""
+    finished = [row for row in rows if row.reason is None and row.pace and row.pace.alone]
     devices = [row.pace.device for row in finished]
     most = max(sorted(set(devices)), key=devices.count, default=None)
     return [row for row in finished if row.pace.device == most]
@@ -265,7 +265,7 @@ def recommendation(front: Sequence[Row], sets: Sequence[Row], compared: Mapping[
         compared: titles of the measures that all sets have, by key.
     """
     if not sets:
-        return None, "no set was finished"
+        return None, "no set was finished and timed"
     if not compared:
         return None, "the finished sets have no measure in common"
     fastest = max(row.pace.images_per_s for row in sets)

@@ -8,8 +8,9 @@ import pickle
 import signal
 import subprocess
 import sys
+import threading
 import time
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from xml.etree import ElementTree
@@ -19,15 +20,18 @@ import pytest
 import torch
 import yaml
 
+import launch.sweep.pieces
 import launch.work
+from data_shards import durable
 from data_shards.errors import InputError
 from data_shards.ledger import Ledger, Units
 from launch.cli.display import Hidden, Terminal
 from launch.config import Config
+from launch.machine import device_key
 from launch.run import read_result
 from launch.sweep.axes import Axes, Cell, cost_of, impossible, in_order, sampler_named, set_name
 from launch.sweep.figure import draw
-from launch.sweep.pieces import Pieces, phases
+from launch.sweep.pieces import Paces, Pieces, phases, try_again
 from launch.sweep.results import Measure, Row, _frechet, _size, comparable, front_of, ranks, results_of
 from launch.sweep.runs import Sweep, base_of
 from launch.sweep.stopping import Hopeless, Rules, Stopped, Watched, stopped_in
@@ -117,11 +121,11 @@ def test_a_killed_sweep_goes_on_and_makes_nothing_twice(tiny: Path, tmp_path: Pa
     assert results["recommended"] in said
     assert list(results["titles"])[:2] == ["frechet:seeded-conv-v1", "frechet:learned"]
     pace = read_result(out / "f8-z4-c8" / "sets" / "flow-euler-2" / "speed.json", Pace)
-    assert pace.shards >= 5 and pace.quartiles[0] <= pace.images_per_s <= pace.quartiles[1] and pace.device
+    assert pace.alone and pace.shards == 5 and pace.quartiles[0] <= pace.images_per_s <= pace.quartiles[1] and pace.device
     assert not list(out.rglob(".lease-*"))
 
     untimed = out / "f8-z4-c8" / "sets" / "flow-euler-2" / "speed.json"
-    untimed.unlink()  # as a kill between set and pace leaves it
+    untimed.unlink()  # as a kill before its pace was measured leaves it
     made = [p for p in out.rglob("*.json") if p.parent != out and "worked" not in p.parts and p.name != "environment.json"]
     stamps = {p: p.stat().st_mtime_ns for p in made}
     invoke(*words)  # a finished sweep is looked at, and drawn
@@ -140,7 +144,7 @@ def test_an_autoencoder_below_the_bound_stops_all_that_would_be_made_of_it(tiny:
     stopped = stopped_in(out / "ae-f8-z4")
     assert stopped.figure < stopped.bound == Rules().psnr_gain_db
     assert not list(out.glob("f8-*/diffusion")) and said.count("stopped: PSNR of people held out") == 2
-    assert "no set was finished" in said and f"bound {stopped.bound:.3g}" in (out / "results.csv").read_text()
+    assert "no set was finished and timed" in said and f"bound {stopped.bound:.3g}" in (out / "results.csv").read_text()
     ElementTree.fromstring((out / "sweep.svg").read_bytes())
 
 
@@ -211,6 +215,44 @@ def test_further_processes_can_be_given_the_work(tiny: Path, packed: Path, tmp_p
     builds = {title: pickle.loads(pickle.dumps(build)) for title, build in phases(grid, Terminal())}
     assert list(builds) == ["training spectra", "sweep"]
     assert builds["training spectra"]().names and builds["sweep"]().names == Pieces(grid, Hidden()).names
+
+
+def test_what_found_no_memory_is_tried_again_by_the_next_process_and_what_a_rule_gave_up_is_not(
+    tiny: Path, packed: Path, tmp_path: Path
+) -> None:
+    grid = Sweep(base=base_of(str(tiny), [f"run={tmp_path}", f"data.dataset={packed}"]), axes=AXES)
+    pieces = Pieces(grid, Hidden())
+    first, second = (number for number, name in enumerate(pieces.names) if name in ("f8-z8-c8", "f8-z8-c16"))
+    Stopped(rule="no memory", passing=True).write(pieces.pieces[first].run.folder)
+    Stopped(rule="a rule", figure=1.2, bound=1.0).write(pieces.pieces[second].run.folder)
+    assert pieces.published(first) and pieces.published(second)
+    try_again(grid)
+    assert not pieces.published(first) and pieces.published(second)
+
+
+def test_a_pace_is_measured_by_one_process_of_a_device_at_a_time(
+    tiny: Path, packed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(launch.sweep.pieces, "POLL_S", 0.02)
+    axes = replace(AXES, channels=(8,))
+    paces = Paces(Sweep(base=base_of(str(tiny), [f"run={tmp_path}", f"data.dataset={packed}"]), axes=axes))
+    entered = threading.Event()
+
+    def measure() -> None:
+        with paces:
+            entered.set()
+
+    other = threading.Thread(target=measure)
+    with Ledger(tmp_path).lease(f"pace-{device_key('cpu')}") as mine:
+        other.start()
+        assert mine and not entered.wait(0.2)
+    other.join(10)
+    assert entered.is_set() and not list(tmp_path.glob(".lease-*"))
+    speed, beside_others = paces.pieces[0].run.folder / "speed.json", row(8, 100, 4.0).pace
+    durable.write_json(speed, asdict(replace(beside_others, alone=False)))
+    assert not paces.published(0), "measured while other pieces were being made"
+    durable.write_json(speed, asdict(beside_others))
+    assert paces.published(0)
 
 
 class Chain(Units):
@@ -300,7 +342,9 @@ def test_a_pace_is_the_median_of_whole_shards_without_the_first() -> None:
 
 
 def row(channels: int, per_s: float, frechet: float | None, kl: float | None = 1.0, device: str = "A", **more: object) -> Row:
-    pace = Pace(device=device, precision="fp32", batch=1, images=1, shards=5, images_per_s=per_s, quartiles=(per_s * 0.9, per_s * 1.1))
+    pace = Pace(
+        device=device, precision="fp32", batch=1, images=1, shards=5, images_per_s=per_s, quartiles=(per_s * 0.9, per_s * 1.1), alone=True
+    )
     measures = {"frechet:a": Measure(value=frechet, floor=0.1), "kl_vein": Measure(value=kl), "kl_onh": Measure(reason="no labels")}
     measures |= more.pop("measures", {})
     cell = Cell(compression=8, latent_channels=8, channels=channels)
@@ -377,6 +421,8 @@ def test_an_interval_is_of_the_value_and_that_of_a_size_ends_at_nought() -> None
 def test_sets_of_different_devices_are_not_compared() -> None:
     rows = [row(8, 100, 4.0), row(16, 50, 2.0), row(24, 9000, 0.1, device="B"), row(32, 1, 9.0, reason="stopped: x")]
     results = results_of(AXES, rows, ("a",))
+    beside_others = replace(rows[1], pace=replace(rows[1].pace, alone=False))
+    assert comparable([rows[0], beside_others]) == rows[:1], "nor one that was timed while other pieces were being made"
     assert comparable(rows) == rows[:2] and results.devices == ("A", "B") and rows[2].name not in results.front
     drawn = draw(results, "svg").decode()
     assert "timed on A" in drawn and "sets timed on B" in drawn and "2 of 4 sets are not shown" in drawn
@@ -388,7 +434,10 @@ def test_the_figure_has_a_panel_a_measure_says_what_is_missing_and_is_the_same_b
     ElementTree.fromstring(drawn)
     assert all(title.partition(" ")[0] in drawn.decode() for title in results.titles.values())
     assert "not measured: no labels" in drawn.decode() and drawn == draw(results, "svg") and len(drawn) < 300_000
-    assert results_of(AXES, [], ("a",)).why == "no set was finished" and draw(results_of(AXES, [], ("a", "b")), "png")[:4] == b"\x89PNG"
+    assert (
+        results_of(AXES, [], ("a",)).why == "no set was finished and timed"
+        and draw(results_of(AXES, [], ("a", "b")), "png")[:4] == b"\x89PNG"
+    )
     assert results_of(AXES, [row(8, 1, None, None)], ("a",)).recommended is None
 
 
