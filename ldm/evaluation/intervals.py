@@ -9,6 +9,9 @@ from __future__ import annotations
 
 import numpy as np
 
+LEAST_PEOPLE = 4
+"""Units on each side of a comparison: of fewer there is no interval, and so no verdict. Who two or three people are decides any figure."""
+
 TAILS = {0.95: (0.025, 0.975), 0.99: (0.005, 0.995)}
 """The quantiles between which an interval of that level lies."""
 

@@ -17,7 +17,7 @@ import numpy as np
 from data_shards.errors import InputError
 from ldm.evaluation.features import Extractor
 from ldm.evaluation.frechet import conditioned, frechet_distance, frechet_infinity, kid, subset
-from ldm.evaluation.intervals import about
+from ldm.evaluation.intervals import LEAST_PEOPLE, about
 from ldm.evaluation.prdc import prdc
 from ldm.evaluation.sets import evenly
 from ldm.evaluation.vendi import vendi_score
@@ -26,7 +26,6 @@ from ldm.evaluation.whitening import Whitening
 NEIGHBOURS = 5  # of precision, recall, density and coverage, as Naeem et al. 2020 take it
 MOST = 2000  # images of each set at most, evenly spaced, for what looks at all pairs of them
 RESAMPLES = 100
-LEAST_PEOPLE = 4  # on each side: halves of fewer are too few to speak of an interval
 DRAWS = 10
 
 Sets = Mapping[str, np.ndarray]
@@ -67,7 +66,7 @@ class InfinityFigures:
 
 @dataclass(frozen=True, kw_only=True)
 class SpaceFigures:
-    """A synthetic set in one feature space, whitened by the training split (ldm/evaluation/whitening.py).
+    """A synthetic set in one feature space, whitened by training people (ldm/evaluation/whitening.py) who are not the floor's.
 
     Attributes:
         extractor: what gives the features, with seed or digest.
@@ -76,6 +75,7 @@ class SpaceFigures:
         n_real, people_real: images of the reference, and their people.
         n_synthetic, n_floor: images compared with it; of the floor at most as many.
         reason: why there are no figures.
+        no_floor: why there is no floor, where the evaluation has one.
         frechet_all: Fréchet distance of all synthetic images; `frechet` is at the floor's number.
         frechet: squared Fréchet distance (Heusel et al. 2017).
         infinity: its limit for many images.
@@ -104,6 +104,7 @@ class SpaceFigures:
     coverage: Compared = Compared()
     vendi: Compared = Compared()
     triplets: dict[str, Compared] = field(default_factory=dict)
+    no_floor: str | None = None
 
 
 def distance_alone(real_ND: np.ndarray, other_ND: np.ndarray) -> Figures:
@@ -196,6 +197,7 @@ def space_figures(
     *,
     triplets: Mapping[str, tuple[Sets, Whitening | None]],
     reason: str | None,
+    no_floor: str | None = None,
     seed: int,
 ) -> SpaceFigures:
     """All figures of one space.
@@ -205,15 +207,16 @@ def space_figures(
         units: person of each of their images.
         triplets: the same features of some bands alone, with their whitening.
         reason: why no distance to the real images is a mark of quality, if so.
+        no_floor: why the floor's images are no floor in this space, if so.
     """
-    figures = {"extractor": extractor.name, "d": extractor.dimension}
+    figures = {"extractor": extractor.name, "d": extractor.dimension, "no_floor": no_floor}
     reason = extractor.refused or reason
     if features:
         figures |= {
             "n_real": len(features["real"]),
             "people_real": len(np.unique(units["real"])),
             "n_synthetic": len(features["synthetic"]),
-            "n_floor": min(len(features.get("floor", ())), len(features["synthetic"])),
+            "n_floor": 0 if no_floor else min(len(features.get("floor", ())), len(features["synthetic"])),
         }
         bad = sum(int((~np.isfinite(x_ND)).any(1).sum()) for x_ND in features.values())
         if bad:
@@ -226,7 +229,7 @@ def space_figures(
         figures |= {"effective_rank": white.effective_rank, "effective_rank_whitened": white.effective_rank_whitened}
     if reason:
         return SpaceFigures(**figures, reason=reason)
-    sets = {name: white(x_ND) for name, x_ND in features.items() if len(x_ND) > 1}
+    sets = {name: white(x_ND) for name, x_ND in features.items() if len(x_ND) > 1 and not (no_floor and name == "floor")}
     try:
         compared = compare(sets, units, all_figures, seed=seed)
     except InputError as error:  # features that no figure can be had of, such as 0 in all dimensions

@@ -77,7 +77,7 @@ def _space_rows(name: str, s: SpaceFigures, few: str) -> Iterator[Row]:
         yield Row(metric=f"{name}: all", value=None, floor=None, n=f"{s.n_real} / {s.n_synthetic}", note=rank, reason=s.reason)
         return
     for key, worse in WORSE.items():
-        note = rank if key == "frechet" else ""
+        note = joined(rank, f"no floor: {s.no_floor}" if s.no_floor else "") if key == "frechet" else ""
         yield _compared_row(f"{name}: {TITLES.get(key, key)}", getattr(s, key), images, joined(note, few), worse)
     i = s.infinity
     yield Row(

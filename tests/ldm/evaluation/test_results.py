@@ -28,10 +28,10 @@ KEYS = {
     Images: "path digest split n",
     ImagesOfPeople: "path digest split n subjects",
     EvaluationResult: """format reference synthetic floor_from config learned labelled_by spaces disagreements spectral spectra ms_ssim
-        vessels""",
+        vessels floor_is whitened_by""",
     EvaluateConfig: "against limit seed extractors pairs batch_size device",
     SpaceFigures: """extractor d effective_rank effective_rank_whitened n_real people_real n_synthetic n_floor reason frechet_all frechet
-        infinity kid precision recall density coverage vendi triplets""",
+        infinity kid precision recall density coverage vendi triplets no_floor""",
     SpectralFigures: "wavelengths_nm bins fov_pixels fov artery vein onh",
     RegionDistance: """kl_C js_C kl_mean kl_interval js_mean js_interval pixels_real pixels_other units_real units_other reason
         floor_kl_C floor_js_C floor_kl_mean floor_kl_interval floor_js_mean floor_js_interval kl_excess kl_excess_interval js_excess
