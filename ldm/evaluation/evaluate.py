@@ -109,7 +109,7 @@ class Evaluation(ImageMeasurements):
         features: dict[str, list[np.ndarray]] = {name: [] for name in (*self.judges, *self.triplets)}
         shapes: list[np.ndarray] = []
         for batch in piece.batches(self.config.batch_size):
-            reflectance_BCHW = reflectance(piece.dataset, batch.cubes_BCHW, self.config.device)
+            reflectance_BCHW = reflectance(piece.dataset, batch.cubes_BCHW, self.config.device, self.fov_HW)
             for name, extractor in (*self.judges.items(), *self.triplets.items()):
                 features[name].append(extractor(reflectance_BCHW).numpy())
             labels = self._labels(batch) if compared else [None] * len(batch.keys)
@@ -257,7 +257,7 @@ class Evaluation(ImageMeasurements):
         stream, values = stream_of(part.dataset, part.split, batch_size=1), []
         for start in range(0, len(pairs_P2), at_once):
             sides = (stream.read(part.sample_N[pairs_P2[start : start + at_once, side]]).cubes_BCHW for side in (0, 1))
-            a, b = (reflectance(part.dataset, cubes_BCHW, self.config.device) for cubes_BCHW in sides)
+            a, b = (reflectance(part.dataset, cubes_BCHW, self.config.device, self.fov_HW) for cubes_BCHW in sides)
             values.append(ms_ssim.ms_ssim_of_pairs(a, b, range_=self.range, window=self.window, by_band=True))
         return {"values_PC": np.concatenate(values)}
 

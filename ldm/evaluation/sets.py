@@ -15,6 +15,7 @@ from data_shards.errors import InputError, nearest, without_credentials
 from data_shards.reading.dataset import Dataset
 from data_shards.reading.fields_of_view import common_fov as common_fov
 from ldm.evaluation.intervals import LEAST_PEOPLE
+from ldm.normalise import within
 
 UNITS = 512  # above this many patients or images, several share a unit: still a fair resampling, at bounded memory
 Watch = Callable[[Iterable[int]], Iterable[int]]
@@ -75,9 +76,10 @@ class Part:
         return images if self.independent else ImagesOfPeople(**vars(images), subjects=len(set(self.units())))
 
 
-def reflectance(dataset: Dataset, cubes_BCHW: torch.Tensor, device: str) -> torch.Tensor:
-    """Stored values of a set as float32 reflectance on a device."""
-    return cubes_BCHW.to(device).float() * dataset.scale + dataset.offset
+def reflectance(dataset: Dataset, cubes_BCHW: torch.Tensor, device: str, fov_HW: np.ndarray | None = None) -> torch.Tensor:
+    """Stored values of a set as float32 reflectance on a device; outside the common field of view, where it is given, 0."""
+    reflectance_BCHW = cubes_BCHW.to(device).float() * dataset.scale + dataset.offset
+    return reflectance_BCHW if fov_HW is None else within(reflectance_BCHW, torch.from_numpy(fov_HW))
 
 
 def evenly(count: int, limit: int | None) -> np.ndarray:
