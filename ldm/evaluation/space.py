@@ -25,6 +25,11 @@ from ldm.evaluation.whitening import Whitening
 
 NEIGHBOURS = 5  # of precision, recall, density and coverage, as Naeem et al. 2020 take it
 MOST = 2000  # images of each set at most, evenly spaced, for what looks at all pairs of them
+BY_NEIGHBOURS = ("precision", "recall", "density", "coverage")
+LEAST_IN_HALF = 4 * NEIGHBOURS
+"""Images of a half of each set, for the spread of what neighbours say. A ball to the fifth of six images holds nearly all that there is:
+halves then all say the same, and the least difference would count."""
+
 RESAMPLES = 100
 DRAWS = 10
 
@@ -38,7 +43,8 @@ class Compared:
 
     Attributes:
         value, floor: of as many images each; None: could not be had.
-        interval, floor_interval: 95 %, from halves of the people; None with fewer than 4 on a side.
+        interval, floor_interval: 95 %, from halves of the people; None with fewer than 4 on a side and, of what neighbours say, with
+            fewer than 20 images in a half.
         excess: value - floor, what the set differs by from honest images of the same number.
         excess_interval: 99 %: the halves of the reference are the same in both.
         reason: why there is no value.
@@ -156,13 +162,15 @@ def _halves(
     """The figures of RESAMPLES halves of all sets, by the other set; empty where a side has too few people."""
     if min(len(np.unique(units[name])) for name in ("real", *others)) < LEAST_PEOPLE:
         return {name: [] for name in others}
-    rng, found = np.random.default_rng(np.random.SeedSequence((seed, 11))), {name: [] for name in others}
+    rng, found, least = np.random.default_rng(np.random.SeedSequence((seed, 11))), {name: [] for name in others}, MOST
     for _ in range(RESAMPLES):
         half = {name: sets[name][_half(units[name], rng)] for name in ("real", *others)}
         n = min(len(half[name]) for name in others)
+        least = min(least, n, len(half["real"]))
         for name in others:
             found[name].append(measure(half["real"], half[name][np.sort(rng.permutation(len(half[name]))[:n])]))
-    return found
+    left_out = BY_NEIGHBOURS if least < LEAST_IN_HALF else ()
+    return {name: [{key: value for key, value in of.items() if key not in left_out} for of in each] for name, each in found.items()}
 
 
 def _half(unit_N: np.ndarray, rng: np.random.Generator) -> np.ndarray:

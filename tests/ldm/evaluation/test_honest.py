@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from ldm.evaluation.intervals import about
 from ldm.evaluation.sets import Part, real_parts
 from ldm.evaluation.space import Compared, all_figures, compare
 from ldm.evaluation.tables import WORSE
@@ -70,3 +71,19 @@ def test_an_honest_set_is_not_accused_by_a_floor_that_was_whitened_by_itself(ima
     found = [judged(seed, images, synthetic, **people) for seed in range(2)]
     assert sum(map(bool, found)) == 0, found
     assert "vendi" in judged(0, images, synthetic, by_the_floor=True, **people), "which is what the division is for"
+
+
+def test_what_neighbours_say_in_halves_of_a_few_images_has_no_interval_and_accuses_nobody() -> None:
+    few, enough = ({"train": 12, "val": people, "test": people} for people in (12, 40))
+    assert not any({"precision", "recall", "density", "coverage"} & {*judged(seed, 1, 24, **few)} for seed in range(4))
+    rng = np.random.default_rng(0)
+    for people in (few, enough):
+        sets = {name: features(rng, people["val"], 1) for name in ("real", "synthetic", "floor")}
+        found = compare(sets, dict.fromkeys(sets, np.arange(people["val"])), all_figures, seed=0)
+        for key in ("precision", "recall", "density", "coverage"):
+            assert found[key].value is not None and (found[key].interval is None) == (found[key].excess_interval is None) == (people is few)
+        assert found["frechet"].excess_interval is not None and found["vendi"].excess_interval is not None
+
+
+def test_halves_that_all_say_the_same_bear_no_interval() -> None:
+    assert about(0.5, np.full(100, 0.25)) is None and about(0.5, np.array([0.2, 0.3])) is not None
