@@ -62,6 +62,7 @@ class Evaluate(MeasuredStage):
         from ldm.evaluation.evaluate import Evaluation
         from ldm.evaluation.evaluation_result import EvaluateConfig
         from ldm.evaluation.reconstruction import Reconstruction
+        from ldm.generation.generate import taught_by
 
         if self.done(run):
             return
@@ -78,6 +79,7 @@ class Evaluate(MeasuredStage):
         spaces, segmenter = asked(run), load_segmenter(run.segmenter, device()) if labeller_digest(run) else None
         config = EvaluateConfig(against=held_out_split(real), extractors=spaces, pairs=run.config.evaluate.pairs, device=device())
         judges = {"learned": run.features if LEARNED in spaces else None, "labeller": segmenter}
+        judges["taught_by"] = taught_by(autoencoder, denoiser)
         units = Evaluation(real, synthetic, config, run.folder / "evaluate.json", also=judged.parts, **judges)
         yield self.name, lambda: units
         note_figures(run, rebuilt.result(), {name: judged.frechet(units, name) for name in spaces})

@@ -33,6 +33,7 @@ from ldm.generation.decode import stream_of
 
 COPIES_WIN = "no people held out: a set of copies would come nearest to the training images"
 FLOOR_TRAINED_ON = "the encoder was trained on the floor's people"
+TAUGHT = "the generator was trained on it: a loss that lowers its distances says nothing of the images"
 PAIRS_A_UNIT = 32
 TRIPLET_KERNELS = 8  # of each level of the seeded network on three bands: d = 64
 Sums = TypeVar("Sums", bound=RegionSums)
@@ -46,6 +47,7 @@ class Evaluation(ImageMeasurements):
         also: further images of which features are wanted.
         learned: folder of the run's trained feature encoder, for the extractor 'learned'.
         labeller: draws the label maps of all sets, so that one hand drew them; None: their own are taken.
+        taught_by: digests of the feature encoders that the generator's losses looked at, beside those that the synthetic set names.
 
     Raises:
         InputError: sets that cannot be compared, or whose cubes are not those that the labeller was trained on; an empty or unknown split.
@@ -61,6 +63,7 @@ class Evaluation(ImageMeasurements):
         *,
         learned: Path | None = None,
         labeller: Segmenter | None = None,
+        taught_by: Sequence[str] = (),
     ) -> None:
         split = check_comparable(real, synthetic)
         if config.limit is not None and config.limit < 2:
@@ -78,6 +81,10 @@ class Evaluation(ImageMeasurements):
         self.floor_trained_on = "floor" in self.parts and self.parts["floor"].split == "train"
         about = {"wavelengths_nm": tuple(real.wavelengths_nm), "learned": learned, "device": config.device}
         self.spaces = {name: get_extractor(name, real.stats, **about) for name in config.extractors}
+        teachers = {*taught_by, *synthetic.manifest.source.get("taught_by", ())}
+        for extractor in self.spaces.values():
+            if isinstance(extractor, Learned) and extractor.digest in teachers:
+                extractor.refused = TAUGHT
         self.judges = {name: extractor for name, extractor in self.spaces.items() if not extractor.refused}
         self.triplets = triplets_of(real) if any(isinstance(judge, SeededConv) for judge in self.judges.values()) else {}
         self.edges_CE = spectral.band_edges(real.stats)
