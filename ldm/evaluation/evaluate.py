@@ -170,7 +170,7 @@ class Evaluation(ImageMeasurements):
         if self.window is None or name not in self.parts or not len(self.pairs[name]):
             return ms_ssim.PairMean()
         units, values_PC = self.parts[name].units(), np.concatenate([self.arrays(chunk)["values_PC"] for chunk in self._chunks(name)])
-        return ms_ssim.pair_mean(values_PC, [(units[i], units[j]) for i, j in self.pairs[name]], seed=self.config.seed)
+        return ms_ssim.pair_mean(values_PC, [(units[i], units[j]) for i, j in self.pairs[name]])
 
     def result(self) -> EvaluationResult:
         """All metrics, of units that are all there."""

@@ -37,7 +37,7 @@ KEYS = {
         floor_kl_C floor_js_C floor_kl_mean floor_kl_interval floor_js_mean floor_js_interval kl_excess kl_excess_interval js_excess
         js_excess_interval""",
     MsSsimFigures: """window sigma_px levels data_range reason real real_interval pairs_real synthetic synthetic_interval pairs_synthetic
-        floor floor_interval pairs_floor difference difference_interval difference_floor difference_floor_interval bands""",
+        floor floor_interval pairs_floor difference difference_interval difference_floor difference_floor_interval bands apart_interval""",
     BandVariety: "real synthetic floor difference difference_interval difference_floor",
     MeanSpectrumDistance: """angle_rad angle_interval floor_angle_rad floor_angle_interval sid sid_interval floor_sid floor_sid_interval
         real_C synthetic_C floor_C pixels_real pixels_synthetic pixels_floor units_real units_synthetic units_floor reason""",
