@@ -18,7 +18,7 @@ from launch.report.samples import Shelf, sheet, thumbnails
 from launch.run import Run, device
 from ldm.evaluation.embedding import LEAST_MAPPED, Distances, computed_features, distances, measured_features, plane
 from ldm.evaluation.features import get_extractor
-from ldm.evaluation.sets import Part
+from ldm.evaluation.sets import Part, common_fov
 from ldm.evaluation.whitening import whitening
 
 EXTRACTOR = "seeded-conv-v1"
@@ -69,7 +69,7 @@ def likeness(run: Run, real: Dataset, synthetic: Dataset | None) -> Likeness | s
         parts[name], features[name] = part, found.get(name)
         if features[name] is None:
             parts[name] = Part.of(*sets[name], COMPUTED)
-            features[name] = computed_features(parts[name], extractor, device=device())
+            features[name] = computed_features(parts[name], extractor, fov_HW=common_fov(real, train), device=device())
     by_train = whitening(features["train"])
     if by_train is None:
         return "the training images do not differ in their features"

@@ -17,7 +17,7 @@ import numpy as np
 from data_shards.errors import InputError
 from ldm.evaluation.features import Extractor
 from ldm.evaluation.frechet import conditioned, frechet_distance, frechet_infinity, kid, subset
-from ldm.evaluation.intervals import about
+from ldm.evaluation.intervals import LEAST_PEOPLE, about
 from ldm.evaluation.prdc import prdc
 from ldm.evaluation.sets import evenly
 from ldm.evaluation.vendi import vendi_score
@@ -25,8 +25,12 @@ from ldm.evaluation.whitening import Whitening
 
 NEIGHBOURS = 5  # of precision, recall, density and coverage, as Naeem et al. 2020 take it
 MOST = 2000  # images of each set at most, evenly spaced, for what looks at all pairs of them
+BY_NEIGHBOURS = ("precision", "recall", "density", "coverage")
+LEAST_IN_HALF = 4 * NEIGHBOURS
+"""Images of a half of each set, for the spread of what neighbours say. A ball to the fifth of six images holds nearly all that there is:
+halves then all say the same, and the least difference would count."""
+
 RESAMPLES = 100
-LEAST_PEOPLE = 4  # on each side: halves of fewer are too few to speak of an interval
 DRAWS = 10
 
 Sets = Mapping[str, np.ndarray]
@@ -39,7 +43,8 @@ class Compared:
 
     Attributes:
         value, floor: of as many images each; None: could not be had.
-        interval, floor_interval: 95 %, from halves of the people; None with fewer than 4 on a side.
+        interval, floor_interval: 95 %, from halves of the people; None with fewer than 4 on a side and, of what neighbours say, with
+            fewer than 20 images in a half.
         excess: value - floor, what the set differs by from honest images of the same number.
         excess_interval: 99 %: the halves of the reference are the same in both.
         reason: why there is no value.
@@ -67,7 +72,7 @@ class InfinityFigures:
 
 @dataclass(frozen=True, kw_only=True)
 class SpaceFigures:
-    """A synthetic set in one feature space, whitened by the training split (ldm/evaluation/whitening.py).
+    """A synthetic set in one feature space, whitened by training people (ldm/evaluation/whitening.py) who are not the floor's.
 
     Attributes:
         extractor: what gives the features, with seed or digest.
@@ -76,6 +81,7 @@ class SpaceFigures:
         n_real, people_real: images of the reference, and their people.
         n_synthetic, n_floor: images compared with it; of the floor at most as many.
         reason: why there are no figures.
+        no_floor: why there is no floor, where the evaluation has one.
         frechet_all: Fréchet distance of all synthetic images; `frechet` is at the floor's number.
         frechet: squared Fréchet distance (Heusel et al. 2017).
         infinity: its limit for many images.
@@ -104,6 +110,7 @@ class SpaceFigures:
     coverage: Compared = Compared()
     vendi: Compared = Compared()
     triplets: dict[str, Compared] = field(default_factory=dict)
+    no_floor: str | None = None
 
 
 def distance_alone(real_ND: np.ndarray, other_ND: np.ndarray) -> Figures:
@@ -155,13 +162,15 @@ def _halves(
     """The figures of RESAMPLES halves of all sets, by the other set; empty where a side has too few people."""
     if min(len(np.unique(units[name])) for name in ("real", *others)) < LEAST_PEOPLE:
         return {name: [] for name in others}
-    rng, found = np.random.default_rng(np.random.SeedSequence((seed, 11))), {name: [] for name in others}
+    rng, found, least = np.random.default_rng(np.random.SeedSequence((seed, 11))), {name: [] for name in others}, MOST
     for _ in range(RESAMPLES):
         half = {name: sets[name][_half(units[name], rng)] for name in ("real", *others)}
         n = min(len(half[name]) for name in others)
+        least = min(least, n, len(half["real"]))
         for name in others:
             found[name].append(measure(half["real"], half[name][np.sort(rng.permutation(len(half[name]))[:n])]))
-    return found
+    left_out = BY_NEIGHBOURS if least < LEAST_IN_HALF else ()
+    return {name: [{key: value for key, value in of.items() if key not in left_out} for of in each] for name, each in found.items()}
 
 
 def _half(unit_N: np.ndarray, rng: np.random.Generator) -> np.ndarray:
@@ -196,6 +205,7 @@ def space_figures(
     *,
     triplets: Mapping[str, tuple[Sets, Whitening | None]],
     reason: str | None,
+    no_floor: str | None = None,
     seed: int,
 ) -> SpaceFigures:
     """All figures of one space.
@@ -205,20 +215,21 @@ def space_figures(
         units: person of each of their images.
         triplets: the same features of some bands alone, with their whitening.
         reason: why no distance to the real images is a mark of quality, if so.
+        no_floor: why the floor's images are no floor in this space, if so.
     """
-    figures = {"extractor": extractor.name, "d": extractor.dimension}
+    figures = {"extractor": extractor.name, "d": extractor.dimension, "no_floor": no_floor}
     if features:
         figures |= {
             "n_real": len(features["real"]),
             "people_real": len(np.unique(units["real"])),
             "n_synthetic": len(features["synthetic"]),
-            "n_floor": min(len(features.get("floor", ())), len(features["synthetic"])),
+            "n_floor": 0 if no_floor else min(len(features.get("floor", ())), len(features["synthetic"])),
         }
     if white is not None:
         figures |= {"effective_rank": white.effective_rank, "effective_rank_whitened": white.effective_rank_whitened}
     if reason := extractor.refused or reason or _unfit(features, white):
         return SpaceFigures(**figures, reason=reason)
-    sets = {name: white(x_ND) for name, x_ND in features.items() if len(x_ND) > 1}
+    sets = {name: white(x_ND) for name, x_ND in features.items() if len(x_ND) > 1 and not (no_floor and name == "floor")}
     try:
         compared = compare(sets, units, all_figures, seed=seed)
     except InputError as error:  # features that no figure can be had of, such as 0 in all dimensions

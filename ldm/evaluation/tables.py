@@ -77,7 +77,7 @@ def _space_rows(name: str, s: SpaceFigures, few: str) -> Iterator[Row]:
         yield Row(metric=f"{name}: all", value=None, floor=None, n=f"{s.n_real} / {s.n_synthetic}", note=rank, reason=s.reason)
         return
     for key, worse in WORSE.items():
-        note = rank if key == "frechet" else ""
+        note = joined(rank, f"no floor: {s.no_floor}" if s.no_floor else "") if key == "frechet" else ""
         yield _compared_row(f"{name}: {TITLES.get(key, key)}", getattr(s, key), images, joined(note, few), worse)
     i = s.infinity
     yield Row(
@@ -187,12 +187,16 @@ def _spectral_rows(figures: SpectralFigures, images: str, few: str) -> Iterator[
 def _ms_ssim_rows(m: MsSsimFigures) -> list[Row]:
     of_both = {"n": f"{m.pairs_real} / {m.pairs_synthetic}", "note": f"pairs, window {m.window}", "reason": m.reason}
     pairs = Row(
-        metric="MS-SSIM of pairs", value=m.synthetic, interval=m.synthetic_interval, floor=m.real, floor_interval=m.real_interval, **of_both
+        metric="MS-SSIM of pairs",
+        value=m.synthetic,
+        interval=m.synthetic_interval,
+        floor=m.real,
+        floor_interval=m.real_interval,
+        excess_interval=m.apart_interval,
+        **of_both,
     )
     difference = Row(metric="|MS-SSIM difference|", value=m.difference, floor=m.difference_floor, **of_both)
-    if m.difference_interval and m.difference_interval[0] <= 0 <= m.difference_interval[1]:
-        difference = replace(difference, verdict=NOT_TOLD_APART)  # its interval is signed and would not fit beside its size
-    return [pairs, difference]
+    return [pairs, replace(difference, verdict=verdict(pairs))]  # its interval is signed and would not fit beside its size
 
 
 def verdict(row: Row) -> str:
@@ -201,9 +205,9 @@ def verdict(row: Row) -> str:
         return ""
     if row.floor is None:
         return "no floor to compare with"
-    if row.metric == "MS-SSIM of pairs" and row.interval and row.floor_interval:
-        (low, high), (floor_low, floor_high) = row.interval, row.floor_interval
-        return "less varied than real" if low > floor_high else "more varied than real" if high < floor_low else NOT_TOLD_APART
+    if row.metric == "MS-SSIM of pairs" and row.excess_interval:
+        low, high = row.excess_interval
+        return "less varied than real" if low > 0 else "more varied than real" if high < 0 else NOT_TOLD_APART
     if (bounds := excess_bounds(row)) is None:
         beyond = (row.value > row.floor) if row.worse == "above" else (row.value < row.floor)
         return f"{row.worse} the floor" if beyond and row.worse != "both" else NOT_TOLD_APART
