@@ -107,14 +107,13 @@ def map_of(near: Likeness, display: fig.Display, rgb: Sequence[int], shelf: Shel
     for name, look in LOOKS.items():
         part, start = near.parts[name], len(pictures)
         samples = part.sample_N[chosen_N[name]].tolist()
-        keys = part.dataset.keys(part.split) if name != "train" else [f"image {i}" for i in range(part.dataset.count(part.split))]
         pictures += thumbnails(part.dataset, part.split, samples, display, rgb)
         traces.append(
             {
                 "x": fig.finite(xy_N2[start : len(pictures), 0]),
                 "y": fig.finite(xy_N2[start : len(pictures), 1]),
                 "customdata": [
-                    [start + n, f"{TITLES[name]}: {keys[i]}", shelf.place(part.dataset, part.split, i)] for n, i in enumerate(samples)
+                    [start + n, f"{TITLES[name]}: image {i}", shelf.place(part.dataset, part.split, i)] for n, i in enumerate(samples)
                 ],
                 "mode": "markers",
                 "marker": look,
