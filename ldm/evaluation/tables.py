@@ -11,6 +11,7 @@ from ldm.evaluation.audit_result import DescriptorFigures
 from ldm.evaluation.evaluation_result import EvaluationResult
 from ldm.evaluation.mean_spectra import MeanSpectrumDistance
 from ldm.evaluation.ms_ssim import MsSsimFigures
+from ldm.evaluation.reconstruction import ReconstructionResult
 from ldm.evaluation.space import Compared, SpaceFigures
 from ldm.evaluation.spectral import SpectralFigures
 from ldm.evaluation.vessels import MorphometryFigure
@@ -238,6 +239,34 @@ def missing(rows: Iterable[Row]) -> dict[str, list[str]]:
         if row.reason:
             found.setdefault(row.reason, []).append(row.metric)
     return found
+
+
+def rows_of_reconstruction(result: ReconstructionResult) -> list[Row]:
+    """Of an autoencoder on people held out; there is no floor, the note says what to compare with."""
+    r, none = result, {"floor": None, "n": str(result.cubes)}
+    thin = joined(
+        "of the originals': 1 as plain, 0 gone",
+        "" if r.thin_vessel_nm is None else f"{r.thin_vessel_nm:g} nm",
+        f"{r.thin_vessel_images} images",
+    )
+    return [
+        Row(
+            metric="PSNR, dB",
+            value=r.psnr_db,
+            note=f"training mean image: {r.mean_image_psnr_db:.4g}; peak {r.peak_reflectance:.3g} in reflectance",
+            **none,
+        ),
+        Row(metric="spectral angle, rad", value=r.spectral_angle_rad, note="mean over cubes", **none),
+        Row(metric="SSIM", value=r.ssim, interval=r.ssim_interval, reason=r.ssim_reason, note="1 for equal images", **none),
+        Row(
+            metric="contrast of thin vessels",
+            value=r.thin_vessel_contrast,
+            interval=r.thin_vessel_contrast_interval,
+            reason=r.thin_vessel_reason,
+            note=thin,
+            **none,
+        ),
+    ]
 
 
 def rows_of_audit(result: AuditResult) -> list[Row]:
