@@ -104,3 +104,19 @@ def test_spectra_and_vessels_of_three_people_or_fewer_accuse_no_honest_set(real:
         assert by_kl.kl_mean is not None and by_kl.kl_excess_interval is by_kl.js_excess_interval is None
         for figure in by_vessels.values():
             assert figure.excess is not None and figure.excess_interval is None and vessel_verdict(figure) == NO_INTERVAL
+
+
+@pytest.mark.parametrize("people", [5, 7, 8])
+def test_halves_spread_as_the_figure_itself_also_of_an_odd_number_of_people(people: int) -> None:
+    """Of a mean that is known: 95 % intervals are as wide as the mean over all of them varies from draw to draw."""
+
+    def measure(real_ND: np.ndarray, other_ND: np.ndarray) -> dict[str, float]:
+        return {"kid": float(real_ND.mean())}
+
+    rng, widths = np.random.default_rng(people), []
+    for _ in range(40):
+        sets = {"real": rng.normal(size=(people, 1)), "synthetic": np.zeros((200, 1))}
+        interval = compare(sets, {name: np.arange(len(x_ND)) for name, x_ND in sets.items()}, measure, seed=0)["kid"].interval
+        widths.append((interval[1] - interval[0]) ** 2)
+    expected = (2 * 1.96) ** 2 / people
+    assert 0.6 < np.mean(widths) / expected < 1.2
