@@ -1,8 +1,9 @@
 """How far a synthetic set lies from real images in one feature space: each figure beside its floor, with intervals by person.
 
-Intervals come from halves: half of the people of every set, drawn without replacement. A mean over half of n people so drawn varies as one
-over all n does, for the finite-population factor 1 - b/n is 1/2 at b = n/2 (Politis and Romano 1994). Drawn with replacement, images would
-stand there twice, and a nearest neighbour at distance 0 is no neighbour.
+Intervals come from halves: half of the people of every set, drawn without replacement. A mean over half of n people so drawn varies as
+one over all n does, for the finite-population factor 1 - b/n is 1/2 at b = n/2 (Politis and Romano 1994). Of an odd number b is the
+larger half, and the spread is scaled by √(b/(n - b)). Drawn with replacement, images would stand there twice, and a nearest neighbour at
+distance 0 is no neighbour.
 
 Legend: N image, D feature, R resample.
 """
@@ -146,7 +147,8 @@ def compare(
     n = min(len(sets[name]) for name in others)
     values = {name: _mean_over_draws(sets["real"], sets[name], n, measure, seed) for name in others}
     halves = _halves(sets, units, others, measure, seed)
-    return {key: _compared(key, values, halves) for key in values["synthetic"]}
+    scale = max(widening(len(np.unique(units[name]))) for name in ("real", *others))
+    return {key: _compared(key, values, halves, scale) for key in values["synthetic"]}
 
 
 def _mean_over_draws(real_ND: np.ndarray, other_ND: np.ndarray, n: int, measure: Callable[..., Figures], seed: int) -> Figures:
@@ -176,13 +178,24 @@ def _halves(
 def _half(unit_N: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """Images of half of the people."""
     people = np.unique(unit_N)
-    return np.flatnonzero(np.isin(unit_N, rng.permutation(people)[: (len(people) + 1) // 2]))
+    return np.flatnonzero(np.isin(unit_N, rng.permutation(people)[: larger_half(len(people))]))
 
 
-def _compared(key: str, values: dict[str, Figures], halves: dict[str, list[Figures]]) -> Compared:
+def larger_half(n: int) -> int:
+    """Of n people."""
+    return (n + 1) // 2
+
+
+def widening(n: int) -> float:
+    """How much more a mean over n people varies than one over their larger half, drawn without replacement: √(b/(n - b))."""
+    b = larger_half(n)
+    return (b / (n - b)) ** 0.5 if n > b else 1.0
+
+
+def _compared(key: str, values: dict[str, Figures], halves: dict[str, list[Figures]], scale: float) -> Compared:
     least = -np.inf if key in SIGNED else 0.0
     spread = {name: np.array([figures[key] for figures in found if key in figures]) for name, found in halves.items()}
-    intervals = {name: about(values[name][key], spread_R, least=least) for name, spread_R in spread.items()}
+    intervals = {name: about(values[name][key], spread_R, least=least, scale=scale) for name, spread_R in spread.items()}
     value = Compared(value=values["synthetic"][key], interval=intervals["synthetic"])
     if "floor" not in values:
         return value
@@ -193,7 +206,7 @@ def _compared(key: str, values: dict[str, Figures], halves: dict[str, list[Figur
         floor=values["floor"][key],
         floor_interval=intervals["floor"],
         excess=excess,
-        excess_interval=about(excess, spread["synthetic"][:both] - spread["floor"][:both], level=0.99),
+        excess_interval=about(excess, spread["synthetic"][:both] - spread["floor"][:both], level=0.99, scale=scale),
     )
 
 

@@ -17,6 +17,7 @@ from ldm.evaluation.spectral import SpectralFigures
 from ldm.evaluation.vessels import MorphometryFigure
 
 NOT_TOLD_APART = "not told apart here"
+NO_INTERVAL = "no interval, no verdict"
 FEW_PEOPLE = 10  # held out: with fewer, who they happen to be decides the figure, and that is said beside it
 
 
@@ -155,8 +156,10 @@ def _vessel_rows(vessels: dict[str, MorphometryFigure], few: str) -> Iterator[Ro
 
 def vessel_verdict(v: MorphometryFigure) -> str:
     """Whether the vessels differ from the reference's by more than those of other real people do."""
-    if v.excess_interval is None:
+    if v.floor is None:
         return "no floor to compare with"
+    if v.excess_interval is None:
+        return NO_INTERVAL
     return "unlike real" if v.excess_interval[0] > 0 else NOT_TOLD_APART
 
 
@@ -210,8 +213,7 @@ def verdict(row: Row) -> str:
         low, high = row.excess_interval
         return "less varied than real" if low > 0 else "more varied than real" if high < 0 else NOT_TOLD_APART
     if (bounds := excess_bounds(row)) is None:
-        beyond = (row.value > row.floor) if row.worse == "above" else (row.value < row.floor)
-        return f"{row.worse} the floor" if beyond and row.worse != "both" else NOT_TOLD_APART
+        return NO_INTERVAL
     low, high = bounds
     if (row.worse in ("above", "both") and low > 0) or (row.worse in ("below", "both") and high < 0):
         return "worse than real" if row.worse != "both" else "unlike real"

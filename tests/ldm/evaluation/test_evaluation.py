@@ -21,7 +21,7 @@ from ldm.evaluation.evaluate import Evaluation, evaluate
 from ldm.evaluation.evaluation_result import EvaluateConfig, EvaluationResult
 from ldm.evaluation.frechet import frechet_distance
 from ldm.evaluation.sets import ImagesOfPeople, Part, check_comparable, evenly, real_parts
-from ldm.evaluation.tables import rows_of_evaluation
+from ldm.evaluation.tables import NO_INTERVAL, rows_of_evaluation
 from tests.conftest import made_cube
 
 SIZE = 40  # MS-SSIM needs 33
@@ -122,6 +122,15 @@ def test_limit_takes_that_many_of_each(real, good):
     assert result.reference.n == result.synthetic.n == result.floor_from.n == 7
     with pytest.raises(InputError, match="limit 1"):
         evaluate(real, good, EvaluateConfig(limit=1))
+
+
+def test_of_fewer_than_four_people_no_figure_accuses_a_set_however_bad_it_is(real, blurred, tmp_path):
+    labelled = synthetic_set(tmp_path, lambda x: 0.7 * x, labels=True)
+    for synthetic, limit in ((blurred, 2), (labelled, 3)):
+        rows = rows_of_evaluation(evaluate(real, synthetic, EvaluateConfig(limit=limit, pairs=5)))
+        assert {row.verdict for row in rows} <= {"", NO_INTERVAL}
+        assert {"KL, field of view", "spectral angle, field of view", "|MS-SSIM difference|"} <= {r.metric for r in rows if r.verdict}
+        assert all(row.interval is row.excess_interval is None for row in rows)
 
 
 def test_features_alone_for_a_distance_alone(real, good, of_good):

@@ -10,7 +10,9 @@ import pytest
 from ldm.evaluation.intervals import about
 from ldm.evaluation.sets import Part, real_parts
 from ldm.evaluation.space import Compared, all_figures, compare
-from ldm.evaluation.tables import WORSE
+from ldm.evaluation.spectral import region_distance
+from ldm.evaluation.tables import NO_INTERVAL, WORSE, vessel_verdict
+from ldm.evaluation.vessels import MORPHOMETRY, morphometry_figures
 from ldm.evaluation.whitening import whitening
 
 DIMENSIONS, ALIKE = 16, 0.7  # of the features; share of the variance that images of one person have in common
@@ -87,3 +89,34 @@ def test_what_neighbours_say_in_halves_of_a_few_images_has_no_interval_and_accus
 
 def test_halves_that_all_say_the_same_bear_no_interval() -> None:
     assert about(0.5, np.full(100, 0.25)) is None and about(0.5, np.array([0.2, 0.3])) is not None
+
+
+@pytest.mark.parametrize(("real", "floor"), [(1, 1), (3, 24), (24, 3)])
+def test_spectra_and_vessels_of_three_people_or_fewer_accuse_no_honest_set(real: int, floor: int) -> None:
+    rng = np.random.default_rng(0)
+    people = {"real": real, "synthetic": 64, "floor": floor}
+    for _ in range(10):
+        counts = {name: rng.multinomial(400, rng.dirichlet(np.full(16, 5.0), size=n))[:, None] for name, n in people.items()}
+        values = {name: rng.normal(size=(n, len(MORPHOMETRY))) for name, n in people.items()}
+        histograms = {name: SimpleNamespace(counts_UCK=lambda region, of=of: of, labelled=True) for name, of in counts.items()}
+        by_kl = region_distance(histograms, "vein", seed=0)
+        by_vessels = morphometry_figures(values, {name: [str(i) for i in range(n)] for name, n in people.items()}, 0, resamples=100)
+        assert by_kl.kl_mean is not None and by_kl.kl_excess_interval is by_kl.js_excess_interval is None
+        for figure in by_vessels.values():
+            assert figure.excess is not None and figure.excess_interval is None and vessel_verdict(figure) == NO_INTERVAL
+
+
+@pytest.mark.parametrize("people", [5, 7, 8])
+def test_halves_spread_as_the_figure_itself_also_of_an_odd_number_of_people(people: int) -> None:
+    """Of a mean that is known: 95 % intervals are as wide as the mean over all of them varies from draw to draw."""
+
+    def measure(real_ND: np.ndarray, other_ND: np.ndarray) -> dict[str, float]:
+        return {"kid": float(real_ND.mean())}
+
+    rng, widths = np.random.default_rng(people), []
+    for _ in range(40):
+        sets = {"real": rng.normal(size=(people, 1)), "synthetic": np.zeros((200, 1))}
+        interval = compare(sets, {name: np.arange(len(x_ND)) for name, x_ND in sets.items()}, measure, seed=0)["kid"].interval
+        widths.append((interval[1] - interval[0]) ** 2)
+    expected = (2 * 1.96) ** 2 / people
+    assert 0.6 < np.mean(widths) / expected < 1.2
