@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from data_shards.errors import InputError
 from data_shards.manifest import Manifest
+from data_shards.reading.batch import Batch
 from data_shards.reading.config import ReadConfig
 from data_shards.reading.dataset import Dataset
 from data_shards.reading.mixture import Mixture
@@ -17,8 +21,9 @@ from data_shards.reading.stream import CubeStream
 from data_shards.stores import place_of
 from launch.config import DiffusionStage, FeaturesStage, SegmenterStage, VQGANStage
 from launch.tree import to_tree
-from ldm.checkpoints.trained import describe_data
+from ldm.checkpoints.trained import TrainedEncoder, describe_data, load_feature_encoder
 from ldm.evaluation.sets import common_fov, evenly
+from ldm.generation.encode import MIRRORED
 from ldm.models.codebook import Codebook
 from ldm.models.denoiser import DENOISERS, described
 from ldm.models.discriminator import PatchGAN
@@ -34,6 +39,11 @@ from ldm.training.engine import Engine
 from ldm.training.features import FeatureTrainer
 from ldm.training.segmenter import SegmenterTrainer
 from ldm.training.vqgan import VQGANTrainer
+
+LATER = ("perceptual", "equivariance", "r1")
+"""Terms of the VQ-GAN's loss that are not named where they are 0: trainings that began before there were any go on."""
+LATER_TIMES = ("times", "logit-normal")
+"""Of an objective: likewise."""
 
 
 def stream(dataset: Dataset | Mixture, loop: LoopConfig, engine: Engine, read: ReadConfig, *, maps: bool, crop: int = 0) -> CubeStream:
@@ -137,13 +147,18 @@ def _mixed(dataset: Dataset, mix: dict[str, float]) -> Mixture:
 
 
 def vqgan_trainer(
-    stage: VQGANStage, dataset: Dataset, engine: Engine, read: ReadConfig = ReadConfig()
+    stage: VQGANStage, dataset: Dataset, engine: Engine, read: ReadConfig = ReadConfig(), *, features: Path | None = None
 ) -> tuple[VQGANTrainer, CubeStream, dict[str, Any]]:
-    """Trainer, its stream, and the identity that its checkpoints carry."""
+    """Trainer, its stream, and the identity that its checkpoints carry.
+
+    Args:
+        features: folder of the trained feature encoder, for a perceptual loss.
+    """
     check_fit(stage, dataset)
     vqgan, codebook, discriminator = vqgan_modules(stage, dataset.shape[0])
     mixed = _mixed(dataset, stage.mix) if stage.mix else dataset
     train = stream(mixed, stage.loop, engine, read, maps=True, crop=stage.crop)
+    encoder = load_feature_encoder(features, engine.device) if stage.loss.perceptual else None
     trainer = VQGANTrainer(
         engine,
         vqgan,
@@ -157,15 +172,22 @@ def vqgan_trainer(
         optimizer=stage.optimizer,
         total=stage.loop.samples,
         flip=stage.flip,
+        perceptual=encoder and encoder.net,
+        ema=stage.ema,
     )
     model = {"kind": "vqgan", **to_tree(vqgan.config)}
     identity = {"stage": "vqgan", "model": model, "codebook": to_tree(stage.codebook), "seed": stage.loop.seed}
     if isinstance(mixed, Mixture):
         identity["mix"] = [[other.digest, weight] for other, weight in zip(mixed.datasets[1:], mixed.weights[1:], strict=True)]
+    if encoder:
+        identity["features"] = encoder.digest
+    if stage.ema.halflife_samples:
+        identity["ema"] = to_tree(stage.ema)
+    loss = {name: weight for name, weight in to_tree(stage.loss).items() if weight or name not in LATER}
     return (
         trainer,
         train,
-        {**identity, "discriminator": to_tree(stage.discriminator), "loss": to_tree(stage.loss), "data": describe_data(dataset.manifest)},
+        {**identity, "discriminator": to_tree(stage.discriminator), "loss": loss, "data": describe_data(dataset.manifest)},
     )
 
 
@@ -187,11 +209,26 @@ def denoiser_module(stage: DiffusionStage, latents: Manifest) -> nn.Module:
 
 
 def diffusion_trainer(
-    stage: DiffusionStage, latents: Dataset, engine: Engine, read: ReadConfig = ReadConfig()
+    stage: DiffusionStage,
+    latents: Dataset,
+    engine: Engine,
+    read: ReadConfig = ReadConfig(),
+    *,
+    features: Path | None = None,
+    cubes: Callable[[], Dataset] | None = None,
 ) -> tuple[DiffusionTrainer, CubeStream, dict[str, Any]]:
-    """Trainer, its stream, and the identity that its checkpoints carry."""
+    """Trainer, its stream, and the identity that its checkpoints carry.
+
+    Args:
+        features, cubes: folder of the trained feature encoder, and the cubes that the latents are of, for an alignment with its maps.
+    """
     latents.expect("latent", mend="retinaforge encode PRESET")
-    denoiser = denoiser_module(stage, latents.manifest)
+    denoiser, aligned, maps_of = denoiser_module(stage, latents.manifest), {}, None
+    if stage.alignment:
+        encoder = load_feature_encoder(features, engine.device)
+        maps_of = maps_by(encoder, cubes(), read)
+        initialised(lambda: denoiser.add_head(encoder.net.widths[-1]), stage.loop.seed)
+        aligned = {"alignment": stage.alignment, "features": encoder.digest}
     trainer = DiffusionTrainer(
         engine,
         denoiser,
@@ -201,8 +238,11 @@ def diffusion_trainer(
         ema=stage.ema,
         total=stage.loop.samples,
         seed=stage.loop.seed,
+        alignment=stage.alignment,
+        maps_of=maps_of,
     )
-    identity = {"stage": "diffusion", "model": described(denoiser.config), "objective": to_tree(stage.objective), "seed": stage.loop.seed}
+    objective = {name: value for name, value in to_tree(stage.objective).items() if (name, value) != LATER_TIMES}
+    identity = {"stage": "diffusion", "model": described(denoiser.config), "objective": objective, "seed": stage.loop.seed, **aligned}
     identity["schedule"] = SCHEDULES.get(stage.objective.target)
     origin = latents.manifest.source.get("encode", {}).get("autoencoder", "")
     return (
@@ -210,6 +250,21 @@ def diffusion_trainer(
         stream(latents, stage.loop, engine, read, maps=False),
         {**identity, "autoencoder": origin, "data": describe_data(latents.manifest)},
     )
+
+
+def maps_by(encoder: TrainedEncoder, cubes: Dataset, read: ReadConfig) -> Callable[[Batch], Tensor]:
+    """What gives the maps of the encoder's last level, (B, K, H, W), of the cubes that a batch of latents was made of."""
+    stream = CubeStream(cubes, "train", batch_size=1, maps=True, read=read, device=encoder.normaliser.mean_C11.device)
+    number = {key: i for i, key in enumerate(cubes.keys("train"))}
+
+    def maps_of(batch: Batch) -> Tensor:
+        plain = [key if key in number else key.removesuffix(MIRRORED) for key in batch.keys]
+        moved = stream.read(np.array([number[key] for key in plain]))
+        x_BCHW = encoder.normaliser(moved.cubes_BCHW, moved.fov_BHW)
+        mirrored_B = torch.tensor([key not in number for key in batch.keys], device=x_BCHW.device)
+        return encoder.net.maps(torch.where(mirrored_B[:, None, None, None], x_BCHW.flip(-1), x_BCHW))[-1]
+
+    return maps_of
 
 
 def encoder_module(stage: FeaturesStage, bands: int) -> FeatureEncoder:

@@ -71,12 +71,14 @@ class VQGANStage:
             validation, encoding and all that follows stay with the run's own.
         crop: side of the square crops that it is trained on, a new place each epoch; 0: whole cubes.
         flip: mirror half of them.
+        ema: of the autoencoder's weights; with a half-life of 0 those of the last step are used.
     """
 
     model: VQGANConfig = field(default_factory=VQGANConfig)
     codebook: CodebookConfig = field(default_factory=CodebookConfig)
     discriminator: PatchGANConfig = field(default_factory=PatchGANConfig)
     loss: VQGANLossConfig = field(default_factory=VQGANLossConfig)
+    ema: EMAConfig = field(default_factory=lambda: EMAConfig(halflife_samples=0))
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     loop: LoopConfig = field(default_factory=LoopConfig)
     engine: EngineConfig = field(default_factory=EngineConfig)
@@ -102,6 +104,8 @@ class DiffusionStage:
 
     Attributes:
         flip: train on mirrored cubes, too, of which `encode` then writes latents as well. A right eye becomes a left one by it.
+        alignment: weight of the distance between the denoiser's middle and the maps that the run's feature encoder makes of the cube; the
+            encoder is trained before. 0: none, and no cube is read.
     """
 
     model: UNetConfig = field(default_factory=UNetConfig)
@@ -111,9 +115,12 @@ class DiffusionStage:
     loop: LoopConfig = field(default_factory=LoopConfig)
     engine: EngineConfig = field(default_factory=EngineConfig)
     flip: bool = False
+    alignment: float = 0.0
     sampler: SamplerConfig = field(default_factory=SamplerConfig)
 
     def __post_init__(self) -> None:
+        if not self.alignment >= 0:
+            raise InputError(f"diffusion.alignment = {self.alignment}", expected="a weight from 0")
         self.sampler.solver(self.objective.target)  # refuses a sampler of the other family
 
 
@@ -165,6 +172,10 @@ class SampleConfig:
     payload: 'cube' stores pixels, 'codes' the indices of the codes that the decoder makes the same pixels of (docs/bulk.md).
     gate: share of honest images that may be refused for their mean spectrum, which training images bound; 0: no look at spectra. What is
         refused, also for values that are not finite or out of range, is made again as the next attempt at its number.
+    guide: folder of another training of a denoiser on the same latents, one that is worse: shorter, or of a smaller network. Images are
+        led away from what it makes of them (autoguidance: Karras et al. 2024, "Guiding a diffusion model with a bad version of itself",
+        eq. 3), which takes both denoisers at each step; empty: none.
+    guidance: how far: 1 not at all, 2 by as much again as the two denoisers differ.
     licence: of the set, for its card.
     labels: give each cube the label map that the run's segmenter predicts, where it has one; sets of codes have none.
     """
@@ -176,6 +187,8 @@ class SampleConfig:
     quantise: bool = True
     payload: Literal["cube", "codes"] = "cube"
     gate: float = 0.01
+    guide: str = ""
+    guidance: float = 2.0
     licence: str = ""
     labels: bool = True
 
@@ -183,6 +196,8 @@ class SampleConfig:
         if min(self.count, self.shard) < 1 or self.batch < 0:
             expected = "1 or more of each; batch 0: as many as the memory bears"
             raise InputError(f"count {self.count}, shard {self.shard}, batch {self.batch}", expected=expected)
+        if not 1 <= self.guidance < math.inf:
+            raise InputError(f"sample.guidance = {self.guidance}", expected="a factor from 1 on, such as 2")
         if not 0 <= self.gate < 1:
             raise InputError(f"sample.gate = {self.gate}", expected="a share from 0 up to, but not, 1, such as 0.01")
 

@@ -16,6 +16,6 @@ from launch.stages.vqgan import VQGAN
 
 STAGES: dict[str, Stage] = {
     stage.name: stage
-    for stage in (Data(), Segmenter(), VQGAN(), Encode(), Diffusion(), Sample(), Features(), Evaluate(), Audit(), Report())
+    for stage in (Data(), Segmenter(), Features(), VQGAN(), Encode(), Diffusion(), Sample(), Evaluate(), Audit(), Report())
 }
 """By name, in the order in which a run makes them."""

@@ -3,27 +3,40 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from data_shards.errors import InputError
 from data_shards.reading.dataset import Dataset
 from launch.run import Run
 from launch.stages.outdated import outdated, set_aside
+from launch.stages.stage import check_trained
 from launch.stages.training import Training
+
+if TYPE_CHECKING:
+    from launch.config import Config
 
 
 class Diffusion(Training):
     name, verb, after = "diffusion", "train diffusion", ("encode",)
-    reads, writes = "`latents/`", "`diffusion/`"
+    reads, writes = "`latents/`; the dataset and `features/` for an alignment", "`diffusion/`"
 
     def data(self, run: Run) -> Path | str:
         return run.latents
 
-    def builder(self) -> Callable[..., Any]:
+    def builder(self, run: Run) -> Callable[..., Any]:
         from launch.build import diffusion_trainer
 
-        return diffusion_trainer
+        return partial(diffusion_trainer, features=run.features, cubes=lambda: run.open(run.dataset))
+
+    def waits_for(self, config: Config) -> tuple[str, ...]:
+        return (*self.after, "features") if config.diffusion.alignment else self.after
+
+    def check(self, run: Run) -> None:
+        super().check(run)
+        if run.config.diffusion.alignment:
+            check_trained(run, "features")
 
     def check_data(self, run: Run) -> None:
         """Refuse latents of an earlier state of the run's autoencoder: samples of a denoiser trained on them could not be decoded.

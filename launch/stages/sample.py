@@ -64,6 +64,8 @@ def generator_of(run: Run, speed: Speed | None = None) -> Generator:
         batch=wanted.batch or 1,
         quantise=wanted.quantise,
         payload=wanted.payload,
+        guide=load_denoiser(wanted.guide, on, inference=inference) if wanted.guide else None,
+        guidance=wanted.guidance if wanted.guide else 1.0,
         segmenter=load_segmenter(run.segmenter, on, inference=inference) if labelled else None,
         gate=Gate.of(read_result(run.envelope, Envelope), wanted.gate, autoencoder),
         speed=speed or Speed(),

@@ -74,7 +74,7 @@ class Stage(ABC):
     Attributes:
         name: in pipelines, and of its jobs, RUN/NAME.
         verb: the words after `retinaforge` that make it alone.
-        after: names of the stages that it waits for.
+        after: names of the stages that it always waits for.
         reads, writes: for the docs' table.
         collective: all ranks work on it together, as the trainers do.
         in_units: any number of processes make it, each the units that are not there yet.
@@ -87,6 +87,10 @@ class Stage(ABC):
     writes: ClassVar[str]
     collective: ClassVar[bool] = False
     in_units: ClassVar[bool] = False
+
+    def waits_for(self, config: Config) -> tuple[str, ...]:
+        """Names of the stages that have to be made before it: `after`, and what this configuration wants besides."""
+        return self.after
 
     def target(self, config: Config) -> Target:
         """What a job on this stage makes of a run of this configuration."""

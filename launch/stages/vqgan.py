@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from launch.run import Run
+from launch.stages.stage import check_trained
 from launch.stages.training import Training
+
+if TYPE_CHECKING:
+    from launch.config import Config
 
 
 class VQGAN(Training):
     name, verb, after = "vqgan", "train vqgan", ("data",)
-    reads, writes = "the dataset", "`vqgan/`"
+    reads, writes = "the dataset; `features/` for a perceptual loss", "`vqgan/`"
 
     def data(self, run: Run) -> Path | str:
         return run.dataset
@@ -23,7 +28,15 @@ class VQGAN(Training):
         different = unlike(run.open(run.dataset), "train")
         return [different] if different else []
 
-    def builder(self) -> Callable[..., Any]:
+    def builder(self, run: Run) -> Callable[..., Any]:
         from launch.build import vqgan_trainer
 
-        return vqgan_trainer
+        return partial(vqgan_trainer, features=run.features)
+
+    def waits_for(self, config: Config) -> tuple[str, ...]:
+        return (*self.after, "features") if config.vqgan.loss.perceptual else self.after
+
+    def check(self, run: Run) -> None:
+        super().check(run)
+        if run.config.vqgan.loss.perceptual:
+            check_trained(run, "features")

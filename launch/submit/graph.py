@@ -50,7 +50,7 @@ def submit_all(wanted: dict[str, Described], checked: Callable[[], None], force:
         live, over = _left_alone(wanted, force)
         checked()
         for stage, job in wanted.items():
-            before = [earlier for earlier in STAGES[stage].after if earlier in ids]
+            before = [earlier for earlier in before_it(stage, job) if earlier in ids]
             if stage in live:
                 ids[stage] = live[stage]
             else:
@@ -59,6 +59,11 @@ def submit_all(wanted: dict[str, Described], checked: Callable[[], None], force:
                 ids[stage] = submit(spec, job.folder, over=over.get(stage), force=force, frozen_with_it=job.freeze).job_ids
             rows[stage] = {"state": LIVE if stage in live else SUBMITTED, "job_ids": list(ids[stage]), "after": before}
     return rows
+
+
+def before_it(stage: str, job: Described) -> tuple[str, ...]:
+    """The stages that a job of a pipeline waits for."""
+    return STAGES[stage].waits_for(job.config) if job.config else STAGES[stage].after
 
 
 def _left_alone(wanted: dict[str, Described], force: bool) -> tuple[dict[str, tuple[str, ...]], dict[str, str]]:
@@ -82,7 +87,7 @@ def _left_alone(wanted: dict[str, Described], force: bool) -> tuple[dict[str, tu
     for stage in wanted:
         now = states[records[stage].name] if stage in records else []
         waits = bool(now) and all(state.state == "PENDING" for state in now)
-        behind = any(earlier in anew for earlier in STAGES[stage].after) or any(NEVER in state.why for state in now)
+        behind = any(earlier in anew for earlier in before_it(stage, wanted[stage])) or any(NEVER in state.why for state in now)
         if not is_live(now) or (waits and behind):
             anew.append(stage)
     cancelled([records[stage] for stage in anew if stage in records and is_live(states[records[stage].name])])

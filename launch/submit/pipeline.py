@@ -103,7 +103,7 @@ def missing(run: Run) -> list[str]:
     for stage, about in STAGES.items():
         if stage in without:
             continue
-        if any(one in stages for one in about.after) or not about.done(run):
+        if any(one in stages for one in about.waits_for(run.config)) or not about.done(run):
             stages.append(stage)
     return stages
 

@@ -60,6 +60,10 @@ class Piece(ABC):
             Hopeless: a rule ends it.
         """
 
+    def waits_for_features(self) -> bool:
+        """Whether a loss of it takes the maps of the shared feature encoder."""
+        return any(isinstance(piece, Judge) and piece.name == "features" for piece in self.after)
+
     def stopped(self) -> Stopped | None:
         """Why it, or what it is made from, was given up."""
         return stopped_in(self.run.folder) or next((why for piece in self.after if (why := piece.stopped())), None)
@@ -110,7 +114,7 @@ class DenoiserPiece(Piece):
     def make(self, display: Display) -> None:
         autoencoder = self.after[0].run
         link(self.run.folder, (autoencoder.vqgan, autoencoder.latents))
-        STAGES["diffusion"].make(self.run, Watched(display, self.sweep.rules, self.run.config.diffusion.objective.target))
+        STAGES["diffusion"].make(self.run, Watched(display, self.sweep.rules, self.run.config.diffusion.objective))
 
 
 class SetPiece(Piece):
@@ -181,7 +185,8 @@ class Pieces(Units):
         if isinstance(piece, Judge):  # without it no set could be judged: what befalls it ends the sweep
             piece.make(self.display)
             return
-        link(piece.run.folder, (self.sweep.folder / "data",))
+        shared = self.sweep.shared
+        link(piece.run.folder, (self.sweep.folder / "data", *((shared.features,) if piece.waits_for_features() else ())))
         with counted(piece.run.folder, "sweep"):
             if stopped := self._made(piece):
                 self.display.note(f"{piece.name} is given up: {stopped}")
@@ -235,12 +240,18 @@ def pieces_of(sweep: Sweep) -> Iterator[Piece]:
     """Each before what is made from it; the cheapest configurations first."""
     judges = [Judge(sweep, name, sweep.shared) for name in JUDGES if not STAGES[name].left_out(sweep.shared)]
     yield from judges
+
+    def wanted(stage: str, run: Run) -> list[Judge]:
+        return [judge for judge in judges if judge.name in STAGES[stage].waits_for(run.config)]
+
     autoencoders: dict[str, AutoencoderPiece] = {}
     for cell in in_order(sweep.axes.cells(), sweep.costs):
         if cell.autoencoder not in autoencoders:
-            autoencoders[cell.autoencoder] = AutoencoderPiece(sweep, cell.autoencoder, sweep.autoencoder(cell))
+            run = sweep.autoencoder(cell)
+            autoencoders[cell.autoencoder] = AutoencoderPiece(sweep, cell.autoencoder, run, *wanted("vqgan", run))
             yield autoencoders[cell.autoencoder]
-        denoiser = DenoiserPiece(sweep, cell.name, sweep.denoiser(cell), autoencoders[cell.autoencoder])
+        run = sweep.denoiser(cell)
+        denoiser = DenoiserPiece(sweep, cell.name, run, autoencoders[cell.autoencoder], *wanted("diffusion", run))
         yield denoiser
         for sampler in sweep.axes.samplers:
             run = sweep.set_of(cell, sampler)

@@ -11,6 +11,7 @@ from data_shards import durable
 from data_shards.errors import RetinaforgeError
 from launch.run import read_result
 from launch.work import Display, Report
+from ldm.models.config import ObjectiveConfig
 from ldm.models.objective import white_loss
 
 NAME = "stopped.json"
@@ -73,8 +74,8 @@ class Watched:
     The rule sees only what is logged, which follows from the seeds: a training that was killed and goes on is ended at the same sample.
     """
 
-    def __init__(self, display: Display, rules: Rules, target: str) -> None:
-        self.display, self.rules, self.white = display, rules, white_loss(target)
+    def __init__(self, display: Display, rules: Rules, objective: ObjectiveConfig) -> None:
+        self.display, self.rules, self.white = display, rules, white_loss(objective)
         self.over, self.note = display.over, display.note
 
     @contextmanager

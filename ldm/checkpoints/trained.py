@@ -165,7 +165,7 @@ def load_autoencoder(
     """
     identity, read, digest = chosen(folder, "vqgan", best)
     vqgan = VQGAN(VQGANConfig(**{k: v for k, v in identity["model"].items() if k != "kind"}))
-    load_strictly(vqgan, read.under("vqgan.model."), folder)
+    load_strictly(vqgan, read.under("ema." if "ema" in identity else "vqgan.model."), folder)
     codebook = codebook_from(CodebookConfig(**identity["codebook"]), channels=vqgan.config.latent_channels, seed=0)
     # by its own names: earlier versions kept averages with kinds that have none, too
     load_strictly(codebook, {name: read(f"codebook.{name}") for name in codebook.state_dict()}, folder)
@@ -201,7 +201,8 @@ def load_denoiser(
             mend="train it anew: retinaforge train diffusion PRESET run=runs/NAME, with a fresh run folder",
         )
     net = denoiser_from(identity["model"])
-    load_strictly(net, read.under("ema."), folder)
+    weights = {name: weight for name, weight in read.under("ema.").items() if not name.startswith("head.")}  # it has served
+    load_strictly(net, weights, folder)
     return Denoiser(
         net=ready(net, inference, device),
         normaliser=LatentNormaliser(BandStats(**identity["data"]["stats"])).to(device),

@@ -28,7 +28,8 @@ from ldm.models.inference import FP32, as_begun, stated
 
 REQUEST = "request.json"
 TRAIN = "train"
-LONGEST = 61  # of keys that get a "-m"
+MIRRORED = "-m"  # ends the key of the latent of a mirrored cube
+LONGEST = 61  # of keys that get it
 
 
 class LatentSet(Units):
@@ -105,7 +106,7 @@ class LatentSet(Units):
             x_BCHW = self.autoencoder.normaliser(batch.cubes_BCHW, batch.fov_BHW)
             yield from map(stored_latent, batch.keys, batch.subjects, self._encoded(x_BCHW))
             if self.flip and split == TRAIN:
-                yield from map(stored_latent, (f"{key}-m" for key in batch.keys), batch.subjects, self._encoded(x_BCHW.flip(-1)))
+                yield from map(stored_latent, (key + MIRRORED for key in batch.keys), batch.subjects, self._encoded(x_BCHW.flip(-1)))
 
     def _encoded(self, x_BCHW: Tensor) -> np.ndarray:
         return striped.encode(self.autoencoder.vqgan, x_BCHW).float().cpu().numpy()

@@ -181,6 +181,8 @@ def request_for(generator: Generator, shard: int) -> dict[str, Any]:
         "dataset": autoencoder.data["digest"],
         "autoencoder": autoencoder.digest,
         "denoiser": denoiser.digest,
+        "guide": generator.guide and generator.guide.digest,
+        "guidance": generator.guidance,
         "segmenter": generator.segmenter and generator.segmenter.digest,
     }
 

@@ -57,11 +57,16 @@ def latents_of(
     sampler: SamplerConfig,
     noise: str = NEW,
     attempt: int | np.ndarray = 0,
+    guide: Denoiser | None = None,
+    guidance: float = 1.0,
     stopped: threading.Event | None = None,
 ) -> Tensor:
     """Latents of the images with these numbers, at these attempts, (B, D, h, w), in the autoencoder's units.
 
     Args:
+        guide: a worse denoiser, away from which they are led (Karras et al. 2024, "Guiding a diffusion model with a bad version of
+            itself", eq. 3; what networks predict is linear in what they take for the image).
+        guidance: by how much of the two denoisers' difference, and 1.
         stopped: once set, nobody wants them any more.
 
     Raises:
@@ -69,12 +74,13 @@ def latents_of(
     """
     noise_BDHW = NOISES[noise](seed, ids, denoiser.latent_shape, attempt=attempt, device=denoiser.normaliser.mean_C11.device)
     scheduler = scheduler_for(sampler, denoiser.objective.target)
-    net = cached(denoiser.net, sampler.cache_every, scheduler.order)
+    net, worse = (cached(of.net, sampler.cache_every, scheduler.order) if of else None for of in (denoiser, guide))
 
     def denoise(z_BDHW: Tensor, t_B: Tensor) -> Tensor:
         if stopped is not None and stopped.is_set():
             raise CancelledError
-        return net(z_BDHW, t_B)
+        predicted_BDHW = net(z_BDHW, t_B)
+        return predicted_BDHW if worse is None else torch.lerp(worse(z_BDHW, t_B), predicted_BDHW, guidance)
 
     z_BDHW = solve(denoise, noise_BDHW, scheduler, sampler.steps)
     return denoiser.normaliser.latents(z_BDHW)
@@ -93,6 +99,7 @@ class Generator:
         noise: a name of ldm.models.noise.NOISES.
         payload: what becomes of an image: 'cube', its pixels, or 'codes', of which its decoder makes the very same pixels.
         segmenter: labels the images; of codes none.
+        guide, guidance: as latents_of has them.
         straight_through: pixels as earlier versions decoded them (Autoencoder.decode_straight_through).
         speed: adds up what is made.
 
@@ -112,6 +119,8 @@ class Generator:
     noise: str = NEW
     payload: str = "cube"
     segmenter: Segmenter | None = None
+    guide: Denoiser | None = None
+    guidance: float = 1.0
     straight_through: bool = False
     speed: Speed = field(default_factory=Speed, compare=False, repr=False)
 
@@ -127,6 +136,15 @@ class Generator:
         if self.denoiser.inference != self.autoencoder.inference:
             raise InputError(f"a denoiser in {self.denoiser.inference}", expected=f"{self.autoencoder.inference}, as the autoencoder")
         scheduler_for(self.sampler, self.denoiser.objective.target)  # refuses
+        if self.guide and (self.guide.autoencoder, self.guide.objective.target) != (
+            self.denoiser.autoencoder,
+            self.denoiser.objective.target,
+        ):
+            raise InputError(
+                f"a guide of {self.guide.objective.target!r} on the latents of {self.guide.autoencoder[:12]}",
+                expected=f"{self.denoiser.objective.target!r} on those of {self.denoiser.autoencoder[:12]}, as the denoiser that it guides",
+                mend="sample.guide= (none)",
+            )
         if self.payload == "codes":
             check_codes(quantise=self.quantise, codes=len(self.autoencoder.codebook.codes_KD))
         if self.segmenter:
@@ -192,8 +210,8 @@ class Generator:
         waited for."""
         id_B, attempt_B = (np.resize(column, self.batch) for column in zip(*part, strict=True))
         with self.speed.phase(DENOISING, self):
-            how = {"seed": self.seed, "sampler": self.sampler, "noise": self.noise, "attempt": attempt_B}
-            z_BDHW = latents_of(self.denoiser, id_B, **how, stopped=stopped)
+            how = {"seed": self.seed, "sampler": self.sampler, "noise": self.noise, "guide": self.guide, "guidance": self.guidance}
+            z_BDHW = latents_of(self.denoiser, id_B, **how, attempt=attempt_B, stopped=stopped)
         index_BHW = self.autoencoder.codes_of(z_BDHW) if self.payload == "codes" else None
         stored_BCHW = codes_BCHW = None if index_BHW is None else index_BHW[:, None].to(torch.uint16)
         if index_BHW is None or self.gate:  # else nobody looks at pixels

@@ -30,6 +30,8 @@ BEFORE = {
     "sigma_min": 0.001,
     "cache_every": 1,
     "segmenter": None,
+    "guide": None,
+    "guidance": 1.0,
 }
 """Of sets that do not state it: what versions did that could do nothing else."""
 

@@ -235,10 +235,16 @@ class SegmenterConfig:
 class ObjectiveConfig:
     """Attributes:
     target: 'epsilon' on the linear schedule (Ho et al. 2020); 'v' (Salimans and Ho 2022) on the cosine one (Nichol and Dhariwal 2021);
-        'flow': linear path and velocity (Lipman et al. 2023) with logit-normal times (Esser et al. 2024, eq. 19).
+        'flow': linear path and velocity (Lipman et al. 2023).
+    times: of 'flow': 'logit-normal' (Esser et al. 2024, eq. 19), which trains most in the middle of the path, or 'uniform'.
     """
 
     target: Literal["epsilon", "v", "flow"] = "flow"
+    times: Literal["logit-normal", "uniform"] = "logit-normal"
+
+    def __post_init__(self) -> None:
+        if self.times == "uniform" and self.target != "flow":
+            raise InputError(f"times 'uniform' with target {self.target!r}", expected="target 'flow': the others have 1,000 even times")
 
 
 @dataclass(frozen=True, kw_only=True)

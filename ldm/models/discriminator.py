@@ -18,6 +18,7 @@ class PatchGAN(nn.Module):
 
     def __init__(self, config: PatchGANConfig) -> None:
         super().__init__()
+        self.config = config
         assert config.bands > 0, "bands are filled in from the dataset before a model is built"
         widths = [config.channels * min(2**i, 8) for i in range(config.layers + 1)]
         stages: list[nn.Module] = [nn.Sequential(nn.Conv2d(config.bands, widths[0], 4, 2, 1), nn.LeakyReLU(0.2))]

@@ -42,7 +42,7 @@ class FeatureEncoder(nn.Module):
         super().__init__()
         assert config.bands > 0, "bands are filled in from the dataset before a model is built"
         self.config = config
-        widths = [config.channels * 2**level for level in range(config.levels)]
+        self.widths = widths = [config.channels * 2**level for level in range(config.levels)]
         self.spectra = nn.Conv2d(config.bands, config.channels, 1)
         self.levels = nn.ModuleList(
             nn.Sequential(
@@ -65,7 +65,15 @@ class FeatureEncoder(nn.Module):
         """What the last layer is given: (B, 2 × the channels of all levels), fp32.
 
         Raises:
-            InputError: as said, or so small that the last level is a single pixel.
+            InputError: as `maps`.
+        """
+        return torch.cat([mean_and_deviation(x_BKHW) for x_BKHW in self.maps(x_BCHW)], dim=1)
+
+    def maps(self, x_BCHW: Tensor) -> list[Tensor]:
+        """The spectra, and what each level makes of them at half the size of the one before: (B, K, H, W), rectified.
+
+        Raises:
+            InputError: other bands than it was built for, or so few pixels that the last level is a single one.
         """
         if max(x_BCHW.shape[2:]) <= 2**self.config.levels:
             raise InputError(
@@ -75,17 +83,15 @@ class FeatureEncoder(nn.Module):
             )
         if x_BCHW.shape[1] != self.config.bands:
             raise InputError(f"cubes of {x_BCHW.shape[1]} bands", expected=f"the {self.config.bands} bands that the encoder was trained on")
-        x_BKHW = self.spectra(x_BCHW.clamp(-FURTHEST, FURTHEST))
-        found = [mean_and_deviation(x_BKHW)]
+        found = [nn.functional.silu(self.spectra(x_BCHW.clamp(-FURTHEST, FURTHEST)))]
         for level in self.levels:
-            x_BKHW = level(nn.functional.silu(x_BKHW))
-            found.append(mean_and_deviation(x_BKHW))
-        return torch.cat(found, dim=1)
+            found.append(nn.functional.silu(level(found[-1])))
+        return found
 
 
 def mean_and_deviation(x_BKHW: Tensor) -> Tensor:
-    """(B, 2 K) over all pixels, of what a half-wave rectifier lets through, fp32: sums of many pixels do not bear bfloat16."""
-    flat_BKN = nn.functional.silu(x_BKHW).flatten(2).float()
+    """(B, 2 K) over all pixels, fp32: sums of many pixels do not bear bfloat16."""
+    flat_BKN = x_BKHW.flatten(2).float()
     return torch.cat([flat_BKN.mean(2), (flat_BKN.var(2, correction=0) + 1e-6).sqrt()], dim=1)
 
 

@@ -34,19 +34,21 @@ def schedule(target: str) -> DDPMScheduler | None:
     return DDPMScheduler(num_train_timesteps=STEPS, **SCHEDULES[target]) if target in SCHEDULES else None
 
 
-def white_loss(target: str) -> float:
+def white_loss(objective: ObjectiveConfig) -> float:
     """The loss of the best denoiser that takes normalised latents for white noise of variance 1, over the times of training.
 
     It knows no neighbour of a latent: its best answer is the mean of the target given the noised latent x, cov(x, target)/var(x) · x.
     For 'flow', x = (1-s) z + s noise and the target noise - z, that leaves 2 - (2s-1)²/(s² + (1-s)²); for 'v' the whole variance, 1; for
     'epsilon' ᾱ. Who stays above it has learnt nothing of the images.
     """
-    if target == "flow":
+    if objective.target == "flow":
         normal = np.linspace(-6, 6, 2001)  # logit of the times (Esser et al. 2024, eq. 19)
         s, weight = 1 / (1 + np.exp(-normal)), np.exp(-(normal**2) / 2)
+        if objective.times == "uniform":
+            s, weight = np.linspace(0, 1, 2001), None
         return float(np.average(2 - (2 * s - 1) ** 2 / (s**2 + (1 - s) ** 2), weights=weight))
-    scheduler = schedule(target)
-    return 1.0 if target == "v" else float(scheduler.alphas_cumprod.mean())
+    scheduler = schedule(objective.target)
+    return 1.0 if objective.target == "v" else float(scheduler.alphas_cumprod.mean())
 
 
 def noised(
@@ -55,7 +57,10 @@ def noised(
     """(noised latents, time in [0, 1000), target) for the samples at these global positions of the run."""
     noise = normal_at(seed, position_B, z_BDHW.shape[1:], TRAINING, device=z_BDHW.device).to(z_BDHW.dtype)
     if config.target == "flow":
-        s_B = torch.sigmoid(normal_at(seed, position_B, (), TIMES, device=z_BDHW.device)).to(z_BDHW.dtype)
+        if config.times == "uniform":
+            s_B = torch.from_numpy(hash64(seed, position_B, DISCRETE_TIMES) / 2.0**64).to(z_BDHW)
+        else:
+            s_B = torch.sigmoid(normal_at(seed, position_B, (), TIMES, device=z_BDHW.device)).to(z_BDHW.dtype)
         s = s_B.view(-1, 1, 1, 1)
         return (1 - s) * z_BDHW + s * noise, s_B * STEPS, noise - z_BDHW
     assert scheduler is not None, "only 'flow' does without"

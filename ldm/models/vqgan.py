@@ -5,6 +5,7 @@ Legend: B batch, C band, H W pixels, D latent channel, F feature of the last lay
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -94,14 +95,24 @@ class VQGAN(nn.Module):
     def last_layer(self) -> nn.Conv2d:
         return self.decoder.conv_out
 
-    def forward(self, x_BCHW: Tensor, codebook: Codebook | None = None, *, quantise: bool = True) -> VQGANOutput:
+    def forward(
+        self,
+        x_BCHW: Tensor,
+        codebook: Codebook | None = None,
+        *,
+        quantise: bool = True,
+        moved: Callable[[Tensor], Tensor] | None = None,
+    ) -> VQGANOutput:
         """Everything that a step needs, in one call: a wrapper that gathers weights, or exchanges gradients, sees no other.
 
         Args:
             codebook: None: encode only.
             quantise: whether the decoder is given the codes, or the latents as they are.
+            moved: what is done to the latents first.
         """
         h_BDHW = self.encode(x_BCHW)
+        if moved is not None:
+            h_BDHW = moved(h_BDHW)
         if codebook is None:
             return VQGANOutput(h_BDHW)
         q_BDHW, index_BHW = codebook(h_BDHW)

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
 
 from torch import nn
 
 from ldm.checkpoints.store import Reader, State
 from ldm.schedules import OptimizerConfig, learning_rate
 from ldm.training.config import EMAConfig
-from ldm.training.ema import EMA, decay_at
+from ldm.training.ema import EMA, decay_at, in_place
 from ldm.training.engine import Engine
 
 
@@ -35,14 +34,9 @@ class AveragedTrainer:
             self.ema.update(decay_at(samples + batch, batch, self.ema_config))
         return {}
 
-    @contextlib.contextmanager
-    def as_loaded(self) -> Iterator[None]:
+    def as_loaded(self) -> contextlib.AbstractContextManager[None]:
         """The averaged weights in the place of those of the last step."""
-        network = self.engine.networks[self.name]
-        with self.ema.exchanged():
-            network.refresh()
-            yield
-        network.refresh()
+        return in_place(self.ema, self.engine.networks[self.name])
 
     def taking_part(self, samples: int) -> tuple[str, ...]:
         return (self.name,)

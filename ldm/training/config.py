@@ -134,6 +134,11 @@ class VQGANLossConfig:
     feature_matching: weight relative to the generator's hinge term, under the same adaptive weight.
     gan_start_samples: the discriminator joins after so many samples; an earlier start lets it win before the
         reconstruction is any good.
+    perceptual: weight of the distance in the maps of the run's own feature encoder, which is trained before; 0: none is needed.
+    equivariance: share of the steps that scale and turn the latents, and ask that they decode to the cubes scaled and turned alike
+        (Kouzelis et al. 2025): a latent space of which a denoiser has less to learn.
+    r1: weight of the approximate R1 penalty: the discriminator shall say the same of a real cube and of one with a little noise
+        (Lin et al. 2025, eq. 3).
     """
 
     l1: float = 1.0
@@ -142,10 +147,17 @@ class VQGANLossConfig:
     gan: float = 0.5
     feature_matching: float = 1.0
     gan_start_samples: int = 10_000
+    perceptual: float = 0.0
+    equivariance: float = 0.0
+    r1: float = 0.0
 
     def __post_init__(self) -> None:
-        if min(self.l1, self.gradient, self.spectral_angle, self.gan, self.feature_matching, self.gan_start_samples) < 0:
-            raise InputError("a weight below 0", where="vqgan.loss", expected="weights and gan_start_samples at least 0")
+        if min(vars(self).values()) < 0 or self.equivariance > 1:
+            raise InputError(
+                "a weight below 0, or a share above 1",
+                where="vqgan.loss",
+                expected="weights and gan_start_samples at least 0, equivariance at most 1",
+            )
 
 
 @dataclass(frozen=True, kw_only=True)

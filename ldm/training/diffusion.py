@@ -5,6 +5,9 @@ Legend: B batch, D latent channel.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -19,7 +22,12 @@ from ldm.training.engine import Engine
 
 
 class DiffusionTrainer(AveragedTrainer):
-    """Denoising loss on cached latents; noise and time are functions of (seed, global position)."""
+    """Denoising loss on cached latents; noise and time are functions of (seed, global position).
+
+    Args:
+        alignment: weight of the cosine distance between what the denoiser's head makes of its middle and `maps_of` the batch's cubes
+            (REPA: Yu et al. 2025, eq. 8; in the middle of a U-Net: Tian et al. 2025).
+    """
 
     def __init__(
         self,
@@ -32,23 +40,33 @@ class DiffusionTrainer(AveragedTrainer):
         ema: EMAConfig,
         total: int,
         seed: int,
+        alignment: float = 0.0,
+        maps_of: Callable[[Batch], Tensor] | None = None,
     ) -> None:
         super().__init__(engine, "denoiser", denoiser, optimizer=optimizer, ema=ema, total=total)
         self.objective, self.seed, self.normaliser = objective, seed, normaliser.to(engine.device)
         self.scheduler = schedule(objective.target)
+        self.alignment, self.maps_of = alignment, maps_of
 
     def losses(self, batch: Batch, samples: int) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Mean squared error of the objective's target."""
         z_BDHW = self.engine.laid_out(self.normaliser(batch.cubes_BCHW.to(self.engine.device)))
         x_BDHW, t_B, target = noised(z_BDHW, batch.position_B, self.objective, seed=self.seed, scheduler=self.scheduler)
-        loss = F.mse_loss(self.network(x_BDHW, t_B).float(), target)
-        return {"denoiser": loss}, {"loss/denoise": loss.detach()}
+        if self.maps_of is None:
+            loss = F.mse_loss(self.network(x_BDHW, t_B).float(), target)
+            return {"denoiser": loss}, {"loss/denoise": loss.detach()}
+        predicted, middle_BKHW = self.network(x_BDHW, t_B)
+        with torch.no_grad():
+            maps_BKHW = F.adaptive_avg_pool2d(self.maps_of(batch).float(), middle_BKHW.shape[-2:])
+        loss, away = F.mse_loss(predicted.float(), target), 1 - F.cosine_similarity(middle_BKHW.float(), maps_BKHW, dim=1).mean()
+        return {"denoiser": loss + self.alignment * away}, {"loss/denoise": loss.detach(), "loss/alignment": away.detach()}
 
     def validate(self, batch: Batch, samples: int) -> dict[str, Tensor]:
         """The loss of each latent; noise and time are functions of (seed, sample)."""
         z_BDHW = self.engine.laid_out(self.normaliser(batch.cubes_BCHW.to(self.engine.device)))
         x_BDHW, t_B, target = noised(z_BDHW, batch.sample_B, self.objective, seed=self.seed + 1, scheduler=self.scheduler)
         self.module.eval()
-        error_BDHW = self.module(x_BDHW, t_B).float() - target
+        predicted = self.module(x_BDHW, t_B)
+        error_BDHW = (predicted if self.maps_of is None else predicted[0]).float() - target
         self.module.train()
         return {"loss": error_BDHW.square().mean((1, 2, 3))}

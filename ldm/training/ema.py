@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -64,6 +65,15 @@ class EMA:
                 average.values.copy_(read(f"{prefix}.{name}", shape=average.shape, start=average.start, stop=stop))
             else:
                 average.copy_(read(f"{prefix}.{name}", shape=average.shape))
+
+
+@contextlib.contextmanager
+def in_place(ema: EMA, network: Any) -> Iterator[None]:
+    """The averages in the place of the weights of this network of the engine while the block runs."""
+    with ema.exchanged():
+        network.refresh()
+        yield
+    network.refresh()
 
 
 def _values(value: Tensor | Fragment) -> Tensor:

@@ -42,6 +42,13 @@ def feature_matching(real: list[Tensor], fake: list[Tensor]) -> Tensor:
     return torch.stack([F.l1_loss(f, r.detach()) for r, f in zip(real, fake, strict=True)]).mean()
 
 
+def perceptual_distance(real: list[Tensor], fake: list[Tensor]) -> Tensor:
+    """Squared distance of feature maps, each pixel's features scaled to length 1: mean over pixels, summed over levels (Zhang et al. 2018,
+    eq. 1, with all weights 1)."""
+    unit = lambda x_BKHW: F.normalize(x_BKHW.float(), dim=1, eps=1e-6)  # noqa: E731
+    return sum((unit(a) - unit(b)).square().sum(1).mean() for a, b in zip(real, fake, strict=True))
+
+
 def last_layer_gradient(input_BDHW: Tensor, grad_BCHW: Tensor, weight_shape: torch.Size) -> Tensor:
     """Gradient of a loss with respect to the last 3×3 convolution's weight, from its gradient at the layer's output.
 

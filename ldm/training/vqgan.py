@@ -6,7 +6,7 @@ Legend: B batch, C band, H W pixels, D latent channel, F feature of the last lay
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -20,10 +20,13 @@ from data_shards.reading.stream import CubeStream
 from ldm.checkpoints.store import Reader, State
 from ldm.models.codebook import Codebook, library, usage_and_perplexity
 from ldm.models.discriminator import PatchGAN
+from ldm.models.feature_encoder import FeatureEncoder
+from ldm.models.noise import PENALTY, normal_at
 from ldm.models.vqgan import VQGAN
 from ldm.normalise import CubeNormaliser
 from ldm.schedules import OptimizerConfig, learning_rate
-from ldm.training.config import VQGANLossConfig
+from ldm.training.config import EMAConfig, VQGANLossConfig
+from ldm.training.ema import EMA, decay_at, in_place
 from ldm.training.engine import Engine
 from ldm.training.losses import (
     adaptive_weight,
@@ -31,9 +34,14 @@ from ldm.training.losses import (
     gradient_difference,
     hinge_discriminator,
     last_layer_gradient,
+    perceptual_distance,
     spectral_angle_rad,
 )
 from ldm.training.reseeding import Reseeding
+
+LEAST_SCALE = 0.25  # of moved latents (Kouzelis et al. 2025, section 4)
+PENALTY_SIGMA = 0.1
+"""Deviation of the noise of the R1 penalty, in deviations of a band (Lin et al. 2025 have 0.01 on pixels of [-1, 1])."""
 
 
 class VQGANTrainer:
@@ -45,9 +53,11 @@ class VQGANTrainer:
         dataset: digest of what it is trained on; a codebook to begin with has to come from it.
         total: samples of the whole run, for the schedules.
         flip: mirror cubes left to right, by (seed, sample, epoch).
+        perceptual: a trained encoder of these cubes' features, for `loss.perceptual`.
+        ema: of the weights that are used; with a half-life of 0 the last ones are.
     """
 
-    USED = ("vqgan.model.", "codebook.", "fov_HW")
+    USED = ("vqgan.model.", "ema.", "codebook.", "fov_HW")
 
     def __init__(
         self,
@@ -64,6 +74,8 @@ class VQGANTrainer:
         optimizer: OptimizerConfig,
         total: int,
         flip: bool = True,
+        perceptual: FeatureEncoder | None = None,
+        ema: EMAConfig = EMAConfig(halflife_samples=0),
     ) -> None:
         self.engine, self.config, self.optimizer, self.total, self.flip = engine, loss, optimizer, total, flip
         rates: dict[str, Any] = {"lr": optimizer.lr, "betas": (optimizer.beta1, optimizer.beta2), "weight_decay": optimizer.weight_decay}
@@ -71,6 +83,8 @@ class VQGANTrainer:
         self.vqgan = engine.add("vqgan", vqgan, **rates)
         self.discriminator = engine.add("discriminator", discriminator, **rates)
         self.module, self.plain_discriminator = vqgan, discriminator
+        self.perceptual = perceptual and perceptual.eval().requires_grad_(False).to(engine.device)
+        self.ema_config, self.ema = ema, EMA(engine.networks["vqgan"].masters()) if ema.halflife_samples else None
         self.codebook = codebook.to(engine.device)
         if codebook.config.gradient == "rotation":
             library("vector_quantize_pytorch", "vqgan.codebook.gradient=rotation")  # absent, it is told before anything is written
@@ -89,9 +103,14 @@ class VQGANTrainer:
     def losses(self, batch: Batch, samples: int) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """One micro batch: the loss of each network, and their terms for the log."""
         x_BCHW, fov_BHW = self._prepared(batch)
-        quantise = self._quantises(samples)
-        h_BDHW, index_BHW, trunk_BFHW, rec_BCHW = self.vqgan(x_BCHW, self.codebook, quantise=quantise)
-        if quantise:
+        quantise, moved = self._quantises(samples), self._moved(batch, samples)
+        h_BDHW, index_BHW, trunk_BFHW, rec_BCHW = self.vqgan(x_BCHW, self.codebook, quantise=quantise, moved=moved)
+        if moved:
+            f, fov = self.module.config.compression, fov_BHW if fov_BHW is None else fov_BHW[:, None].float()
+            x_BCHW, fov = (maps if maps is None else moved(maps, f) for maps in (x_BCHW, fov))
+            fov_BHW = fov if fov is None else fov[:, 0] > 0.5
+            x_BCHW = x_BCHW if fov_BHW is None else x_BCHW * fov_BHW[:, None]
+        elif quantise:  # codes are means of latents as they come, not of what lies between them
             self._remember(batch, h_BDHW, index_BHW)
         # outside the field of view both are 0: nothing there is judged, by any term
         rec_BCHW = rec_BCHW.float() if fov_BHW is None else rec_BCHW.float() * fov_BHW[:, None]
@@ -102,7 +121,7 @@ class VQGANTrainer:
         (direction,) = torch.autograd.grad(reconstruction, leaf)
         losses: dict[str, Tensor] = {}
         if samples >= self.config.gan_start_samples and self.config.gan:
-            losses["discriminator"], real_features, d_terms = self._discriminator(x_BCHW, rec_BCHW)
+            losses["discriminator"], real_features, d_terms = self._discriminator(x_BCHW, rec_BCHW, batch.position_B)
             generator, gan_terms = self._generator(leaf, real_features, direction, trunk_BFHW, fov_BHW)
             direction, terms = direction + generator, {**terms, **gan_terms, **d_terms}
         fed_back = (rec_BCHW * direction).sum()
@@ -135,7 +154,13 @@ class VQGANTrainer:
         l1, gradient = F.l1_loss(rec_BCHW, x_BCHW), gradient_difference(rec_BCHW, x_BCHW)
         angle = spectral_angle_rad(self.normaliser.reflectance(rec_BCHW), self.normaliser.reflectance(x_BCHW), fov_BHW)
         terms = {"loss/l1": l1.detach(), "loss/gradient": gradient.detach(), "loss/spectral_angle_rad": angle.detach()}
-        return self.config.l1 * l1 + self.config.gradient * gradient + self.config.spectral_angle * angle, terms
+        loss = self.config.l1 * l1 + self.config.gradient * gradient + self.config.spectral_angle * angle
+        if self.perceptual is not None:
+            with torch.no_grad():
+                real = self.perceptual.maps(x_BCHW)
+            perceptual = perceptual_distance(real, self.perceptual.maps(rec_BCHW))
+            loss, terms["loss/perceptual"] = loss + self.config.perceptual * perceptual, perceptual.detach()
+        return loss, terms
 
     def _generator(
         self, leaf_BCHW: Tensor, real_features: list[Tensor], rec_gradient_BCHW: Tensor, trunk_BFHW: Tensor, fov_BHW: Tensor | None
@@ -154,13 +179,38 @@ class VQGANTrainer:
         terms = {"loss/generator": hinge.detach(), "loss/feature_matching": matching.detach(), "gan/adaptive_weight": weight}
         return weight * (gan_gradient + self.config.feature_matching * matching_gradient), terms
 
-    def _discriminator(self, x_BCHW: Tensor, rec_BCHW: Tensor) -> tuple[Tensor, list[Tensor], dict[str, Tensor]]:
+    def _discriminator(self, x_BCHW: Tensor, rec_BCHW: Tensor, position_B: np.ndarray) -> tuple[Tensor, list[Tensor], dict[str, Tensor]]:
         """Hinge loss on real and reconstructed cubes, through the wrapped discriminator in one call; features of the real ones."""
-        logits, features = self.discriminator(torch.cat([x_BCHW, rec_BCHW.detach().to(x_BCHW)]))
-        real, fake = logits.float().chunk(2)
+        judged = [x_BCHW, rec_BCHW.detach().to(x_BCHW)]
+        if self.config.r1:
+            noise = normal_at(self.seed, position_B, x_BCHW.shape[1:], PENALTY, device=x_BCHW.device)
+            judged.append(x_BCHW + PENALTY_SIGMA * noise.to(x_BCHW))
+        logits, features = self.discriminator(torch.cat(judged))
+        real, fake, *noisy = logits.float().split(len(x_BCHW))
         loss = hinge_discriminator(real, fake)
         terms = {"loss/discriminator": loss.detach(), "gan/logit_real": real.mean().detach(), "gan/logit_fake": fake.mean().detach()}
-        return loss, [feature.detach().chunk(2)[0] for feature in features], terms
+        if noisy:
+            penalty = F.mse_loss(noisy[0], real)
+            loss, terms["loss/r1"] = loss + self.config.r1 * penalty, penalty.detach()
+        return loss, [feature.detach()[: len(x_BCHW)] for feature in features], terms
+
+    def _moved(self, batch: Batch, samples: int) -> Callable[..., Tensor] | None:
+        """What this step does to latents and, with a factor, to their cubes: one scale for all, turns by sample; None where it does
+        nothing."""
+        drawn, scale = hash64(self.seed, samples, 0, np.array([0x65717661, 0x73636C65])) / 2.0**64
+        if drawn >= self.config.equivariance:
+            return None
+        turn_B = hash64(self.seed, batch.sample_B, batch.epoch_B, 0x7475726E)
+        least = -(-self.plain_discriminator.config.least_pixels // self.module.config.compression) if self.config.gan else 1
+
+        def moved(maps_BDHW: Tensor, factor: int = 1) -> Tensor:
+            sides = [side // factor for side in maps_BDHW.shape[-2:]]  # in latents
+            size = [factor * min(side, max(least, round(side * (LEAST_SCALE + (1 - LEAST_SCALE) * scale)))) for side in sides]
+            quarters = 1 if sides[0] == sides[1] else 2
+            turned = [torch.rot90(x, int(turn) * quarters, (-2, -1)) for x, turn in zip(maps_BDHW, turn_B % 4, strict=True)]
+            return F.interpolate(torch.stack(turned).float(), size=size, mode="bilinear", antialias=True)
+
+        return moved
 
     def _prepared(self, batch: Batch) -> tuple[Tensor, Tensor | None]:
         """Normalised, perhaps mirrored cubes and field of view, on the device."""
@@ -186,6 +236,8 @@ class VQGANTrainer:
     def after_step(self, samples: int, batch: int, *, skipped: bool) -> dict[str, float]:
         """EMA step and revival from the whole global batch; nothing when the step was skipped."""
         statistics, latents, self.statistics, self.latents = self.statistics, self.latents, None, []
+        if self.ema and not skipped:
+            self.ema.update(decay_at(samples + batch, batch, self.ema_config))
         if skipped or statistics is None:
             return {}
         statistics = self.engine.comm.all_reduce_sum_(statistics)
@@ -242,16 +294,19 @@ class VQGANTrainer:
         return {name: rate for name in self.taking_part(samples) if name != "codes"}
 
     def as_loaded(self) -> contextlib.AbstractContextManager[None]:
-        """The weights of the last step are those that are loaded."""
-        return contextlib.nullcontext()
+        """The averaged weights in the place of those of the last step, where there are any."""
+        return in_place(self.ema, self.engine.networks["vqgan"]) if self.ema else contextlib.nullcontext()
 
     def state(self) -> State:
-        """Codebook with its EMA state, and the counts of the epoch so far."""
+        """Codebook with its EMA state, the counts of the epoch so far, and the averaged weights."""
         codebook: State = {f"codebook.{k}": v for k, v in self.codebook.state_dict().items()}
-        return {**codebook, "codebook_counts": self.counts_K, "fov_HW": self.fov_HW.to(torch.uint8)}
+        averaged = self.ema.state("ema") if self.ema else {}
+        return {**codebook, **averaged, "codebook_counts": self.counts_K, "fov_HW": self.fov_HW.to(torch.uint8)}
 
     def load(self, read: Reader) -> None:
         """The inverse of `state`."""
+        if self.ema:
+            self.ema.load(read, "ema")
         for name, value in self.codebook.state_dict().items():
             value.copy_(read(f"codebook.{name}", shape=value.shape))
         self.counts_K.copy_(read("codebook_counts", shape=self.counts_K.shape))

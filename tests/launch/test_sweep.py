@@ -44,13 +44,14 @@ TINY = {
         "model": {"channels": 8, "layers": 1, "norm_groups": 1},
         "codebook": {"codes": 16, "kmeans_vectors": 256},
         "discriminator": {"channels": 8, "layers": 2},
-        "loss": {"gan": 0.0},
+        "loss": {"gan": 0.0, "perceptual": 0.001},
         "optimizer": {"lr": 5.0e-3},
         "loop": {"samples": 96, "batch": 4, "log_every": 32, "checkpoint_every": 48},
         "engine": {"tracker": "none"},
     },
     "diffusion": {
         "model": {"layers": 1},
+        "alignment": 0.1,
         "optimizer": {"lr": 4.0e-3},
         "loop": {"samples": 512, "batch": 8, "log_every": 64, "checkpoint_every": 128},
         "sampler": {"name": "flow-euler", "steps": 2, "sigma_min": 0.5},
@@ -235,22 +236,23 @@ def test_a_unit_waits_for_what_it_is_made_from(tmp_path: Path) -> None:
 # --- rules ------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("target", ["flow", "v", "epsilon"])
-def test_the_loss_of_who_takes_latents_for_noise_is_that_of_the_best_linear_answer(target: str) -> None:
+@pytest.mark.parametrize("words", [{}, {"times": "uniform"}, {"target": "v"}, {"target": "epsilon"}], ids=str)
+def test_the_loss_of_who_takes_latents_for_noise_is_that_of_the_best_linear_answer(words: dict[str, str]) -> None:
     """Against least squares on drawn latents, at each of 400 drawn times."""
+    objective = ObjectiveConfig(**words)
     z = torch.randn(400, 1, 24, 24, generator=torch.Generator().manual_seed(0))
-    x, _, wanted = noised(z, np.arange(400), ObjectiveConfig(target=target), seed=3, scheduler=schedule(target))
+    x, _, wanted = noised(z, np.arange(400), objective, seed=3, scheduler=schedule(objective.target))
     slope = (x * wanted).sum((1, 2, 3), keepdim=True) / x.square().sum((1, 2, 3), keepdim=True)
-    assert float((wanted - slope * x).square().mean()) == pytest.approx(white_loss(target), rel=0.07)
+    assert float((wanted - slope * x).square().mean()) == pytest.approx(white_loss(objective), rel=0.07)
 
 
 @pytest.mark.parametrize(
     ("samples", "share", "ended"), [(20, 1.2, False), (25, 0.99, False), (25, 1.0, True), (80, 1.2, True), (25, float("nan"), True)]
 )
 def test_a_denoiser_is_given_up_from_a_quarter_on_where_it_has_learnt_nothing(samples: int, share: float, ended: bool) -> None:
-    with Watched(Hidden(), Rules(), "flow").training("diffusion", 100) as report:
+    with Watched(Hidden(), Rules(), ObjectiveConfig()).training("diffusion", 100) as report:
         report(samples, {"loss": 9.0})  # what is not judged decides nothing
-        row = {"val/loss": share * white_loss("flow")}
+        row = {"val/loss": share * white_loss(ObjectiveConfig())}
         if not ended:
             report(samples, row)
             return
