@@ -30,12 +30,12 @@ from data_shards.ledger import BEAT_S
 from data_shards.manifest import NAME, write_manifest
 from data_shards.packing.units import merged, read_unit, record_path, write_unit
 from data_shards.packing.verify import verify
+from data_shards.packing.writing import write_shard
 from data_shards.phantom.eyes import phantom_cube
 from data_shards.phantom.persons import PhantomConfig
 from data_shards.shards.codecs import Encoding
 from data_shards.shards.index import index_path
 from data_shards.shards.payload import encode
-from data_shards.shards.shard import write_shard
 from launch.work import POLL_S
 
 CODE_SIDE = 84

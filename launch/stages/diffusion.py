@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 class Diffusion(Training):
     name, verb, after = "diffusion", "train diffusion", ("encode",)
-    reads, writes = "`latents/`", "`diffusion/`"
+    reads, writes = "`latents/`; the dataset and `features/` for an alignment", "`diffusion/`"
 
     def data(self, run: Run) -> Path | str:
         return run.latents

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 class VQGAN(Training):
     name, verb, after = "vqgan", "train vqgan", ("data",)
-    reads, writes = "the dataset", "`vqgan/`"
+    reads, writes = "the dataset; `features/` for a perceptual loss", "`vqgan/`"
 
     def data(self, run: Run) -> Path | str:
         return run.dataset
