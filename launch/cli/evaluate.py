@@ -159,21 +159,22 @@ def checked_device(device: str) -> str:
 
 
 def show(title: str, rows: list[Row]) -> None:
-    """The table that people see: every value beside its floor, its 95 % interval beneath; then what could not be measured, and why."""
-
-    from ldm.evaluation.tables import missing, number
+    """The table that people see: every value beside its floor, its 95 % interval beneath, and the interval of its excess, on which
+    verdicts rest; then what could not be measured, and why."""
+    from ldm.evaluation.tables import between, excess_bounds, missing, number
 
     def cell(value: float | None, interval: tuple[float, float] | None) -> str:
-        return number(value) + (f"\n[dim]{interval[0]:.3g} … {interval[1]:.3g}[/]" if interval and value is not None else "")
+        return number(value) + (f"\n[dim]{between(interval)}[/]" if interval and value is not None else "")
 
     table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD)
     table.add_column("metric")
-    with_n = len({row.n for row in rows}) > 1
-    for column in ("synthetic", "floor, real", *(["N"] if with_n else [])):
+    with_n, with_excess = len({row.n for row in rows}) > 1, any(map(excess_bounds, rows))
+    for column in ("synthetic", "floor, real", *(["excess"] if with_excess else []), *(["N"] if with_n else [])):
         table.add_column(column, justify="right", no_wrap=True)
     for row in rows:
         metric = f"{row.metric} [dim]({row.note})[/]" if row.note else row.metric
-        table.add_row(metric, cell(row.value, row.interval), cell(row.floor, row.floor_interval), *([row.n] if with_n else []))
+        further = [between(excess_bounds(row))] * with_excess + [row.n] * with_n
+        table.add_row(metric, cell(row.value, row.interval), cell(row.floor, row.floor_interval), *further)
     Console().print(table)
     for reason, metrics in missing(rows).items():
         typer.echo(f"not measured: {reason} ({'; '.join(metrics)})")

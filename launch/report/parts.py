@@ -249,7 +249,7 @@ def time_spent(rows: list[dict[str, float]]) -> dict[str, float]:
 def metric_part(of: Report) -> dict[str, Any] | None:
     """None: of an earlier version."""
     from ldm.evaluation.evaluation_result import EvaluationResult
-    from ldm.evaluation.tables import rows_of_evaluation
+    from ldm.evaluation.tables import excess_bounds, rows_of_evaluation
 
     result = read_result(of.run.folder / "evaluate.json", EvaluationResult)
     if result is None:
@@ -258,7 +258,7 @@ def metric_part(of: Report) -> dict[str, Any] | None:
     by_region = {REGIONS[name]: (r.kl_C, r.floor_kl_C) for name, r in spectral.regions.items() if r.kl_C}
     if by_region:
         of.charts["kl"] = fig.kl_by_band(spectral.wavelengths_nm, by_region)
-    return {"evaluation": result, "metric_rows": rows_of_evaluation(result), "kl": bool(by_region)}
+    return {"evaluation": result, "metric_rows": rows_of_evaluation(result), "excess_bounds": excess_bounds, "kl": bool(by_region)}
 
 
 def audit_part(of: Report) -> dict[str, Any] | None:

@@ -12,7 +12,7 @@ from rich.text import Text
 
 from launch.headline import stated
 from launch.run import Run, figures, read_result
-from ldm.evaluation.tables import Row, missing, number, rows_of_evaluation, rows_of_reconstruction
+from ldm.evaluation.tables import Row, between, excess_bounds, missing, number, rows_of_evaluation, rows_of_reconstruction
 
 COLUMNS = 80
 
@@ -64,15 +64,16 @@ def headline(run: Run) -> Table:
 
 
 def measures(rows: Sequence[Row]) -> Table:
-    """Each figure beside its floor, intervals beneath."""
+    """Each figure beside its floor, intervals beneath; beneath what it says, the interval of its excess, on which that rests."""
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1))
     table.add_column("measure")
     for column in ("synthetic", "floor, real"):
         table.add_column(column, justify="right", no_wrap=True)
-    table.add_column("")
+    table.add_column("excess")
     for row in rows:
         if not row.reason:
-            cells = row.metric, _cell(row.value, row.interval), _cell(row.floor, row.floor_interval), row.verdict
+            says = "\n".join(filter(None, (row.verdict, between(excess_bounds(row)))))
+            cells = row.metric, _cell(row.value, row.interval), _cell(row.floor, row.floor_interval), says
             table.add_row(*map(Text, cells))  # as text: a bracket in a name is no markup
     return table
 
@@ -89,4 +90,4 @@ def reconstruction(rows: Sequence[Row]) -> Table:
 
 
 def _cell(value: float | None, interval: tuple[float, float] | None) -> str:
-    return number(value) + (f"\n{interval[0]:.3g} … {interval[1]:.3g}" if interval and value is not None else "")
+    return number(value) + (f"\n{between(interval)}" if interval and value is not None else "")

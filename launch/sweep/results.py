@@ -143,7 +143,7 @@ def read_evaluation(path: Path, spaces: Sequence[str]) -> tuple[dict[str, Measur
         return dict.fromkeys(measures_of(spaces), Measure(reason="an evaluation of an earlier version")), ()
     found = {FRECHET + space: _frechet(result.spaces.get(space)) for space in spaces}
     m = result.ms_ssim
-    found["ms_ssim"] = Measure(value=m.difference, floor=m.difference_floor, interval=_size(m.difference_interval), reason=m.reason)
+    found["ms_ssim"] = Measure(value=m.difference, floor=m.difference_floor, interval=_size(m.apart_interval), reason=m.reason)
     for name in ("artery", "vein", "onh"):
         r = result.spectral.regions[name]
         interval = _of_value(r.kl_excess_interval, r.floor_kl_mean) or r.kl_interval

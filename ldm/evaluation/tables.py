@@ -234,6 +234,11 @@ def number(value: float | None) -> str:
     return "–" if value is None else str(value) if isinstance(value, int) else f"{value:.4g}"
 
 
+def between(bounds: tuple[float, float] | None) -> str:
+    """Both ends of an interval; empty without one."""
+    return f"{bounds[0]:.3g} … {bounds[1]:.3g}" if bounds else ""
+
+
 def missing(rows: Iterable[Row]) -> dict[str, list[str]]:
     """Why figures are missing, and which."""
     found: dict[str, list[str]] = {}

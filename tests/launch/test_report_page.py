@@ -192,12 +192,15 @@ def test_what_one_segmenter_drew_is_shown_as_it_was_judged_and_the_text_says_wha
     real = run.open(run.dataset)
     measured = evaluate(real, run.images(), EvaluateConfig(against=held_out_split(real), pairs=2))
     line = "the feature spaces disagree about this set"
-    durable.write_json(run.folder / "evaluate.json", asdict(replace(measured, labelled_by="5" * 64, disagreements=(line,))))
+    spectral = replace(measured.spectral, fov=replace(measured.spectral.fov, kl_excess_interval=(0.125, 0.25)))
+    judged = replace(measured, labelled_by="5" * 64, disagreements=(line,), spectral=spectral)
+    durable.write_json(run.folder / "evaluate.json", asdict(judged))
     html = build_report(run).read_text()
     assert "real ones too, are as segmenter 555555555555 draws them" in html
     chart, artery, order = data_of(html, "chart")["spectra-1"], measured.spectra["artery"], np.argsort(real.wavelengths_nm)
     for trace, name, mean_C in zip(chart["data"], ("real (val)", "synthetic"), (artery.real_C, artery.synthetic_C), strict=True):
         assert trace["name"].startswith(name) and trace["y"] == pytest.approx(np.array(mean_C)[order].tolist())
+    assert "0.125 … 0.25" in build_text(run) and "[0.125, 0.25]" in html, "on which a verdict rests"
     rebuilt = ReconstructionResult(
         splits=("val",),
         cubes=4,
