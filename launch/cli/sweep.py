@@ -148,11 +148,12 @@ def show(results: Results) -> None:
 
     from ldm.evaluation.tables import number
 
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=0)
     for column in ("", "networks", "solver"):
         table.add_column(column, no_wrap=True)
-    for column in ("images/s", *results.titles.values()):
-        table.add_column(column, justify="right")
+    for title in ("images /s", *results.titles.values()):
+        column = title.replace(",", "").replace("-", "-\n")  # six measures side by side leave no room for whole words
+        table.add_column(column, justify="right", overflow="fold")
     for row in results.rows:
         if row.reason is None:
             mark = "→" if row.name == results.recommended else "*" if row.name in results.front else ""
@@ -169,7 +170,7 @@ def show(results: Results) -> None:
             typer.echo(f"not measured: {title}: {reason}")
     floors = [f"{title} {number(floor)}" for key, title in results.titles.items() if (floor := results.floor(key)) is not None]
     if floors:
-        typer.echo(f"other real people in place of a set (median): {', '.join(floors)}")
+        typer.echo(f"other real people in place of a set (median): {'; '.join(floors)}")
     for line in results.disagreements:
         typer.echo(line)
     typer.echo(
