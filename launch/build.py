@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,7 +17,7 @@ from data_shards.reading.mixture import Mixture
 from data_shards.reading.stream import CubeStream
 from data_shards.stores import place_of
 from launch.config import DiffusionStage, FeaturesStage, SegmenterStage, VQGANStage, to_tree
-from ldm.checkpoints.trained import describe_data
+from ldm.checkpoints.trained import describe_data, load_autoencoder, trained_digest
 from ldm.evaluation.sets import common_fov, evenly
 from ldm.models.codebook import Codebook
 from ldm.models.denoiser import DENOISERS, described
@@ -31,8 +32,11 @@ from ldm.training.config import LoopConfig
 from ldm.training.diffusion import DiffusionTrainer
 from ldm.training.engine import Engine
 from ldm.training.features import FeatureTrainer
+from ldm.training.monitor import DecodedMonitor, SpectralMonitor
 from ldm.training.segmenter import SegmenterTrainer
 from ldm.training.vqgan import VQGANTrainer
+
+DECODED = 8  # of the latents that are judged: evenly spaced, for neighbours are often visits of one eye
 
 
 def stream(dataset: Dataset | Mixture, loop: LoopConfig, engine: Engine, read: ReadConfig, *, maps: bool, crop: int = 0) -> CubeStream:
@@ -147,6 +151,7 @@ def vqgan_trainer(
         optimizer=stage.optimizer,
         total=stage.loop.samples,
         flip=stage.flip,
+        monitor=SpectralMonitor(dataset.stats, engine.device),
     )
     model = {"kind": "vqgan", **to_tree(vqgan.config)}
     identity = {"stage": "vqgan", "model": model, "codebook": to_tree(stage.codebook), "seed": stage.loop.seed}
@@ -177,10 +182,26 @@ def denoiser_module(stage: DiffusionStage, latents: Manifest) -> nn.Module:
 
 
 def diffusion_trainer(
-    stage: DiffusionStage, latents: Dataset, engine: Engine, read: ReadConfig = ReadConfig()
+    stage: DiffusionStage,
+    latents: Dataset,
+    engine: Engine,
+    read: ReadConfig = ReadConfig(),
+    *,
+    vqgan: Path | None = None,
+    quantise: bool = True,
 ) -> tuple[DiffusionTrainer, CubeStream, dict[str, Any]]:
-    """Trainer, its stream, and the identity that its checkpoints carry."""
+    """Trainer, its stream, and the identity that its checkpoints carry.
+
+    Args:
+        vqgan: folder of the autoencoder that some of the judged latents are decoded by, if it is the one that they are of.
+        quantise: sample.quantise.
+    """
     latents.expect("latent", mend="retinaforge encode PRESET")
+    origin = latents.manifest.source.get("encode", {}).get("autoencoder", "")
+    judged = min(stage.loop.validate_samples, latents.splits["val"].count if "val" in latents.splits else 0)
+    monitor = None
+    if judged and vqgan and trained_digest(vqgan) == origin:
+        monitor = DecodedMonitor(load_autoencoder(vqgan, engine.device), evenly(judged, DECODED), quantise=quantise)
     denoiser = denoiser_module(stage, latents.manifest)
     trainer = DiffusionTrainer(
         engine,
@@ -191,10 +212,10 @@ def diffusion_trainer(
         ema=stage.ema,
         total=stage.loop.samples,
         seed=stage.loop.seed,
+        monitor=monitor,
     )
     identity = {"stage": "diffusion", "model": described(denoiser.config), "objective": to_tree(stage.objective), "seed": stage.loop.seed}
     identity["schedule"] = SCHEDULES.get(stage.objective.target)
-    origin = latents.manifest.source.get("encode", {}).get("autoencoder", "")
     return (
         trainer,
         stream(latents, stage.loop, engine, read, maps=False),

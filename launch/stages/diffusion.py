@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +21,10 @@ class Diffusion(Training):
     def data(self, run: Run) -> Path | str:
         return run.latents
 
-    def builder(self) -> Callable[..., Any]:
+    def builder(self, run: Run) -> Callable[..., Any]:
         from launch.build import diffusion_trainer
 
-        return diffusion_trainer
+        return partial(diffusion_trainer, vqgan=run.vqgan, quantise=run.config.sample.quantise)
 
     def check_data(self, run: Run) -> None:
         """Refuse latents of an earlier state of the run's autoencoder: samples of a denoiser trained on them could not be decoded.

@@ -19,7 +19,7 @@ class Features(Training):
     def data(self, run: Run) -> Path | str:
         return run.dataset
 
-    def builder(self) -> Callable[..., Any]:
+    def builder(self, run: Run) -> Callable[..., Any]:
         from launch.build import features_trainer
 
         return features_trainer

@@ -24,7 +24,7 @@ class Segmenter(Training):
     def data(self, run: Run) -> Path | str:
         return run.dataset
 
-    def builder(self) -> Callable[..., Any]:
+    def builder(self, run: Run) -> Callable[..., Any]:
         from launch.build import segmenter_trainer
 
         return segmenter_trainer

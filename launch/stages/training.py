@@ -43,7 +43,7 @@ class Training(Stage):
         """The set that it trains on."""
 
     @abstractmethod
-    def builder(self) -> Callable[..., Any]:
+    def builder(self, run: Run) -> Callable[..., Any]:
         """Trainer, stream and identity from (configuration, dataset, engine, read)."""
 
     def check_data(self, run: Run) -> None:
@@ -198,7 +198,7 @@ def _fitted(stage: Training, run: Run, engine: Engine, display: Display, held: c
     on_rank_0(engine.comm, run.freeze)
     on_rank_0(engine.comm, lambda: stage.check_data(run))
     dataset, read = run.open(stage.data(run)), run.config.data.read
-    trainer, stream, identity = stage.builder()(config, dataset, engine, read)
+    trainer, stream, identity = stage.builder(run)(config, dataset, engine, read)
     store = CheckpointStore(folder / "checkpoints", engine.comm, keep=config.loop.keep, used=trainer.USED)
     log = MetricLog(folder / "metrics.jsonl", writes=engine.is_main)
     trace = folder / "trace.json" if config.loop.profile and engine.is_main else None

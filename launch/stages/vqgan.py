@@ -23,7 +23,7 @@ class VQGAN(Training):
         different = unlike(run.open(run.dataset), "train")
         return [different] if different else []
 
-    def builder(self) -> Callable[..., Any]:
+    def builder(self, run: Run) -> Callable[..., Any]:
         from launch.build import vqgan_trainer
 
         return vqgan_trainer

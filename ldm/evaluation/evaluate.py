@@ -29,6 +29,7 @@ from ldm.evaluation.spectral import SpectralFigures
 from ldm.evaluation.vessels import MORPHOMETRY, MorphometryFigure, morphometry, morphometry_figures
 from ldm.evaluation.whitening import Whitening, whitening
 from ldm.generation.decode import stream_of
+from ldm.spectra import REGIONS, band_edges
 
 COPIES_WIN = "no people held out: a set of copies would come nearest to the training images"
 PAIRS_A_UNIT = 32
@@ -84,7 +85,7 @@ class EvaluationResult:
         labelled_by: digest of the segmenter that drew the label maps of all sets; None: their own were taken.
         spaces: figures of each feature space, by the name that asks for it.
         disagreements: where the spaces put synthetic and real images in different orders, in words.
-        spectra: distances of mean spectra by structure, by the names of `spectral.REGIONS`.
+        spectra: distances of mean spectra by structure, by the names of `REGIONS`.
         vessels: shape of the vessels, by the names of `vessels.MORPHOMETRY`.
     """
 
@@ -143,7 +144,7 @@ class Evaluation(ImageMeasurements):
         self.spaces = {name: get_extractor(name, real.stats, **about) for name in config.extractors}
         self.judges = {name: extractor for name, extractor in self.spaces.items() if not extractor.refused}
         self.triplets = triplets_of(real) if any(isinstance(judge, SeededConv) for judge in self.judges.values()) else {}
-        self.edges_CE = spectral.band_edges(real.stats)
+        self.edges_CE = band_edges(real.stats)
         self.range, self.window = ms_ssim.data_range(real.stats), ms_ssim.window_for(*real.shape[1:])
         sets = [(part.dataset.digest, part.split, len(part.sample_N)) for part in (*self.parts.values(), *also)]
         request = {
@@ -277,17 +278,17 @@ class Evaluation(ImageMeasurements):
 
     def _mean_spectra(self) -> dict[str, MeanSpectrumDistance]:
         if self.parts["real"].split == "train":
-            return dict.fromkeys(spectral.REGIONS, MeanSpectrumDistance(reason=COPIES_WIN))
+            return dict.fromkeys(REGIONS, MeanSpectrumDistance(reason=COPIES_WIN))
         sets = {name: self.mean_spectra(name) for name in self.parts}
-        return {region: distances(sets, region, seed=self.config.seed) for region in spectral.REGIONS}
+        return {region: distances(sets, region, seed=self.config.seed) for region in REGIONS}
 
     def _spectral(self) -> SpectralFigures:
         """No band is compared with the training split: copies would win."""
         if self.parts["real"].split == "train":
-            regions = dict.fromkeys(spectral.REGIONS, spectral.RegionDistance(reason=COPIES_WIN))
+            regions = dict.fromkeys(REGIONS, spectral.RegionDistance(reason=COPIES_WIN))
         else:
             histograms = {name: self.histograms(name) for name in self.parts}
-            regions = {region: spectral.region_distance(histograms, region, seed=self.config.seed) for region in spectral.REGIONS}
+            regions = {region: spectral.region_distance(histograms, region, seed=self.config.seed) for region in REGIONS}
         return SpectralFigures(
             wavelengths_nm=tuple(self.real.wavelengths_nm),
             bins=self.edges_CE.shape[1] + 1,
