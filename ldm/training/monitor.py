@@ -32,7 +32,8 @@ class SpectralMonitor:
         edges_CE = torch.from_numpy(band_edges(stats)).float().to(device)
         self.bins = edges_CE.shape[1] + 1
         self.low_C11 = edges_CE[:, 0, None, None]
-        self.width_C11 = (edges_CE[:, -1:, None] - self.low_C11) / (self.bins - 2)  # those of a band are all as wide
+        width_C11 = (edges_CE[:, -1:, None] - self.low_C11) / (self.bins - 2)  # the bins of a band are all as wide
+        self.width_C11 = width_C11.clamp(min=torch.finfo(torch.float32).tiny)  # of a band of one value its edges may round to one
 
     @torch.no_grad()
     def sums(self, original_BCHW: Tensor, other_BCHW: Tensor, fov_BHW: Tensor | None, labels_BHW: Tensor | None) -> dict[str, Tensor]:

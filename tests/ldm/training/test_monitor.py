@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from data_shards.cube import LABELS, Cube, CubeMeta
+from data_shards.manifest import BandStats
 from data_shards.packing.pack import write_dataset
 from data_shards.reading.batch import Batch
 from data_shards.reading.dataset import Dataset
@@ -148,6 +149,14 @@ def test_a_structure_that_no_judged_image_has_is_left_out(labelled: Dataset) -> 
 def test_what_is_not_finite_is_no_figure_and_no_error(labelled: Dataset) -> None:
     found = judged(labelled, Damaged(labelled, lambda x_BCHW, batch: x_BCHW * float("nan")))
     assert np.isnan(found["val/angle_rad/vein"]) and np.isnan(found["val/sid_nats/vein"])
+
+
+def test_a_band_of_one_value_is_counted() -> None:
+    """Its edges lie 1e-6 apart: at 1,000 that is less than fp32 knows."""
+    stats = BandStats(split="train", mean_C=(1000.0,), std_C=(0.0,), min_C=(1000.0,), max_C=(1000.0,), values=1)
+    x_BCHW = torch.tensor([999.0, 1000.0, 1000.0, 1001.0]).view(1, 1, 2, 2)
+    found = SpectralMonitor(stats).sums(x_BCHW, x_BCHW, None, None)["counts_SRCK"][0, 0, 0, 0]
+    assert found[[0, 1, -1]].tolist() == [1, 2, 1]
 
 
 def test_the_vqgan_says_what_its_reconstructions_show(labelled: Dataset) -> None:
