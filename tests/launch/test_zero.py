@@ -22,7 +22,7 @@ from ldm.checkpoints.export import fresh
 from ldm.checkpoints.store import Reader
 from ldm.training.config import EngineConfig
 from ldm.training.engine.config import deepspeed_config, mode_of
-from tests.runs import Place
+from tests.runs import MONITOR, Place
 
 pytest.importorskip("deepspeed", reason="the extra 'deepspeed' is not installed: pip install -c constraints.txt -e '.[deepspeed]'")
 
@@ -43,9 +43,6 @@ def verb(*words: object, **environment: str) -> subprocess.CompletedProcess[str]
     """A verb in one process."""
     command = [sys.executable, "-m", "launch", *map(str, words)]
     return subprocess.run(command, cwd=ROOT, env={**os.environ, **environment}, capture_output=True, text=True, timeout=120, check=False)
-
-
-MONITOR = ("val/angle_rad/", "val/sid_nats/", "val/kl_nats/", "val/js_nats/")
 
 
 def differences(a: dict[str, float], b: dict[str, float], tolerance: float) -> list[tuple[str, float, float]]:
