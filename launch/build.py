@@ -21,7 +21,7 @@ from data_shards.reading.stream import CubeStream
 from data_shards.stores import place_of
 from launch.config import DiffusionStage, FeaturesStage, SegmenterStage, VQGANStage
 from launch.tree import to_tree
-from ldm.checkpoints.trained import TrainedEncoder, describe_data, load_feature_encoder
+from ldm.checkpoints.trained import TrainedEncoder, describe_data, load_autoencoder, load_feature_encoder, trained_digest
 from ldm.evaluation.sets import common_fov, evenly
 from ldm.generation.encode import MIRRORED
 from ldm.models.codebook import Codebook
@@ -37,6 +37,7 @@ from ldm.training.config import LoopConfig
 from ldm.training.diffusion import DiffusionTrainer
 from ldm.training.engine import Engine
 from ldm.training.features import FeatureTrainer
+from ldm.training.monitor import DecodedMonitor, SpectralMonitor
 from ldm.training.segmenter import SegmenterTrainer
 from ldm.training.vqgan import VQGANTrainer
 
@@ -44,6 +45,7 @@ LATER = ("perceptual", "equivariance", "r1")
 """Terms of the VQ-GAN's loss that are not named where they are 0: trainings that began before there were any go on."""
 LATER_TIMES = ("times", "logit-normal")
 """Of an objective: likewise."""
+DECODED = 8  # of the latents that are judged: evenly spaced, for neighbours are often visits of one eye
 
 
 def stream(dataset: Dataset | Mixture, loop: LoopConfig, engine: Engine, read: ReadConfig, *, maps: bool, crop: int = 0) -> CubeStream:
@@ -174,6 +176,7 @@ def vqgan_trainer(
         flip=stage.flip,
         perceptual=encoder and encoder.net,
         ema=stage.ema,
+        monitor=SpectralMonitor(dataset.stats, engine.device),
     )
     model = {"kind": "vqgan", **to_tree(vqgan.config)}
     identity = {"stage": "vqgan", "model": model, "codebook": to_tree(stage.codebook), "seed": stage.loop.seed}
@@ -216,13 +219,22 @@ def diffusion_trainer(
     *,
     features: Path | None = None,
     cubes: Callable[[], Dataset] | None = None,
+    vqgan: Path | None = None,
+    quantise: bool = True,
 ) -> tuple[DiffusionTrainer, CubeStream, dict[str, Any]]:
     """Trainer, its stream, and the identity that its checkpoints carry.
 
     Args:
         features, cubes: folder of the trained feature encoder, and the cubes that the latents are of, for an alignment with its maps.
+        vqgan: folder of the autoencoder that some of the judged latents are decoded by, if it is the one that they are of.
+        quantise: sample.quantise.
     """
     latents.expect("latent", mend="retinaforge encode PRESET")
+    origin = latents.manifest.source.get("encode", {}).get("autoencoder", "")
+    judged = min(stage.loop.validate_samples, latents.splits["val"].count if "val" in latents.splits else 0)
+    monitor = None
+    if judged and vqgan and trained_digest(vqgan) == origin:
+        monitor = DecodedMonitor(load_autoencoder(vqgan, engine.device), evenly(judged, DECODED), quantise=quantise)
     denoiser, aligned, maps_of = denoiser_module(stage, latents.manifest), {}, None
     if stage.alignment:
         encoder = load_feature_encoder(features, engine.device)
@@ -240,11 +252,11 @@ def diffusion_trainer(
         seed=stage.loop.seed,
         alignment=stage.alignment,
         maps_of=maps_of,
+        monitor=monitor,
     )
     objective = {name: value for name, value in to_tree(stage.objective).items() if (name, value) != LATER_TIMES}
     identity = {"stage": "diffusion", "model": described(denoiser.config), "objective": objective, "seed": stage.loop.seed, **aligned}
     identity["schedule"] = SCHEDULES.get(stage.objective.target)
-    origin = latents.manifest.source.get("encode", {}).get("autoencoder", "")
     return (
         trainer,
         stream(latents, stage.loop, engine, read, maps=False),
