@@ -107,7 +107,7 @@ def test_the_figures_are_those_of_the_evaluation(labelled: Dataset) -> None:
             masks = [FOV] + [FOV & (LABELS[r] == CLASSES) & (labels_HW is not None) for r in REGIONS[1:]]
             bins = [np.searchsorted(edges_E, x_HW, side="right") for edges_E, x_HW in zip(edges_CE, of_side, strict=True)]
             counts = [[np.bincount(bin_HW[mask], minlength=64) for bin_HW in bins] for mask in masks]
-            sides["real" if name == "real" else "other"].merge(np.array([0]), np.array(counts)[None])
+            sides["real" if name == "real" else "other"].merge(np.array([0]), counts_URCK=np.array(counts)[None])
     for region in REGIONS:
         distance = spectral_distance(sides["real"].counts_UCK(region), sides["other"].counts_UCK(region), resamples=2)
         assert found[f"val/kl_nats/{region}"] == pytest.approx(distance.kl_mean, rel=1e-2)  # what lies on an edge rounds
