@@ -34,7 +34,7 @@ from launch.tree import load
 from launch.work import work
 from ldm.evaluation.features import get_extractor
 from ldm.evaluation.frechet import frechet_distance
-from ldm.evaluation.sets import reflectance
+from ldm.evaluation.sets import common_fov, reflectance
 from ldm.evaluation.whitening import whitening
 from ldm.generation.decode import stream_of
 from ldm.training.engine import Engine
@@ -194,7 +194,8 @@ def features(shared: Run, space: str, dataset: Dataset, split: str) -> np.ndarra
     real = shared.open(shared.dataset)
     extractor = get_extractor(space, real.stats, wavelengths_nm=real.wavelengths_nm, learned=shared.features, device=device())
     stream = stream_of(dataset, split, batch_size=16)
-    found = [extractor(reflectance(dataset, batch.cubes_BCHW, device())) for batch in stream.each(np.arange(dataset.count(split)))]
+    fov_HW, samples = common_fov(real, real.stats.split), np.arange(dataset.count(split))
+    found = [extractor(reflectance(dataset, batch.cubes_BCHW, device(), fov_HW)) for batch in stream.each(samples)]
     return np.concatenate([np.asarray(x, np.float64) for x in found])
 
 

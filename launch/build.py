@@ -32,7 +32,7 @@ from ldm.models.objective import SCHEDULES
 from ldm.models.other_codebooks import codebook_from
 from ldm.models.segmenter import SegmenterNet, check_size
 from ldm.models.vqgan import VQGAN, initialised
-from ldm.normalise import CubeNormaliser, LatentNormaliser
+from ldm.normalise import CubeNormaliser, LatentNormaliser, within
 from ldm.training.config import LoopConfig
 from ldm.training.diffusion import DiffusionTrainer
 from ldm.training.engine import Engine
@@ -305,12 +305,14 @@ def features_trainer(
     normaliser = CubeNormaliser(dataset.stats, scale=dataset.scale, offset=dataset.offset).to(engine.device)
     first = CubeStream(dataset, "train", batch_size=min(8, stage.loop.batch), read=read, device=engine.device)
     some = evenly(count, 2 * stage.model.dimension)
-    begin_white(encoder, (normaliser(batch.cubes_BCHW) for batch in first.each(some)))
+    fov_HW = torch.from_numpy(common_fov(dataset, "train"))
+    begin_white(encoder, (normaliser(within(batch.cubes_BCHW.float(), fov_HW, normaliser.log_zero)) for batch in first.each(some)))
     trainer = FeatureTrainer(
         engine,
         encoder,
         normaliser,
         mean_C=(torch.tensor(dataset.stats.mean_C) - dataset.offset) / dataset.scale - normaliser.log_zero,
+        fov_HW=fov_HW,
         views=stage.views,
         loss=stage.loss,
         optimizer=stage.optimizer,

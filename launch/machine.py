@@ -6,6 +6,7 @@ import contextlib
 import os
 import platform
 import re
+import socket
 import statistics
 import time
 from pathlib import Path
@@ -29,6 +30,14 @@ def device_name(device: str) -> str:
     if device.startswith("cuda"):
         return torch.cuda.get_device_name(device)
     return f"{cpuinfo()[0]}, {torch.get_num_threads()} core(s)"
+
+
+def device_key(device: str) -> str:
+    """Which of all devices it is, as it may stand in a file's name: of a processor, its machine."""
+    import torch
+
+    which = str(torch.cuda.get_device_properties(device).uuid) if device.startswith("cuda") else "cpu"
+    return f"{socket.gethostname()}-{which}"
 
 
 def cpu_flags() -> set[str]:

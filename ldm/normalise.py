@@ -83,3 +83,12 @@ class CubeNormaliser(_Normaliser):
 def _signed_log(counts: Tensor) -> Tensor:
     """`data_shards.manifest.signed_log` on tensors."""
     return torch.copysign(torch.log1p(counts.abs() / LOG_KNEE), counts)
+
+
+def within(x_BCHW: Tensor, fov_HW: Tensor, zero: float = 0.0) -> Tensor:
+    """`zero` outside the field of view: there decoders write nothing, cameras their dark counts, and neither is of an eye.
+
+    Args:
+        zero: where reflectance is 0, in the unit of x.
+    """
+    return torch.where(fov_HW.to(x_BCHW.device), x_BCHW, zero)

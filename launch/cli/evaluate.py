@@ -75,7 +75,7 @@ def evaluate(
     reference, floor = result.reference, result.floor_from
     title = f"{synthetic} against {reference.n} images of {reference.subjects} people (split {reference.split!r})"
     show(title, rows_of_evaluation(result))
-    source = f"{floor.n} other real images of {floor.subjects} people (split {floor.split!r})" if floor else "no other people: no floor"
+    source = f"{floor.n} other real images of {floor.subjects} people, {result.floor_is}," if floor else "no other people: no floor"
     typer.echo(f"floor: {source} in place of the synthetic ones (MS-SSIM of pairs: the reference's own)")
     for line in result.disagreements:
         typer.echo(line)

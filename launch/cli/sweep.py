@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -11,7 +12,7 @@ from launch.cli.display import Terminal
 from launch.cli.options import Overrides, Preset, numbers
 
 if TYPE_CHECKING:
-    from launch.sweep.results import Results
+    from launch.sweep.results import Results, Row
     from launch.sweep.runs import Sweep
 
 
@@ -71,7 +72,7 @@ def sweep(
 def make(grid: Sweep, workers: int) -> None:
     """All pieces, by this process and further ones, and what came of it."""
     from launch.sweep.figure import write_figure
-    from launch.sweep.pieces import phases
+    from launch.sweep.pieces import Paces, phases, try_again
     from launch.sweep.results import write_results
     from launch.work import make_phases
     from slurm.rank import placement
@@ -85,7 +86,9 @@ def make(grid: Sweep, workers: int) -> None:
         )
     grid.begin()
     grid.shared.freeze()
+    try_again(grid)
     make_phases(phases(grid, Terminal()), Terminal(), (0, 1), workers=workers, unit="piece")
+    make_phases([("pace", partial(Paces, grid))], Terminal(), (0, 1), unit="set")
     results = write_results(grid)
     write_figure(results, grid.folder)
     show(results)
@@ -129,6 +132,13 @@ def show_grid(grid: Sweep, refused: dict) -> None:
     )
 
 
+def pace_of(row: Row) -> str:
+    """Images a second, in brackets until they were measured alone."""
+    if row.pace is None:
+        return "–"
+    return f"{row.pace.images_per_s:.3g}" if row.pace.alone else f"({row.pace.images_per_s:.3g})"
+
+
 def show(results: Results) -> None:
     """The table that people see, and the recommendation."""
     from rich import box
@@ -136,32 +146,32 @@ def show(results: Results) -> None:
     from rich.markup import escape
     from rich.table import Table
 
-    from launch.sweep.results import MEASURES
     from ldm.evaluation.tables import number
 
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     for column in ("", "networks", "solver"):
         table.add_column(column, no_wrap=True)
-    for column in ("images/s", *MEASURES.values()):
+    for column in ("images/s", *results.titles.values()):
         table.add_column(column, justify="right")
     for row in results.rows:
         if row.reason is None:
             mark = "→" if row.name == results.recommended else "*" if row.name in results.front else ""
-            values = ["–" if (v := row.value(key)) is None else f"{v:.3g}" for key in MEASURES]
-            table.add_row(mark, row.cell.name, row.sampler, f"{row.pace.images_per_s:.3g}", *values)
+            values = ["–" if (v := row.value(key)) is None else f"{v:.3g}" for key in results.titles]
+            table.add_row(mark, row.cell.name, row.sampler, pace_of(row), *values)
     console = Console()
     console.print(table)
     for row in results.rows:
         if row.reason:
             console.print(escape(f"{row.name}: {row.reason}"), highlight=False, soft_wrap=True)
-    for key, title in MEASURES.items():
+    for key, title in results.titles.items():
         reasons = {row.measures[key].reason for row in results.rows if row.measures.get(key) and row.measures[key].value is None}
         for reason in sorted(filter(None, reasons)):
             typer.echo(f"not measured: {title}: {reason}")
-    floors = {key: row.measures[key].floor for row in results.rows for key in MEASURES if row.measures}
+    floors = [f"{title} {number(floor)}" for key, title in results.titles.items() if (floor := results.floor(key)) is not None]
     if floors:
-        real = ", ".join(f"{MEASURES[key]} {number(value)}" for key, value in floors.items())
-        typer.echo(f"other real people in place of a set: {real}")
+        typer.echo(f"other real people in place of a set (median): {', '.join(floors)}")
+    for line in results.disagreements:
+        typer.echo(line)
     typer.echo(
         f"timed on {'; '.join(results.devices) or 'no device'}; * no set beats it\n→ recommended: {results.why}\nrule: {results.rule}"
     )

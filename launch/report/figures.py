@@ -10,7 +10,7 @@ from __future__ import annotations
 import base64
 import io
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import matplotlib
@@ -22,6 +22,8 @@ FALSE_COLOUR_NM = (640, 555, 465)
 REAL, SYNTHETIC = "#3b82c4", "#d9632a"  # both stand out on white and on black
 REGION_COLOURS = (SYNTHETIC, "#c03a3a", "#8a63d2", "#b59a1f")
 Chart = dict[str, Any]
+MeanSpectrum = tuple[str, np.ndarray, np.ndarray | None]
+"""How many images or pixels it is of, mean reflectance (C,), and its standard deviation between images (C,), where that is known."""
 
 
 def nearest_bands(wavelengths_nm: Sequence[float], wanted_nm: Sequence[float]) -> list[int]:
@@ -87,36 +89,31 @@ def finite(values: Iterable[float | None]) -> list[float | None]:
     return [None if value is None or not math.isfinite(value) else float(value) for value in values]
 
 
-def mean_spectra(wavelengths_nm: Sequence[float], sets: dict[str, tuple[np.ndarray, np.ndarray]], colours: Sequence[str]) -> Chart:
-    """Mean reflectance of each set against wavelength, with the deviation between images as a band."""
+def mean_spectra(wavelengths_nm: Sequence[float], sets: Mapping[str, MeanSpectrum], colours: Sequence[str]) -> Chart:
+    """Mean reflectance of each set against wavelength, with the deviation between images, where it is known, as a band."""
     order = np.argsort(wavelengths_nm)
     nm, traces = [float(wavelengths_nm[c]) for c in order], []
-    for (name, (mean_C, std_C)), colour in zip(sets.items(), colours, strict=True):
-        low, high = finite((mean_C - std_C)[order]), finite((mean_C + std_C)[order])
-        traces += [
-            {
-                "x": nm + nm[::-1],
-                "y": high + low[::-1],
-                "fill": "toself",
-                "fillcolor": colour + "26",
-                "line": {"width": 0},
-                "mode": "lines",
-                "hoverinfo": "skip",
-                "showlegend": False,
-                "legendgroup": name,
-            },
+    for (name, (of_what, mean_C, std_C)), colour in zip(sets.items(), colours, strict=True):
+        if std_C is not None:
+            low, high = finite((mean_C - std_C)[order]), finite((mean_C + std_C)[order])
+            shade = {"fill": "toself", "fillcolor": colour + "26", "line": {"width": 0}, "mode": "lines"}
+            traces.append(
+                {"x": nm + nm[::-1], "y": high + low[::-1], **shade, "hoverinfo": "skip", "showlegend": False, "legendgroup": name}
+            )
+        deviation = {} if std_C is None else {"customdata": finite(std_C[order])}
+        traces.append(
             {
                 "x": nm,
                 "y": finite(mean_C[order]),
-                "customdata": finite(std_C[order]),
-                "name": name,
+                **deviation,
+                "name": f"{name}, {of_what}",
                 "legendgroup": name,
                 "mode": "lines+markers",
                 "line": {"color": colour, "width": 2},
                 "marker": {"size": 5},
-                "hovertemplate": "%{y:.4f} ± %{customdata:.4f}",
-            },
-        ]
+                "hovertemplate": "%{y:.4f}" + (" ± %{customdata:.4f}" if deviation else ""),
+            }
+        )
     return chart(traces, "wavelength (nm)", "mean reflectance", hovermode="x unified")
 
 

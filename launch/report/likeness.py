@@ -18,7 +18,7 @@ from launch.report.samples import Shelf, sheet, thumbnails
 from launch.run import Run, device
 from ldm.evaluation.embedding import LEAST_MAPPED, Distances, computed_features, distances, measured_features, plane
 from ldm.evaluation.features import get_extractor
-from ldm.evaluation.sets import Part
+from ldm.evaluation.sets import Part, common_fov
 from ldm.evaluation.whitening import whitening
 
 EXTRACTOR = "seeded-conv-v1"
@@ -69,7 +69,7 @@ def likeness(run: Run, real: Dataset, synthetic: Dataset | None) -> Likeness | s
         parts[name], features[name] = part, found.get(name)
         if features[name] is None:
             parts[name] = Part.of(*sets[name], COMPUTED)
-            features[name] = computed_features(parts[name], extractor, device=device())
+            features[name] = computed_features(parts[name], extractor, fov_HW=common_fov(real, train), device=device())
     by_train = whitening(features["train"])
     if by_train is None:
         return "the training images do not differ in their features"
@@ -107,14 +107,13 @@ def map_of(near: Likeness, display: fig.Display, rgb: Sequence[int], shelf: Shel
     for name, look in LOOKS.items():
         part, start = near.parts[name], len(pictures)
         samples = part.sample_N[chosen_N[name]].tolist()
-        keys = part.dataset.keys(part.split) if name != "train" else [f"image {i}" for i in range(part.dataset.count(part.split))]
         pictures += thumbnails(part.dataset, part.split, samples, display, rgb)
         traces.append(
             {
                 "x": fig.finite(xy_N2[start : len(pictures), 0]),
                 "y": fig.finite(xy_N2[start : len(pictures), 1]),
                 "customdata": [
-                    [start + n, f"{TITLES[name]}: {keys[i]}", shelf.place(part.dataset, part.split, i)] for n, i in enumerate(samples)
+                    [start + n, f"{TITLES[name]}: image {i}", shelf.place(part.dataset, part.split, i)] for n, i in enumerate(samples)
                 ],
                 "mode": "markers",
                 "marker": look,

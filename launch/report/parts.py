@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -21,6 +21,9 @@ from launch.report.samples import REGIONS, Shelf, region_spectra, viewer
 from launch.run import Run, read_result
 from ldm.evaluation.sets import common_fov
 from ldm.training.log import read_log
+
+if TYPE_CHECKING:
+    from ldm.evaluation.evaluation_result import EvaluationResult
 
 SHOWN = 8  # images of each set
 AVERAGED = 96  # images whose spectra are averaged
@@ -125,31 +128,51 @@ def image_part(of: Report, near: Likeness | str) -> dict[str, Any]:
 def spectra_part(of: Report) -> dict[str, Any]:
     """Mean spectra of both sets by structure, and all that the viewer needs."""
     real_name = f"real ({of.held_out})"
-    sets = {real_name: region_spectra(of.real, of.held_out, spread(of.real.count(of.held_out), AVERAGED), of.fov_HW)}
-    if of.synthetic is not None:
-        even = spread(of.synthetic.count("synthetic"), AVERAGED)
-        sets["synthetic"] = region_spectra(of.synthetic, "synthetic", even, of.fov_HW)
+    sides = {real_name: (of.real, of.held_out)} | ({"synthetic": (of.synthetic, "synthetic")} if of.synthetic is not None else {})
+    sets: dict[str, dict[str, fig.MeanSpectrum]] = {}
+    for name, (dataset, split) in sides.items():
+        spectra = region_spectra(dataset, split, spread(dataset.count(split), AVERAGED), of.fov_HW)
+        sets[name] = {region: (f"n={len(x)}", x.mean(0), x.std(0)) for region, x in spectra.items()}
+    if judged := judged_alike(of):
+        sets = {name: {REGIONS["fov"]: spectra[REGIONS["fov"]]} for name, spectra in sets.items()}
+        for region, distance in judged.spectra.items():
+            of_region = ((real_name, distance.real_C, distance.pixels_real), ("synthetic", distance.synthetic_C, distance.pixels_synthetic))
+            for name, mean_C, pixels in of_region if region != "fov" else ():
+                if mean_C:
+                    sets[name][REGIONS[region]] = f"{pixels:,} pixels", np.array(mean_C), None
     real_means, regions, lacking = sets[real_name], {}, {}
     for region in dict.fromkeys(name for spectra in sets.values() for name in spectra):
         having = {name: spectra[region] for name, spectra in sets.items() if region in spectra}
         key = f"spectra-{len(regions)}"
         colours = [fig.REAL if name == real_name else fig.SYNTHETIC for name in having]
-        means = {f"{name}, n={len(x)}": (x.mean(0), x.std(0)) for name, x in having.items()}
-        of.charts[key] = fig.mean_spectra(of.wavelengths, means, colours)
+        of.charts[key] = fig.mean_spectra(of.wavelengths, having, colours)
         regions[region] = key
         if without := [name for name in sets if name not in having]:
             lacking[region] = " and ".join(without)
-    seen = viewer(of.shelf, of.wavelengths, of.rgb, of.display, of.fov_HW, {name: x.mean(0) for name, x in real_means.items()})
+    seen = viewer(of.shelf, of.wavelengths, of.rgb, of.display, of.fov_HW, {name: mean_C for name, (_, mean_C, _) in real_means.items()})
     return {
         "regions": regions,
         "lacking": lacking,
         "labelled": len(real_means) > 1,
         "predicted": len(sets.get("synthetic", {})) > 1,
+        "drawn_by": judged.labelled_by if judged else None,
         "viewer": script_json(seen),
         "shrunk_by": of.shelf.by,
         "largest_step": max(seen["step"]),
         "bands": [f"{nm:g}" for nm in sorted(of.wavelengths)],
     }
+
+
+def judged_alike(of: Report) -> EvaluationResult | None:
+    """The evaluation of this set, where one segmenter drew the structures of both sides.
+
+    Between true maps and predicted ones a segmenter's faults would look like the set's.
+    """
+    from ldm.evaluation.evaluation_result import EvaluationResult
+
+    result = read_result(of.run.folder / "evaluate.json", EvaluationResult)
+    of_these = result and of.synthetic and (result.synthetic.digest, result.reference.split) == (of.synthetic.digest, of.held_out)
+    return result if of_these and result.labelled_by else None
 
 
 def map_part(of: Report, near: Likeness | str) -> dict[str, Any]:
@@ -165,7 +188,9 @@ def map_part(of: Report, near: Likeness | str) -> dict[str, Any]:
 def reconstruction_part(of: Report) -> dict[str, Any]:
     from ldm.checkpoints.trained import load_autoencoder
     from ldm.evaluation.reconstruction import ReconstructionResult
+    from ldm.evaluation.tables import rows_of_reconstruction
 
+    figures = read_result(of.run.folder / "reconstruction.json", ReconstructionResult)
     autoencoder, real, display = load_autoencoder(of.run.vqgan), of.real, of.display
     cubes = list(real.cubes(of.held_out, spread(real.count(of.held_out), 6)))
     truth = np.stack([c.data_CHW.astype(np.float32) for c in cubes]) * real.scale + real.offset
@@ -177,7 +202,8 @@ def reconstruction_part(of: Report) -> dict[str, Any]:
     return {
         "rebuilt": fig.data_uri(fig.montage(rows), scale=enlarge(truth.shape[2])),
         "error_most": most,
-        "rebuilt_figures": read_result(of.run.folder / "reconstruction.json", ReconstructionResult),
+        "rebuilt_figures": figures,
+        "rebuilt_rows": rows_of_reconstruction(figures),
     }
 
 

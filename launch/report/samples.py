@@ -69,7 +69,7 @@ class Shelf:
         return self._places.get((dataset.digest, split, sample))
 
     def put(self, dataset: Dataset, split: str, samples: Iterable[int], kind: str) -> list[int]:
-        """Numbers of images of a split, which are read where they do not stand here yet."""
+        """Numbers of images of a split, which are read where they do not stand here yet. Their titles hold no key: it may name a person."""
         samples = list(samples)
         new = [i for i in samples if self.place(dataset, split, i) is None]
         for i, cube in zip(new, dataset.cubes(split, new), strict=True):
@@ -78,7 +78,7 @@ class Shelf:
             _, h, w = (n // k for n, k in zip(cube.data_CHW.shape, (1, self.by, self.by), strict=True))
             labels_hw = None if cube.labels_HW is None else cube.labels_HW[half :: self.by, half :: self.by][:h, :w]
             reflectance_Chw = shrunk(cube.data_CHW, self.by) * np.float32(dataset.scale) + np.float32(dataset.offset)
-            self.images.append(Opened(reflectance_Chw=reflectance_Chw, labels_hw=labels_hw, title=f"{kind} {cube.meta.key}"))
+            self.images.append(Opened(reflectance_Chw=reflectance_Chw, labels_hw=labels_hw, title=f"{kind}: image {i}"))
         return [self._places[dataset.digest, split, i] for i in samples]
 
 

@@ -12,7 +12,7 @@ from rich.text import Text
 
 from launch.headline import stated
 from launch.run import Run, figures, read_result
-from ldm.evaluation.tables import Row, missing, number, rows_of_evaluation
+from ldm.evaluation.tables import Row, missing, number, rows_of_evaluation, rows_of_reconstruction
 
 COLUMNS = 80
 
@@ -21,6 +21,7 @@ def build_text(run: Run) -> str:
     """Headline, measures beside their floors, what the audit says, and where the HTML lies."""
     from ldm.evaluation.audit import AuditResult
     from ldm.evaluation.evaluation_result import EvaluationResult
+    from ldm.evaluation.reconstruction import ReconstructionResult
 
     console = Console(width=COLUMNS, file=io.StringIO(), force_terminal=False, highlight=False)
     console.rule(run.folder.name)
@@ -35,6 +36,14 @@ def build_text(run: Run) -> str:
         console.print(measures(rows))
         for reason, metrics in missing(rows).items():
             console.print(Text(f"left out: {reason} ({'; '.join(metrics)})"))
+        for line in evaluated.disagreements:
+            console.print(Text(line))
+    rebuilt = read_result(run.folder / "reconstruction.json", ReconstructionResult)
+    if rebuilt is None:
+        console.print("reconstruction: left out, the run has no reconstruction.json of this version yet")
+    else:
+        console.print(f"reconstruction, of {rebuilt.cubes} cubes ({' and '.join(rebuilt.splits)})")
+        console.print(reconstruction(rows_of_reconstruction(rebuilt)))
     audit = read_result(run.folder / "audit.json", AuditResult)
     if audit is None:
         console.print("copies: left out, the run has no audit.json of this version yet")
@@ -65,6 +74,17 @@ def measures(rows: Sequence[Row]) -> Table:
         if not row.reason:
             cells = row.metric, _cell(row.value, row.interval), _cell(row.floor, row.floor_interval), row.verdict
             table.add_row(*map(Text, cells))  # as text: a bracket in a name is no markup
+    return table
+
+
+def reconstruction(rows: Sequence[Row]) -> Table:
+    """Each figure with its interval and what to compare it with, or why there is none."""
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1))
+    table.add_column("measure")
+    table.add_column("reconstructed", justify="right", no_wrap=True)
+    table.add_column("")
+    for row in rows:
+        table.add_row(row.metric, _cell(row.value, row.interval), Text(f"left out: {row.reason}" if row.reason else row.note))
     return table
 
 

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from ldm.evaluation.evaluate import Evaluation
     from ldm.evaluation.reconstruction import ReconstructionResult
     from ldm.evaluation.sets import Part
+    from ldm.evaluation.whitening import Whitening
 
 LEARNED = "learned"  # of the extractors, the one that is trained in the run
 BASELINE_IMAGES = 1024
@@ -61,6 +62,7 @@ class Evaluate(MeasuredStage):
         from ldm.evaluation.evaluate import Evaluation
         from ldm.evaluation.evaluation_result import EvaluateConfig
         from ldm.evaluation.reconstruction import Reconstruction
+        from ldm.generation.generate import taught_by
 
         if self.done(run):
             return
@@ -77,6 +79,7 @@ class Evaluate(MeasuredStage):
         spaces, segmenter = asked(run), load_segmenter(run.segmenter, device()) if labeller_digest(run) else None
         config = EvaluateConfig(against=held_out_split(real), extractors=spaces, pairs=run.config.evaluate.pairs, device=device())
         judges = {"learned": run.features if LEARNED in spaces else None, "labeller": segmenter}
+        judges["taught_by"] = taught_by(autoencoder, denoiser)
         units = Evaluation(real, synthetic, config, run.folder / "evaluate.json", also=judged.parts, **judges)
         yield self.name, lambda: units
         note_figures(run, rebuilt.result(), {name: judged.frechet(units, name) for name in spaces})
@@ -121,7 +124,7 @@ def note_figures(run: Run, rebuilt: ReconstructionResult, by_space: dict[str, Fr
     few = f"only {frechet.people} people held out: who they are decides it" if frechet.people < FEW_PEOPLE else ""
     cautions = {"psnr_gain_db": few} if few and figures_of["psnr_gain_db"] is not None else {}
     if figures_of[ratio] is not None:
-        floor = f"{frechet.n_floor} training images: {frechet.ratio_floor:.2f}"
+        floor = "" if frechet.ratio_floor is None else f"{frechet.n_floor} images of half of the training people: {frechet.ratio_floor:.2f}"
         others = [f"by {name} {other.ratio:.2f}" for name, other in list(by_space.items())[1:] if other.ratio is not None]
         cautions[ratio] = "; ".join(part for part in (floor, *others, few) if part)
     spaces = {name: asdict(other) for name, other in by_space.items()}
@@ -129,9 +132,9 @@ def note_figures(run: Run, rebuilt: ReconstructionResult, by_space: dict[str, Fr
 
 
 def out_of_reach(frechet: FrechetOverBaseline) -> str | None:
-    """Why no set could reach what is wanted of the ratio: as many training images do not. None where it can be reached."""
+    """Why no set could reach what is wanted of the ratio: as many training images do not. None where it can be reached, or is not known."""
     wanted = next(figure.wanted for figure in HEADLINE if figure.key == "frechet_over_gaussian_latents")
-    if frechet.n_floor < frechet.n or frechet.ratio_floor <= wanted:
+    if frechet.ratio_floor is None or frechet.n_floor < frechet.n or frechet.ratio_floor <= wanted:
         return None
     return f"of {frechet.n} images even training images come to {frechet.ratio_floor:.2f}, where at most {wanted} is wanted: too few"
 
@@ -140,12 +143,17 @@ def out_of_reach(frechet: FrechetOverBaseline) -> str | None:
 class FrechetOverBaseline:
     """`frechet` in metrics.json: Fréchet distances to all people held out, on whitened features. None: could not be had.
 
+    The floor is half of the training people, in features that the other half whitens: of what they are whitened by themselves, real images
+    are white to the last digit, and no honest set is. In a space that was trained on these people, `learned`, there is no floor.
+
     Attributes:
-        samples, gaussian_latents, floor: of both sets, and of training images.
-        ratio, ratio_floor: of the samples, and of the training images, over the Gaussian latents.
+        samples, gaussian_latents: of both sets, whitened by the training images.
+        floor: of half of the training people, whitened by the other half.
+        ratio: of the samples over the Gaussian latents.
+        ratio_floor: of the floor over as many of the Gaussian latents, whitened alike.
         effective_rank_whitened: effective dimensions of the features.
         images, people: held out.
-        n, n_floor: images of each set, and training images beside them.
+        n, n_floor: images of each set, and of the floor.
         reason: why there is no ratio.
     """
 
@@ -164,44 +172,54 @@ class FrechetOverBaseline:
 
 @dataclass(frozen=True, kw_only=True)
 class HeldOut:
-    """All people held out of training, and equally many images of two sets and of training people, to be compared with them.
+    """All people held out of training, and equally many images of two sets, to be compared with them; and training people for the floor.
 
     To the training split the distances would be a yardstick that a set of copies wins.
+
+    Attributes:
+        train: by whom the features of both sets are whitened.
+        floor, whitens_floor: two halves of these people; None where there is only one person.
     """
 
     held_out: tuple[Part, ...]
     samples: Part
     gaussian_latents: Part
-    floor: Part
+    train: Part
+    floor: Part | None
+    whitens_floor: Part | None
 
     @classmethod
     def of(cls, real: Dataset, samples: Dataset, gaussian_latents: Dataset) -> HeldOut:
         """At the number of images that both sets have."""
-        from ldm.evaluation.sets import Part
+        from ldm.evaluation.sets import WHITENED_BY, Part, shares
 
         n = min(dataset.count("synthetic") for dataset in (samples, gaussian_latents))
         splits = [name for name, info in real.splits.items() if info.count and name != "train"]
+        halves = shares(real, "train", (n, WHITENED_BY)) if real.splits["train"].subjects > 1 else (None, None)
         return cls(
             held_out=tuple(Part.of(real, split) for split in splits),
             samples=Part.of(samples, "synthetic", n),
             gaussian_latents=Part.of(gaussian_latents, "synthetic", n),
-            floor=Part.of(real, "train", n),
+            train=Part.of(real, "train", WHITENED_BY),
+            floor=halves[0],
+            whitens_floor=halves[1],
         )
 
     @property
     def parts(self) -> list[Part]:
         """Whose features are wanted."""
-        return [*self.held_out, self.samples, self.gaussian_latents, self.floor]
+        parts = (*self.held_out, self.samples, self.gaussian_latents, self.train, self.floor, self.whitens_floor)
+        return [part for part in parts if part is not None]
 
     def frechet(self, measured: Evaluation, space: str) -> FrechetOverBaseline:
         """Both sets' distances to the held-out people, and the floor's, in one feature space."""
-        from ldm.evaluation.frechet import frechet_distance
+        from ldm.evaluation.sets import evenly
 
         result = FrechetOverBaseline(
             images=sum(len(part.sample_N) for part in self.held_out),
             people=len({subject for part in self.held_out for subject in part.units()}),
             n=len(self.samples.sample_N),
-            n_floor=len(self.floor.sample_N),
+            n_floor=len(self.floor.sample_N) if self.floor else 0,
         )
         if result.people < LEAST_PEOPLE:
             return replace(result, reason=f"{result.people} people held out of training, at least {LEAST_PEOPLE} wanted: {MORE_PEOPLE}")
@@ -209,19 +227,27 @@ class HeldOut:
             return replace(result, reason="one synthetic image")
         if refused := measured.spaces[space].refused:
             return replace(result, reason=refused)
-        white = measured.whitening(space)
+        white = measured.whitening(space, self.train)
         if white is None:
             return replace(result, reason="the training images do not differ in their features, or these are not finite")
-        held_out_ND = white(np.concatenate([measured.features(part, space) for part in self.held_out]))
         try:
-            samples, gaussian_latents, floor = (
-                frechet_distance(held_out_ND, white(measured.features(part, space)))
-                for part in (self.samples, self.gaussian_latents, self.floor)
-            )
+            samples, gaussian_latents = (self._distance(measured, space, white, part) for part in (self.samples, self.gaussian_latents))
         except InputError as error:  # features that are not finite
             return replace(result, reason=error.what)
-        result = replace(result, samples=samples, gaussian_latents=gaussian_latents, floor=floor)
+        result = replace(result, samples=samples, gaussian_latents=gaussian_latents)
         if gaussian_latents <= 0:
             return replace(result, reason="decoded Gaussian latents are at distance 0")
-        ratio, ratio_floor = samples / gaussian_latents, floor / gaussian_latents
-        return replace(result, ratio=ratio, ratio_floor=ratio_floor, effective_rank_whitened=white.effective_rank_whitened)
+        result = replace(result, ratio=samples / gaussian_latents, effective_rank_whitened=white.effective_rank_whitened)
+        white = measured.whitening(space, self.whitens_floor) if self.floor and space != LEARNED else None
+        if white is None or result.n_floor < 2:
+            return result
+        as_many = replace(self.gaussian_latents, sample_N=self.gaussian_latents.sample_N[evenly(result.n, result.n_floor)])
+        floor, beside = (self._distance(measured, space, white, part) for part in (self.floor, as_many))
+        return replace(result, floor=floor, ratio_floor=floor / beside if beside > 0 else None)
+
+    def _distance(self, measured: Evaluation, space: str, white: Whitening, part: Part) -> float:
+        """Of a part to the people held out."""
+        from ldm.evaluation.frechet import frechet_distance
+
+        held_out_ND = np.concatenate([measured.features(of, space) for of in self.held_out])
+        return frechet_distance(white(held_out_ND), white(measured.features(part, space)))

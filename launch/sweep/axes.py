@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 BACKWARD = 3  # a step of training costs about three passes forward (Kaplan et al. 2020, section 2.1)
-SHARDS = 8  # at least, of each synthetic set, so that its pace has a spread
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,13 +72,11 @@ class Cell:
         model = replace(vqgan.model, compression=self.compression, latent_channels=self.latent_channels)
         net, loop = replace(diffusion.model, channels=self.channels), diffusion.loop
         judged = min(loop.checkpoint_every, max(loop.batch, loop.samples // 4))  # so that there is a validation loss to stop it by
-        shard = min(base.sample.shard, max(1, base.sample.count // SHARDS))
         return replace(
             base,
             run=str(folder),
             vqgan=replace(vqgan, model=model),
             diffusion=replace(diffusion, model=net, loop=replace(loop, checkpoint_every=judged)),
-            sample=replace(base.sample, shard=shard),
         )
 
 

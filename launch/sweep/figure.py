@@ -15,7 +15,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from data_shards import durable
-from launch.sweep.results import MEASURES, Results, Row, comparable, front_of
+from launch.sweep.results import Results, Row, comparable, front_of
 
 COLOURS = ("#1f5fa8", "#c8501e", "#2f8f4e", "#7a4fa3", "#a88a1f")  # by latent channels
 MARKERS = ("o", "s", "^", "D", "v")  # by compression
@@ -43,13 +43,16 @@ def write_figure(results: Results, folder: Path) -> None:
 
 
 def draw(results: Results, suffix: str) -> bytes:
-    """The five panels as SVG or PNG."""
-    sets = comparable(results.rows)
+    """The panels, as SVG or PNG: one a measure, and the legend in what is left of two rows."""
+    sets, measures = comparable(results.rows), list(results.titles)
+    columns = len(measures) // 2 + 1
     with plt.rc_context(STYLE):
-        figure, panels = plt.subplots(2, 3, figsize=(11, 6.8), layout="constrained")
-        for key, panel in zip(MEASURES, panels.flat, strict=False):
+        figure = plt.figure(figsize=(3.67 * columns, 6.8), layout="constrained")
+        grid = figure.add_gridspec(2, columns)
+        for number, key in enumerate(measures):
+            panel = figure.add_subplot(grid[divmod(number, columns)])
             _measure(panel, key, [row for row in sets if row.value(key) is not None], results)
-        _legend(panels.flat[len(MEASURES)], results, sets)
+        _legend(figure.add_subplot(grid[1, len(measures) - columns :]), results, sets)
         out = io.BytesIO()
         figure.savefig(out, format=suffix, dpi=130, metadata={"Date": None} if suffix == "svg" else None)
         plt.close(figure)
@@ -58,7 +61,7 @@ def draw(results: Results, suffix: str) -> bytes:
 
 def _measure(panel: Panel, key: str, sets: list[Row], results: Results) -> None:
     """One measure: points of sets, lines through the denoisers of one autoencoder and solver, the front of this measure in grey."""
-    panel.set_title(MEASURES[key], loc="left", fontweight="bold")
+    panel.set_title(results.titles[key], loc="left", fontweight="bold")
     panel.set_xlabel("images/s")
     if not sets:
         reasons = sorted({m.reason for row in results.rows if (m := row.measures.get(key)) and m.reason})
@@ -67,9 +70,8 @@ def _measure(panel: Panel, key: str, sets: list[Row], results: Results) -> None:
         panel.text(0, 0.9, words, transform=panel.transAxes, va="top", wrap=True, in_layout=False)  # a long one would leave no room
         return
     _log(panel, "x", [rate for row in sets for rate in (row.pace.images_per_s, *row.pace.quartiles)])
-    floors = sorted(floor for row in sets if (floor := row.measures[key].floor) is not None)
-    floor = floors[len(floors) // 2 :][:1]  # the median, where there is one
-    _log(panel, "y", [*(row.value(key) for row in sets), *floor])
+    floor = results.floor(key)
+    _log(panel, "y", [*(row.value(key) for row in sets), *([] if floor is None else [floor])])
     front = sorted(front_of(sets, [key]), key=lambda row: row.pace.images_per_s)
     panel.plot(
         [r.pace.images_per_s for r in front], [r.value(key) for r in front], color="#999999", lw=5, alpha=0.35, solid_capstyle="round"
@@ -96,8 +98,8 @@ def _measure(panel: Panel, key: str, sets: list[Row], results: Results) -> None:
                 )
                 if row.name == results.recommended:
                     panel.plot(row.pace.images_per_s, row.value(key), marker="o", ms=size + 9, mfc="none", mec=INK, mew=1.2)
-    for value in floor:
-        panel.axhline(value, color=INK, lw=0.7, ls=(0, (1, 3)))
+    if floor is not None:
+        panel.axhline(floor, color=INK, lw=0.7, ls=(0, (1, 3)))
 
 
 def _log(panel: Panel, name: str, values: list[float]) -> None:

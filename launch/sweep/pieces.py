@@ -1,4 +1,4 @@
-"""The units of a sweep: autoencoders, denoisers, sets. Any number of processes make them, the cheapest configurations first.
+"""The units of a sweep: autoencoders, denoisers, sets, and then the sets' pace. Any number of processes make them, the cheapest first.
 
 A piece is whole or goes on from where it was: trainings from their checkpoints, sets from their shards. What a rule gave up counts as
 there, and nothing is made of it.
@@ -6,20 +6,23 @@ there, and nothing is made of it.
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import shutil
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 
 from data_shards import durable
-from data_shards.ledger import Units
+from data_shards.ledger import Ledger, Units
 from launch.build import check_fit
-from launch.machine import device_name
+from launch.machine import device_key, device_name
 from launch.run import Run, device, read_result
 from launch.stages import STAGES
 from launch.stages.sample import SPEED, generator_of
@@ -27,14 +30,21 @@ from launch.stages.training import Training
 from launch.sweep.axes import in_order
 from launch.sweep.results import write_results
 from launch.sweep.runs import JUDGES, Sweep, link
+from launch.sweep.stopping import NAME as STOPPED
 from launch.sweep.stopping import Hopeless, Stopped, Watched, stopped_in
 from launch.work import Display, Phases, make_phases
 from launch.worked import counted
 from ldm.evaluation.envelope import TrainingSpectra
 from ldm.evaluation.evaluation_result import EvaluationResult
 from ldm.evaluation.reconstruction import Reconstruction, ReconstructionResult
+from ldm.generation.speed import Pace, Speed
 
-TIMED = 5  # shards made once more to time a set whose own shards were not: too few, or by a process that was killed
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+TIMED = 5  # shards that a pace is of; one more warms up
+BATCHES = 4  # of such a shard, at most: its images are made for nothing else
+POLL_S = 1.0
 
 
 class Piece(ABC):
@@ -118,10 +128,10 @@ class DenoiserPiece(Piece):
 
 
 class SetPiece(Piece):
-    """A synthetic set of a trained denoiser, its pace, and its evaluation."""
+    """A synthetic set of a trained denoiser, and its evaluation."""
 
     def whole(self) -> bool:
-        return (self.run.folder / SPEED).exists() and read_result(self.run.folder / "evaluate.json", EvaluationResult) is not None
+        return read_result(self.run.folder / "evaluate.json", EvaluationResult) is not None
 
     def make(self, display: Display) -> None:
         denoiser, *judges = self.after
@@ -139,26 +149,12 @@ class SetPiece(Piece):
         self.run.freeze()
         for warning in STAGES["sample"].make(self.run, display):
             display.note(f"{self.name}: {warning}")
-        if not (self.run.folder / SPEED).exists():
-            time_anew(self.run)
         STAGES["evaluate"].make(self.run, display)
 
 
 def reached(stage: Training, run: Run) -> bool:
     """Whether a training has committed its last checkpoint; who loads it verifies it."""
     return (stage.progress(stage.target(run.config)).checkpoint or -1) >= getattr(run.config, stage.name).loop.samples
-
-
-def time_anew(run: Run) -> None:
-    """The pace of a set from shards that are made for nothing else, beside it, and removed."""
-    from ldm.generation.generate import SyntheticSet
-    from ldm.generation.speed import Speed
-
-    speed, shard, scratch = Speed(), run.config.sample.shard, run.folder / "timed"
-    shutil.rmtree(scratch, ignore_errors=True)  # of a process that was killed
-    SyntheticSet(generator_of(run, speed), scratch, count=(1 + TIMED) * shard, shard=shard).complete()
-    shutil.rmtree(scratch)
-    durable.write_json(run.folder / SPEED, asdict(speed.pace(device_name(device()))))
 
 
 class Pieces(Units):
@@ -172,9 +168,9 @@ class Pieces(Units):
 
     def published(self, number: int) -> bool:
         piece = self.pieces[number]
-        if number not in self.there and (piece.stopped() is not None or piece.whole()):
-            self.there.add(number)  # what is there stays, and to look costs more than to remember
-        return number in self.there
+        if number not in self.there and piece.stopped() is None and piece.whole():
+            self.there.add(number)  # what is whole stays, and to look costs more than to remember
+        return number in self.there or piece.stopped() is not None
 
     def ready(self, number: int) -> bool:
         return all(self.published(self.pieces.index(piece)) for piece in self.pieces[number].after)
@@ -210,8 +206,61 @@ class Pieces(Units):
         except RuntimeError as error:
             if not out_of_memory(error):
                 raise
-            return Stopped(rule=f"no memory for it on {device_name(device())}")
+            return Stopped(rule=f"no memory for it on {device_name(device())}", passing=True)
         return None
+
+
+class Paces(Units):
+    """The pace of each finished set, from shards that are made for nothing else, beside it, and removed.
+
+    While it was made, other pieces were trained on the same device, by further processes. Now all pieces are there; of several processes
+    on a device one measures, and the others wait for it.
+    """
+
+    def __init__(self, sweep: Sweep) -> None:
+        self.sweep, self.out = sweep, sweep.folder
+        self.pieces = [piece for piece in pieces_of(sweep) if isinstance(piece, SetPiece)]
+        self.names = [f"{piece.name}.pace" for piece in self.pieces]
+        self.turn = contextlib.ExitStack()
+
+    def __enter__(self) -> Self:
+        ledger, lease = Ledger(self.out), f"pace-{device_key(device())}"
+        while not all(map(self.published, range(len(self.names)))):
+            with contextlib.ExitStack() as turn:
+                if turn.enter_context(ledger.lease(lease)):
+                    self.turn = turn.pop_all()
+                    break
+            time.sleep(POLL_S)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.turn.close()
+
+    def published(self, number: int) -> bool:
+        piece = self.pieces[number]
+        pace = read_result(piece.run.folder / SPEED, Pace)
+        return (pace is not None and pace.alone) or piece.stopped() is not None
+
+    def make(self, number: int) -> None:
+        from ldm.generation.generate import SyntheticSet
+
+        run, speed = self.pieces[number].run, Speed()
+        scratch = run.folder / "timed"
+        shutil.rmtree(scratch, ignore_errors=True)  # of a process that was killed
+        with counted(run.folder, "sweep"):
+            generator = generator_of(run, speed)
+            shard = min(run.config.sample.shard, BATCHES * generator.batch)
+            SyntheticSet(generator, scratch, count=(1 + TIMED) * shard, shard=shard).complete()
+            shutil.rmtree(scratch)
+            durable.write_json(run.folder / SPEED, asdict(replace(speed.pace(device_name(device())), alone=True)))
+
+
+def try_again(sweep: Sweep) -> None:
+    """Take back what was given up for want of memory: a neighbour may have held it. Each process that is started tries once."""
+    for piece in pieces_of(sweep):
+        stopped = stopped_in(piece.run.folder)
+        if stopped and stopped.passing:
+            (piece.run.folder / STOPPED).unlink(missing_ok=True)
 
 
 def phases(sweep: Sweep, display: Display) -> Phases:

@@ -39,6 +39,7 @@ class Stopped:
         rule: what was asked of it, or what befell it.
         figure, bound: what it reached, and what was wanted; None where there is no number.
         samples: trained on until then.
+        passing: whether it may go otherwise another time.
     """
 
     format: str = FORMAT
@@ -46,6 +47,7 @@ class Stopped:
     figure: float | None = None
     bound: float | None = None
     samples: int = 0
+    passing: bool = False
 
     def __str__(self) -> str:
         numbers = "" if self.figure is None or self.bound is None else f": {self.figure:.3g}, bound {self.bound:.3g}"

@@ -31,7 +31,11 @@ from ldm.normalise import CubeNormaliser, LatentNormaliser
 
 @dataclass(frozen=True)
 class Autoencoder:
-    """VQ-GAN, codebook and normaliser of one checkpoint; `data` says what cubes it was trained on, `fov_HW` what they show."""
+    """VQ-GAN, codebook and normaliser of one checkpoint; `data` says what cubes it was trained on, `fov_HW` what they show.
+
+    Attributes:
+        taught_by: digest of the feature encoder whose maps its loss looked at; None: of none.
+    """
 
     vqgan: VQGAN
     codebook: Codebook
@@ -40,6 +44,7 @@ class Autoencoder:
     data: dict[str, Any]
     digest: str
     inference: InferenceConfig = FP32
+    taught_by: str | None = None
 
     @cached_property
     def shown_HW(self) -> np.ndarray:
@@ -91,7 +96,11 @@ class Autoencoder:
 
 @dataclass(frozen=True)
 class Denoiser:
-    """EMA weights of a denoiser, the latents' normaliser, and the objective it was trained for."""
+    """EMA weights of a denoiser, the latents' normaliser, and the objective it was trained for.
+
+    Attributes:
+        taught_by: digest of the feature encoder whose maps its loss looked at; None: of none.
+    """
 
     net: nn.Module
     normaliser: LatentNormaliser
@@ -100,6 +109,7 @@ class Denoiser:
     autoencoder: str
     digest: str
     inference: InferenceConfig = FP32
+    taught_by: str | None = None
 
 
 @dataclass(frozen=True)
@@ -177,6 +187,7 @@ def load_autoencoder(
         data=identity["data"],
         digest=digest,
         inference=inference,
+        taught_by=identity.get("features"),
     )
 
 
@@ -211,6 +222,7 @@ def load_denoiser(
         autoencoder=identity["autoencoder"],
         digest=digest,
         inference=inference,
+        taught_by=identity.get("features"),
     )
 
 

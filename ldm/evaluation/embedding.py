@@ -33,10 +33,10 @@ def measured_features(part: Part, units: Path, extractor: str) -> np.ndarray | N
     return np.concatenate(found)
 
 
-def computed_features(part: Part, extractor: Extractor, *, device: str, batch_size: int = 8) -> np.ndarray:
-    """Features (N, D) of a part, read and computed now."""
+def computed_features(part: Part, extractor: Extractor, *, fov_HW: np.ndarray, device: str, batch_size: int = 8) -> np.ndarray:
+    """Features (N, D) of a part within a field of view, read and computed now."""
     batches = (batch for piece in by_shard([part]) for batch in piece.batches(batch_size))
-    return np.concatenate([extractor(reflectance(part.dataset, batch.cubes_BCHW, device)).numpy() for batch in batches])
+    return np.concatenate([extractor(reflectance(part.dataset, batch.cubes_BCHW, device, fov_HW)).numpy() for batch in batches])
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -33,8 +33,9 @@ from ldm.generation.decode import stream_of
 from ldm.spectra import REGIONS, band_edges
 
 COPIES_WIN = "no people held out: a set of copies would come nearest to the training images"
+FLOOR_TRAINED_ON = "the encoder was trained on the floor's people"
+TAUGHT = "the generator was trained on it: a loss that lowers its distances says nothing of the images"
 PAIRS_A_UNIT = 32
-WHITENED_BY = 4096  # training images at most, evenly spaced
 TRIPLET_KERNELS = 8  # of each level of the seeded network on three bands: d = 64
 Sums = TypeVar("Sums", bound=RegionSums)
 
@@ -47,6 +48,7 @@ class Evaluation(ImageMeasurements):
         also: further images of which features are wanted.
         learned: folder of the run's trained feature encoder, for the extractor 'learned'.
         labeller: draws the label maps of all sets, so that one hand drew them; None: their own are taken.
+        taught_by: digests of the feature encoders that the generator's losses looked at, beside those that the synthetic set names.
 
     Raises:
         InputError: sets that cannot be compared, or whose cubes are not those that the labeller was trained on; an empty or unknown split.
@@ -62,6 +64,7 @@ class Evaluation(ImageMeasurements):
         *,
         learned: Path | None = None,
         labeller: Segmenter | None = None,
+        taught_by: Sequence[str] = (),
     ) -> None:
         split = check_comparable(real, synthetic)
         if config.limit is not None and config.limit < 2:
@@ -71,13 +74,18 @@ class Evaluation(ImageMeasurements):
         for dataset in (real, synthetic) if labeller is not None else ():
             labeller.check(dataset.path, wavelengths_nm=dataset.wavelengths_nm, scale=dataset.scale, offset=dataset.offset)
         self.real, self.config, self.path, self.labeller = real, config, path, labeller
-        reference, floor = real_parts(real, config.against, config.limit)
+        people = real_parts(real, config.against, config.limit)
         generated = Part.of(synthetic, split, config.limit, independent=True)
-        compared = {"real": reference, "synthetic": generated, "floor": floor}
+        compared = {"real": people.reference, "synthetic": generated, "floor": people.floor}
         self.parts = {name: part for name, part in compared.items() if part is not None}
-        self.whitened_by = Part.of(real, real.stats.split, WHITENED_BY)
+        self.whitened_by, self.floor_is = people.whitened_by, people.floor_is
+        self.floor_trained_on = "floor" in self.parts and self.parts["floor"].split == "train"
         about = {"wavelengths_nm": tuple(real.wavelengths_nm), "learned": learned, "device": config.device}
         self.spaces = {name: get_extractor(name, real.stats, **about) for name in config.extractors}
+        teachers = {*taught_by, *synthetic.manifest.source.get("taught_by", ())}
+        for extractor in self.spaces.values():
+            if isinstance(extractor, Learned) and extractor.digest in teachers:
+                extractor.refused = TAUGHT
         self.judges = {name: extractor for name, extractor in self.spaces.items() if not extractor.refused}
         self.triplets = triplets_of(real) if any(isinstance(judge, SeededConv) for judge in self.judges.values()) else {}
         self.edges_CE = band_edges(real.stats)
@@ -109,7 +117,7 @@ class Evaluation(ImageMeasurements):
         features: dict[str, list[np.ndarray]] = {name: [] for name in (*self.judges, *self.triplets)}
         shapes: list[np.ndarray] = []
         for batch in piece.batches(self.config.batch_size):
-            reflectance_BCHW = reflectance(piece.dataset, batch.cubes_BCHW, self.config.device)
+            reflectance_BCHW = reflectance(piece.dataset, batch.cubes_BCHW, self.config.device, self.fov_HW)
             for name, extractor in (*self.judges.items(), *self.triplets.items()):
                 features[name].append(extractor(reflectance_BCHW).numpy())
             labels = self._labels(batch) if compared else [None] * len(batch.keys)
@@ -136,9 +144,9 @@ class Evaluation(ImageMeasurements):
         """Features (N, D) of a part, of a judge or of three bands."""
         return self.of(part, f"features.{space}")
 
-    def whitening(self, space: str) -> Whitening | None:
-        """The whitening by the features of the training split, of which the real set's statistics are."""
-        features_ND = self.features(self.whitened_by, space)
+    def whitening(self, space: str, by: Part | None = None) -> Whitening | None:
+        """The whitening by the features of training people: all, or those whom the floor leaves; or of another part."""
+        features_ND = self.features(by or self.whitened_by, space)
         return whitening(features_ND) if np.isfinite(features_ND).all() else None
 
     def compared_features(self, space: str) -> dict[str, np.ndarray]:
@@ -163,7 +171,7 @@ class Evaluation(ImageMeasurements):
         if self.window is None or name not in self.parts or not len(self.pairs[name]):
             return ms_ssim.PairMean()
         units, values_PC = self.parts[name].units(), np.concatenate([self.arrays(chunk)["values_PC"] for chunk in self._chunks(name)])
-        return ms_ssim.pair_mean(values_PC, [(units[i], units[j]) for i, j in self.pairs[name]], seed=self.config.seed)
+        return ms_ssim.pair_mean(values_PC, [(units[i], units[j]) for i, j in self.pairs[name]])
 
     def result(self) -> EvaluationResult:
         """All metrics, of units that are all there."""
@@ -173,6 +181,8 @@ class Evaluation(ImageMeasurements):
             reference=reference.described(),
             synthetic=self.parts["synthetic"].described(),
             floor_from=floor.described() if floor else None,
+            floor_is=self.floor_is,
+            whitened_by=self.whitened_by.described(),
             config=self.config,
             learned=next((extractor.digest for extractor in self.spaces.values() if isinstance(extractor, Learned)), None),
             labelled_by=self.labeller and self.labeller.digest,
@@ -184,8 +194,8 @@ class Evaluation(ImageMeasurements):
                 *(self.pair_mean(name) for name in ("real", "synthetic", "floor")), range_=self.range, window=self.window
             ),
             vessels=morphometry_figures(
-                {name: self.of(part, "vessels_NM") for name, part in self.parts.items()},
-                {name: part.units() for name, part in self.parts.items()},
+                {name: self.of(part, "vessels_NM") for name, part in self._labelled().items()},
+                {name: part.units() for name, part in self._labelled().items()},
                 seed=self.config.seed,
             ),
         )
@@ -206,14 +216,22 @@ class Evaluation(ImageMeasurements):
             extractor,
             triplets={bands: (self.compared_features(bands), self.whitening(bands)) for bands in triplets},
             reason=unfit_reference(self.parts["real"]),
+            no_floor=FLOOR_TRAINED_ON if self.floor_trained_on and isinstance(extractor, Learned) else None,
             seed=self.config.seed,
         )
+
+    def _labelled(self, region: str = "") -> dict[str, Part]:
+        """The sets compared by what their label maps say of a region: without a floor of people on whom the labeller was trained."""
+        unfit = self.labeller is not None and self.floor_trained_on and region != "fov"
+        return {name: part for name, part in self.parts.items() if not (unfit and name == "floor")}
 
     def _mean_spectra(self) -> dict[str, MeanSpectrumDistance]:
         if self.parts["real"].split == "train":
             return dict.fromkeys(REGIONS, MeanSpectrumDistance(reason=COPIES_WIN))
         sets = {name: self.mean_spectra(name) for name in self.parts}
-        return {region: distances(sets, region, seed=self.config.seed) for region in REGIONS}
+        return {
+            region: distances({name: sets[name] for name in self._labelled(region)}, region, seed=self.config.seed) for region in REGIONS
+        }
 
     def _spectral(self) -> SpectralFigures:
         """No band is compared with the training split: copies would win."""
@@ -221,7 +239,8 @@ class Evaluation(ImageMeasurements):
             regions = dict.fromkeys(REGIONS, spectral.RegionDistance(reason=COPIES_WIN))
         else:
             histograms = {name: self.histograms(name) for name in self.parts}
-            regions = {region: spectral.region_distance(histograms, region, seed=self.config.seed) for region in REGIONS}
+            of_region = {region: {name: histograms[name] for name in self._labelled(region)} for region in REGIONS}
+            regions = {region: spectral.region_distance(sets, region, seed=self.config.seed) for region, sets in of_region.items()}
         return SpectralFigures(
             wavelengths_nm=tuple(self.real.wavelengths_nm),
             bins=self.edges_CE.shape[1] + 1,
@@ -246,7 +265,7 @@ class Evaluation(ImageMeasurements):
         stream, values = stream_of(part.dataset, part.split, batch_size=1), []
         for start in range(0, len(pairs_P2), at_once):
             sides = (stream.read(part.sample_N[pairs_P2[start : start + at_once, side]]).cubes_BCHW for side in (0, 1))
-            a, b = (reflectance(part.dataset, cubes_BCHW, self.config.device) for cubes_BCHW in sides)
+            a, b = (reflectance(part.dataset, cubes_BCHW, self.config.device, self.fov_HW) for cubes_BCHW in sides)
             values.append(ms_ssim.ms_ssim_of_pairs(a, b, range_=self.range, window=self.window, by_band=True))
         return {"values_PC": np.concatenate(values)}
 

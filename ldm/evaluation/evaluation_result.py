@@ -11,7 +11,7 @@ from ldm.evaluation.space import SpaceFigures
 from ldm.evaluation.spectral import SpectralFigures
 from ldm.evaluation.vessels import MorphometryFigure
 
-FORMAT = "retinaforge-evaluation-3"  # a new field of the result has a default, or the format another number
+FORMAT = "retinaforge-evaluation-4"  # a new field of the result has a default, or the format another number
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,6 +43,8 @@ class EvaluationResult:
     Attributes:
         reference: real images that the synthetic ones were compared with.
         floor_from: other real images that took their place for the floor; None where there are none.
+        floor_is: who their people are, in words: held out of training or, where too few are, half of the training people.
+        whitened_by: real images whose features set the units of each feature space; none of their people is in the floor.
         learned: digest of the trained feature encoder, where it was asked for.
         labelled_by: digest of the segmenter that drew the label maps of all sets; None: their own were taken.
         spaces: figures of each feature space, by the name that asks for it.
@@ -64,3 +66,5 @@ class EvaluationResult:
     spectra: dict[str, MeanSpectrumDistance]
     ms_ssim: MsSsimFigures
     vessels: dict[str, MorphometryFigure] = field(default_factory=dict)
+    floor_is: str = ""
+    whitened_by: ImagesOfPeople | None = None

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ldm.evaluation.intervals import about, resampled_means
+from ldm.evaluation.intervals import LEAST_PEOPLE, about, resampled_means
 from ldm.evaluation.regions import REGIONS, RegionSums, lacking_labels
 from ldm.spectra import spectral_angle_rad, spectral_information_divergence
 
@@ -46,7 +46,7 @@ class MeanSpectrumDistance:
 
     Attributes:
         angle_rad, sid: spectral angle in radians, and information divergence in nats, of the mean spectra; None without figures.
-        angle_interval, sid_interval: 95 %, from resampling the units of both sides.
+        angle_interval, sid_interval: 95 %, from resampling the units of both sides; None with fewer than 4 on one.
         floor_…: other real images in place of the synthetic ones; None without any, or where they lack the region.
         real_C, synthetic_C, floor_C: mean reflectance of each band, each pixel alike.
         pixels_…, units_…: what was summed in each set.
@@ -76,7 +76,7 @@ class MeanSpectrumDistance:
 def distances(sets: dict[str, MeanSpectra], region: str, seed: int, *, resamples: int = 200) -> MeanSpectrumDistance:
     """Figures and floors of one region.
 
-    The interval resamples units (patients), not pixels; a side of one unit stays fixed.
+    The interval resamples units (patients), not pixels; with fewer than LEAST_PEOPLE of them on a side there is none.
 
     Args:
         sets: 'real', 'synthetic' and, where there is one, 'floor'.
@@ -93,7 +93,8 @@ def distances(sets: dict[str, MeanSpectra], region: str, seed: int, *, resamples
         if max(found.get(f"{other}_C", (0.0,))) <= 0:
             continue  # no floor, or one without this region
         rng = np.random.default_rng(np.random.SeedSequence((seed, 8)))
-        real_SC, other_SC = (resampled_means(*sums[name], rng, resamples) for name in ("real", other))
+        enough = min(len(sums[name][1]) for name in ("real", other)) >= LEAST_PEOPLE
+        real_SC, other_SC = (resampled_means(*sums[name], rng, resamples if enough else 0) for name in ("real", other))
         for figure, interval, between in (
             ("angle_rad", "angle_interval", spectral_angle_rad),
             ("sid", "sid_interval", spectral_information_divergence),

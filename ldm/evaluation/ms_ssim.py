@@ -2,21 +2,22 @@
 
 A set with less variety than the real one has a higher mean; so the figure is the difference of the two means.
 
-Legend: P pair, B image, C band, H W pixels, R resample.
+Legend: P pair, B image, C band, H W pixels, U unit (a person, or an independent synthetic image).
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from scipy.stats import t as student
 from torch import Tensor
 
 from data_shards.manifest import BandStats
-from ldm.evaluation.intervals import TAILS
+from ldm.evaluation.intervals import LEAST_PEOPLE, TAILS
 
 WEIGHTS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)  # of the levels, fine to coarse (Wang et al. 2003, §3.2)
 LEVELS = len(WEIGHTS)
@@ -119,53 +120,67 @@ def draw_pairs(units: Sequence[str], pairs: int, *, seed: int = 0) -> np.ndarray
 
 @dataclass(frozen=True, kw_only=True)
 class PairMean:
-    """Mean MS-SSIM of a set's pairs, and its 95 % interval from resampling units; None where it has no pairs.
+    """Mean MS-SSIM of a set's pairs; None where it has no pairs.
 
     Attributes:
         mean_C: of each band.
-        resamples_RC: means of each band in resamples of the units.
+        variance, variance_C: of these means, by leaving out each unit in turn; None of fewer than LEAST_PEOPLE units.
+        units: people, or images that are each their own, whom the pairs are of.
     """
 
     mean: float | None = None
-    interval: tuple[float, float] | None = None
     mean_C: np.ndarray = field(default_factory=lambda: np.empty(0))
-    resamples_RC: np.ndarray = field(default_factory=lambda: np.empty((0, 0)))
+    variance: float | None = None
+    variance_C: np.ndarray | None = None
+    units: int = 0
     pairs: int = 0
 
+    @property
+    def interval(self) -> tuple[float, float] | None:
+        """95 %."""
+        if self.variance is None:
+            return None
+        half = float(student.ppf(TAILS[0.95][1], self.units - 1) * self.variance**0.5)
+        return self.mean - half, self.mean + half
 
-def pair_mean(values_PC: np.ndarray, unit_P2: Sequence[tuple[str, str]], *, seed: int = 0, resamples: int = 200) -> PairMean:
-    """Mean over pairs with a bootstrap by unit: a pair weighs the product of how often its two units were drawn.
 
-    Pairs that share a person are not independent; resampling pairs would make the interval too narrow.
+def pair_mean(values_PC: np.ndarray, unit_P2: Sequence[tuple[str, str]]) -> PairMean:
+    """Mean over pairs, and its variance by the jackknife: (U - 1)/U Σ (mean without unit u - mean of these)² (Efron and Stein 1981).
+
+    Pairs that share a person are not independent; what one pair more or less does would make the interval too narrow. A bootstrap of a few
+    people draws some of them twice, and never a pair of these: its intervals were too narrow, too.
     """
     names, index = np.unique(np.asarray(unit_P2), return_inverse=True)
-    index_P2 = index.reshape(-1, 2)
-    rng = np.random.default_rng(np.random.SeedSequence((seed, 7)))
-    means = []
-    for _ in range(resamples):
-        drawn_U = rng.multinomial(len(names), np.full(len(names), 1 / len(names)))
-        weight_P = drawn_U[index_P2].prod(1)
-        if weight_P.sum():  # with few people a draw may hold none of the pairs
-            means.append(weight_P @ values_PC / weight_P.sum())
+    index_P2, n = index.reshape(-1, 2), len(names)
     mean_C = values_PC.mean(0)
-    resamples_RC = np.array(means) if means else mean_C[None]
-    low, high = np.quantile(resamples_RC.mean(1), TAILS[0.95])
-    return PairMean(
-        mean=float(mean_C.mean()), interval=(float(low), float(high)), mean_C=mean_C, resamples_RC=resamples_RC, pairs=len(values_PC)
-    )
+    found = PairMean(mean=float(mean_C.mean()), mean_C=mean_C, units=n, pairs=len(values_PC))
+    sums_UC = np.zeros((n, values_PC.shape[1]))
+    for side in (0, 1):
+        np.add.at(sums_UC, index_P2[:, side], values_PC)
+    left_U = len(values_PC) - np.bincount(index_P2.ravel(), minlength=n)
+    if n < LEAST_PEOPLE or not left_U.all():
+        return found
+    without_UC = (values_PC.sum(0) - sums_UC) / left_U[:, None]
+    variance, variance_C = ((n - 1) / n * ((x - x.mean(0)) ** 2).sum(0) for x in (without_UC.mean(1), without_UC))
+    return replace(found, variance=float(variance), variance_C=variance_C)
 
 
-def difference(a: PairMean, b: PairMean) -> tuple[float, tuple[float, float]] | tuple[None, None]:
-    """|mean a - mean b|, and the 95 % interval of the signed difference a - b; the two sets are resampled independently."""
+def difference(a: PairMean, b: PairMean, *, level: float = 0.95) -> tuple[float, tuple[float, float] | None] | tuple[None, None]:
+    """|mean a - mean b|, and the interval of the signed difference a - b by Welch's t; None of fewer than LEAST_PEOPLE units on a side."""
     if not (a.pairs and b.pairs):
         return None, None
-    low, high = np.quantile(_differences(a, b).mean(1), TAILS[0.95])
+    if a.variance is None or b.variance is None:
+        return abs(a.mean - b.mean), None
+    low, high = _welch(np.array(a.mean - b.mean), np.array([a.variance, b.variance]), (a.units, b.units), level)
     return abs(a.mean - b.mean), (float(low), float(high))
 
 
-def _differences(a: PairMean, b: PairMean) -> np.ndarray:
-    n = min(len(a.resamples_RC), len(b.resamples_RC))
-    return a.resamples_RC[:n] - b.resamples_RC[:n]
+def _welch(difference_C: np.ndarray, variance_2C: np.ndarray, units: tuple[int, int], level: float) -> tuple[np.ndarray, np.ndarray]:
+    """Low and high end of differences of means whose variances differ (Welch 1947)."""
+    of_both_C = variance_2C.sum(0)
+    freedom_C = of_both_C**2 / np.maximum((variance_2C.T**2 / (np.array(units) - 1)).sum(-1), np.finfo(float).tiny)
+    half_C = student.ppf(TAILS[level][1], np.maximum(freedom_C, 1.0)) * np.sqrt(of_both_C)
+    return difference_C - half_C, difference_C + half_C
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -175,14 +190,14 @@ class BandVariety:
     Attributes:
         real, synthetic, floor: mean of each set's pairs; None where it has no pairs.
         difference, difference_floor: |synthetic - real| and |floor - real|.
-        difference_interval: 95 %, of the signed difference.
+        difference_interval: 95 %, of the signed difference; None with fewer than 4 units on a side.
     """
 
     real: float
     synthetic: float
     floor: float | None
     difference: float
-    difference_interval: tuple[float, float]
+    difference_interval: tuple[float, float] | None
     difference_floor: float | None
 
 
@@ -190,14 +205,18 @@ def by_band(real: PairMean, synthetic: PairMean, floor: PairMean) -> tuple[BandV
     """Of each band; none where one of the two sets has no pairs."""
     if not (real.pairs and synthetic.pairs):
         return ()
-    low_C, high_C = np.quantile(_differences(synthetic, real), TAILS[0.95], axis=0)
+    intervals = [None] * len(real.mean_C)
+    if synthetic.variance_C is not None and real.variance_C is not None:
+        both_2C = np.stack([synthetic.variance_C, real.variance_C])
+        ends = _welch(synthetic.mean_C - real.mean_C, both_2C, (synthetic.units, real.units), 0.95)
+        intervals = list(zip(*(end_C.tolist() for end_C in ends), strict=True))
     return tuple(
         BandVariety(
             real=float(real.mean_C[c]),
             synthetic=float(synthetic.mean_C[c]),
             floor=float(floor.mean_C[c]) if floor.pairs else None,
             difference=float(abs(synthetic.mean_C[c] - real.mean_C[c])),
-            difference_interval=(float(low_C[c]), float(high_C[c])),
+            difference_interval=intervals[c],
             difference_floor=float(abs(floor.mean_C[c] - real.mean_C[c])) if floor.pairs else None,
         )
         for c in range(len(real.mean_C))
@@ -215,8 +234,9 @@ class MsSsimFigures:
         real, synthetic, floor: mean MS-SSIM of each set's pairs, higher where a set varies less; None where it has no pairs.
         pairs_real, pairs_synthetic, pairs_floor: how many.
         difference, difference_floor: |synthetic - real| and |floor - real|.
-        …_interval: 95 %, from resampling people, or synthetic images; those of differences are signed.
+        …_interval: 95 %, by people, or synthetic images; those of differences are signed. None with fewer than 4 of them on a side.
         bands: the same of each band alone.
+        apart_interval: 99 %, of synthetic - real: what a verdict hangs on.
     """
 
     window: int | None
@@ -238,6 +258,7 @@ class MsSsimFigures:
     difference_floor: float | None
     difference_floor_interval: tuple[float, float] | None
     bands: tuple[BandVariety, ...] = ()
+    apart_interval: tuple[float, float] | None = None
 
 
 def ms_ssim_figures(real: PairMean, synthetic: PairMean, floor: PairMean, *, range_: float, window: int | None) -> MsSsimFigures:
@@ -269,4 +290,5 @@ def ms_ssim_figures(real: PairMean, synthetic: PairMean, floor: PairMean, *, ran
         difference_floor=of_floor,
         difference_floor_interval=floor_interval,
         bands=by_band(real, synthetic, floor),
+        apart_interval=difference(synthetic, real, level=0.99)[1],
     )

@@ -23,11 +23,11 @@ from data_shards.reading.dataset import Dataset
 from data_shards.reading.stream import CubeStream
 from ldm.checkpoints.trained import trained_digest
 from ldm.evaluation.features import EXTRACTORS, ONLY_ASKED, Extractor, get_extractor
-from ldm.evaluation.sets import evenly, reflectance
+from ldm.evaluation.sets import common_fov, evenly, reflectance
 from ldm.evaluation.whitening import effective_rank, whitening
 from ldm.threads import one_thread
 
-FORMAT = "retinaforge-features-1"  # a new field of the result has a default, or the format another number
+FORMAT = "retinaforge-features-2"  # a new field of the result has a default, or the format another number
 IMAGES = 1024  # of the training split, and of all others together, at most, evenly spaced
 LEAST_PEOPLE = 4  # with two images each: of fewer no order of neighbours has a p-value below LEVEL
 LEVEL = 0.01
@@ -164,8 +164,9 @@ def features_of(
         for batch in CubeStream(dataset, split, batch_size=8, device=device).each(wanted)
     )
     found: dict[str, dict[tuple[str, int], np.ndarray]] = {name: {} for name in extractors}
+    fov_HW = common_fov(dataset, dataset.stats.split)
     for split, batch in watch(batches):
-        x_BCHW = reflectance(dataset, batch.cubes_BCHW, device)
+        x_BCHW = reflectance(dataset, batch.cubes_BCHW, device, fov_HW)
         for name, extractor in extractors.items():
             found[name] |= {(split, i): feature for i, feature in zip(batch.sample_B.tolist(), extractor(x_BCHW).numpy(), strict=True)}
     return {name: np.stack([of_image[image] for image in images]) for name, of_image in found.items()}

@@ -14,6 +14,8 @@ import torch
 from data_shards.errors import InputError, nearest, without_credentials
 from data_shards.reading.dataset import Dataset
 from data_shards.reading.fields_of_view import common_fov as common_fov
+from ldm.evaluation.intervals import LEAST_PEOPLE
+from ldm.normalise import within
 
 UNITS = 512  # above this many patients or images, several share a unit: still a fair resampling, at bounded memory
 Watch = Callable[[Iterable[int]], Iterable[int]]
@@ -74,9 +76,10 @@ class Part:
         return images if self.independent else ImagesOfPeople(**vars(images), subjects=len(set(self.units())))
 
 
-def reflectance(dataset: Dataset, cubes_BCHW: torch.Tensor, device: str) -> torch.Tensor:
-    """Stored values of a set as float32 reflectance on a device."""
-    return cubes_BCHW.to(device).float() * dataset.scale + dataset.offset
+def reflectance(dataset: Dataset, cubes_BCHW: torch.Tensor, device: str, fov_HW: np.ndarray | None = None) -> torch.Tensor:
+    """Stored values of a set as float32 reflectance on a device; outside the common field of view, where it is given, 0."""
+    reflectance_BCHW = cubes_BCHW.to(device).float() * dataset.scale + dataset.offset
+    return reflectance_BCHW if fov_HW is None else within(reflectance_BCHW, torch.from_numpy(fov_HW))
 
 
 def evenly(count: int, limit: int | None) -> np.ndarray:
@@ -125,25 +128,80 @@ def held_out_parts(dataset: Dataset) -> list[Part]:
     return [Part.of(dataset, split) for split in splits or ["train"]]
 
 
-def real_parts(real: Dataset, against: str, limit: int | None) -> tuple[Part, Part | None]:
-    """The reference, and other real people for the floor.
+WHITENED_BY = 4096  # training images at most, evenly spaced
 
-    The floor comes from the training split; where that is the reference itself, from another one; where there is none,
-    the people of the only split are divided into two halves. None where there is only one person.
+
+@dataclass(frozen=True, kw_only=True)
+class RealParts:
+    """Real images of an evaluation: three groups of people, none of them in two.
+
+    A floor whose people also gave the whitening is too good, or too bad, to be honest: in their own units their features are exactly white,
+    which those of no other people are.
+
+    Attributes:
+        reference: what the synthetic set is compared with.
+        floor: other people, who take its place; None where there are none.
+        floor_is: who they are, in words.
+        whitened_by: whose features give the units of a feature space.
+    """
+
+    reference: Part
+    floor: Part | None
+    floor_is: str
+    whitened_by: Part
+
+
+def real_parts(real: Dataset, against: str, limit: int | None) -> RealParts:
+    """Reference, floor and whitening.
+
+    The floor is another split held out of training, of at least LEAST_PEOPLE people. Where there is none, the people of the reference are
+    halved, if each half keeps so many. Else the training people are: one half whitens the features, the other one is the floor. A set of
+    one split alone is divided by people into all three. Against the training split no distance is a mark of quality (`unfit_reference`):
+    there all of it whitens the features.
 
     Raises:
         InputError: the split is empty or unknown.
     """
     if against not in real.splits:
         raise InputError(f"unknown split {against!r}", where=real.path, expected=nearest(against, real.splits))
-    reference = Part.of(real, against, limit)
-    others = [
-        name for name in ("train", "val", "test", *real.splits) if name != against and name in real.splits and real.splits[name].count
-    ]
-    if others:
-        return reference, Part.of(real, others[0], limit)
-    names, unit_N = np.unique(real.subjects(against), return_inverse=True)
-    if len(names) < 2:
-        return reference, None
-    halves = [np.flatnonzero(unit_N % 2 == side) for side in (0, 1)]
-    return tuple(Part(dataset=real, split=against, sample_N=half[evenly(len(half), limit)]) for half in halves)
+    reference, train = Part.of(real, against, limit), real.stats.split
+    if train not in real.splits or not real.splits[train].count:
+        train = against
+    filled = [name for name in dict.fromkeys(("test", "val", *real.splits)) if name in real.splits and real.splits[name].count]
+    others = [name for name in filled if name not in (against, train)]
+    enough = [name for name in others if real.splits[name].subjects >= LEAST_PEOPLE]
+    if against == train:
+        return _of_its_own(real, reference, limit, next(iter(enough or others), None))
+    by_train = Part.of(real, train, WHITENED_BY)
+    if enough:
+        floor_is = f"people of split {enough[0]!r}"
+        return RealParts(reference=reference, floor=Part.of(real, enough[0], limit), floor_is=floor_is, whitened_by=by_train)
+    if real.splits[against].subjects >= 2 * LEAST_PEOPLE:
+        reference, floor = shares(real, against, (limit, limit))
+        return RealParts(reference=reference, floor=floor, floor_is=f"half of the people of split {against!r}", whitened_by=by_train)
+    if real.splits[train].subjects < 2:
+        return RealParts(reference=reference, floor=None, floor_is="", whitened_by=by_train)
+    floor, by_train = shares(real, train, (limit, WHITENED_BY))
+    floor_is = f"half of the people of split {train!r}, who are not those that whiten the features"
+    return RealParts(reference=reference, floor=floor, floor_is=floor_is, whitened_by=by_train)
+
+
+def _of_its_own(real: Dataset, reference: Part, limit: int | None, other: str | None) -> RealParts:
+    """Where the reference is the split whose statistics are those of the set."""
+    split, people, copies_win = reference.split, real.splits[reference.split].subjects, reference.split == "train"
+    floor_is = f"people of split {other!r}" if other else f"a part of the people of split {split!r}"
+    whole, other_part = Part.of(real, split, WHITENED_BY), Part.of(real, other, limit) if other else None
+    if people < (2 if copies_win or other else 3):
+        return RealParts(reference=reference, floor=other_part, floor_is=floor_is if other else "", whitened_by=whole)
+    if copies_win:
+        reference, floor = (reference, other_part) if other else shares(real, split, (limit, limit))
+        return RealParts(reference=reference, floor=floor, floor_is=floor_is, whitened_by=whole)
+    reference, by_others, *rest = shares(real, split, (limit, WHITENED_BY) if other else (limit, WHITENED_BY, limit))
+    return RealParts(reference=reference, floor=other_part or rest[0], floor_is=floor_is, whitened_by=by_others)
+
+
+def shares(real: Dataset, split: str, most: tuple[int | None, ...]) -> list[Part]:
+    """A split divided by people into as many parts as `most` says, in turn; of each at most so many images, evenly spaced."""
+    _, person_N = np.unique(real.subjects(split), return_inverse=True)
+    of_people = [np.flatnonzero(person_N % len(most) == k) for k in range(len(most))]
+    return [Part(dataset=real, split=split, sample_N=N[evenly(len(N), at_most)]) for N, at_most in zip(of_people, most, strict=True)]

@@ -1,8 +1,9 @@
 """How far a synthetic set lies from real images in one feature space: each figure beside its floor, with intervals by person.
 
-Intervals come from halves: half of the people of every set, drawn without replacement. A mean over half of n people so drawn varies as one
-over all n does, for the finite-population factor 1 - b/n is 1/2 at b = n/2 (Politis and Romano 1994). Drawn with replacement, images would
-stand there twice, and a nearest neighbour at distance 0 is no neighbour.
+Intervals come from halves: half of the people of every set, drawn without replacement. A mean over half of n people so drawn varies as
+one over all n does, for the finite-population factor 1 - b/n is 1/2 at b = n/2 (Politis and Romano 1994). Of an odd number b is the
+larger half, and the spread is scaled by √(b/(n - b)). Drawn with replacement, images would stand there twice, and a nearest neighbour at
+distance 0 is no neighbour.
 
 Legend: N image, D feature, R resample.
 """
@@ -17,7 +18,7 @@ import numpy as np
 from data_shards.errors import InputError
 from ldm.evaluation.features import Extractor
 from ldm.evaluation.frechet import conditioned, frechet_distance, frechet_infinity, kid, subset
-from ldm.evaluation.intervals import about
+from ldm.evaluation.intervals import LEAST_PEOPLE, about
 from ldm.evaluation.prdc import prdc
 from ldm.evaluation.sets import evenly
 from ldm.evaluation.vendi import vendi_score
@@ -25,8 +26,12 @@ from ldm.evaluation.whitening import Whitening
 
 NEIGHBOURS = 5  # of precision, recall, density and coverage, as Naeem et al. 2020 take it
 MOST = 2000  # images of each set at most, evenly spaced, for what looks at all pairs of them
+BY_NEIGHBOURS = ("precision", "recall", "density", "coverage")
+LEAST_IN_HALF = 4 * NEIGHBOURS
+"""Images of a half of each set, for the spread of what neighbours say. A ball to the fifth of six images holds nearly all that there is:
+halves then all say the same, and the least difference would count."""
+
 RESAMPLES = 100
-LEAST_PEOPLE = 4  # on each side: halves of fewer are too few to speak of an interval
 DRAWS = 10
 
 Sets = Mapping[str, np.ndarray]
@@ -39,7 +44,8 @@ class Compared:
 
     Attributes:
         value, floor: of as many images each; None: could not be had.
-        interval, floor_interval: 95 %, from halves of the people; None with fewer than 4 on a side.
+        interval, floor_interval: 95 %, from halves of the people; None with fewer than 4 on a side and, of what neighbours say, with
+            fewer than 20 images in a half.
         excess: value - floor, what the set differs by from honest images of the same number.
         excess_interval: 99 %: the halves of the reference are the same in both.
         reason: why there is no value.
@@ -67,7 +73,7 @@ class InfinityFigures:
 
 @dataclass(frozen=True, kw_only=True)
 class SpaceFigures:
-    """A synthetic set in one feature space, whitened by the training split (ldm/evaluation/whitening.py).
+    """A synthetic set in one feature space, whitened by training people (ldm/evaluation/whitening.py) who are not the floor's.
 
     Attributes:
         extractor: what gives the features, with seed or digest.
@@ -76,6 +82,7 @@ class SpaceFigures:
         n_real, people_real: images of the reference, and their people.
         n_synthetic, n_floor: images compared with it; of the floor at most as many.
         reason: why there are no figures.
+        no_floor: why there is no floor, where the evaluation has one.
         frechet_all: Fréchet distance of all synthetic images; `frechet` is at the floor's number.
         frechet: squared Fréchet distance (Heusel et al. 2017).
         infinity: its limit for many images.
@@ -104,6 +111,7 @@ class SpaceFigures:
     coverage: Compared = Compared()
     vendi: Compared = Compared()
     triplets: dict[str, Compared] = field(default_factory=dict)
+    no_floor: str | None = None
 
 
 def distance_alone(real_ND: np.ndarray, other_ND: np.ndarray) -> Figures:
@@ -139,7 +147,8 @@ def compare(
     n = min(len(sets[name]) for name in others)
     values = {name: _mean_over_draws(sets["real"], sets[name], n, measure, seed) for name in others}
     halves = _halves(sets, units, others, measure, seed)
-    return {key: _compared(key, values, halves) for key in values["synthetic"]}
+    scale = max(widening(len(np.unique(units[name]))) for name in ("real", *others))
+    return {key: _compared(key, values, halves, scale) for key in values["synthetic"]}
 
 
 def _mean_over_draws(real_ND: np.ndarray, other_ND: np.ndarray, n: int, measure: Callable[..., Figures], seed: int) -> Figures:
@@ -155,25 +164,38 @@ def _halves(
     """The figures of RESAMPLES halves of all sets, by the other set; empty where a side has too few people."""
     if min(len(np.unique(units[name])) for name in ("real", *others)) < LEAST_PEOPLE:
         return {name: [] for name in others}
-    rng, found = np.random.default_rng(np.random.SeedSequence((seed, 11))), {name: [] for name in others}
+    rng, found, least = np.random.default_rng(np.random.SeedSequence((seed, 11))), {name: [] for name in others}, MOST
     for _ in range(RESAMPLES):
         half = {name: sets[name][_half(units[name], rng)] for name in ("real", *others)}
         n = min(len(half[name]) for name in others)
+        least = min(least, n, len(half["real"]))
         for name in others:
             found[name].append(measure(half["real"], half[name][np.sort(rng.permutation(len(half[name]))[:n])]))
-    return found
+    left_out = BY_NEIGHBOURS if least < LEAST_IN_HALF else ()
+    return {name: [{key: value for key, value in of.items() if key not in left_out} for of in each] for name, each in found.items()}
 
 
 def _half(unit_N: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """Images of half of the people."""
     people = np.unique(unit_N)
-    return np.flatnonzero(np.isin(unit_N, rng.permutation(people)[: (len(people) + 1) // 2]))
+    return np.flatnonzero(np.isin(unit_N, rng.permutation(people)[: larger_half(len(people))]))
 
 
-def _compared(key: str, values: dict[str, Figures], halves: dict[str, list[Figures]]) -> Compared:
+def larger_half(n: int) -> int:
+    """Of n people."""
+    return (n + 1) // 2
+
+
+def widening(n: int) -> float:
+    """How much more a mean over n people varies than one over their larger half, drawn without replacement: √(b/(n - b))."""
+    b = larger_half(n)
+    return (b / (n - b)) ** 0.5 if n > b else 1.0
+
+
+def _compared(key: str, values: dict[str, Figures], halves: dict[str, list[Figures]], scale: float) -> Compared:
     least = -np.inf if key in SIGNED else 0.0
     spread = {name: np.array([figures[key] for figures in found if key in figures]) for name, found in halves.items()}
-    intervals = {name: about(values[name][key], spread_R, least=least) for name, spread_R in spread.items()}
+    intervals = {name: about(values[name][key], spread_R, least=least, scale=scale) for name, spread_R in spread.items()}
     value = Compared(value=values["synthetic"][key], interval=intervals["synthetic"])
     if "floor" not in values:
         return value
@@ -184,7 +206,7 @@ def _compared(key: str, values: dict[str, Figures], halves: dict[str, list[Figur
         floor=values["floor"][key],
         floor_interval=intervals["floor"],
         excess=excess,
-        excess_interval=about(excess, spread["synthetic"][:both] - spread["floor"][:both], level=0.99),
+        excess_interval=about(excess, spread["synthetic"][:both] - spread["floor"][:both], level=0.99, scale=scale),
     )
 
 
@@ -196,6 +218,7 @@ def space_figures(
     *,
     triplets: Mapping[str, tuple[Sets, Whitening | None]],
     reason: str | None,
+    no_floor: str | None = None,
     seed: int,
 ) -> SpaceFigures:
     """All figures of one space.
@@ -205,20 +228,21 @@ def space_figures(
         units: person of each of their images.
         triplets: the same features of some bands alone, with their whitening.
         reason: why no distance to the real images is a mark of quality, if so.
+        no_floor: why the floor's images are no floor in this space, if so.
     """
-    figures = {"extractor": extractor.name, "d": extractor.dimension}
+    figures = {"extractor": extractor.name, "d": extractor.dimension, "no_floor": no_floor}
     if features:
         figures |= {
             "n_real": len(features["real"]),
             "people_real": len(np.unique(units["real"])),
             "n_synthetic": len(features["synthetic"]),
-            "n_floor": min(len(features.get("floor", ())), len(features["synthetic"])),
+            "n_floor": 0 if no_floor else min(len(features.get("floor", ())), len(features["synthetic"])),
         }
     if white is not None:
         figures |= {"effective_rank": white.effective_rank, "effective_rank_whitened": white.effective_rank_whitened}
     if reason := extractor.refused or reason or _unfit(features, white):
         return SpaceFigures(**figures, reason=reason)
-    sets = {name: white(x_ND) for name, x_ND in features.items() if len(x_ND) > 1}
+    sets = {name: white(x_ND) for name, x_ND in features.items() if len(x_ND) > 1 and not (no_floor and name == "floor")}
     try:
         compared = compare(sets, units, all_figures, seed=seed)
     except InputError as error:  # features that no figure can be had of, such as 0 in all dimensions

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from ldm.evaluation.intervals import about
+from ldm.evaluation.intervals import LEAST_PEOPLE, about
 from ldm.evaluation.regions import REGIONS, RegionSums, lacking_labels
 from ldm.spectra import js_nats, kl_nats, posterior
 
@@ -50,7 +50,7 @@ class SpectralDistance:
     Attributes:
         kl_C, js_C: KL(real ‖ other) and JS of each band, in nats; None, as all that follows, where a set has no pixel in the region.
         kl_mean, js_mean: over bands.
-        kl_interval, js_interval: of the means, 95 %, from resampling units.
+        kl_interval, js_interval: of the means, 95 %, from resampling units; None with fewer than 4 on a side.
         pixels_real, pixels_other, units_real, units_other: what was counted in each set.
         reason: why there are no figures.
     """
@@ -71,8 +71,7 @@ class SpectralDistance:
 def spectral_distance(real_UCK: np.ndarray, other_UCK: np.ndarray, *, seed: int = 0, resamples: int = 200) -> SpectralDistance:
     """Divergences between two sets of per-unit histograms.
 
-    The interval resamples units (patients), not pixels: pixels of one eye are far from independent. With a single unit
-    on a side that side stays fixed.
+    The interval resamples units (patients), not pixels: pixels of one eye are far from independent.
     """
     sides = {"real": real_UCK, "other": other_UCK}
     sizes = {f"pixels_{name}": int(u_UCK[:, 0].sum()) if len(u_UCK) else 0 for name, u_UCK in sides.items()}
@@ -81,6 +80,7 @@ def spectral_distance(real_UCK: np.ndarray, other_UCK: np.ndarray, *, seed: int 
         return SpectralDistance(**sizes, reason=f"no pixel of this region in the {' and the '.join(empty)} set")
     p_CK, q_CK = posterior(real_UCK.sum(0)), posterior(other_UCK.sum(0))
     rng = np.random.default_rng(np.random.SeedSequence((seed, 4)))
+    resamples = resamples if min(map(len, sides.values())) >= LEAST_PEOPLE else 0
     kl_R, js_R = np.empty(resamples), np.empty(resamples)
     for r in range(resamples):
         p, q = (posterior(resampled(u_UCK, rng)) for u_UCK in sides.values())
@@ -98,9 +98,9 @@ def spectral_distance(real_UCK: np.ndarray, other_UCK: np.ndarray, *, seed: int 
 
 
 def resampled(counts_UCK: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Counts (C, K) of units drawn with replacement, as many as there are; a single unit stays as it is."""
+    """Counts (C, K) of units drawn with replacement, as many as there are."""
     U = len(counts_UCK)
-    return counts_UCK[0] if U == 1 else np.tensordot(rng.multinomial(U, np.full(U, 1 / U)), counts_UCK, axes=1)
+    return np.tensordot(rng.multinomial(U, np.full(U, 1 / U)), counts_UCK, axes=1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,7 +109,8 @@ class RegionDistance(SpectralDistance):
 
     Attributes:
         kl_excess, js_excess: what the set differs by from the floor.
-        kl_excess_interval, js_excess_interval: 99 %, from resampling units, those of the reference alike in both.
+        kl_excess_interval, js_excess_interval: 99 %, from resampling units, those of the reference alike in both; None with fewer than 4 of
+            them in a set.
     """
 
     floor_kl_C: tuple[float, ...] | None = None
@@ -178,6 +179,7 @@ def region_distance(histograms: dict[str, BandHistograms], region: str, *, seed:
 
 def _excess(counts: dict[str, np.ndarray], values: tuple[float, float], seed: int, resamples: int = 200) -> dict[str, object]:
     """By how much KL and JS of the synthetic set exceed the floor's, and the spread of that."""
+    resamples = resamples if min(map(len, counts.values())) >= LEAST_PEOPLE else 0
     rng, found_R2 = np.random.default_rng(np.random.SeedSequence((seed, 12))), np.empty((resamples, 2))
     for r in range(resamples):
         p_CK, q_CK, f_CK = (posterior(resampled(counts[name], rng)) for name in ("real", "synthetic", "floor"))

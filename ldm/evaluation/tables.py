@@ -11,11 +11,13 @@ from ldm.evaluation.audit_result import DescriptorFigures
 from ldm.evaluation.evaluation_result import EvaluationResult
 from ldm.evaluation.mean_spectra import MeanSpectrumDistance
 from ldm.evaluation.ms_ssim import MsSsimFigures
+from ldm.evaluation.reconstruction import ReconstructionResult
 from ldm.evaluation.space import Compared, SpaceFigures
 from ldm.evaluation.spectral import SpectralFigures
 from ldm.evaluation.vessels import MorphometryFigure
 
 NOT_TOLD_APART = "not told apart here"
+NO_INTERVAL = "no interval, no verdict"
 FEW_PEOPLE = 10  # held out: with fewer, who they happen to be decides the figure, and that is said beside it
 
 
@@ -77,7 +79,7 @@ def _space_rows(name: str, s: SpaceFigures, few: str) -> Iterator[Row]:
         yield Row(metric=f"{name}: all", value=None, floor=None, n=f"{s.n_real} / {s.n_synthetic}", note=rank, reason=s.reason)
         return
     for key, worse in WORSE.items():
-        note = rank if key == "frechet" else ""
+        note = joined(rank, f"no floor: {s.no_floor}" if s.no_floor else "") if key == "frechet" else ""
         yield _compared_row(f"{name}: {TITLES.get(key, key)}", getattr(s, key), images, joined(note, few), worse)
     i = s.infinity
     yield Row(
@@ -154,8 +156,10 @@ def _vessel_rows(vessels: dict[str, MorphometryFigure], few: str) -> Iterator[Ro
 
 def vessel_verdict(v: MorphometryFigure) -> str:
     """Whether the vessels differ from the reference's by more than those of other real people do."""
-    if v.excess_interval is None:
+    if v.floor is None:
         return "no floor to compare with"
+    if v.excess_interval is None:
+        return NO_INTERVAL
     return "unlike real" if v.excess_interval[0] > 0 else NOT_TOLD_APART
 
 
@@ -187,12 +191,16 @@ def _spectral_rows(figures: SpectralFigures, images: str, few: str) -> Iterator[
 def _ms_ssim_rows(m: MsSsimFigures) -> list[Row]:
     of_both = {"n": f"{m.pairs_real} / {m.pairs_synthetic}", "note": f"pairs, window {m.window}", "reason": m.reason}
     pairs = Row(
-        metric="MS-SSIM of pairs", value=m.synthetic, interval=m.synthetic_interval, floor=m.real, floor_interval=m.real_interval, **of_both
+        metric="MS-SSIM of pairs",
+        value=m.synthetic,
+        interval=m.synthetic_interval,
+        floor=m.real,
+        floor_interval=m.real_interval,
+        excess_interval=m.apart_interval,
+        **of_both,
     )
     difference = Row(metric="|MS-SSIM difference|", value=m.difference, floor=m.difference_floor, **of_both)
-    if m.difference_interval and m.difference_interval[0] <= 0 <= m.difference_interval[1]:
-        difference = replace(difference, verdict=NOT_TOLD_APART)  # its interval is signed and would not fit beside its size
-    return [pairs, difference]
+    return [pairs, replace(difference, verdict=verdict(pairs))]  # its interval is signed and would not fit beside its size
 
 
 def verdict(row: Row) -> str:
@@ -201,12 +209,11 @@ def verdict(row: Row) -> str:
         return ""
     if row.floor is None:
         return "no floor to compare with"
-    if row.metric == "MS-SSIM of pairs" and row.interval and row.floor_interval:
-        (low, high), (floor_low, floor_high) = row.interval, row.floor_interval
-        return "less varied than real" if low > floor_high else "more varied than real" if high < floor_low else NOT_TOLD_APART
+    if row.metric == "MS-SSIM of pairs" and row.excess_interval:
+        low, high = row.excess_interval
+        return "less varied than real" if low > 0 else "more varied than real" if high < 0 else NOT_TOLD_APART
     if (bounds := excess_bounds(row)) is None:
-        beyond = (row.value > row.floor) if row.worse == "above" else (row.value < row.floor)
-        return f"{row.worse} the floor" if beyond and row.worse != "both" else NOT_TOLD_APART
+        return NO_INTERVAL
     low, high = bounds
     if (row.worse in ("above", "both") and low > 0) or (row.worse in ("below", "both") and high < 0):
         return "worse than real" if row.worse != "both" else "unlike real"
@@ -234,6 +241,34 @@ def missing(rows: Iterable[Row]) -> dict[str, list[str]]:
         if row.reason:
             found.setdefault(row.reason, []).append(row.metric)
     return found
+
+
+def rows_of_reconstruction(result: ReconstructionResult) -> list[Row]:
+    """Of an autoencoder on people held out; there is no floor, the note says what to compare with."""
+    r, none = result, {"floor": None, "n": str(result.cubes)}
+    thin = joined(
+        "of the originals': 1 as plain, 0 gone",
+        "" if r.thin_vessel_nm is None else f"{r.thin_vessel_nm:g} nm",
+        f"{r.thin_vessel_images} images",
+    )
+    return [
+        Row(
+            metric="PSNR, dB",
+            value=r.psnr_db,
+            note=f"training mean image: {r.mean_image_psnr_db:.4g}; peak {r.peak_reflectance:.3g} in reflectance",
+            **none,
+        ),
+        Row(metric="spectral angle, rad", value=r.spectral_angle_rad, note="mean over cubes", **none),
+        Row(metric="SSIM", value=r.ssim, interval=r.ssim_interval, reason=r.ssim_reason, note="1 for equal images", **none),
+        Row(
+            metric="contrast of thin vessels",
+            value=r.thin_vessel_contrast,
+            interval=r.thin_vessel_contrast_interval,
+            reason=r.thin_vessel_reason,
+            note=thin,
+            **none,
+        ),
+    ]
 
 
 def rows_of_audit(result: AuditResult) -> list[Row]:

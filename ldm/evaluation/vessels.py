@@ -14,7 +14,7 @@ from scipy import ndimage
 from skimage.morphology import skeletonize
 
 from data_shards.cube import LABELS
-from ldm.evaluation.intervals import about, resampled_means
+from ldm.evaluation.intervals import LEAST_PEOPLE, about, resampled_means
 
 MORPHOMETRY = ("vessel density", "calibre, px", "branch points per 100 px", "artery/vein calibre ratio")
 """The figures of a label map, in the order of `morphometry`."""
@@ -90,7 +90,7 @@ class MorphometryFigure:
         real, synthetic, floor: mean over the images that have it; floor: other real images, None without any.
         difference, difference_floor: synthetic - real, and floor - real, in the unit of the figure.
         excess: |difference| - |difference_floor|: how much farther off than other real images are.
-        …_interval: 95 %, that of `excess` 99 %, from resampling the units of all sets.
+        …_interval: 95 %, that of `excess` 99 %, from resampling the units of all sets; None with fewer than 4 of them in one.
         images_…, units_…: that have the figure.
         reason: why there are no differences.
     """
@@ -130,13 +130,14 @@ def morphometry_figures(
 
 def _figure(values: dict[str, np.ndarray], units: dict[str, list[str]], words: tuple[int, ...], resamples: int) -> MorphometryFigure:
     found: dict[str, object] = {}
-    means_S, rng = {}, np.random.default_rng(np.random.SeedSequence(words))
+    means_S: dict[str, np.ndarray] = {}
+    rng = np.random.default_rng(np.random.SeedSequence(words))
     for key, values_N in values.items():
         has_N = np.isfinite(values_N)
         mean_S, n_units = _means_of_units(values_N[has_N], np.asarray(units[key])[has_N], rng, resamples)
         found |= {f"images_{key}": int(has_N.sum()), f"units_{key}": n_units}
         if n_units:
-            found[key], means_S[key] = float(values_N[has_N].mean()), mean_S
+            found[key], means_S[key] = float(values_N[has_N].mean()), mean_S if n_units >= LEAST_PEOPLE else np.full(resamples, np.nan)
     if missing := [key for key in ("real", "synthetic") if key not in means_S]:
         return MorphometryFigure(**found, reason=f"no image of the {' and the '.join(missing)} set has it")
     differences: dict[str, tuple[float, np.ndarray]] = {"difference": _less("synthetic", found, means_S)}
@@ -146,7 +147,7 @@ def _figure(values: dict[str, np.ndarray], units: dict[str, list[str]], words: t
         differences["excess"] = abs(a) - abs(b), abs(a_S) - abs(b_S)
     for key, (value, resampled_S) in differences.items():
         level = 0.99 if key == "excess" else 0.95  # it is what a verdict hangs on
-        found |= {key: value, f"{key}_interval": about(value, resampled_S, level=level)}
+        found |= {key: value, f"{key}_interval": about(value, resampled_S, level=level) if np.isfinite(resampled_S).all() else None}
     return MorphometryFigure(**found)
 
 

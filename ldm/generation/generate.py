@@ -31,7 +31,7 @@ from data_shards.ledger import Units
 from data_shards.manifest import Manifest, read_manifest, write_manifest
 from data_shards.packing.units import Unit, merged, read_unit, write_unit
 from data_shards.reading.reader import Shard
-from ldm.checkpoints.trained import Autoencoder
+from ldm.checkpoints.trained import Autoencoder, Denoiser
 from ldm.generation.images import Generator
 from ldm.generation.standing import REQUEST, SPLIT, agreed, check_same, check_sizes, check_whole, finishing, standing_set
 from ldm.models import striped
@@ -127,7 +127,9 @@ class SyntheticSet(ImageSet):
     """
 
     def __init__(self, generator: Generator, out: Path, *, count: int, shard: int) -> None:
-        beside = {"decoder": decoder_of(generator.autoencoder)} if generator.payload == "codes" else None
+        beside: dict[str, Any] = {"decoder": decoder_of(generator.autoencoder)} if generator.payload == "codes" else {}
+        if teachers := taught_by(generator.autoencoder, generator.denoiser, generator.guide):
+            beside["taught_by"] = teachers
         super().__init__(request_for(generator, shard), out, count=count, shard=shard, beside=beside)
         self.generator = replace(
             generator,
@@ -185,6 +187,11 @@ def request_for(generator: Generator, shard: int) -> dict[str, Any]:
         "guidance": generator.guidance,
         "segmenter": generator.segmenter and generator.segmenter.digest,
     }
+
+
+def taught_by(*networks: Autoencoder | Denoiser | None) -> list[str]:
+    """Digests of the feature encoders that their losses looked at: no judges of what these networks make."""
+    return sorted({network.taught_by for network in networks if network is not None and network.taught_by})
 
 
 def decoder_of(autoencoder: Autoencoder) -> dict[str, Any]:

@@ -99,6 +99,7 @@ class Pace:
         shards: that were timed; the first of a process, which warms up, is left out.
         images_per_s: of the median shard.
         quartiles: of the shards' rates.
+        alone: whether no other piece of a sweep was being made on the device meanwhile; a run that is no sweep does not know.
     """
 
     format: str = FORMAT
@@ -109,6 +110,7 @@ class Pace:
     shards: int
     images_per_s: float
     quartiles: tuple[float, float]
+    alone: bool = False
 
 
 class Speed:

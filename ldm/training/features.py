@@ -12,7 +12,7 @@ from torch import Tensor
 from data_shards.reading.batch import Batch
 from ldm.comm import Communicator
 from ldm.models.feature_encoder import FeatureEncoder
-from ldm.normalise import CubeNormaliser
+from ldm.normalise import CubeNormaliser, within
 from ldm.schedules import OptimizerConfig
 from ldm.training.averaged import AveragedTrainer
 from ldm.training.config import EMAConfig, VICRegConfig, ViewsConfig
@@ -27,6 +27,7 @@ class FeatureTrainer(AveragedTrainer):
 
     Args:
         mean_C: mean count of each band, above reflectance 0, over the training split.
+        fov_HW: field of view of the training set; what a camera writes outside is not learned.
         total: samples of the whole run, for the schedules.
         seed: of the views.
     """
@@ -38,6 +39,7 @@ class FeatureTrainer(AveragedTrainer):
         normaliser: CubeNormaliser,
         *,
         mean_C: Tensor,
+        fov_HW: Tensor,
         views: ViewsConfig,
         loss: VICRegConfig,
         optimizer: OptimizerConfig,
@@ -48,6 +50,7 @@ class FeatureTrainer(AveragedTrainer):
         super().__init__(engine, "encoder", encoder, optimizer=optimizer, ema=ema, total=total)
         self.views, self.seed = views, seed
         self.normaliser, self.mean_C = normaliser.to(engine.device), mean_C.to(engine.device)
+        self.fov_HW = fov_HW.to(engine.device)
         self.vicreg = VICRegLoss(invariance_lambda=loss.invariance, variance_mu=loss.variance, covariance_v=loss.covariance)
 
     def losses(self, batch: Batch, samples: int) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
@@ -75,7 +78,7 @@ class FeatureTrainer(AveragedTrainer):
 
     def _views(self, batch: Batch) -> Tensor:
         """Two views of each cube, normalised: (2 B, C, H, W)."""
-        counts_BCHW = batch.cubes_BCHW.to(self.engine.device).float() - self.normaliser.log_zero
+        counts_BCHW = within(batch.cubes_BCHW.to(self.engine.device).float() - self.normaliser.log_zero, self.fov_HW)
         how = {"seed": self.seed, "mean_C": self.mean_C, "config": self.views}
         views = [view_of(counts_BCHW, batch.sample_B, batch.epoch_B, view=view, **how) for view in (0, 1)]
         return self.engine.laid_out(self.normaliser(torch.cat(views) + self.normaliser.log_zero))

@@ -15,6 +15,7 @@ from ldm.evaluation.evaluate import Evaluation
 from ldm.evaluation.evaluation_result import EvaluateConfig
 from ldm.evaluation.frechet import frechet_distance
 from ldm.evaluation.sets import Part
+from ldm.evaluation.whitening import whitening
 from tests.conftest import made_cube
 
 SPACE = "seeded-conv-v1"
@@ -36,13 +37,29 @@ def test_the_ratio_is_measured_against_all_people_held_out_and_never_against_the
     assert (found.images, found.people, found.n, found.reason) == (8, 4, 8, None)
 
     def features(dataset: Dataset, split: str, sample_N: np.ndarray) -> np.ndarray:
-        return measured.whitening(SPACE)(measured.features(Part(dataset=dataset, split=split, sample_N=sample_N), SPACE))
+        return measured.whitening(SPACE, judged.train)(measured.features(Part(dataset=dataset, split=split, sample_N=sample_N), SPACE))
 
     held_out_ND = np.concatenate([features(real, split, np.arange(4)) for split in ("val", "test")])
     baseline = frechet_distance(held_out_ND, features(sets["gaussian_latents"], "synthetic", np.arange(8)))
     samples = frechet_distance(held_out_ND, features(sets["samples"], "synthetic", np.arange(8) * 12 // 8))
     assert found.ratio == pytest.approx(samples / baseline)
-    assert found.ratio_floor == pytest.approx(frechet_distance(held_out_ND, features(real, "train", np.arange(8) * 4)) / baseline)
+
+
+def test_the_floor_of_the_ratio_is_half_of_the_training_people_in_features_that_the_other_half_whitens(
+    packed: Path, tmp_path: Path
+) -> None:
+    real, sets = Dataset(packed), (synthetic(tmp_path / "a", 500, 12), synthetic(tmp_path / "b", 700, 8))
+    judged = HeldOut.of(real, *sets)
+    assert not set(judged.floor.units()) & set(judged.whitens_floor.units())
+    measured = Evaluation(real, sets[0], EvaluateConfig(pairs=4), also=judged.parts)
+    measured.complete()
+    found = judged.frechet(measured, SPACE)
+    white = whitening(measured.features(judged.whitens_floor, SPACE))
+    held_out_ND = white(np.concatenate([measured.features(part, SPACE) for part in judged.held_out]))
+    floor, baseline = (
+        frechet_distance(held_out_ND, white(measured.features(part, SPACE))) for part in (judged.floor, judged.gaussian_latents)
+    )
+    assert found.n == found.n_floor == 8 and found.ratio_floor == pytest.approx(floor / baseline)
 
 
 @pytest.mark.parametrize(("ratio_floor", "n_floor", "left_out"), [(0.2, 8, False), (0.63, 8, True), (0.63, 4, False)])

@@ -14,11 +14,15 @@ from safetensors.torch import load_file
 
 from data_shards.errors import InputError
 from data_shards.manifest import read_manifest
+from data_shards.packing.pack import write_dataset
+from data_shards.reading.dataset import Dataset
 from launch.stages import STAGES
 from launch.tree import load
 from ldm.checkpoints.store import CheckpointStore
-from ldm.checkpoints.trained import load_autoencoder, load_denoiser
+from ldm.checkpoints.trained import load_autoencoder, load_denoiser, trained_digest
 from ldm.comm import Alone
+from ldm.evaluation.evaluate import Evaluation
+from ldm.evaluation.evaluation_result import EvaluateConfig
 from ldm.generation.images import latents_of
 from ldm.models.config import SamplerConfig
 from ldm.training.log import read_log
@@ -135,6 +139,23 @@ def test_a_guide_leads_away_from_itself_and_is_part_of_what_a_set_is(whole: Path
     assert made["led"]["guide"] != made["led"]["denoiser"]
     with pytest.raises(InputError, match="guide"):
         invoke("sample", config, f"run={tmp_path}/led", "sample.count=6")
+
+
+def test_the_encoder_that_a_loss_looked_at_does_not_judge_what_came_of_it(whole: Path, packed: Path, tmp_path: Path) -> None:
+    """Whoever evaluates the set: the run's own stage, which asks the checkpoints, and the command with any two sets."""
+    run = beside(whole, tmp_path / "run", "features", "vqgan", "latents", "diffusion")
+    invoke("sample", whole.with_suffix(".yaml"), f"run={run}")
+    digest = trained_digest(whole / "features")
+    assert load_autoencoder(whole / "vqgan").taught_by == load_denoiser(whole / "diffusion").taught_by == digest
+    assert read_manifest(run / "synthetic").source["taught_by"] == [digest]
+    config = EvaluateConfig(extractors=("learned", "seeded-conv-v1"), pairs=4)
+    judged = Evaluation(Dataset(packed), Dataset(run / "synthetic"), config, learned=whole / "features")
+    assert "learned" not in judged.judges and "the generator was trained on it" in judged.spaces["learned"].refused
+    write_dataset(tmp_path / "others", {"synthetic": Dataset(run / "synthetic").cubes("synthetic")}, source={})  # says nothing of it
+    others = Dataset(tmp_path / "others")
+    for teachers, refused in (([digest], True), (["0" * 64], False)):
+        by_learned = Evaluation(Dataset(packed), others, config, learned=whole / "features", taught_by=teachers).spaces["learned"]
+        assert ("trained on it" in (by_learned.refused or "")) == refused
 
 
 def test_what_a_guide_does_is_linear_in_both_denoisers(whole: Path) -> None:

@@ -52,18 +52,21 @@ def test_a_figure_that_was_left_out_says_why() -> None:
 @pytest.mark.parametrize(
     ("changed", "said"),
     [
-        ({"value": 0.001, "floor": 0.01}, "not told apart here"),  # below the floor: no praise
+        (
+            {"value": 0.001, "interval": (0, 0.002), "floor": 0.01, "floor_interval": (0, 0.02)},
+            "not told apart here",
+        ),  # below the floor: no praise
         ({"value": 0.5, "interval": (0.4, 0.6), "floor": 0.3, "floor_interval": (0.2, 0.41)}, "not told apart here"),
         ({"value": 0.5, "interval": (0.4, 0.6), "floor": 0.3, "floor_interval": (0.2, 0.39)}, "worse than real"),
-        ({"value": 0.5, "floor": 0.4}, "above the floor"),
+        ({"value": 0.5, "floor": 0.4}, "no interval, no verdict"),
         ({"value": 0.5, "floor": None}, "no floor to compare with"),
         ({"value": None, "floor": None, "reason": "one person"}, ""),
         (
-            {"metric": "MS-SSIM of pairs", "value": 0.9, "interval": (0.8, 1), "floor": 0.5, "floor_interval": (0.4, 0.6)},
+            {"metric": "MS-SSIM of pairs", "value": 0.9, "floor": 0.5, "excess_interval": (0.2, 0.6)},
             "less varied than real",
         ),
         (
-            {"metric": "MS-SSIM of pairs", "value": 0.3, "interval": (0.2, 0.39), "floor": 0.5, "floor_interval": (0.4, 0.6)},
+            {"metric": "MS-SSIM of pairs", "value": 0.3, "floor": 0.5, "excess_interval": (-0.39, -0.01)},
             "more varied than real",
         ),
     ],

@@ -8,14 +8,18 @@ import json
 import re
 import shutil
 import subprocess
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
+from plotly.offline import get_plotlyjs
 
+from data_shards import durable
 from data_shards.cube import Cube
 from data_shards.packing.pack import write_dataset
+from data_shards.packing.splits import held_out_split
 from data_shards.reading.dataset import Dataset
 from launch.report import samples
 from launch.report.build import build_report
@@ -24,6 +28,9 @@ from launch.report.text import build_text
 from launch.run import Run
 from launch.tree import load
 from ldm.evaluation.embedding import distances, plane
+from ldm.evaluation.evaluate import evaluate
+from ldm.evaluation.evaluation_result import EvaluateConfig
+from ldm.evaluation.reconstruction import ReconstructionResult
 from ldm.training.log import MetricLog
 from tests.conftest import made_cube
 
@@ -86,8 +93,8 @@ def test_an_opened_image_has_the_values_of_the_cube_within_half_a_step(run: Run,
     view, compared = data_of(page, "image"), 0
     C, h, w = view["shape"]
     step_C, low_C = np.array(view["step"]), np.array(view["low"])
-    for dataset, split, kind in ((run.open(run.dataset), "val", "real (val) "), (run.images(), "synthetic", "synthetic ")):
-        places = {kind + key: i for i, key in enumerate(dataset.keys(split))}
+    for dataset, split, kind in ((run.open(run.dataset), "val", "real (val)"), (run.images(), "synthetic", "synthetic")):
+        places = {f"{kind}: image {i}": i for i in range(dataset.count(split))}
         for image in (image for image in view["images"] if image["title"] in places):
             cube = dataset.cube(split, places[image["title"]])
             shown_CHW = low_C[:, None, None] + step_C[:, None, None] * picture(image["strip"]).reshape(C, h, w)
@@ -96,6 +103,13 @@ def test_an_opened_image_has_the_values_of_the_cube_within_half_a_step(run: Run,
             assert np.array_equal(picture(image["labels"]), cube.labels_HW)
             compared += 1
     assert compared == len(view["images"]) == len(set(map(str, view["images"])))
+
+
+def test_real_images_are_numbered_and_nobody_is_named(run: Run, page: str) -> None:
+    real = run.open(run.dataset)
+    keys = {key for split in real.splits for key in real.keys(split)}
+    words = re.sub(r"data:image/[^\"']*", "", page.replace(get_plotlyjs(), ""))  # letters of a picture may spell anything
+    assert keys and not [key for key in keys if key in words]
 
 
 def test_the_worst_images_are_those_farthest_from_people_held_out(run: Run, page: str) -> None:
@@ -173,6 +187,37 @@ def test_the_text_keeps_within_80_columns_and_says_what_is_left_out(run: Run) ->
     assert "measures: left out, the run has no evaluate.json of this version yet" in lines and lines[-1].endswith("report.html")
 
 
+def test_what_one_segmenter_drew_is_shown_as_it_was_judged_and_the_text_says_what_the_page_does(packed: Path, tmp_path: Path) -> None:
+    run = run_of(tmp_path, packed, synthetic=8)
+    real = run.open(run.dataset)
+    measured = evaluate(real, run.images(), EvaluateConfig(against=held_out_split(real), pairs=2))
+    line = "the feature spaces disagree about this set"
+    durable.write_json(run.folder / "evaluate.json", asdict(replace(measured, labelled_by="5" * 64, disagreements=(line,))))
+    html = build_report(run).read_text()
+    assert "real ones too, are as segmenter 555555555555 draws them" in html
+    chart, artery, order = data_of(html, "chart")["spectra-1"], measured.spectra["artery"], np.argsort(real.wavelengths_nm)
+    for trace, name, mean_C in zip(chart["data"], ("real (val)", "synthetic"), (artery.real_C, artery.synthetic_C), strict=True):
+        assert trace["name"].startswith(name) and trace["y"] == pytest.approx(np.array(mean_C)[order].tolist())
+    rebuilt = ReconstructionResult(
+        splits=("val",),
+        cubes=4,
+        psnr_db=31.0,
+        mean_image_psnr_db=20.0,
+        psnr_gain_db=11.0,
+        peak_reflectance=0.3,
+        spectral_angle_rad=0.05,
+        codes_used=0.5,
+        codes_perplexity=9.0,
+        ssim=0.875,
+        ssim_interval=(0.85, 0.9),
+        thin_vessel_reason="no band near 555 nm",
+    )
+    durable.write_json(run.folder / "reconstruction.json", asdict(rebuilt))
+    text = build_text(run)
+    assert line in text and re.search(r"SSIM +0.875", text) and "0.85 … 0.9" in text and "left out: no band near 555 nm" in text
+    assert max(len(words) for words in text.splitlines() if "report.html" not in words) <= 80
+
+
 WATCH = """<script>
 var blocked = [], errors = [];
 document.addEventListener("securitypolicyviolation", (event) => blocked.push(event.blockedURI));
@@ -220,8 +265,8 @@ def test_a_browser_opens_an_image_runs_through_its_bands_and_asks_no_network(run
     assert seen["opened"] and seen["charts"] >= 3 and seen["overflow"] <= 0, "a narrow page is not scrolled sideways"
     assert len({seen["colour"], seen["first"], seen["last"]}) == 3, "each position of the slider draws another picture"
     assert (seen["firstSaid"], seen["lastSaid"]) == ("500 nm", "560 nm")
-    dataset, shown = Dataset(run.dataset), seen["title"].removeprefix("real (val) ")
-    cube, step_C = dataset.cube("val", dataset.keys("val").index(shown)), np.array(data_of(page, "image")["step"])
+    dataset, shown = Dataset(run.dataset), int(seen["title"].removeprefix("real (val): image "))
+    cube, step_C = dataset.cube("val", shown), np.array(data_of(page, "image")["step"])
     x, y = map(int, re.match(r"pixel (\d+), (\d+)", seen["pixel"]).groups())
     assert (np.abs(np.array(seen["spectrum"]) - cube.data_CHW[:, y, x] * dataset.scale) <= 0.5 * step_C + 1e-6).all()
     assert (x, y) == (13, 20) and seen["moved"].startswith("pixel 14, 20") and seen["nextTitle"] != seen["title"]

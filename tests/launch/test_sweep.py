@@ -8,8 +8,9 @@ import pickle
 import signal
 import subprocess
 import sys
+import threading
 import time
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from xml.etree import ElementTree
@@ -19,20 +20,24 @@ import pytest
 import torch
 import yaml
 
+import launch.sweep.pieces
 import launch.work
+from data_shards import durable
 from data_shards.errors import InputError
 from data_shards.ledger import Ledger, Units
 from launch.cli.display import Hidden, Terminal
 from launch.config import Config
+from launch.machine import device_key
 from launch.run import read_result
 from launch.sweep.axes import Axes, Cell, cost_of, impossible, in_order, sampler_named, set_name
 from launch.sweep.figure import draw
-from launch.sweep.pieces import Pieces, phases
-from launch.sweep.results import MEASURES, Measure, Row, comparable, front_of, results_of
+from launch.sweep.pieces import Paces, Pieces, phases, try_again
+from launch.sweep.results import Measure, Row, _frechet, _size, comparable, front_of, ranks, results_of
 from launch.sweep.runs import Sweep, base_of
 from launch.sweep.stopping import Hopeless, Rules, Stopped, Watched, stopped_in
 from launch.tree import load
 from launch.work import work
+from ldm.evaluation.space import Compared, SpaceFigures
 from ldm.generation.speed import Pace, Speed
 from ldm.models.config import ObjectiveConfig, SamplerConfig
 from ldm.models.objective import noised, schedule, white_loss
@@ -114,12 +119,13 @@ def test_a_killed_sweep_goes_on_and_makes_nothing_twice(tiny: Path, tmp_path: Pa
     results = json.loads((out / "results.json").read_text())
     assert [row["reason"] for row in results["rows"]] == [None, None] and results["recommended"] in results["front"]
     assert results["recommended"] in said
+    assert list(results["titles"])[:2] == ["frechet:seeded-conv-v1", "frechet:learned"]
     pace = read_result(out / "f8-z4-c8" / "sets" / "flow-euler-2" / "speed.json", Pace)
-    assert pace.shards >= 5 and pace.quartiles[0] <= pace.images_per_s <= pace.quartiles[1] and pace.device
+    assert pace.alone and pace.shards == 5 and pace.quartiles[0] <= pace.images_per_s <= pace.quartiles[1] and pace.device
     assert not list(out.rglob(".lease-*"))
 
     untimed = out / "f8-z4-c8" / "sets" / "flow-euler-2" / "speed.json"
-    untimed.unlink()  # as a kill between set and pace leaves it
+    untimed.unlink()  # as a kill before its pace was measured leaves it
     made = [p for p in out.rglob("*.json") if p.parent != out and "worked" not in p.parts and p.name != "environment.json"]
     stamps = {p: p.stat().st_mtime_ns for p in made}
     invoke(*words)  # a finished sweep is looked at, and drawn
@@ -138,7 +144,7 @@ def test_an_autoencoder_below_the_bound_stops_all_that_would_be_made_of_it(tiny:
     stopped = stopped_in(out / "ae-f8-z4")
     assert stopped.figure < stopped.bound == Rules().psnr_gain_db
     assert not list(out.glob("f8-*/diffusion")) and said.count("stopped: PSNR of people held out") == 2
-    assert "no set was finished" in said and f"bound {stopped.bound:.3g}" in (out / "results.csv").read_text()
+    assert "no set was finished and timed" in said and f"bound {stopped.bound:.3g}" in (out / "results.csv").read_text()
     ElementTree.fromstring((out / "sweep.svg").read_bytes())
 
 
@@ -209,6 +215,44 @@ def test_further_processes_can_be_given_the_work(tiny: Path, packed: Path, tmp_p
     builds = {title: pickle.loads(pickle.dumps(build)) for title, build in phases(grid, Terminal())}
     assert list(builds) == ["training spectra", "sweep"]
     assert builds["training spectra"]().names and builds["sweep"]().names == Pieces(grid, Hidden()).names
+
+
+def test_what_found_no_memory_is_tried_again_by_the_next_process_and_what_a_rule_gave_up_is_not(
+    tiny: Path, packed: Path, tmp_path: Path
+) -> None:
+    grid = Sweep(base=base_of(str(tiny), [f"run={tmp_path}", f"data.dataset={packed}"]), axes=AXES)
+    pieces = Pieces(grid, Hidden())
+    first, second = (number for number, name in enumerate(pieces.names) if name in ("f8-z8-c8", "f8-z8-c16"))
+    Stopped(rule="no memory", passing=True).write(pieces.pieces[first].run.folder)
+    Stopped(rule="a rule", figure=1.2, bound=1.0).write(pieces.pieces[second].run.folder)
+    assert pieces.published(first) and pieces.published(second)
+    try_again(grid)
+    assert not pieces.published(first) and pieces.published(second)
+
+
+def test_a_pace_is_measured_by_one_process_of_a_device_at_a_time(
+    tiny: Path, packed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(launch.sweep.pieces, "POLL_S", 0.02)
+    axes = replace(AXES, channels=(8,))
+    paces = Paces(Sweep(base=base_of(str(tiny), [f"run={tmp_path}", f"data.dataset={packed}"]), axes=axes))
+    entered = threading.Event()
+
+    def measure() -> None:
+        with paces:
+            entered.set()
+
+    other = threading.Thread(target=measure)
+    with Ledger(tmp_path).lease(f"pace-{device_key('cpu')}") as mine:
+        other.start()
+        assert mine and not entered.wait(0.2)
+    other.join(10)
+    assert entered.is_set() and not list(tmp_path.glob(".lease-*"))
+    speed, beside_others = paces.pieces[0].run.folder / "speed.json", row(8, 100, 4.0).pace
+    durable.write_json(speed, asdict(replace(beside_others, alone=False)))
+    assert not paces.published(0), "measured while other pieces were being made"
+    durable.write_json(speed, asdict(beside_others))
+    assert paces.published(0)
 
 
 class Chain(Units):
@@ -298,50 +342,109 @@ def test_a_pace_is_the_median_of_whole_shards_without_the_first() -> None:
 
 
 def row(channels: int, per_s: float, frechet: float | None, kl: float | None = 1.0, device: str = "A", **more: object) -> Row:
-    pace = Pace(device=device, precision="fp32", batch=1, images=1, shards=5, images_per_s=per_s, quartiles=(per_s * 0.9, per_s * 1.1))
-    measures = {"frechet": Measure(value=frechet, floor=0.1), "kl_vein": Measure(value=kl), "kl_onh": Measure(reason="no labels")}
+    pace = Pace(
+        device=device, precision="fp32", batch=1, images=1, shards=5, images_per_s=per_s, quartiles=(per_s * 0.9, per_s * 1.1), alone=True
+    )
+    measures = {"frechet:a": Measure(value=frechet, floor=0.1), "kl_vein": Measure(value=kl), "kl_onh": Measure(reason="no labels")}
+    measures |= more.pop("measures", {})
     cell = Cell(compression=8, latent_channels=8, channels=channels)
     return Row(cell=cell, sampler="flow-euler-2", denoiser_parameters=1, pace=pace, measures=measures, **more)
 
 
 def test_the_front_holds_who_no_other_beats() -> None:
     rows = [row(8, 100, 4.0), row(16, 50, 2.0), row(24, 40, 3.0), row(32, 10, 1.0)]
-    assert [r.cell.channels for r in front_of(rows, ["frechet"])] == [8, 16, 32]
-    assert [r.cell.channels for r in front_of([row(8, 1, 1.0), row(16, 1, 1.0)], ["frechet"])] == [8, 16]  # of equals none beats the other
-    assert [r.cell.channels for r in front_of([*rows[:3], row(32, 50, 2.0, kl=0.5)], ["frechet", "kl_vein"])] == [8, 32]
+    assert [r.cell.channels for r in front_of(rows, ["frechet:a"])] == [8, 16, 32]
+    assert [r.cell.channels for r in front_of([row(8, 1, 1.0), row(16, 1, 1.0)], ["frechet:a"])] == [
+        8,
+        16,
+    ]  # of equals none beats the other
+    assert [r.cell.channels for r in front_of([*rows[:3], row(32, 50, 2.0, kl=0.5)], ["frechet:a", "kl_vein"])] == [8, 32]
 
 
 def test_the_recommended_set_has_the_lowest_ranks_of_the_front_and_says_so() -> None:
     rows = [row(8, 100, 4.0, 0.4), row(16, 50, 2.0, 0.2), row(24, 40, 3.0, 0.3), row(32, 5, 1.0, 0.1)]
-    results = results_of(AXES, rows)
-    assert results.compared == ("frechet", "kl_vein")  # what not all have is not compared
+    results = results_of(AXES, rows, ("a",))
+    assert results.compared == ("frechet:a", "kl_vein")  # what not all have is not compared
     assert results.front == tuple(rows[i].name for i in (0, 1, 3))
     assert results.recommended == rows[1].name  # the best is below a tenth of the fastest
     assert "sum of ranks 4" in results.why and "0.5 of the fastest" in results.why and rows[0].name in results.why
+    assert "one of 3 sets of 4 that no other beats" in results.why and "bare values: Fréchet, a, KL vein" in results.why
+
+
+def test_sets_whose_intervals_overlap_do_not_outrank_one_another_and_measures_of_a_kind_count_once() -> None:
+    def measured(channels: int, per_s: float, frechet: float, half: float, kl: float) -> Row:
+        distance = Measure(value=frechet, interval=(frechet - half, frechet + half))
+        return row(
+            channels, per_s, frechet, kl, measures={"frechet:a": distance, "kl_onh": Measure(value=kl), "kl_artery": Measure(value=kl)}
+        )
+
+    rows = [
+        measured(8, 90, 4.0, 0.1, 1.0),
+        measured(16, 50, 2.1, 0.2, 1.0),
+        measured(24, 40, 2.0, 0.2, 1.0),
+        measured(32, 30, 3.0, 0.1, 0.9),
+    ]
+    by_kind = ranks(rows, ["frechet:a", "kl_artery", "kl_vein", "kl_onh"])
+    assert [by_kind[r.name]["Fréchet"] for r in rows] == [4, 1, 1, 3]
+    assert [by_kind[r.name]["KL"] for r in rows] == [2, 2, 2, 1], "three structures, one rank"
+    results = results_of(AXES, rows, ("a",))
+    assert results.recommended == rows[1].name, "not told apart from the third, and faster"
+    assert "Fréchet rank 1 (2.1); KL rank 2 (1, 1, 1)" in results.why
+
+
+def test_each_feature_space_is_a_column_and_where_they_disagree_is_said() -> None:
+    line = "the feature spaces disagree: nearer by a"
+    rows = [
+        row(8, 100, 4.0, measures={"frechet:b": Measure(value=1.0)}, disagreements=(line,)),
+        row(16, 50, 2.0, measures={"frechet:b": Measure(value=3.0)}),
+        row(24, 20, 1.0, measures={"frechet:b": Measure(value=0.5)}, disagreements=(line,)),
+    ]
+    results = results_of(AXES, rows, ("a", "b"))
+    assert list(results.titles.values())[:2] == ["Fréchet, a", "Fréchet, b"] and results.compared == ("frechet:a", "frechet:b", "kl_vein")
+    assert results.disagreements == (
+        "the feature spaces disagree: a and b put 1 of 3 pairs of sets in other orders",
+        f"{line} ({rows[0].name}, {rows[2].name})",
+    )
+    refused = row(32, 10, 0.9, measures={"frechet:b": _frechet(SpaceFigures(extractor="b", d=1, reason="it tells nobody apart"))})
+    without = results_of(AXES, [*rows, refused], ("a", "b"))
+    assert without.compared == ("frechet:a", "kl_vein"), "no other space takes the place of one that is no judge"
+    assert _frechet(None).reason and results.floor("frechet:a") == 0.1 and results.floor("frechet:b") is None
+
+
+def test_an_interval_is_of_the_value_and_that_of_a_size_ends_at_nought() -> None:
+    compared = Compared(value=5.0, floor=3.0, excess=2.0, excess_interval=(1.0, 4.0), interval=(4.9, 5.1))
+    assert _frechet(SpaceFigures(extractor="x", d=1, frechet=compared)).bounds == (4.0, 7.0)
+    assert _frechet(SpaceFigures(extractor="x", d=1, frechet=replace(compared, floor=None, excess_interval=None))).bounds == (4.9, 5.1)
+    assert [_size(signed) for signed in ((-0.2, 0.1), (-0.3, -0.1), (0.1, 0.4), None)] == [(0, 0.2), (0.1, 0.3), (0.1, 0.4), None]
 
 
 def test_sets_of_different_devices_are_not_compared() -> None:
     rows = [row(8, 100, 4.0), row(16, 50, 2.0), row(24, 9000, 0.1, device="B"), row(32, 1, 9.0, reason="stopped: x")]
-    results = results_of(AXES, rows)
+    results = results_of(AXES, rows, ("a",))
+    beside_others = replace(rows[1], pace=replace(rows[1].pace, alone=False))
+    assert comparable([rows[0], beside_others]) == rows[:1], "nor one that was timed while other pieces were being made"
     assert comparable(rows) == rows[:2] and results.devices == ("A", "B") and rows[2].name not in results.front
     drawn = draw(results, "svg").decode()
     assert "timed on A" in drawn and "sets timed on B" in drawn and "2 of 4 sets are not shown" in drawn
 
 
-def test_the_figure_has_five_panels_says_what_is_missing_and_is_the_same_bytes_again() -> None:
-    results = results_of(AXES, [row(8, 100, 4.0), row(16, 50, 2.0)])
+def test_the_figure_has_a_panel_a_measure_says_what_is_missing_and_is_the_same_bytes_again() -> None:
+    results = results_of(AXES, [row(8, 100, 4.0), row(16, 50, 2.0)], ("a",))
     drawn = draw(results, "svg")
     ElementTree.fromstring(drawn)
-    assert all(title.partition(" ")[0] in drawn.decode() for title in MEASURES.values())
+    assert all(title.partition(" ")[0] in drawn.decode() for title in results.titles.values())
     assert "not measured: no labels" in drawn.decode() and drawn == draw(results, "svg") and len(drawn) < 300_000
-    assert results_of(AXES, []).why == "no set was finished" and draw(results_of(AXES, []), "png")[:4] == b"\x89PNG"
-    assert results_of(AXES, [row(8, 1, None, None)]).recommended is None
+    assert (
+        results_of(AXES, [], ("a",)).why == "no set was finished and timed"
+        and draw(results_of(AXES, [], ("a", "b")), "png")[:4] == b"\x89PNG"
+    )
+    assert results_of(AXES, [row(8, 1, None, None)], ("a",)).recommended is None
 
 
 def test_a_table_for_spreadsheets_has_a_line_a_set() -> None:
     from launch.sweep.results import as_csv
 
     stopped = row(16, 50, 2.0, reason=f"stopped: {Stopped(rule='a rule', figure=1.25, bound=1.0, samples=1000)}")
-    lines = list(csv.DictReader(as_csv(results_of(AXES, [row(8, 100, 4.0), stopped])).splitlines()))
+    lines = list(csv.DictReader(as_csv(results_of(AXES, [row(8, 100, 4.0), stopped], ("a",))).splitlines()))
     assert [line["state"] for line in lines] == ["done", "stopped: a rule: 1.25, bound 1 (1,000 samples)"]
-    assert lines[0]["frechet"] == "4.0" and lines[0]["kl_onh"] == "" and lines[0]["kl_onh_reason"] == "no labels"
+    assert lines[0]["frechet:a"] == "4.0" and lines[0]["kl_onh"] == "" and lines[0]["kl_onh_reason"] == "no labels"

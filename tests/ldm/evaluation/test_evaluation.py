@@ -20,8 +20,8 @@ from launch.run import read_result
 from ldm.evaluation.evaluate import Evaluation, evaluate
 from ldm.evaluation.evaluation_result import EvaluateConfig, EvaluationResult
 from ldm.evaluation.frechet import frechet_distance
-from ldm.evaluation.sets import ImagesOfPeople, Part, check_comparable, evenly
-from ldm.evaluation.tables import rows_of_evaluation
+from ldm.evaluation.sets import ImagesOfPeople, Part, check_comparable, evenly, real_parts
+from ldm.evaluation.tables import NO_INTERVAL, rows_of_evaluation
 from tests.conftest import made_cube
 
 SIZE = 40  # MS-SSIM needs 33
@@ -71,7 +71,7 @@ def test_images_of_the_same_law_are_at_the_floor(of_good):
         assert figure.excess_interval[0] < 0 < figure.excess_interval[1]
     assert s.js_mean < 0.05 and s.floor_js_mean < 0.05
     assert m.difference_interval[0] < 0 < m.difference_interval[1]
-    assert (f.n_real, f.n_synthetic, f.n_floor, f.d) == (40, 24, 24, 192)
+    assert (f.n_real, f.n_synthetic, f.n_floor, f.d) == (20, 24, 20, 192)
     assert (m.window, m.pairs_real, m.pairs_synthetic) == (3, 30, 30)
 
 
@@ -91,9 +91,9 @@ def test_the_same_call_gives_the_same_result(real, good, of_good):
 
 
 def test_the_result_is_json_without_nan_and_names_its_data(real, good, of_good):
-    assert json.loads(json.dumps(asdict(of_good), allow_nan=False))["format"] == "retinaforge-evaluation-3"
-    assert of_good.reference == ImagesOfPeople(path=str(real.path), digest=real.digest, split="val", n=40, subjects=20)
-    assert of_good.synthetic.digest == good.digest and of_good.floor_from.split == "train"
+    assert json.loads(json.dumps(asdict(of_good), allow_nan=False))["format"] == "retinaforge-evaluation-4"
+    assert of_good.reference == ImagesOfPeople(path=str(real.path), digest=real.digest, split="val", n=20, subjects=10)
+    assert of_good.synthetic.digest == good.digest and of_good.floor_from.split == "val" and of_good.whitened_by.split == "train"
     assert of_good.spaces[SEEDED].extractor.startswith("seeded-conv-v1")
 
 
@@ -124,8 +124,17 @@ def test_limit_takes_that_many_of_each(real, good):
         evaluate(real, good, EvaluateConfig(limit=1))
 
 
+def test_of_fewer_than_four_people_no_figure_accuses_a_set_however_bad_it_is(real, blurred, tmp_path):
+    labelled = synthetic_set(tmp_path, lambda x: 0.7 * x, labels=True)
+    for synthetic, limit in ((blurred, 2), (labelled, 3)):
+        rows = rows_of_evaluation(evaluate(real, synthetic, EvaluateConfig(limit=limit, pairs=5)))
+        assert {row.verdict for row in rows} <= {"", NO_INTERVAL}
+        assert {"KL, field of view", "spectral angle, field of view", "|MS-SSIM difference|"} <= {r.metric for r in rows if r.verdict}
+        assert all(row.interval is row.excess_interval is None for row in rows)
+
+
 def test_features_alone_for_a_distance_alone(real, good, of_good):
-    reference = Part(dataset=real, split="val", sample_N=evenly(40, None))
+    reference = real_parts(real, "val", None).reference
     generated = Part(dataset=good, split=check_comparable(real, good), sample_N=evenly(24, None), independent=True)
     measured = Evaluation(real, good, EvaluateConfig(pairs=4), also=[reference, generated])
     measured.complete()

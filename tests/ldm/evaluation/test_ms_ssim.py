@@ -125,3 +125,41 @@ def test_interval_by_unit_and_difference():
     assert mine.interval[1] - mine.interval[0] > 1.5 * by_pair  # shared people make pairs dependent
     size, (low, high) = ms_ssim.difference(ms_ssim.pair_mean(values[:, None] + 0.3, pairs), mine)
     assert size == pytest.approx(0.3) and low < high
+
+
+def of_honest_pairs(rng, people, images, pairs):
+    """Of images whose pairs are alike by both images, both people, and what these have in common."""
+    names = [f"{person:04d}" for person in np.arange(people).repeat(images)]
+    person = rng.normal(size=people)
+    image = person.repeat(images) + 0.5 * rng.normal(size=people * images)
+    drawn = ms_ssim.draw_pairs(names, pairs)
+    a, b = drawn[:, 0] // images, drawn[:, 1] // images
+    values = 0.5 + 0.05 * (image[drawn].sum(1) + person[a] * person[b]) + 0.02 * rng.normal(size=len(drawn))
+    return ms_ssim.pair_mean(values[:, None], [(names[i], names[j]) for i, j in drawn])
+
+
+def test_an_honest_set_is_hardly_ever_more_or_less_varied_than_real():
+    rng, misses = np.random.default_rng(6), {0.95: 0, 0.99: 0}
+    for _ in range(150):
+        real, synthetic = of_honest_pairs(rng, 6, 2, 60), of_honest_pairs(rng, 24, 1, 100)
+        for level in misses:
+            low, high = ms_ssim.difference(synthetic, real, level=level)[1]
+            misses[level] += not low <= 0 <= high
+    assert misses[0.95] / 150 < 0.12 and misses[0.99] / 150 < 0.05
+
+
+def test_two_sets_of_as_many_people_are_no_copies_of_each_other():
+    """The same draws for both would leave nothing of their difference."""
+    a, b = (of_honest_pairs(np.random.default_rng(seed), 6, 1, 100) for seed in (0, 1))
+    low, high = ms_ssim.difference(a, b)[1]
+    assert high - low > 1.2 * (a.interval[1] - a.interval[0]) / 2
+
+
+def test_fewer_than_four_people_on_a_side_bear_no_interval():
+    rng = np.random.default_rng(0)
+    few, enough = of_honest_pairs(rng, 3, 4, 100), of_honest_pairs(rng, 8, 1, 100)
+    assert few.mean is not None and few.interval is None and ms_ssim.difference(enough, few)[1] is None
+    figures = ms_ssim.ms_ssim_figures(few, enough, enough, range_=1.0, window=3)
+    assert figures.difference > 0 and figures.difference_interval is figures.apart_interval is figures.bands[0].difference_interval is None
+    one_pair = ms_ssim.pair_mean(np.array([[0.5]]), [("a", "b")])
+    assert one_pair.mean == 0.5 and one_pair.interval is None

@@ -28,16 +28,16 @@ KEYS = {
     Images: "path digest split n",
     ImagesOfPeople: "path digest split n subjects",
     EvaluationResult: """format reference synthetic floor_from config learned labelled_by spaces disagreements spectral spectra ms_ssim
-        vessels""",
+        vessels floor_is whitened_by""",
     EvaluateConfig: "against limit seed extractors pairs batch_size device",
     SpaceFigures: """extractor d effective_rank effective_rank_whitened n_real people_real n_synthetic n_floor reason frechet_all frechet
-        infinity kid precision recall density coverage vendi triplets""",
+        infinity kid precision recall density coverage vendi triplets no_floor""",
     SpectralFigures: "wavelengths_nm bins fov_pixels fov artery vein onh",
     RegionDistance: """kl_C js_C kl_mean kl_interval js_mean js_interval pixels_real pixels_other units_real units_other reason
         floor_kl_C floor_js_C floor_kl_mean floor_kl_interval floor_js_mean floor_js_interval kl_excess kl_excess_interval js_excess
         js_excess_interval""",
     MsSsimFigures: """window sigma_px levels data_range reason real real_interval pairs_real synthetic synthetic_interval pairs_synthetic
-        floor floor_interval pairs_floor difference difference_interval difference_floor difference_floor_interval bands""",
+        floor floor_interval pairs_floor difference difference_interval difference_floor difference_floor_interval bands apart_interval""",
     BandVariety: "real synthetic floor difference difference_interval difference_floor",
     MeanSpectrumDistance: """angle_rad angle_interval floor_angle_rad floor_angle_interval sid sid_interval floor_sid floor_sid_interval
         real_C synthetic_C floor_C pixels_real pixels_synthetic pixels_floor units_real units_synthetic units_floor reason""",

@@ -26,24 +26,52 @@ def test_evenly_spreads_and_never_repeats():
     assert evenly(10, 4).tolist() == [0, 2, 5, 7]
 
 
-def test_the_floor_is_other_people(dataset):
-    reference, floor = real_parts(dataset, "val", None)
-    assert (reference.split, floor.split, len(floor.sample_N)) == ("val", "train", 32)
-    assert real_parts(dataset, "train", 3)[1].split == "val"
-    assert not set(reference.units()) & set(floor.units())
+def people_of(parts):
+    """The people of reference, floor and whitening; each group has its own."""
+    groups = [set(part.units()) for part in (parts.reference, parts.floor, parts.whitened_by)]
+    assert not (groups[0] & groups[1] or groups[1] & groups[2])
+    return [len(group) for group in groups]
+
+
+def in_splits(folder, **people):
+    cubes = [(split, who) for split, count in people.items() for who in range(count)]
+    return packed_from(folder, [made_cube(i, subject=f"{split}{who}", split=split) for i, (split, who) in enumerate(cubes)], None)
+
+
+def test_the_floor_is_people_whom_neither_the_whitening_nor_the_reference_has(tmp_path):
+    parts = real_parts(in_splits(tmp_path / "a", train=6, val=5, test=4), "val", None)
+    assert (parts.floor.split, parts.whitened_by.split, people_of(parts)) == ("test", "train", [5, 4, 6])
+    assert parts.floor_is == "people of split 'test'"
+    few_in_test = real_parts(in_splits(tmp_path / "b", train=6, val=9, test=3), "val", None)
+    assert (few_in_test.floor.split, people_of(few_in_test)) == (
+        "val",
+        [5, 4, 6],
+    ) and "half of the people of split 'val'" in few_in_test.floor_is
+    few = real_parts(in_splits(tmp_path / "c", train=6, val=7), "val", None)
+    assert (few.floor.split, people_of(few)) == ("train", [7, 3, 3]) and "half of the people of split 'train'" in few.floor_is
+
+
+def test_against_the_training_split_others_are_the_floor(dataset):
+    parts = real_parts(dataset, "train", 3)
+    assert parts.floor.split != "train" and len(parts.reference.sample_N) == 3 and len(parts.whitened_by.sample_N) == 32
 
 
 def test_one_split_is_halved_by_people(tmp_path):
     only = packed_from(tmp_path, [made_cube(i) for i in range(8)], {"train": 1.0})
-    reference, floor = real_parts(only, "train", None)
-    assert len(reference.sample_N) == len(floor.sample_N) == 4
-    assert not set(reference.units()) & set(floor.units())
+    parts = real_parts(only, "train", None)
+    assert len(parts.reference.sample_N) == len(parts.floor.sample_N) == 4
+    assert not set(parts.reference.units()) & set(parts.floor.units())
+
+
+def test_one_split_that_may_be_a_reference_is_divided_into_three(tmp_path):
+    only = packed_from(tmp_path, [made_cube(i, subject=f"s{i}") for i in range(9)], {"all": 1.0})
+    assert people_of(real_parts(only, "all", None)) == [3, 3, 3]
 
 
 def test_one_person_has_no_floor(tmp_path):
     only = packed_from(tmp_path, [made_cube(i, subject="anna") for i in range(4)], {"train": 1.0})
-    reference, floor = real_parts(only, "train", None)
-    assert len(reference.sample_N) == 4 and floor is None
+    parts = real_parts(only, "train", None)
+    assert len(parts.reference.sample_N) == 4 and parts.floor is None and parts.floor_is == ""
 
 
 @pytest.mark.parametrize("limit", [None, 5])

@@ -86,6 +86,7 @@ def generator(payload: str, autoencoder: Autoencoder, **how: object) -> Generato
         latent_shape=(4, SIDE // 4, SIDE // 4),
         autoencoder=autoencoder.digest,
         digest="n" * 64,
+        taught_by=None,
     )
     how = {"batch": 4, "gate": Picky(), **how}
     return Generator(autoencoder=autoencoder, denoiser=denoiser, seed=5, sampler=SamplerConfig(steps=2), payload=payload, **how)

@@ -41,9 +41,13 @@ PLAN = {"count": 4, "shard": 2, "seed": 0, "sampler": SamplerConfig(steps=2), "b
 def test_what_cannot_be_made_leaves_nothing(tmp_path: Path, wrong: dict, message: str) -> None:
     options = {**PLAN, **wrong}
     autoencoder = SimpleNamespace(
-        digest=options.pop("autoencoder", "a"), data={"digest": "d"}, inference=FP32, fov_HW=torch.ones(8, 8, dtype=torch.bool)
+        digest=options.pop("autoencoder", "a"),
+        data={"digest": "d"},
+        inference=FP32,
+        fov_HW=torch.ones(8, 8, dtype=torch.bool),
+        taught_by=None,
     )
-    denoiser = SimpleNamespace(digest="n", autoencoder="a", objective=ObjectiveConfig(target="flow"), inference=FP32)
+    denoiser = SimpleNamespace(digest="n", autoencoder="a", objective=ObjectiveConfig(target="flow"), inference=FP32, taught_by=None)
     with pytest.raises(InputError, match=message):
         how = {key: options.pop(key) for key in ("seed", "sampler", "batch")}
         generate_set(Generator(autoencoder=autoencoder, denoiser=denoiser, **how), tmp_path / "out", **options)
@@ -55,7 +59,7 @@ class Painter:
 
     fov_HW, shown_HW = torch.ones(8, 8, dtype=torch.bool), np.ones((8, 8), bool)
     data: ClassVar = {"digest": "d", "wavelengths_nm": (500.0, 600.0), "scale": 1 / 4095, "offset": 0.0}
-    digest, autoencoder, objective, inference = "a", "a", ObjectiveConfig(target="flow"), FP32
+    digest, autoencoder, objective, inference, taught_by = "a", "a", ObjectiveConfig(target="flow"), FP32, None
     normaliser = SimpleNamespace(mean_C11=torch.zeros(1))
 
     def decode(self, ids_B: torch.Tensor, *, quantise: bool) -> torch.Tensor:
