@@ -19,7 +19,7 @@ from data_shards.reading.dataset import Dataset
 from data_shards.reading.mixture import Mixture
 from data_shards.reading.stream import CubeStream
 from data_shards.stores import place_of
-from launch.config import DiffusionStage, FeaturesStage, SegmenterStage, VQGANStage
+from launch.config import DiffusionStage, VQGANStage
 from launch.tree import to_tree
 from ldm.checkpoints.trained import TrainedEncoder, describe_data, load_autoencoder, load_feature_encoder, trained_digest
 from ldm.evaluation.sets import common_fov, evenly
@@ -27,18 +27,14 @@ from ldm.generation.encode import MIRRORED
 from ldm.models.codebook import Codebook
 from ldm.models.denoiser import DENOISERS, described
 from ldm.models.discriminator import PatchGAN
-from ldm.models.feature_encoder import FeatureEncoder, begin_white
 from ldm.models.objective import SCHEDULES
 from ldm.models.other_codebooks import codebook_from
-from ldm.models.segmenter import SegmenterNet, check_size
 from ldm.models.vqgan import VQGAN, initialised
-from ldm.normalise import CubeNormaliser, LatentNormaliser, within
+from ldm.normalise import CubeNormaliser, LatentNormaliser
 from ldm.training.config import LoopConfig
 from ldm.training.diffusion import DiffusionTrainer
 from ldm.training.engine import Engine
-from ldm.training.features import FeatureTrainer
 from ldm.training.monitor import DecodedMonitor, SpectralMonitor
-from ldm.training.segmenter import SegmenterTrainer
 from ldm.training.vqgan import VQGANTrainer
 
 LATER = ("perceptual", "equivariance", "r1")
@@ -277,83 +273,3 @@ def maps_by(encoder: TrainedEncoder, cubes: Dataset, read: ReadConfig) -> Callab
         return encoder.net.maps(torch.where(mirrored_B[:, None, None, None], x_BCHW.flip(-1), x_BCHW))[-1]
 
     return maps_of
-
-
-def encoder_module(stage: FeaturesStage, bands: int) -> FeatureEncoder:
-    """A freshly initialised feature encoder for cubes of so many bands.
-
-    Raises:
-        InputError: the configuration states another number of bands.
-    """
-    check_bands("features.model", stage.model.bands, bands)
-    return initialised(lambda: FeatureEncoder(replace(stage.model, bands=bands)), stage.loop.seed)
-
-
-def features_trainer(
-    stage: FeaturesStage, dataset: Dataset, engine: Engine, read: ReadConfig = ReadConfig()
-) -> tuple[FeatureTrainer, CubeStream, dict[str, Any]]:
-    """Trainer, its stream, and the identity that its checkpoints carry.
-
-    Raises:
-        InputError: latents instead of cubes; a training split of fewer than two images.
-    """
-    dataset.expect("cube", mend="retinaforge data import")
-    count = dataset.count("train")
-    if count < 2:
-        raise InputError("1 image in the training split", where=dataset.path, expected="2 or more: features are what images differ in")
-    encoder = encoder_module(stage, dataset.shape[0]).to(engine.device)
-    normaliser = CubeNormaliser(dataset.stats, scale=dataset.scale, offset=dataset.offset).to(engine.device)
-    first = CubeStream(dataset, "train", batch_size=min(8, stage.loop.batch), read=read, device=engine.device)
-    some = evenly(count, 2 * stage.model.dimension)
-    fov_HW = torch.from_numpy(common_fov(dataset, "train"))
-    begin_white(encoder, (normaliser(within(batch.cubes_BCHW.float(), fov_HW, normaliser.log_zero)) for batch in first.each(some)))
-    trainer = FeatureTrainer(
-        engine,
-        encoder,
-        normaliser,
-        mean_C=(torch.tensor(dataset.stats.mean_C) - dataset.offset) / dataset.scale - normaliser.log_zero,
-        fov_HW=fov_HW,
-        views=stage.views,
-        loss=stage.loss,
-        optimizer=stage.optimizer,
-        ema=stage.ema,
-        total=stage.loop.samples,
-        seed=stage.loop.seed,
-    )
-    identity = {"stage": "features", "model": {"kind": encoder.config.kind, **to_tree(encoder.config)}, "seed": stage.loop.seed}
-    identity |= {"views": to_tree(stage.views), "loss": to_tree(stage.loss), "data": describe_data(dataset.manifest)}
-    return trainer, stream(dataset, stage.loop, engine, read, maps=False), identity
-
-
-def segmenter_module(stage: SegmenterStage, bands: int) -> SegmenterNet:
-    """A freshly initialised segmenter for cubes of so many bands.
-
-    Raises:
-        InputError: the configuration states another number of bands.
-    """
-    check_bands("segmenter.model", stage.model.bands, bands)
-    return initialised(lambda: SegmenterNet(replace(stage.model, bands=bands)), stage.loop.seed)
-
-
-def segmenter_trainer(
-    stage: SegmenterStage, dataset: Dataset, engine: Engine, read: ReadConfig = ReadConfig()
-) -> tuple[SegmenterTrainer, CubeStream, dict[str, Any]]:
-    """Trainer, its stream, and the identity that its checkpoints carry."""
-    dataset.expect("cube", mend="retinaforge data import")
-    check_size(*(stage.crop or side for side in dataset.shape[1:]), where=dataset.path)
-    net = segmenter_module(stage, dataset.shape[0])
-    trainer = SegmenterTrainer(
-        engine,
-        net,
-        CubeNormaliser(dataset.stats, scale=dataset.scale, offset=dataset.offset),
-        optimizer=stage.optimizer,
-        ema=stage.ema,
-        total=stage.loop.samples,
-        seed=stage.loop.seed,
-    )
-    identity = {"stage": "segmenter", "model": to_tree(net.config), "seed": stage.loop.seed, "crop": stage.crop}
-    return (
-        trainer,
-        stream(dataset, stage.loop, engine, read, maps=True, crop=stage.crop),
-        {**identity, "data": describe_data(dataset.manifest)},
-    )
