@@ -19,31 +19,29 @@ from data_shards.reading.dataset import Dataset
 from data_shards.reading.mixture import Mixture
 from data_shards.reading.stream import CubeStream
 from data_shards.stores import place_of
-from launch.config import DiffusionStage, FeaturesStage, SegmenterStage, VQGANStage
+from launch.config import DiffusionStage, VQGANStage
 from launch.tree import to_tree
-from ldm.checkpoints.trained import TrainedEncoder, describe_data, load_feature_encoder
+from ldm.checkpoints.trained import TrainedEncoder, describe_data, load_autoencoder, load_feature_encoder, trained_digest
 from ldm.evaluation.sets import common_fov, evenly
 from ldm.generation.encode import MIRRORED
 from ldm.models.codebook import Codebook
 from ldm.models.denoiser import DENOISERS, described
 from ldm.models.discriminator import PatchGAN
-from ldm.models.feature_encoder import FeatureEncoder, begin_white
 from ldm.models.objective import SCHEDULES
 from ldm.models.other_codebooks import codebook_from
-from ldm.models.segmenter import SegmenterNet, check_size
 from ldm.models.vqgan import VQGAN, initialised
-from ldm.normalise import CubeNormaliser, LatentNormaliser, within
+from ldm.normalise import CubeNormaliser, LatentNormaliser
 from ldm.training.config import LoopConfig
 from ldm.training.diffusion import DiffusionTrainer
 from ldm.training.engine import Engine
-from ldm.training.features import FeatureTrainer
-from ldm.training.segmenter import SegmenterTrainer
+from ldm.training.monitor import DecodedMonitor, SpectralMonitor
 from ldm.training.vqgan import VQGANTrainer
 
 LATER = ("perceptual", "equivariance", "r1")
 """Terms of the VQ-GAN's loss that are not named where they are 0: trainings that began before there were any go on."""
 LATER_TIMES = ("times", "logit-normal")
 """Of an objective: likewise."""
+DECODED = 8  # of the latents that are judged: evenly spaced, for neighbours are often visits of one eye
 
 
 def stream(dataset: Dataset | Mixture, loop: LoopConfig, engine: Engine, read: ReadConfig, *, maps: bool, crop: int = 0) -> CubeStream:
@@ -174,6 +172,7 @@ def vqgan_trainer(
         flip=stage.flip,
         perceptual=encoder and encoder.net,
         ema=stage.ema,
+        monitor=SpectralMonitor(dataset.stats, engine.device),
     )
     model = {"kind": "vqgan", **to_tree(vqgan.config)}
     identity = {"stage": "vqgan", "model": model, "codebook": to_tree(stage.codebook), "seed": stage.loop.seed}
@@ -216,13 +215,22 @@ def diffusion_trainer(
     *,
     features: Path | None = None,
     cubes: Callable[[], Dataset] | None = None,
+    vqgan: Path | None = None,
+    quantise: bool = True,
 ) -> tuple[DiffusionTrainer, CubeStream, dict[str, Any]]:
     """Trainer, its stream, and the identity that its checkpoints carry.
 
     Args:
         features, cubes: folder of the trained feature encoder, and the cubes that the latents are of, for an alignment with its maps.
+        vqgan: folder of the autoencoder that some of the judged latents are decoded by, if it is the one that they are of.
+        quantise: sample.quantise.
     """
     latents.expect("latent", mend="retinaforge encode PRESET")
+    origin = latents.manifest.source.get("encode", {}).get("autoencoder", "")
+    judged = min(stage.loop.validate_samples, latents.splits["val"].count if "val" in latents.splits else 0)
+    monitor = None
+    if judged and vqgan and trained_digest(vqgan) == origin:
+        monitor = DecodedMonitor(load_autoencoder(vqgan, engine.device), evenly(judged, DECODED), quantise=quantise)
     denoiser, aligned, maps_of = denoiser_module(stage, latents.manifest), {}, None
     if stage.alignment:
         encoder = load_feature_encoder(features, engine.device)
@@ -240,11 +248,11 @@ def diffusion_trainer(
         seed=stage.loop.seed,
         alignment=stage.alignment,
         maps_of=maps_of,
+        monitor=monitor,
     )
     objective = {name: value for name, value in to_tree(stage.objective).items() if (name, value) != LATER_TIMES}
     identity = {"stage": "diffusion", "model": described(denoiser.config), "objective": objective, "seed": stage.loop.seed, **aligned}
     identity["schedule"] = SCHEDULES.get(stage.objective.target)
-    origin = latents.manifest.source.get("encode", {}).get("autoencoder", "")
     return (
         trainer,
         stream(latents, stage.loop, engine, read, maps=False),
@@ -265,83 +273,3 @@ def maps_by(encoder: TrainedEncoder, cubes: Dataset, read: ReadConfig) -> Callab
         return encoder.net.maps(torch.where(mirrored_B[:, None, None, None], x_BCHW.flip(-1), x_BCHW))[-1]
 
     return maps_of
-
-
-def encoder_module(stage: FeaturesStage, bands: int) -> FeatureEncoder:
-    """A freshly initialised feature encoder for cubes of so many bands.
-
-    Raises:
-        InputError: the configuration states another number of bands.
-    """
-    check_bands("features.model", stage.model.bands, bands)
-    return initialised(lambda: FeatureEncoder(replace(stage.model, bands=bands)), stage.loop.seed)
-
-
-def features_trainer(
-    stage: FeaturesStage, dataset: Dataset, engine: Engine, read: ReadConfig = ReadConfig()
-) -> tuple[FeatureTrainer, CubeStream, dict[str, Any]]:
-    """Trainer, its stream, and the identity that its checkpoints carry.
-
-    Raises:
-        InputError: latents instead of cubes; a training split of fewer than two images.
-    """
-    dataset.expect("cube", mend="retinaforge data import")
-    count = dataset.count("train")
-    if count < 2:
-        raise InputError("1 image in the training split", where=dataset.path, expected="2 or more: features are what images differ in")
-    encoder = encoder_module(stage, dataset.shape[0]).to(engine.device)
-    normaliser = CubeNormaliser(dataset.stats, scale=dataset.scale, offset=dataset.offset).to(engine.device)
-    first = CubeStream(dataset, "train", batch_size=min(8, stage.loop.batch), read=read, device=engine.device)
-    some = evenly(count, 2 * stage.model.dimension)
-    fov_HW = torch.from_numpy(common_fov(dataset, "train"))
-    begin_white(encoder, (normaliser(within(batch.cubes_BCHW.float(), fov_HW, normaliser.log_zero)) for batch in first.each(some)))
-    trainer = FeatureTrainer(
-        engine,
-        encoder,
-        normaliser,
-        mean_C=(torch.tensor(dataset.stats.mean_C) - dataset.offset) / dataset.scale - normaliser.log_zero,
-        fov_HW=fov_HW,
-        views=stage.views,
-        loss=stage.loss,
-        optimizer=stage.optimizer,
-        ema=stage.ema,
-        total=stage.loop.samples,
-        seed=stage.loop.seed,
-    )
-    identity = {"stage": "features", "model": {"kind": encoder.config.kind, **to_tree(encoder.config)}, "seed": stage.loop.seed}
-    identity |= {"views": to_tree(stage.views), "loss": to_tree(stage.loss), "data": describe_data(dataset.manifest)}
-    return trainer, stream(dataset, stage.loop, engine, read, maps=False), identity
-
-
-def segmenter_module(stage: SegmenterStage, bands: int) -> SegmenterNet:
-    """A freshly initialised segmenter for cubes of so many bands.
-
-    Raises:
-        InputError: the configuration states another number of bands.
-    """
-    check_bands("segmenter.model", stage.model.bands, bands)
-    return initialised(lambda: SegmenterNet(replace(stage.model, bands=bands)), stage.loop.seed)
-
-
-def segmenter_trainer(
-    stage: SegmenterStage, dataset: Dataset, engine: Engine, read: ReadConfig = ReadConfig()
-) -> tuple[SegmenterTrainer, CubeStream, dict[str, Any]]:
-    """Trainer, its stream, and the identity that its checkpoints carry."""
-    dataset.expect("cube", mend="retinaforge data import")
-    check_size(*(stage.crop or side for side in dataset.shape[1:]), where=dataset.path)
-    net = segmenter_module(stage, dataset.shape[0])
-    trainer = SegmenterTrainer(
-        engine,
-        net,
-        CubeNormaliser(dataset.stats, scale=dataset.scale, offset=dataset.offset),
-        optimizer=stage.optimizer,
-        ema=stage.ema,
-        total=stage.loop.samples,
-        seed=stage.loop.seed,
-    )
-    identity = {"stage": "segmenter", "model": to_tree(net.config), "seed": stage.loop.seed, "crop": stage.crop}
-    return (
-        trainer,
-        stream(dataset, stage.loop, engine, read, maps=True, crop=stage.crop),
-        {**identity, "data": describe_data(dataset.manifest)},
-    )

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from data_shards.errors import InputError
 from data_shards.reading.dataset import Dataset
-from launch import build
+from launch import build, build_judges
 from launch.config import Config
 from ldm.models.config import CodebookConfig
 from ldm.models.denoiser import DENOISERS
@@ -89,11 +89,11 @@ def networks_of(config: Config, stage: str) -> tuple[list[nn.Module], Callable[[
         return [net], lambda B: net(torch.empty(B, D, H // f, W // f, device="meta"), torch.empty(B, device="meta"))
     if stage == "features":
         with torch.device("meta"):
-            encoder = build.encoder_module(config.features, C)
+            encoder = build_judges.encoder_module(config.features, C)
         return [encoder], lambda B: encoder(torch.empty(2 * B, C, H, W, device="meta"))
     if stage == "segmenter":
         with torch.device("meta"):
-            net = build.segmenter_module(config.segmenter, C)
+            net = build_judges.segmenter_module(config.segmenter, C)
         H, W = (config.segmenter.crop or n for n in (H, W))
         return [net], lambda B: net(torch.empty(B, C, H, W, device="meta"))
     H, W = (config.vqgan.crop or n for n in (H, W))

@@ -38,6 +38,9 @@ STAGE3 = {"zero_optimization": {"stage": 3, "stage3_param_persistence_threshold"
 SHARED = {"loop": LOOP, "engine": {"tracker": "none", "accumulation": 2, "clip": 0.5}, "optimizer": {"lr": 1.0e-5}}
 TINY = configured(**SHARED)
 
+MONITOR = ("val/angle_rad/", "val/sid_nats/", "val/kl_nats/", "val/js_nats/")
+"""How the names of the monitor's figures begin: distances of what is nearly alike, and of counts in bins. Rounding shows in them."""
+
 
 class Place:
     """A folder of runs of one tiny configuration, with latents for the diffusion."""

@@ -220,11 +220,16 @@ def training_part(of: Report) -> dict[str, Any]:
     }
     logits = {"gan/logit_real": "mean logit, real", "gan/logit_fake": "mean logit, reconstructed"}
     denoising = {"loss/denoise": "mean squared error", "val/loss": "the same, held-out people"}
+    angles = {f"val/angle_rad/{name}": title for name, title in REGIONS.items()}
+    divergences = {f"val/js_nats/{name}": title for name, title in REGIONS.items()}
     drawn = {
         "VQ-GAN: reconstruction": fig.curves(vqgan, reconstruction, ylabel="loss", log=True),
+        "VQ-GAN: angle of mean spectra, held-out people": fig.curves(vqgan, angles, ylabel="spectral angle (rad)", log=True),
+        "VQ-GAN: histograms of bands, held-out people": fig.curves(vqgan, divergences, ylabel="JS divergence (nats)", log=True),
         "VQ-GAN: codebook over the epoch so far": fig.curves(vqgan, {"codes/usage": "share of codes used"}, ylabel="share"),
         "VQ-GAN: discriminator": fig.curves(vqgan, logits, ylabel="logit"),
         "Diffusion: denoising loss": fig.curves(diffusion, denoising, ylabel="loss (unit-variance latents)", log=True),
+        "Diffusion: angle of mean spectra, held-out people": fig.curves(diffusion, angles, ylabel="spectral angle (rad)", log=True),
         "Latent spectrum": fig.spectrum(health.spectrum_D) if health else None,
     }
     plots = {f"training-{number}": title for number, (title, chart) in enumerate(drawn.items()) if chart}

@@ -28,7 +28,8 @@ class Diffusion(Training):
     def builder(self, run: Run) -> Callable[..., Any]:
         from launch.build import diffusion_trainer
 
-        return partial(diffusion_trainer, features=run.features, cubes=lambda: run.open(run.dataset))
+        words = {"features": run.features, "vqgan": run.vqgan, "quantise": run.config.sample.quantise}
+        return partial(diffusion_trainer, **words, cubes=lambda: run.open(run.dataset))
 
     def waits_for(self, config: Config) -> tuple[str, ...]:
         return (*self.after, "features") if config.diffusion.alignment else self.after

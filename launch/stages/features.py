@@ -20,7 +20,7 @@ class Features(Training):
         return run.dataset
 
     def builder(self, run: Run) -> Callable[..., Any]:
-        from launch.build import features_trainer
+        from launch.build_judges import features_trainer
 
         return features_trainer
 

@@ -25,7 +25,7 @@ class Segmenter(Training):
         return run.dataset
 
     def builder(self, run: Run) -> Callable[..., Any]:
-        from launch.build import segmenter_trainer
+        from launch.build_judges import segmenter_trainer
 
         return segmenter_trainer
 

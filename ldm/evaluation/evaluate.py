@@ -23,13 +23,14 @@ from ldm.evaluation.features import Extractor, SeededConv, SomeBands, get_extrac
 from ldm.evaluation.learned import Learned
 from ldm.evaluation.mean_spectra import MeanSpectra, MeanSpectrumDistance, distances
 from ldm.evaluation.measurements import Arrays, ImageMeasurements, Piece, beside, requested, written
-from ldm.evaluation.regions import REGIONS, RegionSums
+from ldm.evaluation.regions import RegionSums
 from ldm.evaluation.sets import Part, Watch, check_comparable, common_fov, real_parts, reflectance
 from ldm.evaluation.space import SpaceFigures, disagreements, space_figures
 from ldm.evaluation.spectral import SpectralFigures
 from ldm.evaluation.vessels import MORPHOMETRY, morphometry, morphometry_figures
 from ldm.evaluation.whitening import Whitening, whitening
 from ldm.generation.decode import stream_of
+from ldm.spectra import REGIONS, band_edges
 
 COPIES_WIN = "no people held out: a set of copies would come nearest to the training images"
 FLOOR_TRAINED_ON = "the encoder was trained on the floor's people"
@@ -87,7 +88,7 @@ class Evaluation(ImageMeasurements):
                 extractor.refused = TAUGHT
         self.judges = {name: extractor for name, extractor in self.spaces.items() if not extractor.refused}
         self.triplets = triplets_of(real) if any(isinstance(judge, SeededConv) for judge in self.judges.values()) else {}
-        self.edges_CE = spectral.band_edges(real.stats)
+        self.edges_CE = band_edges(real.stats)
         self.range, self.window = ms_ssim.data_range(real.stats), ms_ssim.window_for(*real.shape[1:])
         sets = [(part.dataset.digest, part.split, len(part.sample_N)) for part in (*self.parts.values(), *also)]
         request = {

@@ -14,37 +14,7 @@ import numpy as np
 
 from ldm.evaluation.intervals import LEAST_PEOPLE, about, resampled_means
 from ldm.evaluation.regions import REGIONS, RegionSums, lacking_labels
-
-LEAST_SHARE = 1e-6
-"""Of the brightest band: a band below it counts as so much, for a logarithm takes no 0, and noise may be below 0."""
-
-
-def spectral_angle_rad(a_C: np.ndarray, b_C: np.ndarray) -> np.ndarray:
-    """Angle of two spectra in radians (SAM: Kruse et al. 1993), over the last axis; NaN where one is 0 in all bands.
-
-    arccos(a·b / |a||b|), as 2 atan2(|â - b̂|, |â + b̂|): near 0 the cosine differs from 1 by less than its rounding.
-    """
-    a_C, b_C = (np.asarray(x, np.float64) for x in (a_C, b_C))
-    with np.errstate(invalid="ignore", divide="ignore"):
-        a_C, b_C = (x / np.linalg.norm(x, axis=-1, keepdims=True) for x in (a_C, b_C))
-    return 2 * np.arctan2(np.linalg.norm(a_C - b_C, axis=-1), np.linalg.norm(a_C + b_C, axis=-1))
-
-
-def spectral_information_divergence(a_C: np.ndarray, b_C: np.ndarray) -> np.ndarray:
-    """D(p ‖ q) + D(q ‖ p) of the bands' shares p = a / Σ a and q = b / Σ b, in nats (SID: Chang 2000, Eq. 8–10), over the last axis.
-
-    Bands below LEAST_SHARE of the brightest count as that. NaN where no band of a spectrum is above 0.
-    """
-    p_C, q_C = shares(a_C), shares(b_C)
-    return ((p_C - q_C) * np.log(p_C / q_C)).sum(-1)
-
-
-def shares(spectrum_C: np.ndarray) -> np.ndarray:
-    """Share of each band in a spectrum's sum, all above 0."""
-    spectrum_C = np.asarray(spectrum_C, np.float64)
-    brightest = spectrum_C.max(-1, keepdims=True)
-    positive_C = np.maximum(spectrum_C, LEAST_SHARE * np.where(brightest > 0, brightest, np.nan))
-    return positive_C / positive_C.sum(-1, keepdims=True)
+from ldm.spectra import spectral_angle_rad, spectral_information_divergence
 
 
 class MeanSpectra(RegionSums):

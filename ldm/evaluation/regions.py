@@ -11,10 +11,9 @@ from collections.abc import Mapping
 import numpy as np
 
 from data_shards.cube import LABELS
+from ldm.spectra import REGIONS
 
-STRUCTURES = tuple(name for name in LABELS if name != "background")
-REGIONS = ("fov", *STRUCTURES)
-"""The whole field of view, then each class of the label map."""
+STRUCTURES = REGIONS[1:]
 
 
 class RegionSums(ABC):

@@ -11,19 +11,9 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from data_shards.manifest import BandStats
 from ldm.evaluation.intervals import LEAST_PEOPLE, about
 from ldm.evaluation.regions import REGIONS, RegionSums, lacking_labels
-
-
-def band_edges(stats: BandStats, bins: int = 64) -> np.ndarray:
-    """Inner edges (C, E), E = bins - 1: evenly from mean - 4 std to mean + 4 std, cut to the range seen in training.
-
-    The two outer bins are open, so a value that no real image has still counts.
-    """
-    mean_C, std_C, min_C, max_C = (np.asarray(v, np.float64) for v in (stats.mean_C, stats.std_C, stats.min_C, stats.max_C))
-    low_C, high_C = np.maximum(mean_C - 4 * std_C, min_C), np.minimum(mean_C + 4 * std_C, max_C)
-    return np.linspace(low_C, np.maximum(high_C, low_C + 1e-6), bins - 1, axis=1)
+from ldm.spectra import js_nats, kl_nats, posterior
 
 
 class BandHistograms(RegionSums):
@@ -51,23 +41,6 @@ class BandHistograms(RegionSums):
         """Counts of a region, by unit in their order, without the units that have none of it."""
         counts_UCK = self.by_unit("counts_URCK", region)
         return counts_UCK[counts_UCK.sum((1, 2)) > 0]
-
-
-def posterior(counts_CK: np.ndarray) -> np.ndarray:
-    """Mean bin probabilities under the Jeffreys prior, which adds 1/2 to every bin: no bin is ever impossible."""
-    smooth_CK = counts_CK + 0.5
-    return smooth_CK / smooth_CK.sum(-1, keepdims=True)
-
-
-def kl_nats(p_CK: np.ndarray, q_CK: np.ndarray) -> np.ndarray:
-    """Kullback–Leibler divergence of each band, Σ p ln(p/q), in nats."""
-    return (p_CK * np.log(p_CK / q_CK)).sum(-1)
-
-
-def js_nats(p_CK: np.ndarray, q_CK: np.ndarray) -> np.ndarray:
-    """Jensen–Shannon divergence of each band in nats, at most ln 2 (Lin 1991): KL's symmetric companion, bounded where KL explodes."""
-    middle_CK = (p_CK + q_CK) / 2
-    return (kl_nats(p_CK, middle_CK) + kl_nats(q_CK, middle_CK)) / 2
 
 
 @dataclass(frozen=True, kw_only=True)

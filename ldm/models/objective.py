@@ -67,3 +67,18 @@ def noised(
     t_B = torch.from_numpy((hash64(seed, position_B, DISCRETE_TIMES) % np.uint64(STEPS)).astype(np.int64)).to(z_BDHW.device)
     x = scheduler.add_noise(z_BDHW, noise, t_B)
     return x, t_B, noise if config.target == "epsilon" else scheduler.get_velocity(z_BDHW, noise, t_B)
+
+
+def clean(x_BDHW: Tensor, t_B: Tensor, predicted_BDHW: Tensor, config: ObjectiveConfig, *, scheduler: DDPMScheduler | None) -> Tensor:
+    """The latents that a prediction of the target says the noised ones to be made of: the inverse of `noised`.
+
+    For 'flow', x = (1-s) z + s noise and the target noise - z: x - s · target. For the others of signal √ᾱ and noise √(1-ᾱ) it is equation
+    15 of Ho et al. 2020, and what follows from v = √ᾱ noise - √(1-ᾱ) z (Salimans and Ho 2022, appendix D).
+    """
+    if config.target == "flow":
+        return x_BDHW - (t_B / STEPS).view(-1, 1, 1, 1) * predicted_BDHW
+    assert scheduler is not None, "only 'flow' does without"
+    share = scheduler.alphas_cumprod.to(x_BDHW)[t_B].view(-1, 1, 1, 1)
+    if config.target == "epsilon":
+        return (x_BDHW - (1 - share).sqrt() * predicted_BDHW) / share.sqrt()
+    return share.sqrt() * x_BDHW - (1 - share).sqrt() * predicted_BDHW

@@ -13,12 +13,13 @@ from torch import Tensor, nn
 
 from data_shards.reading.batch import Batch
 from ldm.models.config import ObjectiveConfig
-from ldm.models.objective import noised, schedule
+from ldm.models.objective import clean, noised, schedule
 from ldm.normalise import LatentNormaliser
 from ldm.schedules import OptimizerConfig
 from ldm.training.averaged import AveragedTrainer
 from ldm.training.config import EMAConfig
 from ldm.training.engine import Engine
+from ldm.training.monitor import DecodedMonitor
 
 
 class DiffusionTrainer(AveragedTrainer):
@@ -27,6 +28,7 @@ class DiffusionTrainer(AveragedTrainer):
     Args:
         alignment: weight of the cosine distance between what the denoiser's head makes of its middle and `maps_of` the batch's cubes
             (REPA: Yu et al. 2025, eq. 8; in the middle of a U-Net: Tian et al. 2025).
+        monitor: looks at what a few latents of validation decode to; None: nothing does.
     """
 
     def __init__(
@@ -42,10 +44,11 @@ class DiffusionTrainer(AveragedTrainer):
         seed: int,
         alignment: float = 0.0,
         maps_of: Callable[[Batch], Tensor] | None = None,
+        monitor: DecodedMonitor | None = None,
     ) -> None:
         super().__init__(engine, "denoiser", denoiser, optimizer=optimizer, ema=ema, total=total)
         self.objective, self.seed, self.normaliser = objective, seed, normaliser.to(engine.device)
-        self.scheduler = schedule(objective.target)
+        self.scheduler, self.monitor = schedule(objective.target), monitor
         self.alignment, self.maps_of = alignment, maps_of
 
     def losses(self, batch: Batch, samples: int) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
@@ -67,6 +70,10 @@ class DiffusionTrainer(AveragedTrainer):
         x_BDHW, t_B, target = noised(z_BDHW, batch.sample_B, self.objective, seed=self.seed + 1, scheduler=self.scheduler)
         self.module.eval()
         predicted = self.module(x_BDHW, t_B)
-        error_BDHW = (predicted if self.maps_of is None else predicted[0]).float() - target
+        predicted_BDHW = (predicted if self.maps_of is None else predicted[0]).float()
         self.module.train()
-        return {"loss": error_BDHW.square().mean((1, 2, 3))}
+        values = {"loss": (predicted_BDHW - target).square().mean((1, 2, 3))}
+        if self.monitor is not None:
+            clean_BDHW = clean(x_BDHW, t_B, predicted_BDHW, self.objective, scheduler=self.scheduler)
+            values |= self.monitor.sums(self.normaliser.latents(z_BDHW), self.normaliser.latents(clean_BDHW), batch.sample_B)
+        return values

@@ -37,6 +37,7 @@ from ldm.training.losses import (
     perceptual_distance,
     spectral_angle_rad,
 )
+from ldm.training.monitor import SpectralMonitor
 from ldm.training.reseeding import Reseeding
 
 LEAST_SCALE = 0.25  # of moved latents (Kouzelis et al. 2025, section 4)
@@ -55,6 +56,7 @@ class VQGANTrainer:
         flip: mirror cubes left to right, by (seed, sample, epoch).
         perceptual: a trained encoder of these cubes' features, for `loss.perceptual`.
         ema: of the weights that are used; with a half-life of 0 the last ones are.
+        monitor: sums what validation shows of spectra; None: nothing.
     """
 
     USED = ("vqgan.model.", "ema.", "codebook.", "fov_HW")
@@ -76,6 +78,7 @@ class VQGANTrainer:
         flip: bool = True,
         perceptual: FeatureEncoder | None = None,
         ema: EMAConfig = EMAConfig(halflife_samples=0),
+        monitor: SpectralMonitor | None = None,
     ) -> None:
         self.engine, self.config, self.optimizer, self.total, self.flip = engine, loss, optimizer, total, flip
         rates: dict[str, Any] = {"lr": optimizer.lr, "betas": (optimizer.beta1, optimizer.beta2), "weight_decay": optimizer.weight_decay}
@@ -91,7 +94,7 @@ class VQGANTrainer:
         learned = codebook.learned()
         self.code_map = engine.add("code_map", learned, **rates) if learned is not None else None
         self._map_codes()
-        self.normaliser = normaliser.to(engine.device)
+        self.normaliser, self.monitor = normaliser.to(engine.device), monitor
         self.stream, self.fov_HW, self.seed = stream, fov_HW, stream.seed
         height, width = (side // vqgan.config.compression for side in stream.shape[1:])
         latent_shape = (vqgan.config.latent_channels, height, width)
@@ -143,7 +146,11 @@ class VQGANTrainer:
         rec_BCHW = rec_BCHW if fov_BHW is None else rec_BCHW * fov_BHW[:, None]
         cubes = [slice(b, b + 1) for b in range(len(x_BCHW))]
         loss_B = [self._reconstruction(rec_BCHW[b], x_BCHW[b], None if fov_BHW is None else fov_BHW[b])[0] for b in cubes]
-        return {"loss": torch.stack(loss_B), "l1": (rec_BCHW - x_BCHW).abs().mean((1, 2, 3))}
+        values = {"loss": torch.stack(loss_B), "l1": (rec_BCHW - x_BCHW).abs().mean((1, 2, 3))}
+        if self.monitor is not None:
+            original_BCHW, shown_BCHW = self.normaliser.reflectance(x_BCHW), self.normaliser.reflectance(rec_BCHW)
+            values |= self.monitor.sums(original_BCHW, shown_BCHW, fov_BHW, batch.labels_BHW)
+        return values
 
     def _quantises(self, samples: int) -> bool:
         """Whether latents pass through the codes by now."""

@@ -45,7 +45,7 @@ from ldm.training.log import read_log
 from tests.commands import invoke
 from tests.conftest import made_cube
 from tests.ranks import shared
-from tests.runs import NETWORKS
+from tests.runs import MONITOR, NETWORKS
 from tests.users import as_nobody, open_way_to
 
 ROOT = Path(__file__).parents[2]
@@ -123,7 +123,8 @@ def test_two_ranks_give_the_losses_of_one(uninterrupted: Path, packed: Path, tmp
     run("train", "vqgan", config, ranks=2)
     # the second trainer's ranks read the latents of the one-rank run: the comparison is of the training alone
     (tmp_path / "same").mkdir()
-    (tmp_path / "same" / "latents").symlink_to(uninterrupted / "latents")
+    for name in ("latents", "vqgan"):
+        (tmp_path / "same" / name).symlink_to(uninterrupted / name)
     run("train", "diffusion", configured(tmp_path, packed, "same"), ranks=2)
     for stage, folder in (("vqgan", "two"), ("diffusion", "same")):
         one, two = curve(uninterrupted / stage), curve(tmp_path / folder / stage)
@@ -133,7 +134,8 @@ def test_two_ranks_give_the_losses_of_one(uninterrupted: Path, packed: Path, tmp
             # two epochs and their k-means to rounding; later, a gradient at a kink (of |x|, of a leaky ReLU) may take either side
             early = a["samples"] <= 72
             for name in (name for name in a if early or not name.startswith(("gan/adaptive_weight", "grad_norm"))):
-                close = math.isclose(a[name], b[name], rel_tol=2e-5 if early else 1e-3, abs_tol=1e-7)
+                tolerance = 0.02 if name.startswith(MONITOR) else 2e-5 if early else 1e-3
+                close = math.isclose(a[name], b[name], rel_tol=tolerance, abs_tol=1e-7)
                 assert close, (stage, a["samples"], name, a[name], b[name])
 
 
@@ -214,7 +216,8 @@ def test_a_killed_run_continues_as_if_nothing_had_happened(uninterrupted: Path, 
     config = configured(tmp_path, packed, "killed")
     if stage == "diffusion":
         (tmp_path / "killed").mkdir()
-        (tmp_path / "killed" / "latents").symlink_to(uninterrupted / "latents")
+        for name in ("latents", "vqgan"):
+            (tmp_path / "killed" / name).symlink_to(uninterrupted / name)
     folder = tmp_path / "killed" / stage
     assert interrupted(command("train", stage, config), folder, signal.SIGKILL) == -signal.SIGKILL
     killed_at = read_log(folder / "metrics.jsonl")[-1]["samples"]

@@ -11,7 +11,7 @@ import torch
 
 from data_shards.packing.pack import write_dataset
 from data_shards.reading.dataset import Dataset
-from launch.build import features_trainer
+from launch.build_judges import features_trainer
 from launch.config import FeaturesStage
 from ldm.evaluation.embedding import computed_features
 from ldm.evaluation.evaluate import evaluate

@@ -3,9 +3,8 @@
 import numpy as np
 import pytest
 
-from ldm.evaluation import mean_spectra
-from ldm.evaluation.mean_spectra import MeanSpectra, distances, spectral_angle_rad, spectral_information_divergence
-from ldm.evaluation.regions import REGIONS
+from ldm.evaluation.mean_spectra import MeanSpectra, distances
+from ldm.spectra import LEAST_SHARE, REGIONS, shares, spectral_angle_rad, spectral_information_divergence
 
 SCALE, OFFSET, BANDS = 1 / 4095, -0.01, 4
 LABELS = np.repeat(np.arange(4, dtype=np.uint8), 4)[:, None].repeat(12, axis=1)  # (16, 12): bands of each class
@@ -43,7 +42,7 @@ def test_angle_and_divergence_equal_their_definitions():
 
 def test_bands_at_0_count_as_a_tiny_share_and_darkness_has_no_figure():
     assert np.isfinite(spectral_information_divergence([1, 0, -0.1], [1, 1, 1]))
-    np.testing.assert_allclose(mean_spectra.shares([1, 0, -0.1])[1:], mean_spectra.LEAST_SHARE, rtol=1e-5)
+    np.testing.assert_allclose(shares([1, 0, -0.1])[1:], LEAST_SHARE, rtol=1e-5)
     assert np.isnan(spectral_information_divergence([0, 0], [1, 1])) and np.isnan(spectral_angle_rad([0, 0], [1, 1]))
 
 

@@ -7,7 +7,7 @@ from scipy.stats import entropy
 
 from data_shards.manifest import BandStats
 from ldm.evaluation import spectral
-from ldm.evaluation.regions import REGIONS
+from ldm.spectra import REGIONS, band_edges
 
 SCALE, OFFSET = 1 / 4095, -0.01
 STATS = BandStats(split="train", mean_C=(0.3, 0.5), std_C=(0.05, 0.2), min_C=(0.02, 0.0), max_C=(0.9, 1.0), values=1)
@@ -20,14 +20,14 @@ def cube(seed=0, bright=0.0):
 
 
 def histograms(cubes, units, fov=None, labels=None):
-    found = spectral.BandHistograms(spectral.band_edges(STATS), scale=SCALE, offset=OFFSET)
+    found = spectral.BandHistograms(band_edges(STATS), scale=SCALE, offset=OFFSET)
     for data, unit in zip(cubes, units, strict=True):
         found.add(data, unit=unit, fov_HW=np.ones((20, 24), bool) if fov is None else fov, labels_HW=labels)
     return found
 
 
 def test_edges_come_from_the_training_statistics():
-    edges = spectral.band_edges(STATS, bins=8)
+    edges = band_edges(STATS, bins=8)
     assert edges.shape == (2, 7)
     np.testing.assert_allclose(edges[0, [0, -1]], (0.1, 0.5))  # mean ± 4 std
     np.testing.assert_allclose(edges[1, [0, -1]], (0.0, 1.0))  # cut to what was seen
@@ -36,7 +36,7 @@ def test_edges_come_from_the_training_statistics():
 def test_counts_equal_numpy_histograms():
     fov = np.random.default_rng(5).random((20, 24)) > 0.3
     found = histograms([cube(0), cube(1)], ["a", "a"], fov=fov)
-    for c, edges in enumerate(spectral.band_edges(STATS)):
+    for c, edges in enumerate(band_edges(STATS)):
         values = np.concatenate([x[c][fov] for x in (cube(0), cube(1))]) * SCALE + OFFSET
         expected, _ = np.histogram(values, np.r_[-np.inf, edges, np.inf])
         np.testing.assert_array_equal(found.counts_UCK("fov")[0, c], expected)

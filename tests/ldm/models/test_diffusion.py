@@ -17,7 +17,7 @@ from ldm.checkpoints.store import CheckpointStore, Fragment, Reader
 from ldm.comm import Alone
 from ldm.models.config import SAMPLERS, ObjectiveConfig, SamplerConfig
 from ldm.models.noise import SAMPLES, normal_at
-from ldm.models.objective import noised, schedule
+from ldm.models.objective import clean, noised, schedule
 from ldm.models.sampler import scheduler_for, solve
 from ldm.models.vqgan import initialised
 from ldm.schedules import OptimizerConfig, learning_rate
@@ -192,3 +192,14 @@ def test_a_decay_of_its_own_length_does_not_depend_on_the_length_of_the_run() ->
     config = OptimizerConfig(lr=1.0, decay="cosine", decay_samples=500)
     assert [learning_rate(s, 1000, config) for s in (0, 250, 499)] == [learning_rate(s, 4000, config) for s in (0, 250, 499)]
     assert learning_rate(500, 1000, config) == learning_rate(900, 1000, config) == pytest.approx(0.01)
+
+
+@pytest.mark.parametrize("target", ["flow", "v", "epsilon"])
+def test_the_right_answer_names_the_latents_it_was_asked_about(target):
+    z, config, scheduler = (
+        torch.randn(6, 2, 4, 4, generator=torch.Generator().manual_seed(0)),
+        ObjectiveConfig(target=target),
+        schedule(target),
+    )
+    x, t, wanted = noised(z, np.arange(6), config, seed=1, scheduler=scheduler)
+    torch.testing.assert_close(clean(x, t, wanted, config, scheduler=scheduler), z, rtol=1e-3, atol=1e-3)

@@ -12,7 +12,7 @@ from data_shards.cube import LABELS
 from data_shards.reading.batch import Batch
 from data_shards.reading.dataset import Dataset
 from data_shards.reading.stream import CubeStream
-from launch.build import segmenter_trainer
+from launch.build_judges import segmenter_trainer
 from launch.config import SegmenterStage
 from ldm.models.config import SegmenterConfig
 from ldm.training.config import EngineConfig, LoopConfig

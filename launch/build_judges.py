@@ -1,0 +1,105 @@
+"""Configuration → the networks that judge images, the feature encoder and the segmenter, and what trains them."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from data_shards.errors import InputError
+from data_shards.reading.config import ReadConfig
+from data_shards.reading.dataset import Dataset
+from data_shards.reading.stream import CubeStream
+from launch.build import check_bands, stream
+from launch.config import FeaturesStage, SegmenterStage
+from launch.tree import to_tree
+from ldm.checkpoints.trained import describe_data
+from ldm.evaluation.sets import common_fov, evenly
+from ldm.models.feature_encoder import FeatureEncoder, begin_white
+from ldm.models.segmenter import SegmenterNet, check_size
+from ldm.models.vqgan import initialised
+from ldm.normalise import CubeNormaliser, within
+from ldm.training.engine import Engine
+from ldm.training.features import FeatureTrainer
+from ldm.training.segmenter import SegmenterTrainer
+
+
+def encoder_module(stage: FeaturesStage, bands: int) -> FeatureEncoder:
+    """A freshly initialised feature encoder for cubes of so many bands.
+
+    Raises:
+        InputError: the configuration states another number of bands.
+    """
+    check_bands("features.model", stage.model.bands, bands)
+    return initialised(lambda: FeatureEncoder(replace(stage.model, bands=bands)), stage.loop.seed)
+
+
+def features_trainer(
+    stage: FeaturesStage, dataset: Dataset, engine: Engine, read: ReadConfig = ReadConfig()
+) -> tuple[FeatureTrainer, CubeStream, dict[str, Any]]:
+    """Trainer, its stream, and the identity that its checkpoints carry.
+
+    Raises:
+        InputError: latents instead of cubes; a training split of fewer than two images.
+    """
+    dataset.expect("cube", mend="retinaforge data import")
+    count = dataset.count("train")
+    if count < 2:
+        raise InputError("1 image in the training split", where=dataset.path, expected="2 or more: features are what images differ in")
+    encoder = encoder_module(stage, dataset.shape[0]).to(engine.device)
+    normaliser = CubeNormaliser(dataset.stats, scale=dataset.scale, offset=dataset.offset).to(engine.device)
+    first = CubeStream(dataset, "train", batch_size=min(8, stage.loop.batch), read=read, device=engine.device)
+    some = evenly(count, 2 * stage.model.dimension)
+    fov_HW = torch.from_numpy(common_fov(dataset, "train"))
+    begin_white(encoder, (normaliser(within(batch.cubes_BCHW.float(), fov_HW, normaliser.log_zero)) for batch in first.each(some)))
+    trainer = FeatureTrainer(
+        engine,
+        encoder,
+        normaliser,
+        mean_C=(torch.tensor(dataset.stats.mean_C) - dataset.offset) / dataset.scale - normaliser.log_zero,
+        fov_HW=fov_HW,
+        views=stage.views,
+        loss=stage.loss,
+        optimizer=stage.optimizer,
+        ema=stage.ema,
+        total=stage.loop.samples,
+        seed=stage.loop.seed,
+    )
+    identity = {"stage": "features", "model": {"kind": encoder.config.kind, **to_tree(encoder.config)}, "seed": stage.loop.seed}
+    identity |= {"views": to_tree(stage.views), "loss": to_tree(stage.loss), "data": describe_data(dataset.manifest)}
+    return trainer, stream(dataset, stage.loop, engine, read, maps=False), identity
+
+
+def segmenter_module(stage: SegmenterStage, bands: int) -> SegmenterNet:
+    """A freshly initialised segmenter for cubes of so many bands.
+
+    Raises:
+        InputError: the configuration states another number of bands.
+    """
+    check_bands("segmenter.model", stage.model.bands, bands)
+    return initialised(lambda: SegmenterNet(replace(stage.model, bands=bands)), stage.loop.seed)
+
+
+def segmenter_trainer(
+    stage: SegmenterStage, dataset: Dataset, engine: Engine, read: ReadConfig = ReadConfig()
+) -> tuple[SegmenterTrainer, CubeStream, dict[str, Any]]:
+    """Trainer, its stream, and the identity that its checkpoints carry."""
+    dataset.expect("cube", mend="retinaforge data import")
+    check_size(*(stage.crop or side for side in dataset.shape[1:]), where=dataset.path)
+    net = segmenter_module(stage, dataset.shape[0])
+    trainer = SegmenterTrainer(
+        engine,
+        net,
+        CubeNormaliser(dataset.stats, scale=dataset.scale, offset=dataset.offset),
+        optimizer=stage.optimizer,
+        ema=stage.ema,
+        total=stage.loop.samples,
+        seed=stage.loop.seed,
+    )
+    identity = {"stage": "segmenter", "model": to_tree(net.config), "seed": stage.loop.seed, "crop": stage.crop}
+    return (
+        trainer,
+        stream(dataset, stage.loop, engine, read, maps=True, crop=stage.crop),
+        {**identity, "data": describe_data(dataset.manifest)},
+    )
