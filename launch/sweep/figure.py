@@ -84,6 +84,8 @@ def _measure(panel: Panel, key: str, sets: list[Row], results: Results) -> None:
             line.sort(key=lambda row: row.cell.channels)
             panel.plot([r.pace.images_per_s for r in line], [r.value(key) for r in line], color=colour, ls=style, lw=0.9)
             for row in line:
+                low, high = row.measures[key].bounds
+                panel.vlines(row.pace.images_per_s, max(low, panel.get_ylim()[0]), high, color=colour, lw=0.8, alpha=0.3)
                 size = 4 + 3 * axes.channels.index(row.cell.channels)
                 on_front = row in front
                 panel.errorbar(
@@ -133,7 +135,7 @@ def _legend(panel: Panel, results: Results, sets: list[Row]) -> None:
         Line2D([], [], color=INK, ls=(0, (1, 3)), label="real people in place of the set (median)"),
     ]
     panel.legend(handles=handles, loc="upper left", fontsize=8, handlelength=3)
-    sizes = f"size of a mark: {', '.join(map(str, axes.channels))} base channels; bars: quartiles of shards"
+    sizes = f"size of a mark: {', '.join(map(str, axes.channels))} base channels; bars: quartiles of shards; faint: intervals"
     device = sets[0].pace.device if sets else "no device"
     left_out = len(results.rows) - len(sets)
     lines = [sizes, f"timed on {device}"]
