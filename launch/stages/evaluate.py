@@ -40,6 +40,7 @@ class Evaluate(MeasuredStage):
     def done(self, run: Run) -> bool:
         """It has seen the present sets, and as this version judges."""
         from ldm.evaluation.evaluation_result import EvaluationResult
+        from ldm.evaluation.torchscript import same_script
 
         seen = read_result(run.folder / "evaluate.json", EvaluationResult)
         if seen is None or not (run.synthetic / NAME).exists():
@@ -49,7 +50,9 @@ class Evaluate(MeasuredStage):
         if (seen.reference.digest, seen.synthetic.digest) != (run.open(run.dataset).digest, Dataset(run.synthetic).digest):
             return False
         judges, wanted = (seen.learned, seen.labelled_by), (encoder_digest(run) if LEARNED in asked(run) else None, labeller_digest(run))
-        return judges == wanted and (seen.config.extractors, seen.config.pairs) == (asked(run), run.config.evaluate.pairs)
+        if judges != wanted or (seen.config.extractors, seen.config.pairs) != (asked(run), run.config.evaluate.pairs):
+            return False
+        return all(same_script(name, space.extractor) for name, space in seen.spaces.items())
 
     def cautions(self, run: Run) -> list[str]:
         missing = set(run.config.evaluate.extractors) - set(asked(run))

@@ -24,6 +24,7 @@ from data_shards.reading.stream import CubeStream
 from ldm.checkpoints.trained import trained_digest
 from ldm.evaluation.features import EXTRACTORS, ONLY_ASKED, Extractor, get_extractor
 from ldm.evaluation.sets import common_fov, evenly, reflectance
+from ldm.evaluation.torchscript import same_script, script_digest
 from ldm.evaluation.whitening import effective_rank, whitening
 from ldm.threads import one_thread
 
@@ -98,18 +99,25 @@ class Probed:
     spaces: dict[str, Worth] = field(default_factory=dict)
     left_out: dict[str, str] = field(default_factory=dict)
 
+    def knows(self, extractor: str) -> bool:
+        """Whether it says of an extractor, as it is now, what it is worth, or why that could not be had."""
+        if extractor in self.spaces:
+            return same_script(extractor, self.spaces[extractor].extractor)
+        return extractor in self.left_out and script_digest(extractor) is None
+
 
 Watch = Callable[[Iterable[Batch]], Iterable[Batch]]
 
 
-def probe(dataset: Dataset, encoder: Path, path: Path, *, device: str = "cpu", watch: Watch = iter) -> Probed:
-    """Probe every extractor that needs no setting, and write the result.
+def probe(dataset: Dataset, encoder: Path, path: Path, *, asked: Sequence[str] = (), device: str = "cpu", watch: Watch = iter) -> Probed:
+    """Probe every extractor that needs no setting, and those that are asked for, and write the result.
 
     Args:
         encoder: folder of a trained feature encoder.
+        asked: further extractors, with their settings.
     """
     extractors, left_out = {}, {}
-    for name in sorted(EXTRACTORS.keys() - set(ONLY_ASKED)):
+    for name in sorted({*EXTRACTORS.keys() - set(ONLY_ASKED), *asked}):
         try:
             how = {"wavelengths_nm": dataset.wavelengths_nm, "learned": encoder, "device": device}
             extractors[name] = get_extractor(name, dataset.stats, **how)
