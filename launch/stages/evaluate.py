@@ -15,6 +15,7 @@ from data_shards.reading.dataset import Dataset
 from launch.headline import HEADLINE
 from launch.run import Run, device, figures, read_result, record
 from launch.stages.stage import MeasuredStage, check_sampled, check_trained
+from launch.stages.training import trained
 from launch.work import Phases
 
 if TYPE_CHECKING:
@@ -97,17 +98,17 @@ def asked(run: Run) -> tuple[str, ...]:
 
 
 def encoder_digest(run: Run) -> str | None:
-    """Of the feature encoder; None where there is none."""
+    """Of the feature encoder; None where there is none, or its training has not ended."""
     from ldm.checkpoints.trained import trained_digest
 
-    return trained_digest(run.features)
+    return trained_digest(run.features) if trained(run, "features") else None
 
 
 def labeller_digest(run: Run) -> str | None:
-    """Of the segmenter that draws the label maps of both sets; None where there is none."""
+    """Of the segmenter that draws the label maps of both sets; None where there is none, or its training has not ended."""
     from ldm.checkpoints.trained import trained_digest
 
-    return trained_digest(run.segmenter)
+    return trained_digest(run.segmenter) if trained(run, "segmenter") else None
 
 
 def note_figures(run: Run, rebuilt: ReconstructionResult, by_space: dict[str, FrechetOverBaseline]) -> None:

@@ -19,9 +19,10 @@ from data_shards.reading.dataset import Dataset
 from launch.cli.display import Terminal
 from launch.run import Run
 from launch.stages import STAGES
+from launch.stages.evaluate import asked, encoder_digest
 from launch.tree import load
 from ldm.checkpoints.store import CheckpointStore
-from ldm.checkpoints.trained import load_feature_encoder
+from ldm.checkpoints.trained import load_feature_encoder, trained_digest
 from ldm.evaluation.features import EXTRACTORS, get_extractor
 from ldm.training.clock import TIMINGS
 from ldm.training.log import read_log
@@ -128,6 +129,13 @@ class Blind(nn.Module):
     def forward(self, x_BCHW: torch.Tensor) -> torch.Tensor:
         grain_B = (x_BCHW[:, 0, 16, 16] * 1.0e6).frac()
         return torch.stack([grain_B, (grain_B * 777.0).frac()], dim=1)
+
+
+def test_a_training_that_has_not_ended_is_no_judge_yet(trained: Path, tiny: Path) -> None:
+    assert encoder_digest(Run(load(str(tiny), [f"run={trained}"]))) == trained_digest(trained / "features")
+    longer = Run(load(str(tiny), [f"run={trained}", "features.loop.samples=128"]))
+    assert encoder_digest(longer) is None and "learned" not in asked(longer)
+    assert "no learned feature space" in STAGES["evaluate"].cautions(longer)[0]
 
 
 def test_the_learned_extractor_is_that_encoder_by_its_digest(trained: Path, packed: Path) -> None:
