@@ -234,14 +234,20 @@ def person_probe(x_ND: np.ndarray, subjects: Sequence[str]) -> Probe:
 
 
 def eye_probe(train_ND: np.ndarray, train: Sequence[CubeMeta], probed_ND: np.ndarray, probed: Sequence[CubeMeta]) -> Probe:
-    """Share of the images whose eye a linear classifier of the training images tells: right or left."""
+    """Share of the images whose eye a linear classifier of the training images tells: right or left.
+
+    Chance shuffles the sides over eyes, with all images of each: visits of one eye look alike, and are not told right one by one.
+    """
     sides = [np.array([{"OD": 1.0, "OS": -1.0}.get(meta.eye, 0.0) for meta in metas]) for metas in (train, probed)]
     if not all({1.0, -1.0} <= set(side_N.tolist()) for side_N in sides):
         return Probe(reason="no images of both eyes, told apart as OD and OS")
     known = [side_N != 0 for side_N in sides]
     foretold_N = np.sign(_ridge(train_ND[known[0]], sides[0][known[0]], probed_ND[known[1]]))
+    eyes = [f"{meta.subject_id} {meta.eye}" for meta, is_known in zip(probed, known[1], strict=True) if is_known]
     people = len({meta.subject_id for meta, is_known in zip(probed, known[1], strict=True) if is_known})
-    return _against_chance(lambda label_N: float((label_N == foretold_N).mean()), sides[1][known[1]], images=len(foretold_N), people=people)
+    _, first_E, eye_N = np.unique(eyes, return_index=True, return_inverse=True)
+    side_E = sides[1][known[1]][first_E]
+    return _against_chance(lambda label_E: float((label_E[eye_N] == foretold_N).mean()), side_E, images=len(foretold_N), people=people)
 
 
 def biomarker_probe(train_ND: np.ndarray, train: Sequence[CubeMeta], probed_ND: np.ndarray, probed: Sequence[CubeMeta]) -> Probe:
@@ -263,10 +269,14 @@ def biomarker_probe(train_ND: np.ndarray, train: Sequence[CubeMeta], probed_ND: 
     return _against_chance(r_squared, true_P, images=len(probed), people=len(people))
 
 
-def _against_chance(figure: Callable[[np.ndarray], float], label_N: np.ndarray, *, images: int, people: int) -> Probe:
-    """A figure of labels beside the same of shuffled ones: p = (1 + how many reach it) / (1 + how many) (Phipson and Smyth 2010)."""
-    value, rng = figure(label_N), np.random.default_rng((people, images))
-    shuffled = np.array([figure(rng.permutation(label_N)) for _ in range(SHUFFLES)])
+def _against_chance(figure: Callable[[np.ndarray], float], labels: np.ndarray, *, images: int, people: int) -> Probe:
+    """A figure of labels beside the same of shuffled ones: p = (1 + how many reach it) / (1 + how many) (Phipson and Smyth 2010).
+
+    Args:
+        labels: of what may be exchanged: images, eyes or people.
+    """
+    value, rng = figure(labels), np.random.default_rng((people, images))
+    shuffled = np.array([figure(rng.permutation(labels)) for _ in range(SHUFFLES)])
     p_value = (1 + int((shuffled >= value).sum())) / (1 + SHUFFLES)
     return Probe(value=value, chance=float(shuffled.mean()), p_value=p_value, images=images, people=people)
 
