@@ -15,6 +15,7 @@ from data_shards.reading.dataset import Dataset
 from launch.headline import HEADLINE
 from launch.run import Run, device, figures, read_result, record
 from launch.stages.stage import MeasuredStage, check_sampled, check_trained
+from launch.stages.training import trained
 from launch.work import Phases
 
 if TYPE_CHECKING:
@@ -40,6 +41,7 @@ class Evaluate(MeasuredStage):
     def done(self, run: Run) -> bool:
         """It has seen the present sets, and as this version judges."""
         from ldm.evaluation.evaluation_result import EvaluationResult
+        from ldm.evaluation.torchscript import same_script
 
         seen = read_result(run.folder / "evaluate.json", EvaluationResult)
         if seen is None or not (run.synthetic / NAME).exists():
@@ -49,7 +51,9 @@ class Evaluate(MeasuredStage):
         if (seen.reference.digest, seen.synthetic.digest) != (run.open(run.dataset).digest, Dataset(run.synthetic).digest):
             return False
         judges, wanted = (seen.learned, seen.labelled_by), (encoder_digest(run) if LEARNED in asked(run) else None, labeller_digest(run))
-        return judges == wanted and (seen.config.extractors, seen.config.pairs) == (asked(run), run.config.evaluate.pairs)
+        if judges != wanted or (seen.config.extractors, seen.config.pairs) != (asked(run), run.config.evaluate.pairs):
+            return False
+        return all(same_script(name, space.extractor) for name, space in seen.spaces.items())
 
     def cautions(self, run: Run) -> list[str]:
         missing = set(run.config.evaluate.extractors) - set(asked(run))
@@ -94,17 +98,17 @@ def asked(run: Run) -> tuple[str, ...]:
 
 
 def encoder_digest(run: Run) -> str | None:
-    """Of the feature encoder; None where there is none."""
+    """Of the feature encoder; None where there is none, or its training has not ended."""
     from ldm.checkpoints.trained import trained_digest
 
-    return trained_digest(run.features)
+    return trained_digest(run.features) if trained(run, "features") else None
 
 
 def labeller_digest(run: Run) -> str | None:
-    """Of the segmenter that draws the label maps of both sets; None where there is none."""
+    """Of the segmenter that draws the label maps of both sets; None where there is none, or its training has not ended."""
     from ldm.checkpoints.trained import trained_digest
 
-    return trained_digest(run.segmenter)
+    return trained_digest(run.segmenter) if trained(run, "segmenter") else None
 
 
 def note_figures(run: Run, rebuilt: ReconstructionResult, by_space: dict[str, FrechetOverBaseline]) -> None:

@@ -32,7 +32,9 @@ class Features(Training):
         if not super().done(run):
             return False
         seen = read_result(probed_path(run), Probed)
-        return seen is not None and (seen.dataset, seen.encoder) == (run.open(run.dataset).digest, trained_digest(run.features))
+        if seen is None or (seen.dataset, seen.encoder) != (run.open(run.dataset).digest, trained_digest(run.features)):
+            return False
+        return all(map(seen.knows, run.config.evaluate.extractors))
 
     def make(self, run: Run, display: Display, place: tuple[int, int] = (0, 1)) -> list[str]:
         """Train together; then each process probes, to the same end: none judges before it knows which spaces are refused."""
@@ -42,7 +44,9 @@ class Features(Training):
         if self.done(run):
             return []
         watch = partial(display.over, title="probe", unit="batch")
-        probed = probe(run.open(run.dataset), run.features, probed_path(run), device=device(), watch=watch)
+        probed = probe(
+            run.open(run.dataset), run.features, probed_path(run), asked=run.config.evaluate.extractors, device=device(), watch=watch
+        )
         return [f"no judge of images: {name}: {worth.refused}" for name, worth in probed.spaces.items() if worth.refused]
 
 

@@ -24,6 +24,7 @@ from data_shards.reading.stream import CubeStream
 from ldm.checkpoints.trained import trained_digest
 from ldm.evaluation.features import EXTRACTORS, ONLY_ASKED, Extractor, get_extractor
 from ldm.evaluation.sets import common_fov, evenly, reflectance
+from ldm.evaluation.torchscript import same_script, script_digest
 from ldm.evaluation.whitening import effective_rank, whitening
 from ldm.threads import one_thread
 
@@ -98,19 +99,26 @@ class Probed:
     spaces: dict[str, Worth] = field(default_factory=dict)
     left_out: dict[str, str] = field(default_factory=dict)
 
+    def knows(self, extractor: str) -> bool:
+        """Whether it says of an extractor, as it is now, what it is worth, or why that could not be had."""
+        if extractor in self.spaces:
+            return same_script(extractor, self.spaces[extractor].extractor)
+        return extractor in self.left_out and script_digest(extractor) is None
+
 
 Watch = Callable[[Iterable[tuple[str, Batch]]], Iterable[tuple[str, Batch]]]
 """Wraps what passes as images are read, of each batch its split and itself, to show progress."""
 
 
-def probe(dataset: Dataset, encoder: Path, path: Path, *, device: str = "cpu", watch: Watch = iter) -> Probed:
-    """Probe every extractor that needs no setting, and write the result.
+def probe(dataset: Dataset, encoder: Path, path: Path, *, asked: Sequence[str] = (), device: str = "cpu", watch: Watch = iter) -> Probed:
+    """Probe every extractor that needs no setting, and those that are asked for, and write the result.
 
     Args:
         encoder: folder of a trained feature encoder.
+        asked: further extractors, with their settings.
     """
     extractors, left_out = {}, {}
-    for name in sorted(EXTRACTORS.keys() - set(ONLY_ASKED)):
+    for name in sorted({*EXTRACTORS.keys() - set(ONLY_ASKED), *asked}):
         try:
             how = {"wavelengths_nm": dataset.wavelengths_nm, "learned": encoder, "device": device}
             extractors[name] = get_extractor(name, dataset.stats, **how)
@@ -222,14 +230,20 @@ def person_probe(x_ND: np.ndarray, subjects: Sequence[str]) -> Probe:
 
 
 def eye_probe(train_ND: np.ndarray, train: Sequence[CubeMeta], probed_ND: np.ndarray, probed: Sequence[CubeMeta]) -> Probe:
-    """Share of the images whose eye a linear classifier of the training images tells: right or left."""
+    """Share of the images whose eye a linear classifier of the training images tells: right or left.
+
+    Chance shuffles the sides over eyes, with all images of each: visits of one eye look alike, and are not told right one by one.
+    """
     sides = [np.array([{"OD": 1.0, "OS": -1.0}.get(meta.eye, 0.0) for meta in metas]) for metas in (train, probed)]
     if not all({1.0, -1.0} <= set(side_N.tolist()) for side_N in sides):
         return Probe(reason="no images of both eyes, told apart as OD and OS")
     known = [side_N != 0 for side_N in sides]
     foretold_N = np.sign(_ridge(train_ND[known[0]], sides[0][known[0]], probed_ND[known[1]]))
+    eyes = [f"{meta.subject_id} {meta.eye}" for meta, is_known in zip(probed, known[1], strict=True) if is_known]
     people = len({meta.subject_id for meta, is_known in zip(probed, known[1], strict=True) if is_known})
-    return _against_chance(lambda label_N: float((label_N == foretold_N).mean()), sides[1][known[1]], images=len(foretold_N), people=people)
+    _, first_E, eye_N = np.unique(eyes, return_index=True, return_inverse=True)
+    side_E = sides[1][known[1]][first_E]
+    return _against_chance(lambda label_E: float((label_E[eye_N] == foretold_N).mean()), side_E, images=len(foretold_N), people=people)
 
 
 def biomarker_probe(train_ND: np.ndarray, train: Sequence[CubeMeta], probed_ND: np.ndarray, probed: Sequence[CubeMeta]) -> Probe:
@@ -251,10 +265,14 @@ def biomarker_probe(train_ND: np.ndarray, train: Sequence[CubeMeta], probed_ND: 
     return _against_chance(r_squared, true_P, images=len(probed), people=len(people))
 
 
-def _against_chance(figure: Callable[[np.ndarray], float], label_N: np.ndarray, *, images: int, people: int) -> Probe:
-    """A figure of labels beside the same of shuffled ones: p = (1 + how many reach it) / (1 + how many) (Phipson and Smyth 2010)."""
-    value, rng = figure(label_N), np.random.default_rng((people, images))
-    shuffled = np.array([figure(rng.permutation(label_N)) for _ in range(SHUFFLES)])
+def _against_chance(figure: Callable[[np.ndarray], float], labels: np.ndarray, *, images: int, people: int) -> Probe:
+    """A figure of labels beside the same of shuffled ones: p = (1 + how many reach it) / (1 + how many) (Phipson and Smyth 2010).
+
+    Args:
+        labels: of what may be exchanged: images, eyes or people.
+    """
+    value, rng = figure(labels), np.random.default_rng((people, images))
+    shuffled = np.array([figure(rng.permutation(labels)) for _ in range(SHUFFLES)])
     p_value = (1 + int((shuffled >= value).sum())) / (1 + SHUFFLES)
     return Probe(value=value, chance=float(shuffled.mean()), p_value=p_value, images=images, people=people)
 

@@ -5,7 +5,7 @@ Legend: B batch, N image, H W pixels, S structure, U person.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +21,7 @@ from ldm.evaluation.sets import held_out_parts
 from ldm.models.inference import stated
 from ldm.training.segmenter import UNKNOWN, known_classes
 
-FORMAT = "retinaforge-segmentation-1"
+FORMAT = "retinaforge-segmentation-2"
 WORDS = (0, 7)  # of the resamples
 
 
@@ -34,6 +34,8 @@ class StructureDice:
         interval: 95 %, from resampling people; None where a single person has it.
         images, people: with the structure.
         reason: why there is no figure.
+        images_without: labelled images that lack the structure, of which Dice says nothing.
+        drawn_without: share of these in which it is drawn all the same, 0 to 1; None where all have it.
     """
 
     dice: float | None = None
@@ -41,6 +43,15 @@ class StructureDice:
     images: int = 0
     people: int = 0
     reason: str | None = None
+    images_without: int = 0
+    drawn_without: float | None = None
+
+    def line(self) -> str:
+        """For people."""
+        figure = self.reason if self.dice is None else f"{self.dice:.3f}"
+        if not self.drawn_without:
+            return figure
+        return f"{figure} (drawn in {self.drawn_without:.0%} of {self.images_without} images without it)"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,7 +82,7 @@ class SegmentationResult:
 
     def line(self) -> str:
         """For people."""
-        figures = [f"{name} {s.reason if s.dice is None else format(s.dice, '.3f')}" for name, s in self.structures.items()]
+        figures = [f"{name} {structure.line()}" for name, structure in self.structures.items()]
         whom = f"{self.people} people of {' and '.join(self.splits)}" + (", whom it was trained on" if self.splits == ("train",) else "")
         return f"Dice: {', '.join(figures)}; {self.images} images of {whom}"
 
@@ -130,7 +141,10 @@ class Segmentation(ImageMeasurements):
             splits=tuple(part.split for part in self.parts),
             images=int(labelled_N.sum()),
             people=len(set(people_N[labelled_N])),
-            **{name: over_people(dice_NS[:, s], people_N) for s, name in enumerate(STRUCTURES)},
+            **{
+                name: replace(over_people(dice_NS[:, s], people_N), **drawn_without(found_NS[labelled_N, s], stated_NS[labelled_N, s]))
+                for s, name in enumerate(STRUCTURES)
+            },
         )
 
     def finish(self) -> SegmentationResult:
@@ -152,6 +166,13 @@ def dice(found_NS: np.ndarray, there_NS: np.ndarray, both_NS: np.ndarray) -> np.
     """Dice of each image and structure; NaN where the image has none of it: to find none is then no merit."""
     with np.errstate(invalid="ignore", divide="ignore"):
         return np.where(there_NS > 0, 2 * both_NS / (found_NS + there_NS), np.nan)
+
+
+def drawn_without(found_N: np.ndarray, there_N: np.ndarray) -> dict[str, float | int | None]:
+    """Of labelled images, by pixels found and stated: how many lack a structure, and in which share of them it is drawn all the same."""
+    found_where_none_N = found_N[there_N == 0] > 0
+    share = float(found_where_none_N.mean()) if len(found_where_none_N) else None
+    return {"images_without": len(found_where_none_N), "drawn_without": share}
 
 
 def over_people(dice_N: np.ndarray, people_N: np.ndarray) -> StructureDice:

@@ -18,6 +18,7 @@ from ldm.evaluation.intervals import LEAST_PEOPLE
 from ldm.normalise import within
 
 UNITS = 512  # above this many patients or images, several share a unit: still a fair resampling, at bounded memory
+WHITENED_BY = 4096  # training images at most, evenly spaced
 Watch = Callable[[Iterable[int]], Iterable[int]]
 """Wraps what passes as images are measured, to show progress."""
 
@@ -126,9 +127,6 @@ def held_out_parts(dataset: Dataset) -> list[Part]:
     """Every split of people held out of training, whole; the training split where nobody was."""
     splits = [name for name, info in dataset.splits.items() if info.count and name != "train"]
     return [Part.of(dataset, split) for split in splits or ["train"]]
-
-
-WHITENED_BY = 4096  # training images at most, evenly spaced
 
 
 @dataclass(frozen=True, kw_only=True)

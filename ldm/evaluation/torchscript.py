@@ -63,6 +63,18 @@ class TorchScript:
         return found_BD.double().cpu()
 
 
+def script_digest(extractor: str) -> str | None:
+    """sha256 of the file that an extractor's name names, as it is now; None: it names none, or the file is gone."""
+    kind, _, setting = extractor.partition(":")
+    return sha256_of(Path(setting)) if kind == "torchscript" and Path(setting).is_file() else None
+
+
+def same_script(extractor: str, said: str) -> bool:
+    """Whether what a result says of an extractor is of the file as it is now; also where that is gone, or where it never was a file's."""
+    digest = script_digest(extractor)
+    return digest is None or digest[:12] in said
+
+
 def _first_line(error: Exception) -> str:
     """What a RuntimeError of TorchScript says at its end; before it stand the places in the code."""
     return [line for line in str(error).splitlines() if line.strip()][-1].strip()

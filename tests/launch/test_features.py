@@ -10,17 +10,20 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from torch import nn
 
 from data_shards.errors import InputError
 from data_shards.folder import write_cube
 from data_shards.packing.pack import pack
 from data_shards.reading.dataset import Dataset
+from launch.cli.display import Terminal
 from launch.run import Run
 from launch.stages import STAGES
+from launch.stages.evaluate import asked, encoder_digest
 from launch.tree import load
 from ldm.checkpoints.store import CheckpointStore
-from ldm.checkpoints.trained import load_feature_encoder
-from ldm.evaluation.features import get_extractor
+from ldm.checkpoints.trained import load_feature_encoder, trained_digest
+from ldm.evaluation.features import EXTRACTORS, get_extractor
 from ldm.training.clock import TIMINGS
 from ldm.training.log import read_log
 from tests.conftest import made_cube
@@ -98,6 +101,41 @@ def test_what_was_probed_stands_beside_it_and_a_rerun_does_nothing(trained: Path
     assert not stage.done(run)
     train(tiny, "whole")
     assert json.loads((trained / "features.json").read_text()) == probed
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_a_network_of_ones_own_that_shall_judge_is_probed_as_the_others_are(
+    trained: Path, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delitem(EXTRACTORS, "efficientnet-lite0")  # it would take most of the time
+    run_folder = shutil.copytree(trained, tmp_path / "run")
+    blind = f"torchscript:{tmp_path / 'blind.pt'}"
+    words = [f"run={run_folder}", f"evaluate={{extractors: [learned, '{blind}']}}"]
+    torch.jit.script(Blind()).save(blind.partition(":")[2])
+    run, stage = Run(load(str(tiny), words)), STAGES["features"]
+    assert not stage.done(run)
+    said = stage.make(run, Terminal())
+    probed = json.loads((run_folder / "features.json").read_text())["spaces"][blind]
+    assert stage.done(run) and "does not tell people apart" in probed["refused"] and any(blind in line for line in said)
+    asked = {"wavelengths_nm": (), "learned": run_folder / "features"}
+    assert get_extractor(blind, run.open(run.dataset).stats, **asked).refused == probed["refused"]
+    torch.jit.script(nn.Sequential(Blind(), nn.Identity())).save(blind.partition(":")[2])
+    assert not stage.done(run), "another network stands there"
+
+
+class Blind(nn.Module):
+    """It sees a pixel of the field of view's rim alone, whosever it is."""
+
+    def forward(self, x_BCHW: torch.Tensor) -> torch.Tensor:
+        grain_B = (x_BCHW[:, 0, 16, 16] * 1.0e6).frac()
+        return torch.stack([grain_B, (grain_B * 777.0).frac()], dim=1)
+
+
+def test_a_training_that_has_not_ended_is_no_judge_yet(trained: Path, tiny: Path) -> None:
+    assert encoder_digest(Run(load(str(tiny), [f"run={trained}"]))) == trained_digest(trained / "features")
+    longer = Run(load(str(tiny), [f"run={trained}", "features.loop.samples=128"]))
+    assert encoder_digest(longer) is None and "learned" not in asked(longer)
+    assert "no learned feature space" in STAGES["evaluate"].cautions(longer)[0]
 
 
 def test_the_learned_extractor_is_that_encoder_by_its_digest(trained: Path, packed: Path) -> None:

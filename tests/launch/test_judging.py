@@ -7,10 +7,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from torch import nn
 
 from data_shards.packing.pack import write_dataset
 from data_shards.reading.dataset import Dataset
+from launch.headline import HEADLINE
+from launch.run import Run, record
+from launch.stages import STAGES
 from launch.stages.evaluate import FrechetOverBaseline, HeldOut, out_of_reach
+from launch.tree import load
 from ldm.evaluation.evaluate import Evaluation
 from ldm.evaluation.evaluation_result import EvaluateConfig
 from ldm.evaluation.frechet import frechet_distance
@@ -67,3 +73,32 @@ def test_a_ratio_that_training_images_themselves_do_not_reach_is_left_out(ratio_
     """Fewer training images than samples come to more, and show nothing."""
     found = out_of_reach(FrechetOverBaseline(ratio_floor=ratio_floor, images=8, people=4, n=8, n_floor=n_floor))
     assert (found is not None) == left_out and (not left_out or "training images come to 0.63" in found)
+
+
+class Means(nn.Module):
+    """A network of one's own, of so much weight."""
+
+    def __init__(self, weight: float) -> None:
+        super().__init__()
+        self.weight = weight
+
+    def forward(self, x_BCHW: torch.Tensor) -> torch.Tensor:
+        return torch.cat([x_BCHW.mean((2, 3)), self.weight * x_BCHW.std((2, 3))], dim=1)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_a_result_by_a_network_that_was_replaced_since_is_made_anew(packed: Path, tmp_path: Path) -> None:
+    file = tmp_path / "net.pt"
+    torch.jit.script(Means(1.0)).save(str(file))
+    names = ["seeded-conv-v1", f"torchscript:{file}"]
+    run = Run(load("demo", [f"run={tmp_path / 'run'}", f"data.dataset={packed}", f"evaluate={{pairs: 4, extractors: {names}}}"]))
+    made = synthetic(run.synthetic, 500, 8)
+    config = EvaluateConfig(extractors=tuple(names), pairs=4)
+    Evaluation(run.open(run.dataset), made, config, run.folder / "evaluate.json").complete()
+    record(run, **{figure.key: 1.0 for figure in HEADLINE})
+    stage = STAGES["evaluate"]
+    assert stage.done(run)
+    torch.jit.script(Means(2.0)).save(str(file))
+    assert not stage.done(run)
+    file.unlink()
+    assert stage.done(run), "what it said stands, and nothing could be made anew"

@@ -10,6 +10,7 @@ import pytest
 
 from data_shards.cube import CubeMeta
 from data_shards.errors import CorruptData
+from ldm.evaluation import probes
 from ldm.evaluation.features import refusal
 from ldm.evaluation.probes import person_probe, worth
 
@@ -79,3 +80,16 @@ def test_a_refusal_holds_for_the_very_network_that_was_probed(tmp_path):
     path.write_text("[]")
     with pytest.raises(CorruptData, match="damaged result of probes"):
         refusal(path, "learned abc")
+
+
+def test_features_that_know_no_side_are_seldom_found_to_know_it(monkeypatch):
+    """Eight images of each eye, alike, and nothing that tells right from left: chance has to take an eye's images as one."""
+    monkeypatch.setattr(probes, "SHUFFLES", 199)
+    rng, found = np.random.default_rng(0), []
+    for _ in range(24):
+        sets = []
+        for count in (24, 8):
+            metas = [SimpleNamespace(subject_id=str(p), eye=eye) for p in range(count) for eye in ("OD", "OS") for _ in range(8)]
+            sets += [rng.normal(size=(2 * count, 8)).repeat(8, 0) + 0.1 * rng.normal(size=(16 * count, 8)), metas]
+        found.append(probes.eye_probe(*sets).p_value <= 0.05)
+    assert sum(found) <= 4

@@ -14,7 +14,7 @@ from data_shards.errors import InputError
 from data_shards.reading.dataset import Dataset
 from ldm.checkpoints.segmenter import Segmenter
 from ldm.evaluation.regions import STRUCTURES
-from ldm.evaluation.segmentation import Segmentation, dice, over_people, pixels
+from ldm.evaluation.segmentation import Segmentation, dice, drawn_without, over_people, pixels
 from ldm.models.inference import FP32
 from ldm.training.segmenter import UNKNOWN
 
@@ -75,6 +75,20 @@ def test_units_of_held_out_people_come_to_one_result(dataset: Dataset, tmp_path:
     assert (result.dataset, result.segmenter) == (dataset.digest, "o" * 64)
     assert result.vein.dice is None and "artery 0." in result.line() and "vein no image has it" in result.line()
     assert Segmentation(dataset, Oracle(), batch=3).complete() == result
+
+
+def test_a_structure_that_is_drawn_where_there_is_none_is_said_though_dice_leaves_that_image_out(dataset: Dataset) -> None:
+    class Generous(Oracle):
+        def __call__(self, stored_BCHW: torch.Tensor, fov_BHW: torch.Tensor) -> torch.Tensor:
+            labels_BHW = super().__call__(stored_BCHW, fov_BHW)
+            labels_BHW[:, 16, 16] = LABELS["vein"]  # no image of the set has one
+            return labels_BHW
+
+    plain, generous = (Segmentation(dataset, labeller).complete() for labeller in (Oracle(), Generous()))
+    assert (plain.vein.drawn_without, generous.vein.drawn_without) == (0.0, 1.0) and generous.vein.images_without == generous.images
+    assert "drawn in 100% of 8 images without it" in generous.line() and "drawn" not in plain.line().split("vein")[1].split(",")[0]
+    assert generous.artery.images_without == generous.images - generous.artery.images
+    assert drawn_without(np.array([3, 0, 5]), np.array([2, 1, 4])) == {"images_without": 0, "drawn_without": None}
 
 
 def test_cubes_of_other_bands_or_scale_are_refused(dataset: Dataset) -> None:
