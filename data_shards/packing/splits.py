@@ -119,7 +119,7 @@ def _check_fillable(name: str, split_of: dict[str, str], fractions: dict[str, fl
             f"split {name!r} would be empty",
             where=f"{len(split_of)} subjects, fractions {fractions}",
             expected="at least one subject in every split (splits are by subject, never by image)",
-            mend="add subjects, or change --splits",
+            mend="add subjects, or change --splits (of a run: data.splits)",
         )
 
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from data_shards.errors import InputError
 from data_shards.reading.dataset import Dataset
 from launch.run import Run
+from launch.stages.features import learned_is_weak
 from launch.stages.outdated import outdated, set_aside
 from launch.stages.stage import check_trained
 from launch.stages.training import Training
@@ -33,6 +34,10 @@ class Diffusion(Training):
 
     def waits_for(self, config: Config) -> tuple[str, ...]:
         return (*self.after, "features") if config.diffusion.alignment else self.after
+
+    def cautions(self, run: Run) -> list[str]:
+        weak = learned_is_weak(run) if run.config.diffusion.alignment else None
+        return [weak] if weak else []
 
     def check(self, run: Run) -> None:
         super().check(run)

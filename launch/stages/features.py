@@ -50,6 +50,15 @@ class Features(Training):
         return [f"no judge of images: {name}: {worth.refused}" for name, worth in probed.spaces.items() if worth.refused]
 
 
+def learned_is_weak(run: Run) -> str | None:
+    """That the probes refused the encoder as a judge, for who trains with its maps; None where they did not."""
+    from ldm.evaluation.probes import Probed
+
+    seen = read_result(probed_path(run), Probed)
+    refused = seen.spaces["learned"].refused if seen and "learned" in seen.spaces else None
+    return f"the maps of the feature encoder enter the loss, and it was refused as a judge: {refused}" if refused else None
+
+
 def probed_path(run: Run) -> Path:
     """Beside the encoder's folder, where its extractor looks."""
     return run.features.with_suffix(".json")

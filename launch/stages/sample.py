@@ -27,6 +27,7 @@ from launch.run import Run, device, read_result
 from launch.stages.stage import Progress, Target, UnitStage, check_trained
 from launch.stages.training import trained
 from launch.work import Display, Phases, make_phases
+from ldm.checkpoints.commit import COMMIT
 
 if TYPE_CHECKING:
     from launch.config import Config
@@ -91,6 +92,14 @@ class Sample(UnitStage):
 
     def check(self, run: Run) -> None:
         check_trained(run, "vqgan", "diffusion")
+        guide = run.config.sample.guide
+        if guide and not any(Path(guide, "checkpoints").glob(f"samples-*/{COMMIT}")):
+            raise InputError(
+                "no trained denoiser to be led away from",
+                where=guide,
+                expected="sample.guide=runs/NAME/diffusion, the folder of a training",
+                mend="sample.guide= for none",
+            )
 
     def done(self, run: Run) -> bool:
         from ldm.checkpoints.trained import trained_digest

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from launch.run import Run
+from launch.stages.features import learned_is_weak
 from launch.stages.stage import check_trained
 from launch.stages.training import Training
 
@@ -25,8 +26,10 @@ class VQGAN(Training):
     def cautions(self, run: Run) -> list[str]:
         from data_shards.reading.fields_of_view import unlike
 
-        different = unlike(run.open(run.dataset), "train")
-        return [different] if different else []
+        said = [unlike(run.open(run.dataset), "train")]
+        if run.config.vqgan.loss.perceptual:
+            said.append(learned_is_weak(run))
+        return [line for line in said if line]
 
     def builder(self, run: Run) -> Callable[..., Any]:
         from launch.build import vqgan_trainer

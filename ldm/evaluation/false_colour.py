@@ -87,12 +87,17 @@ def triplet(setting: str, wavelengths_nm: Sequence[float], count: int) -> tuple[
     known = np.asarray(wavelengths_nm, float)
     have = f"one of {', '.join(f'{nm:g}' for nm in known)} nm" if len(known) else "cubes whose wavelengths are known"
     if len(wanted_nm) != 3:
-        raise InputError(f"efficientnet-lite0:{setting}", expected=f"three wavelengths in nm, such as 640,555,465, each {have}")
+        raise InputError(
+            f"{setting!r} of efficientnet-lite0:{setting}", expected=f"three wavelengths in nm, such as 640,555,465, each {have}"
+        )
     distance_3C = np.abs(np.asarray(wanted_nm)[:, None] - known[None])
     if len(known) and (distance_3C.min(1) <= NEAR_NM).all():
         return tuple(distance_3C.argmin(1).tolist())
     if words:
-        raise InputError(f"efficientnet-lite0:{setting}", expected=f"each within {NEAR_NM:g} nm of {have}")
+        far = [f"{nm:g}" for nm, near in zip(wanted_nm, distance_3C.min(1), strict=True) if near > NEAR_NM] if len(known) else words
+        raise InputError(
+            f"no band near {', '.join(far)} nm for efficientnet-lite0:{setting}", expected=f"each within {NEAR_NM:g} nm of {have}"
+        )
     return (0, count // 2, count - 1)
 
 

@@ -14,6 +14,7 @@ import torch
 from data_shards.errors import InputError, nearest, without_credentials
 from data_shards.reading.dataset import Dataset
 from data_shards.reading.fields_of_view import common_fov as common_fov
+from data_shards.reading.order import hash64
 from ldm.evaluation.intervals import LEAST_PEOPLE
 from ldm.normalise import within
 
@@ -84,8 +85,14 @@ def reflectance(dataset: Dataset, cubes_BCHW: torch.Tensor, device: str, fov_HW:
 
 
 def evenly(count: int, limit: int | None) -> np.ndarray:
-    """All positions, or `limit` of them evenly spaced: the first ones would be the images of a few people."""
-    return np.arange(count) if limit is None or limit >= count else np.arange(limit) * count // limit
+    """All positions, or `limit` of them, one at a drawn place in each of so many even stretches.
+
+    The first ones would be the images of a few people, and at even steps all might be right eyes.
+    """
+    if limit is None or limit >= count:
+        return np.arange(count)
+    edge = np.arange(limit + 1) * count // limit
+    return edge[:-1] + (hash64(count, np.arange(limit)) % np.diff(edge).astype(np.uint64)).astype(np.int64)
 
 
 def check_comparable(real: Dataset, synthetic: Dataset) -> str:

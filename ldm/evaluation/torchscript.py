@@ -44,7 +44,12 @@ class TorchScript:
         mean_BCHW = torch.tensor(stats.mean_C, dtype=torch.float32)[None, :, None, None].expand(2, -1, TRIED_SIDE, TRIED_SIDE)
         tried_BD = self(mean_BCHW.contiguous())
         if not tried_BD.isfinite().all():
-            raise InputError("features that are not finite, of the mean spectrum", where=self.path, expected="finite numbers")
+            raise InputError(
+                "features that are not finite, of images that are the mean spectrum everywhere",
+                where=self.path,
+                expected="finite numbers",
+                mend="another network, or leave this --extractor out",
+            )
         self.dimension = tried_BD.shape[1]
         self.name = f"torchscript {self.path.name} {self.digest[:12]}, bands {len(stats.mean_C)}, d={self.dimension}"
 
@@ -55,7 +60,9 @@ class TorchScript:
             found_BD = self.net(reflectance_BCHW.to(self.device).float())
         except RuntimeError as error:
             raise InputError(
-                f"it fails on {given}: {_first_line(error)}", where=self.path, expected="features of cubes of any size"
+                f"it fails on {given}: {_first_line(error)}",
+                where=self.path,
+                expected=f"features of cubes of any size; {TRIED_SIDE} pixels are tried first",
             ) from error
         shape = tuple(found_BD.shape) if isinstance(found_BD, torch.Tensor) else type(found_BD).__name__
         if not (isinstance(shape, tuple) and len(shape) == 2 and shape[0] == len(reflectance_BCHW) and shape[1]):

@@ -136,6 +136,8 @@ class Generator:
         if self.denoiser.inference != self.autoencoder.inference:
             raise InputError(f"a denoiser in {self.denoiser.inference}", expected=f"{self.autoencoder.inference}, as the autoencoder")
         scheduler_for(self.sampler, self.denoiser.objective.target)  # refuses
+        if self.guide and self.guide.digest == self.denoiser.digest:
+            raise InputError("a denoiser that is its own guide", expected="a worse one of the same latents", mend="sample.guide= for none")
         if self.guide and (self.guide.autoencoder, self.guide.objective.target) != (
             self.denoiser.autoencoder,
             self.denoiser.objective.target,
@@ -143,7 +145,7 @@ class Generator:
             raise InputError(
                 f"a guide of {self.guide.objective.target!r} on the latents of {self.guide.autoencoder[:12]}",
                 expected=f"{self.denoiser.objective.target!r} on those of {self.denoiser.autoencoder[:12]}, as the denoiser that it guides",
-                mend="sample.guide= (none)",
+                mend="sample.guide= for none",
             )
         if self.payload == "codes":
             check_codes(quantise=self.quantise, codes=len(self.autoencoder.codebook.codes_KD))

@@ -23,7 +23,15 @@ def packed_from(folder, cubes, splits):
 
 def test_evenly_spreads_and_never_repeats():
     assert evenly(5, None).tolist() == evenly(5, 9).tolist() == [0, 1, 2, 3, 4]
-    assert evenly(10, 4).tolist() == [0, 2, 5, 7]
+    for count, limit in ((10, 4), (48, 24), (3, 2), (4096, 4095)):
+        low, high = np.arange(limit) * count // limit, np.arange(1, limit + 1) * count // limit
+        assert ((low <= evenly(count, limit)) & (evenly(count, limit) < high)).all()
+    assert evenly(48, 24).tolist() == evenly(48, 24).tolist()
+
+
+def test_every_second_image_is_not_every_right_eye():
+    """Keys of right and left eyes take turns."""
+    assert 0.3 < (evenly(200, 100) % 2).mean() < 0.7
 
 
 def people_of(parts):
