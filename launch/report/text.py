@@ -51,7 +51,7 @@ def build_text(run: Run) -> str:
         for name, descriptor in audit.descriptors.items():
             console.print(Text(f"copies ({name}): {descriptor.verdict}"))
     page = run.folder / "report.html"
-    console.print(Text(f"as a page: {page}" if page.exists() else "as a page: retinaforge report, which was not asked for yet"), soft_wrap=True)
+    console.print(Text(f"as a page: {page}" if page.exists() else "as a page: not written yet"), soft_wrap=True)
     return "\n".join(line.rstrip() for line in console.file.getvalue().splitlines())
 
 
