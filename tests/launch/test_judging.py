@@ -20,7 +20,7 @@ from launch.tree import load
 from ldm.evaluation.evaluate import Evaluation
 from ldm.evaluation.evaluation_result import EvaluateConfig
 from ldm.evaluation.frechet import frechet_distance
-from ldm.evaluation.sets import Part
+from ldm.evaluation.sets import Part, evenly
 from ldm.evaluation.whitening import whitening
 from tests.conftest import made_cube
 
@@ -47,7 +47,7 @@ def test_the_ratio_is_measured_against_all_people_held_out_and_never_against_the
 
     held_out_ND = np.concatenate([features(real, split, np.arange(4)) for split in ("val", "test")])
     baseline = frechet_distance(held_out_ND, features(sets["gaussian_latents"], "synthetic", np.arange(8)))
-    samples = frechet_distance(held_out_ND, features(sets["samples"], "synthetic", np.arange(8) * 12 // 8))
+    samples = frechet_distance(held_out_ND, features(sets["samples"], "synthetic", evenly(12, 8)))
     assert found.ratio == pytest.approx(samples / baseline)
 
 

@@ -390,7 +390,7 @@ def test_the_indices_of_a_long_array_are_told_in_time():
 
 
 def test_a_stage_of_a_pipeline_that_nobody_knows_of_is_not_doubled(site, tmp_path):
-    wanted = {"vqgan": SimpleNamespace(folder=tmp_path / "vqgan"), "encode": SimpleNamespace(folder=tmp_path / "encode")}
+    wanted = {stage: SimpleNamespace(folder=tmp_path / stage, config=None) for stage in ("vqgan", "encode")}
     for stage, number in (("vqgan", 7), ("encode", 8)):
         wanted[stage].folder.mkdir()
         record = submitted(number, stage, token=f"{number}f" * 16, folder=str(wanted[stage].folder))
@@ -406,7 +406,7 @@ def test_of_two_who_submit_a_pipeline_at_once_the_second_writes_and_sends_nothin
         (site.folder / program).write_text("#!/bin/sh\nexit 1\n")
         (site.folder / program).chmod(0o755)
     monkeypatch.setattr("slurm.offers.offers", lambda: None)
-    job = SimpleNamespace(folder=tmp_path / "eyes" / "vqgan", check=lambda: None, check_on=lambda _: None)
+    job = SimpleNamespace(folder=tmp_path / "eyes" / "vqgan", check=lambda: None, check_on=lambda _: None, config=None)
     kept: list[int] = []
     with claimed(tmp_path / "eyes" / ".submit", "submitting"), pytest.raises(TryAgain, match="submitting this pipeline"):
         submit_all({"vqgan": job}, lambda: kept.append(1), False, tmp_path / "eyes")

@@ -90,7 +90,7 @@ def test_the_shards_of_a_part_give_its_images_in_order(dataset, limit):
     assert [key for batch in batches for key in batch.keys] == [keys[i] for i in part.sample_N]
     assert batches[0].fov_BHW is not None and batches[0].labels_BHW is not None
     first = reflectance(dataset, batches[0].cubes_BCHW, "cpu")[0].numpy()
-    np.testing.assert_allclose(first, dataset.cube("train", 0).data_CHW / 4095, rtol=1e-5)
+    np.testing.assert_allclose(first, dataset.cube("train", int(part.sample_N[0])).data_CHW / 4095, rtol=1e-5)
 
 
 def test_common_field_of_view(dataset, tmp_path):
