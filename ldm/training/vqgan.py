@@ -28,6 +28,7 @@ from ldm.schedules import OptimizerConfig, learning_rate
 from ldm.training.config import EMAConfig, VQGANLossConfig
 from ldm.training.ema import EMA, decay_at, in_place
 from ldm.training.engine import Engine
+from ldm.training.equivariance import movement
 from ldm.training.losses import (
     adaptive_weight,
     feature_matching,
@@ -40,7 +41,6 @@ from ldm.training.losses import (
 from ldm.training.monitor import SpectralMonitor
 from ldm.training.reseeding import Reseeding
 
-LEAST_SCALE = 0.25  # of moved latents (Kouzelis et al. 2025, section 4)
 PENALTY_SIGMA = 0.1
 """Deviation of the noise of the R1 penalty, in deviations of a band (Lin et al. 2025 have 0.01 on pixels of [-1, 1])."""
 
@@ -202,22 +202,9 @@ class VQGANTrainer:
         return loss, [feature.detach()[: len(x_BCHW)] for feature in features], terms
 
     def _moved(self, batch: Batch, samples: int) -> Callable[..., Tensor] | None:
-        """What this step does to latents and, with a factor, to their cubes: one scale for all, turns by sample; None where it does
-        nothing."""
-        drawn, scale = hash64(self.seed, samples, 0, np.array([0x65717661, 0x73636C65])) / 2.0**64
-        if drawn >= self.config.equivariance:
-            return None
-        turn_B = hash64(self.seed, batch.sample_B, batch.epoch_B, 0x7475726E)
+        """What this step does to latents and, with a factor, to their cubes; None where it does nothing."""
         least = -(-self.plain_discriminator.config.least_pixels // self.module.config.compression) if self.config.gan else 1
-
-        def moved(maps_BDHW: Tensor, factor: int = 1) -> Tensor:
-            sides = [side // factor for side in maps_BDHW.shape[-2:]]  # in latents
-            size = [factor * min(side, max(least, round(side * (LEAST_SCALE + (1 - LEAST_SCALE) * scale)))) for side in sides]
-            quarters = 1 if sides[0] == sides[1] else 2
-            turned = [torch.rot90(x, int(turn) * quarters, (-2, -1)) for x, turn in zip(maps_BDHW, turn_B % 4, strict=True)]
-            return F.interpolate(torch.stack(turned).float(), size=size, mode="bilinear", antialias=True)
-
-        return moved
+        return movement(self.seed, batch, samples, share=self.config.equivariance, least=least)
 
     def _prepared(self, batch: Batch) -> tuple[Tensor, Tensor | None]:
         """Normalised, perhaps mirrored cubes and field of view, on the device."""
