@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from rounds import arguments, finish, row
 
-from ldm.evaluation.neighbours import nearest_neighbours
+from ldm.search import nearest_neighbours
 
 K = 1
 

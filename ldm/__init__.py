@@ -23,9 +23,9 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
+    from ldm.authenticity.audit import AuditConfig, audit
     from ldm.checkpoints.segmenter import Segmenter, load_segmenter
     from ldm.checkpoints.trained import Autoencoder, Denoiser, load_autoencoder, load_denoiser
-    from ldm.evaluation.audit import AuditConfig, audit
     from ldm.evaluation.evaluate import evaluate
     from ldm.evaluation.evaluation_result import EvaluateConfig
     from ldm.generation.decode import DecodedDataset

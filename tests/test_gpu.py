@@ -21,7 +21,6 @@ from data_shards.reading.dataset import Dataset
 from data_shards.reading.stream import CubeStream
 from data_shards.shards.codecs import Encoding
 from ldm.comm import Alone
-from ldm.evaluation.neighbours import nearest_neighbours
 from ldm.generation import images
 from ldm.generation.decode import DecodedDataset, DecodedSet
 from ldm.generation.generate import generate_set
@@ -32,6 +31,7 @@ from ldm.models.config import InferenceConfig
 from ldm.models.inference import ready
 from ldm.models.noise import SAMPLES, normal_at
 from ldm.models.striped import decode_in_stripes
+from ldm.search import nearest_neighbours
 from ldm.training.log import read_log
 from tests.conftest import made_cube
 from tests.ldm.generation.test_decode import autoencoder_of, generator

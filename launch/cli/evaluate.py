@@ -19,7 +19,7 @@ from launch.cli.stages import make
 from launch.cli.units import made
 
 if TYPE_CHECKING:
-    from ldm.evaluation.audit_result import ClosestPair
+    from ldm.authenticity.audit_result import ClosestPair
     from ldm.evaluation.tables import Row
 
 OfRun = Annotated[
@@ -106,8 +106,8 @@ def audit(
         return
     real, synthetic = _sets(real, synthetic)
     from data_shards.reading.dataset import Dataset
-    from ldm.evaluation.audit import Audit, AuditConfig
-    from ldm.evaluation.tables import rows_of_audit
+    from ldm.authenticity.audit import Audit, AuditConfig
+    from ldm.authenticity.tables import rows_of_audit
 
     config = AuditConfig(train=train, against=against, limit=limit, closest=closest, backend=backend, device=checked_device(device))
     units = Audit(Dataset(place_of(real)), Dataset(place_of(synthetic)), config, out)

@@ -173,7 +173,7 @@ def origin(source: dict[str, Any]) -> Iterator[str]:
 
 def measured(run: Run, manifest: Manifest) -> Iterator[str]:
     """The headline figures with what is to be said of them, and the verdicts of the audit."""
-    from ldm.evaluation.audit import AuditResult
+    from ldm.authenticity.audit import AuditResult
     from ldm.evaluation.evaluation_result import EvaluationResult
 
     evaluated = read_result(run.folder / "evaluate.json", EvaluationResult)

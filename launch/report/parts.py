@@ -268,8 +268,8 @@ def metric_part(of: Report) -> dict[str, Any] | None:
 
 def audit_part(of: Report) -> dict[str, Any] | None:
     """None: of an earlier version."""
-    from ldm.evaluation.audit import AuditResult
-    from ldm.evaluation.tables import rows_of_audit
+    from ldm.authenticity.audit import AuditResult
+    from ldm.authenticity.tables import rows_of_audit
 
     result = read_result(of.run.folder / "audit.json", AuditResult)
     if result is None:

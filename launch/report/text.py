@@ -19,7 +19,7 @@ COLUMNS = 80
 
 def build_text(run: Run) -> str:
     """Headline, measures beside their floors, what the audit says, and where the HTML lies."""
-    from ldm.evaluation.audit import AuditResult
+    from ldm.authenticity.audit import AuditResult
     from ldm.evaluation.evaluation_result import EvaluationResult
     from ldm.evaluation.reconstruction import ReconstructionResult
 

@@ -19,7 +19,7 @@ class Audit(MeasuredStage):
 
     def done(self, run: Run) -> bool:
         """It has seen the present sets, and as this version judges."""
-        from ldm.evaluation.audit import AuditResult
+        from ldm.authenticity.audit import AuditResult
 
         seen = read_result(run.folder / "audit.json", AuditResult)
         if seen is None or not (run.synthetic / NAME).exists():
@@ -27,7 +27,7 @@ class Audit(MeasuredStage):
         return (seen.train.digest, seen.synthetic.digest) == (run.open(run.dataset).digest, Dataset(run.synthetic).digest)
 
     def phases(self, run: Run) -> Phases:
-        from ldm.evaluation import audit
+        from ldm.authenticity import audit
 
         if not self.done(run):
             real = run.open(run.dataset)

@@ -13,8 +13,8 @@ from safetensors.numpy import load_file
 
 from ldm.evaluation.features import Extractor
 from ldm.evaluation.measurements import by_shard
-from ldm.evaluation.neighbours import nearest_neighbours
 from ldm.evaluation.sets import Part, reflectance
+from ldm.search import nearest_neighbours
 
 NEIGHBOURS = 5
 LEAST_MAPPED = 12

@@ -12,8 +12,8 @@ import torch
 from data_shards import durable
 from launch.run import read_result
 from launch.stages.evaluate import FrechetOverBaseline
-from ldm.evaluation import audit_result as of_audit
-from ldm.evaluation.audit import AuditConfig, AuditResult
+from ldm.authenticity import audit_result as of_audit
+from ldm.authenticity.audit import AuditConfig, AuditResult
 from ldm.evaluation.evaluation_result import EvaluateConfig, EvaluationResult
 from ldm.evaluation.health import Health, Moments, Wanted, health_of
 from ldm.evaluation.mean_spectra import MeanSpectrumDistance

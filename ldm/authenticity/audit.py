@@ -1,8 +1,8 @@
 """Search a synthetic set for copies of its training images, with the distances between real people as the yardstick.
 
 What it can show: that an image, or its mirror image, is a training image, and that more images lie nearer to training images than any
-held-out person does than chance puts there (ldm/evaluation/chance.py). Nobody is named without one of the two. What it cannot show: that a
-set is safe. Sets that pass distance tests still leak membership (Yao et al. 2025, arXiv:2505.01524).
+held-out person does than chance puts there (ldm/authenticity/chance.py). Nobody is named without one of the two. What it cannot show:
+that a set is safe. Sets that pass distance tests still leak membership (Yao et al. 2025, arXiv:2505.01524).
 
 Legend: N query, M reference, K neighbour, D dimension, B batch, C band, H W pixels.
 """
@@ -18,11 +18,11 @@ import numpy as np
 
 from data_shards.errors import InputError, nearest
 from data_shards.reading.dataset import Dataset
-from ldm.evaluation.audit_figures import descriptor_figures
-from ldm.evaluation.audit_result import DescriptorFigures
+from ldm.authenticity.audit_figures import descriptor_figures
+from ldm.authenticity.audit_result import DescriptorFigures
+from ldm.authenticity.descriptors import DESCRIPTORS, Nearest, mirrored, nearest_of
 from ldm.evaluation.features import standardise
 from ldm.evaluation.measurements import Arrays, ImageMeasurements, Piece, beside, requested, written
-from ldm.evaluation.neighbours import DESCRIPTORS, Nearest, mirrored, nearest_of
 from ldm.evaluation.sets import Images, ImagesOfPeople, Part, Watch, check_comparable, reflectance
 
 FORMAT = "retinaforge-audit-2"  # a new field of the result has a default, or the format another number

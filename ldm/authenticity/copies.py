@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from ldm.evaluation.chance import Chance, chance
+from ldm.authenticity.chance import Chance, chance
 
 EXACT_SHARE = 1e-3  # of the median distance between real people: nearer, an image is the training image but for rounding
 DOUBLE_SHARE = 1e-2  # of the same: two real images that are nearer are one picture under two names, saved again perhaps

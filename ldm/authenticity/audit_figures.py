@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ldm.evaluation.audit_result import (
+from ldm.authenticity.audit_result import (
     AlikePair,
     ByPatient,
     ClosestPair,
@@ -22,12 +22,12 @@ from ldm.evaluation.audit_result import (
     Quantiles,
     RepeatedPair,
 )
-from ldm.evaluation.copies import EXACT_SHARE, Judged, judged, verdict
-from ldm.evaluation.neighbours import DESCRIPTORS, Nearest
+from ldm.authenticity.copies import EXACT_SHARE, Judged, judged, verdict
+from ldm.authenticity.descriptors import DESCRIPTORS, Nearest
 from ldm.evaluation.sets import Part
 
 if TYPE_CHECKING:
-    from ldm.evaluation.audit import Audit
+    from ldm.authenticity.audit import Audit
 
 LEVEL = 0.05  # of the whole audit: how often an honest set may be accused; the descriptors share it
 

@@ -2,11 +2,10 @@
 
 import numpy as np
 import pytest
-import torch
 
 from data_shards.errors import InputError
-from ldm.evaluation import neighbours
-from ldm.evaluation.neighbours import nearest_neighbours
+from ldm import search
+from ldm.search import nearest_neighbours
 
 both = pytest.mark.parametrize("backend", ["faiss", "torch"])
 
@@ -53,7 +52,7 @@ def test_the_nearest_among_many_that_float32_cannot_tell_apart(backend):
 
 
 def test_even_more_of_them_than_the_largest_list_of_candidates(monkeypatch):
-    monkeypatch.setattr(neighbours, "MOST_CANDIDATES", 16)
+    monkeypatch.setattr(search, "MOST_CANDIDATES", 16)
     rng = np.random.default_rng(3)
     reference = 5 + rng.normal(0, 1e-6, (200, 32))
     reference[0] = -5
@@ -76,7 +75,7 @@ def test_equal_ones_come_in_the_order_of_the_reference(backend):
 def test_the_torch_tiles_meet_at_their_borders():
     rng = np.random.default_rng(4)
     query, reference = rng.normal(size=(33, 8)).astype(np.float32), rng.normal(size=(101, 8)).astype(np.float32)
-    rough, index = neighbours._torch_top(query, reference, 6, rows=10, columns=17)
+    rough, index = search._torch_top(query, reference, 6, rows=10, columns=17)
     np.testing.assert_array_equal(index, brute(query, reference, 6)[1])
     np.testing.assert_allclose(rough, brute(query, reference, 6)[0] ** 2, rtol=1e-4, atol=1e-5)
 
@@ -95,28 +94,3 @@ def test_the_torch_tiles_meet_at_their_borders():
 def test_refusals(query, reference, options):
     with pytest.raises(InputError):
         nearest_neighbours(query, reference, **options)
-
-
-def test_pooled_distance_is_the_rms_of_area_means():
-    x = torch.randn(2, 16, 96, 96, generator=torch.Generator().manual_seed(0))
-    d = neighbours.pooled_descriptor(x)
-    assert d.shape == (2, 4096)
-    means = x.view(2, 16, 16, 6, 16, 6).mean((3, 5))
-    assert (d[0] - d[1]).norm().item() == pytest.approx(((means[0] - means[1]) ** 2).mean().sqrt().item(), rel=1e-5)
-    assert [neighbours.grid_side(c) for c in (1, 3, 16, 198, 1000)] == [32, 32, 16, 4, 4]
-
-
-def test_contrast_is_blind_to_gain_and_band_offsets():
-    x = torch.randn(1, 16, 48, 48, generator=torch.Generator().manual_seed(0))
-    brighter = 1.7 * x + torch.linspace(-1, 1, 16).view(1, 16, 1, 1)
-    assert (neighbours.contrast_descriptor(x) - neighbours.contrast_descriptor(brighter)).norm() < 1e-5
-    assert (neighbours.pooled_descriptor(x) - neighbours.pooled_descriptor(brighter)).norm() > 0.3
-    assert neighbours.contrast_descriptor(torch.ones(1, 2, 8, 8)).abs().max() == 0
-
-
-@pytest.mark.parametrize("descriptor", neighbours.DESCRIPTORS.values())
-def test_descriptors_mirror_with_the_image(descriptor):
-    """So that asking for the mirrored image finds a mirrored copy, at sizes that the grid does not divide too."""
-    x = torch.randn(1, 3, 45, 50, generator=torch.Generator().manual_seed(0))
-    side = neighbours.grid_side(3)
-    torch.testing.assert_close(descriptor(x.flip(-1)).view(3, side, side), descriptor(x).view(3, side, side).flip(-1))

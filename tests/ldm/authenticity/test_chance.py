@@ -7,9 +7,9 @@ from math import comb
 import numpy as np
 import pytest
 
-from ldm.evaluation.chance import chance
-from ldm.evaluation.copies import judged
-from ldm.evaluation.neighbours import nearest_of
+from ldm.authenticity.chance import chance
+from ldm.authenticity.copies import judged
+from ldm.authenticity.descriptors import nearest_of
 
 LEVEL = 0.05
 

@@ -14,10 +14,10 @@ from data_shards.packing.pack import pack
 from data_shards.reading.dataset import Dataset
 from launch.cli import app
 from launch.run import read_result
-from ldm.evaluation import audit as audit_module
-from ldm.evaluation.audit import AuditConfig, AuditResult, audit
-from ldm.evaluation.neighbours import nearest_of
-from ldm.evaluation.tables import rows_of_audit
+from ldm.authenticity import audit as audit_module
+from ldm.authenticity.audit import AuditConfig, AuditResult, audit
+from ldm.authenticity.descriptors import nearest_of
+from ldm.authenticity.tables import rows_of_audit
 from tests.conftest import made_cube
 
 COPIES = {"noisy": 3, "mirrored": 10, "brighter": 21, "rolled": 30, **{f"noisy{i}": i for i in (4, 5, 6, 7, 8, 9)}}

@@ -50,7 +50,7 @@ class Flagged:
 
     Attributes:
         below_min: how many.
-        expected, p_value, telling, at_least: what chance makes of that number: ldm/evaluation/chance.py.
+        expected, p_value, telling, at_least: what chance makes of that number: ldm/authenticity/chance.py.
         level: of one descriptor: how often an honest set may be accused.
         people: whose distances the floor's are.
         exact: images that are training images, but for rounding.
