@@ -1,8 +1,10 @@
-"""The form of what an audit says of one descriptor: distances beside those between real people, copies, repeats, and whom they concern."""
+"""The form of what an audit says: of each feature space the distances, the verdicts, and whom they concern."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+
+from ldm.authenticity.verdicts import CloserToTraining, CopyRate, DataCopying, Repeats, Share
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -14,6 +16,21 @@ class Quantiles:
     p5: float
     median: float
     max: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Histogram:
+    """How many nearest distances lie between two of the edges.
+
+    Attributes:
+        edges: one more than there are counts.
+        synthetic, held_out, training: of synthetic images, of people held out, and of training people to one another.
+    """
+
+    edges: tuple[float, ...]
+    synthetic: tuple[int, ...]
+    held_out: tuple[int, ...]
+    training: tuple[int, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,12 +49,12 @@ class RepeatedPair(AlikePair):
 
 
 @dataclass(frozen=True, kw_only=True)
-class FloorDoubles:
-    """The floor's images that are pictures of the training set under another name, left out of the floor.
+class Doubles:
+    """Real images that are one picture under two names and two people, left out of every yardstick.
 
     Attributes:
         images: how many.
-        pairs: the closest of them, each with its training image.
+        pairs: the closest of them.
     """
 
     images: int
@@ -46,50 +63,23 @@ class FloorDoubles:
 
 @dataclass(frozen=True, kw_only=True)
 class Flagged:
-    """Synthetic images nearer to training images than any of the floor's. Without a floor all but level, people, exact and images is None.
+    """Images that are taken for copies; of an honest set, with a probability of 1 - `level`, none.
 
     Attributes:
-        below_min: how many.
-        expected, p_value, telling, at_least: what chance makes of that number: ldm/authenticity/chance.py.
-        level: of one descriptor: how often an honest set may be accused.
-        people: whose distances the floor's are.
-        exact: images that are training images, but for rounding.
-        images: flagged in all.
-        share_below_p1: share within the nearest 1 % of the floor's distances.
-        floor_share_below_p1: of the floor's own images; it differs from 0.01 where the floor is small.
+        images: flagged in all, for one of the reasons that follow.
+        exact: training images, but for rounding.
+        near: so near, for how the next people lie, that it is no chance (ldm/authenticity/ratio.py).
+        beyond_chance: the nearest of those below the threshold, as many as chance does not explain.
+        level: how often this space may flag anything of an honest set.
+        dimension: m, of which the p-values of `near` are; None: they could not be had.
     """
 
-    below_min: int | None
-    expected: float | None = None
-    p_value: float | None = None
-    telling: int | None = None
-    at_least: int | None = None
-    level: float
-    people: int
-    exact: int
     images: int
-    share_below_p1: float | None
-    floor_share_below_p1: float | None
-
-
-@dataclass(frozen=True, kw_only=True)
-class Duplicates:
-    """Synthetic images nearer to another synthetic image than the floor's least distance: a generator that repeats itself.
-
-    Attributes:
-        images, share: how many, and of all; None without a floor.
-        exact: images that are another one, but for rounding.
-        expected: images that an honest set has there, about.
-        closest: the closest pairs.
-        distances: of each image to the nearest other one; None of a single image.
-    """
-
-    share: float | None = None
-    images: int | None = 0
-    exact: int = 0
-    expected: float | None = None
-    closest: tuple[RepeatedPair, ...] = ()
-    distances: Quantiles | None = None
+    exact: int
+    near: int
+    beyond_chance: int
+    level: float
+    dimension: float | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,7 +122,8 @@ class ClosestPair:
     Attributes:
         synthetic_index, train_index: places of the images in their splits.
         train_key, subject: whose image it is; None where the pair is not flagged.
-        of_floor_median: the distance over the floor's median; None without a floor.
+        of_real_median: the distance over the median of real people's; None without any.
+        p_value: that an honest image lies as near, of ranks among people held out; None without any.
         mirrored: nearest to the mirror image.
         exact: the training image, but for rounding.
     """
@@ -143,35 +134,48 @@ class ClosestPair:
     train_index: int
     subject: str | None
     distance: float
-    of_floor_median: float | None
+    of_real_median: float | None
+    p_value: float | None
     mirrored: bool
     exact: bool
     flagged: bool
 
 
 @dataclass(frozen=True, kw_only=True)
-class DescriptorFigures:
-    """What one descriptor says. Distances are root mean squares over the D numbers of a descriptor.
+class SpaceVerdicts:
+    """What the distances of one feature space say.
 
     Attributes:
-        dimension: D.
-        synthetic_to_train: nearest distances of the synthetic images.
-        floor_to_train: those of the floor's, a person's own images not counted; None where there is one person alone.
-        verdict: `flagged` in words.
-        share_nearer_than_real: synthetic images nearer to their training image than that one is to any training image of
-            another person (after AuthPct, Alaa et al. 2022, §3.3, with people in place of images).
-        floor_share_nearer_than_real: the same among the floor's images; None without a floor.
-        closest: the closest pairs.
+        space: what gives the features, with seed or digest.
+        d: dimensions.
+        yardstick: whose distances are the yardstick, in words.
+        synthetic_to_train, real_to_train: nearest distances of the synthetic images, and of the yardstick's to other people; None of none.
+        doubles: real images that are there twice.
+        flagged: images taken for copies.
+        copies: how many lie nearer than people held out do.
+        ratio: the same of distances over those to the next people.
+        nearer_than_real: images nearer to a training image than that one is to any of another person.
+        closer_to_training: whether training people are nearest more often than people held out.
+        data_copying: C_T.
+        repeats: the set beside itself; repeated: its closest pairs.
+        verdict: all that in words.
     """
 
-    dimension: int
+    space: str
+    d: int
+    yardstick: str
     synthetic_to_train: Quantiles
-    floor_to_train: Quantiles | None
-    floor_doubles: FloorDoubles
+    real_to_train: Quantiles | None
+    histogram: Histogram
+    doubles: Doubles
     flagged: Flagged
-    verdict: str
-    share_nearer_than_real: float
-    floor_share_nearer_than_real: float | None
-    duplicates: Duplicates
+    copies: CopyRate
+    ratio: CopyRate
+    nearer_than_real: Share
+    closer_to_training: CloserToTraining
+    data_copying: DataCopying
+    repeats: Repeats
+    repeated: tuple[RepeatedPair, ...]
     by_patient: ByPatient
     closest: tuple[ClosestPair, ...]
+    verdict: tuple[str, ...]

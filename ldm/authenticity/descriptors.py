@@ -1,63 +1,50 @@
-"""What 'near' means in an audit: descriptors of images, and the nearest of them.
+"""The spaces that copies are looked for in: what of an image is compared, and what its mirror image's is.
 
-Legend: N query, M reference, K neighbour, D dimension, B batch, C band, H W pixels.
+To add a space: a class with the attributes of `Space`, and a line in SPACES. Every extractor of ldm/evaluation/features.py is one by its
+name already, in units of how training images differ.
+
+Legend: B batch, N image, C band, H W pixels, D dimension.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 
-from ldm.search import nearest_neighbours
+from data_shards.errors import InputError, nearest
+from data_shards.manifest import BandStats
+from data_shards.reading.dataset import Dataset
+from ldm.evaluation.features import EXTRACTORS, Extractor, get_extractor, standardise
+
+Views = tuple[np.ndarray, np.ndarray]
+"""Descriptors (N, D) of images as they are, and mirrored left to right."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Nearest:
-    """The nearest reference image of each query, over the query as it is and mirrored."""
-
-    distance_N: np.ndarray
-    index_N: np.ndarray
-    mirrored_N: np.ndarray
-
-
-def nearest_of(
-    query_ND: np.ndarray,
-    mirrored_ND: np.ndarray,
-    reference_MD: np.ndarray,
-    backend: str,
-    *,
-    not_in: tuple[np.ndarray, np.ndarray] | None = None,
-) -> Nearest:
-    """Nearest reference image of each query.
-
-    Args:
-        query_ND, mirrored_ND: the queries as they are, and mirrored left to right.
-        not_in: groups (N,) and (M,): a reference of the query's own group does not count (the person's other images;
-            the image itself). A query with no reference of another group has distance infinity and index -1.
+class Space(Protocol):
     """
-    k = 1 if not_in is None else int(np.unique(not_in[1], return_counts=True)[1].max()) + 1
-    k = min(k, len(reference_MD))
-    best: list[tuple[np.ndarray, np.ndarray]] = []
-    for view_ND in (query_ND, mirrored_ND):
-        distance_NK, index_NK = nearest_neighbours(view_ND, reference_MD, k, backend=backend)
-        if not_in is not None:
-            distance_NK[not_in[1][index_NK] == not_in[0][:, None]] = np.inf
-        first_N = distance_NK.argmin(1)[:, None]
-        best.append((np.take_along_axis(distance_NK, first_N, 1)[:, 0], np.take_along_axis(index_NK, first_N, 1)[:, 0]))
-    (plain_N, plain_index_N), (mirrored_N, mirrored_index_N) = best
-    turned_N = mirrored_N < plain_N
-    distance_N = np.where(turned_N, mirrored_N, plain_N)
-    index_N = np.where(np.isinf(distance_N), -1, np.where(turned_N, mirrored_index_N, plain_index_N))
-    return Nearest(distance_N=distance_N, index_N=index_N, mirrored_N=turned_N)
+    Attributes:
+        name: says what it is, seed or digest of weights included.
+        dimension: D.
+        whitened: whether distances are taken in units of how training images differ.
+    """
+
+    name: str
+    dimension: int
+    whitened: bool
+
+    def views(self, reflectance_BCHW: torch.Tensor) -> Views:
+        """Of cubes in reflectance on any device; float32, on the CPU."""
+        ...
 
 
 def grid_side(bands: int, most: int = 4096) -> int:
-    """Cells a side of the pooled descriptor: as many as keep it within `most` numbers, from 4 to 32 (16 for 16 bands)."""
+    """Cells a side of a pooled descriptor: as many as keep it within `most` numbers, from 4 to 32 (16 for 16 bands)."""
     return max(4, min(32, math.isqrt(most // bands)))
 
 
@@ -83,14 +70,55 @@ def contrast_descriptor(standardised_BCHW: torch.Tensor) -> torch.Tensor:
     return x_BD / x_BD.norm(dim=1, keepdim=True).clamp(min=1e-12)
 
 
-def mirrored(descriptor_BD: np.ndarray, bands: int) -> np.ndarray:
-    """The descriptors of the images mirrored left to right, by which the cells of a row change places."""
-    side = grid_side(bands)
-    return np.ascontiguousarray(descriptor_BD.reshape(-1, bands, side, side)[..., ::-1]).reshape(descriptor_BD.shape)
+class Pooled:
+    """Down-sampled pixels of all bands, by one of the descriptors above."""
+
+    whitened = False
+
+    def __init__(self, name: str, descriptor: Callable[[torch.Tensor], torch.Tensor], stats: BandStats) -> None:
+        side = grid_side(len(stats.mean_C))
+        self.name, self.dimension = f"{name}, {len(stats.mean_C)} bands, {side}×{side} cells", side * side * len(stats.mean_C)
+        self.descriptor, self.stats = descriptor, stats
+
+    def views(self, reflectance_BCHW: torch.Tensor) -> Views:
+        x_BCHW = standardise(reflectance_BCHW, self.stats)
+        plain, turned = (self.descriptor(x).cpu().numpy() for x in (x_BCHW, x_BCHW.flip(-1)))
+        return plain, turned
 
 
-DESCRIPTORS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
-    "pooled": pooled_descriptor,
-    "contrast": contrast_descriptor,
-}
-"""What 'near' means in the audit; each takes standardised cubes (B, C, H, W) on any device and gives (B, D)."""
+class Learned:
+    """The features of an extractor."""
+
+    whitened = True
+
+    def __init__(self, extractor: Extractor) -> None:
+        self.extractor, self.name, self.dimension = extractor, extractor.name, extractor.dimension
+
+    def views(self, reflectance_BCHW: torch.Tensor) -> Views:
+        plain, turned = (self.extractor(x).float().cpu().numpy() for x in (reflectance_BCHW, reflectance_BCHW.flip(-1)))
+        return plain, turned
+
+
+SPACES: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {"pixels": pooled_descriptor, "contrast": contrast_descriptor}
+
+
+def spaces(names: Sequence[str], real: Dataset, *, learned: Path | None, device: str) -> dict[str, Space]:
+    """By name.
+
+    Args:
+        learned: folder of a trained feature encoder; None: there is none.
+
+    Raises:
+        InputError: an unknown name, with the nearest known one; none at all.
+    """
+    if not names:
+        raise InputError("no space to search in", expected=f"some of {', '.join((*SPACES, *EXTRACTORS))}")
+    found: dict[str, Space] = {}
+    for name in dict.fromkeys(names):
+        if name in SPACES:
+            found[name] = Pooled(name, SPACES[name], real.stats)
+        elif name.partition(":")[0] in EXTRACTORS:
+            found[name] = Learned(get_extractor(name, real.stats, wavelengths_nm=real.wavelengths_nm, learned=learned, device=device))
+        else:
+            raise InputError(f"unknown space {name!r}", expected=nearest(name, [*SPACES, *EXTRACTORS]))
+    return found

@@ -120,13 +120,16 @@ class Piece:
     dataset: Dataset
     split: str
     shard: str
+    sha256: str
     sample_N: np.ndarray
+    independent: bool
     streams: dict[tuple[str, str], CubeStream | DecodedStream] = field(repr=False)
 
     @property
     def name(self) -> str:
-        """Of the unit; two sets may have shards of one name."""
-        return f"{self.dataset.digest[:8]}-{Path(self.shard).stem}"
+        """Of the unit; two sets may have shards of one name. A synthetic set may grow: its shards stay what they were."""
+        of = f"made-{self.sha256[:8]}" if self.independent else self.dataset.digest[:8]
+        return f"{of}-{Path(self.shard).stem}"
 
     def holds(self, part: Part) -> bool:
         """Some of the images of a part."""
@@ -180,5 +183,13 @@ def by_shard(parts: Iterable[Part]) -> Iterator[Piece]:
             if entry.split == split:
                 here_N = sample_N[(sample_N >= first) & (sample_N < first + entry.count)]
                 if len(here_N):
-                    yield Piece(dataset=dataset, split=split, shard=entry.name, sample_N=here_N, streams=streams)
+                    yield Piece(
+                        dataset=dataset,
+                        split=split,
+                        shard=entry.name,
+                        sha256=entry.sha256,
+                        sample_N=here_N,
+                        independent=of_split[0].independent,
+                        streams=streams,
+                    )
                 first += entry.count

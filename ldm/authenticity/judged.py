@@ -1,0 +1,254 @@
+"""Which images of a set are copies, judged by the distances of one space, with real people as the yardstick.
+
+Legend: M synthetic image, N held-out image, T training image, P person, J nearest person, K image below the threshold, D dimension.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import numpy as np
+from scipy import stats
+
+from ldm.authenticity.near import Near
+from ldm.authenticity.ratio import dimension_bound, nearness_p_values, ratios
+from ldm.authenticity.verdicts import (
+    CloserToTraining,
+    CopyRate,
+    DataCopying,
+    Repeats,
+    Share,
+    closer_to_training,
+    copy_rate,
+    data_copying,
+    rank_for,
+    repeats,
+    share_nearer_than_real,
+)
+from ldm.authenticity.yardstick import Yardstick, least_copies
+
+EXACT_SHARE = 1e-3  # of the median distance between real people: nearer, an image is the training image but for rounding
+DOUBLE_SHARE = 1e-2  # of the same: two real images that are nearer are one picture under two names, saved again perhaps
+NOTHING = dict.fromkeys(("rate", "threshold", "below", "expected", "honest", "p_value", "copies", "telling", "visible"))
+UNLIKE = 1e-2  # p-value below which held-out people are no yardstick: they lie otherwise than training people do to one another
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evidence:
+    """All distances of one space.
+
+    Attributes:
+        made: synthetic images to the training set. held: held-out ones, of people held_person_N. train: the training set to other people in
+            it, of train_person_T.
+        made_held_M, made_held_index_M: distance to, and number of, the nearest held-out image.
+        repeated: synthetic images to others of the set.
+        made_cell_M, held_cell_N: cells of the training set that images lie in.
+        rows: descriptors of some synthetic images, by their places.
+    """
+
+    made: Near
+    held: Near
+    held_person_N: np.ndarray
+    train: Near
+    train_person_T: np.ndarray
+    made_held_M: np.ndarray
+    made_held_index_M: np.ndarray
+    repeated: Near
+    made_cell_M: np.ndarray
+    held_cell_N: np.ndarray
+    rows: Callable[[np.ndarray], np.ndarray]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Judged:
+    """What one space says of a set.
+
+    Attributes:
+        yardstick: distances of real people; yardstick_is: who they are.
+        scale: median distance of training images to the nearest other person.
+        double_N, double_T: held-out and training images that are another person's training image.
+        exact_M, near_M, beyond_M: synthetic images flagged, for each of the reasons; flagged_M: for any.
+        p_value_M: of ranks among the people of the yardstick; None of none.
+        dimension: m of ldm/authenticity/ratio.py.
+    """
+
+    yardstick: Yardstick
+    yardstick_is: str
+    scale: float
+    double_N: np.ndarray
+    double_T: np.ndarray
+    exact_M: np.ndarray
+    near_M: np.ndarray
+    beyond_M: np.ndarray
+    p_value_M: np.ndarray | None
+    dimension: float | None
+    copies: CopyRate
+    ratio: CopyRate
+    nearer_than_real: Share
+    closer_to_training: CloserToTraining
+    data_copying: DataCopying
+    repeats: Repeats
+
+    @property
+    def flagged_M(self) -> np.ndarray:
+        return self.exact_M | self.near_M | self.beyond_M
+
+
+def judge(of: Evidence, *, rate: float, level: float, seed: int = 0) -> Judged:
+    """Args:
+    rate: false rate of the threshold that is wanted.
+    level: how often an honest set may be flagged at all; both reasons that rest on chance share it.
+    """
+    between_T = of.train.distance_N[np.isfinite(of.train.distance_N) & (of.train.distance_N > 0)]
+    held_N = of.held.distance_N[np.isfinite(of.held.distance_N) & (of.held.distance_N > 0)]
+    scale = float(np.median(between_T)) if len(between_T) else float(np.median(held_N)) if len(held_N) else 0.0
+    double_N, double_T = (near.distance_N <= DOUBLE_SHARE * scale for near in (of.held, of.train))
+    unfair = why_unfair(of, double_N, double_T)
+    yardstick, yardstick_is = chosen_yardstick(of, double_N, double_T, unfair)
+    exact_M = of.made.distance_N <= EXACT_SHARE * scale
+    dimension = dimension_bound(*real_people(of, double_N | bool(unfair), double_T))
+    near_M = nearness_p_values(of.made.distance_NJ, dimension) * max(1, len(exact_M)) <= level / 2
+    r = rank_for(yardstick, rate)
+    below_M = yardstick.below(of.made.distance_N, r) if r else np.zeros(len(exact_M), bool)
+    draw_M = draws(of.rows, of.made.distance_N, below_M, yardstick.threshold(r) / 2 if r else 0.0)
+    below, images = int(draw_M.max(initial=-1) + 1), len(draw_M) - int(below_M.sum()) + int(draw_M.max(initial=-1) + 1)
+    beyond_M = np.zeros(len(exact_M), bool)
+    if r:
+        sure_K = np.unique(draw_M[(exact_M | near_M) & below_M])
+        rest = np.setdiff1d(np.arange(below), sure_K)
+        many = least_copies(len(rest), images - len(sure_K), r, yardstick.people, level / 2)
+        beyond_M = np.isin(draw_M, rest[:many])
+    copies = copy_rate(below, images, yardstick, rate=rate, level=level)
+    return Judged(
+        yardstick=yardstick,
+        yardstick_is=yardstick_is,
+        scale=scale,
+        double_N=double_N,
+        double_T=double_T,
+        exact_M=exact_M,
+        near_M=near_M,
+        beyond_M=beyond_M,
+        p_value_M=yardstick.p_values(of.made.distance_N) if yardstick.people else None,
+        dimension=dimension,
+        copies=copies,
+        ratio=replace(copies, **NOTHING, reason=unfair) if unfair else ratio_rate(of, double_N, rate=rate, level=level),
+        nearer_than_real=Share(reason=unfair) if unfair else _nearer_than_real(of, double_N, scale),
+        closer_to_training=CloserToTraining(reason=unfair) if unfair else _closer_to_training(of, double_N, seed),
+        data_copying=DataCopying(reason=unfair) if unfair else _data_copying(of, double_N),
+        repeats=repeats(
+            of.repeated.distance_N,
+            yardstick,
+            len(np.unique(of.train_person_T)),
+            exact=int((of.repeated.distance_N <= EXACT_SHARE * scale).sum()),
+        ),
+    )
+
+
+def _data_copying(of: Evidence, double_N: np.ndarray) -> DataCopying:
+    counted_N = ~double_N
+    return data_copying(
+        of.made.distance_N, of.made_cell_M, of.held.distance_N[counted_N], of.held_cell_N[counted_N], of.held_person_N[counted_N]
+    )
+
+
+def why_unfair(of: Evidence, double_N: np.ndarray, double_T: np.ndarray) -> str | None:
+    """Why the people held out are no yardstick, if so.
+
+    People of another site, or of another camera, lie far from all training people. As a yardstick they would call an honest set, which
+    looks like the training people, a set of copies.
+    """
+    held_P = means_by_person(of.held.distance_N[~double_N], of.held_person_N[~double_N])
+    train_P = means_by_person(of.train.distance_N[~double_T], of.train_person_T[~double_T])
+    if not len(held_P):
+        return "nobody was held out"
+    if min(len(held_P), len(train_P)) < 2 or stats.mannwhitneyu(held_P, train_P).pvalue >= UNLIKE:
+        return None
+    return f"the {len(held_P)} people held out lie otherwise than training people do to one another (another site or camera?)"
+
+
+def chosen_yardstick(of: Evidence, double_N: np.ndarray, double_T: np.ndarray, unfair: str | None) -> tuple[Yardstick, str]:
+    """Held-out people, doubles left out; where they are none, training people among themselves."""
+    if unfair:
+        among = Yardstick.of(of.train.distance_N[~double_T], of.train_person_T[~double_T], among_themselves=True)
+        return among, f"training people among themselves, as half as many: {unfair}"
+    held = Yardstick.of(of.held.distance_N[~double_N], of.held_person_N[~double_N])
+    return held, f"{held.people} people held out"
+
+
+def means_by_person(distance_N: np.ndarray, person_N: np.ndarray) -> np.ndarray:
+    """Mean distance of each person who has a finite one."""
+    finite_N = np.isfinite(distance_N)
+    if not finite_N.any():
+        return np.empty(0)
+    _, person_N = np.unique(person_N[finite_N], return_inverse=True)
+    return np.bincount(person_N, distance_N[finite_N]) / np.bincount(person_N)
+
+
+def real_people(of: Evidence, double_N: np.ndarray, double_T: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Distances of real images to the nearest people, (N + T, J), and what each counts: training people come in pairs, and count half."""
+    weights = []
+    for person, double, worth in ((of.held_person_N, double_N, 1.0), (of.train_person_T, double_T, 0.5)):
+        _, person, images_P = np.unique(person, return_inverse=True, return_counts=True)
+        weights.append((worth / images_P[person])[~double] if len(person) else np.empty(0))
+    return np.concatenate([of.held.distance_NJ[~double_N], of.train.distance_NJ[~double_T]]), np.concatenate(weights)
+
+
+def ratio_rate(of: Evidence, double_N: np.ndarray, *, rate: float, level: float) -> CopyRate:
+    """Images that lie nearer to the nearest person, for how the next ones lie, than people held out do."""
+    ratio_M, ratio_N = ratios(of.made.distance_NJ), ratios(of.held.distance_NJ[~double_N])
+    yardstick = Yardstick.of(ratio_N, of.held_person_N[~double_N])
+    r = rank_for(yardstick, rate)
+    below = int(yardstick.below(ratio_M, r).sum()) if r else 0
+    return copy_rate(below, int(np.isfinite(ratio_M).sum()), yardstick, rate=rate, level=level)
+
+
+def _nearer_than_real(of: Evidence, double_N: np.ndarray, scale: float) -> Share:
+    """A training image's distance to other people is that to the nearest who is no double of it."""
+    distance_TJ = np.where(of.train.distance_NJ <= DOUBLE_SHARE * scale, np.inf, of.train.distance_NJ)
+    radius_T = distance_TJ.min(1)
+    known_M, known_N = (near.index_N >= 0 for near in (of.made, of.held))
+    known_M = known_M & np.isfinite(radius_T[of.made.index_N])
+    known_N = known_N & np.isfinite(radius_T[of.held.index_N]) & ~double_N
+    nearer = [near.distance_N[known] < radius_T[near.index_N[known]] for near, known in ((of.made, known_M), (of.held, known_N))]
+    return share_nearer_than_real(*nearer, of.held_person_N[known_N])
+
+
+def _closer_to_training(of: Evidence, double_N: np.ndarray, seed: int) -> CloserToTraining:
+    """People of whom some picture is also in the training set under another name are on both sides; they are left out."""
+    _, trained_T, images_T = np.unique(of.train_person_T, return_inverse=True, return_counts=True)
+    people, held_N, images_N = np.unique(of.held_person_N, return_inverse=True, return_counts=True)
+    if not len(people):
+        return CloserToTraining(reason="no people held out")
+    held_M = held_N[of.made_held_index_M]
+    known_M = ~np.isin(people[held_M], of.held_person_N[double_N])
+    nearest_M = np.where(of.made.distance_N <= of.made_held_M, trained_T[of.made.index_N], len(images_T) + held_M)[known_M]
+    images_P, trained_P = np.concatenate([images_T, images_N]), np.arange(len(images_T) + len(images_N)) < len(images_T)
+    images_P[len(images_T) :][np.isin(people, of.held_person_N[double_N])] = 0
+    return closer_to_training(nearest_M, images_P, trained_P, seed=seed)
+
+
+def draws(rows: Callable[[np.ndarray], np.ndarray], distance_M: np.ndarray, below_M: np.ndarray, alike: float) -> np.ndarray:
+    """Numbers (M,) of the draws that images below the threshold are, nearest first; -1 of the others.
+
+    Images nearer to one another than `alike`, half of the threshold, are one draw: a generator that gives one blurred image over and over
+    is near to somebody's every time, or never, and that proves no more than one image does. Half, so that copies of two people who are
+    as far apart as the threshold says stay two.
+    """
+    below_K = np.flatnonzero(below_M)[np.argsort(distance_M[below_M], kind="stable")]
+    draw_M = np.full(len(distance_M), -1)
+    if not len(below_K):
+        return draw_M
+    x_KD = rows(below_K).astype(np.float64)
+    x_KD = x_KD - x_KD.mean(0)
+    draw_K, number, length_K = np.full(len(below_K), -1), 0, np.einsum("kd,kd->k", x_KD, x_KD)
+    while len(left := np.flatnonzero(draw_K < 0)):
+        block = left[:64]
+        squared_BK = length_K[block, None] - 2 * x_KD[block] @ x_KD.T + length_K
+        for first, alike_K in zip(block, squared_BK < alike**2, strict=True):
+            if draw_K[first] < 0:
+                draw_K[alike_K & (draw_K < 0)] = number
+                draw_K[first] = number  # also where rounding says otherwise
+                number += 1
+    draw_M[below_K] = draw_K
+    return draw_M
