@@ -19,7 +19,7 @@ from launch.cli.stages import make
 from launch.cli.units import made
 
 if TYPE_CHECKING:
-    from ldm.authenticity.audit_result import ClosestPair
+    from ldm.authenticity.audit_result import SpaceVerdicts
     from ldm.evaluation.tables import Row
 
 OfRun = Annotated[
@@ -31,6 +31,7 @@ Against = Annotated[str, typer.Option("--against", help="Split of the real datas
 Limit = Annotated[int | None, typer.Option("--limit", help="At most this many images of each set, evenly spaced.", min=2)]
 Device = Annotated[str, typer.Option("--device", help="cpu or cuda.")]
 EXTRACTORS_HELP = "A feature space; again for another: seeded-conv-v1, learned, efficientnet-lite0[:NM,NM,NM], torchscript:PATH."
+SPACES_HELP = "A space to search in; again for another: pooled, contrast, or an extractor, as `evaluate --extractor` takes it."
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON instead of a table.")]
 
 
@@ -90,7 +91,14 @@ def audit(
     synthetic: Synthetic = None,
     out: Annotated[Path, typer.Option("--out", help="File for the result.")] = Path("audit.json"),
     train: Annotated[str, typer.Option("--train", help="Split that the generator was trained on.")] = "train",
-    against: Against = "val",
+    against: Annotated[
+        list[str] | None, typer.Option("--against", help="A split of people held out; again for another.", show_default="all")
+    ] = None,
+    space: Annotated[list[str] | None, typer.Option("--space", help=SPACES_HELP, show_default="pooled, contrast")] = None,
+    learned: Annotated[
+        Path | None, typer.Option("--features", help="Folder of a trained feature encoder: searches `learned`, too.")
+    ] = None,
+    rate: Annotated[float, typer.Option("--rate", help="Share of honest images that may lie below the threshold.")] = 0.01,
     limit: Annotated[int | None, typer.Option("--limit", help="At most this many synthetic images, evenly spaced.", min=1)] = None,
     closest: Annotated[int, typer.Option("--closest", help="Closest pairs to list.", min=1)] = 12,
     backend: Annotated[str, typer.Option("--backend", help="Search: faiss, torch or auto.")] = "auto",
@@ -109,22 +117,27 @@ def audit(
     from ldm.authenticity.audit import Audit, AuditConfig
     from ldm.authenticity.tables import rows_of_audit
 
-    config = AuditConfig(train=train, against=against, limit=limit, closest=closest, backend=backend, device=checked_device(device))
-    units = Audit(Dataset(place_of(real)), Dataset(place_of(synthetic)), config, out)
-    result = made([("descriptors", lambda: units.descriptors), ("audit", lambda: units)])
+    spaces = tuple(space or ("pooled", "contrast", *(("learned",) if learned else ())))
+    among = {"train": train, "against": tuple(against or ()), "spaces": spaces, "rate": rate, "limit": limit}
+    config = AuditConfig(**among, closest=closest, backend=backend, device=checked_device(device))
+    result = made(Audit(Dataset(place_of(real)), Dataset(place_of(synthetic)), config, out, learned=learned).phases())
     if as_json:
         typer.echo(json.dumps(asdict(result)))
         return
-    train, floor = result.train, result.floor_from
+    train = result.train
     searched = f"{train.n} training images of {train.subjects} people"
     show(f"{synthetic}: {result.synthetic.n} images searched for copies of {searched}", rows_of_audit(result))
-    typer.echo(f"floor: {floor.n} real images of {floor.subjects} people (split {floor.split!r}), to training images of other people")
-    show_closest(result.descriptors["pooled"].closest)
-    for name, d in result.descriptors.items():
-        if d.floor_doubles.images:
-            pairs = "; ".join(" and ".join(pair.keys) for pair in d.floor_doubles.pairs)
-            typer.echo(f"{name}: {d.floor_doubles.images} real images left out of the floor, the same picture under two names: {pairs}")
-        typer.echo(f"{name}: {d.verdict}")
+    held = ", ".join(f"{part.n} of {part.subjects} people (split {part.split!r})" for part in result.held_out)
+    typer.echo(f"floor: of an honest set, by real images of people held out: {held or 'nobody was'}")
+    show_closest(*next(iter(result.descriptors.items())))
+    for name, of_space in result.descriptors.items():
+        if of_space.floor_doubles.images:
+            pairs = "; ".join(" and ".join(pair.keys) for pair in of_space.floor_doubles.pairs)
+            typer.echo(
+                f"{name}: {of_space.floor_doubles.images} real images left out of the yardstick, one picture under two names: {pairs}"
+            )
+        for line in of_space.verdict:
+            typer.echo(f"{name}: {line}")
     typer.echo(f"{result.caveat}\nresult: {out}")
 
 
@@ -180,14 +193,14 @@ def show(title: str, rows: list[Row]) -> None:
         typer.echo(f"not measured: {reason} ({'; '.join(metrics)})")
 
 
-def show_closest(pairs: tuple[ClosestPair, ...]) -> None:
+def show_closest(name: str, space: SpaceVerdicts) -> None:
     """The closest pairs; who a training image is of stands only where the pair is flagged."""
     from ldm.evaluation.tables import number
 
-    table = Table(title="closest pairs (pooled)", title_justify="left", box=box.SIMPLE_HEAD)
-    for column in ("synthetic", "training", "person", "distance", "of floor median", ""):
-        table.add_column(column, justify="right" if column in ("distance", "of floor median") else "left")
-    for pair in pairs:
+    table = Table(title=f"closest pairs ({name})", title_justify="left", box=box.SIMPLE_HEAD)
+    for column in ("synthetic", "training", "person", "distance", "of real median", ""):
+        table.add_column(column, justify="right" if column in ("distance", "of real median") else "left")
+    for pair in space.closest:
         marks = {"mirrored": pair.mirrored, "exact": pair.exact, "flagged": pair.flagged}
         table.add_row(
             pair.synthetic_key,

@@ -184,5 +184,5 @@ def measured(run: Run, manifest: Manifest) -> Iterator[str]:
         elif figure.key != "seconds":
             yield f"- {figure.title}: {figure.form.format(value)} ({words})"
     audit = read_result(run.folder / "audit.json", AuditResult)
-    for name, descriptor in audit.descriptors.items() if audit and audit.synthetic.digest == manifest.digest else ():
-        yield f"- search for copies ({name}): {descriptor.verdict}"
+    for name, space in audit.descriptors.items() if audit and audit.synthetic.digest == manifest.digest else ():
+        yield f"- search for copies ({name}): {'; '.join(space.verdict)}"

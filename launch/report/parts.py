@@ -275,7 +275,7 @@ def audit_part(of: Report) -> dict[str, Any] | None:
     if result is None:
         return None
     display, rgb, pairs = of.display, of.rgb, []
-    for pair in result.descriptors["pooled"].closest[:PAIRS]:
+    for pair in next(iter(result.descriptors.values())).closest[:PAIRS]:
         made = of.reflectance(of.synthetic, result.synthetic.split, [pair.synthetic_index])[0]
         kept = of.reflectance(of.real, result.train.split, [pair.train_index])[0]
         kept = kept[..., ::-1] if pair.mirrored else kept

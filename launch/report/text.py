@@ -48,8 +48,8 @@ def build_text(run: Run) -> str:
     if audit is None:
         console.print("copies: left out, the run has no audit.json of this version yet")
     else:
-        for name, descriptor in audit.descriptors.items():
-            console.print(Text(f"copies ({name}): {descriptor.verdict}"))
+        for name, space in audit.descriptors.items():
+            console.print(Text(f"copies ({name}): {'; '.join(space.verdict)}"))
     page = run.folder / "report.html"
     console.print(Text(f"as a page: {page}" if page.exists() else "as a page: not written yet"), soft_wrap=True)
     return "\n".join(line.rstrip() for line in console.file.getvalue().splitlines())

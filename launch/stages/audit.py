@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from data_shards.manifest import NAME
-from data_shards.packing.splits import held_out_split
 from data_shards.reading.dataset import Dataset
 from launch.run import Run, device, read_result
+from launch.stages.evaluate import LEARNED, encoder_digest
 from launch.stages.stage import MeasuredStage, check_sampled
 from launch.work import Phases
 
+if TYPE_CHECKING:
+    from ldm.authenticity.descriptors import Space
+
 
 class Audit(MeasuredStage):
-    name, verb, after = "audit", "audit", ("sample",)
-    reads, writes = "dataset, `synthetic/`", "`audit.json`"
+    name, verb, after = "audit", "audit", ("sample", "features")
+    reads, writes = "dataset, `synthetic/`, `features/`", "`audit.json`"
 
     def check(self, run: Run) -> None:
         check_sampled(run)
@@ -24,14 +29,25 @@ class Audit(MeasuredStage):
         seen = read_result(run.folder / "audit.json", AuditResult)
         if seen is None or not (run.synthetic / NAME).exists():
             return False
-        return (seen.train.digest, seen.synthetic.digest) == (run.open(run.dataset).digest, Dataset(run.synthetic).digest)
+        if (seen.train.digest, seen.synthetic.digest) != (run.open(run.dataset).digest, Dataset(run.synthetic).digest):
+            return False
+        return [space.space for space in seen.descriptors.values()] == [space.name for space in spaces_of(run).values()]
 
     def phases(self, run: Run) -> Phases:
-        from ldm.authenticity import audit
+        from ldm.authenticity.audit import Audit, AuditConfig
 
         if not self.done(run):
-            real = run.open(run.dataset)
-            config = audit.AuditConfig(against=held_out_split(real), device=device())
-            units = audit.Audit(real, run.images(), config, run.folder / "audit.json")
-            yield "descriptors", lambda: units.descriptors
-            yield self.name, lambda: units
+            config = AuditConfig(spaces=wanted(run), device=device())
+            learned = run.features if LEARNED in config.spaces else None
+            yield from Audit(run.open(run.dataset), run.images(), config, run.folder / "audit.json", learned=learned).phases()
+
+
+def wanted(run: Run) -> tuple[str, ...]:
+    """The spaces that copies of a run are looked for in: the learned one where an encoder was trained."""
+    return ("pooled", "contrast", *((LEARNED,) if encoder_digest(run) else ()))
+
+
+def spaces_of(run: Run) -> dict[str, Space]:
+    from ldm.authenticity.descriptors import spaces
+
+    return spaces(wanted(run), run.open(run.dataset), learned=run.features if encoder_digest(run) else None, device=device())

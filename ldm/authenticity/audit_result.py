@@ -49,7 +49,7 @@ class RepeatedPair(AlikePair):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Doubles:
+class FloorDoubles:
     """Real images that are one picture under two names and two people, left out of every yardstick.
 
     Attributes:
@@ -66,6 +66,7 @@ class Flagged:
     """Images that are taken for copies; of an honest set, with a probability of 1 - `level`, none.
 
     Attributes:
+        below_min: images nearer to a training image than anybody of the yardstick, which is not yet a reason; None without one.
         images: flagged in all, for one of the reasons that follow.
         exact: training images, but for rounding.
         near: so near, for how the next people lie, that it is no chance (ldm/authenticity/ratio.py).
@@ -74,6 +75,7 @@ class Flagged:
         dimension: m, of which the p-values of `near` are; None: they could not be had.
     """
 
+    below_min: int | None
     images: int
     exact: int
     near: int
@@ -122,7 +124,7 @@ class ClosestPair:
     Attributes:
         synthetic_index, train_index: places of the images in their splits.
         train_key, subject: whose image it is; None where the pair is not flagged.
-        of_real_median: the distance over the median of real people's; None without any.
+        of_floor_median: the distance over the median of real people's; None without any.
         p_value: that an honest image lies as near, of ranks among people held out; None without any.
         mirrored: nearest to the mirror image.
         exact: the training image, but for rounding.
@@ -134,7 +136,7 @@ class ClosestPair:
     train_index: int
     subject: str | None
     distance: float
-    of_real_median: float | None
+    of_floor_median: float | None
     p_value: float | None
     mirrored: bool
     exact: bool
@@ -149,15 +151,15 @@ class SpaceVerdicts:
         space: what gives the features, with seed or digest.
         d: dimensions.
         yardstick: whose distances are the yardstick, in words.
-        synthetic_to_train, real_to_train: nearest distances of the synthetic images, and of the yardstick's to other people; None of none.
-        doubles: real images that are there twice.
+        synthetic_to_train, floor_to_train: nearest distances of the synthetic images, and of the yardstick's to other people; None of none.
+        floor_doubles: real images that are there twice.
         flagged: images taken for copies.
         copies: how many lie nearer than people held out do.
         ratio: the same of distances over those to the next people.
         nearer_than_real: images nearer to a training image than that one is to any of another person.
         closer_to_training: whether training people are nearest more often than people held out.
         data_copying: C_T.
-        repeats: the set beside itself; repeated: its closest pairs.
+        duplicates: the set beside itself; repeated: its closest pairs.
         verdict: all that in words.
     """
 
@@ -165,16 +167,16 @@ class SpaceVerdicts:
     d: int
     yardstick: str
     synthetic_to_train: Quantiles
-    real_to_train: Quantiles | None
+    floor_to_train: Quantiles | None
     histogram: Histogram
-    doubles: Doubles
+    floor_doubles: FloorDoubles
     flagged: Flagged
     copies: CopyRate
     ratio: CopyRate
     nearer_than_real: Share
     closer_to_training: CloserToTraining
     data_copying: DataCopying
-    repeats: Repeats
+    duplicates: Repeats
     repeated: tuple[RepeatedPair, ...]
     by_patient: ByPatient
     closest: tuple[ClosestPair, ...]

@@ -99,7 +99,7 @@ class Learned:
         return plain, turned
 
 
-SPACES: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {"pixels": pooled_descriptor, "contrast": contrast_descriptor}
+SPACES: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {"pooled": pooled_descriptor, "contrast": contrast_descriptor}
 
 
 def spaces(names: Sequence[str], real: Dataset, *, learned: Path | None, device: str) -> dict[str, Space]:

@@ -31,7 +31,7 @@ from ldm.authenticity.yardstick import Yardstick, least_copies
 EXACT_SHARE = 1e-3  # of the median distance between real people: nearer, an image is the training image but for rounding
 DOUBLE_SHARE = 1e-2  # of the same: two real images that are nearer are one picture under two names, saved again perhaps
 NOTHING = dict.fromkeys(("rate", "threshold", "below", "expected", "honest", "p_value", "copies", "telling", "visible"))
-UNLIKE = 1e-2  # p-value below which held-out people are no yardstick: they lie otherwise than training people do to one another
+UNLIKE = 1e-2  # p-value below which held-out people are no yardstick: they lie farther off than training people do from one another
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -162,9 +162,9 @@ def why_unfair(of: Evidence, double_N: np.ndarray, double_T: np.ndarray) -> str 
     train_P = means_by_person(of.train.distance_N[~double_T], of.train_person_T[~double_T])
     if not len(held_P):
         return "nobody was held out"
-    if min(len(held_P), len(train_P)) < 2 or stats.mannwhitneyu(held_P, train_P).pvalue >= UNLIKE:
+    if min(len(held_P), len(train_P)) < 2 or stats.mannwhitneyu(held_P, train_P, alternative="greater").pvalue >= UNLIKE:
         return None
-    return f"the {len(held_P)} people held out lie otherwise than training people do to one another (another site or camera?)"
+    return f"the {len(held_P)} people held out lie farther from training people than these from one another (another site or camera?)"
 
 
 def chosen_yardstick(of: Evidence, double_N: np.ndarray, double_T: np.ndarray, unfair: str | None) -> tuple[Yardstick, str]:
@@ -185,13 +185,20 @@ def means_by_person(distance_N: np.ndarray, person_N: np.ndarray) -> np.ndarray:
     return np.bincount(person_N, distance_N[finite_N]) / np.bincount(person_N)
 
 
-def real_people(of: Evidence, double_N: np.ndarray, double_T: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Distances of real images to the nearest people, (N + T, J), and what each counts: training people come in pairs, and count half."""
-    weights = []
+def real_people(of: Evidence, double_N: np.ndarray, double_T: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Distances of real images to the nearest people (N + T, J), whose they are, and what each counts: training people come in pairs, and
+    count half."""
+    weights, people, others = [], [], 0
     for person, double, worth in ((of.held_person_N, double_N, 1.0), (of.train_person_T, double_T, 0.5)):
-        _, person, images_P = np.unique(person, return_inverse=True, return_counts=True)
-        weights.append((worth / images_P[person])[~double] if len(person) else np.empty(0))
-    return np.concatenate([of.held.distance_NJ[~double_N], of.train.distance_NJ[~double_T]]), np.concatenate(weights)
+        _, number, images_P = np.unique(person, return_inverse=True, return_counts=True)
+        weights.append((worth / images_P[number])[~double] if len(person) else np.empty(0))
+        people.append(others + number[~double])
+        others += len(images_P)
+    return (
+        np.concatenate([of.held.distance_NJ[~double_N], of.train.distance_NJ[~double_T]]),
+        np.concatenate(people),
+        np.concatenate(weights),
+    )
 
 
 def ratio_rate(of: Evidence, double_N: np.ndarray, *, rate: float, level: float) -> CopyRate:

@@ -32,7 +32,9 @@ class Near:
         return self.distance_NJ[:, 0]
 
 
-def near(views: Views, reference_MD: np.ndarray, person_M: np.ndarray, backend: str, *, own_N: np.ndarray | None = None, k: int = NEIGHBOURS) -> Near:
+def near(
+    views: Views, reference_MD: np.ndarray, person_M: np.ndarray, backend: str, *, own_N: np.ndarray | None = None, k: int = NEIGHBOURS
+) -> Near:
     """Nearest references over the query as it is and mirrored.
 
     Args:
@@ -42,7 +44,9 @@ def near(views: Views, reference_MD: np.ndarray, person_M: np.ndarray, backend: 
     """
     if not len(reference_MD):
         nothing_N = np.full(len(views[0]), -1)
-        return Near(distance_NJ=people_near(np.full((len(views[0]), 1), np.inf), nothing_N[:, None]), index_N=nothing_N, mirrored_N=nothing_N >= 0)
+        return Near(
+            distance_NJ=people_near(np.full((len(views[0]), 1), np.inf), nothing_N[:, None]), index_N=nothing_N, mirrored_N=nothing_N >= 0
+        )
     own = int(np.bincount(person_M).max()) if own_N is not None else 0
     found = [nearest_neighbours(view_ND, reference_MD, min(k + own, len(reference_MD)), backend=backend) for view_ND in views]
     distance_NK, index_NK = (np.concatenate(arrays, axis=1) for arrays in zip(*found, strict=True))

@@ -5,7 +5,8 @@ does (Carlini et al. 2023, arXiv:2301.13188, §4.2). Of people spread evenly aro
 grows as x^m, so the volumes (d_j / d_J)^m of the J - 1 nearest people within the ball to the J-th are independent and uniform. From
 this Levina and Bickel (2005) estimate m, and from this follows how often the nearest of an honest image lies as near as it does:
 1 - (1 - (d_1 / d_J)^m)^(J - 1). The training people are spread about one another in the same way, so a few held-out people suffice.
-Real people are not spread evenly; their m comes out lower for it, and a low m accuses less.
+Real people are not spread evenly: some have a near relative in the set, others have none. So m is lowered until no real people come out
+nearer to their nearest than as many uniform p-values would; a low m accuses less.
 
 Legend: N image, K neighbour, J nearest person.
 """
@@ -13,12 +14,13 @@ Legend: N image, K neighbour, J nearest person.
 from __future__ import annotations
 
 import numpy as np
-from scipy.stats import gamma
+from scipy.stats import beta, gamma
 
 MOST_PEOPLE = 10  # J at most
 LEAST_PEOPLE = 4  # J at least, for a ratio
 NEIGHBOURS = 50  # images searched for them, as many as Carlini et al. take the mean of
-CONFIDENCE = 0.95  # of the bound of m
+CONFIDENCE = 0.95  # of the bounds of m
+STEP, STEPS = 0.9, 60  # by which m is lowered, at most so often: to a 500th
 
 
 def people_near(distance_NK: np.ndarray, person_NK: np.ndarray) -> np.ndarray:
@@ -60,11 +62,15 @@ def ratios(distance_NJ: np.ndarray) -> np.ndarray:
     return ratio_N
 
 
-def dimension_bound(distance_NJ: np.ndarray, weight_N: np.ndarray) -> float | None:
-    """The least m that real people bear: Σ ln(d_J / d_j) over people is a gamma variable of as many terms, over m. None of none.
+def dimension_bound(distance_NJ: np.ndarray, person_N: np.ndarray, weight_N: np.ndarray) -> float | None:
+    """The least m that real people bear, and that does not accuse them. None of none.
+
+    Σ ln(d_J / d_j) over people is a gamma variable of as many terms, over m: its lower bound is the first. Then the p-values of real
+    people, each the mean of their images', must not be smaller than those of as many uniform ones: the j-th of P follows
+    Beta(j, P + 1 - j).
 
     Args:
-        distance_NJ: of real images to other people.
+        distance_NJ: of real images to other people, and whose they are (N,).
         weight_N: what each image counts as an independent draw; those of one person sum to 1 at most.
     """
     people_N = counted(distance_NJ)
@@ -74,7 +80,18 @@ def dimension_bound(distance_NJ: np.ndarray, weight_N: np.ndarray) -> float | No
     of_NJ, terms_N = distance_NJ[use_N], people_N[use_N] - 1
     log_N = np.where(np.isfinite(of_NJ), np.log(_farthest(of_NJ)[:, None]) - np.log(of_NJ), 0).sum(1)
     total = float(weight_N[use_N] @ log_N)
-    return float(gamma.ppf(1 - CONFIDENCE, weight_N[use_N] @ terms_N) / total) if total > 0 else None
+    if not total > 0:
+        return None
+    bound = float(gamma.ppf(1 - CONFIDENCE, weight_N[use_N] @ terms_N) / total)
+    _, person_N = np.unique(person_N[use_N], return_inverse=True)
+    for _ in range(STEPS):
+        p_N = nearness_p_values(of_NJ, bound)
+        middle_P = np.sort(np.bincount(person_N, p_N) / np.bincount(person_N))
+        rank_P = np.arange(1, len(middle_P) + 1)
+        if (middle_P >= beta.ppf(1 - CONFIDENCE, rank_P, len(middle_P) + 1 - rank_P)).all():
+            break
+        bound *= STEP
+    return bound
 
 
 def nearness_p_values(distance_NJ: np.ndarray, dimension: float | None) -> np.ndarray:

@@ -133,11 +133,13 @@ def share_nearer_than_real(nearer_M: np.ndarray, real_nearer_N: np.ndarray, pers
     if len(real_P) < LEAST_PEOPLE:
         return Share(value=value, real=real, reason=f"{len(real_P)} people held out: at least {LEAST_PEOPLE} wanted")
     nearer_M = nearer_M.astype(float)
-    if len(nearer_M) < 2 or not (np.ptp(real_P) or np.ptp(nearer_M)):
+    variances = [(x.var(ddof=1) / len(x), len(x) - 1) for x in (nearer_M, real_P) if len(x) > 1]  # of the means, and their freedom
+    if not (variance := sum(of_mean for of_mean, _ in variances)):
         return Share(value=value, real=real, reason="all images are alike in this")
-    test = stats.ttest_ind(nearer_M, real_P, equal_var=False, alternative="greater")
-    both = stats.ttest_ind(nearer_M, real_P, equal_var=False).confidence_interval(0.95)
-    return Share(value=value, real=real, excess_interval=(float(both.low), float(both.high)), p_value=float(test.pvalue))
+    deviation, freedom = variance**0.5, variance**2 / sum(of_mean**2 / n for of_mean, n in variances)
+    half, excess = float(stats.t.ppf(0.975, freedom)) * deviation, value - real
+    p_value = float(stats.t.sf(excess / deviation, freedom))
+    return Share(value=value, real=real, excess_interval=(excess - half, excess + half), p_value=p_value)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -180,7 +182,10 @@ def closer_to_training(nearest_M: np.ndarray, images_P: np.ndarray, trained_P: n
     compared_P = np.any(alike, axis=0) if alike else np.zeros(len(images_P), bool)
     held_out, images = int((compared_P & ~trained_P).sum()), int(counts_P[compared_P].sum())
     if held_out < LEAST_PEOPLE or not images:
-        return CloserToTraining(people=int(compared_P.sum()), reason=f"{held_out} people held out who have as many images as some training person: at least {LEAST_PEOPLE} wanted")
+        return CloserToTraining(
+            people=int(compared_P.sum()),
+            reason=f"{held_out} people held out who have as many images as some training person: at least {LEAST_PEOPLE} wanted",
+        )
     share = float(counts_P[compared_P & trained_P].sum() / images)
     expected = float(sum(counts_P[of_these_P].sum() * trained_P[of_these_P].mean() for of_these_P in alike) / images)
     share_R = sum(_by_lot(counts_P[of_these_P], int(trained_P[of_these_P].sum()), rng) for of_these_P in alike) / images

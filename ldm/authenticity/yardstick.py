@@ -99,7 +99,7 @@ def least_copies(k: int, images: int, r: int, people: int, level: float) -> int:
 
 
 def most_copies(k: int, images: int, r: int, people: int, level: float) -> int:
-    """With confidence 1 - level no more than so many of k images below the threshold are copies: the greatest c at which the rest is not too few."""
+    """With confidence 1 - level no more than so many of k images below the threshold are copies: the greatest c that leaves not too few."""
     low, high = 0, k
     while low < high:
         middle = (low + high + 1) // 2

@@ -38,8 +38,10 @@ def evidence(train: tuple, held: tuple, made_MD: np.ndarray) -> Evidence:
     )
 
 
-def a_set(seed: int, *, held: int = 40, made: int = 40, each: int = 2, copies: int = 0, noise: float = 0.0, far: float = 0.0, times: int = 1) -> Judged:
-    """20 training people; an honest set of images of new people, each made so many times; the first ones copies, one a person, with noise."""
+def a_set(
+    seed: int, *, held: int = 40, made: int = 40, each: int = 2, copies: int = 0, noise: float = 0.0, far: float = 0.0, times: int = 1
+) -> Judged:
+    """20 training people; an honest set of images of new people, each made so many times; the first ones are noisy copies, one a person."""
     rng = np.random.default_rng(seed)
     train = images_of(rng, 20, 2)
     held_out = images_of(rng, held, each, far=far)
@@ -115,5 +117,7 @@ def test_too_few_people_for_the_wanted_rate_say_what_it_takes() -> None:
 def test_what_is_said_to_be_visible_is_seen() -> None:
     """Of sets with that share of copies, four of five are told from honest ones."""
     share = a_set(0, made=80).copies.visible
-    seen = np.mean([a_set(2000 + seed, made=80, copies=min(20, round(80 * share)), noise=0.02).copies.p_value <= LEVEL for seed in range(60)])
+    seen = np.mean(
+        [a_set(2000 + seed, made=80, copies=min(20, round(80 * share)), noise=0.02).copies.p_value <= LEVEL for seed in range(60)]
+    )
     assert share <= 0.25 and seen >= 0.7

@@ -13,6 +13,7 @@ from data_shards import durable
 from launch.run import read_result
 from launch.stages.evaluate import FrechetOverBaseline
 from ldm.authenticity import audit_result as of_audit
+from ldm.authenticity import verdicts
 from ldm.authenticity.audit import AuditConfig, AuditResult
 from ldm.evaluation.evaluation_result import EvaluateConfig, EvaluationResult
 from ldm.evaluation.health import Health, Moments, Wanted, health_of
@@ -45,19 +46,25 @@ KEYS = {
         excess_interval images_real images_synthetic images_floor units_real units_synthetic units_floor reason""",
     Compared: "value interval floor floor_interval excess excess_interval reason",
     InfinityFigures: "value standard_error floor floor_standard_error reason",
-    AuditResult: "format train synthetic floor_from config caveat descriptors",
-    AuditConfig: "train against limit closest backend batch_size device",
-    of_audit.DescriptorFigures: """dimension synthetic_to_train floor_to_train floor_doubles flagged verdict share_nearer_than_real
-        floor_share_nearer_than_real duplicates by_patient closest""",
+    AuditResult: "format train synthetic held_out config caveat descriptors",
+    AuditConfig: "train against spaces rate limit closest backend batch_size device",
+    of_audit.SpaceVerdicts: """space d yardstick synthetic_to_train floor_to_train histogram floor_doubles flagged copies ratio
+        nearer_than_real closer_to_training data_copying duplicates repeated by_patient closest verdict""",
     of_audit.Quantiles: "min p1 p5 median max",
+    of_audit.Histogram: "edges synthetic held_out training",
     of_audit.FloorDoubles: "images pairs",
     of_audit.AlikePair: "keys distance",
-    of_audit.Flagged: """below_min expected p_value telling at_least level people exact images share_below_p1 floor_share_below_p1""",
-    of_audit.Duplicates: "share images exact expected closest distances",
+    of_audit.Flagged: "below_min images exact near beyond_chance level dimension",
     of_audit.RepeatedPair: "keys distance mirrored",
     of_audit.ByPatient: "patients patients_flagged largest_share_of_one_patient worst",
     of_audit.Patient: "subject flagged exact nearest_to least_distance",
-    of_audit.ClosestPair: """synthetic_key synthetic_index train_key train_index subject distance of_floor_median mirrored exact flagged""",
+    of_audit.ClosestPair: """synthetic_key synthetic_index train_key train_index subject distance of_floor_median p_value mirrored exact
+        flagged""",
+    verdicts.CopyRate: "rate wanted_rate people_for_it people threshold n below expected honest p_value copies telling visible reason",
+    verdicts.Share: "value real excess_interval p_value reason",
+    verdicts.CloserToTraining: "share expected honest p_value people reason",
+    verdicts.DataCopying: "c_t cells p_value reason",
+    verdicts.Repeats: "threshold images share exact expected p_value reason",
     ReconstructionResult: """splits cubes psnr_db mean_image_psnr_db psnr_gain_db peak_reflectance spectral_angle_rad codes_used
         codes_perplexity people ssim ssim_interval ssim_reason thin_vessel_contrast thin_vessel_contrast_interval thin_vessel_images
         thin_vessel_nm thin_vessel_reason""",
