@@ -80,7 +80,7 @@ def packing(
             `out` holds something else.
     """
     encoding, source, out = Encoding(codec, max_error, tile), place_of(str(source)), Path(out)
-    _check_outside(source, out)
+    check_outside(source, out)
     rows, read, samples = source_of(source)
     asked = {**asdict(encoding), "seed": seed, "shard_mib": shard_mib, "splits": splits}
     again = _command(source, asked)
@@ -108,7 +108,7 @@ def packing(
 def recoding(source: Path | str, out: Path, *, codec: str, max_error: int = 0, tile: int = 0) -> Units:
     """The dataset `source` in another encoding: the same samples in the same splits and shards. As `packing` otherwise."""
     encoding, source, out = Encoding(codec, max_error, tile), place_of(str(source)), Path(out)
-    _check_outside(source, out)
+    check_outside(source, out)
     dataset = Dataset(source)
     _, read, samples = source_of(source)
     request = {"recode": asdict(encoding), "samples": samples}
@@ -204,7 +204,7 @@ class Packing(Units):
         return stamps_digest(self.read, self.shards[number][2])
 
 
-def _check_outside(source: Path | str, out: Path) -> None:
+def check_outside(source: Path | str, out: Path) -> None:
     """Raises: InputError: the place to write lies in what is read: the next to read it would find both."""
     if isinstance(source, Path) and source.resolve() in out.resolve().parents:
         raise InputError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from dataclasses import asdict
 from pathlib import Path
@@ -17,6 +18,7 @@ from data_shards.stores import place_of
 from launch.cli.options import Overrides, resolved
 from launch.cli.stages import make
 from launch.cli.units import made
+from launch.run import Run
 
 if TYPE_CHECKING:
     from ldm.authenticity.audit_result import SpaceVerdicts
@@ -102,15 +104,19 @@ def audit(
     limit: Annotated[int | None, typer.Option("--limit", help="At most this many synthetic images, evenly spaced.", min=1)] = None,
     closest: Annotated[int, typer.Option("--closest", help="Closest pairs to list.", min=1)] = 12,
     backend: Annotated[str, typer.Option("--backend", help="Search: faiss, torch or auto.")] = "auto",
+    remove: Annotated[Path | None, typer.Option("--remove", help="Write the set without the flagged images to this folder.")] = None,
     device: Device = "cpu",
     as_json: AsJson = False,
 ) -> None:
     """Search a synthetic set for copies of training images, with distances between real people as the yardstick.
 
-    Of a run: its set, into its folder.
+    Of a run: its set, into its folder. All flagged images stand in a table beside the result, audit.flagged.csv.
     """
     if preset:
         _of_run("audit", preset, overrides, real or synthetic)
+        if remove:
+            run = Run(resolved(preset, overrides))
+            _remove(run.folder / "audit.json", str(run.synthetic), remove)
         return
     real, synthetic = _sets(real, synthetic)
     from data_shards.reading.dataset import Dataset
@@ -139,6 +145,24 @@ def audit(
         for line in of_space.verdict:
             typer.echo(f"{name}: {line}")
     typer.echo(f"{result.caveat}\nresult: {out}")
+    if remove:
+        _remove(out, synthetic, remove)
+
+
+def _remove(result: Path, synthetic: str, out: Path) -> None:
+    """Write the set without what an audit flagged."""
+    from data_shards.packing.removing import removing
+    from data_shards.reading.dataset import Dataset
+    from ldm.authenticity.audit import flagged_keys
+
+    keys = flagged_keys(result, Dataset(place_of(synthetic)))
+    if not keys:
+        typer.echo("no image is flagged: nothing is removed, and nothing was written")
+        return
+    because = {"audit": hashlib.sha256(result.read_bytes()).hexdigest()}
+    manifest = made([("remove", lambda: removing(synthetic, out, keys, because=because))])
+    left = sum(size["count"] for size in manifest.splits.values())
+    typer.echo(f"{out}: {left} images, without {len(keys)} that were flagged")
 
 
 def _of_run(what: str, preset: str, overrides: list[str] | None, sets: str | None) -> None:

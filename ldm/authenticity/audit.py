@@ -12,7 +12,10 @@ Legend: M synthetic image, N held-out image, T training image, J nearest person,
 
 from __future__ import annotations
 
+import csv
 import hashlib
+import io
+import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, fields
 from functools import partial
@@ -21,10 +24,11 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from data_shards import durable
 from data_shards.errors import InputError, nearest
 from data_shards.ledger import Units
 from data_shards.reading.dataset import Dataset
-from ldm.authenticity.audit_result import SpaceVerdicts
+from ldm.authenticity.audit_result import FlaggedImage, SpaceVerdicts
 from ldm.authenticity.descriptors import Space, Views, spaces
 from ldm.authenticity.judged import Evidence
 from ldm.authenticity.near import Near, near
@@ -254,7 +258,10 @@ class Repeats(Measurements):
         return audit.settings.compared(name, audit.descriptors.rows(audit.made, self.groups[group], f"{name}.{view}"))
 
     def finish(self) -> AuditResult:
-        return written(self.audit.path, self.audit.result(), self.audit.out)
+        result, flagged = self.audit.result()
+        if self.audit.path:
+            durable.write_bytes(flagged_path(self.audit.path), table_of(flagged).encode())
+        return written(self.audit.path, result, self.audit.out)
 
     def near(self, name: str) -> Near:
         """Of the whole set."""
@@ -371,15 +378,52 @@ class Audit:
         ascending, back = np.unique(places, return_inverse=True)
         return self.settings.compared(name, self.descriptors.rows(self.made, ascending, f"{name}.{VIEWS[0]}"))[back]
 
-    def result(self) -> AuditResult:
-        """The judgement, of units that are all there."""
-        return AuditResult(
+    def result(self) -> tuple[AuditResult, list[FlaggedImage]]:
+        """The judgement, and all images that it flags, of units that are all there."""
+        judged = {name: space_verdicts(self, name) for name in self.of_space}
+        result = AuditResult(
             train=self.train.described(),
             synthetic=self.made.described(),
             held_out=tuple(part.described() for part in self.held),
             config=self.config,
-            descriptors={name: space_verdicts(self, name) for name in self.of_space},
+            descriptors={name: verdicts for name, (verdicts, _) in judged.items()},
         )
+        return result, [image for _, flagged in judged.values() for image in flagged]
+
+
+def flagged_path(path: Path) -> Path:
+    """Of the table of flagged images beside a result."""
+    return path.with_name(f"{path.stem}.flagged.csv")
+
+
+def table_of(flagged: Sequence[FlaggedImage]) -> str:
+    """As CSV, with a line of titles."""
+    text = io.StringIO()
+    table = csv.DictWriter(text, [field.name for field in fields(FlaggedImage)], lineterminator="\n")
+    table.writeheader()
+    table.writerows(map(asdict, flagged))
+    return text.getvalue()
+
+
+def flagged_keys(path: Path, synthetic: Dataset) -> list[str]:
+    """Keys of the images of a set that an audit flagged.
+
+    Args:
+        path: of its result.
+
+    Raises:
+        InputError: no result of this version there, or one of another set, or of a part of this one.
+    """
+    try:
+        told = json.loads(path.read_bytes())
+        rows = list(csv.DictReader(flagged_path(path).read_text().splitlines()))
+    except (OSError, ValueError) as error:
+        raise InputError(
+            f"no audit: {error}", where=path, expected="a result of this version", mend="retinaforge audit, of the set"
+        ) from error
+    if told.get("format") != FORMAT or told["synthetic"]["digest"] != synthetic.digest:
+        raise InputError("an audit of another set, or of another version", where=path, expected=f"one of {synthetic.path}")
+    return sorted({row["synthetic_key"] for row in rows})
 
 
 def audit(real: Dataset, synthetic: Dataset, config: AuditConfig, watch: Watch = iter, *, learned: Path | None = None) -> AuditResult:

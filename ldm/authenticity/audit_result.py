@@ -144,6 +144,29 @@ class ClosestPair:
 
 
 @dataclass(frozen=True, kw_only=True)
+class FlaggedImage:
+    """A row of the table of flagged images, audit.flagged.csv.
+
+    Attributes:
+        synthetic_key, synthetic_index: which image. space: in which it was flagged.
+        why: 'exact', 'near' or 'beyond chance', as in `Flagged`.
+        distance: to the training image; train_key, subject: which one, and of whom.
+        p_value: that an honest image lies as near, of ranks among the people of the yardstick; None without any.
+        mirrored: nearest to the mirror image.
+    """
+
+    synthetic_key: str
+    synthetic_index: int
+    space: str
+    why: str
+    distance: float
+    p_value: float | None
+    train_key: str
+    subject: str
+    mirrored: bool
+
+
+@dataclass(frozen=True, kw_only=True)
 class SpaceVerdicts:
     """What the distances of one feature space say.
 

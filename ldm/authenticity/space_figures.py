@@ -16,6 +16,7 @@ from ldm.authenticity.audit_result import (
     ByPatient,
     ClosestPair,
     Flagged,
+    FlaggedImage,
     FloorDoubles,
     Histogram,
     Patient,
@@ -33,8 +34,8 @@ LEVEL = 0.05  # of the whole audit: how often an honest set may be accused; the 
 BINS = 40
 
 
-def space_verdicts(audit: Audit, name: str) -> SpaceVerdicts:
-    """One space's figures, of units that are all there."""
+def space_verdicts(audit: Audit, name: str) -> tuple[SpaceVerdicts, list[FlaggedImage]]:
+    """One space's figures, and the images that it flags, of units that are all there."""
     of, config, space = audit.evidence(name), audit.config, audit.of_space[name]
     judged, keys = judge(of, rate=config.rate, level=LEVEL / len(audit.of_space)), audit.made.units()
     real = quantiles(judged.yardstick.distance_N)
@@ -66,7 +67,26 @@ def space_verdicts(audit: Audit, name: str) -> SpaceVerdicts:
         closest=closest(audit, of.made, judged, real.median if real else None),
         verdict=tuple(said(judged, len(keys), LEVEL / len(audit.of_space))),
     )
-    return found
+    return found, flagged_images(audit, name, of.made, judged)
+
+
+def flagged_images(audit: Audit, name: str, near: Near, judged: Judged) -> list[FlaggedImage]:
+    """Nearest first."""
+    keys, train_keys, flagged = audit.made.units(), audit.train.dataset.keys(audit.train.split), np.flatnonzero(judged.flagged_M)
+    return [
+        FlaggedImage(
+            synthetic_key=keys[m],
+            synthetic_index=int(audit.made.sample_N[m]),
+            space=name,
+            why="exact" if judged.exact_M[m] else "near" if judged.near_M[m] else "beyond chance",
+            distance=float(near.distance_N[m]),
+            p_value=None if judged.p_value_M is None else float(judged.p_value_M[m]),
+            train_key=train_keys[near.index_N[m]],
+            subject=str(audit.train_people[near.index_N[m]]),
+            mirrored=bool(near.mirrored_N[m]),
+        )
+        for m in flagged[np.argsort(near.distance_N[flagged], kind="stable")]
+    ]
 
 
 def said(judged: Judged, images: int, level: float) -> Iterator[str]:

@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 from data_shards.errors import InputError
 from data_shards.folder import write_cube
 from data_shards.manifest import read_manifest, write_manifest
-from data_shards.packing.pack import pack
+from data_shards.packing.pack import pack, write_dataset
 from data_shards.reading.dataset import Dataset
 from launch.cli import app
 from launch.run import read_result
@@ -270,3 +270,45 @@ def test_command(packed, planted, tmp_path, result):
     assert json.loads((tmp_path / "a.json").read_text())["format"] == "retinaforge-audit-3"
     assert read_result(tmp_path / "a.json", AuditResult) == result
     assert json.loads(CliRunner().invoke(app, [*words, "--json"]).stdout)["descriptors"].keys() == {"pooled", "contrast"}
+
+
+def test_the_set_without_its_copies(packed, planted, tmp_path):
+    """What was flagged, and nothing else, is gone; the rest is what it was; the same command again finds it done."""
+    words = ["audit", "--real", str(packed), "--synthetic", str(planted.path), "--out", str(tmp_path / "a.json")]
+    for _ in range(2):
+        done = CliRunner().invoke(app, [*words, "--remove", str(tmp_path / "left")])
+        assert done.exit_code == 0 and "without 9 that were flagged" in done.output, done.output
+    left, gone = Dataset(tmp_path / "left"), {name for name in COPIES if name != "rolled"}
+    assert set(left.keys("synthetic")) == set(planted.keys("synthetic")) - gone
+    assert {row.split(",")[0] for row in (tmp_path / "a.flagged.csv").read_text().splitlines()[1:]} == gone
+    for i, key in enumerate(left.keys("synthetic")):
+        np.testing.assert_array_equal(
+            left.cube("synthetic", i).data_CHW, planted.cube("synthetic", planted.keys("synthetic").index(key)).data_CHW
+        )
+    assert left.manifest.source["removed"]["of"] == planted.digest
+    again = CliRunner().invoke(
+        app, [*words[:3], "--synthetic", str(left.path), "--out", str(tmp_path / "b.json"), "--remove", str(tmp_path / "none")]
+    )
+    assert again.exit_code == 0 and "nothing is removed" in again.output and not (tmp_path / "none").exists()
+    with pytest.raises(InputError, match="another set"):
+        audit_module.flagged_keys(tmp_path / "a.json", left)
+
+
+def test_a_set_that_grew_is_searched_where_it_is_new(packed, tmp_path, monkeypatch):
+    """And what is said of it is what a fresh search says."""
+    real, done = Dataset(packed), []
+    measured = audit_module.Descriptors.measured
+    monkeypatch.setattr(audit_module.Descriptors, "measured", lambda self, piece: (done.append(piece.name), measured(self, piece))[1])
+
+    def a_set(folder, count):  # an image a shard
+        cubes = (replace(made_cube(900 + i), meta=replace(made_cube(900 + i).meta, key=f"k{i:02d}"), fov_HW=None) for i in range(count))
+        write_dataset(folder, {"synthetic": cubes}, source={}, shard_mib=0)
+        return Dataset(folder)
+
+    monkeypatch.setattr(audit_module, "GROUP", 7)
+    small, large = a_set(tmp_path / "small", 20), a_set(tmp_path / "large", 30)
+    for made in (small, large):
+        for _, phase in audit_module.Audit(real, made, AuditConfig(), tmp_path / "audit.json").phases():
+            found = phase().complete()
+    assert len(done) == len(set(done)) == 30 + sum(entry.split != "test" for entry in real.manifest.shards)
+    assert found == audit(real, large, AuditConfig())
