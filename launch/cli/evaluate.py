@@ -33,7 +33,7 @@ Against = Annotated[str, typer.Option("--against", help="Split of the real datas
 Limit = Annotated[int | None, typer.Option("--limit", help="At most this many images of each set, evenly spaced.", min=2)]
 Device = Annotated[str, typer.Option("--device", help="cpu or cuda.")]
 EXTRACTORS_HELP = "A feature space; again for another: seeded-conv-v1, learned, efficientnet-lite0[:NM,NM,NM], torchscript:PATH."
-SPACES_HELP = "A space to search in; again for another: pooled, contrast, or an extractor, as `evaluate --extractor` takes it."
+SPACES_HELP = "A space to search in; again for another: pooled, contrast, identity, or an extractor, as `evaluate --extractor` takes it."
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON instead of a table.")]
 
 
@@ -123,7 +123,7 @@ def audit(
     from ldm.authenticity.audit import Audit, AuditConfig
     from ldm.authenticity.tables import rows_of_audit
 
-    spaces = tuple(space or ("pooled", "contrast", *(("learned",) if learned else ())))
+    spaces = tuple(space or ("pooled", "contrast", *(("learned", "identity") if learned else ())))
     among = {"train": train, "against": tuple(against or ()), "spaces": spaces, "rate": rate, "limit": limit}
     config = AuditConfig(**among, closest=closest, backend=backend, device=checked_device(device))
     result = made(Audit(Dataset(place_of(real)), Dataset(place_of(synthetic)), config, out, learned=learned).phases())
@@ -153,9 +153,10 @@ def _remove(result: Path, synthetic: str, out: Path) -> None:
     """Write the set without what an audit flagged."""
     from data_shards.packing.removing import removing
     from data_shards.reading.dataset import Dataset
-    from ldm.authenticity.audit import flagged_keys
+    from ldm.authenticity.audit import FORMAT
+    from ldm.authenticity.flagged import flagged_keys
 
-    keys = flagged_keys(result, Dataset(place_of(synthetic)))
+    keys = flagged_keys(result, Dataset(place_of(synthetic)), FORMAT)
     if not keys:
         typer.echo("no image is flagged: nothing is removed, and nothing was written")
         return

@@ -44,7 +44,7 @@ class Audit(MeasuredStage):
 
 def wanted(run: Run) -> tuple[str, ...]:
     """The spaces that copies of a run are looked for in: the learned one where an encoder was trained."""
-    return ("pooled", "contrast", *((LEARNED,) if encoder_digest(run) else ()))
+    return ("pooled", "contrast", *((LEARNED, "identity") if encoder_digest(run) else ()))
 
 
 def spaces_of(run: Run) -> dict[str, Space]:

@@ -12,41 +12,31 @@ Legend: M synthetic image, N held-out image, T training image, J nearest person,
 
 from __future__ import annotations
 
-import csv
-import hashlib
-import io
-import json
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 import numpy as np
-import torch
 
-from data_shards import durable
 from data_shards.errors import InputError, nearest
 from data_shards.ledger import Units
 from data_shards.reading.dataset import Dataset
-from ldm.authenticity.audit_result import FlaggedImage, SpaceVerdicts
-from ldm.authenticity.descriptors import Space, Views, spaces
+from ldm.authenticity.audit_result import SpaceVerdicts
+from ldm.authenticity.descriptors import spaces
+from ldm.authenticity.flagged import FlaggedImage
 from ldm.authenticity.judged import Evidence
-from ldm.authenticity.near import Near, near
 from ldm.authenticity.space_figures import space_verdicts
+from ldm.authenticity.units import Descriptors, Repeats, Search, Settings
 from ldm.authenticity.verdicts import LEAST_IN_CELL, RATE
-from ldm.comm import Alone
-from ldm.evaluation.measurements import Arrays, ImageMeasurements, Measurements, Piece, beside, requested, written
-from ldm.evaluation.sets import Images, ImagesOfPeople, Part, Watch, check_comparable, common_fov, evenly, reflectance
-from ldm.evaluation.whitening import Whitening, whitening
-from ldm.kmeans.lloyd import kmeans
+from ldm.evaluation.measurements import beside, requested
+from ldm.evaluation.sets import Images, ImagesOfPeople, Part, Watch, check_comparable
 
 FORMAT = "retinaforge-audit-3"  # a new field of the result has a default, or the format another number
 CAVEAT = (
     "Distances find copies that are near in the spaces searched, mirrored ones too. They do not show that no patient can be recognised: "
     "sets that pass them still leak who was trained on. Blurred images are nearer to everything: look at the pairs."
 )
-GROUP = 16384  # images of the set that are compared with one another in a unit
-SETTLED_BY = 4096  # training images at most, evenly spaced, for whitening and cells
 MOST_CELLS = 20
 
 
@@ -93,190 +83,6 @@ class AuditResult:
     config: AuditConfig
     caveat: str = CAVEAT
     descriptors: dict[str, SpaceVerdicts]
-
-
-class Descriptors(ImageMeasurements):
-    """Descriptors of every image of some parts, and of its mirror image, in units. Only pixels that every set shows count."""
-
-    def __init__(
-        self, real: Dataset, made: Part, parts: Sequence[Part], of: dict[str, Space], config: AuditConfig, out: Path | None
-    ) -> None:
-        self.of_space, self.config = of, config
-        fov_HW = common_fov(real, config.train) & common_fov(made.dataset, made.split)
-        self.fov_HW = fov_HW & fov_HW[:, ::-1]  # a mirrored copy is one within a field of view that is its own mirror image
-        super().__init__(parts, out)
-
-    def measured(self, piece: Piece) -> Arrays:
-        found: dict[str, list[np.ndarray]] = {f"{name}.{view}": [] for name in self.of_space for view in VIEWS}
-        for batch in piece.batches(self.config.batch_size):
-            x_BCHW = reflectance(piece.dataset, batch.cubes_BCHW, self.config.device, self.fov_HW)
-            for name, space in self.of_space.items():
-                for view, x_BD in zip(VIEWS, space.views(x_BCHW), strict=True):
-                    found[f"{name}.{view}"].append(x_BD)
-        return {name: np.concatenate(of_batches) for name, of_batches in found.items()}
-
-    def views(self, piece: Piece, name: str) -> Views:
-        """Of all images of a shard."""
-        arrays = self.arrays(piece.name)
-        return arrays[f"{name}.{VIEWS[0]}"], arrays[f"{name}.{VIEWS[1]}"]
-
-    def rows(self, part: Part, places: np.ndarray, key: str) -> np.ndarray:
-        """An array of some images, by their ascending places in a part."""
-        wanted_N, found = part.sample_N[places], []
-        for piece in self.pieces_of(part):
-            here_N = np.isin(piece.sample_N, wanted_N)
-            if here_N.any():
-                found.append(self.arrays(piece.name)[key][here_N])
-        return np.concatenate(found)
-
-
-VIEWS = ("plain", "mirrored")
-
-
-class Settings(Measurements):
-    """What is settled of each space before anything is searched: its units of distance, and cells of the training set; a unit a space."""
-
-    def __init__(self, descriptors: Descriptors, train: Part, cells: int, out: Path | None) -> None:
-        self.descriptors, self.train, self.cells = descriptors, train, cells
-        super().__init__({f"settings-{number}": partial(self.settled, name) for number, name in enumerate(descriptors.of_space)}, out)
-        self._of: dict[str, tuple[Whitening | None, np.ndarray]] = {}
-
-    def settled(self, name: str) -> Arrays:
-        places = evenly(len(self.train.sample_N), SETTLED_BY)
-        x_TD, arrays = self.descriptors.rows(self.train, places, f"{name}.{VIEWS[0]}").astype(np.float64), {}
-        white = whitening(x_TD) if self.descriptors.of_space[name].whitened else None
-        if white is not None:
-            arrays, x_TD = {"mean_D": white.mean_D, "weight_DD": white.weight_DD}, white(x_TD)
-        cells = min(self.cells, len(np.unique(x_TD, axis=0)))
-        found = kmeans(torch.from_numpy(x_TD), np.arange(len(x_TD)), k=cells, comm=Alone(), seed=0)
-        return arrays | {"centre_QD": found.codes_KD.numpy()}
-
-    def compared(self, name: str, x_ND: np.ndarray) -> np.ndarray:
-        """Descriptors in the units in which distances are taken."""
-        arrays = self._arrays(name)
-        return (x_ND - arrays["mean_D"]) @ arrays["weight_DD"] if "mean_D" in arrays else x_ND
-
-    def cell_N(self, name: str, compared_ND: np.ndarray) -> np.ndarray:
-        """The cell of the training set that each image lies in."""
-        centre_QD = self._arrays(name)["centre_QD"].astype(np.float64)
-        return (
-            ((compared_ND[:, None].astype(np.float64) - centre_QD) ** 2).sum(2).argmin(1)
-            if len(centre_QD) > 1
-            else np.zeros(len(compared_ND), int)
-        )
-
-    def _arrays(self, name: str) -> Arrays:
-        if name not in self._of:
-            self._of[name] = self.arrays(self.names[list(self.descriptors.of_space).index(name)])
-        return self._of[name]
-
-
-class Search(ImageMeasurements):
-    """The nearest images of each shard's, in every space: training images, and of synthetic ones also people held out."""
-
-    def __init__(self, audit: Audit, out: Path | None) -> None:
-        self.audit = audit
-        self._references: dict[tuple[str, str], np.ndarray] = {}
-        super().__init__(audit.parts, out)
-
-    def measured(self, piece: Piece) -> Arrays:
-        audit, arrays = self.audit, {}
-        for name in audit.of_space:
-            views = tuple(audit.settings.compared(name, x_ND) for x_ND in audit.descriptors.views(piece, name))
-            own_N = None if piece.independent else audit.numbers_of(np.array(piece.dataset.subjects(piece.split))[piece.sample_N])
-            found = near(views, self.reference("train", name), audit.numbers_of(audit.train_people), audit.config.backend, own_N=own_N)
-            arrays |= {f"{name}.train.{key}": array for key, array in asdict(found).items()}
-            arrays[f"{name}.cell_N"] = audit.settings.cell_N(name, views[0])
-            if piece.independent:
-                found = near(views, self.reference("held", name), audit.numbers_of(audit.held_people), audit.config.backend, k=1)
-                arrays |= {f"{name}.held.{key}": array for key, array in asdict(found).items()}
-        return arrays
-
-    def reference(self, what: str, name: str) -> np.ndarray:
-        """All images that are searched in."""
-        if (what, name) not in self._references:
-            parts = [self.audit.train] if what == "train" else self.audit.held
-            found = [self.audit.descriptors.of(part, f"{name}.{VIEWS[0]}") for part in parts]
-            x_ND = np.concatenate(found) if found else np.empty((0, self.audit.of_space[name].dimension), np.float32)
-            self._references[what, name] = self.audit.settings.compared(name, x_ND)
-        return self._references[what, name]
-
-    def near(self, parts: Sequence[Part], what: str, name: str) -> Near:
-        """What was found for the images of some parts."""
-        empty = near((np.empty((0, 1)), np.empty((0, 1))), np.empty((0, 1)), np.empty(0, int), "torch")
-        return Near(
-            **{
-                field.name: np.concatenate([getattr(empty, field.name), *(self.of(part, f"{name}.{what}.{field.name}") for part in parts)])
-                for field in fields(Near)
-            }
-        )
-
-
-class Repeats(Measurements):
-    """Of each synthetic image the nearest other one of the set: a unit for two groups of images, so that of a set that grew only the pairs
-    with a new image are searched. They come last, and are finished by the result of all."""
-
-    def __init__(self, audit: Audit, out: Path | None) -> None:
-        self.audit = audit
-        self.groups = [np.arange(start, min(start + GROUP, audit.images)) for start in range(0, audit.images, GROUP)]
-        content = [self._content(group) for group in self.groups]
-        pairs = [(a, b) for b in range(len(self.groups)) for a in range(b + 1)]
-        self.pairs = {f"repeats-{content[a]}-{content[b]}": (a, b) for a, b in pairs}
-        super().__init__({name: partial(self.searched, *pair) for name, pair in self.pairs.items()}, out)
-
-    def _content(self, group: np.ndarray) -> str:
-        made = self.audit.made
-        shards = [
-            f"{piece.sha256} {piece.sample_N.tolist()}"
-            for piece in self.audit.descriptors.pieces_of(made)
-            if np.isin(piece.sample_N, made.sample_N[group]).any()
-        ]
-        return hashlib.sha256("\n".join([str(group[0]), str(len(group)), *shards]).encode()).hexdigest()[:12]
-
-    def size(self, number: int) -> int:
-        a, b = self.pairs[self.names[number]]
-        return len(self.groups[b]) if a == b else 0
-
-    def searched(self, a: int, b: int) -> Arrays:
-        arrays: Arrays = {}
-        for name in self.audit.of_space:
-            for query, reference in {(a, b), (b, a)}:
-                views = tuple(self._compared(name, query, view) for view in VIEWS)
-                itself_N = self.groups[query] if a == b else None
-                found = near(
-                    views, self._compared(name, reference, VIEWS[0]), self.groups[reference], self.audit.config.backend, own_N=itself_N, k=1
-                )
-                index_N = np.where(found.index_N >= 0, found.index_N + self.groups[reference][0], -1)
-                arrays |= {
-                    f"{name}.{query}.{key}": x
-                    for key, x in {**asdict(found), "distance_NJ": found.distance_NJ[:, :1], "index_N": index_N}.items()
-                }
-        return arrays
-
-    def _compared(self, name: str, group: int, view: str) -> np.ndarray:
-        audit = self.audit
-        return audit.settings.compared(name, audit.descriptors.rows(audit.made, self.groups[group], f"{name}.{view}"))
-
-    def finish(self) -> AuditResult:
-        result, flagged = self.audit.result()
-        if self.audit.path:
-            durable.write_bytes(flagged_path(self.audit.path), table_of(flagged).encode())
-        return written(self.audit.path, result, self.audit.out)
-
-    def near(self, name: str) -> Near:
-        """Of the whole set."""
-        found: list[list[np.ndarray]] = [[], [], []]
-        for group in range(len(self.groups)):
-            with_others = [self.arrays(unit) for unit, pair in self.pairs.items() if group in pair]
-            distance_NG, index_NG, mirrored_NG = (
-                np.stack([arrays[f"{name}.{group}.{key}"].reshape(len(self.groups[group])) for arrays in with_others], axis=1)
-                for key in ("distance_NJ", "index_N", "mirrored_N")
-            )
-            best_N1 = np.lexsort((index_NG, distance_NG), axis=1)[:, :1]
-            for all_of, x_NG in zip(found, (distance_NG, index_NG, mirrored_NG), strict=True):
-                all_of.append(np.take_along_axis(x_NG, best_N1, 1)[:, 0])
-        distance_N, index_N, mirrored_N = map(np.concatenate, found)
-        return Near(distance_NJ=distance_N[:, None], index_N=index_N, mirrored_N=mirrored_N)
 
 
 class Audit:
@@ -372,11 +178,22 @@ class Audit:
             made_cell_M=np.concatenate(cell["made"]),
             held_cell_N=np.concatenate([np.empty(0, int), *cell["held"]]),
             rows=partial(self._rows, name),
+            held_own_N=self._to_own(name),
         )
+
+    def _to_own(self, name: str) -> np.ndarray:
+        """Distance of each held-out image to the nearest other one of the same person; infinite where there is none."""
+        x_ND, own_N = self.search.reference("held", name), np.full(len(self.held_people), np.inf)
+        for who in np.unique(self.held_people):
+            of_N = np.flatnonzero(self.held_people == who)
+            between = np.linalg.norm(x_ND[of_N, None].astype(np.float64) - x_ND[None, of_N], axis=2)
+            np.fill_diagonal(between, np.inf)
+            own_N[of_N] = between.min(1)
+        return own_N
 
     def _rows(self, name: str, places: np.ndarray) -> np.ndarray:
         ascending, back = np.unique(places, return_inverse=True)
-        return self.settings.compared(name, self.descriptors.rows(self.made, ascending, f"{name}.{VIEWS[0]}"))[back]
+        return self.settings.compared(name, self.descriptors.rows(self.made, ascending, name))[back]
 
     def result(self) -> tuple[AuditResult, list[FlaggedImage]]:
         """The judgement, and all images that it flags, of units that are all there."""
@@ -389,41 +206,6 @@ class Audit:
             descriptors={name: verdicts for name, (verdicts, _) in judged.items()},
         )
         return result, [image for _, flagged in judged.values() for image in flagged]
-
-
-def flagged_path(path: Path) -> Path:
-    """Of the table of flagged images beside a result."""
-    return path.with_name(f"{path.stem}.flagged.csv")
-
-
-def table_of(flagged: Sequence[FlaggedImage]) -> str:
-    """As CSV, with a line of titles."""
-    text = io.StringIO()
-    table = csv.DictWriter(text, [field.name for field in fields(FlaggedImage)], lineterminator="\n")
-    table.writeheader()
-    table.writerows(map(asdict, flagged))
-    return text.getvalue()
-
-
-def flagged_keys(path: Path, synthetic: Dataset) -> list[str]:
-    """Keys of the images of a set that an audit flagged.
-
-    Args:
-        path: of its result.
-
-    Raises:
-        InputError: no result of this version there, or one of another set, or of a part of this one.
-    """
-    try:
-        told = json.loads(path.read_bytes())
-        rows = list(csv.DictReader(flagged_path(path).read_text().splitlines()))
-    except (OSError, ValueError) as error:
-        raise InputError(
-            f"no audit: {error}", where=path, expected="a result of this version", mend="retinaforge audit, of the set"
-        ) from error
-    if told.get("format") != FORMAT or told["synthetic"]["digest"] != synthetic.digest:
-        raise InputError("an audit of another set, or of another version", where=path, expected=f"one of {synthetic.path}")
-    return sorted({row["synthetic_key"] for row in rows})
 
 
 def audit(real: Dataset, synthetic: Dataset, config: AuditConfig, watch: Watch = iter, *, learned: Path | None = None) -> AuditResult:

@@ -144,29 +144,6 @@ class ClosestPair:
 
 
 @dataclass(frozen=True, kw_only=True)
-class FlaggedImage:
-    """A row of the table of flagged images, audit.flagged.csv.
-
-    Attributes:
-        synthetic_key, synthetic_index: which image. space: in which it was flagged.
-        why: 'exact', 'near' or 'beyond chance', as in `Flagged`.
-        distance: to the training image; train_key, subject: which one, and of whom.
-        p_value: that an honest image lies as near, of ranks among the people of the yardstick; None without any.
-        mirrored: nearest to the mirror image.
-    """
-
-    synthetic_key: str
-    synthetic_index: int
-    space: str
-    why: str
-    distance: float
-    p_value: float | None
-    train_key: str
-    subject: str
-    mirrored: bool
-
-
-@dataclass(frozen=True, kw_only=True)
 class SpaceVerdicts:
     """What the distances of one feature space say.
 
@@ -177,6 +154,8 @@ class SpaceVerdicts:
         synthetic_to_train, floor_to_train: nearest distances of the synthetic images, and of the yardstick's to other people; None of none.
         floor_doubles: real images that are there twice.
         flagged: images taken for copies.
+        recognised: share of images of people held out that lie below the threshold of `copies` from another image of the same person:
+            what this space sees of a person who is drawn anew, not copied. None: could not be had.
         copies: how many lie nearer than people held out do.
         ratio: the same of distances over those to the next people.
         nearer_than_real: images nearer to a training image than that one is to any of another person.
@@ -194,6 +173,7 @@ class SpaceVerdicts:
     histogram: Histogram
     floor_doubles: FloorDoubles
     flagged: Flagged
+    recognised: float | None
     copies: CopyRate
     ratio: CopyRate
     nearer_than_real: Share

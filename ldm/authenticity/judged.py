@@ -45,6 +45,7 @@ class Evidence:
         repeated: synthetic images to others of the set.
         made_cell_M, held_cell_N: cells of the training set that images lie in.
         rows: descriptors of some synthetic images, by their places.
+        held_own_N: held-out images to the nearest other one of the same person; infinite where there is none.
     """
 
     made: Near
@@ -58,6 +59,7 @@ class Evidence:
     made_cell_M: np.ndarray
     held_cell_N: np.ndarray
     rows: Callable[[np.ndarray], np.ndarray]
+    held_own_N: np.ndarray
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,6 +73,8 @@ class Judged:
         exact_M, near_M, beyond_M: synthetic images flagged, for each of the reasons; flagged_M: for any.
         p_value_M: of ranks among the people of the yardstick; None of none.
         dimension: m of ldm/authenticity/ratio.py.
+        recognised: share of held-out images that lie below the threshold from another image of the same person: what the space could see
+            of a person who is not copied, but drawn anew. None without a threshold, or of people with one image each.
     """
 
     yardstick: Yardstick
@@ -83,6 +87,7 @@ class Judged:
     beyond_M: np.ndarray
     p_value_M: np.ndarray | None
     dimension: float | None
+    recognised: float | None
     copies: CopyRate
     ratio: CopyRate
     nearer_than_real: Share
@@ -131,6 +136,7 @@ def judge(of: Evidence, *, rate: float, level: float, seed: int = 0) -> Judged:
         beyond_M=beyond_M,
         p_value_M=yardstick.p_values(of.made.distance_N) if yardstick.people else None,
         dimension=dimension,
+        recognised=recognised(of, yardstick, r),
         copies=copies,
         ratio=replace(copies, **NOTHING, reason=unfair) if unfair else ratio_rate(of, double_N, rate=rate, level=level),
         nearer_than_real=Share(reason=unfair) if unfair else _nearer_than_real(of, double_N, scale),
@@ -143,6 +149,14 @@ def judge(of: Evidence, *, rate: float, level: float, seed: int = 0) -> Judged:
             exact=int((of.repeated.distance_N <= EXACT_SHARE * scale).sum()),
         ),
     )
+
+
+def recognised(of: Evidence, yardstick: Yardstick, r: int) -> float | None:
+    """By person; of people with several images."""
+    several_N = np.isfinite(of.held_own_N)
+    if not r or not several_N.any():
+        return None
+    return float(means_by_person(yardstick.below(of.held_own_N[several_N], r).astype(float), of.held_person_N[several_N]).mean())
 
 
 def _data_copying(of: Evidence, double_N: np.ndarray) -> DataCopying:

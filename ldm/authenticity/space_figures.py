@@ -16,7 +16,6 @@ from ldm.authenticity.audit_result import (
     ByPatient,
     ClosestPair,
     Flagged,
-    FlaggedImage,
     FloorDoubles,
     Histogram,
     Patient,
@@ -24,6 +23,7 @@ from ldm.authenticity.audit_result import (
     RepeatedPair,
     SpaceVerdicts,
 )
+from ldm.authenticity.flagged import FlaggedImage
 from ldm.authenticity.judged import Evidence, Judged, judge
 from ldm.authenticity.near import Near
 
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
 LEVEL = 0.05  # of the whole audit: how often an honest set may be accused; the spaces share it
 BINS = 40
+FIGURES = 5  # copies, AuthPct, closest record, C_T, repeats: words are made of those that are told from chance at a share of the level
 
 
 def space_verdicts(audit: Audit, name: str) -> tuple[SpaceVerdicts, list[FlaggedImage]]:
@@ -56,6 +57,7 @@ def space_verdicts(audit: Audit, name: str) -> tuple[SpaceVerdicts, list[Flagged
             level=LEVEL / len(audit.of_space),
             dimension=judged.dimension,
         ),
+        recognised=judged.recognised,
         copies=judged.copies,
         ratio=judged.ratio,
         nearer_than_real=judged.nearer_than_real,
@@ -91,6 +93,7 @@ def flagged_images(audit: Audit, name: str, near: Near, judged: Judged) -> list[
 
 def said(judged: Judged, images: int, level: float) -> Iterator[str]:
     """The verdicts in words; they accuse only with a p-value, and never acquit."""
+    of_figure = level / FIGURES
     flagged, exact, near = (int(x_M.sum()) for x_M in (judged.flagged_M, judged.exact_M, judged.near_M & ~judged.exact_M))
     if exact:
         yield f"{exact} of {images} images are training images, but for rounding"
@@ -115,14 +118,16 @@ def said(judged: Judged, images: int, level: float) -> Iterator[str]:
         ("nearer to a training image than that one is to any other person's", judged.nearer_than_real, "value"),
         ("nearer to a training person than to any held out", judged.closer_to_training, "share"),
     ):
-        if figure.p_value is not None and figure.p_value <= level:
+        if figure.p_value is not None and figure.p_value <= of_figure:
             expected = figure.real if direction == "value" else figure.expected
             share = f"{100 * getattr(figure, direction):.3g} % of the images"
             yield f"{share} are {words}, of an honest set {100 * expected:.3g} % (p = {figure.p_value:.2g})"
-    if judged.data_copying.p_value is not None and judged.data_copying.p_value <= level:
+    if judged.data_copying.p_value is not None and judged.data_copying.p_value <= of_figure:
         c_t = f"C_T = {judged.data_copying.c_t:.2f} (p = {judged.data_copying.p_value:.2g})"
         yield f"the set lies nearer to the training images than people held out do: {c_t}"
-    if judged.repeats.p_value is not None and judged.repeats.p_value <= level:
+    if judged.recognised is not None:
+        yield f"of the images of people held out {100 * judged.recognised:.2g} % lie as near to another image of the same person"
+    if judged.repeats.p_value is not None and judged.repeats.p_value <= of_figure:
         by_chance = f"of an honest set {judged.repeats.expected:.3g} (p = {judged.repeats.p_value:.2g})"
         yield f"the set repeats itself: {judged.repeats.images} images are as near to another one as hardly two people are, {by_chance}"
     if judged.repeats.exact:

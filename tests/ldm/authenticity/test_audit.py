@@ -15,7 +15,9 @@ from data_shards.reading.dataset import Dataset
 from launch.cli import app
 from launch.run import read_result
 from ldm.authenticity import audit as audit_module
+from ldm.authenticity import units as units_module
 from ldm.authenticity.audit import AuditConfig, AuditResult, audit
+from ldm.authenticity.flagged import flagged_keys
 from ldm.authenticity.near import near
 from ldm.authenticity.tables import rows_of_audit
 from tests.conftest import made_cube
@@ -291,21 +293,21 @@ def test_the_set_without_its_copies(packed, planted, tmp_path):
     )
     assert again.exit_code == 0 and "nothing is removed" in again.output and not (tmp_path / "none").exists()
     with pytest.raises(InputError, match="another set"):
-        audit_module.flagged_keys(tmp_path / "a.json", left)
+        flagged_keys(tmp_path / "a.json", left, audit_module.FORMAT)
 
 
 def test_a_set_that_grew_is_searched_where_it_is_new(packed, tmp_path, monkeypatch):
     """And what is said of it is what a fresh search says."""
     real, done = Dataset(packed), []
-    measured = audit_module.Descriptors.measured
-    monkeypatch.setattr(audit_module.Descriptors, "measured", lambda self, piece: (done.append(piece.name), measured(self, piece))[1])
+    measured = units_module.Descriptors.measured
+    monkeypatch.setattr(units_module.Descriptors, "measured", lambda self, piece: (done.append(piece.name), measured(self, piece))[1])
 
     def a_set(folder, count):  # an image a shard
         cubes = (replace(made_cube(900 + i), meta=replace(made_cube(900 + i).meta, key=f"k{i:02d}"), fov_HW=None) for i in range(count))
         write_dataset(folder, {"synthetic": cubes}, source={}, shard_mib=0)
         return Dataset(folder)
 
-    monkeypatch.setattr(audit_module, "GROUP", 7)
+    monkeypatch.setattr(units_module, "GROUP", 7)
     small, large = a_set(tmp_path / "small", 20), a_set(tmp_path / "large", 30)
     for made in (small, large):
         for _, phase in audit_module.Audit(real, made, AuditConfig(), tmp_path / "audit.json").phases():

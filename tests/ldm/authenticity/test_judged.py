@@ -35,6 +35,7 @@ def evidence(train: tuple, held: tuple, made_MD: np.ndarray) -> Evidence:
         made_cell_M=np.zeros(len(made_MD), int),
         held_cell_N=np.zeros(len(held_ND), int),
         rows=lambda places: made_MD[places],
+        held_own_N=np.full(len(held_N), np.inf),
     )
 
 

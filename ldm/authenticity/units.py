@@ -1,0 +1,227 @@
+"""The units of an audit: descriptors of every image, what is settled of each space, and what is searched.
+
+Legend: N query, M synthetic image, T training image, J nearest person, Q cell, D dimension.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import asdict, fields
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from data_shards.reading.dataset import Dataset
+from ldm.authenticity.descriptors import Space, Views
+from ldm.authenticity.flagged import write_flagged
+from ldm.authenticity.near import Near, near
+from ldm.comm import Alone
+from ldm.evaluation.measurements import Arrays, ImageMeasurements, Measurements, Piece, written
+from ldm.evaluation.sets import Part, common_fov, evenly, reflectance
+from ldm.kmeans.lloyd import kmeans
+
+if TYPE_CHECKING:
+    from ldm.authenticity.audit import Audit, AuditConfig, AuditResult
+
+GROUP = 16384  # images of the set that are compared with one another in a unit
+SETTLED_BY = 4096  # training images at most, evenly spaced, for units of distance and cells
+VIEWS = ("plain", "mirrored")
+
+
+class Descriptors(ImageMeasurements):
+    """Descriptors of every image of some parts, and of its mirror image, in units. Only pixels that every set shows count.
+
+    Spaces of one source share them.
+    """
+
+    def __init__(
+        self, real: Dataset, made: Part, parts: Sequence[Part], of: dict[str, Space], config: AuditConfig, out: Path | None
+    ) -> None:
+        self.of_space, self.config = of, config
+        fov_HW = common_fov(real, config.train) & common_fov(made.dataset, made.split)
+        self.fov_HW = fov_HW & fov_HW[:, ::-1]  # a mirrored copy is one within a field of view that is its own mirror image
+        super().__init__(parts, out)
+
+    def measured(self, piece: Piece) -> Arrays:
+        by_source = {space.source: space for space in self.of_space.values()}
+        found: dict[str, list[np.ndarray]] = {f"{source}.{view}": [] for source in by_source for view in VIEWS}
+        for batch in piece.batches(self.config.batch_size):
+            x_BCHW = reflectance(piece.dataset, batch.cubes_BCHW, self.config.device, self.fov_HW)
+            for source, space in by_source.items():
+                for view, x_BD in zip(VIEWS, space.views(x_BCHW), strict=True):
+                    found[f"{source}.{view}"].append(x_BD)
+        return {name: np.concatenate(of_batches) for name, of_batches in found.items()}
+
+    def key(self, name: str, view: str = VIEWS[0]) -> str:
+        """Of the array that a space's descriptors stand in."""
+        return f"{self.of_space[name].source}.{view}"
+
+    def views(self, piece: Piece, name: str) -> Views:
+        """Of all images of a shard."""
+        arrays = self.arrays(piece.name)
+        return arrays[self.key(name)], arrays[self.key(name, VIEWS[1])]
+
+    def rows(self, part: Part, places: np.ndarray, name: str, view: str = VIEWS[0]) -> np.ndarray:
+        """Descriptors of some images, by their ascending places in a part."""
+        wanted_N, found = part.sample_N[places], []
+        for piece in self.pieces_of(part):
+            here_N = np.isin(piece.sample_N, wanted_N)
+            if here_N.any():
+                found.append(self.arrays(piece.name)[self.key(name, view)][here_N])
+        return np.concatenate(found)
+
+
+class Settings(Measurements):
+    """What is settled of each space before anything is searched: its units of distance, and cells of the training set; a unit a space."""
+
+    def __init__(self, descriptors: Descriptors, train: Part, cells: int, out: Path | None) -> None:
+        self.descriptors, self.train, self.cells = descriptors, train, cells
+        super().__init__({f"settings-{number}": partial(self.settled, name) for number, name in enumerate(descriptors.of_space)}, out)
+        self._of: dict[str, Arrays] = {}
+
+    def settled(self, name: str) -> Arrays:
+        places = evenly(len(self.train.sample_N), SETTLED_BY)
+        x_TD, arrays = self.descriptors.rows(self.train, places, name).astype(np.float64), {}
+        if units := self.descriptors.of_space[name].units:
+            found = units(x_TD, np.array(self.train.units())[places])
+            arrays = {} if found is None else {"mean_D": found.mean_D, "weight_DD": found.weight_DD}
+            x_TD = self._in_units(name, x_TD, arrays)
+        cells = min(self.cells, len(np.unique(x_TD, axis=0)))
+        found = kmeans(torch.from_numpy(x_TD), np.arange(len(x_TD)), k=cells, comm=Alone(), seed=0)
+        return arrays | {"centre_QD": found.codes_KD.numpy()}
+
+    def compared(self, name: str, x_ND: np.ndarray) -> np.ndarray:
+        """Descriptors in the units in which distances are taken."""
+        return self._in_units(name, x_ND, self._arrays(name))
+
+    def _in_units(self, name: str, x_ND: np.ndarray, arrays: Arrays) -> np.ndarray:
+        if "mean_D" not in arrays:
+            return x_ND
+        x_ND = (x_ND - arrays["mean_D"]) @ arrays["weight_DD"]
+        return x_ND / np.linalg.norm(x_ND, axis=1, keepdims=True).clip(1e-12) if self.descriptors.of_space[name].directions else x_ND
+
+    def cell_N(self, name: str, compared_ND: np.ndarray) -> np.ndarray:
+        """The cell of the training set that each image lies in."""
+        centre_QD = self._arrays(name)["centre_QD"].astype(np.float64)
+        return (
+            ((compared_ND[:, None].astype(np.float64) - centre_QD) ** 2).sum(2).argmin(1)
+            if len(centre_QD) > 1
+            else np.zeros(len(compared_ND), int)
+        )
+
+    def _arrays(self, name: str) -> Arrays:
+        if name not in self._of:
+            self._of[name] = self.arrays(self.names[list(self.descriptors.of_space).index(name)])
+        return self._of[name]
+
+
+class Search(ImageMeasurements):
+    """The nearest images of each shard's, in every space: training images, and of synthetic ones also people held out."""
+
+    def __init__(self, audit: Audit, out: Path | None) -> None:
+        self.audit = audit
+        self._references: dict[tuple[str, str], np.ndarray] = {}
+        super().__init__(audit.parts, out)
+
+    def measured(self, piece: Piece) -> Arrays:
+        audit, arrays = self.audit, {}
+        for name in audit.of_space:
+            views = tuple(audit.settings.compared(name, x_ND) for x_ND in audit.descriptors.views(piece, name))
+            own_N = None if piece.independent else audit.numbers_of(np.array(piece.dataset.subjects(piece.split))[piece.sample_N])
+            found = near(views, self.reference("train", name), audit.numbers_of(audit.train_people), audit.config.backend, own_N=own_N)
+            arrays |= {f"{name}.train.{key}": array for key, array in asdict(found).items()}
+            arrays[f"{name}.cell_N"] = audit.settings.cell_N(name, views[0])
+            if piece.independent:
+                found = near(views, self.reference("held", name), audit.numbers_of(audit.held_people), audit.config.backend, k=1)
+                arrays |= {f"{name}.held.{key}": array for key, array in asdict(found).items()}
+        return arrays
+
+    def reference(self, what: str, name: str) -> np.ndarray:
+        """All images that are searched in."""
+        if (what, name) not in self._references:
+            parts = [self.audit.train] if what == "train" else self.audit.held
+            found = [self.audit.descriptors.of(part, self.audit.descriptors.key(name)) for part in parts]
+            x_ND = np.concatenate(found) if found else np.empty((0, self.audit.of_space[name].dimension), np.float32)
+            self._references[what, name] = self.audit.settings.compared(name, x_ND)
+        return self._references[what, name]
+
+    def near(self, parts: Sequence[Part], what: str, name: str) -> Near:
+        """What was found for the images of some parts."""
+        empty = near((np.empty((0, 1)), np.empty((0, 1))), np.empty((0, 1)), np.empty(0, int), "torch")
+        return Near(
+            **{
+                field.name: np.concatenate([getattr(empty, field.name), *(self.of(part, f"{name}.{what}.{field.name}") for part in parts)])
+                for field in fields(Near)
+            }
+        )
+
+
+class Repeats(Measurements):
+    """Of each synthetic image the nearest other one of the set: a unit for two groups of images, so that of a set that grew only the pairs
+    with a new image are searched. They come last, and are finished by the result of all."""
+
+    def __init__(self, audit: Audit, out: Path | None) -> None:
+        self.audit = audit
+        self.groups = [np.arange(start, min(start + GROUP, audit.images)) for start in range(0, audit.images, GROUP)]
+        content = [self._content(group) for group in self.groups]
+        pairs = [(a, b) for b in range(len(self.groups)) for a in range(b + 1)]
+        self.pairs = {f"repeats-{content[a]}-{content[b]}": (a, b) for a, b in pairs}
+        super().__init__({name: partial(self.searched, *pair) for name, pair in self.pairs.items()}, out)
+
+    def _content(self, group: np.ndarray) -> str:
+        made = self.audit.made
+        shards = [
+            f"{piece.sha256} {piece.sample_N.tolist()}"
+            for piece in self.audit.descriptors.pieces_of(made)
+            if np.isin(piece.sample_N, made.sample_N[group]).any()
+        ]
+        return hashlib.sha256("\n".join([str(group[0]), str(len(group)), *shards]).encode()).hexdigest()[:12]
+
+    def size(self, number: int) -> int:
+        a, b = self.pairs[self.names[number]]
+        return len(self.groups[b]) if a == b else 0
+
+    def searched(self, a: int, b: int) -> Arrays:
+        arrays: Arrays = {}
+        for name in self.audit.of_space:
+            for query, reference in {(a, b), (b, a)}:
+                views = tuple(self._compared(name, query, view) for view in VIEWS)
+                itself_N = self.groups[query] if a == b else None
+                found = near(
+                    views, self._compared(name, reference, VIEWS[0]), self.groups[reference], self.audit.config.backend, own_N=itself_N, k=1
+                )
+                index_N = np.where(found.index_N >= 0, found.index_N + self.groups[reference][0], -1)
+                arrays |= {
+                    f"{name}.{query}.{key}": x
+                    for key, x in {**asdict(found), "distance_NJ": found.distance_NJ[:, :1], "index_N": index_N}.items()
+                }
+        return arrays
+
+    def _compared(self, name: str, group: int, view: str) -> np.ndarray:
+        audit = self.audit
+        return audit.settings.compared(name, audit.descriptors.rows(audit.made, self.groups[group], name, view))
+
+    def finish(self) -> AuditResult:
+        result, flagged = self.audit.result()
+        if self.audit.path:
+            write_flagged(self.audit.path, flagged)
+        return written(self.audit.path, result, self.audit.out)
+
+    def near(self, name: str) -> Near:
+        """Of the whole set."""
+        found: list[list[np.ndarray]] = [[], [], []]
+        for group in range(len(self.groups)):
+            with_others = [self.arrays(unit) for unit, pair in self.pairs.items() if group in pair]
+            distance_NG, index_NG, mirrored_NG = (
+                np.stack([arrays[f"{name}.{group}.{key}"].reshape(len(self.groups[group])) for arrays in with_others], axis=1)
+                for key in ("distance_NJ", "index_N", "mirrored_N")
+            )
+            best_N1 = np.lexsort((index_NG, distance_NG), axis=1)[:, :1]
+            for all_of, x_NG in zip(found, (distance_NG, index_NG, mirrored_NG), strict=True):
+                all_of.append(np.take_along_axis(x_NG, best_N1, 1)[:, 0])
+        distance_N, index_N, mirrored_N = map(np.concatenate, found)
+        return Near(distance_NJ=distance_N[:, None], index_N=index_N, mirrored_N=mirrored_N)
