@@ -15,7 +15,7 @@ from rich.table import Table
 
 from data_shards.errors import InputError
 from data_shards.stores import place_of
-from launch.cli.options import Overrides, resolved
+from launch.cli.options import Overrides, Task, resolved, task_of
 from launch.cli.stages import make
 from launch.cli.units import made
 from launch.run import Run
@@ -50,6 +50,7 @@ def evaluate(
     extractor: Annotated[list[str] | None, typer.Option("--extractor", help=EXTRACTORS_HELP, show_default="seeded-conv-v1")] = None,
     learned: Annotated[Path | None, typer.Option("--features", help="Folder of a trained feature encoder, RUN/features.")] = None,
     segmenter: Annotated[Path | None, typer.Option("--segmenter", help="Folder of a trained segmenter, which labels both sets.")] = None,
+    task: Task = "1/1",
     device: Device = "cpu",
     as_json: AsJson = False,
 ) -> None:
@@ -58,7 +59,7 @@ def evaluate(
     Of a run: also how well its autoencoder rebuilds held-out people, and the baseline of decoded Gaussian latents; into its folder.
     """
     if preset:
-        _of_run("evaluate", preset, overrides, real or synthetic)
+        _of_run("evaluate", preset, overrides, real or synthetic, task)
         return
     real, synthetic = _sets(real, synthetic)
     from data_shards.reading.dataset import Dataset
@@ -71,7 +72,7 @@ def evaluate(
     config = EvaluateConfig(against=against, limit=limit, seed=seed, pairs=pairs, extractors=spaces, device=checked_device(device))
     judges = {"learned": learned, "labeller": load_segmenter(segmenter, config.device) if segmenter else None}
     units = Evaluation(Dataset(place_of(real)), Dataset(place_of(synthetic)), config, out, **judges)
-    result = made([("evaluate", lambda: units)])
+    result = made([("evaluate", lambda: units)], task=task_of(task))
     if as_json:
         typer.echo(json.dumps(asdict(result)))
         return
@@ -105,6 +106,7 @@ def audit(
     closest: Annotated[int, typer.Option("--closest", help="Closest pairs to list.", min=1)] = 12,
     backend: Annotated[str, typer.Option("--backend", help="Search: faiss, torch or auto.")] = "auto",
     remove: Annotated[Path | None, typer.Option("--remove", help="Write the set without the flagged images to this folder.")] = None,
+    task: Task = "1/1",
     device: Device = "cpu",
     as_json: AsJson = False,
 ) -> None:
@@ -113,7 +115,7 @@ def audit(
     Of a run: its set, into its folder. All flagged images stand in a table beside the result, audit.flagged.csv.
     """
     if preset:
-        _of_run("audit", preset, overrides, real or synthetic)
+        _of_run("audit", preset, overrides, real or synthetic, task)
         if remove:
             run = Run(resolved(preset, overrides))
             _remove(run.folder / "audit.json", str(run.synthetic), remove)
@@ -126,7 +128,7 @@ def audit(
     spaces = tuple(space or ("pooled", "contrast", *(("learned", "identity") if learned else ())))
     among = {"train": train, "against": tuple(against or ()), "spaces": spaces, "rate": rate, "limit": limit}
     config = AuditConfig(**among, closest=closest, backend=backend, device=checked_device(device))
-    result = made(Audit(Dataset(place_of(real)), Dataset(place_of(synthetic)), config, out, learned=learned).phases())
+    result = made(Audit(Dataset(place_of(real)), Dataset(place_of(synthetic)), config, out, learned=learned).phases(), task=task_of(task))
     if as_json:
         typer.echo(json.dumps(asdict(result)))
         return
@@ -166,11 +168,11 @@ def _remove(result: Path, synthetic: str, out: Path) -> None:
     typer.echo(f"{out}: {left} images, without {len(keys)} that were flagged")
 
 
-def _of_run(what: str, preset: str, overrides: list[str] | None, sets: str | None) -> None:
+def _of_run(what: str, preset: str, overrides: list[str] | None, sets: str | None, task: str) -> None:
     """What `retinaforge run` does of it, unless it has been done."""
     if sets:
         raise InputError("a run, and sets beside it", expected=f"retinaforge {what} PRESET, or --real SET --synthetic SET")
-    make(what, resolved(preset, overrides))
+    make(what, resolved(preset, overrides), task_of(task))
 
 
 def _sets(real: str | None, synthetic: str | None) -> tuple[str, str]:

@@ -28,8 +28,9 @@ Hostfile = Annotated[
         "slots. With --dry-run: plan for so many processes.",
     ),
 ]
-
-
+Task = Annotated[
+    str, typer.Option(metavar="K/N", help="Begin as the K-th of N tasks, K from 1, with its share of the work; then help the others.")
+]
 Jobs = Annotated[Path, typer.Option(help="Where job folders lie; that of a job is JOBS/NAME.")]
 
 
@@ -54,6 +55,18 @@ def numbers(option: str, words: str) -> tuple[int, ...]:
     if not all(word.strip().isdecimal() for word in words.split(",")):
         raise InputError(f"{option} {words}", expected="whole numbers from 0 on with commas between them, such as 4,8,16")
     return tuple(int(word) for word in words.split(","))
+
+
+def task_of(words: str) -> tuple[int, int]:
+    """`3/16` → (3, 16).
+
+    Raises:
+        InputError: something else.
+    """
+    k, slash, n = words.partition("/")
+    if not (slash and k.isdigit() and n.isdigit() and 1 <= int(k) <= int(n)):
+        raise InputError(f"--task {words}", expected="K/N with 1 ≤ K ≤ N, such as 3/16")
+    return int(k), int(n)
 
 
 @contextlib.contextmanager

@@ -11,7 +11,7 @@ import typer
 
 from data_shards.errors import InputError
 from launch.cli.display import Hidden, Terminal
-from launch.cli.options import DryRun, Hostfile, Overrides, Preset, numbers, resolved
+from launch.cli.options import DryRun, Hostfile, Overrides, Preset, Task, numbers, resolved, task_of
 
 if TYPE_CHECKING:
     from launch.run import Run
@@ -169,9 +169,7 @@ def plain(name: str) -> Callable[..., None]:
 def sample(
     preset: Preset,
     overrides: Overrides = None,
-    task: Annotated[
-        str, typer.Option(metavar="K/N", help="Begin as the K-th of N tasks, K from 1, with its share of the shards; then help the others.")
-    ] = "1/1",
+    task: Task = "1/1",
     ids: Annotated[
         str | None, typer.Option(metavar="I,J,…", help="Make these images alone, by their numbers, in the set or not, into --out.")
     ] = None,
@@ -190,10 +188,7 @@ def sample(
             raise InputError("--ids without a place for them", expected="--out FOLDER")
         typer.echo("\n".join([*make_again(of, numbers("--ids", ids), out), f"{out}"]))
         return
-    k, slash, n = task.partition("/")
-    if not (slash and k.isdigit() and n.isdigit() and 1 <= int(k) <= int(n)):
-        raise InputError(f"--task {task}", expected="K/N with 1 ≤ K ≤ N, such as 3/16")
-    make("sample", of, (int(k), int(n)))
+    make("sample", of, task_of(task))
 
 
 def report(

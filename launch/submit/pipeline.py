@@ -25,6 +25,7 @@ from launch.stages import STAGES
 from launch.submit.site import KEYS
 
 OF_AN_ARRAY = {"tasks", "at_once"}
+ARRAYS = ("sample", "evaluate", "audit")  # stages whose verbs take --task
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,7 +33,7 @@ class Pipeline:
     """Attributes:
     preset: the run's configuration: a preset's name or a YAML file.
     overrides: of it.
-    jobs: fields of JobSpec by stage; for 'sample' also tasks and at_once.
+    jobs: fields of JobSpec by stage; for those of ARRAYS also tasks and at_once.
     """
 
     preset: str
@@ -72,7 +73,7 @@ def _check_stage(stage: str, fields: Any, path: Path) -> None:
         raise InputError(f"unknown stage {stage!r}", where=f"{path}: jobs", expected=nearest(stage, STAGES))
     if not isinstance(fields, dict):
         raise InputError(f"{fields!r} in place of fields", where=f"{path}: jobs: {stage}", expected="such as {nodes: 2}")
-    known = KEYS | (OF_AN_ARRAY if stage == "sample" else set())
+    known = KEYS | (OF_AN_ARRAY if stage in ARRAYS else set())
     for key, value in fields.items():
         if key not in known:
             raise InputError(f"unknown field {key!r}", where=f"{path}: jobs: {stage}", expected=nearest(str(key), known))
