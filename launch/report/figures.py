@@ -11,11 +11,14 @@ import base64
 import io
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import matplotlib
 import numpy as np
 from PIL import Image
+
+if TYPE_CHECKING:
+    from ldm.authenticity.audit_result import Histogram
 
 SINGLE_BANDS_NM = (900, 815, 730, 640, 555, 465)
 FALSE_COLOUR_NM = (640, 555, 465)
@@ -151,6 +154,27 @@ def kl_by_band(wavelengths_nm: Sequence[float], regions: dict[str, tuple[Sequenc
                 shown = {"visible": True if number == 0 else "legendonly", "legendgroup": region, "hovertemplate": "%{y:.4g} nats"}
                 traces.append({"x": nm, "y": finite(np.asarray(values_C)[order]), "name": name, **look, **shown})
     return chart(traces, "wavelength (nm)", "KL divergence (nats)", hovermode="x unified", xaxis={"type": "category"})
+
+
+def distances(of: Histogram, threshold: float | None) -> Chart:
+    """Shares of nearest distances of synthetic images, of people held out, and of training people to one another; the threshold."""
+    edges = np.asarray(of.edges)
+    kinds = (("synthetic", of.synthetic, SYNTHETIC), ("people held out", of.held_out, REAL), ("training people", of.training, "#8d99a6"))
+    traces = [
+        {
+            "x": finite((edges[:-1] + edges[1:]) / 2),
+            "y": finite(np.asarray(counts) / sum(counts)),
+            "name": name,
+            "mode": "lines",
+            "line": {"color": colour, "width": 2, "shape": "hvh"},
+            "hovertemplate": "%{y:.1%}",
+        }
+        for name, counts, colour in kinds
+        if sum(counts)
+    ]
+    line = {"type": "line", "xref": "x", "yref": "paper", "y0": 0, "y1": 1, "line": {"dash": "dot", "width": 1.5, "color": "#888888"}}
+    shapes = [] if threshold is None else [{**line, "x0": threshold, "x1": threshold}]
+    return chart(traces, "distance to the nearest training image", "share of images", hovermode="x unified", shapes=shapes)
 
 
 def error_map(error_HW: np.ndarray, most: float) -> np.ndarray:

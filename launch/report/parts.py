@@ -6,6 +6,7 @@ Legend: B N image, C band, H W pixels.
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -23,11 +24,14 @@ from ldm.evaluation.sets import common_fov
 from ldm.training.log import read_log
 
 if TYPE_CHECKING:
+    from ldm.authenticity.audit import AuditResult
+    from ldm.authenticity.audit_result import ClosestPair
     from ldm.evaluation.evaluation_result import EvaluationResult
 
 SHOWN = 8  # images of each set
 AVERAGED = 96  # images whose spectra are averaged
 PAIRS = 4  # closest pairs
+VESSELS_NM = 555.0  # where vessels stand out most
 
 
 class Report:
@@ -269,16 +273,55 @@ def metric_part(of: Report) -> dict[str, Any] | None:
 def audit_part(of: Report) -> dict[str, Any] | None:
     """None: of an earlier version."""
     from ldm.authenticity.audit import AuditResult
+    from ldm.authenticity.flagged import flagged_path
     from ldm.authenticity.tables import rows_of_audit
 
-    result = read_result(of.run.folder / "audit.json", AuditResult)
+    path = of.run.folder / "audit.json"
+    result = read_result(path, AuditResult)
     if result is None:
         return None
-    display, rgb, pairs = of.display, of.rgb, []
-    for pair in next(iter(result.descriptors.values())).closest[:PAIRS]:
-        made = of.reflectance(of.synthetic, result.synthetic.split, [pair.synthetic_index])[0]
-        kept = of.reflectance(of.real, result.train.split, [pair.train_index])[0]
-        kept = kept[..., ::-1] if pair.mirrored else kept
-        tiles = fig.montage([[display.colour(made, rgb), display.colour(kept, rgb)]])
-        pairs.append((pair, fig.data_uri(tiles, scale=enlarge(made.shape[1]))))
-    return {"audit": result, "audit_rows": rows_of_audit(result), "pairs": pairs}
+    for name, space in result.descriptors.items():
+        of.charts[f"near-{name}"] = fig.distances(space.histogram, space.copies.threshold)
+    searched = max(result.descriptors, key=lambda name: result.descriptors[name].flagged.images)  # of equal ones the first
+    return {
+        "audit": result,
+        "audit_rows": rows_of_audit(result),
+        "pairs_of": searched,
+        "pairs": shown_pairs(of, result, result.descriptors[searched].closest[:PAIRS]),
+        "green_nm": of.wavelengths[fig.nearest_bands(of.wavelengths, [VESSELS_NM])[0]],
+        "flagged_table": flagged_path(path).name if any(space.flagged.images for space in result.descriptors.values()) else None,
+    }
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShownPair:
+    """A synthetic image and the training image nearest to it.
+
+    Attributes:
+        picture: data URI: both, and their difference, in false colour and in a band.
+        chart: key of the chart of their mean spectra.
+    """
+
+    pair: ClosestPair
+    picture: str
+    chart: str
+
+
+def shown_pairs(of: Report, result: AuditResult, pairs: Sequence[ClosestPair]) -> list[ShownPair]:
+    """With differences on one scale."""
+    c, both = fig.nearest_bands(of.wavelengths, [VESSELS_NM])[0], []
+    for pair in pairs:
+        made_CHW = of.reflectance(of.synthetic, result.synthetic.split, [pair.synthetic_index])[0]
+        kept_CHW = of.reflectance(of.real, result.train.split, [pair.train_index])[0]
+        both.append((made_CHW, kept_CHW[..., ::-1] if pair.mirrored else kept_CHW))
+    apart = [np.abs(made_CHW - kept_CHW) * of.fov_HW for made_CHW, kept_CHW in both]
+    most, most_c = (float(np.percentile([x[bands].mean(0) for x in apart], 99.5)) for bands in (slice(None), slice(c, c + 1)))
+    shown = []
+    for number, (pair, images, apart_CHW) in enumerate(zip(pairs, both, apart, strict=True)):
+        in_colour = [*(of.display.colour(x, of.rgb) for x in images), fig.error_map(apart_CHW.mean(0), most)]
+        in_band = [*(of.display.grey(x[c], c) for x in images), fig.error_map(apart_CHW[c], most_c)]
+        spectra = {name: ("this image", x[:, of.fov_HW].mean(1), None) for name, x in zip(("synthetic", "training"), images, strict=True)}
+        of.charts[f"pair-{number}"] = fig.mean_spectra(of.wavelengths, spectra, [fig.SYNTHETIC, fig.REAL])
+        picture = fig.data_uri(fig.montage([in_colour, in_band]), scale=enlarge(images[0].shape[1]))
+        shown.append(ShownPair(pair=pair, picture=picture, chart=f"pair-{number}"))
+    return shown
