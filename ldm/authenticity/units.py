@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
+from data_shards.errors import InputError, TryAgain
+from data_shards.manifest import read_manifest
 from data_shards.reading.dataset import Dataset
 from ldm.authenticity.descriptors import Space, Views
 from ldm.authenticity.flagged import write_flagged
@@ -53,6 +55,7 @@ class Descriptors(ImageMeasurements):
             x_BCHW = reflectance(piece.dataset, batch.cubes_BCHW, self.config.device, self.fov_HW)
             for source, space in by_source.items():
                 for view, x_BD in zip(VIEWS, space.views(x_BCHW), strict=True):
+                    check_finite(x_BD, space, batch.keys, piece)
                     found[f"{source}.{view}"].append(x_BD)
         return {name: np.concatenate(of_batches) for name, of_batches in found.items()}
 
@@ -73,6 +76,18 @@ class Descriptors(ImageMeasurements):
             if here_N.any():
                 found.append(self.arrays(piece.name)[self.key(name, view)][here_N])
         return np.concatenate(found)
+
+
+def check_finite(x_BD: np.ndarray, space: Space, keys: Sequence[str], piece: Piece) -> None:
+    """Raises: InputError: descriptors with NaN or infinite values; it names the image."""
+    bad_B = ~np.isfinite(x_BD).all(1)
+    if bad_B.any():
+        raise InputError(
+            f"image {keys[int(bad_B.argmax())]} has no finite descriptor in {space.name}",
+            where=piece.dataset.path / piece.shard,
+            expected="finite numbers",
+            mend="remove the image, or search another space (--space)",
+        )
 
 
 class Settings(Measurements):
@@ -206,6 +221,11 @@ class Repeats(Measurements):
         return audit.settings.compared(name, audit.descriptors.rows(audit.made, self.groups[group], name, view))
 
     def finish(self) -> AuditResult:
+        for dataset in (self.audit.train.dataset, self.audit.made.dataset):
+            if read_manifest(dataset.path).digest != dataset.digest:
+                raise TryAgain(
+                    "the set changed while it was searched", where=dataset.path, mend="the same command again searches what is new"
+                )
         result, flagged = self.audit.result()
         if self.audit.path:
             write_flagged(self.audit.path, flagged)

@@ -1,13 +1,14 @@
 """A planted copy is found, by image and by patient; what the audit cannot see is stated by a test as well."""
 
 import json
+import shutil
 from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from data_shards.errors import InputError
+from data_shards.errors import InputError, TryAgain
 from data_shards.folder import write_cube
 from data_shards.manifest import read_manifest, write_manifest
 from data_shards.packing.pack import pack, write_dataset
@@ -15,6 +16,7 @@ from data_shards.reading.dataset import Dataset
 from launch.cli import app
 from launch.run import read_result
 from ldm.authenticity import audit as audit_module
+from ldm.authenticity import descriptors
 from ldm.authenticity import units as units_module
 from ldm.authenticity.audit import AuditConfig, AuditResult, audit
 from ldm.authenticity.flagged import flagged_keys
@@ -314,3 +316,40 @@ def test_a_set_that_grew_is_searched_where_it_is_new(packed, tmp_path, monkeypat
             found = phase().complete()
     assert len(done) == len(set(done)) == 30 + sum(entry.split != "test" for entry in real.manifest.shards)
     assert found == audit(real, large, AuditConfig())
+
+
+def test_a_set_that_changes_meanwhile_has_no_verdict(packed, planted, tmp_path):
+    """It is said, and the units of what did not change stay."""
+    folder = tmp_path / "set"
+    shutil.copytree(planted.path, folder)
+    units = audit_module.Audit(Dataset(packed), Dataset(folder), AuditConfig(), tmp_path / "audit.json")
+    phases = [phase for _, phase in units.phases()]
+    for phase in phases[:-1]:
+        phase().complete()
+    manifest = read_manifest(folder)
+    write_manifest(folder, replace(manifest, scale=2 * manifest.scale))
+    with pytest.raises(TryAgain, match="changed while it was searched"):
+        phases[-1]().complete()
+    assert not (tmp_path / "audit.json").exists()
+
+
+def test_descriptors_that_are_not_finite_name_the_image(packed, planted, monkeypatch):
+    views = descriptors.Pooled.views
+
+    def second_is_nan(self, x_BCHW):
+        return tuple(np.where(np.arange(len(x_BCHW))[:, None] == 1, np.nan, view_BD) for view_BD in views(self, x_BCHW))
+
+    monkeypatch.setattr(descriptors.Pooled, "views", second_is_nan)
+    with pytest.raises(InputError, match="image c0001 has no finite descriptor in pooled"):
+        audit(Dataset(packed), planted, AuditConfig())
+
+
+def test_a_person_on_both_sides_is_refused(planted, tmp_path):
+    for i in range(8):
+        write_cube(tmp_path / "loose", made_cube(i, subject=f"p{i // 2}"))
+    pack(tmp_path / "loose", tmp_path / "set", splits={"train": 0.5, "val": 0.5})
+    real = Dataset(tmp_path / "set")
+    names = real.subjects("train")
+    real.subjects = lambda split: names if split == "train" else [names[0]] * real.count(split)
+    with pytest.raises(InputError, match=f"1 people are in split 'train' and held out, such as {names[0]}"):
+        audit(real, planted, AuditConfig())
