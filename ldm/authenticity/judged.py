@@ -29,6 +29,7 @@ from ldm.authenticity.verdicts import (
 from ldm.authenticity.yardstick import Yardstick, least_copies
 
 EXACT_SHARE = 1e-3  # of the median distance between real people: nearer, an image is the training image but for rounding
+MOST_REPEATED = 20_000  # images that are compared with one another to tell which are alike
 DOUBLE_SHARE = 1e-2  # of the same: two real images that are nearer are one picture under two names, saved again perhaps
 NOTHING = dict.fromkeys(("rate", "threshold", "below", "expected", "honest", "p_value", "copies", "telling", "visible"))
 UNLIKE = 1e-2  # p-value below which held-out people are no yardstick: they lie farther off than training people do from one another
@@ -125,6 +126,8 @@ def judge(of: Evidence, *, rate: float, level: float, seed: int = 0) -> Judged:
         many = least_copies(len(rest), images - len(sure_K), r, yardstick.people, level / 2)
         beyond_M = np.isin(draw_M, rest[:many])
     copies = copy_rate(below, images, yardstick, rate=rate, level=level)
+    alike = yardstick.threshold(r) / 2 if r else scale / 4
+    once_M, unfair = (np.ones(len(exact_M), bool), unfair) if unfair else counted_once(of, alike)
     return Judged(
         yardstick=yardstick,
         yardstick_is=yardstick_is,
@@ -138,15 +141,16 @@ def judge(of: Evidence, *, rate: float, level: float, seed: int = 0) -> Judged:
         dimension=dimension,
         recognised=recognised(of, yardstick, r),
         copies=copies,
-        ratio=replace(copies, **NOTHING, reason=unfair) if unfair else ratio_rate(of, double_N, rate=rate, level=level),
-        nearer_than_real=Share(reason=unfair) if unfair else _nearer_than_real(of, double_N, scale),
+        ratio=replace(copies, **NOTHING, reason=unfair) if unfair else ratio_rate(of, once_M, double_N, rate=rate, level=level),
+        nearer_than_real=Share(reason=unfair) if unfair else _nearer_than_real(of, once_M, double_N, scale),
         closer_to_training=CloserToTraining(reason=unfair) if unfair else _closer_to_training(of, double_N, seed),
-        data_copying=DataCopying(reason=unfair) if unfair else _data_copying(of, double_N),
+        data_copying=DataCopying(reason=unfair) if unfair else _data_copying(of, once_M, double_N),
         repeats=repeats(
             of.repeated.distance_N,
             yardstick,
             len(np.unique(of.train_person_T)),
             exact=int((of.repeated.distance_N <= EXACT_SHARE * scale).sum()),
+            dimension=dimension,
         ),
     )
 
@@ -159,10 +163,26 @@ def recognised(of: Evidence, yardstick: Yardstick, r: int) -> float | None:
     return float(means_by_person(yardstick.below(of.held_own_N[several_N], r).astype(float), of.held_person_N[several_N]).mean())
 
 
-def _data_copying(of: Evidence, double_N: np.ndarray) -> DataCopying:
+def counted_once(of: Evidence, alike: float) -> tuple[np.ndarray, str | None]:
+    """Which images count as independent draws: of those that are alike the first; and why they cannot be told, if so."""
+    repeated_M = of.repeated.distance_N < alike
+    once_M = ~repeated_M
+    if repeated_M.sum() > MOST_REPEATED:
+        return once_M, f"{repeated_M.sum():,} images of the set are so near to another one that they are no independent draws"
+    number_M = draws(of.rows, of.made.distance_N, repeated_M, alike)
+    _, first = np.unique(number_M[repeated_M], return_index=True)
+    once_M[np.flatnonzero(repeated_M)[first]] = True
+    return once_M, None
+
+
+def _data_copying(of: Evidence, once_M: np.ndarray, double_N: np.ndarray) -> DataCopying:
     counted_N = ~double_N
     return data_copying(
-        of.made.distance_N, of.made_cell_M, of.held.distance_N[counted_N], of.held_cell_N[counted_N], of.held_person_N[counted_N]
+        of.made.distance_N[once_M],
+        of.made_cell_M[once_M],
+        of.held.distance_N[counted_N],
+        of.held_cell_N[counted_N],
+        of.held_person_N[counted_N],
     )
 
 
@@ -215,21 +235,21 @@ def real_people(of: Evidence, double_N: np.ndarray, double_T: np.ndarray) -> tup
     )
 
 
-def ratio_rate(of: Evidence, double_N: np.ndarray, *, rate: float, level: float) -> CopyRate:
+def ratio_rate(of: Evidence, once_M: np.ndarray, double_N: np.ndarray, *, rate: float, level: float) -> CopyRate:
     """Images that lie nearer to the nearest person, for how the next ones lie, than people held out do."""
-    ratio_M, ratio_N = ratios(of.made.distance_NJ), ratios(of.held.distance_NJ[~double_N])
+    ratio_M, ratio_N = ratios(of.made.distance_NJ[once_M]), ratios(of.held.distance_NJ[~double_N])
     yardstick = Yardstick.of(ratio_N, of.held_person_N[~double_N])
     r = rank_for(yardstick, rate)
     below = int(yardstick.below(ratio_M, r).sum()) if r else 0
     return copy_rate(below, int(np.isfinite(ratio_M).sum()), yardstick, rate=rate, level=level)
 
 
-def _nearer_than_real(of: Evidence, double_N: np.ndarray, scale: float) -> Share:
+def _nearer_than_real(of: Evidence, once_M: np.ndarray, double_N: np.ndarray, scale: float) -> Share:
     """A training image's distance to other people is that to the nearest who is no double of it."""
     distance_TJ = np.where(of.train.distance_NJ <= DOUBLE_SHARE * scale, np.inf, of.train.distance_NJ)
     radius_T = distance_TJ.min(1)
     known_M, known_N = (near.index_N >= 0 for near in (of.made, of.held))
-    known_M = known_M & np.isfinite(radius_T[of.made.index_N])
+    known_M = known_M & once_M & np.isfinite(radius_T[of.made.index_N])
     known_N = known_N & np.isfinite(radius_T[of.held.index_N]) & ~double_N
     nearer = [near.distance_N[known] < radius_T[near.index_N[known]] for near, known in ((of.made, known_M), (of.held, known_N))]
     return share_nearer_than_real(*nearer, of.held_person_N[known_N])

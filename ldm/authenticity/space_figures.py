@@ -129,7 +129,8 @@ def said(judged: Judged, images: int, level: float) -> Iterator[str]:
         yield f"of the images of people held out {100 * judged.recognised:.2g} % lie as near to another image of the same person"
     if judged.repeats.p_value is not None and judged.repeats.p_value <= of_figure:
         by_chance = f"of an honest set {judged.repeats.expected:.3g} (p = {judged.repeats.p_value:.2g})"
-        yield f"the set repeats itself: {judged.repeats.images} images are as near to another one as hardly two people are, {by_chance}"
+        repeated = f"{judged.repeats.images} images are nearer to another one than two people are in a set of this size"
+        yield f"the set repeats itself: {repeated}, {by_chance}"
     if judged.repeats.exact:
         yield f"{judged.repeats.exact} images are another one of the set, but for rounding"
 

@@ -262,13 +262,13 @@ def c_t(distance_M: np.ndarray, cell_M: np.ndarray, real_N: np.ndarray, cell_N: 
 
 @dataclass(frozen=True, kw_only=True)
 class Repeats:
-    """Images of the set that are nearer to another one of it than people are to one another.
+    """Images of the set that are nearer to another one of it than people are to one another, for a set of this size.
 
     Attributes:
-        threshold: a distance below which `rate` of all pairs of people lie.
+        threshold: a distance below which an honest set of this size has one pair of images, or less.
         images, share: nearer than that to another image, and of all.
         exact: the same as another one, but for rounding.
-        expected: images that an honest set of this size has there, about.
+        expected: images that an honest set has there, about.
         p_value: that an honest set has so many.
         reason: why there is no threshold.
     """
@@ -282,26 +282,30 @@ class Repeats:
     reason: str | None = None
 
 
-def repeats(nearest_M: np.ndarray, yardstick: Yardstick, training_people: int, *, exact: int) -> Repeats:
+def repeats(nearest_M: np.ndarray, yardstick: Yardstick, training_people: int, *, exact: int, dimension: float | None) -> Repeats:
     """Repeats beside what chance makes of n images, which have n (n - 1) / 2 pairs.
 
     Of P held-out people and T training people, P T pairs, the r nearest lie below the r-th person's distance. That share of all pairs
-    follows about a gamma law of shape r, so the pairs of an honest set there are negative binomial.
+    follows about a gamma law of shape r, so the pairs of an honest set there are negative binomial. Of a large set even honest pairs lie
+    nearer than any of the people's. The share of pairs nearer than x falls as x^m (ldm/authenticity/ratio.py), so the threshold is taken
+    in to where one pair is expected.
     """
     n, people, r = len(nearest_M), yardstick.people, LEAST_RANK
     if n < 2:
         return Repeats(images=0, share=0.0, expected=0.0, exact=exact)
     if people < LEAST_PEOPLE:
         return Repeats(exact=exact, reason=f"{people} people held out, as independent draws: at least {LEAST_PEOPLE} wanted")
-    threshold = yardstick.threshold(r)
-    images, pairs, of_people = int((nearest_M < threshold).sum()), n * (n - 1) / 2, people * training_people
+    pairs, of_people = n * (n - 1) / 2, people * training_people
+    taken_in = min(1.0, of_people / (r * pairs)) if dimension else 1.0
+    threshold = yardstick.threshold(r) * (taken_in ** (1 / dimension) if dimension else 1.0)
+    images = int((nearest_M < threshold).sum())
     seen = math.ceil(images / 2)  # pairs, at least
-    p_value = float(stats.nbinom.sf(seen - 1, r, of_people / (of_people + pairs))) if seen else 1.0
+    p_value = float(stats.nbinom.sf(seen - 1, r, of_people / (of_people + pairs * taken_in))) if seen else 1.0
     return Repeats(
         threshold=threshold,
         images=images,
         share=images / n,
         exact=exact,
-        expected=min(float(n), 2 * pairs * r / of_people),
+        expected=min(float(n), 2 * pairs * taken_in * r / of_people),
         p_value=p_value,
     )

@@ -72,6 +72,14 @@ def test_p_values_of_200_honest_sets_are_uniform_or_above() -> None:
         assert np.mean(p_S < 0.3) > 0.1, name  # and they do fall
 
 
+def test_a_generator_that_repeats_itself_is_no_more_often_accused_of_copying() -> None:
+    sets = [a_set(4000 + seed, made=200, times=10) for seed in range(60)]
+    for name in ("copies", "ratio", "nearer_than_real", "closer_to_training", "data_copying"):
+        p_S = np.array([getattr(found, name).p_value or 1.0 for found in sets])
+        assert np.mean(p_S <= LEVEL) <= LEVEL + 2.5 * np.sqrt(LEVEL * (1 - LEVEL) / len(sets)), name
+    assert np.mean([found.repeats.p_value <= LEVEL for found in sets]) > 0.9
+
+
 def test_exact_and_near_copies_are_flagged_and_no_other() -> None:
     exact, noisy = a_set(0, copies=5), a_set(0, copies=5, noise=0.02)
     assert exact.exact_M[:5].all() and not exact.flagged_M[5:].any()
