@@ -4,8 +4,7 @@ import numpy as np
 import pytest
 
 from data_shards.errors import InputError
-from ldm import search
-from ldm.search import nearest_neighbours
+from ldm.search import backends, exact, nearest_neighbours
 
 both = pytest.mark.parametrize("backend", ["faiss", "torch"])
 
@@ -52,7 +51,7 @@ def test_the_nearest_among_many_that_float32_cannot_tell_apart(backend):
 
 
 def test_even_more_of_them_than_the_largest_list_of_candidates(monkeypatch):
-    monkeypatch.setattr(search, "MOST_CANDIDATES", 16)
+    monkeypatch.setattr(exact, "MOST_CANDIDATES", 16)
     rng = np.random.default_rng(3)
     reference = 5 + rng.normal(0, 1e-6, (200, 32))
     reference[0] = -5
