@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import re
 import shlex
 import sys
 
@@ -39,6 +40,12 @@ def fitting(cuda: str | None) -> str:
     if cuda is None:
         return "cpu"
     return "gpu-cuda13" if int(cuda.split(".")[0]) >= 13 else "gpu"
+
+
+def fits(package: str, cuda: str) -> bool:
+    """Whether a package of faiss uses GPUs under this version of CUDA: those without a number are built for 12."""
+    number = re.search(r"-cu(\d\d)", package)
+    return package != "faiss-cpu" and int(number[1] if number else 12) == int(cuda.split(".")[0])
 
 
 def mend(versions: dict[str, str], extra: str) -> str:

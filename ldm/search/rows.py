@@ -16,7 +16,7 @@ from safetensors import SafetensorError, safe_open
 from data_shards.errors import CorruptData, InputError, nearest
 
 DTYPES = {"F32": np.dtype(np.float32), "F64": np.dtype(np.float64)}
-BESIDE = 4096  # rows that are read at once to choose some of them
+PIECE = 1 << 22  # bytes that are read at once where rows are put together from several reads
 
 
 class Rows(ABC):
@@ -118,8 +118,8 @@ class JoinedRows(Rows):
     def read(self, start: int, stop: int) -> np.ndarray:
         rows_ND = np.empty((stop - start, self.dimension), self.dtype)
         for source, (first, end) in zip(self.sources, pairwise(self.borders.tolist()), strict=True):
-            a, b = max(start, first), min(stop, end)
-            if a < b:
+            for a in range(max(start, first), min(stop, end), rows_of_a_piece(self)):
+                b = min(a + rows_of_a_piece(self), stop, end)
                 rows_ND[a - start : b - start] = source.read(a - first, b - first)
         return rows_ND
 
@@ -143,10 +143,15 @@ class ChosenRows(Rows):
         a = 0
         while a < len(index_N):
             first = int(index_N[a])
-            b = int(np.searchsorted(index_N, first + BESIDE))
+            b = int(np.searchsorted(index_N, first + rows_of_a_piece(self)))
             rows_ND[a:b] = self.rows.read(first, int(index_N[b - 1]) + 1)[index_N[a:b] - first]
             a = b
         return rows_ND
+
+
+def rows_of_a_piece(rows: Rows) -> int:
+    """How many are read at once."""
+    return max(1, PIECE // max(1, rows.dimension * rows.dtype.itemsize))
 
 
 def rows_of(source: Rows | np.ndarray) -> Rows:
