@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -210,7 +211,7 @@ def test_stretches_merge_to_the_answer_of_the_whole(borders):
     query, reference = awkward("duplicates")
     groups = np.arange(33) % 5, np.arange(301) % 7
     for not_in in (None, groups):
-        parts = [nearest_neighbours(query, reference, 4, stretch=ab, not_in=not_in) for ab in zip(borders[:-1], borders[1:], strict=True)]
+        parts = [nearest_neighbours(query, reference, 4, stretch=ab, not_in=not_in) for ab in pairwise(borders)]
         same(merged(parts), brute(query, reference, 4, not_in))
         same(merged(parts[::-1]), brute(query, reference, 4, not_in))
 
