@@ -32,7 +32,7 @@ def main() -> None:
     args = options.parse_args()
     if args.million:
         on_gpu = torch.cuda.is_available()
-        rows = [million(20_000, 64, "cpu"), *([million(100_000, 512, "cuda")] if on_gpu else [])]
+        rows = [million(20_000, 64, "cpu", 0.25), *([million(100_000, 512, "cuda", 4)] if on_gpu else [])]
         finish("audit", rows, {} if on_gpu else {"million_100000x512_cuda_vs_gemm_floor": "no GPU"})
         return
     n, m, d = (1000, 20000, 512) if args.quick else (2000, 100000, 4096)
@@ -91,7 +91,7 @@ class SeededRows(Rows):
         return rows_ND
 
 
-def million(m: int, d: int, device: str, memory_gib: float = 0.25) -> dict[str, object]:
+def million(m: int, d: int, device: str, memory_gib: float) -> dict[str, object]:
     """The row of a million queries against m rows of d dimensions."""
     reference = SeededRows(1, m, d)
     query = SeededRows(2, 1_000_000, d, copied_from=reference)

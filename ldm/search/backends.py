@@ -210,7 +210,7 @@ def faiss_module() -> Any:
         raise InputError(f"{' and '.join(versions)} are installed, which overwrite each other", expected="one of them", mend=mend)
     try:
         import faiss
-    except (ImportError, OSError) as error:
+    except (ImportError, OSError, RuntimeError) as error:  # faiss-gpu raises the last where a library of CUDA is missing
         name = " ".join(versions) or "faiss"
         raise InputError(f"{name} does not load: {error}", expected="faiss that fits this machine", mend=mend) from error
     # since 1.15 few vectors pass its matrix products by, and take fifteen times as long each
@@ -224,11 +224,12 @@ def devices_of(backend: str, device: str) -> list[str]:
     Raises:
         InputError: a GPU that is asked for and that torch or the backend does not reach.
     """
+    faiss = faiss_module() if backend == "faiss" else None
     if device == "cpu":
         return ["cpu"]
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    if backend == "faiss":  # built for GPUs and used without one it aborts; built for processors it has none
-        count = min(count, faiss_module().get_num_gpus())
+    if faiss and count:  # built for GPUs it aborts where it is asked of them and there is none; built for processors it has none
+        count = min(count, faiss.get_num_gpus())
     reached = [f"cuda:{number}" for number in range(count)]
     if device == "auto":
         return reached or ["cpu"]
