@@ -4,10 +4,24 @@ from typing import TYPE_CHECKING
 
 from data_shards.on_demand import on_demand
 
-__all__ = ["ArrayRows", "ChosenRows", "FileRows", "JoinedRows", "Rows", "Search", "merged", "nearest_neighbours"]
+__all__ = [
+    "Approximate",
+    "ArrayRows",
+    "ChosenRows",
+    "FileRows",
+    "JoinedRows",
+    "Neighbours",
+    "Rows",
+    "Search",
+    "approximate_neighbours",
+    "merged",
+    "nearest_neighbours",
+]
 
 if TYPE_CHECKING:
     from ldm.search.exact import Search, merged, nearest_neighbours
+    from ldm.search.ivf import Approximate, approximate_neighbours
     from ldm.search.rows import ArrayRows, ChosenRows, FileRows, JoinedRows, Rows
+    from ldm.search.tile import Neighbours
 else:
     __getattr__, __dir__ = on_demand(__name__)

@@ -153,6 +153,8 @@ class Backend:
             return self.holds(rows_RD, "cpu")(query_BD, t)
 
     def _on_devices(self, rows_RD: np.ndarray, held: dict[int, list[Top]], query_BD: np.ndarray, t: int) -> Found:
+        if self.turns > 1:
+            held.clear()
         count = len(self.devices) * self.turns
         borders = np.linspace(0, len(rows_RD), count + 1).astype(int)
         stretches = [slice(a, b) for a, b in pairwise(borders.tolist())]

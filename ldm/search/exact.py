@@ -140,7 +140,7 @@ class Search:
     def _answer(self, query: Rows, part: slice, groups: Groups | None, distance_BK: np.ndarray, index_BK: np.ndarray) -> None:
         """The nearest of one block of queries."""
         rows_BD = query.read(part.start, part.stop)
-        moved_BD, square_B = self._moved(rows_BD, part.start, "query")
+        moved_BD, square_B = self.moved(rows_BD, part.start, "query")
         block = Block(
             rows_BD=rows_BD,
             moved_BD=moved_BD,
@@ -150,7 +150,7 @@ class Search:
             index_BK=index_BK,
             free=self.free // 8,
         )
-        for tile in self._tiles():
+        for tile in self.tiles():
             search_tile(block, tile, None if groups is None else groups[1][tile.start : tile.start + len(tile.rows_RD)])
             del tile  # before the next is read
 
@@ -173,7 +173,7 @@ class Search:
             sample.append(read_RD)
         return np.median(np.concatenate(sample), axis=0).astype(np.float64)
 
-    def _moved(self, rows_RD: np.ndarray, first: int, name: str) -> tuple[np.ndarray, np.ndarray]:
+    def moved(self, rows_RD: np.ndarray, first: int, name: str) -> tuple[np.ndarray, np.ndarray]:
         """Rows less the centre in float32, and the squares of their lengths (R,)."""
         moved_RD = np.empty(rows_RD.shape, np.float32)
         with np.errstate(over="ignore", invalid="ignore"):
@@ -182,7 +182,7 @@ class Search:
             check_finite(rows_RD, square_R <= LARGEST_SQUARE, first, name)
         return moved_RD, square_R
 
-    def _tiles(self) -> Iterator[Tile]:
+    def tiles(self) -> Iterator[Tile]:
         """The reference, in order."""
         starts = range(self.start, self.stop, self.tile)
         if self._kept is None:
@@ -196,7 +196,7 @@ class Search:
     def _read(self, start: int) -> Tile:
         """A tile, read and made ready."""
         rows_RD = self.reference.read(start, min(start + self.tile, self.stop))
-        moved_RD, square_R = self._moved(rows_RD, start, "reference")
+        moved_RD, square_R = self.moved(rows_RD, start, "reference")
         return Tile(start=start, rows_RD=rows_RD, moved_RD=moved_RD, square_R=square_R, top=self.backend.hold(moved_RD))
 
 

@@ -11,7 +11,18 @@ import torch
 from safetensors.numpy import save_file
 
 from data_shards.errors import CorruptData, InputError
-from ldm.search import ArrayRows, ChosenRows, FileRows, JoinedRows, Search, backends, merged, nearest_neighbours, packages
+from ldm.search import (
+    ArrayRows,
+    ChosenRows,
+    FileRows,
+    JoinedRows,
+    Search,
+    approximate_neighbours,
+    backends,
+    merged,
+    nearest_neighbours,
+    packages,
+)
 from ldm.search import tile as tiles
 from ldm.search.backends import Backend, torch_holds
 from ldm.search.exact import LEAST_GIB
@@ -305,6 +316,27 @@ def test_the_smallest_are_found_by_groups(columns, t):
     score = torch.from_numpy(normal(columns, 20, columns))
     values, index = backends.smallest(score, t)
     assert torch.equal(values, score.sort(1).values[:, :t]) and torch.equal(score.gather(1, index), values)
+
+
+# -- lists
+
+
+def test_lists_come_with_the_share_of_planted_copies_that_they_find():
+    query, reference = normal(0, 50, 24), normal(1, 2000, 24)
+    by_all = approximate_neighbours(query, reference, 3, lists=40, probes=40, planted=200)
+    same((by_all.distance_NK, by_all.index_NK), brute(query, reference, 3))
+    assert (by_all.recall, by_all.planted) == (1.0, 200)
+    by_one = approximate_neighbours(query, reference, 3, lists=40, probes=1, planted=200)
+    assert 0 < by_one.recall < 1  # a tenth of the way to the next row is far enough to leave a list
+    found = by_one.index_NK >= 0
+    gap = (query[:, None] - reference[by_one.index_NK].astype(np.float64))[found]
+    np.testing.assert_allclose(by_one.distance_NK[found], np.linalg.norm(gap, axis=1), rtol=1e-12)
+    assert (by_one.distance_NK >= brute(query, reference, 3)[0]).all()
+
+
+def test_lists_that_do_not_fit_are_refused():
+    with pytest.raises(InputError, match="do not fit"):
+        approximate_neighbours(normal(0, 2, 512), Counted(normal(1, 8000, 512)), memory_gib=2 * LEAST_GIB)
 
 
 # -- memory
