@@ -92,9 +92,10 @@ class Search:
     ) -> None:
         self.reference, self.backend = rows_of(reference), chosen(backend, device)
         self.start, self.stop = stretch or (0, len(self.reference))
-        if not 0 <= self.start < self.stop <= len(self.reference):
-            raise InputError(f"rows {self.start} to {self.stop} of a reference with {len(self.reference)}", expected="one row or more")
         self.dimension = self.reference.dimension
+        if not 0 <= self.start < self.stop <= len(self.reference) or not self.dimension:
+            given = f"rows {self.start} to {self.stop} of a reference ({len(self.reference)}, {self.dimension})"
+            raise InputError(given, expected="one row or more, of one dimension or more")
         self.free = int((memory_gib - PRODUCTS_GIB) * GIB)  # bytes
         fitting = self.free // 2 // self._row_bytes(self.reference)
         if memory_gib < LEAST_GIB or fitting < 1:

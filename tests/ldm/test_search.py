@@ -380,6 +380,7 @@ def test_memory_stays_within_the_setting(tmp_path):
         (np.zeros((2, 3)), np.zeros((2, 4)), {}),
         (np.zeros((2, 3)), np.zeros(3), {}),
         (np.zeros((2, 3)), np.zeros((0, 3)), {}),
+        (np.zeros((2, 0)), np.zeros((2, 0)), {}),
         (np.zeros((2, 3)), np.zeros((2, 3)), {"k": 0}),
         (np.zeros((2, 3)), np.zeros((2, 3)), {"backend": "annoy"}),
         (np.zeros((2, 3)), np.zeros((2, 3)), {"memory_gib": 0.01}),
