@@ -140,7 +140,7 @@ class Backend:
         return partial(self._top, rows_RD, {})
 
     def _top(self, rows_RD: np.ndarray, held: dict[int, list[Top]], query_BD: np.ndarray, t: int) -> Found:
-        """Args: held: the tile on the devices, by the number of turns."""
+        """Args: held: the stretches of the tile that are on the devices, by the number of the device."""
         while self.devices != ["cpu"] and t <= MOST_ON_GPU:
             try:
                 return self._on_devices(rows_RD, held, query_BD, t)

@@ -161,7 +161,7 @@ class Search:
         """What a row takes: as it was read, if that is a copy, less the centre, and its length."""
         return self.dimension * (4 + rows.copied * rows.dtype.itemsize) + 8
 
-    def _centre(self, stretches: int = 16, rows: int = 32) -> np.ndarray:
+    def _centre(self, stretches: int = 16, rows: int = 8) -> np.ndarray:
         """About the middle of the reference. Distances do not change when it is taken off, and the norms that cancel shrink.
 
         By medians: a row that lies far off would take a mean with it.

@@ -6,6 +6,7 @@ import importlib.metadata
 import re
 import shlex
 import sys
+from functools import cache
 
 FAISS = (
     "faiss-cpu",
@@ -20,6 +21,7 @@ FAISS = (
 """Packages on PyPI that write the folder faiss/; with two of them installed the later one has overwritten parts of the other."""
 
 
+@cache
 def installed() -> dict[str, str]:
     """Version of each package of faiss that is installed."""
     found = {}
