@@ -26,7 +26,6 @@ Found = tuple[np.ndarray, np.ndarray]
 Top = Callable[[np.ndarray, int], Found]
 """Finds the T nearest rows of a tile that it holds, T at most their number, for queries (B, D), C-contiguous float32."""
 
-MOST_ON_GPU = 2048  # neighbours that faiss keeps on a GPU
 LEAST_ON_GPU = 4096  # rows; a GPU without memory for them is left
 SPREAD = 32  # columns of which only the smallest is ranked at first
 PRODUCTS = {"cpu": (512, 4096), "cuda": (4096, 1 << 15)}  # of queries with rows, at a time: what a cache holds; what keeps a GPU busy
@@ -141,7 +140,7 @@ class Backend:
 
     def _top(self, rows_RD: np.ndarray, held: dict[int, list[Top]], query_BD: np.ndarray, t: int) -> Found:
         """Args: held: the stretches of the tile that are on the devices, by the number of the device."""
-        while self.devices != ["cpu"] and t <= MOST_ON_GPU:
+        while self.devices != ["cpu"]:
             try:
                 return self._on_devices(rows_RD, held, query_BD, t)
             except RuntimeError as error:

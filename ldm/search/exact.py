@@ -17,7 +17,7 @@ import numpy as np
 from data_shards.errors import InputError
 from ldm.search.backends import chosen
 from ldm.search.rows import Rows, rows_of
-from ldm.search.tile import Block, Neighbours, Tile, search_tile
+from ldm.search.tile import BYTES_A_CANDIDATE, Block, Neighbours, Tile, search_tile
 
 LARGEST_SQUARE = 1e36  # of a row's length: the rough search is in float32
 
@@ -97,7 +97,7 @@ class Search:
             given = f"rows {self.start} to {self.stop} of a reference ({len(self.reference)}, {self.dimension})"
             raise InputError(given, expected="one row or more, of one dimension or more")
         self.free = int((memory_gib - PRODUCTS_GIB) * GIB)  # bytes
-        fitting = self.free // 2 // self._row_bytes(self.reference)
+        fitting = min(self.free // 2 // self._row_bytes(self.reference), self.free // 8 // BYTES_A_CANDIDATE)
         if memory_gib < LEAST_GIB or fitting < 1:
             least = max(LEAST_GIB, PRODUCTS_GIB + 4 * self._row_bytes(self.reference) / GIB)
             raise InputError(f"memory_gib={memory_gib:g} for {self.dimension} dimensions", expected=f"{least:.3g} or more")

@@ -15,7 +15,8 @@ import torch
 from ldm.search.backends import Found, Top, torch_top, whole_float32
 
 MARGIN = 7  # candidates beyond k at first: float32 may rank that many too far down before a query is searched again
-MOST_CANDIDATES = 2048  # then all rows of a tile are gone through
+MOST_CANDIDATES = 1024  # in place of more, all rows of the tile are; faiss keeps 2048 on a GPU, at most
+BYTES_A_CANDIDATE = 96  # with its pair, distance and what sorting takes
 LARGE_GROUP = 64  # groups larger than this part of a tile are left out of its search; of smaller ones, members are dropped when found
 SEGMENT = 4096  # dimensions added up at once: of more, numpy's sum would depend on what stands beside it
 GAPS = 1 << 16  # differences that are written down at once: what a core's cache holds
@@ -87,18 +88,16 @@ def search_tile(block: Block, tile: Tile, of_R: np.ndarray | None) -> None:
 
 
 def climb(block: Block, tile: Tile, of_R: np.ndarray | None, which_W: np.ndarray, top: Top) -> None:
-    """Ask for more and more candidates, until each query is sure of its nearest."""
+    """Ask for more and more candidates, in the end for all rows, until each query is sure of its nearest."""
     rows, k = len(tile.rows_RD), block.distance_BK.shape[1]
     t = min(k + MARGIN, rows)
     while len(which_W):
-        at_once = max(1, block.free // (96 * t + 8 * block.rows_BD.shape[1]))
+        if t > MOST_CANDIDATES:
+            top, t = partial(top_all, tile), rows
+        at_once = max(1, block.free // (BYTES_A_CANDIDATE * t + 8 * block.dimension))
         parts = np.split(which_W, range(at_once, len(which_W), at_once))
         which_W = np.concatenate([ask(block, tile, of_R, part_W, top, t) for part_W in parts])
-        if t >= MOST_CANDIDATES:
-            break
-        t = min(8 * t, MOST_CANDIDATES, rows)
-    for query in which_W:
-        go_through(block, tile, of_R, query)
+        t = min(8 * t, rows)
 
 
 def ask(block: Block, tile: Tile, of_R: np.ndarray | None, which_W: np.ndarray, top: Top, t: int) -> np.ndarray:
@@ -123,18 +122,6 @@ def ask(block: Block, tile: Tile, of_R: np.ndarray | None, which_W: np.ndarray, 
         sure_W = np.square(found[0][:, -1]) <= farthest_W - rounding_bound(length_W, longest_W, block.dimension)
     block.distance_BK[which_W[sure_W]], block.index_BK[which_W[sure_W]] = (each[sure_W] for each in found)
     return which_W[~sure_W]
-
-
-def go_through(block: Block, tile: Tile, of_R: np.ndarray | None, query: int) -> None:
-    """All rows of a tile, for one query."""
-    at_once, one = max(1, block.free // 96), slice(query, query + 1)
-    for start in range(0, len(tile.rows_RD), at_once):
-        index_P = np.arange(start, min(start + at_once, len(tile.rows_RD)))
-        if of_R is not None:
-            index_P = index_P[of_R[index_P] != block.own_B[query]]
-        distance_P = distances(block.rows_BD, np.full(len(index_P), query), tile.rows_RD, index_P)
-        found = with_pairs(block.distance_BK[one], block.index_BK[one], np.zeros_like(index_P), distance_P, index_P + tile.start)
-        block.distance_BK[one], block.index_BK[one] = found
 
 
 def distances(query_BD: np.ndarray, which_P: np.ndarray, rows_RD: np.ndarray, index_P: np.ndarray) -> np.ndarray:
@@ -183,3 +170,11 @@ def top_outside(moved_RD: np.ndarray, square_R: np.ndarray, query_BD: np.ndarray
     """The rough search of a tile, on the processor, without the rows whose square is infinite."""
     with torch.inference_mode(), whole_float32():
         return torch_top(*map(torch.from_numpy, (query_BD, moved_RD, square_R)), t)
+
+
+def top_all(tile: Tile, query_BD: np.ndarray, t: int) -> Found:
+    """All rows of a tile, as a rough search gives them."""
+    with torch.inference_mode(), whole_float32():
+        query, rows, square_R = map(torch.from_numpy, (query_BD, tile.moved_RD, tile.square_R))
+        rough_BR = torch.addmm(square_R[None], query, rows.T, alpha=-2).add_(query.square().sum(1, keepdim=True))
+    return rough_BR.numpy(), np.broadcast_to(np.arange(t), rough_BR.shape)
