@@ -14,12 +14,17 @@ from pathlib import Path
 from typing import Any
 
 
-def arguments(about: str) -> argparse.Namespace:
+def parser(about: str) -> argparse.ArgumentParser:
     """--quick and --rounds."""
-    parser = argparse.ArgumentParser(description=about)
-    parser.add_argument("--quick", action="store_true", help="smaller, within 50 s on two cores")
-    parser.add_argument("--rounds", type=int, default=3, help="rounds; the median counts (default 3)")
-    return parser.parse_args()
+    options = argparse.ArgumentParser(description=about)
+    options.add_argument("--quick", action="store_true", help="smaller, within 50 s on two cores")
+    options.add_argument("--rounds", type=int, default=3, help="rounds; the median counts (default 3)")
+    return options
+
+
+def arguments(about: str) -> argparse.Namespace:
+    """What was said of them."""
+    return parser(about).parse_args()
 
 
 def by_turns(ours: Callable[[], Any], other: Callable[[], Any], rounds: int) -> tuple[list[Any], list[float], list[float]]:

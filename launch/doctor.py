@@ -17,13 +17,13 @@ from typing import Literal
 from packaging.requirements import Requirement
 
 from launch.machine import bf16_speed, cpu_flags, cpuinfo, memory_bytes
+from ldm.search import packages
 from slurm.local_daemons import SBIN
 
 State = Literal["ok", "warn", "missing", "broken"]
 GIB = 2**30
 RUN_FOLDER_GIB, SHM_GIB = 5, 0.5  # the demo writes less than one; gloo and NCCL exchange through shared memory
 MEMORY_GIB = 4
-FAISS = ("faiss-cpu", "faiss-gpu", "faiss-gpu-cu12", "faiss-gpu-cu11")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,7 +69,7 @@ def examine(run_folder: Path) -> dict[str, list[Finding]]:
             optional("codecs", "blosc2", "pcodec", extra="codecs"),
             optional("codebooks", "vector-quantize-pytorch", extra="codebooks"),  # of kind fsq, and gradient rotation
             optional("DeepSpeed", "deepspeed", "transformers", extra="deepspeed"),  # accelerate's plugin needs transformers, undeclared
-            faiss({name: version for name in FAISS if (version := installed(name))}),
+            faiss(packages.installed(), cuda_of_gpu()),
         ],
         "tools": [compiler(), mpi()],
         "SLURM": [cluster(), daemons_for_tests()],
@@ -182,15 +182,33 @@ def optional(name: str, *libraries: str, extra: str) -> Finding:
     return ok(name, text) if all(versions.values()) else missing(name, text, mend=pip(extra))
 
 
-def faiss(versions: dict[str, str]) -> Finding:
-    """faiss-cpu and faiss-gpu write the same folder: with both installed the later one silently removes parts of the other."""
+def faiss(versions: dict[str, str], cuda: str | None) -> Finding:
+    """The packages of faiss write the same folder: with two installed the later one silently removes parts of the other.
+
+    Args:
+        cuda: version of CUDA by which torch reaches a GPU; None where it reaches none.
+    """
     text = ", ".join(f"{name} {version}" for name, version in versions.items())
+    fitting, away = packages.fitting(cuda), f"{python()} -m pip uninstall -y {' '.join(versions)} && "
     if not versions:
-        return missing("faiss", "not installed: no audit, no nearest neighbours", mend=f"{pip('cpu')}, or [gpu]; never both")
+        return missing("faiss", "not installed: nearest neighbours by torch, which takes longer on a CPU", mend=pip(fitting))
     if len(versions) > 1:
-        mend = f"{python()} -m pip uninstall -y {' '.join(versions)} && {pip('cpu')}"
-        return broken("faiss", f"{text}: both own the folder faiss/, one is damaged", mend=mend)
+        return broken("faiss", f"{text}: all own the folder faiss/, one is damaged", mend=away + pip(fitting))
+    [name] = versions
+    if cuda and not packages.fits(name, cuda):
+        return warn("faiss", f"{text} does not use this GPU (CUDA {cuda}); the audit searches by torch there", mend=away + pip(fitting))
+    if cuda is None and name != "faiss-cpu":
+        return warn("faiss", f"{text}, but torch reaches no GPU; it may not load", mend=away + pip(fitting))
     return ok("faiss", text)
+
+
+def cuda_of_gpu() -> str | None:
+    """Version of CUDA by which torch reaches a GPU; None where it reaches none."""
+    if importlib.util.find_spec("torch") is None:
+        return None
+    import torch
+
+    return torch.version.cuda if torch.cuda.is_available() else None
 
 
 def compiler() -> Finding:

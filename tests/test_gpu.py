@@ -32,6 +32,7 @@ from ldm.models.inference import ready
 from ldm.models.noise import SAMPLES, normal_at
 from ldm.models.striped import decode_in_stripes
 from ldm.search import nearest_neighbours
+from ldm.search.backends import HOLDS, Backend
 from ldm.training.log import read_log
 from tests.conftest import made_cube
 from tests.ldm.generation.test_decode import autoencoder_of, generator
@@ -60,14 +61,61 @@ def test_batches_arrive_whole_however_long_the_gpu_takes(tmp_path: Path, codec: 
             assert torch.equal(cubes_BCHW, moved_BCHW.cpu()) and torch.equal(labels_BHW, moved_labels_BHW.cpu())
 
 
-def test_the_search_is_exact() -> None:
+def copies_and_others(rows: int = 50000) -> tuple[np.ndarray, np.ndarray]:
     rng = np.random.default_rng(0)
-    reference, query = rng.normal(size=(50000, 96)).astype(np.float32), rng.normal(size=(300, 96)).astype(np.float32)
+    reference, query = rng.normal(size=(rows, 96)).astype(np.float32), rng.normal(size=(300, 96)).astype(np.float32)
     query[:50] = reference[:50] + 1e-4 * query[:50]
-    distances, index = nearest_neighbours(query, reference, 3, backend="torch")
-    exact = np.stack([np.linalg.norm(reference.astype(np.float64) - q, axis=1) for q in query])
-    assert np.array_equal(index, np.argsort(exact, axis=1)[:, :3])
-    np.testing.assert_allclose(distances, np.sort(exact, axis=1)[:, :3], rtol=1e-9)
+    return query, reference
+
+
+def assert_same(found: tuple[np.ndarray, np.ndarray], query: np.ndarray, reference: np.ndarray) -> None:
+    expected = nearest_neighbours(query, reference, 3, device="cpu")
+    assert np.array_equal(found[0], expected[0]) and np.array_equal(found[1], expected[1])
+
+
+@pytest.mark.parametrize("backend", ["faiss", "torch"])
+@pytest.mark.parametrize("tiling", [{}, {"tile": 7001, "block": 129}])
+def test_the_search_is_that_of_the_processor_to_the_bit(backend: str, tiling: dict[str, int]) -> None:
+    if backend == "faiss" and not pytest.importorskip("faiss").get_num_gpus():
+        pytest.skip("this faiss knows no GPU")
+    query, reference = copies_and_others()
+    assert_same(nearest_neighbours(query, reference, 3, backend=backend, device="cuda", **tiling), query, reference)
+
+
+def test_a_training_that_allows_tf32_does_not_round_the_search() -> None:
+    query, reference = copies_and_others()
+    torch.set_float32_matmul_precision("high")
+    try:
+        assert_same(nearest_neighbours(query, reference, 3, backend="torch", device="cuda"), query, reference)
+        assert torch.get_float32_matmul_precision() == "high"
+    finally:
+        torch.set_float32_matmul_precision("highest")
+
+
+@pytest.mark.parametrize("backend", ["faiss", "torch"])
+def test_a_tile_is_shared_by_devices(backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By all there are; and by one that stands in for three."""
+    if backend == "faiss" and not pytest.importorskip("faiss").get_num_gpus():
+        pytest.skip("this faiss knows no GPU")
+    query, reference = copies_and_others()
+    for devices in ([f"cuda:{n}" for n in range(torch.cuda.device_count())], ["cuda:0"] * 3):
+        monkeypatch.setattr("ldm.search.exact.chosen", lambda backend_, device, devices=devices: Backend(HOLDS[backend], devices))
+        found = nearest_neighbours(query, reference, 3)
+        monkeypatch.undo()
+        assert_same(found, query, reference)
+
+
+def test_a_gpu_with_too_little_memory_takes_smaller_tiles() -> None:
+    query, reference = copies_and_others(1_000_000)  # 366 MiB
+    share = 300 * 2**20 / torch.cuda.get_device_properties(0).total_memory
+    torch.cuda.empty_cache()
+    torch.cuda.set_per_process_memory_fraction(share)
+    try:
+        with pytest.warns(UserWarning, match="too little memory"):
+            found = nearest_neighbours(query, reference, 3, backend="torch", device="cuda:0")
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0)
+    assert_same(found, query, reference)
 
 
 @pytest.mark.parametrize(

@@ -38,12 +38,29 @@ def test_what_is_not_well_has_a_command(found):
 
 
 def test_two_kinds_of_faiss_are_broken_and_the_way_out_is_told():
-    finding = doctor.faiss({"faiss-cpu": "1.15.1", "faiss-gpu": "1.15.1"})
+    finding = doctor.faiss({"faiss-cpu": "1.15.1", "faiss-gpu": "1.15.1"}, None)
     assert finding.state == "broken" and "uninstall -y faiss-cpu faiss-gpu" in finding.mend
-    finding = doctor.faiss({})
+    finding = doctor.faiss({}, None)
     assert finding.state == "missing" and "faiss" in finding.name
-    finding = doctor.faiss({"faiss-cpu": "1.15.1"})
+    finding = doctor.faiss({"faiss-cpu": "1.15.1"}, None)
     assert finding.state == "ok"
+
+
+@pytest.mark.parametrize(
+    ("package", "cuda", "state", "extra"),
+    [
+        ("faiss-cpu", "12.8", "warn", "[gpu]"),
+        ("faiss-cpu", "13.0", "warn", "[gpu-cuda13]"),
+        ("faiss-gpu", "12.8", "ok", ""),
+        ("faiss-gpu", "13.0", "warn", "[gpu-cuda13]"),
+        ("faiss-gpu-cu13-cuvs", "13.0", "ok", ""),
+        ("faiss-gpu-cu13-cuvs", "12.8", "warn", "[gpu]"),
+        ("faiss-gpu", None, "warn", "[cpu]"),
+    ],
+)
+def test_the_faiss_that_fits_the_machine_is_told(package, cuda, state, extra):
+    finding = doctor.faiss({package: "1.15.1"}, cuda)
+    assert finding.state == state and finding.mend.rstrip("'").endswith(extra)
 
 
 def test_another_torch_than_the_pinned_one_is_told(monkeypatch):
