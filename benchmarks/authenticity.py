@@ -54,17 +54,17 @@ def one_set(x_ND: np.ndarray, copy_ND: np.ndarray, person_N: np.ndarray, number:
     made_MD, copies = x_ND[first_N].copy(), round(dose * made)
     made_MD[:copies] = copy_ND[rng.choice(np.flatnonzero(of_train), copies, replace=False)]
     itself_M = np.arange(made)
-    to_held = near((made_MD, made_MD), x_ND[of_held], person_N[of_held], "auto", k=1)
+    to_held = near((made_MD, made_MD), x_ND[of_held], person_N[of_held], k=1)
     train_TD, train_T = x_ND[of_train], person_N[of_train]
     evidence = Evidence(
-        made=near((made_MD, made_MD), train_TD, train_T, "auto"),
-        held=near((x_ND[of_held],) * 2, train_TD, train_T, "auto"),
+        made=near((made_MD, made_MD), train_TD, train_T),
+        held=near((x_ND[of_held],) * 2, train_TD, train_T),
         held_person_N=person_N[of_held],
-        train=near((train_TD, train_TD), train_TD, train_T, "auto", own_N=train_T),
+        train=near((train_TD, train_TD), train_TD, train_T, own_N=train_T),
         train_person_T=train_T,
         made_held_M=to_held.distance_N,
         made_held_index_M=to_held.index_N,
-        repeated=near((made_MD, made_MD), made_MD, itself_M, "auto", own_N=itself_M, k=1),
+        repeated=near((made_MD, made_MD), made_MD, itself_M, own_N=itself_M, k=1),
         made_cell_M=np.zeros(made, int),
         held_cell_N=np.zeros(int(of_held.sum()), int),
         rows=lambda places: made_MD[places],

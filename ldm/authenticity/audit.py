@@ -12,7 +12,7 @@ Legend: M synthetic image, N held-out image, T training image, J nearest person,
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -27,7 +27,7 @@ from ldm.authenticity.descriptors import spaces
 from ldm.authenticity.flagged import FlaggedImage
 from ldm.authenticity.judged import Evidence
 from ldm.authenticity.space_figures import space_verdicts
-from ldm.authenticity.units import Descriptors, Repeats, Search, Settings
+from ldm.authenticity.units import ComparedRows, Descriptors, Neighbourhoods, Repeats, Settings
 from ldm.authenticity.verdicts import LEAST_IN_CELL, RATE
 from ldm.evaluation.measurements import beside, requested
 from ldm.evaluation.sets import Images, ImagesOfPeople, Part, Watch, check_comparable
@@ -51,6 +51,7 @@ class AuditConfig:
         limit: at most this many synthetic images, evenly spaced; None for all. The training set is always searched whole.
         closest: number of closest pairs, and of patients, to list.
         backend: of the search: 'faiss', 'torch' or 'auto'.
+        memory_gib: what the search may hold of descriptors and distances; where the training set takes more it is read again and again.
         batch_size, device: of the pass over the images.
     """
 
@@ -61,6 +62,7 @@ class AuditConfig:
     limit: int | None = None
     closest: int = 12
     backend: str = "auto"
+    memory_gib: float = 4.0
     batch_size: int = 8
     device: str = "cpu"
 
@@ -147,7 +149,7 @@ class Audit:
         self.settings = Settings(
             self.descriptors, self.train, max(1, min(MOST_CELLS, few // (2 * LEAST_IN_CELL))), self.out and self.out / "settings"
         )
-        self.search = Search(self, self.out and self.out / "search")
+        self.search = Neighbourhoods(self, self.out and self.out / "search")
         self.repeats = Repeats(self, self.out and self.out / "repeats")
 
     def numbers_of(self, names: np.ndarray) -> np.ndarray:
@@ -183,13 +185,19 @@ class Audit:
 
     def _to_own(self, name: str) -> np.ndarray:
         """Distance of each held-out image to the nearest other one of the same person; infinite where there is none."""
-        x_ND, own_N = self.search.reference("held", name), np.full(len(self.held_people), np.inf)
+        rows, own_N = self.rows(self.held, name), np.full(len(self.held_people), np.inf)
+        x_ND = np.empty((0, 1)) if rows is None else rows.read(0, len(rows))
         for who in np.unique(self.held_people):
             of_N = np.flatnonzero(self.held_people == who)
             between = np.linalg.norm(x_ND[of_N, None].astype(np.float64) - x_ND[None, of_N], axis=2)
             np.fill_diagonal(between, np.inf)
             own_N[of_N] = between.min(1)
         return own_N
+
+    def rows(self, parts: Sequence[Part], name: str) -> ComparedRows | None:
+        """Images of some parts in the units of a space, as they are asked for; None of no image."""
+        rows = self.descriptors.streamed(parts, name)
+        return None if rows is None else ComparedRows(rows, self.settings, name)
 
     def _rows(self, name: str, places: np.ndarray) -> np.ndarray:
         ascending, back = np.unique(places, return_inverse=True)

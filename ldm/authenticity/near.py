@@ -11,7 +11,7 @@ import numpy as np
 
 from ldm.authenticity.descriptors import Views
 from ldm.authenticity.ratio import NEIGHBOURS, people_near
-from ldm.search import nearest_neighbours
+from ldm.search import Search
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,26 +33,28 @@ class Near:
 
 
 def near(
-    views: Views, reference_MD: np.ndarray, person_M: np.ndarray, backend: str, *, own_N: np.ndarray | None = None, k: int = NEIGHBOURS
+    views: Views, reference: Search | np.ndarray, person_M: np.ndarray, *, own_N: np.ndarray | None = None, k: int = NEIGHBOURS
 ) -> Near:
     """Nearest references over the query as it is and mirrored.
 
     Args:
+        reference: rows (M, D), or a search of them, which may be asked again.
         person_M: number of each reference's person.
         own_N: the query's own person, whose images do not count.
-        k: references to look at, besides the query's own.
+        k: references to look at.
     """
-    if not len(reference_MD):
-        nothing_N = np.full(len(views[0]), -1)
+    if not len(person_M):
+        nothing_N1 = np.full((len(views[0]), 1), -1)
         return Near(
-            distance_NJ=people_near(np.full((len(views[0]), 1), np.inf), nothing_N[:, None]), index_N=nothing_N, mirrored_N=nothing_N >= 0
+            distance_NJ=people_near(np.full(nothing_N1.shape, np.inf), nothing_N1),
+            index_N=nothing_N1[:, 0],
+            mirrored_N=nothing_N1[:, 0] >= 0,
         )
-    own = int(np.bincount(person_M).max()) if own_N is not None else 0
-    found = [nearest_neighbours(view_ND, reference_MD, min(k + own, len(reference_MD)), backend=backend) for view_ND in views]
+    search = reference if isinstance(reference, Search) else Search(reference)
+    groups, k = None if own_N is None else (own_N, person_M), min(k, len(person_M))
+    found = [search.nearest(view_ND, k, not_in=groups) for view_ND in views]
     distance_NK, index_NK = (np.concatenate(arrays, axis=1) for arrays in zip(*found, strict=True))
-    mirrored_NK = np.arange(distance_NK.shape[1])[None].repeat(len(distance_NK), 0) >= found[0][0].shape[1]
-    if own_N is not None:
-        distance_NK = np.where(person_M[index_NK] == own_N[:, None], np.inf, distance_NK)
+    mirrored_NK = np.repeat(np.arange(2 * k)[None] >= k, len(distance_NK), axis=0)
     order_NK = np.argsort(distance_NK, axis=1, kind="stable")
     distance_NK, index_NK, mirrored_NK = (np.take_along_axis(x_NK, order_NK, 1) for x_NK in (distance_NK, index_NK, mirrored_NK))
     there_N = np.isfinite(distance_NK[:, 0])

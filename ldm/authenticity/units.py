@@ -25,6 +25,8 @@ from ldm.comm import Alone
 from ldm.evaluation.measurements import Arrays, ImageMeasurements, Measurements, Piece, written
 from ldm.evaluation.sets import Part, common_fov, evenly, reflectance
 from ldm.kmeans.lloyd import kmeans
+from ldm.search import ArrayRows, FileRows, JoinedRows, Rows, Search
+from ldm.search.exact import LEAST_GIB
 
 if TYPE_CHECKING:
     from ldm.authenticity.audit import Audit, AuditConfig, AuditResult
@@ -67,6 +69,15 @@ class Descriptors(ImageMeasurements):
         """Of all images of a shard."""
         arrays = self.arrays(piece.name)
         return arrays[self.key(name)], arrays[self.key(name, VIEWS[1])]
+
+    def streamed(self, parts: Sequence[Part], name: str) -> Rows | None:
+        """Descriptors of all images of some parts, which hold whole shards, read from the units as they are asked for; None of no image."""
+        pieces = [piece for part in parts for piece in self.pieces_of(part)]
+        if self.out is None:
+            sources = [ArrayRows(self.arrays(piece.name)[self.key(name)]) for piece in pieces]
+        else:
+            sources = [FileRows(self.path_of(piece.name), self.key(name)) for piece in pieces]
+        return JoinedRows(sources) if sources else None
 
     def rows(self, part: Part, places: np.ndarray, name: str, view: str = VIEWS[0]) -> np.ndarray:
         """Descriptors of some images, by their ascending places in a part."""
@@ -134,12 +145,27 @@ class Settings(Measurements):
         return self._of[name]
 
 
-class Search(ImageMeasurements):
+class ComparedRows(Rows):
+    """Descriptors of a space in the units in which distances are taken, converted as they are read."""
+
+    def __init__(self, rows: Rows, settings: Settings, name: str) -> None:
+        self.rows, self.settings, self.name = rows, settings, name
+        first_1D = settings.compared(name, rows.read(0, 1))
+        self.dimension, self.dtype = first_1D.shape[1], first_1D.dtype
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def read(self, start: int, stop: int) -> np.ndarray:
+        return self.settings.compared(self.name, self.rows.read(start, stop))
+
+
+class Neighbourhoods(ImageMeasurements):
     """The nearest images of each shard's, in every space: training images, and of synthetic ones also people held out."""
 
     def __init__(self, audit: Audit, out: Path | None) -> None:
         self.audit = audit
-        self._references: dict[tuple[str, str], np.ndarray] = {}
+        self._searches: dict[tuple[str, str], Search | None] = {}
         super().__init__(audit.parts, out)
 
     def measured(self, piece: Piece) -> Arrays:
@@ -147,26 +173,28 @@ class Search(ImageMeasurements):
         for name in audit.of_space:
             views = tuple(audit.settings.compared(name, x_ND) for x_ND in audit.descriptors.views(piece, name))
             own_N = None if piece.independent else audit.numbers_of(np.array(piece.dataset.subjects(piece.split))[piece.sample_N])
-            found = near(views, self.reference("train", name), audit.numbers_of(audit.train_people), audit.config.backend, own_N=own_N)
+            found = near(views, self.search("train", name), audit.numbers_of(audit.train_people), own_N=own_N)
             arrays |= {f"{name}.train.{key}": array for key, array in asdict(found).items()}
             arrays[f"{name}.cell_N"] = audit.settings.cell_N(name, views[0])
             if piece.independent:
-                found = near(views, self.reference("held", name), audit.numbers_of(audit.held_people), audit.config.backend, k=1)
+                found = near(views, self.search("held", name), audit.numbers_of(audit.held_people), k=1)
                 arrays |= {f"{name}.held.{key}": array for key, array in asdict(found).items()}
         return arrays
 
-    def reference(self, what: str, name: str) -> np.ndarray:
-        """All images that are searched in."""
-        if (what, name) not in self._references:
-            parts = [self.audit.train] if what == "train" else self.audit.held
-            found = [self.audit.descriptors.of(part, self.audit.descriptors.key(name)) for part in parts]
-            x_ND = np.concatenate(found) if found else np.empty((0, self.audit.of_space[name].dimension), np.float32)
-            self._references[what, name] = self.audit.settings.compared(name, x_ND)
-        return self._references[what, name]
+    def search(self, what: str, name: str) -> Search | None:
+        """Of all training images, or of all people held out; None of none."""
+        if (what, name) not in self._searches:
+            parts, config = [self.audit.train] if what == "train" else self.audit.held, self.audit.config
+            rows = self.audit.rows(parts, name)
+            # what is asked by turns shares the memory
+            share = config.memory_gib / (2 * len(self.audit.of_space))
+            how = {"backend": config.backend, "device": config.device, "memory_gib": max(share, LEAST_GIB)}
+            self._searches[what, name] = None if rows is None else Search(rows, **how)
+        return self._searches[what, name]
 
     def near(self, parts: Sequence[Part], what: str, name: str) -> Near:
         """What was found for the images of some parts."""
-        empty = near((np.empty((0, 1)), np.empty((0, 1))), np.empty((0, 1)), np.empty(0, int), "torch")
+        empty = near((np.empty((0, 1)), np.empty((0, 1))), np.empty((0, 1)), np.empty(0, int))
         return Near(
             **{
                 field.name: np.concatenate([getattr(empty, field.name), *(self.of(part, f"{name}.{what}.{field.name}") for part in parts)])
@@ -206,15 +234,18 @@ class Repeats(Measurements):
             for query, reference in {(a, b), (b, a)}:
                 views = tuple(self._compared(name, query, view) for view in VIEWS)
                 itself_N = self.groups[query] if a == b else None
-                found = near(
-                    views, self._compared(name, reference, VIEWS[0]), self.groups[reference], self.audit.config.backend, own_N=itself_N, k=1
-                )
+                found = near(views, self._search(name, reference), self.groups[reference], own_N=itself_N, k=1)
                 index_N = np.where(found.index_N >= 0, found.index_N + self.groups[reference][0], -1)
                 arrays |= {
                     f"{name}.{query}.{key}": x
                     for key, x in {**asdict(found), "distance_NJ": found.distance_NJ[:, :1], "index_N": index_N}.items()
                 }
         return arrays
+
+    def _search(self, name: str, group: int) -> Search:
+        config = self.audit.config
+        how = {"backend": config.backend, "device": config.device, "memory_gib": config.memory_gib}
+        return Search(self._compared(name, group, VIEWS[0]), **how)
 
     def _compared(self, name: str, group: int, view: str) -> np.ndarray:
         audit = self.audit

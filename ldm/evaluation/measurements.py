@@ -57,7 +57,7 @@ class Measurements(Units):
 
     def published(self, number: int) -> bool:
         """Whether a unit is there."""
-        return self.names[number] in self._kept or (self.out is not None and self._path(self.names[number]).exists())
+        return self.names[number] in self._kept or (self.out is not None and self.path_of(self.names[number]).exists())
 
     def make(self, number: int) -> None:
         """Make a unit and publish it."""
@@ -66,7 +66,7 @@ class Measurements(Units):
         if self.out is None:
             self._kept[name] = arrays
         else:
-            durable.write_bytes(self._path(name), save(arrays), keep_first=True)
+            durable.write_bytes(self.path_of(name), save(arrays), keep_first=True)
 
     def arrays(self, name: str) -> Arrays:
         """What a unit left.
@@ -77,16 +77,17 @@ class Measurements(Units):
         if self.out is None:
             return self._kept[name]
         try:
-            return load(self._path(name).read_bytes())
+            return load(self.path_of(name).read_bytes())
         except SafetensorError as error:
             raise CorruptData(
                 f"damaged: {error}",
-                where=self._path(name),
+                where=self.path_of(name),
                 expected="what was written there",
-                mend=f"{command('rm', self._path(name))}, then the same command again: it measures that shard anew",
+                mend=f"{command('rm', self.path_of(name))}, then the same command again: it measures that shard anew",
             ) from error
 
-    def _path(self, name: str) -> Path:
+    def path_of(self, name: str) -> Path:
+        """Of a unit's file."""
         return self.out / f"{name}.safetensors"
 
 

@@ -177,7 +177,10 @@ def test_a_pipeline_goes_from_shards_to_the_report_and_only_what_is_missing_goes
     config |= {stage: {**networks, "loop": loop} for stage, networks in NETWORKS.items()}
     config["diffusion"]["sampler"] = {"steps": 2}
     (tmp_path / "eyes.yaml").write_text(yaml.safe_dump(config))
-    pipeline = {"preset": "eyes.yaml", "jobs": {"vqgan": {"nodes": 2}, "diffusion": {"nodes": 2}, "sample": {"tasks": 2, "at_once": 1}, "audit": {"tasks": 2}}}
+    pipeline = {
+        "preset": "eyes.yaml",
+        "jobs": {"vqgan": {"nodes": 2}, "diffusion": {"nodes": 2}, "sample": {"tasks": 2, "at_once": 1}, "audit": {"tasks": 2}},
+    }
     (tmp_path / "pipeline.yaml").write_text(yaml.safe_dump(pipeline))
     in_the_way = tmp_path / "runs" / "eyes" / "vqgan" / "checkpoints"
     in_the_way.parent.mkdir(parents=True)

@@ -159,8 +159,8 @@ def test_backends_agree(packed, planted, result):
 
 def test_own_person_does_not_count():
     reference, group = np.array([[0.0], [0.1], [1.0]]), np.array([0, 0, 1])
-    assert near((reference, reference), reference, group, "auto", own_N=group).index_N.tolist() == [2, 2, 1]
-    alone = near((reference, reference), reference, np.zeros(3, int), "auto", own_N=np.zeros(3, int))
+    assert near((reference, reference), reference, group, own_N=group).index_N.tolist() == [2, 2, 1]
+    alone = near((reference, reference), reference, np.zeros(3, int), own_N=np.zeros(3, int))
     assert np.isinf(alone.distance_N).all() and (alone.index_N == -1).all()
 
 

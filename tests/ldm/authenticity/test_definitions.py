@@ -28,10 +28,10 @@ def test_authpct() -> None:
         to_train = [apart(made_D, train_D) for train_D in TRAIN_TD]
         i = int(np.argmin(to_train))
         authentic.append(min(apart(TRAIN_TD[i], train_D) for j, train_D in enumerate(TRAIN_TD) if j != i) < to_train[i])
-    made = near((MADE_MD, MADE_MD), TRAIN_TD, ALONE_T, "torch")
-    train = near((TRAIN_TD, TRAIN_TD), TRAIN_TD, ALONE_T, "torch", own_N=ALONE_T)
+    made = near((MADE_MD, MADE_MD), TRAIN_TD, ALONE_T)
+    train = near((TRAIN_TD, TRAIN_TD), TRAIN_TD, ALONE_T, own_N=ALONE_T)
     nearer_M = made.distance_N < train.distance_N[made.index_N]
-    held = near((HELD_ND, HELD_ND), TRAIN_TD, ALONE_T, "torch")
+    held = near((HELD_ND, HELD_ND), TRAIN_TD, ALONE_T)
     share = share_nearer_than_real(nearer_M, held.distance_N < train.distance_N[held.index_N], np.arange(len(HELD_ND)))
     assert share.value == pytest.approx(1 - np.mean(authentic), abs=1e-12)
 
@@ -59,7 +59,7 @@ def test_ratio() -> None:
     for made_D in MADE_MD:
         ten = sorted(apart(made_D, train_D) for train_D in TRAIN_TD)[:10]
         expected.append(ten[0] / (sum(ten) / 10))
-    assert ratios(near((MADE_MD, MADE_MD), TRAIN_TD, ALONE_T, "torch").distance_NJ) == pytest.approx(expected, abs=1e-9)
+    assert ratios(near((MADE_MD, MADE_MD), TRAIN_TD, ALONE_T).distance_NJ) == pytest.approx(expected, abs=1e-9)
 
 
 def test_people_count_once_by_their_nearest_image() -> None:

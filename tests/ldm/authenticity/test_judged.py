@@ -22,16 +22,16 @@ def evidence(train: tuple, held: tuple, made_MD: np.ndarray) -> Evidence:
     """All searches, by brute force of the real search; a query and its mirror image are the same here."""
     (train_TD, train_T), (held_ND, held_N) = train, held
     itself_M = np.arange(len(made_MD))
-    of_held = near((made_MD, made_MD), held_ND, held_N, "torch", k=1)
+    of_held = near((made_MD, made_MD), held_ND, held_N, k=1)
     return Evidence(
-        made=near((made_MD, made_MD), train_TD, train_T, "torch"),
-        held=near((held_ND, held_ND), train_TD, train_T, "torch"),
+        made=near((made_MD, made_MD), train_TD, train_T),
+        held=near((held_ND, held_ND), train_TD, train_T),
         held_person_N=held_N,
-        train=near((train_TD, train_TD), train_TD, train_T, "torch", own_N=train_T),
+        train=near((train_TD, train_TD), train_TD, train_T, own_N=train_T),
         train_person_T=train_T,
         made_held_M=of_held.distance_N,
         made_held_index_M=of_held.index_N,
-        repeated=near((made_MD, made_MD), made_MD, itself_M, "torch", own_N=itself_M, k=1),
+        repeated=near((made_MD, made_MD), made_MD, itself_M, own_N=itself_M, k=1),
         made_cell_M=np.zeros(len(made_MD), int),
         held_cell_N=np.zeros(len(held_ND), int),
         rows=lambda places: made_MD[places],

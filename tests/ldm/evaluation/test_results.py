@@ -47,7 +47,7 @@ KEYS = {
     Compared: "value interval floor floor_interval excess excess_interval reason",
     InfinityFigures: "value standard_error floor floor_standard_error reason",
     AuditResult: "format train synthetic held_out config caveat descriptors",
-    AuditConfig: "train against spaces rate limit closest backend batch_size device",
+    AuditConfig: "train against spaces rate limit closest backend memory_gib batch_size device",
     of_audit.SpaceVerdicts: """space d yardstick synthetic_to_train floor_to_train histogram floor_doubles flagged recognised copies ratio
         nearer_than_real closer_to_training data_copying duplicates repeated by_patient closest verdict""",
     of_audit.Quantiles: "min p1 p5 median max",
