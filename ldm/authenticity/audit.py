@@ -12,23 +12,23 @@ Legend: M synthetic image, N held-out image, T training image, J nearest person,
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 
-from data_shards.errors import InputError, nearest
+from data_shards.errors import InputError
 from data_shards.ledger import Units
 from data_shards.reading.dataset import Dataset
 from ldm.authenticity.audit_result import SpaceVerdicts
-from ldm.authenticity.descriptors import spaces
 from ldm.authenticity.flagged import FlaggedImage
 from ldm.authenticity.judged import Evidence
+from ldm.authenticity.real_side import RealSide
 from ldm.authenticity.space_figures import space_verdicts
-from ldm.authenticity.units import ComparedRows, Descriptors, Neighbourhoods, Repeats, Settings
-from ldm.authenticity.verdicts import LEAST_IN_CELL, RATE
+from ldm.authenticity.units import Repeats
+from ldm.authenticity.verdicts import RATE
 from ldm.evaluation.measurements import beside, requested
 from ldm.evaluation.sets import Images, ImagesOfPeople, Part, Watch, check_comparable
 
@@ -37,7 +37,6 @@ CAVEAT = (
     "Distances find copies that are near in the spaces searched, mirrored ones too. They do not show that no patient can be recognised: "
     "sets that pass them still leak who was trained on. Blurred images are nearer to everything: look at the pairs."
 )
-MOST_CELLS = 20
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,7 +86,7 @@ class AuditResult:
     descriptors: dict[str, SpaceVerdicts]
 
 
-class Audit:
+class Audit(RealSide):
     """An audit: phases of units, each made from what those before left; the last one's are finished by the result.
 
     Args:
@@ -101,7 +100,7 @@ class Audit:
     def __init__(
         self, real: Dataset, synthetic: Dataset, config: AuditConfig, path: Path | None = None, *, learned: Path | None = None
     ) -> None:
-        split, self.config, self.path = check_comparable(real, synthetic), config, path
+        split, self.path = check_comparable(real, synthetic), path
         made_from = synthetic.manifest.source.get("sample", {}).get("dataset")
         if made_from not in (None, real.digest):
             raise InputError(
@@ -109,52 +108,14 @@ class Audit:
                 where=synthetic.path,
                 expected=f"{real.digest[:12]}, that of {real.path}: copies are copies of the training set",
             )
-        if not 0 < config.rate < 1:
-            raise InputError(f"a false rate of {config.rate:g}", expected="a share between 0 and 1, such as 0.01")
-        for name in (config.train, *config.against):
-            if name not in real.splits:
-                raise InputError(f"unknown split {name!r}", where=real.path, expected=nearest(name, real.splits))
-        if config.train in config.against:
-            raise InputError(
-                f"split {config.train!r} is both trained on and held out", where=real.path, expected="people held out of training"
-            )
-        held = config.against or tuple(name for name, info in real.splits.items() if info.count and name != config.train)
-        self.train, self.held = Part.of(real, config.train), [Part.of(real, name) for name in held]
         self.made = Part.of(synthetic, split, config.limit, independent=True)
-        self.images, self.parts = len(self.made.sample_N), [self.train, *self.held, self.made]
+        self.images = len(self.made.sample_N)
         if not self.images:
             raise InputError("an empty set", where=synthetic.path, expected="at least one image")
-        self.of_space = spaces(config.spaces, real, learned=learned, device=config.device)
-        self.train_people, self.held_people = (
-            np.array([who for part in parts for who in part.units()]) for parts in ([self.train], self.held)
-        )
-        self.people = np.unique(np.concatenate([self.train_people, self.held_people.astype(self.train_people.dtype)]))
-        if both := sorted(set(self.train_people) & set(self.held_people)):
-            raise InputError(
-                f"{len(both)} people are in split {config.train!r} and held out, such as {both[0]}",
-                where=real.path,
-                expected="people who are on one side alone, or the yardstick is as near as a copy",
-                mend="retinaforge data pack FOLDER DATASET --splits train=0.7,val=0.2,test=0.1, which splits by person",
-            )
         limited = {"images": synthetic.count(split)} if config.limit else {}  # which images they are hangs on how many there are
-        request = {
-            "format": FORMAT,
-            "real": real.digest,
-            "config": requested(config),
-            "spaces": [space.name for space in self.of_space.values()],
-        }
-        self.out = beside(path, request | limited)
-        self.descriptors = Descriptors(real, self.made, self.parts, self.of_space, config, self.out and self.out / "descriptors")
-        few = min(len(self.held_people), self.images)
-        self.settings = Settings(
-            self.descriptors, self.train, max(1, min(MOST_CELLS, few // (2 * LEAST_IN_CELL))), self.out and self.out / "settings"
-        )
-        self.search = Neighbourhoods(self, self.out and self.out / "search")
+        request = {"format": FORMAT, "real": real.digest, "config": requested(config), **limited}
+        super().__init__(real, config, lambda names: beside(path, {**request, "spaces": names}), also=self.made, learned=learned)
         self.repeats = Repeats(self, self.out and self.out / "repeats")
-
-    def numbers_of(self, names: np.ndarray) -> np.ndarray:
-        """Numbers of people."""
-        return np.searchsorted(self.people, names)
 
     def phases(self) -> Iterator[tuple[str, Callable[[], Units]]]:
         """Title of each phase, and its units."""
@@ -169,11 +130,8 @@ class Audit:
         held, repeats = search.near([self.made], "held", name), self.repeats.near(name)
         cell = {key: [search.of(part, f"{name}.cell_N") for part in parts] for key, parts in (("made", [self.made]), ("held", self.held))}
         return Evidence(
+            **vars(self.real_distances(name)),
             made=search.near([self.made], "train", name),
-            held=search.near(self.held, "train", name),
-            held_person_N=self.numbers_of(self.held_people),
-            train=search.near([self.train], "train", name),
-            train_person_T=self.numbers_of(self.train_people),
             made_held_M=held.distance_N,
             made_held_index_M=held.index_N,
             repeated=repeats,
@@ -193,11 +151,6 @@ class Audit:
             np.fill_diagonal(between, np.inf)
             own_N[of_N] = between.min(1)
         return own_N
-
-    def rows(self, parts: Sequence[Part], name: str) -> ComparedRows | None:
-        """Images of some parts in the units of a space, as they are asked for; None of no image."""
-        rows = self.descriptors.streamed(parts, name)
-        return None if rows is None else ComparedRows(rows, self.settings, name)
 
     def _rows(self, name: str, places: np.ndarray) -> np.ndarray:
         ascending, back = np.unique(places, return_inverse=True)

@@ -9,10 +9,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import numpy as np
-from scipy import stats
 
 from ldm.authenticity.near import Near
-from ldm.authenticity.ratio import dimension_bound, nearness_p_values, ratios
+from ldm.authenticity.ratio import nearness_p_values, ratios
+from ldm.authenticity.real_people import DOUBLE_SHARE, EXACT_SHARE, RealDistances, RealPeople, means_by_person, real_people
 from ldm.authenticity.verdicts import (
     CloserToTraining,
     CopyRate,
@@ -28,20 +28,16 @@ from ldm.authenticity.verdicts import (
 )
 from ldm.authenticity.yardstick import Yardstick, least_copies
 
-EXACT_SHARE = 1e-3  # of the median distance between real people: nearer, an image is the training image but for rounding
 MOST_REPEATED = 20_000  # images that are compared with one another to tell which are alike
-DOUBLE_SHARE = 1e-2  # of the same: two real images that are nearer are one picture under two names, saved again perhaps
 NOTHING = dict.fromkeys(("rate", "threshold", "below", "expected", "honest", "p_value", "copies", "telling", "visible"))
-UNLIKE = 1e-2  # p-value below which held-out people are no yardstick: they lie farther off than training people do from one another
 
 
 @dataclass(frozen=True, kw_only=True)
-class Evidence:
+class Evidence(RealDistances):
     """All distances of one space.
 
     Attributes:
-        made: synthetic images to the training set. held: held-out ones, of people held_person_N. train: the training set to other people in
-            it, of train_person_T.
+        made: synthetic images to the training set.
         made_held_M, made_held_index_M: distance to, and number of, the nearest held-out image.
         repeated: synthetic images to others of the set.
         made_cell_M, held_cell_N: cells of the training set that images lie in.
@@ -50,10 +46,6 @@ class Evidence:
     """
 
     made: Near
-    held: Near
-    held_person_N: np.ndarray
-    train: Near
-    train_person_T: np.ndarray
     made_held_M: np.ndarray
     made_held_index_M: np.ndarray
     repeated: Near
@@ -68,26 +60,18 @@ class Judged:
     """What one space says of a set.
 
     Attributes:
-        yardstick: distances of real people; yardstick_is: who they are.
-        scale: median distance of training images to the nearest other person.
-        double_N, double_T: held-out and training images that are another person's training image.
+        real: what real people say.
         exact_M, near_M, beyond_M: synthetic images flagged, for each of the reasons; flagged_M: for any.
         p_value_M: of ranks among the people of the yardstick; None of none.
-        dimension: m of ldm/authenticity/ratio.py.
         recognised: share of held-out images that lie below the threshold from another image of the same person: what the space could see
             of a person who is not copied, but drawn anew. None without a threshold, or of people with one image each.
     """
 
-    yardstick: Yardstick
-    yardstick_is: str
-    scale: float
-    double_N: np.ndarray
-    double_T: np.ndarray
+    real: RealPeople
     exact_M: np.ndarray
     near_M: np.ndarray
     beyond_M: np.ndarray
     p_value_M: np.ndarray | None
-    dimension: float | None
     recognised: float | None
     copies: CopyRate
     ratio: CopyRate
@@ -106,15 +90,10 @@ def judge(of: Evidence, *, rate: float, level: float, seed: int = 0) -> Judged:
     rate: false rate of the threshold that is wanted.
     level: how often an honest set may be flagged at all; both reasons that rest on chance share it.
     """
-    between_T = of.train.distance_N[np.isfinite(of.train.distance_N) & (of.train.distance_N > 0)]
-    held_N = of.held.distance_N[np.isfinite(of.held.distance_N) & (of.held.distance_N > 0)]
-    scale = float(np.median(between_T)) if len(between_T) else float(np.median(held_N)) if len(held_N) else 0.0
-    double_N, double_T = (near.distance_N <= DOUBLE_SHARE * scale for near in (of.held, of.train))
-    unfair = why_unfair(of, double_N, double_T)
-    yardstick, yardstick_is = chosen_yardstick(of, double_N, double_T, unfair)
-    exact_M = of.made.distance_N <= EXACT_SHARE * scale
-    dimension = dimension_bound(*real_people(of, double_N | bool(unfair), double_T))
-    near_M = nearness_p_values(of.made.distance_NJ, dimension) * max(1, len(exact_M)) <= level / 2
+    real = real_people(of)
+    yardstick, double_N, unfair = real.yardstick, real.double_N, real.unfair
+    exact_M = of.made.distance_N <= EXACT_SHARE * real.scale
+    near_M = nearness_p_values(of.made.distance_NJ, real.dimension) * max(1, len(exact_M)) <= level / 2
     r = rank_for(yardstick, rate)
     below_M = yardstick.below(of.made.distance_N, r) if r else np.zeros(len(exact_M), bool)
     draw_M = draws(of.rows, of.made.distance_N, below_M, yardstick.threshold(r) / 2 if r else 0.0)
@@ -126,31 +105,26 @@ def judge(of: Evidence, *, rate: float, level: float, seed: int = 0) -> Judged:
         many = least_copies(len(rest), images - len(sure_K), r, yardstick.people, level / 2)
         beyond_M = np.isin(draw_M, rest[:many])
     copies = copy_rate(below, images, yardstick, rate=rate, level=level)
-    alike = yardstick.threshold(r) / 2 if r else scale / 4
+    alike = yardstick.threshold(r) / 2 if r else real.scale / 4
     once_M, unfair = (np.ones(len(exact_M), bool), unfair) if unfair else counted_once(of, alike)
     return Judged(
-        yardstick=yardstick,
-        yardstick_is=yardstick_is,
-        scale=scale,
-        double_N=double_N,
-        double_T=double_T,
+        real=real,
         exact_M=exact_M,
         near_M=near_M,
         beyond_M=beyond_M,
         p_value_M=yardstick.p_values(of.made.distance_N) if yardstick.people else None,
-        dimension=dimension,
         recognised=recognised(of, yardstick, r),
         copies=copies,
         ratio=replace(copies, **NOTHING, reason=unfair) if unfair else ratio_rate(of, once_M, double_N, rate=rate, level=level),
-        nearer_than_real=Share(reason=unfair) if unfair else _nearer_than_real(of, once_M, double_N, scale),
+        nearer_than_real=Share(reason=unfair) if unfair else _nearer_than_real(of, once_M, double_N, real.scale),
         closer_to_training=CloserToTraining(reason=unfair) if unfair else _closer_to_training(of, double_N, seed),
         data_copying=DataCopying(reason=unfair) if unfair else _data_copying(of, once_M, double_N),
         repeats=repeats(
             of.repeated.distance_N,
             yardstick,
             len(np.unique(of.train_person_T)),
-            exact=int((of.repeated.distance_N <= EXACT_SHARE * scale).sum()),
-            dimension=dimension,
+            exact=int((of.repeated.distance_N <= EXACT_SHARE * real.scale).sum()),
+            dimension=real.dimension,
         ),
     )
 
@@ -183,55 +157,6 @@ def _data_copying(of: Evidence, once_M: np.ndarray, double_N: np.ndarray) -> Dat
         of.held.distance_N[counted_N],
         of.held_cell_N[counted_N],
         of.held_person_N[counted_N],
-    )
-
-
-def why_unfair(of: Evidence, double_N: np.ndarray, double_T: np.ndarray) -> str | None:
-    """Why the people held out are no yardstick, if so.
-
-    People of another site, or of another camera, lie far from all training people. As a yardstick they would call an honest set, which
-    looks like the training people, a set of copies.
-    """
-    held_P = means_by_person(of.held.distance_N[~double_N], of.held_person_N[~double_N])
-    train_P = means_by_person(of.train.distance_N[~double_T], of.train_person_T[~double_T])
-    if not len(held_P):
-        return "nobody was held out"
-    if min(len(held_P), len(train_P)) < 2 or stats.mannwhitneyu(held_P, train_P, alternative="greater").pvalue >= UNLIKE:
-        return None
-    return f"the {len(held_P)} people held out lie farther from training people than these from one another (another site or camera?)"
-
-
-def chosen_yardstick(of: Evidence, double_N: np.ndarray, double_T: np.ndarray, unfair: str | None) -> tuple[Yardstick, str]:
-    """Held-out people, doubles left out; where they are none, training people among themselves."""
-    if unfair:
-        among = Yardstick.of(of.train.distance_N[~double_T], of.train_person_T[~double_T], among_themselves=True)
-        return among, f"training people among themselves, as half as many: {unfair}"
-    held = Yardstick.of(of.held.distance_N[~double_N], of.held_person_N[~double_N])
-    return held, f"{held.people} people held out"
-
-
-def means_by_person(distance_N: np.ndarray, person_N: np.ndarray) -> np.ndarray:
-    """Mean distance of each person who has a finite one."""
-    finite_N = np.isfinite(distance_N)
-    if not finite_N.any():
-        return np.empty(0)
-    _, person_N = np.unique(person_N[finite_N], return_inverse=True)
-    return np.bincount(person_N, distance_N[finite_N]) / np.bincount(person_N)
-
-
-def real_people(of: Evidence, double_N: np.ndarray, double_T: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Distances of real images to the nearest people (N + T, J), whose they are, and what each counts: training people come in pairs, and
-    count half."""
-    weights, people, others = [], [], 0
-    for person, double, worth in ((of.held_person_N, double_N, 1.0), (of.train_person_T, double_T, 0.5)):
-        _, number, images_P = np.unique(person, return_inverse=True, return_counts=True)
-        weights.append((worth / images_P[number])[~double] if len(person) else np.empty(0))
-        people.append(others + number[~double])
-        others += len(images_P)
-    return (
-        np.concatenate([of.held.distance_NJ[~double_N], of.train.distance_NJ[~double_T]]),
-        np.concatenate(people),
-        np.concatenate(weights),
     )
 
 

@@ -39,11 +39,11 @@ def space_verdicts(audit: Audit, name: str) -> tuple[SpaceVerdicts, list[Flagged
     """One space's figures, and the images that it flags, of units that are all there."""
     of, config, space = audit.evidence(name), audit.config, audit.of_space[name]
     judged, keys = judge(of, rate=config.rate, level=LEVEL / len(audit.of_space)), audit.made.units()
-    real = quantiles(judged.yardstick.distance_N)
+    real = quantiles(judged.real.yardstick.distance_N)
     found = SpaceVerdicts(
         space=space.name,
         d=space.dimension,
-        yardstick=judged.yardstick_is,
+        yardstick=judged.real.yardstick_is,
         synthetic_to_train=quantiles(of.made.distance_N),
         floor_to_train=real,
         histogram=histogram(of, judged),
@@ -55,7 +55,7 @@ def space_verdicts(audit: Audit, name: str) -> tuple[SpaceVerdicts, list[Flagged
             near=int((judged.near_M & ~judged.exact_M).sum()),
             beyond_chance=int((judged.beyond_M & ~judged.near_M & ~judged.exact_M).sum()),
             level=LEVEL / len(audit.of_space),
-            dimension=judged.dimension,
+            dimension=judged.real.dimension,
         ),
         recognised=judged.recognised,
         copies=judged.copies,
@@ -99,11 +99,11 @@ def said(judged: Judged, images: int, level: float) -> Iterator[str]:
         yield f"{exact} of {images} images are training images, but for rounding"
     if near:
         yield f"{near} of {images} images lie so near to one person, for how the next ones lie, that it is no chance (level {level:g})"
-    c = judged.copies
+    c, who = judged.copies, judged.real.yardstick_is
     if c.reason:
         yield f"no count of copies: {c.reason}"
     else:
-        below = f"{c.below} of {c.n} images lie below a distance that {100 * c.rate:.2g} % of honest images have ({judged.yardstick_is})"
+        below = f"{c.below} of {c.n} images lie below a distance that {100 * c.rate:.2g} % of honest images have ({who})"
         yield f"{below}; an honest set has {c.honest[0]} to {c.honest[1]} there (p = {c.p_value:.2g})"
         if c.rate > c.wanted_rate * 1.0001:
             yield f"no verdict at {100 * c.wanted_rate:g} %: it takes {c.people_for_it} people held out, here are {c.people}"
@@ -146,7 +146,7 @@ def quantiles(distance_N: np.ndarray) -> Quantiles | None:
 
 def histogram(of: Evidence, judged: Judged) -> Histogram:
     """Nearest distances of all three kinds of images, real ones without doubles, between 0 and the greatest."""
-    kinds = [of.made.distance_N, of.held.distance_N[~judged.double_N], of.train.distance_N[~judged.double_T]]
+    kinds = [of.made.distance_N, of.held.distance_N[~judged.real.double_N], of.train.distance_N[~judged.real.double_T]]
     kinds = [x_N[np.isfinite(x_N)] for x_N in kinds]
     edges = np.linspace(0, max((float(x_N.max()) for x_N in kinds if len(x_N)), default=0) or 1.0, BINS + 1)
     made, held, train = (tuple(map(int, np.histogram(x_N, edges)[0])) for x_N in kinds)
@@ -217,11 +217,11 @@ def doubles(audit: Audit, of: Evidence, judged: Judged) -> FloorDoubles:
     held_keys = [key for part in audit.held for key in part.dataset.keys(part.split)]
     pairs = {
         tuple(sorted((keys[n], train_keys[near.index_N[n]]))): float(near.distance_N[n])
-        for near, double_N, keys in ((of.held, judged.double_N, held_keys), (of.train, judged.double_T, train_keys))
+        for near, double_N, keys in ((of.held, judged.real.double_N, held_keys), (of.train, judged.real.double_T, train_keys))
         for n in np.flatnonzero(double_N)
     }
     nearest_first = sorted(pairs, key=lambda pair: (pairs[pair], pair))
     return FloorDoubles(
-        images=int(judged.double_N.sum() + judged.double_T.sum()),
+        images=int(judged.real.double_N.sum() + judged.real.double_T.sum()),
         pairs=tuple(AlikePair(keys=pair, distance=pairs[pair]) for pair in nearest_first[: audit.config.closest]),
     )

@@ -30,6 +30,7 @@ from ldm.search.exact import LEAST_GIB
 
 if TYPE_CHECKING:
     from ldm.authenticity.audit import Audit, AuditConfig, AuditResult
+    from ldm.authenticity.real_side import RealSide
 
 GROUP = 16384  # images of the set that are compared with one another in a unit
 SETTLED_BY = 4096  # training images at most, evenly spaced, for units of distance and cells
@@ -43,10 +44,12 @@ class Descriptors(ImageMeasurements):
     """
 
     def __init__(
-        self, real: Dataset, made: Part, parts: Sequence[Part], of: dict[str, Space], config: AuditConfig, out: Path | None
+        self, real: Dataset, made: Part | None, parts: Sequence[Part], of: dict[str, Space], config: AuditConfig, out: Path | None
     ) -> None:
         self.of_space, self.config = of, config
-        fov_HW = common_fov(real, config.train) & common_fov(made.dataset, made.split)
+        fov_HW = common_fov(real, config.train)
+        if made is not None:
+            fov_HW &= common_fov(made.dataset, made.split)
         self.fov_HW = fov_HW & fov_HW[:, ::-1]  # a mirrored copy is one within a field of view that is its own mirror image
         super().__init__(parts, out)
 
@@ -163,7 +166,7 @@ class ComparedRows(Rows):
 class Neighbourhoods(ImageMeasurements):
     """The nearest images of each shard's, in every space: training images, and of synthetic ones also people held out."""
 
-    def __init__(self, audit: Audit, out: Path | None) -> None:
+    def __init__(self, audit: RealSide, out: Path | None) -> None:
         self.audit = audit
         self._searches: dict[tuple[str, str], Search | None] = {}
         super().__init__(audit.parts, out)

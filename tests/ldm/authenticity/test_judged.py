@@ -99,14 +99,14 @@ def test_a_picture_under_two_names_leaves_every_yardstick() -> None:
     made_MD[:5] = train[0][:10:2] + 0.02 * rng.normal(size=(5, D))
     held[0][0] = train[0][3]
     found = judge(evidence(train, held, made_MD), rate=0.05, level=LEVEL)
-    assert found.double_N.tolist() == [True, *[False] * 79] and found.flagged_M[:5].all() and not found.flagged_M[5:].any()
+    assert found.real.double_N.tolist() == [True, *[False] * 79] and found.flagged_M[:5].all() and not found.flagged_M[5:].any()
     train[0][6] = train[0][20]  # and within the training set
     found = judge(evidence(train, held, made_MD), rate=0.05, level=LEVEL)
-    assert np.flatnonzero(found.double_T).tolist() == [6, 20]
+    assert np.flatnonzero(found.real.double_T).tolist() == [6, 20]
 
 
 def test_held_out_people_of_another_site_are_no_yardstick() -> None:
-    assert "another site" in a_set(0, far=3.0).yardstick_is and a_set(0).yardstick_is == "40 people held out"
+    assert "another site" in a_set(0, far=3.0).real.yardstick_is and a_set(0).real.yardstick_is == "40 people held out"
 
 
 @pytest.mark.parametrize(("held", "made"), [(0, 1), (1, 1), (3, 2), (40, 1)])
