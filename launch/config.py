@@ -172,6 +172,7 @@ class SampleConfig:
     payload: 'cube' stores pixels, 'codes' the indices of the codes that the decoder makes the same pixels of (docs/bulk.md).
     gate: share of honest images that may be refused for their mean spectrum, which training images bound; 0: no look at spectra. What is
         refused, also for values that are not finite or out of range, is made again as the next attempt at its number.
+    copies: share of honest images that may be refused as copies of training images, which people held out bound; 0: no copy is looked for.
     guide: folder of another training of a denoiser on the same latents, one that is worse: shorter, or of a smaller network. Images are
         led away from what it makes of them (autoguidance: Karras et al. 2024, "Guiding a diffusion model with a bad version of itself",
         eq. 3), which takes both denoisers at each step; empty: none.
@@ -187,6 +188,7 @@ class SampleConfig:
     quantise: bool = True
     payload: Literal["cube", "codes"] = "cube"
     gate: float = 0.01
+    copies: float = 0.0
     guide: str = ""
     guidance: float = 2.0
     licence: str = ""
@@ -198,8 +200,9 @@ class SampleConfig:
             raise InputError(f"count {self.count}, shard {self.shard}, batch {self.batch}", expected=expected)
         if not 1 <= self.guidance < math.inf:
             raise InputError(f"sample.guidance = {self.guidance}", expected="a factor from 1 on, such as 2")
-        if not 0 <= self.gate < 1:
-            raise InputError(f"sample.gate = {self.gate}", expected="a share from 0 up to, but not, 1, such as 0.01")
+        for name in ("gate", "copies"):
+            if not 0 <= getattr(self, name) < 1:
+                raise InputError(f"sample.{name} = {getattr(self, name)}", expected="a share from 0 up to, but not, 1, such as 0.01")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -53,7 +53,7 @@ class Run:
         self.dataset: Path | str = self.folder / "data" if not named else named if is_url(named) else Path(named)
         self.vqgan, self.latents, self.diffusion, self.synthetic = (self.folder / n for n in ("vqgan", "latents", "diffusion", "synthetic"))
         self.features, self.segmenter = self.folder / "features", self.folder / "segmenter"
-        self.envelope = self.folder / "envelope.json"
+        self.envelope, self.copy_bounds = self.folder / "envelope.json", self.folder / "copy-bounds.json"
 
     def open(self, place: Path | str) -> Dataset:
         """A dataset of this run, read through its cache where there is one."""

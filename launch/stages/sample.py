@@ -31,6 +31,7 @@ from ldm.checkpoints.commit import COMMIT
 
 if TYPE_CHECKING:
     from launch.config import Config
+    from ldm.authenticity.gate import CopyGate, TrainingSide
     from ldm.generation.images import Generator
     from ldm.generation.speed import Speed
 
@@ -68,10 +69,34 @@ def generator_of(run: Run, speed: Speed | None = None) -> Generator:
         guide=load_denoiser(wanted.guide, on, inference=inference) if wanted.guide else None,
         guidance=wanted.guidance if wanted.guide else 1.0,
         segmenter=load_segmenter(run.segmenter, on, inference=inference) if labelled else None,
-        gate=Gate.of(read_result(run.envelope, Envelope), wanted.gate, autoencoder),
+        gate=Gate.of(read_result(run.envelope, Envelope), wanted.gate, autoencoder, copies=copy_gate(run)),
         speed=speed or Speed(),
     )
     return generator if wanted.batch else replace(generator, batch=cost_of(generator).batch(free_bytes(on)))
+
+
+def copy_gate(run: Run) -> CopyGate | None:
+    """What refuses copies of training images, of units that are there; None where none are looked for."""
+    from ldm.authenticity.gate import CopyBounds, CopyGate
+
+    if not run.config.sample.copies:
+        return None
+    return CopyGate(side=training_side(run), settled=read_result(run.copy_bounds, CopyBounds))
+
+
+def training_side(run: Run) -> TrainingSide:
+    """The training images, as copies of them are looked for."""
+    from ldm.authenticity.gate import TrainingSide
+
+    return TrainingSide(run.open(run.dataset), run.copy_bounds, run.config.sample.copies, device=device())
+
+
+def copies_bounded(run: Run) -> bool:
+    """Whether what a gate refuses copies by is there, of these training images, at this rate."""
+    from ldm.authenticity.gate import CopyBounds
+
+    seen = read_result(run.copy_bounds, CopyBounds)
+    return seen is not None and (seen.dataset, seen.rate) == (run.open(run.dataset).digest, run.config.sample.copies)
 
 
 def labels_by(run: Run) -> str | None:
@@ -119,6 +144,9 @@ class Sample(UnitStage):
 
         if run.config.sample.gate and read_result(run.envelope, Envelope) is None:
             yield "training spectra", partial(TrainingSpectra, run.open(run.dataset), run.envelope)
+        if run.config.sample.copies and not copies_bounded(run):
+            for units in training_side(run).phases():
+                yield "training images", lambda units=units: units
         yield (
             self.name,
             partial(SyntheticSet, generator_of(run, speed), run.synthetic, count=run.config.sample.count, shard=run.config.sample.shard),
@@ -138,7 +166,7 @@ class Sample(UnitStage):
             if pace := speed.pace(device_name(device())):
                 durable.write_json(run.folder / SPEED, asdict(pace))
         display.note(speed.line())
-        return [*unbounded(run), *refused(run)]
+        return [*unbounded(run), *copies_unbounded(run), *refused(run)]
 
     def where(self, run: Run) -> str:
         from ldm.generation.generate import superseded
@@ -185,6 +213,20 @@ def unbounded(run: Run) -> list[str]:
     return [
         f"{envelope.images} training images bound no spectrum at sample.gate={rate:g}, for which {math.ceil(1 / rate) - 1} are wanted: "
         "images were looked at for values that are not finite or out of range alone"
+    ]
+
+
+def copies_unbounded(run: Run) -> list[str]:
+    """That too few people are held out for a threshold at this rate, if so."""
+    from ldm.authenticity.gate import CopyBounds
+
+    bounds = read_result(run.copy_bounds, CopyBounds) if run.config.sample.copies else None
+    without = [name for name, space in bounds.spaces.items() if space.threshold is None] if bounds else []
+    if not without:
+        return []
+    return [
+        f"{bounds.people} people held out bear no threshold at sample.copies={bounds.rate:g} ({', '.join(without)}): refused was what is a "
+        "training image but for rounding, or lies far nearer to one person than to the next"
     ]
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
@@ -82,6 +82,19 @@ def envelope_of(spectra_NC: np.ndarray, bound_N: np.ndarray, *, dataset: str, pe
     )
 
 
+class Copies(Protocol):
+    """What knows copies of training images."""
+
+    @property
+    def bounds(self) -> dict[str, object]:
+        """What decides, for a set's request."""
+        ...
+
+    def refuses(self, stored_CHW: np.ndarray) -> bool:
+        """Whether an image, by its stored counts, is a copy."""
+        ...
+
+
 @dataclass(frozen=True, kw_only=True)
 class Gate:
     """
@@ -92,6 +105,7 @@ class Gate:
         at_a_bound: greatest share of values that may be the least or the greatest one that can be stored.
         scale, offset: of stored values.
         fov_HW: what an image shows.
+        copies: what refuses copies of training images; None: nothing looks for them.
     """
 
     rate: float
@@ -101,16 +115,17 @@ class Gate:
     scale: float
     offset: float
     fov_HW: np.ndarray
+    copies: Copies | None = None
 
     @classmethod
-    def of(cls, envelope: Envelope | None, rate: float, autoencoder: Autoencoder) -> Gate:
+    def of(cls, envelope: Envelope | None, rate: float, autoencoder: Autoencoder, copies: Copies | None = None) -> Gate:
         """For images of this autoencoder.
 
         Raises:
             InputError: a rate above 0, and no envelope of the autoencoder's training set.
         """
         data = autoencoder.data
-        place = {"scale": data["scale"], "offset": data["offset"], "fov_HW": autoencoder.fov_HW.cpu().numpy()}
+        place = {"scale": data["scale"], "offset": data["offset"], "fov_HW": autoencoder.fov_HW.cpu().numpy(), "copies": copies}
         if not rate:
             return cls(rate=rate, envelope=None, most=None, at_a_bound=AT_A_BOUND, **place)
         if envelope is None or envelope.dataset != data["digest"]:
@@ -123,12 +138,13 @@ class Gate:
         return cls(rate=rate, envelope=envelope, most=envelope.bound(rate), at_a_bound=max(AT_A_BOUND, envelope.at_a_bound), **place)
 
     @property
-    def bounds(self) -> dict[str, float | None]:
+    def bounds(self) -> dict[str, object]:
         """What decides, for a set's request."""
-        return {"rate": self.rate, "most": self.most, "at_a_bound": self.at_a_bound}
+        of_spectra = {"rate": self.rate, "most": self.most, "at_a_bound": self.at_a_bound}
+        return of_spectra | ({"copies": self.copies.bounds} if self.copies else {})
 
     def refuses(self, latent_DHW: np.ndarray, stored_CHW: np.ndarray) -> str | None:
-        """Why an image is not published: 'not finite', 'range' or 'spectrum'; None where nothing is wrong with it."""
+        """Why an image is not published: 'not finite', 'range', 'spectrum' or 'copy'; None where nothing is wrong with it."""
         if not np.isfinite(latent_DHW).all():
             return "not finite"
         inside_CN = stored_CHW[:, self.fov_HW]
@@ -136,8 +152,9 @@ class Gate:
             return "range"
         if self.envelope and self.most is not None:
             deviation = self.envelope.deviation(inside_CN.mean(1) * self.scale + self.offset)
-            return "spectrum" if deviation > self.most else None
-        return None
+            if deviation > self.most:
+                return "spectrum"
+        return "copy" if self.copies and self.copies.refuses(stored_CHW) else None
 
 
 def refused_too_often(image: int, causes: Sequence[str]) -> InputError:
@@ -146,6 +163,8 @@ def refused_too_often(image: int, causes: Sequence[str]) -> InputError:
     mend = "train the model further; what its latents look like stands in health.json"
     if "spectrum" in causes:
         mend += ". Or begin another set that refuses fewer honest images, sample.gate=0.001, or looks at no spectrum, sample.gate=0"
+    if "copy" in causes:
+        mend += ". A model that gives copies was trained too long, or on too few people; another set with sample.copies=0 looks for none"
     if "range" in causes:
         mend += ". With sample.gate above 0 as many values may lie at a bound as do in any training image"
     return InputError(
