@@ -27,7 +27,7 @@ Top = Callable[[np.ndarray, int], Found]
 """Finds the T nearest rows of a tile that it holds, T at most their number, for queries (B, D), C-contiguous float32."""
 
 LEAST_ON_GPU = 4096  # rows; a GPU without memory for them is left
-SPREAD = 32  # columns of which only the smallest is ranked at first
+SPREAD = 64  # columns of which only the smallest is ranked at first
 PRODUCTS = {"cpu": (512, 4096), "cuda": (4096, 1 << 15)}  # of queries with rows, at a time: what a cache holds; what keeps a GPU busy
 
 
