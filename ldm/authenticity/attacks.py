@@ -28,6 +28,7 @@ DIFFICULTY = ("brightness", "contrast", "detail")
 BAND = (0.25, 0.75)
 """Middle frequencies, of the highest that pixels (of the latents, for `band`) can show."""
 SIMA_NORM = 4  # of the authors' own code
+LEAST = 1e-12  # error that is told from none: what is known by heart has a score, too
 
 
 @torch.no_grad()
@@ -50,7 +51,7 @@ def attacked(
     loss_BT, band_BT = denoising_errors(denoiser, z_BDHW, times=times, draws=draws, seed=seed)
     errors = {"loss": loss_BT, "sima": noise_norms(denoiser, z_BDHW, times=times), "band": band_BT}
     errors["autoencoder"] = band_energy(error_BCHW)[:, None]
-    scores = {name: -torch.log(error) for name, error in errors.items()}
+    scores = {name: -error.clamp(min=LEAST).log() for name, error in errors.items()}
     return {**scores, **difficulty(x_BCHW, fov_BHW)}
 
 

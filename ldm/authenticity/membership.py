@@ -19,7 +19,7 @@ import numpy as np
 from data_shards.errors import InputError
 from data_shards.reading.dataset import Dataset
 from ldm.authenticity.attacks import ATTACKS, DIFFICULTY, attacked
-from ldm.authenticity.separation import AtLowFpr, Separation, at_low_fpr, holm, least_auc, separation
+from ldm.authenticity.separation import AtLowFpr, Separation, at_low_fpr, auc, holm, least_auc, separation
 from ldm.checkpoints.trained import Autoencoder, Denoiser
 from ldm.evaluation.intervals import LEAST_PEOPLE
 from ldm.evaluation.measurements import Arrays, ImageMeasurements, Piece, beside, requested, written
@@ -226,13 +226,24 @@ def judged(
     apart = {name: separation(x_P[member_P], x_P[~member_P], alternative="two-sided") for name, x_P in by_measure.items()}
     corrected = holm({name: found.p_value for name, found in apart.items()})
     yardsticks = {name: Yardstick(separation=found, p_holm=corrected[name]) for name, found in apart.items()}
-    attacks = {
-        name: _figures(np.asarray(score_NT, np.float64), difficulty_NK, person_N, member_P, times) for name, score_NT in scores.items()
-    }
-    corrected = holm({name: of.separation.p_value for name, of in attacks.items() if of.separation})
-    attacks = {name: AttackFigures(**{**vars(of), "p_holm": corrected[name]}) if of.separation else of for name, of in attacks.items()}
+    known, unfit = {}, {}
+    for name, score_NT in scores.items():
+        if bad := int((~np.isfinite(score_NT)).any(1).sum()):
+            unfit[name] = f"scores of {bad} of {len(score_NT)} images are not finite"
+        else:
+            score_TN = [calibrated(np.asarray(score_N, np.float64), difficulty_NK) for score_N in score_NT.T]
+            known[name] = np.stack([_of_persons(score_N, person_N) for score_N in score_TN])
+    sides = {name: (score_TP.mean(0)[member_P], score_TP.mean(0)[~member_P]) for name, score_TP in known.items()}
+    apart = {name: separation(*side) for name, side in sides.items()}
+    corrected = holm({name: found.p_value for name, found in apart.items()})
+    attacks = {name: AttackFigures(auc_by_time={}, reason=unfit.get(name)) for name in scores}
+    for name, found in apart.items():
+        at = times if len(known[name]) == len(times) else ()
+        by_time = {str(time): auc(x_P[member_P], x_P[~member_P]) for time, x_P in zip(at, known[name], strict=False)}
+        attacks[name] = AttackFigures(separation=found, p_holm=corrected[name], at_low_fpr=at_low_fpr(*sides[name]), auc_by_time=by_time)
+    backwards = holm({name: separation(other_N, member_M).p_value for name, (member_M, other_N) in sides.items()})
     least = least_auc(members, others, level=LEVEL / max(1, len(corrected)))
-    reason = _no_verdict(attacks, yardsticks)
+    reason = _no_verdict(attacks, backwards, yardsticks)
     leaks = None if reason else min(corrected.values()) <= LEVEL
     verdict = f"no verdict: {reason}" if reason else _in_words(attacks, least, (members, others))
     return Judgement(attacks=attacks, yardsticks=yardsticks, least_auc=least, leaks=leaks, verdict=verdict, reason=reason)
@@ -253,35 +264,21 @@ def _of_persons(value_N: np.ndarray, person_N: np.ndarray) -> np.ndarray:
     return np.bincount(person_N, weights=value_N) / np.bincount(person_N)
 
 
-def _figures(
-    score_NT: np.ndarray, difficulty_NK: np.ndarray, person_N: np.ndarray, member_P: np.ndarray, times: tuple[int, ...]
-) -> AttackFigures:
-    """Of one attack, not corrected for the others."""
-    if bad := int((~np.isfinite(score_NT)).any(1).sum()):
-        return AttackFigures(auc_by_time={}, reason=f"scores of {bad} of {len(score_NT)} images are not finite")
-    score_TN = np.stack([calibrated(score_N, difficulty_NK) for score_N in score_NT.T])
-    by_time = {}
-    if len(score_TN) == len(times) > 1:
-        score_TP = [_of_persons(score_N, person_N) for score_N in score_TN]
-        by_time = {str(time): separation(x_P[member_P], x_P[~member_P]).auc for time, x_P in zip(times, score_TP, strict=True)}
-    score_P = _of_persons(score_TN.mean(0), person_N)
-    sides = score_P[member_P], score_P[~member_P]
-    return AttackFigures(separation=separation(*sides), at_low_fpr=at_low_fpr(*sides), auc_by_time=by_time)
+def _no_verdict(attacks: Mapping[str, AttackFigures], backwards: Mapping[str, float], yardsticks: Mapping[str, Yardstick]) -> str | None:
+    """Why the two sides cannot be compared; None: they can.
 
-
-def _no_verdict(attacks: Mapping[str, AttackFigures], yardsticks: Mapping[str, Yardstick]) -> str | None:
-    """Why the two sides cannot be compared; None: they can."""
+    Args:
+        backwards: by attack, the p-value, corrected, of people held out being the better known.
+    """
     told = [f"{name} (AUC {of.separation.auc:.2f}, p = {of.p_holm:.2g})" for name, of in yardsticks.items() if of.p_holm <= LEVEL]
     if told:
         return (
             f"training people and people held out differ already in {', '.join(told)}, which no network was asked for: other sites, "
             "cameras or times perhaps. It takes a split of people at random"
         )
-    made = {name: of.separation for name, of in attacks.items() if of.separation}
-    if not made:
+    if not backwards:
         return "; ".join(sorted({of.reason for of in attacks.values() if of.reason}))
-    backwards = holm({name: 1 - found.p_value for name, found in made.items()})
-    if turned := [f"{name} (AUC {made[name].auc:.2f})" for name, p in backwards.items() if p <= LEVEL]:
+    if turned := [f"{name} (AUC {attacks[name].separation.auc:.2f})" for name, p in backwards.items() if p <= LEVEL]:
         return f"people held out are better known than training people, by {', '.join(turned)}: the two sides differ in something else"
     return None
 

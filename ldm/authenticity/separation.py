@@ -15,7 +15,7 @@ from typing import Literal
 
 import numpy as np
 from scipy.optimize import brentq
-from scipy.stats import beta, mannwhitneyu, norm
+from scipy.stats import beta, mannwhitneyu, norm, rankdata
 
 EXACT_PAIRS = 40_000  # M · N up to which the p-value counts all orders; beyond, the normal approximation is right to three digits
 FPR = 0.01
@@ -63,15 +63,22 @@ def separation(member_M: np.ndarray, other_N: np.ndarray, *, alternative: Litera
     Args:
         alternative: 'greater': whether members have the higher scores; 'two-sided': whether they have others.
     """
-    pairs, values = len(member_M) * len(other_N), np.concatenate([member_M, other_N])
-    exact = pairs <= EXACT_PAIRS and len(np.unique(values)) == len(values)
-    test = mannwhitneyu(member_M, other_N, alternative=alternative, method="exact" if exact else "asymptotic")
-    area, same = float(test.statistic) / pairs, np.ptp(values) == 0  # the approximation divides by the spread
-    p_value = 1.0 if same else float(test.pvalue)
+    values, area = np.concatenate([member_M, other_N]), auc(member_M, other_N)
+    exact = len(member_M) * len(other_N) <= EXACT_PAIRS and len(np.unique(values)) == len(values)
+    p_value = 1.0  # where all scores are the same, and the approximation would divide by their spread
+    if np.ptp(values) > 0:
+        p_value = float(mannwhitneyu(member_M, other_N, alternative=alternative, method="exact" if exact else "asymptotic").pvalue)
     return Separation(auc=area, interval=auc_interval(area, len(member_M), len(other_N)), p_value=p_value)
 
 
-def auc_interval(auc: float, members: int, others: int, *, level: float = 0.95) -> tuple[float, float]:
+def auc(member_M: np.ndarray, other_N: np.ndarray) -> float:
+    """Share of pairs in which the member has the higher score, ties counted half."""
+    rank_P = rankdata(np.concatenate([member_M, other_N]))
+    members = len(member_M)
+    return float((rank_P[:members].sum() - members * (members + 1) / 2) / (members * len(other_N)))
+
+
+def auc_interval(seen: float, members: int, others: int, *, level: float = 0.95) -> tuple[float, float]:
     """All areas that lie within z standard errors of their own of the one seen (Newcombe 2006, part 2, method 5).
 
     Unlike DeLong's (1988) and a bootstrap's, it does not shrink to nothing where the groups do not overlap.
@@ -80,11 +87,11 @@ def auc_interval(auc: float, members: int, others: int, *, level: float = 0.95) 
 
     def outside(area: float) -> float:
         spread = 1 + mean * (1 - area) / (2 - area) + mean * area / (1 + area)
-        return (area - auc) ** 2 - z**2 * area * (1 - area) * spread / (members * others)
+        return (area - seen) ** 2 - z**2 * area * (1 - area) * spread / (members * others)
 
     nearly = 1e-9
-    low = brentq(outside, 0, auc - nearly) if auc > nearly else 0.0
-    high = brentq(outside, auc + nearly, 1) if auc < 1 - nearly else 1.0
+    low = brentq(outside, 0, seen - nearly) if seen > nearly else 0.0
+    high = brentq(outside, seen + nearly, 1) if seen < 1 - nearly else 1.0
     return float(low), float(high)
 
 
