@@ -4,11 +4,12 @@
 al. 2023, section 5).
 `sima`: what a denoiser says of an image without noise points to the mean of the training images near it, so its norm is smaller at a
 training image itself (SimA: Rao et al. 2025, arXiv:2509.25003).
-`band`: the error of the latents as rebuilt in one step, at middle frequencies alone: the low ones are easy in every image, the high ones
-hard in every image (after FCRE, arXiv:2506.14919).
-`autoencoder`: the autoencoder, which saw the same people, rebuilds its training images better; at the same frequencies.
+`sima_mirrored`: the same, less that of the image mirrored left to right, which is as hard and was not trained on.
+`frequency`: the error of the latents as rebuilt in one step, each ring of spatial frequencies counted alike but the lowest, which is easy
+in every image (after FCRE, arXiv:2506.14919; unlike there the high ones count: latents hold no frequencies but an image's lower ones).
+`autoencoder`: the autoencoder, which saw the same people, rebuilds its training images better; by the same rings.
 
-Legend: B image, T time, N image, K measure, C band, D latent channel, H W pixels, h w latent pixels.
+Legend: B image, T time, S draw, C band, D latent channel, H W pixels, h w latent pixels.
 """
 
 from __future__ import annotations
@@ -23,11 +24,9 @@ from ldm.models import striped
 from ldm.models.noise import ATTACK, normal_at
 from ldm.models.objective import noise_in, noised_at, schedule
 
-ATTACKS = ("loss", "sima", "band", "autoencoder")
+ATTACKS = ("loss", "sima", "sima_mirrored", "frequency", "autoencoder")
 DIFFICULTY = ("brightness", "contrast", "detail")
-BAND = (0.25, 0.75)
-"""Middle frequencies, of the highest that pixels (of the latents, for `band`) can show."""
-SIMA_NORM = 4  # of the authors' own code
+RINGS = 8  # of equal width, up to the highest frequency along an axis; what lies beyond it counts to the last
 LEAST = 1e-12  # error that is told from none: what is known by heart has a score, too
 
 
@@ -44,56 +43,63 @@ def attacked(
 ) -> dict[str, Tensor]:
     """Scores of images by ATTACKS, (B, T), `autoencoder` (B, 1), and their DIFFICULTY, (B,), which no network knows of."""
     x_BCHW = autoencoder.normaliser(stored_BCHW, fov_BHW)
-    h_BDHW = striped.encode(autoencoder.vqgan, x_BCHW)
-    rebuilt_BCHW = striped.decode(autoencoder.vqgan, autoencoder.codebook(h_BDHW)[0])
-    error_BCHW = (rebuilt_BCHW - x_BCHW) if fov_BHW is None else (rebuilt_BCHW - x_BCHW) * fov_BHW[:, None]
+    h_BDHW, mirrored_BDHW = (striped.encode(autoencoder.vqgan, view_BCHW) for view_BCHW in (x_BCHW, x_BCHW.flip(-1)))
+    error_BCHW = striped.decode(autoencoder.vqgan, autoencoder.codebook(h_BDHW)[0]) - x_BCHW
+    if fov_BHW is not None:
+        error_BCHW = error_BCHW * fov_BHW[:, None]
     z_BDHW = denoiser.normaliser(h_BDHW)
-    loss_BT, band_BT = denoising_errors(denoiser, z_BDHW, times=times, draws=draws, seed=seed)
-    errors = {"loss": loss_BT, "sima": noise_norms(denoiser, z_BDHW, times=times), "band": band_BT}
-    errors["autoencoder"] = band_energy(error_BCHW)[:, None]
-    scores = {name: -error.clamp(min=LEAST).log() for name, error in errors.items()}
+    loss_BT, frequency_BT = denoising_errors(denoiser, z_BDHW, times=times, draws=draws, seed=seed)
+    seen_BT, seen_mirrored_BT = (noise_seen(denoiser, z, times=times) for z in (z_BDHW, denoiser.normaliser(mirrored_BDHW)))
+    scores = {
+        "loss": -loss_BT,
+        "sima": -seen_BT,
+        "sima_mirrored": seen_mirrored_BT - seen_BT,
+        "frequency": -frequency_BT,
+        "autoencoder": -log_error_of_rings(error_BCHW)[:, None],
+    }
     return {**scores, **difficulty(x_BCHW, fov_BHW)}
 
 
 def denoising_errors(denoiser: Denoiser, z_BDHW: Tensor, *, times: tuple[int, ...], draws: int, seed: int) -> tuple[Tensor, Tensor]:
-    """(B, T) each: the loss, and the energy in BAND of the error of the rebuilt latents, means over draws of the noise.
+    """(B, T) each: logarithms of the loss, a mean over draws of the noise, and of the error of the rebuilt latents by rings.
 
-    All images get the same noises, functions of (seed, time, draw): what is particular to a noise is then in the scores of all.
-    The rebuilt latents are off by a multiple of what the prediction is off that time alone decides, so both are of the prediction.
+    All images get the same noises, functions of (seed, time, draw). The rebuilt latents are off by what the prediction is off, times a
+    factor of the time alone, which says nothing of an image: it is left out.
     """
-    scheduler, loss_T, band_T = schedule(denoiser.objective.target), [], []
+    scheduler, loss_T, rings_T = schedule(denoiser.objective.target), [], []
     for time in times:
-        loss_S, band_S = [], []
+        t_B = torch.full((len(z_BDHW),), time, device=z_BDHW.device)
+        loss_S, rings_S = [], []
         for draw in range(draws):
             noise = normal_at(seed, np.array([time]), z_BDHW.shape[1:], ATTACK, attempt=draw, device=z_BDHW.device).expand_as(z_BDHW)
-            t_B = torch.full((len(z_BDHW),), time, device=z_BDHW.device)
             x_BDHW, target_BDHW = noised_at(z_BDHW, noise, t_B, denoiser.objective, scheduler=scheduler)
             error_BDHW = denoiser.net(x_BDHW, t_B).float() - target_BDHW
             loss_S.append(error_BDHW.square().mean((1, 2, 3)))
-            band_S.append(band_energy(error_BDHW))
-        loss_T.append(torch.stack(loss_S).mean(0))
-        band_T.append(torch.stack(band_S).mean(0))
-    return torch.stack(loss_T, 1), torch.stack(band_T, 1)
+            rings_S.append(log_error_of_rings(error_BDHW))
+        loss_T.append(torch.stack(loss_S).mean(0).clamp(min=LEAST).log())
+        rings_T.append(torch.stack(rings_S).mean(0))
+    return torch.stack(loss_T, 1), torch.stack(rings_T, 1)
 
 
-def noise_norms(denoiser: Denoiser, z_BDHW: Tensor, *, times: tuple[int, ...]) -> Tensor:
-    """(B, T): the SIMA_NORM-norm, as a mean over the latents, of the noise that is seen in latents that have none."""
-    scheduler, norm_T = schedule(denoiser.objective.target), []
+def noise_seen(denoiser: Denoiser, z_BDHW: Tensor, *, times: tuple[int, ...]) -> Tensor:
+    """(B, T): logarithm of the root mean square of the noise that is seen in latents that have none."""
+    scheduler, seen_T = schedule(denoiser.objective.target), []
     for time in times:
         t_B = torch.full((len(z_BDHW),), time, device=z_BDHW.device)
         x_BDHW, _ = noised_at(z_BDHW, torch.zeros_like(z_BDHW), t_B, denoiser.objective, scheduler=scheduler)
         seen_BDHW = noise_in(x_BDHW, t_B, denoiser.net(x_BDHW, t_B).float(), denoiser.objective, scheduler=scheduler)
-        norm_T.append(seen_BDHW.abs().pow(SIMA_NORM).mean((1, 2, 3)).pow(1 / SIMA_NORM))
-    return torch.stack(norm_T, 1)
+        seen_T.append(seen_BDHW.square().mean((1, 2, 3)).clamp(min=LEAST).log() / 2)
+    return torch.stack(seen_T, 1)
 
 
-def band_energy(x_BCHW: Tensor) -> Tensor:
-    """(B,): mean square of an image's frequencies within BAND, all directions alike."""
-    height, width = x_BCHW.shape[2:]
+def log_error_of_rings(error_BCHW: Tensor) -> Tensor:
+    """(B,): logarithm of the mean square of an error at the frequencies of a ring, the mean over all RINGS but the lowest."""
+    height, width = error_BCHW.shape[2:]
     of_highest_HW = torch.hypot(torch.fft.fftfreq(height)[:, None], torch.fft.fftfreq(width)) / 0.5
-    within_HW = ((of_highest_HW >= BAND[0]) & (of_highest_HW <= BAND[1])).to(x_BCHW.device)
-    energy_BCHW = torch.fft.fft2(x_BCHW.float(), norm="ortho").abs().square()
-    return energy_BCHW[:, :, within_HW].mean((1, 2))
+    ring_HW = (of_highest_HW * RINGS).long().clamp(max=RINGS - 1).to(error_BCHW.device)
+    energy_BHW = torch.fft.fft2(error_BCHW.float(), norm="ortho").abs().square().mean(1)
+    energies = [energy_BHW[:, ring_HW == ring] for ring in range(1, RINGS)]
+    return torch.stack([energy_BN.mean(1).clamp(min=LEAST).log() for energy_BN in energies if energy_BN.shape[1]]).mean(0)
 
 
 def difficulty(x_BCHW: Tensor, fov_BHW: Tensor | None) -> dict[str, Tensor]:
