@@ -109,5 +109,6 @@ def difficulty(x_BCHW: Tensor, fov_BHW: Tensor | None) -> dict[str, Tensor]:
     mean_B = (x_BCHW * within_B1HW).sum((1, 2, 3)) / count_B
     away_BCHW = x_BCHW - mean_B.view(-1, 1, 1, 1)
     fine_BCHW = x_BCHW - F.avg_pool2d(x_BCHW, 3, stride=1, padding=1, count_include_pad=False)
-    deviations = [((part * within_B1HW).square().sum((1, 2, 3)) / count_B).sqrt().log() for part in (away_BCHW, fine_BCHW)]
+    variances = [(part * within_B1HW).square().sum((1, 2, 3)) / count_B for part in (away_BCHW, fine_BCHW)]
+    deviations = [variance_B.clamp(min=LEAST).log() / 2 for variance_B in variances]
     return dict(zip(DIFFICULTY, (mean_B, *deviations), strict=True))

@@ -18,7 +18,8 @@ from data_shards.packing.pack import pack, write_dataset
 from data_shards.reading.dataset import Dataset
 from data_shards.reading.stream import CubeStream
 from ldm.authenticity.attacks import ATTACKS, DIFFICULTY, log_error_of_rings, noise_seen
-from ldm.authenticity.membership import Membership, MembershipConfig, calibrated, judged, membership, rows_of_membership
+from ldm.authenticity.membership import Membership, MembershipConfig, membership, rows_of_membership
+from ldm.authenticity.membership_verdict import calibrated, judged
 from ldm.checkpoints.trained import Autoencoder, Denoiser
 from ldm.models.config import CodebookConfig, ObjectiveConfig, UNetConfig, VQGANConfig
 from ldm.models.denoiser import UNet
