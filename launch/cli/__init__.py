@@ -14,7 +14,7 @@ from rich.console import Console
 
 import launch
 from data_shards.errors import InputError, RetinaforgeError, TryAgain
-from launch.cli import ckpt, codebook, data, doctor, evaluate, logs, resume, slurm_local, stages, status, submit, sweep
+from launch.cli import attack, ckpt, codebook, data, doctor, evaluate, logs, resume, slurm_local, stages, status, submit, sweep
 from launch.stages import STAGES
 
 app = typer.Typer(
@@ -33,6 +33,7 @@ app.command("run")(stages.run)
 app.command("sample")(stages.sample)
 app.command("evaluate")(evaluate.evaluate)
 app.command("audit")(evaluate.audit)
+app.command("attack")(attack.attack)
 app.command("report")(stages.report)
 app.command("sweep")(sweep.sweep)
 app.command("presets")(stages.presets)

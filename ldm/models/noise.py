@@ -17,7 +17,7 @@ from torch import Tensor
 
 from data_shards.reading.order import hash64
 
-TRAINING, TIMES, DISCRETE_TIMES, GAUSSIAN_LATENTS, SAMPLES, PENALTY = range(6)
+TRAINING, TIMES, DISCRETE_TIMES, GAUSSIAN_LATENTS, SAMPLES, PENALTY, ATTACK = range(7)
 """Streams: what a number needs randomness for. Image 7 does not start from the noise of the training's sample 7."""
 ROTATIONS = ((13, 15, 26, 6), (17, 29, 16, 24))
 PARITY = 0x1BD11BDA

@@ -61,12 +61,33 @@ def noised(
             s_B = torch.from_numpy(hash64(seed, position_B, DISCRETE_TIMES) / 2.0**64).to(z_BDHW)
         else:
             s_B = torch.sigmoid(normal_at(seed, position_B, (), TIMES, device=z_BDHW.device)).to(z_BDHW.dtype)
-        s = s_B.view(-1, 1, 1, 1)
-        return (1 - s) * z_BDHW + s * noise, s_B * STEPS, noise - z_BDHW
-    assert scheduler is not None, "only 'flow' does without"
+        x_BDHW, target_BDHW = _on_the_line(z_BDHW, noise, s_B)
+        return x_BDHW, s_B * STEPS, target_BDHW
     t_B = torch.from_numpy((hash64(seed, position_B, DISCRETE_TIMES) % np.uint64(STEPS)).astype(np.int64)).to(z_BDHW.device)
-    x = scheduler.add_noise(z_BDHW, noise, t_B)
-    return x, t_B, noise if config.target == "epsilon" else scheduler.get_velocity(z_BDHW, noise, t_B)
+    x_BDHW, target_BDHW = _on_the_schedule(z_BDHW, noise, t_B, config, scheduler)
+    return x_BDHW, t_B, target_BDHW
+
+
+def noised_at(
+    z_BDHW: Tensor, noise_BDHW: Tensor, t_B: Tensor, config: ObjectiveConfig, *, scheduler: DDPMScheduler | None
+) -> tuple[Tensor, Tensor]:
+    """(noised latents, target) at whole times in [0, 1000), with a noise of one's own."""
+    if config.target == "flow":
+        return _on_the_line(z_BDHW, noise_BDHW, t_B / STEPS)
+    return _on_the_schedule(z_BDHW, noise_BDHW, t_B, config, scheduler)
+
+
+def _on_the_line(z_BDHW: Tensor, noise_BDHW: Tensor, s_B: Tensor) -> tuple[Tensor, Tensor]:
+    s = s_B.view(-1, 1, 1, 1)
+    return (1 - s) * z_BDHW + s * noise_BDHW, noise_BDHW - z_BDHW
+
+
+def _on_the_schedule(
+    z_BDHW: Tensor, noise_BDHW: Tensor, t_B: Tensor, config: ObjectiveConfig, scheduler: DDPMScheduler | None
+) -> tuple[Tensor, Tensor]:
+    assert scheduler is not None, "only 'flow' does without"
+    x_BDHW = scheduler.add_noise(z_BDHW, noise_BDHW, t_B)
+    return x_BDHW, noise_BDHW if config.target == "epsilon" else scheduler.get_velocity(z_BDHW, noise_BDHW, t_B)
 
 
 def clean(x_BDHW: Tensor, t_B: Tensor, predicted_BDHW: Tensor, config: ObjectiveConfig, *, scheduler: DDPMScheduler | None) -> Tensor:
@@ -82,3 +103,17 @@ def clean(x_BDHW: Tensor, t_B: Tensor, predicted_BDHW: Tensor, config: Objective
     if config.target == "epsilon":
         return (x_BDHW - (1 - share).sqrt() * predicted_BDHW) / share.sqrt()
     return share.sqrt() * x_BDHW - (1 - share).sqrt() * predicted_BDHW
+
+
+def noise_in(x_BDHW: Tensor, t_B: Tensor, predicted_BDHW: Tensor, config: ObjectiveConfig, *, scheduler: DDPMScheduler | None) -> Tensor:
+    """The noise that a prediction of the target says noised latents to hold, of deviation 1: what `clean` leaves, in its own unit.
+
+    For 'flow' x + (1-s) · target; for 'v' √ᾱ v + √(1-ᾱ) x.
+    """
+    if config.target == "epsilon":
+        return predicted_BDHW
+    if config.target == "flow":
+        return x_BDHW + (1 - t_B / STEPS).view(-1, 1, 1, 1) * predicted_BDHW
+    assert scheduler is not None, "only 'flow' does without"
+    share = scheduler.alphas_cumprod.to(x_BDHW)[t_B].view(-1, 1, 1, 1)
+    return share.sqrt() * predicted_BDHW + (1 - share).sqrt() * x_BDHW
