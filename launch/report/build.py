@@ -32,7 +32,7 @@ from launch.run import Run, figures
 from launch.tree import to_public_yaml
 
 SECTIONS = {"images": "Images", "spectra": "Spectra", "metrics": "Measures", "map": "Map of features", "rebuilt": "Reconstructions"} | {
-    "training": "Training", "audit": "Copies", "configuration": "Configuration"}  # fmt: skip
+    "training": "Training", "audit": "Authenticity", "configuration": "Configuration"}  # fmt: skip
 
 
 def build_report(run: Run) -> Path:

@@ -174,6 +174,7 @@ def origin(source: dict[str, Any]) -> Iterator[str]:
 def measured(run: Run, manifest: Manifest) -> Iterator[str]:
     """The headline figures with what is to be said of them, and the verdicts of the audit."""
     from ldm.authenticity.audit import AuditResult
+    from ldm.authenticity.membership import MembershipResult
     from ldm.evaluation.evaluation_result import EvaluationResult
 
     evaluated = read_result(run.folder / "evaluate.json", EvaluationResult)
@@ -186,3 +187,6 @@ def measured(run: Run, manifest: Manifest) -> Iterator[str]:
     audit = read_result(run.folder / "audit.json", AuditResult)
     for name, space in audit.descriptors.items() if audit and audit.synthetic.digest == manifest.digest else ():
         yield f"- search for copies ({name}): {'; '.join(space.verdict)}"
+    attacked = read_result(run.folder / "membership.json", MembershipResult)
+    if attacked and attacked.denoiser == manifest.source.get("sample", {}).get("denoiser"):
+        yield f"- attack on the networks: {attacked.judgement.verdict}"

@@ -274,18 +274,22 @@ def audit_part(of: Report) -> dict[str, Any] | None:
     """None: of an earlier version."""
     from ldm.authenticity.audit import AuditResult
     from ldm.authenticity.flagged import flagged_path
+    from ldm.authenticity.membership import MembershipResult, rows_of_membership
     from ldm.authenticity.tables import rows_of_audit
 
     path = of.run.folder / "audit.json"
     result = read_result(path, AuditResult)
     if result is None:
         return None
+    attacked = read_result(of.run.folder / "membership.json", MembershipResult)
     for name, space in result.descriptors.items():
         of.charts[f"near-{name}"] = fig.distances(space.histogram, space.copies.threshold)
     searched = max(result.descriptors, key=lambda name: result.descriptors[name].flagged.images)  # of equal ones the first
     return {
         "audit": result,
         "audit_rows": rows_of_audit(result),
+        "attack": attacked,
+        "attack_rows": rows_of_membership(attacked) if attacked else [],
         "pairs_of": searched,
         "pairs": shown_pairs(of, result, result.descriptors[searched].closest[:PAIRS]),
         "green_nm": of.wavelengths[fig.nearest_bands(of.wavelengths, [VESSELS_NM])[0]],

@@ -20,6 +20,7 @@ COLUMNS = 80
 def build_text(run: Run) -> str:
     """Headline, measures beside their floors, what the audit says, and where the HTML lies."""
     from ldm.authenticity.audit import AuditResult
+    from ldm.authenticity.membership import MembershipResult
     from ldm.evaluation.evaluation_result import EvaluationResult
     from ldm.evaluation.reconstruction import ReconstructionResult
 
@@ -50,6 +51,9 @@ def build_text(run: Run) -> str:
     else:
         for name, space in audit.descriptors.items():
             console.print(Text(f"copies ({name}): {'; '.join(space.verdict)}"))
+    attacked = read_result(run.folder / "membership.json", MembershipResult)
+    if attacked is not None:
+        console.print(Text(f"attack on the networks: {attacked.judgement.verdict}"))
     page = run.folder / "report.html"
     console.print(Text(f"as a page: {page}" if page.exists() else "as a page: not written yet"), soft_wrap=True)
     return "\n".join(line.rstrip() for line in console.file.getvalue().splitlines())

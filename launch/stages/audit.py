@@ -1,24 +1,30 @@
-"""Stage audit: a search of the set for copies of training images."""
+"""Stage audit: a search of the set for copies of training images, and an attack on the networks that made it."""
 
 from __future__ import annotations
+
+from functools import partial
 
 from data_shards.manifest import NAME
 from data_shards.reading.dataset import Dataset
 from launch.run import Run, device, read_result
 from launch.stages.evaluate import LEARNED, encoder_digest
 from launch.stages.stage import MeasuredStage, check_sampled
+from launch.stages.training import trained
 from launch.work import Phases
 
 
 class Audit(MeasuredStage):
     name, verb, after = "audit", "audit", ("sample", "features")
-    reads, writes = "dataset, `synthetic/`, `features/`", "`audit.json`, `audit.flagged.csv`"
+    reads, writes = "dataset, `synthetic/`, `features/`, `vqgan/`, `diffusion/`", "`audit.json`, `audit.flagged.csv`, `membership.json`"
 
     def check(self, run: Run) -> None:
         check_sampled(run)
 
     def done(self, run: Run) -> bool:
-        """It has seen the present sets, and as this version judges."""
+        """The set was searched and the networks attacked, as they are now, and as this version judges."""
+        return self.searched(run) and self.attacked(run)
+
+    def searched(self, run: Run) -> bool:
         from ldm.authenticity.audit import AuditResult
 
         seen = read_result(run.folder / "audit.json", AuditResult)
@@ -29,13 +35,33 @@ class Audit(MeasuredStage):
         digest = encoder_digest(run)
         return tuple(seen.descriptors) == wanted(run) and (digest is None or digest[:12] in seen.descriptors[LEARNED].space)
 
+    def attacked(self, run: Run) -> bool:
+        """True as well where the networks are gone: a set can be searched without them."""
+        from ldm.authenticity.membership import MembershipResult
+        from ldm.checkpoints.trained import trained_digest
+
+        if not (trained(run, "vqgan") and trained(run, "diffusion")):
+            return True
+        seen = read_result(run.folder / "membership.json", MembershipResult)
+        wanted = (trained_digest(run.vqgan), trained_digest(run.diffusion), run.open(run.dataset).digest)
+        return seen is not None and (seen.autoencoder, seen.denoiser, seen.train.digest) == wanted
+
     def phases(self, run: Run) -> Phases:
         from ldm.authenticity.audit import Audit, AuditConfig
+        from ldm.authenticity.membership import Membership, MembershipConfig
+        from ldm.checkpoints.trained import load_autoencoder, load_denoiser
 
-        if not self.done(run):
+        if not self.attacked(run):
+            networks = load_autoencoder(run.vqgan, device()), load_denoiser(run.diffusion, device())
+            config = MembershipConfig(device=device())
+            yield "attack", partial(Membership, run.open(run.dataset), *networks, config, run.folder / "membership.json")
+        if not self.searched(run):
             config = AuditConfig(spaces=wanted(run), device=device())
             learned = run.features if LEARNED in config.spaces else None
             yield from Audit(run.open(run.dataset), run.images(), config, run.folder / "audit.json", learned=learned).phases()
+
+    def grows(self, run: str) -> tuple[str, ...]:
+        return (*super().grows(run), f"{run}/membership.units-*/*.safetensors")
 
 
 def wanted(run: Run) -> tuple[str, ...]:

@@ -152,7 +152,7 @@ def test_every_chart_is_one_that_plotly_takes(page: str) -> None:
 
 def test_what_is_not_there_yet_is_left_out_with_its_reason(page: str) -> None:
     said = re.search(r"<h2>Left out</h2><ul>(.*?)</ul>", page, re.DOTALL)[1]
-    assert "Measures: the run has no evaluate.json yet" in said and "Copies: the run has no audit.json yet" in said
+    assert "Measures: the run has no evaluate.json yet" in said and "Authenticity: the run has no audit.json yet" in said
     contents = re.search(r"<nav.*?</nav>", page, re.DOTALL)[0]
     assert all(f'id="{key}"' in page for key in re.findall(r'href="#(\w+)"', contents)) and "#metrics" not in contents
 
