@@ -165,12 +165,13 @@ def warnings_of(health: Health) -> tuple[str, ...]:
     if live < wanted.live_directions:
         warnings.append(
             f"{D - live} of the {D} directions of the latents are dead: each has less than {live_share(D):.2%} of the variance; "
-            f"a diffusion model would spend itself on their noise; lower vqgan.model.latent_channels to {max(live, 1)}"
+            f"a diffusion model may spend itself on their noise; try vqgan.model.latent_channels={max(live, 1)} and compare the samples: "
+            "the demo's are better as they are (docs/quality.md)"
         )
     if health.effective_rank < wanted.effective_rank:
         warnings.append(
             f"the {D} latent channels carry {health.effective_rank:.2f} effective dimensions (wanted: {wanted.effective_rank:g}): "
-            "most of the variance lies in few of them; lower vqgan.model.latent_channels"
+            "most of the variance lies in few of them; fewer vqgan.model.latent_channels may do"
         )
     least, most = min(health.std_D), max(health.std_D)
     if least <= 0 or most / least > SPREAD_MOST:

@@ -35,7 +35,7 @@ def test_a_latent_of_which_half_is_dead_does_not_pass_though_every_channel_varie
     half, whole = (judged(spread_out(rng, dimensions, live)) for live in (dimensions // 2, dimensions))
     assert half.live_directions == dimensions // 2 and whole.live_directions == dimensions
     assert f"{dimensions // 2} of the {dimensions} directions of the latents are dead" in " ".join(half.warnings)
-    assert f"latent_channels to {dimensions // 2}" in " ".join(half.warnings)
+    assert f"try vqgan.model.latent_channels={dimensions // 2}" in " ".join(half.warnings)
     assert whole.warnings == ()
 
 
