@@ -16,7 +16,8 @@ import numpy as np
 from ldm.authenticity.separation import AtLowFpr, Separation, at_low_fpr, auc, holm, least_auc, separation
 from ldm.evaluation.intervals import LEAST_PEOPLE
 
-LEVEL = 0.05  # of all attacks together: how often an honest model may be accused; of all yardsticks together, too
+LEVEL = 0.05  # of all attacks together: how often an honest model may be accused
+UNLIKE = 0.01  # of all yardsticks together: how often a split at random may be taken for one of unlike people, and bear no verdict
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,7 +113,7 @@ def judged(
         yardsticks=yardsticks,
         least_auc=least,
         leaks=None if reason else min(corrected.values()) <= LEVEL,
-        verdict=f"no verdict: {reason}" if reason else _in_words(attacks, least, (members, others)),
+        verdict=f"no verdict: {reason}" if reason else _in_words(attacks, yardsticks, least, (members, others)),
         reason=reason,
     )
 
@@ -145,7 +146,7 @@ def _no_verdict(attacks: Mapping[str, AttackFigures], backwards: Mapping[str, fl
     Args:
         backwards: by attack, the p-value, corrected, of people held out being the better known.
     """
-    told = [f"{name} (AUC {of.separation.auc:.2f}, p = {of.p_holm:.2g})" for name, of in yardsticks.items() if of.p_holm <= LEVEL]
+    told = [f"{name} (AUC {of.separation.auc:.2f}, p = {of.p_holm:.2g})" for name, of in yardsticks.items() if of.p_holm <= UNLIKE]
     if told:
         return (
             f"training people and people held out differ already in {', '.join(told)}, which no network was asked for: other sites, "
@@ -159,8 +160,12 @@ def _no_verdict(attacks: Mapping[str, AttackFigures], backwards: Mapping[str, fl
     return None
 
 
-def _in_words(attacks: Mapping[str, AttackFigures], least: float | None, people: tuple[int, int]) -> str:
+def _in_words(
+    attacks: Mapping[str, AttackFigures], yardsticks: Mapping[str, Yardstick], least: float | None, people: tuple[int, int]
+) -> str:
     """The verdict, where there is one; it accuses by p-value, and never acquits."""
+    unlike = "; ".join(f"{name} AUC {of.separation.auc:.2f}, p = {of.p_holm:.2g}" for name, of in yardsticks.items() if of.p_holm <= LEVEL)
+    beside = f" (both sides differ a little by themselves, as one split in twenty does: {unlike})" if unlike else ""
     seen = f"with {people[0]} training people and {people[1]} held out, " + (
         "no AUC could have been seen" if least is None else f"an AUC from {least:.2f} on would have been seen in four of five cases"
     )
@@ -171,6 +176,7 @@ def _in_words(attacks: Mapping[str, AttackFigures], least: float | None, people:
         if of.p_holm is not None and of.p_holm <= LEVEL
     ]
     if told:
-        return f"the model gives away who was in its training set. A training person scores above one held out: by {'; by '.join(told)}"
+        above = f"A training person scores above one held out: by {'; by '.join(told)}"
+        return f"the model gives away who was in its training set. {above}{beside}"
     least_p = min(of.p_holm for of in attacks.values() if of.p_holm is not None)
-    return f"these attacks do not tell training people from people held out (least p = {least_p:.2g}); {seen}"
+    return f"these attacks do not tell training people from people held out (least p = {least_p:.2g}); {seen}{beside}"
