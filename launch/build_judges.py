@@ -12,7 +12,7 @@ from data_shards.reading.config import ReadConfig
 from data_shards.reading.dataset import Dataset
 from data_shards.reading.stream import CubeStream
 from launch.build import check_bands, stream
-from launch.config import FeaturesStage, SegmenterStage
+from launch.config import CopiesStage, FeaturesStage, SegmenterStage
 from launch.tree import to_tree
 from ldm.checkpoints.trained import describe_data
 from ldm.evaluation.sets import common_fov, evenly
@@ -20,40 +20,57 @@ from ldm.models.feature_encoder import FeatureEncoder, begin_white
 from ldm.models.segmenter import SegmenterNet, check_size
 from ldm.models.vqgan import initialised
 from ldm.normalise import CubeNormaliser, within
+from ldm.training.copies import CopyTrainer
 from ldm.training.engine import Engine
-from ldm.training.features import FeatureTrainer
+from ldm.training.features import FeatureTrainer, ViewsTrainer
 from ldm.training.segmenter import SegmenterTrainer
 
 
-def encoder_module(stage: FeaturesStage, bands: int) -> FeatureEncoder:
-    """A freshly initialised feature encoder for cubes of so many bands.
+def encoder_module(stage: FeaturesStage | CopiesStage, bands: int, name: str) -> FeatureEncoder:
+    """A freshly initialised encoder for cubes of so many bands.
+
+    Args:
+        name: of the stage.
 
     Raises:
         InputError: the configuration states another number of bands.
     """
-    check_bands("features.model", stage.model.bands, bands)
+    check_bands(f"{name}.model", stage.model.bands, bands)
     return initialised(lambda: FeatureEncoder(replace(stage.model, bands=bands)), stage.loop.seed)
 
 
 def features_trainer(
     stage: FeaturesStage, dataset: Dataset, engine: Engine, read: ReadConfig = ReadConfig()
 ) -> tuple[FeatureTrainer, CubeStream, dict[str, Any]]:
-    """Trainer, its stream, and the identity that its checkpoints carry.
+    """Trainer of the feature encoder, its stream, and the identity that its checkpoints carry.
 
     Raises:
         InputError: latents instead of cubes; a training split of fewer than two images.
     """
+    return _encoder_trainer("features", FeatureTrainer, stage, dataset, engine, read)
+
+
+def copies_trainer(
+    stage: CopiesStage, dataset: Dataset, engine: Engine, read: ReadConfig = ReadConfig()
+) -> tuple[CopyTrainer, CubeStream, dict[str, Any]]:
+    """As `features_trainer`, of the copy-detection head."""
+    return _encoder_trainer("copies", CopyTrainer, stage, dataset, engine, read)
+
+
+def _encoder_trainer(
+    name: str, kind: type[ViewsTrainer], stage: FeaturesStage | CopiesStage, dataset: Dataset, engine: Engine, read: ReadConfig
+) -> tuple[Any, CubeStream, dict[str, Any]]:
     dataset.expect("cube", mend="retinaforge data import")
     count = dataset.count("train")
     if count < 2:
         raise InputError("1 image in the training split", where=dataset.path, expected="2 or more: features are what images differ in")
-    encoder = encoder_module(stage, dataset.shape[0]).to(engine.device)
+    encoder = encoder_module(stage, dataset.shape[0], name).to(engine.device)
     normaliser = CubeNormaliser(dataset.stats, scale=dataset.scale, offset=dataset.offset).to(engine.device)
     first = CubeStream(dataset, "train", batch_size=min(8, stage.loop.batch), read=read, device=engine.device)
     some = evenly(count, 2 * stage.model.dimension)
     fov_HW = torch.from_numpy(common_fov(dataset, "train"))
     begin_white(encoder, (normaliser(within(batch.cubes_BCHW.float(), fov_HW, normaliser.log_zero)) for batch in first.each(some)))
-    trainer = FeatureTrainer(
+    trainer = kind(
         engine,
         encoder,
         normaliser,
@@ -66,7 +83,7 @@ def features_trainer(
         total=stage.loop.samples,
         seed=stage.loop.seed,
     )
-    identity = {"stage": "features", "model": {"kind": encoder.config.kind, **to_tree(encoder.config)}, "seed": stage.loop.seed}
+    identity = {"stage": name, "model": {"kind": encoder.config.kind, **to_tree(encoder.config)}, "seed": stage.loop.seed}
     identity |= {"views": to_tree(stage.views), "loss": to_tree(stage.loss), "data": describe_data(dataset.manifest)}
     return trainer, stream(dataset, stage.loop, engine, read, maps=False), identity
 

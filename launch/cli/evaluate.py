@@ -31,7 +31,7 @@ Against = Annotated[str, typer.Option("--against", help="Split of the real datas
 Limit = Annotated[int | None, typer.Option("--limit", help="At most this many images of each set, evenly spaced.", min=2)]
 Device = Annotated[str, typer.Option("--device", help="cpu or cuda.")]
 EXTRACTORS_HELP = "A feature space; again for another: seeded-conv-v1, learned, efficientnet-lite0[:NM,NM,NM], torchscript:PATH."
-SPACES_HELP = "A space to search in; again for another: pooled, contrast, or an extractor, as `evaluate --extractor` takes it."
+SPACES_HELP = "A space to search in; again for another: pooled, contrast, copies, or an extractor, as `evaluate --extractor` takes it."
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON instead of a table.")]
 
 
@@ -98,6 +98,9 @@ def audit(
     learned: Annotated[
         Path | None, typer.Option("--features", help="Folder of a trained feature encoder: searches `learned`, too.")
     ] = None,
+    copies: Annotated[
+        Path | None, typer.Option("--copies", help="Folder of a trained copy-detection head, RUN/copies: searches `copies`, too.")
+    ] = None,
     rate: Annotated[float, typer.Option("--rate", help="Share of honest images that may lie below the threshold.")] = 0.01,
     limit: Annotated[int | None, typer.Option("--limit", help="At most this many synthetic images, evenly spaced.", min=1)] = None,
     closest: Annotated[int, typer.Option("--closest", help="Closest pairs to list.", min=1)] = 12,
@@ -117,10 +120,10 @@ def audit(
     from ldm.authenticity.audit import Audit, AuditConfig
     from ldm.authenticity.tables import rows_of_audit
 
-    spaces = tuple(space or ("pooled", "contrast", *(("learned",) if learned else ())))
+    spaces = tuple(space or ("pooled", "contrast", *(("copies",) if copies else ()), *(("learned",) if learned else ())))
     among = {"train": train, "against": tuple(against or ()), "spaces": spaces, "rate": rate, "limit": limit}
     config = AuditConfig(**among, closest=closest, backend=backend, device=checked_device(device))
-    result = made(Audit(Dataset(place_of(real)), Dataset(place_of(synthetic)), config, out, learned=learned).phases())
+    result = made(Audit(Dataset(place_of(real)), Dataset(place_of(synthetic)), config, out, learned=learned, copies=copies).phases())
     if as_json:
         typer.echo(json.dumps(asdict(result)))
         return

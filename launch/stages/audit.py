@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from data_shards.manifest import NAME
@@ -9,15 +10,19 @@ from data_shards.reading.dataset import Dataset
 from launch.run import Run, device, read_result
 from launch.stages.evaluate import LEARNED, encoder_digest
 from launch.stages.stage import MeasuredStage, check_sampled
+from launch.stages.training import trained
 from launch.work import Phases
 
 if TYPE_CHECKING:
     from ldm.authenticity.descriptors import Space
 
 
+COPIES = "copies"
+
+
 class Audit(MeasuredStage):
-    name, verb, after = "audit", "audit", ("sample", "features")
-    reads, writes = "dataset, `synthetic/`, `features/`", "`audit.json`"
+    name, verb, after = "audit", "audit", ("sample", "features", "copies")
+    reads, writes = "dataset, `synthetic/`, `features/`, `copies/`", "`audit.json`"
 
     def check(self, run: Run) -> None:
         check_sampled(run)
@@ -38,16 +43,22 @@ class Audit(MeasuredStage):
 
         if not self.done(run):
             config = AuditConfig(spaces=wanted(run), device=device())
-            learned = run.features if LEARNED in config.spaces else None
-            yield from Audit(run.open(run.dataset), run.images(), config, run.folder / "audit.json", learned=learned).phases()
+            result = run.folder / "audit.json"
+            yield from Audit(run.open(run.dataset), run.images(), config, result, **encoders_of(config.spaces, run)).phases()
 
 
 def wanted(run: Run) -> tuple[str, ...]:
-    """The spaces that copies of a run are looked for in: the learned one where an encoder was trained."""
-    return ("pooled", "contrast", *((LEARNED,) if encoder_digest(run) else ()))
+    """The spaces that copies of a run are looked for in: those of its encoders where they were trained."""
+    return ("pooled", "contrast", *((COPIES,) if trained(run, COPIES) else ()), *((LEARNED,) if encoder_digest(run) else ()))
+
+
+def encoders_of(names: tuple[str, ...], run: Run) -> dict[str, Path | None]:
+    """Folders of the encoders that spaces of these names need."""
+    return {"learned": run.features if LEARNED in names else None, "copies": run.copies if COPIES in names else None}
 
 
 def spaces_of(run: Run) -> dict[str, Space]:
     from ldm.authenticity.descriptors import spaces
 
-    return spaces(wanted(run), run.open(run.dataset), learned=run.features if encoder_digest(run) else None, device=device())
+    names = wanted(run)
+    return spaces(names, run.open(run.dataset), **encoders_of(names, run), device=device())

@@ -277,14 +277,21 @@ class Audit:
 
     Args:
         path: file for the result, beside which the units lie; None: they are kept in memory.
-        learned: folder of a trained feature encoder, for the space 'learned'.
+        learned, copies: folders of a trained feature encoder and of a copy-detection head, for the spaces of these names.
 
     Raises:
         InputError: sets that cannot be compared; an empty or unknown split or space; a person on both sides.
     """
 
     def __init__(
-        self, real: Dataset, synthetic: Dataset, config: AuditConfig, path: Path | None = None, *, learned: Path | None = None
+        self,
+        real: Dataset,
+        synthetic: Dataset,
+        config: AuditConfig,
+        path: Path | None = None,
+        *,
+        learned: Path | None = None,
+        copies: Path | None = None,
     ) -> None:
         split, self.config, self.path = check_comparable(real, synthetic), config, path
         made_from = synthetic.manifest.source.get("sample", {}).get("dataset")
@@ -309,7 +316,7 @@ class Audit:
         self.images, self.parts = len(self.made.sample_N), [self.train, *self.held, self.made]
         if not self.images:
             raise InputError("an empty set", where=synthetic.path, expected="at least one image")
-        self.of_space = spaces(config.spaces, real, learned=learned, device=config.device)
+        self.of_space = spaces(config.spaces, real, learned=learned, copies=copies, device=config.device)
         self.train_people, self.held_people = (
             np.array([who for part in parts for who in part.units()]) for parts in ([self.train], self.held)
         )
@@ -382,13 +389,15 @@ class Audit:
         )
 
 
-def audit(real: Dataset, synthetic: Dataset, config: AuditConfig, watch: Watch = iter, *, learned: Path | None = None) -> AuditResult:
+def audit(
+    real: Dataset, synthetic: Dataset, config: AuditConfig, watch: Watch = iter, *, learned: Path | None = None, copies: Path | None = None
+) -> AuditResult:
     """Search a set for copies, by this process alone.
 
     Raises:
         InputError: sets that cannot be compared; an empty or unknown split or space; a person on both sides. CorruptData: damaged shards.
     """
     result = None
-    for _, units in Audit(real, synthetic, config, learned=learned).phases():
+    for _, units in Audit(real, synthetic, config, learned=learned, copies=copies).phases():
         result = units().complete(watch)
     return result

@@ -1,7 +1,7 @@
 """The spaces that copies are looked for in: what of an image is compared, and what its mirror image's is.
 
-To add a space: a class with the attributes of `Space`, and a line in SPACES. Every extractor of ldm/evaluation/features.py is one by its
-name already, in units of how training images differ.
+To add a space: a class with the attributes of `Space`, and a line in SPACES, or in `spaces` where it needs a folder. Every extractor of
+ldm/evaluation/features.py is one by its name already, in units of how training images differ.
 
 Legend: B batch, N image, C band, H W pixels, D dimension.
 """
@@ -21,6 +21,7 @@ from data_shards.errors import InputError, nearest
 from data_shards.manifest import BandStats
 from data_shards.reading.dataset import Dataset
 from ldm.evaluation.features import EXTRACTORS, Extractor, get_extractor, standardise
+from ldm.evaluation.learned import Learned as Encoder
 
 Views = tuple[np.ndarray, np.ndarray]
 """Descriptors (N, D) of images as they are, and mirrored left to right."""
@@ -99,26 +100,46 @@ class Learned:
         return plain, turned
 
 
+class Copies:
+    """The embedding of the copy-detection head (ldm/training/copies.py), at unit length: distances run from 0 over √2 (unrelated) to 2.
+
+    A copy stays near when it is turned, mirrored, moved, cut out and enlarged, brighter or darker, blurred or noisy.
+    """
+
+    whitened = False
+
+    def __init__(self, encoder: Encoder) -> None:
+        self.encoder, self.name, self.dimension = encoder, encoder.name, encoder.dimension
+
+    def views(self, reflectance_BCHW: torch.Tensor) -> Views:
+        plain, turned = (F.normalize(self.encoder(x), dim=1).float().numpy() for x in (reflectance_BCHW, reflectance_BCHW.flip(-1)))
+        return plain, turned
+
+
+COPIES = "copies"
 SPACES: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {"pooled": pooled_descriptor, "contrast": contrast_descriptor}
 
 
-def spaces(names: Sequence[str], real: Dataset, *, learned: Path | None, device: str) -> dict[str, Space]:
+def spaces(names: Sequence[str], real: Dataset, *, learned: Path | None, copies: Path | None = None, device: str) -> dict[str, Space]:
     """By name.
 
     Args:
-        learned: folder of a trained feature encoder; None: there is none.
+        learned, copies: folders of a trained feature encoder, and of a copy-detection head; None: there is none.
 
     Raises:
         InputError: an unknown name, with the nearest known one; none at all.
     """
     if not names:
-        raise InputError("no space to search in", expected=f"some of {', '.join((*SPACES, *EXTRACTORS))}")
+        raise InputError("no space to search in", expected=f"some of {', '.join((*SPACES, COPIES, *EXTRACTORS))}")
     found: dict[str, Space] = {}
     for name in dict.fromkeys(names):
         if name in SPACES:
             found[name] = Pooled(name, SPACES[name], real.stats)
+        elif name == COPIES:
+            how = {"bands": real.shape[0], "wavelengths_nm": real.wavelengths_nm, "device": device}
+            found[name] = Copies(Encoder(copies, **how, stage=COPIES))
         elif name.partition(":")[0] in EXTRACTORS:
             found[name] = Learned(get_extractor(name, real.stats, wavelengths_nm=real.wavelengths_nm, learned=learned, device=device))
         else:
-            raise InputError(f"unknown space {name!r}", expected=nearest(name, [*SPACES, *EXTRACTORS]))
+            raise InputError(f"unknown space {name!r}", expected=nearest(name, [*SPACES, COPIES, *EXTRACTORS]))
     return found

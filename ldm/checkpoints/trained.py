@@ -226,13 +226,19 @@ def load_denoiser(
     )
 
 
-def load_feature_encoder(folder: Path | str, device: torch.device | str = "cpu") -> TrainedEncoder:
-    """The averaged feature encoder of a training folder, in evaluation mode: the newest.
+def load_feature_encoder(folder: Path | str, device: torch.device | str = "cpu", *, stage: str = "features") -> TrainedEncoder:
+    """The averaged encoder of a training folder, in evaluation mode: the newest.
+
+    Args:
+        stage: that trained it: 'features', or 'copies' for the copy-detection head.
 
     Raises:
-        InputError: nothing trained there, or weights that are not finite. UnsafeResume: checkpoints, but none that verifies.
+        InputError: nothing trained there, or by another stage; weights that are not finite. UnsafeResume: checkpoints, but none that
+            verifies.
     """
-    identity, read, digest = chosen(folder, "features")
+    identity, read, digest = chosen(folder, stage)
+    if identity["stage"] != stage:
+        raise InputError(f"a training of stage {identity['stage']!r}", where=folder, expected=f"one of stage {stage!r}: RUN/{stage}")
     net = FeatureEncoder(FeatureEncoderConfig(**{k: v for k, v in identity["model"].items() if k != "kind"}))
     load_strictly(net, read.under("ema."), folder)
     if not all(weight.isfinite().all() for weight in net.parameters()):
@@ -240,7 +246,7 @@ def load_feature_encoder(folder: Path | str, device: torch.device | str = "cpu")
             "weights that are not finite",
             where=folder,
             expected="those of a training that went well",
-            mend=f"move {folder} away, then retinaforge train features PRESET",
+            mend=f"move {folder} away, then retinaforge train {stage} PRESET",
         )
     return TrainedEncoder(
         net=net.eval().requires_grad_(False).to(device),

@@ -220,6 +220,23 @@ class CopyViewsConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class InfoNCEConfig:
+    """Attributes:
+    temperature: that similarities are divided by (Chen et al. 2020, eq. 1).
+    spread: weight of the entropy's regulariser (Pizzi et al. 2022, eq. 3 and 4).
+    """
+
+    temperature: float = 0.1
+    spread: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not (self.temperature > 0 and self.spread >= 0):
+            raise InputError(
+                f"temperature {self.temperature}, spread {self.spread}", where="copies.loss", expected="above 0, and at least 0"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
 class VICRegConfig:
     """Attributes:
     invariance, variance, covariance: weights λ, μ and ν of the three terms (Bardes et al. 2022, eq. 6).

@@ -20,11 +20,18 @@ from ldm.training.config import CopyViewsConfig
 from ldm.training.views import drawn, lit, with_noise
 
 WORD = 0x636F70696573  # tells these draws apart from all others of a seed
-DRAWS = 14
+DRAWS = 13
 
 
 def copy_of(
-    counts_BCHW: Tensor, sample_B: np.ndarray, epoch_B: np.ndarray, *, view: int, seed: int, mean_C: Tensor, config: CopyViewsConfig
+    counts_BCHW: Tensor,
+    sample_B: np.ndarray,
+    epoch_B: np.ndarray,
+    *,
+    view: int,
+    seed: int,
+    mean_C: Tensor,
+    config: CopyViewsConfig,
 ) -> Tensor:
     """One changed copy of each photograph, float32, on the cubes' device. What comes in from beyond the border is 0.
 
@@ -37,11 +44,13 @@ def copy_of(
     x_BCHW = lit(x_BCHW, 2 * u_BU[:, 6:9] - 1, gain=config.gain, tilt=config.tilt)
     if config.blur:
         x_BCHW = blurred(x_BCHW, config.blur * x_BCHW.shape[2] * u_BU[:, 9])
-    return with_noise(x_BCHW, config.noise * u_BU[:, 10], u_BU[:, 11:13], mean_C, view=view, seed=seed) if config.noise else x_BCHW
+    if config.noise:
+        x_BCHW = with_noise(x_BCHW, config.noise * u_BU[:, 10], u_BU[:, 11:13], mean_C, view=view, seed=seed)
+    return x_BCHW
 
 
 def affine(u_B6: np.ndarray, sides: tuple[int, int], config: CopyViewsConfig) -> Tensor:
-    """Matrices (B, 2, 3) from where a pixel shall lie to where it is found, in half sides from the middle, x first, as affine_grid takes them.
+    """Matrices (B, 2, 3) from where a pixel shall lie to where it is found, in half sides from the middle, x first, for affine_grid.
 
     Args:
         u_B6: uniform numbers: angle, mirrored, side cut out, where along x and y.
