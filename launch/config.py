@@ -13,6 +13,7 @@ from data_shards.reading.config import ReadConfig
 from data_shards.shards.codecs import Encoding
 from ldm.models.config import (
     CodebookConfig,
+    CopyEncoderConfig,
     FeatureEncoderConfig,
     InferenceConfig,
     ObjectiveConfig,
@@ -161,10 +162,15 @@ class FeaturesStage:
 
 @dataclass(frozen=True, kw_only=True)
 class CopiesStage:
-    """Everything that trains the copy-detection head, by whose embedding the audit knows a training image that was turned or cut."""
+    """Everything that trains the copy-detection head, by whose embedding the audit knows a training image that was turned or cut.
 
-    model: FeatureEncoderConfig = field(default_factory=FeatureEncoderConfig)
+    Attributes:
+        begin_samples: training images at most, evenly spaced, by whose views the last layer is set before it is trained.
+    """
+
+    model: CopyEncoderConfig = field(default_factory=CopyEncoderConfig)
     views: CopyViewsConfig = field(default_factory=CopyViewsConfig)
+    begin_samples: int = 1024
     loss: InfoNCEConfig = field(default_factory=InfoNCEConfig)
     ema: EMAConfig = field(default_factory=EMAConfig)
     optimizer: OptimizerConfig = field(default_factory=lambda: OptimizerConfig(lr=1e-3, decay="cosine", warmup_samples=1000))

@@ -101,7 +101,7 @@ class Learned:
 
 
 class Copies:
-    """The embedding of the copy-detection head (ldm/training/copies.py), at unit length: distances run from 0 over √2 (unrelated) to 2.
+    """The embedding of the copy-detection head (ldm/training/copies.py), in units of how copies of one photograph differ.
 
     A copy stays near when it is turned, mirrored, moved, cut out and enlarged, brighter or darker, blurred or noisy.
     """
@@ -112,7 +112,7 @@ class Copies:
         self.encoder, self.name, self.dimension = encoder, encoder.name, encoder.dimension
 
     def views(self, reflectance_BCHW: torch.Tensor) -> Views:
-        plain, turned = (F.normalize(self.encoder(x), dim=1).float().numpy() for x in (reflectance_BCHW, reflectance_BCHW.flip(-1)))
+        plain, turned = (self.encoder(x).float().numpy() for x in (reflectance_BCHW, reflectance_BCHW.flip(-1)))
         return plain, turned
 
 

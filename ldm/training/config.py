@@ -202,7 +202,7 @@ class CopyViewsConfig:
 
     turn: float = 1.0
     mirror: bool = True
-    zoom: float = 0.75
+    zoom: float = 0.72
     shift: float = 0.1
     gain: float = 0.12
     tilt: float = 0.03
@@ -222,11 +222,12 @@ class CopyViewsConfig:
 @dataclass(frozen=True, kw_only=True)
 class InfoNCEConfig:
     """Attributes:
-    temperature: that similarities are divided by (Chen et al. 2020, eq. 1).
+    temperature: that half of the squared distances is divided by (Chen et al. 2020, eq. 1, with distances in place of cosines). Where
+        embeddings are in units of how copies vary, at 2 the loss is that of the likelihood of a normal distribution.
     spread: weight of the entropy's regulariser (Pizzi et al. 2022, eq. 3 and 4).
     """
 
-    temperature: float = 0.1
+    temperature: float = 4.0
     spread: float = 0.0
 
     def __post_init__(self) -> None:

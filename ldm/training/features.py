@@ -10,11 +10,10 @@ from typing import Any
 
 import torch
 from pytorch_metric_learning.losses import VICRegLoss
-from torch import Tensor
+from torch import Tensor, nn
 
 from data_shards.reading.batch import Batch
 from ldm.comm import Communicator
-from ldm.models.feature_encoder import FeatureEncoder
 from ldm.normalise import CubeNormaliser, within
 from ldm.schedules import OptimizerConfig
 from ldm.training.averaged import AveragedTrainer
@@ -36,7 +35,7 @@ class ViewsTrainer(AveragedTrainer, ABC):
     def __init__(
         self,
         engine: Engine,
-        encoder: FeatureEncoder,
+        encoder: nn.Module,
         normaliser: CubeNormaliser,
         *,
         mean_C: Tensor,
@@ -60,7 +59,11 @@ class ViewsTrainer(AveragedTrainer, ABC):
         """Two views of each cube, normalised: (2 B, C, H, W)."""
         counts_BCHW = within(batch.cubes_BCHW.to(self.engine.device).float() - self.normaliser.log_zero, self.fov_HW)
         views = [self.view(counts_BCHW, batch, number) for number in (0, 1)]
-        return self.engine.laid_out(self.normaliser(torch.cat(views) + self.normaliser.log_zero))
+        return self.engine.laid_out(self.seen(torch.cat(views)))
+
+    def seen(self, counts_BCHW: Tensor) -> Tensor:
+        """Counts above reflectance 0, as the encoder is given them."""
+        return self.normaliser(counts_BCHW + self.normaliser.log_zero)
 
     def may_be_best(self, samples: int) -> bool:
         """None is: that two views agree says nothing of a network that says the same of all cubes. The last one is what is judged."""

@@ -1,4 +1,4 @@
-"""`train copies`: a stage like the others, exact over resumes and ranks; the audit finds by its head what down-sampled pixels do not show."""
+"""`train copies`: a stage like the others, exact over resumes and ranks; the audit finds by its head what pixels do not show."""
 
 from __future__ import annotations
 
