@@ -101,11 +101,8 @@ def test_a_turned_copy_that_down_sampled_pixels_miss_is_found(tiny: Path, tmp_pa
     named = zip([f"new{i:02d}" for i in range(12)] + list(TURNED), [made_cube(i + 900) for i in range(12)] + copies, strict=True)
     planted = [replace(cube, meta=replace(cube.meta, key=key, subject_id="synthetic"), fov_HW=None, labels_HW=None) for key, cube in named]
     write_dataset(tmp_path / "planted", {"synthetic": planted}, source={})
-    longer = {"samples": 3200, "batch": 32, "checkpoint_every": 3200, "log_every": 320, "validate_samples": 0}
-    words = [f"copies.loop.{name}={value}" for name, value in longer.items()]
-    head = (
-        train(tiny, "longer", f"data.dataset={tmp_path / 'real'}", *words, "copies.optimizer.lr=5.0e-3", "copies.model.levels=3") / "copies"
-    )
+    words = ["copies.loop.validate_samples=0", "copies.model={channels: 16, levels: 3, dimension: 16, side: 0}"]
+    head = train(tiny, "larger", f"data.dataset={tmp_path / 'real'}", *words) / "copies"
     sets = Dataset(tmp_path / "real"), Dataset(tmp_path / "planted")
     found = audit(*sets, AuditConfig(spaces=("pooled", "copies")), copies=head).descriptors
     assert trained_digest(head)[:12] in found["copies"].space
