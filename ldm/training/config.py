@@ -198,6 +198,7 @@ class CopyViewsConfig:
         shift: furthest shift along each axis, as a share of height and width; what comes in is black.
         gain, tilt, noise: as in ViewsConfig.
         blur: largest deviation of a Gaussian, as a share of the height.
+        rounding: largest step that counts are rounded to, as a share of the mean of the brightest band.
     """
 
     turn: float = 1.0
@@ -208,10 +209,11 @@ class CopyViewsConfig:
     tilt: float = 0.03
     noise: float = 0.05
     blur: float = 0.01
+    rounding: float = 0.03
 
     def __post_init__(self) -> None:
         in_range = 0 <= self.turn <= 1 and 0 < self.zoom <= 1 and 0 <= self.shift < 0.5
-        if not in_range or min(self.gain, self.tilt, self.noise, self.blur) < 0:
+        if not in_range or min(self.gain, self.tilt, self.noise, self.blur, self.rounding) < 0:
             raise InputError(
                 ", ".join(f"{name} {value}" for name, value in vars(self).items()),
                 where="copies.views",

@@ -1,8 +1,8 @@
 """Views of a photograph that somebody could have made of it to pass it off as another: each a pure function of (seed, sample, epoch, view).
 
-Turned by any angle about the middle of the image, mirrored, moved, cut out and enlarged, brighter or darker, blurred, noisy. One resampling
-does all that moves pixels. Bands stay what they are, in their order. This is not what ldm/training/views.py allows: there two visits of
-one eye shall look alike, here the copies of one photograph, and nothing else.
+Turned by any angle about the middle of the image, mirrored, moved, cut out and enlarged, brighter or darker, blurred, noisy, rounded. One
+resampling does all that moves pixels. Bands stay what they are, in their order. This is not what ldm/training/views.py allows: there two
+visits of one eye shall look alike, here the copies of one photograph, and nothing else.
 
 Legend: B batch, C band, H W pixels.
 """
@@ -20,7 +20,7 @@ from ldm.training.config import CopyViewsConfig
 from ldm.training.views import drawn, lit, with_noise
 
 WORD = 0x636F70696573  # tells these draws apart from all others of a seed
-DRAWS = 13
+DRAWS = 14
 
 
 def copy_of(
@@ -46,6 +46,10 @@ def copy_of(
         x_BCHW = blurred(x_BCHW, config.blur * x_BCHW.shape[2] * u_BU[:, 9])
     if config.noise:
         x_BCHW = with_noise(x_BCHW, config.noise * u_BU[:, 10], u_BU[:, 11:13], mean_C, view=view, seed=seed)
+    if config.rounding:
+        step_B = config.rounding * float(mean_C.max()) * u_BU[:, 13]
+        step_B111 = torch.from_numpy(step_B).to(x_BCHW).clamp(min=1e-6)[:, None, None, None]
+        x_BCHW = (x_BCHW / step_B111).round() * step_B111
     return x_BCHW
 
 

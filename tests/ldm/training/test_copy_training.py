@@ -18,7 +18,7 @@ from ldm.training.features import of_all_ranks
 from tests.ldm.training.test_feature_training import Shared, outputs
 
 MEAN_C = torch.tensor([800.0, 1000.0, 1200.0, 900.0])
-STILL = {"turn": 0.0, "mirror": False, "zoom": 1.0, "shift": 0.0, "gain": 0.0, "tilt": 0.0, "noise": 0.0, "blur": 0.0}
+STILL = {"turn": 0.0, "mirror": False, "zoom": 1.0, "shift": 0.0, "gain": 0.0, "tilt": 0.0, "noise": 0.0, "blur": 0.0, "rounding": 0.0}
 
 
 def counts(n: int = 6, side: int = 20, other: int = 0) -> torch.Tensor:
