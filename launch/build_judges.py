@@ -32,7 +32,7 @@ from ldm.training.features import FeatureTrainer, ViewsTrainer
 from ldm.training.segmenter import SegmenterTrainer
 
 ENCODERS = {FeatureEncoderConfig: FeatureEncoder, CopyEncoderConfig: CopyEncoder}
-VIEWS = 6  # of each photograph, by which the copy-detection head begins
+VIEWS = 12  # of each photograph, by which the copy-detection head begins
 
 
 def encoder_module(stage: FeaturesStage | CopiesStage, bands: int, name: str) -> FeatureEncoder | CopyEncoder:

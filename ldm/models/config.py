@@ -175,7 +175,7 @@ class CopyEncoderConfig:
     kind: ClassVar[str] = "symmetric-conv"
 
     bands: int = 0
-    side: int = 48
+    side: int = 32
     channels: int = 32
     levels: int = 4
     rings: int = 2

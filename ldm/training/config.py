@@ -203,13 +203,13 @@ class CopyViewsConfig:
 
     turn: float = 1.0
     mirror: bool = True
-    zoom: float = 0.72
+    zoom: float = 0.65
     shift: float = 0.1
     gain: float = 0.12
     tilt: float = 0.03
     noise: float = 0.05
     blur: float = 0.01
-    rounding: float = 0.03
+    rounding: float = 0.012
 
     def __post_init__(self) -> None:
         in_range = 0 <= self.turn <= 1 and 0 < self.zoom <= 1 and 0 <= self.shift < 0.5
