@@ -130,7 +130,9 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="fewer and smaller images, within 50 s: what is wanted is not reached")
     parser.add_argument("--size", type=int, default=64)
     parser.add_argument("--people", type=int, nargs=3, default=(48, 200, 300), metavar=("TRAIN", "HELD", "MORE"))
-    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="of the configuration, as copies.model.rings=3")
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", help="of the configuration, as copies.model.dimension=12"
+    )
     args = parser.parse_args()
     size, people = (32, (12, 20, 20)) if args.quick else (args.size, args.people)
     real = real_set(args.folder / "real", PhantomConfig(size=size, seed=19), **dict(zip(("people", "held", "more"), people, strict=True)))

@@ -168,7 +168,6 @@ class CopyEncoderConfig:
         side: cubes are first made smaller by whole factors, to this many pixels of the shorter side or somewhat more; 0: not.
         channels: width of the spectra and of the first level; the further levels have twice as many.
         levels: each but the first halves height and width.
-        rings: about the middle, over which each level is pooled.
         dimension: D, of the embedding: few, for what varies little between photographs adds chance alone.
     """
 
@@ -176,15 +175,14 @@ class CopyEncoderConfig:
 
     bands: int = 0
     side: int = 32
-    channels: int = 32
+    channels: int = 64
     levels: int = 4
-    rings: int = 2
     dimension: int = 16
 
     def __post_init__(self) -> None:
-        if min(self.channels, self.levels, self.rings) < 1 or min(self.bands, self.side) < 0 or not 2 <= self.dimension <= 256:
+        if min(self.channels, self.levels) < 1 or min(self.bands, self.side) < 0 or not 2 <= self.dimension <= 256:
             raise InputError(
-                f"side {self.side}, channels {self.channels}, levels {self.levels}, rings {self.rings}, dimension {self.dimension}",
+                f"side {self.side}, channels {self.channels}, levels {self.levels}, dimension {self.dimension}",
                 expected="side 0 or more, 1 or more of each other, dimension 2 to 256",
             )
 

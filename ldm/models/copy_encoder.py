@@ -1,7 +1,7 @@
 """The encoder that knows a photograph again when it was turned, mirrored, moved or cut out.
 
 What turns and mirrors do is left to the architecture, so that little has to be learned: filters are the same when turned by 90° or
-mirrored, sizes are halved by means, which are, and what is kept of a level are means and deviations over rings about the middle. A
+mirrored, sizes are halved by means, which are, and what is kept of a level are means and deviations over all its pixels. A
 mirrored image therefore has the embedding of the image itself, to rounding, and one that is turned by any angle nearly has. What is cut,
 moved, lit and blurred is left to the last layer, which begins as Fisher's discriminant, and to the training.
 
@@ -54,7 +54,7 @@ class CopyEncoder(nn.Module):
         widths = [config.channels, *([2 * config.channels] * (config.levels - 1))]
         self.spectra = nn.Conv2d(config.bands, config.channels, 1)
         self.levels = nn.ModuleList(Symmetric(*pair) for pair in zip([config.channels, *widths], widths, strict=False))
-        pooled = config.bands + 2 * config.rings * (config.channels + sum(widths))
+        pooled = config.bands + 2 * (config.channels + sum(widths))
         self.scale_P, self.shift_P = nn.Parameter(torch.ones(pooled)), nn.Parameter(torch.zeros(pooled))
         self.last = nn.Linear(pooled, config.dimension)
 
@@ -85,27 +85,21 @@ class CopyEncoder(nn.Module):
             )
         mean_BC = x_BCHW.sum((2, 3)) / lit_B1HW.sum((2, 3)).clamp(min=1)
         z_BKhw = F.silu(self.spectra(x_BCHW - mean_BC[:, :, None, None] * lit_B1HW))
-        found = [mean_BC, *self._over_rings(z_BKhw, lit_B1HW)]
+        found = [mean_BC, over_lit(z_BKhw, lit_B1HW)]
         for number, level in enumerate(self.levels):
             if number:
                 z_BKhw, lit_B1HW = F.avg_pool2d(z_BKhw, 2), F.avg_pool2d(lit_B1HW, 2)
             z_BKhw = F.silu(level(z_BKhw))
-            found += self._over_rings(z_BKhw, lit_B1HW)
+            found.append(over_lit(z_BKhw, lit_B1HW))
         return torch.cat(found, dim=1)
 
-    def _over_rings(self, z_BKhw: Tensor, lit_B1hw: Tensor) -> list[Tensor]:
-        """Mean and deviation of each channel over the lit pixels of each ring: of equal widths, up to the middle of the sides."""
-        z_BKhw, found = z_BKhw.float(), []
-        sides = [(torch.arange(n, device=z_BKhw.device) + 0.5) / n * 2 - 1 for n in z_BKhw.shape[2:]]
-        radius_hw = (sides[0][:, None] ** 2 + sides[1][None] ** 2).sqrt()
-        ring_hw = (radius_hw * self.config.rings).long().clamp(max=self.config.rings - 1)
-        for ring in range(self.config.rings):
-            weight_B1hw = lit_B1hw * (ring_hw == ring)
-            weight_B1hw = weight_B1hw / weight_B1hw.sum((2, 3), keepdim=True).clamp(min=1e-3)
-            mean_BK = (z_BKhw * weight_B1hw).sum((2, 3))
-            variance_BK = ((z_BKhw - mean_BK[:, :, None, None]).square() * weight_B1hw).sum((2, 3))
-            found += [mean_BK, (variance_BK + 1e-4).sqrt()]
-        return found
+
+def over_lit(z_BKhw: Tensor, lit_B1hw: Tensor) -> Tensor:
+    """Mean and deviation of each channel over the lit pixels, (B, 2 K), fp32."""
+    z_BKhw, weight_B1hw = z_BKhw.float(), lit_B1hw / lit_B1hw.sum((2, 3), keepdim=True).clamp(min=1e-3)
+    mean_BK = (z_BKhw * weight_B1hw).sum((2, 3))
+    variance_BK = ((z_BKhw - mean_BK[:, :, None, None]).square() * weight_B1hw).sum((2, 3))
+    return torch.cat([mean_BK, (variance_BK + 1e-4).sqrt()], dim=1)
 
 
 def seen(counts_BCHW: Tensor, normaliser: CubeNormaliser) -> Tensor:
