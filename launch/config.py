@@ -173,8 +173,8 @@ class CopiesStage:
     begin_samples: int = 1024
     loss: InfoNCEConfig = field(default_factory=InfoNCEConfig)
     ema: EMAConfig = field(default_factory=EMAConfig)
-    optimizer: OptimizerConfig = field(default_factory=lambda: OptimizerConfig(lr=1e-3, decay="cosine", warmup_samples=1000))
-    loop: LoopConfig = field(default_factory=lambda: LoopConfig(samples=100_000, batch=64, checkpoint_every=3200, log_every=320))
+    optimizer: OptimizerConfig = field(default_factory=lambda: OptimizerConfig(lr=1e-6, decay="cosine", warmup_samples=1000))
+    loop: LoopConfig = field(default_factory=lambda: LoopConfig(samples=3200, batch=64, checkpoint_every=3200, log_every=320))
     engine: EngineConfig = field(default_factory=EngineConfig)
 
     def __post_init__(self) -> None:
