@@ -209,7 +209,7 @@ class CopyViewsConfig:
     tilt: float = 0.03
     noise: float = 0.05
     blur: float = 0.01
-    rounding: float = 0.02
+    rounding: float = 0.01
 
     def __post_init__(self) -> None:
         in_range = 0 <= self.turn <= 1 and 0 < self.zoom <= 1 and 0 <= self.shift < 0.5
