@@ -22,7 +22,7 @@ from ldm.models.feature_encoder import FURTHEST
 from ldm.normalise import CubeNormaliser
 
 BLACK = 1e-2  # counts, for rounding
-LEAST_SHARE = 2e-3
+LEAST_SHARE = 1e-3
 """Of the mean variance within photographs, at which each feature's is taken at least (shrinkage)."""
 
 
