@@ -13,6 +13,7 @@ from data_shards.reading.config import ReadConfig
 from data_shards.shards.codecs import Encoding
 from ldm.models.config import (
     CodebookConfig,
+    CopyEncoderConfig,
     FeatureEncoderConfig,
     InferenceConfig,
     ObjectiveConfig,
@@ -24,7 +25,16 @@ from ldm.models.config import (
     check_codes,
 )
 from ldm.schedules import OptimizerConfig
-from ldm.training.config import EMAConfig, EngineConfig, LoopConfig, VICRegConfig, ViewsConfig, VQGANLossConfig
+from ldm.training.config import (
+    CopyViewsConfig,
+    EMAConfig,
+    EngineConfig,
+    InfoNCEConfig,
+    LoopConfig,
+    VICRegConfig,
+    ViewsConfig,
+    VQGANLossConfig,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,6 +134,16 @@ class DiffusionStage:
         self.sampler.solver(self.objective.target)  # refuses a sampler of the other family
 
 
+def check_part(stage: str, loop: LoopConfig, engine: EngineConfig) -> None:
+    """Raises: InputError: micro batches too small for a loss that compares the images in them."""
+    if loop.batch // engine.accumulation < 4:
+        raise InputError(
+            f"{stage}.loop.batch {loop.batch} in {engine.accumulation} parts",
+            expected="4 or more in each, of all ranks together: how features vary is measured within it",
+            mend=f"{stage}.engine.accumulation=1",
+        )
+
+
 @dataclass(frozen=True, kw_only=True)
 class FeaturesStage:
     """Everything that trains the feature encoder, in whose features sets of images are compared."""
@@ -137,12 +157,28 @@ class FeaturesStage:
     engine: EngineConfig = field(default_factory=EngineConfig)
 
     def __post_init__(self) -> None:
-        if self.loop.batch // self.engine.accumulation < 4:
-            raise InputError(
-                f"features.loop.batch {self.loop.batch} in {self.engine.accumulation} parts",
-                expected="4 or more in each, of all ranks together: how features vary is measured within it",
-                mend="features.engine.accumulation=1",
-            )
+        check_part("features", self.loop, self.engine)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CopiesStage:
+    """Everything that trains the copy-detection head, by whose embedding the audit knows a training image that was turned or cut.
+
+    Attributes:
+        begin_samples: training images at most, evenly spaced, by whose views the last layer is set before it is trained.
+    """
+
+    model: CopyEncoderConfig = field(default_factory=CopyEncoderConfig)
+    views: CopyViewsConfig = field(default_factory=CopyViewsConfig)
+    begin_samples: int = 1024
+    loss: InfoNCEConfig = field(default_factory=InfoNCEConfig)
+    ema: EMAConfig = field(default_factory=EMAConfig)
+    optimizer: OptimizerConfig = field(default_factory=lambda: OptimizerConfig(lr=1e-6, decay="cosine", warmup_samples=1000))
+    loop: LoopConfig = field(default_factory=lambda: LoopConfig(samples=3200, batch=64, checkpoint_every=3200, log_every=320))
+    engine: EngineConfig = field(default_factory=EngineConfig)
+
+    def __post_init__(self) -> None:
+        check_part("copies", self.loop, self.engine)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -234,6 +270,7 @@ class Config:
     vqgan: VQGANStage = field(default_factory=VQGANStage)
     diffusion: DiffusionStage = field(default_factory=DiffusionStage)
     features: FeaturesStage = field(default_factory=FeaturesStage)
+    copies: CopiesStage = field(default_factory=CopiesStage)
     sample: SampleConfig = field(default_factory=SampleConfig)
     evaluate: EvaluateStage = field(default_factory=EvaluateStage)
     inference: InferenceConfig = field(default_factory=InferenceConfig)

@@ -87,9 +87,9 @@ def networks_of(config: Config, stage: str) -> tuple[list[nn.Module], Callable[[
             net = DENOISERS[type(fields)](fields)
         D = fields.latent_channels
         return [net], lambda B: net(torch.empty(B, D, H // f, W // f, device="meta"), torch.empty(B, device="meta"))
-    if stage == "features":
+    if stage in ("features", "copies"):
         with torch.device("meta"):
-            encoder = build_judges.encoder_module(config.features, C)
+            encoder = build_judges.encoder_module(getattr(config, stage), C, stage)
         return [encoder], lambda B: encoder(torch.empty(2 * B, C, H, W, device="meta"))
     if stage == "segmenter":
         with torch.device("meta"):

@@ -34,6 +34,7 @@ FIRST_OUTPUT = {
     "segmenter": "segmenter/checkpoints",
     "vqgan": "vqgan/checkpoints",
     "features": "features/checkpoints",
+    "copies": "copies/checkpoints",
     "diffusion.sampler": "synthetic",
     "diffusion": "diffusion/checkpoints",
     "sample": "synthetic",
@@ -52,7 +53,7 @@ class Run:
         named = config.data.dataset
         self.dataset: Path | str = self.folder / "data" if not named else named if is_url(named) else Path(named)
         self.vqgan, self.latents, self.diffusion, self.synthetic = (self.folder / n for n in ("vqgan", "latents", "diffusion", "synthetic"))
-        self.features, self.segmenter = self.folder / "features", self.folder / "segmenter"
+        self.features, self.copies, self.segmenter = (self.folder / n for n in ("features", "copies", "segmenter"))
         self.envelope, self.copy_bounds = self.folder / "envelope.json", self.folder / "copy-bounds.json"
 
     def open(self, place: Path | str) -> Dataset:

@@ -23,6 +23,7 @@ NETWORKS = {
     },
     "diffusion": {"model": {"channels": 16, "layers": 1}},
     "features": {"model": {"channels": 8, "levels": 2, "dimension": 8}},
+    "copies": {"model": {"channels": 8, "levels": 2, "dimension": 8, "side": 0}},
 }
 
 

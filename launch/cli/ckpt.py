@@ -14,7 +14,7 @@ from launch.cli.data import AsJson
 app = typer.Typer(help="Checkpoints of a run: list, verify, prune, export, convert.", no_args_is_help=True)
 
 Folder = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder, or the folder of one of its trainings.")]
-STAGES = ("segmenter", "vqgan", "diffusion", "features")
+STAGES = ("segmenter", "vqgan", "diffusion", "features", "copies")
 
 
 def stores(folder: Path) -> dict[str, object]:

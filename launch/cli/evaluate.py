@@ -33,7 +33,9 @@ Against = Annotated[str, typer.Option("--against", help="Split of the real datas
 Limit = Annotated[int | None, typer.Option("--limit", help="At most this many images of each set, evenly spaced.", min=2)]
 Device = Annotated[str, typer.Option("--device", help="cpu or cuda.")]
 EXTRACTORS_HELP = "A feature space; again for another: seeded-conv-v1, learned, efficientnet-lite0[:NM,NM,NM], torchscript:PATH."
-SPACES_HELP = "A space to search in; again for another: pooled, contrast, identity, or an extractor, as `evaluate --extractor` takes it."
+SPACES_HELP = "A space to search in; again for another: pooled, contrast, copies, identity, or an extractor of `evaluate --extractor`."
+    "A space to search in; again for another: pooled, contrast, copies, identity, or an extractor, as `evaluate --extractor` takes it."
+)
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON instead of a table.")]
 
 
@@ -101,6 +103,9 @@ def audit(
     learned: Annotated[
         Path | None, typer.Option("--features", help="Folder of a trained feature encoder: searches `learned`, too.")
     ] = None,
+    copies: Annotated[
+        Path | None, typer.Option("--copies", help="Folder of a trained copy-detection head, RUN/copies: searches `copies`, too.")
+    ] = None,
     rate: Annotated[float, typer.Option("--rate", help="Share of honest images that may lie below the threshold.")] = 0.01,
     limit: Annotated[int | None, typer.Option("--limit", help="At most this many synthetic images, evenly spaced.", min=1)] = None,
     closest: Annotated[int, typer.Option("--closest", help="Closest pairs to list.", min=1)] = 12,
@@ -125,10 +130,11 @@ def audit(
     from ldm.authenticity.audit import Audit, AuditConfig
     from ldm.authenticity.tables import rows_of_audit
 
-    spaces = tuple(space or ("pooled", "contrast", *(("learned", "identity") if learned else ())))
-    among = {"train": train, "against": tuple(against or ()), "spaces": spaces, "rate": rate, "limit": limit}
-    config = AuditConfig(**among, closest=closest, backend=backend, device=checked_device(device))
-    result = made(Audit(Dataset(place_of(real)), Dataset(place_of(synthetic)), config, out, learned=learned).phases(), task=task_of(task))
+    of_encoders = (*(("copies",) if copies else ()), *(("learned", "identity") if learned else ()))
+    among = {"train": train, "against": tuple(against or ()), "spaces": tuple(space or ("pooled", "contrast", *of_encoders)), "rate": rate}
+    config = AuditConfig(**among, limit=limit, closest=closest, backend=backend, device=checked_device(device))
+    units = Audit(Dataset(place_of(real)), Dataset(place_of(synthetic)), config, out, learned=learned, copies=copies)
+    result = made(units.phases(), task=task_of(task))
     if as_json:
         typer.echo(json.dumps(asdict(result)))
         return

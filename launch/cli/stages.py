@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from slurm.rank import Placement
 
 train = typer.Typer(
-    help="Train the VQ-GAN, the latent diffusion; the segmenter and the feature encoder that judge. The same command again resumes.",
+    help="Train the VQ-GAN, the latent diffusion; the segmenter and the encoders that judge. The same command again resumes.",
     no_args_is_help=True,
 )
 
@@ -136,6 +136,12 @@ def diffusion(preset: Preset, overrides: Overrides = None, dry_run: DryRun = Fal
 def features(preset: Preset, overrides: Overrides = None, dry_run: DryRun = False, hostfile: Hostfile = None) -> None:
     """Train the encoder in whose features images are compared, on the run's dataset, and probe what feature spaces can tell."""
     _train(preset, overrides, dry_run, hostfile, "features")
+
+
+@train.command()
+def copies(preset: Preset, overrides: Overrides = None, dry_run: DryRun = False, hostfile: Hostfile = None) -> None:
+    """Train the copy-detection head on the run's dataset: the audit then also finds training images that were turned, cut or moved."""
+    _train(preset, overrides, dry_run, hostfile, "copies")
 
 
 def _train(preset: str, overrides: Overrides, dry_run: bool, hostfile: Hostfile, stage: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from launch.stages.audit import Audit
+from launch.stages.copies import Copies
 from launch.stages.data import Data
 from launch.stages.diffusion import Diffusion
 from launch.stages.encode import Encode
@@ -16,6 +17,6 @@ from launch.stages.vqgan import VQGAN
 
 STAGES: dict[str, Stage] = {
     stage.name: stage
-    for stage in (Data(), Segmenter(), Features(), VQGAN(), Encode(), Diffusion(), Sample(), Evaluate(), Audit(), Report())
+    for stage in (Data(), Segmenter(), Features(), Copies(), VQGAN(), Encode(), Diffusion(), Sample(), Evaluate(), Audit(), Report())
 }
 """By name, in the order in which a run makes them."""

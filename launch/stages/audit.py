@@ -12,10 +12,13 @@ from launch.stages.stage import MeasuredStage, check_sampled
 from launch.stages.training import trained
 from launch.work import Phases
 
+COPIES = "copies"
+
 
 class Audit(MeasuredStage):
-    name, verb, after = "audit", "audit", ("sample", "features")
-    reads, writes = "dataset, `synthetic/`, `features/`, `vqgan/`, `diffusion/`", "`audit.json`, `audit.flagged.csv`, `membership.json`"
+    name, verb, after = "audit", "audit", ("sample", "features", "copies")
+    reads = "dataset, `synthetic/`, `features/`, `copies/`, `vqgan/`, `diffusion/`"
+    writes = "`audit.json`, `audit.flagged.csv`, `membership.json`"
 
     def check(self, run: Run) -> None:
         check_sampled(run)
@@ -26,14 +29,17 @@ class Audit(MeasuredStage):
 
     def searched(self, run: Run) -> bool:
         from ldm.authenticity.audit import AuditResult
+        from ldm.checkpoints.trained import trained_digest
 
         seen = read_result(run.folder / "audit.json", AuditResult)
         if seen is None or not (run.synthetic / NAME).exists():
             return False
         if (seen.train.digest, seen.synthetic.digest) != (run.open(run.dataset).digest, Dataset(run.synthetic).digest):
             return False
-        digest = encoder_digest(run)
-        return tuple(seen.descriptors) == wanted(run) and (digest is None or digest[:12] in seen.descriptors[LEARNED].space)
+        if tuple(seen.descriptors) != wanted(run):
+            return False
+        digests = {LEARNED: encoder_digest(run), COPIES: trained_digest(run.copies) if COPIES in seen.descriptors else None}
+        return all(digest is None or digest[:12] in seen.descriptors[name].space for name, digest in digests.items())
 
     def attacked(self, run: Run) -> bool:
         """True as well where the networks are gone: a set can be searched without them."""
@@ -57,13 +63,13 @@ class Audit(MeasuredStage):
             yield "attack", partial(Membership, run.open(run.dataset), *networks, config, run.folder / "membership.json")
         if not self.searched(run):
             config = AuditConfig(spaces=wanted(run), device=device())
-            learned = run.features if LEARNED in config.spaces else None
-            yield from Audit(run.open(run.dataset), run.images(), config, run.folder / "audit.json", learned=learned).phases()
+            encoders = {name: folder for name, folder in ((LEARNED, run.features), (COPIES, run.copies)) if name in config.spaces}
+            yield from Audit(run.open(run.dataset), run.images(), config, run.folder / "audit.json", **encoders).phases()
 
     def grows(self, run: str) -> tuple[str, ...]:
         return (*super().grows(run), f"{run}/membership.units-*/*.safetensors")
 
 
 def wanted(run: Run) -> tuple[str, ...]:
-    """The spaces that copies of a run are looked for in: the learned one where an encoder was trained."""
-    return ("pooled", "contrast", *((LEARNED, "identity") if encoder_digest(run) else ()))
+    """The spaces that copies of a run are looked for in: those of its encoders where they were trained."""
+    return ("pooled", "contrast", *((COPIES,) if trained(run, COPIES) else ()), *((LEARNED, "identity") if encoder_digest(run) else ()))

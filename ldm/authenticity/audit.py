@@ -91,14 +91,21 @@ class Audit(RealSide):
 
     Args:
         path: file for the result, beside which the units lie; None: they are kept in memory.
-        learned: folder of a trained feature encoder, for the space 'learned'.
+        learned, copies: folders of a trained feature encoder and of a copy-detection head, for the spaces of these names.
 
     Raises:
         InputError: sets that cannot be compared; an empty or unknown split or space; a person on both sides.
     """
 
     def __init__(
-        self, real: Dataset, synthetic: Dataset, config: AuditConfig, path: Path | None = None, *, learned: Path | None = None
+        self,
+        real: Dataset,
+        synthetic: Dataset,
+        config: AuditConfig,
+        path: Path | None = None,
+        *,
+        learned: Path | None = None,
+        copies: Path | None = None,
     ) -> None:
         split, self.path = check_comparable(real, synthetic), path
         made_from = synthetic.manifest.source.get("sample", {}).get("dataset")
@@ -114,7 +121,9 @@ class Audit(RealSide):
             raise InputError("an empty set", where=synthetic.path, expected="at least one image")
         limited = {"images": synthetic.count(split)} if config.limit else {}  # which images they are hangs on how many there are
         request = {"format": FORMAT, "real": real.digest, "config": requested(config), **limited}
-        super().__init__(real, config, lambda names: beside(path, {**request, "spaces": names}), also=self.made, learned=learned)
+        super().__init__(
+            real, config, lambda names: beside(path, {**request, "spaces": names}), also=self.made, learned=learned, copies=copies
+        )
         self.repeats = Repeats(self, self.out and self.out / "repeats")
 
     def phases(self) -> Iterator[tuple[str, Callable[[], Units]]]:
@@ -169,13 +178,15 @@ class Audit(RealSide):
         return result, [image for _, flagged in judged.values() for image in flagged]
 
 
-def audit(real: Dataset, synthetic: Dataset, config: AuditConfig, watch: Watch = iter, *, learned: Path | None = None) -> AuditResult:
+def audit(
+    real: Dataset, synthetic: Dataset, config: AuditConfig, watch: Watch = iter, *, learned: Path | None = None, copies: Path | None = None
+) -> AuditResult:
     """Search a set for copies, by this process alone.
 
     Raises:
         InputError: sets that cannot be compared; an empty or unknown split or space; a person on both sides. CorruptData: damaged shards.
     """
     result = None
-    for _, units in Audit(real, synthetic, config, learned=learned).phases():
+    for _, units in Audit(real, synthetic, config, learned=learned, copies=copies).phases():
         result = units().complete(watch)
     return result

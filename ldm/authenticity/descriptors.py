@@ -1,7 +1,7 @@
 """The spaces that copies are looked for in: what of an image is compared, and what its mirror image's is.
 
-To add a space: a class with the attributes of `Space`, and a line in SPACES. Every extractor of ldm/evaluation/features.py is one by its
-name already, in units of how training images differ.
+To add a space: a class with the attributes of `Space`, and a line in SPACES, or in `spaces` where it needs a folder. Every extractor of
+ldm/evaluation/features.py is one by its name already, in units of how training images differ.
 
 Legend: B batch, N image, C band, H W pixels, D dimension.
 """
@@ -22,10 +22,11 @@ from data_shards.errors import InputError, nearest
 from data_shards.manifest import BandStats
 from data_shards.reading.dataset import Dataset
 from ldm.evaluation.features import EXTRACTORS, Extractor, get_extractor, standardise
+from ldm.evaluation.learned import Learned as Encoder
 from ldm.evaluation.whitening import whitening
 from ldm.threads import one_thread
 
-IDENTITY = "identity"
+COPIES, IDENTITY = "copies", "identity"
 Views = tuple[np.ndarray, np.ndarray]
 """Descriptors (N, D) of images as they are, and mirrored left to right."""
 
@@ -157,28 +158,47 @@ def within_people(train_TD: np.ndarray, person_T: np.ndarray) -> WithinPeople | 
     return WithinPeople(mean_D=mean_PD.mean(0), weight_DD=vector_DD / np.sqrt(value_D.clip(1e-12 * value_D.max())))
 
 
+class Copies:
+    """The embedding of the copy-detection head (ldm/training/copies.py), in units of how copies of one photograph differ.
+
+    A copy stays near when it is turned, mirrored, moved, cut out and enlarged, brighter or darker, blurred or noisy.
+    """
+
+    units, directions = None, False
+
+    def __init__(self, encoder: Encoder) -> None:
+        self.encoder, self.name, self.dimension, self.source = encoder, encoder.name, encoder.dimension, encoder.name
+
+    def views(self, reflectance_BCHW: torch.Tensor) -> Views:
+        plain, turned = (self.encoder(x).float().numpy() for x in (reflectance_BCHW, reflectance_BCHW.flip(-1)))
+        return plain, turned
+
+
 SPACES: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {"pooled": pooled_descriptor, "contrast": contrast_descriptor}
 
 
-def spaces(names: Sequence[str], real: Dataset, *, learned: Path | None, device: str) -> dict[str, Space]:
+def spaces(names: Sequence[str], real: Dataset, *, learned: Path | None, copies: Path | None = None, device: str) -> dict[str, Space]:
     """By name.
 
     Args:
-        learned: folder of a trained feature encoder; None: there is none.
+        learned, copies: folders of a trained feature encoder, and of a copy-detection head; None: there is none.
 
     Raises:
         InputError: an unknown name, with the nearest known one; none at all.
     """
     if not names:
-        raise InputError("no space to search in", expected=f"some of {', '.join((*SPACES, IDENTITY, *EXTRACTORS))}")
+        raise InputError("no space to search in", expected=f"some of {', '.join((*SPACES, COPIES, IDENTITY, *EXTRACTORS))}")
     found: dict[str, Space] = {}
     for name in dict.fromkeys(names):
         if name in SPACES:
             found[name] = Pooled(name, SPACES[name], real.stats)
         elif name == IDENTITY:
             found[name] = Identity(get_extractor("learned", real.stats, wavelengths_nm=real.wavelengths_nm, learned=learned, device=device))
+        elif name == COPIES:
+            how = {"bands": real.shape[0], "wavelengths_nm": real.wavelengths_nm, "device": device}
+            found[name] = Copies(Encoder(copies, **how, stage=COPIES))
         elif name.partition(":")[0] in EXTRACTORS:
             found[name] = Features(get_extractor(name, real.stats, wavelengths_nm=real.wavelengths_nm, learned=learned, device=device))
         else:
-            raise InputError(f"unknown space {name!r}", expected=nearest(name, [*SPACES, IDENTITY, *EXTRACTORS]))
+            raise InputError(f"unknown space {name!r}", expected=nearest(name, [*SPACES, COPIES, IDENTITY, *EXTRACTORS]))
     return found

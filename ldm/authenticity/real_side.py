@@ -28,7 +28,7 @@ class RealSide:
     Args:
         out: of the names of the spaces, the folder in which units are published; it may give None: they are kept in memory.
         also: synthetic images that are described and searched, too.
-        learned: folder of a trained feature encoder, for spaces that need it.
+        learned, copies: folders of a trained feature encoder and of a copy-detection head, for the spaces that need them.
 
     Raises:
         InputError: an empty or unknown split or space; a person on both sides; a rate that is no share.
@@ -42,6 +42,7 @@ class RealSide:
         *,
         also: Part | None = None,
         learned: Path | None = None,
+        copies: Path | None = None,
     ) -> None:
         self.config = config
         if not 0 < config.rate < 1:
@@ -64,7 +65,7 @@ class RealSide:
                 expected="people who are on one side alone, or the yardstick is as near as a copy",
                 mend="retinaforge data pack FOLDER DATASET --splits train=0.7,val=0.2,test=0.1, which splits by person",
             )
-        self.of_space = spaces(config.spaces, real, learned=learned, device=config.device)
+        self.of_space = spaces(config.spaces, real, learned=learned, copies=copies, device=config.device)
         self.out = out([space.name for space in self.of_space.values()])
         cells = max(1, min(MOST_CELLS, len(self.held_people) // (2 * LEAST_IN_CELL)))
         self.descriptors = Descriptors(real, also, self.parts, self.of_space, config, self.out and self.out / "descriptors")

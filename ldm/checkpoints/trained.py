@@ -19,7 +19,8 @@ from ldm.checkpoints.store import CheckpointStore, Reader
 from ldm.comm import Alone
 from ldm.models import striped
 from ldm.models.codebook import Codebook
-from ldm.models.config import CodebookConfig, FeatureEncoderConfig, InferenceConfig, ObjectiveConfig, VQGANConfig
+from ldm.models.config import CodebookConfig, CopyEncoderConfig, FeatureEncoderConfig, InferenceConfig, ObjectiveConfig, VQGANConfig
+from ldm.models.copy_encoder import CopyEncoder, seen
 from ldm.models.denoiser import denoiser_from
 from ldm.models.feature_encoder import FeatureEncoder
 from ldm.models.inference import FP32, ready
@@ -114,9 +115,9 @@ class Denoiser:
 
 @dataclass(frozen=True)
 class TrainedEncoder:
-    """Averaged weights of a feature encoder and its cubes' normaliser; `data` says what cubes it was trained on."""
+    """Averaged weights of a feature encoder or a copy-detection head, and its normaliser; `data` says what cubes it was trained on."""
 
-    net: FeatureEncoder
+    net: FeatureEncoder | CopyEncoder
     normaliser: CubeNormaliser
     data: dict[str, Any]
     digest: str
@@ -124,7 +125,10 @@ class TrainedEncoder:
     @torch.no_grad()
     def features(self, reflectance_BCHW: Tensor) -> Tensor:
         """Reflectance on the encoder's device → (B, D), fp32."""
-        return self.net(self.normaliser((reflectance_BCHW - self.normaliser.offset) / self.normaliser.scale))
+        counts_BCHW = (reflectance_BCHW - self.normaliser.offset) / self.normaliser.scale
+        if isinstance(self.net, CopyEncoder):
+            return self.net(seen(counts_BCHW - self.normaliser.log_zero, self.normaliser))
+        return self.net(self.normaliser(counts_BCHW))
 
 
 def describe_data(manifest: Manifest) -> dict[str, Any]:
@@ -226,21 +230,28 @@ def load_denoiser(
     )
 
 
-def load_feature_encoder(folder: Path | str, device: torch.device | str = "cpu") -> TrainedEncoder:
-    """The averaged feature encoder of a training folder, in evaluation mode: the newest.
+def load_feature_encoder(folder: Path | str, device: torch.device | str = "cpu", *, stage: str = "features") -> TrainedEncoder:
+    """The averaged encoder of a training folder, in evaluation mode: the newest.
+
+    Args:
+        stage: that trained it: 'features', or 'copies' for the copy-detection head.
 
     Raises:
-        InputError: nothing trained there, or weights that are not finite. UnsafeResume: checkpoints, but none that verifies.
+        InputError: nothing trained there, or by another stage; weights that are not finite. UnsafeResume: checkpoints, but none that
+            verifies.
     """
-    identity, read, digest = chosen(folder, "features")
-    net = FeatureEncoder(FeatureEncoderConfig(**{k: v for k, v in identity["model"].items() if k != "kind"}))
+    identity, read, digest = chosen(folder, stage)
+    if identity["stage"] != stage:
+        raise InputError(f"a training of stage {identity['stage']!r}", where=folder, expected=f"one of stage {stage!r}: RUN/{stage}")
+    model = {k: v for k, v in identity["model"].items() if k != "kind"}
+    net = CopyEncoder(CopyEncoderConfig(**model)) if stage == "copies" else FeatureEncoder(FeatureEncoderConfig(**model))
     load_strictly(net, read.under("ema."), folder)
     if not all(weight.isfinite().all() for weight in net.parameters()):
         raise InputError(
             "weights that are not finite",
             where=folder,
             expected="those of a training that went well",
-            mend=f"move {folder} away, then retinaforge train features PRESET",
+            mend=f"move {folder} away, then retinaforge train {stage} PRESET",
         )
     return TrainedEncoder(
         net=net.eval().requires_grad_(False).to(device),

@@ -160,6 +160,34 @@ class FeatureEncoderConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class CopyEncoderConfig:
+    """A network whose pooled levels hardly change when a cube is turned or mirrored.
+
+    Attributes:
+        bands: C, taken from the dataset when 0.
+        side: cubes are first made smaller by whole factors, to this many pixels of the shorter side or somewhat more; 0: not.
+        channels: width of the spectra and of the first level; the further levels have twice as many.
+        levels: each but the first halves height and width.
+        dimension: D, of the embedding: few, for what varies little between photographs adds chance alone.
+    """
+
+    kind: ClassVar[str] = "symmetric-conv"
+
+    bands: int = 0
+    side: int = 32
+    channels: int = 64
+    levels: int = 4
+    dimension: int = 16
+
+    def __post_init__(self) -> None:
+        if min(self.channels, self.levels) < 1 or min(self.bands, self.side) < 0 or not 2 <= self.dimension <= 256:
+            raise InputError(
+                f"side {self.side}, channels {self.channels}, levels {self.levels}, dimension {self.dimension}",
+                expected="side 0 or more, 1 or more of each other, dimension 2 to 256",
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
 class PatchGANConfig:
     """Attributes:
     bands: C, taken from the dataset when 0.

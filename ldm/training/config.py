@@ -188,6 +188,58 @@ class ViewsConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class CopyViewsConfig:
+    """What is done to a photograph, that its copies are known by the same embedding.
+
+    Attributes:
+        turn: by any angle up to this share of a whole turn, about the middle of the image.
+        mirror: half of them.
+        zoom: least side that is cut out, from any place, and enlarged to the whole, as a share of the image's.
+        shift: furthest shift along each axis, as a share of height and width; what comes in is black.
+        gain, tilt, noise: as in ViewsConfig.
+        blur: largest deviation of a Gaussian, as a share of the height.
+        rounding: largest step that counts are rounded to, as a share of the mean of the brightest band.
+    """
+
+    turn: float = 1.0
+    mirror: bool = True
+    zoom: float = 0.65
+    shift: float = 0.1
+    gain: float = 0.12
+    tilt: float = 0.03
+    noise: float = 0.05
+    blur: float = 0.01
+    rounding: float = 0.01
+
+    def __post_init__(self) -> None:
+        in_range = 0 <= self.turn <= 1 and 0 < self.zoom <= 1 and 0 <= self.shift < 0.5
+        if not in_range or min(self.gain, self.tilt, self.noise, self.blur, self.rounding) < 0:
+            raise InputError(
+                ", ".join(f"{name} {value}" for name, value in vars(self).items()),
+                where="copies.views",
+                expected="turn from 0 to 1, zoom above 0 up to 1, shift from 0 to below 0.5, the others 0 or more",
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class InfoNCEConfig:
+    """Attributes:
+    temperature: that half of the squared distances is divided by (Chen et al. 2020, eq. 1, with distances in place of cosines). Where
+        embeddings are in units of how copies vary, at 2 the loss is that of the likelihood of a normal distribution.
+    spread: weight of the entropy's regulariser (Pizzi et al. 2022, eq. 3 and 4).
+    """
+
+    temperature: float = 4.0
+    spread: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not (self.temperature > 0 and self.spread >= 0):
+            raise InputError(
+                f"temperature {self.temperature}, spread {self.spread}", where="copies.loss", expected="above 0, and at least 0"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
 class VICRegConfig:
     """Attributes:
     invariance, variance, covariance: weights λ, μ and ν of the three terms (Bardes et al. 2022, eq. 6).

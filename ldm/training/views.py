@@ -23,9 +23,9 @@ DRAWS = 10
 WORD = 0x7669657773  # tells these draws apart from all others of a seed
 
 
-def drawn(seed: int, sample_B: np.ndarray, epoch_B: np.ndarray, view: int) -> np.ndarray:
-    """Uniform numbers in [0, 1), (B, DRAWS)."""
-    words = hash64(seed, sample_B[:, None], epoch_B[:, None], WORD, view, np.arange(DRAWS)[None])
+def drawn(seed: int, sample_B: np.ndarray, epoch_B: np.ndarray, view: int, *, draws: int = DRAWS, word: int = WORD) -> np.ndarray:
+    """Uniform numbers in [0, 1), (B, draws)."""
+    words = hash64(seed, sample_B[:, None], epoch_B[:, None], word, view, np.arange(draws)[None])
     return (words >> np.uint64(11)).astype(np.float64) * 2.0**-53
 
 
@@ -40,18 +40,36 @@ def view_of(
         mean_C: mean count of each band, above reflectance 0, over the training split.
     """
     u_BU = drawn(seed, sample_B, epoch_B, view)
-    device = counts_BCHW.device
     x_BCHW = _shifted(counts_BCHW.float(), 2 * u_BU[:, :2] - 1, config.shift)
-    band_C = torch.linspace(-1, 1, x_BCHW.shape[1], dtype=torch.float64) if x_BCHW.shape[1] > 1 else torch.zeros(1, dtype=torch.float64)
-    light_B3 = torch.from_numpy((2 * u_BU[:, 2:5] - 1) * [config.gain, config.tilt, config.tilt])
-    log_gain_BC = light_B3 @ torch.stack([torch.ones_like(band_C), band_C, 1.5 * band_C**2 - 0.5])  # Legendre's first three
-    x_BCHW = x_BCHW * log_gain_BC.exp().float().to(device)[:, :, None, None]
+    x_BCHW = lit(x_BCHW, 2 * u_BU[:, 2:5] - 1, gain=config.gain, tilt=config.tilt)
     if config.noise:
-        strength_B = torch.from_numpy(config.noise * u_BU[:, 5]).float().to(device)
-        deviation_BCHW = (x_BCHW.clamp(min=0) * mean_C.to(x_BCHW)[:, None, None].clamp(min=0)).sqrt()  # grows as that of photons
-        noise_BCHW = _noise(tuple(x_BCHW.shape[1:]), u_BU[:, 6:8], view, seed, device)
-        x_BCHW = x_BCHW + strength_B[:, None, None, None] * deviation_BCHW * noise_BCHW
+        x_BCHW = with_noise(x_BCHW, config.noise * u_BU[:, 5], u_BU[:, 6:8], mean_C, view=view, seed=seed)
     return _turned(x_BCHW, u_BU[:, 8:]) if config.mirror else x_BCHW
+
+
+def lit(x_BCHW: Tensor, u_B3: np.ndarray, *, gain: float, tilt: float) -> Tensor:
+    """Under other light.
+
+    Args:
+        u_B3: from -1 to 1: of the gain of all bands, and of the spectrum's slope and bend.
+        gain, tilt: of ViewsConfig.
+    """
+    band_C = torch.linspace(-1, 1, x_BCHW.shape[1], dtype=torch.float64) if x_BCHW.shape[1] > 1 else torch.zeros(1, dtype=torch.float64)
+    light_B3 = torch.from_numpy(u_B3 * [gain, tilt, tilt])
+    log_gain_BC = light_B3 @ torch.stack([torch.ones_like(band_C), band_C, 1.5 * band_C**2 - 0.5])  # Legendre's first three
+    return x_BCHW * log_gain_BC.exp().float().to(x_BCHW.device)[:, :, None, None]
+
+
+def with_noise(x_BCHW: Tensor, strength_B: np.ndarray, u_B2: np.ndarray, mean_C: Tensor, *, view: int, seed: int) -> Tensor:
+    """With noise that grows as that of photons.
+
+    Args:
+        strength_B: deviation at a band's mean, as a share of it.
+        u_B2: uniform numbers in [0, 1): the cube's own place in the noise.
+    """
+    deviation_BCHW = (x_BCHW.clamp(min=0) * mean_C.to(x_BCHW)[:, None, None].clamp(min=0)).sqrt()
+    noise_BCHW = _noise(tuple(x_BCHW.shape[1:]), u_B2, view, seed, x_BCHW.device)
+    return x_BCHW + torch.from_numpy(strength_B).float().to(x_BCHW.device)[:, None, None, None] * deviation_BCHW * noise_BCHW
 
 
 def _shifted(x_BCHW: Tensor, u_B2: np.ndarray, furthest: float) -> Tensor:

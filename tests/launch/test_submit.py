@@ -447,7 +447,7 @@ PIPELINE = "preset: demo\noverrides: [run=runs/p]\njobs:\n  vqgan: {nodes: 2, ti
 def test_a_pipeline_s_stages_wait_for_each_other(tmp_path):
     (tmp_path / "p.yaml").write_text(PIPELINE)
     stages = json.loads(invoke("submit", "--dry-run", "--json", "--", "pipeline", "p.yaml", "sample.count=12"))["stages"]
-    order = ["data", "segmenter", "features", "vqgan", "encode", "diffusion", "sample", "evaluate", "audit", "report"]
+    order = ["data", "segmenter", "features", "copies", "vqgan", "encode", "diffusion", "sample", "evaluate", "audit", "report"]
     assert list(stages) == order
     assert stages["vqgan"]["job"]["nodes"] == 2 and stages["vqgan"]["job"]["name"] == "p/vqgan"
     assert stages["sample"]["job"]["array"] == "1-6%2" and stages["sample"]["config"]["sample"]["count"] == 12
@@ -495,8 +495,9 @@ def test_behind_a_missing_stage_all_is_missing(monkeypatch):
     assert found({"segmenter": False}) == ["segmenter", "sample", "evaluate", "audit", "report"]
     assert found({"segmenter": False}, left_out=("segmenter",)) == [], "what a run goes without holds nothing up"
     assert found({"features": False}) == ["features", "evaluate", "audit", "report"]
-    assert found({"vqgan": False}) == [name for name in STAGES if name not in ("data", "segmenter", "features")]
-    assert looked == ["data", "segmenter", "features", "vqgan"], "what stands behind a missing stage may not even be readable"
+    assert found({"copies": False}) == ["copies", "audit", "report"]
+    assert found({"vqgan": False}) == [name for name in STAGES if name not in ("data", "segmenter", "features", "copies")]
+    assert looked == ["data", "segmenter", "features", "copies", "vqgan"], "what stands behind a missing stage may not even be readable"
 
 
 @pytest.mark.parametrize("verb", ["resume", "logs", "cancel", "status"])

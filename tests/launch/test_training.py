@@ -64,6 +64,7 @@ TINY = {
         "sampler": {"steps": 4},
     },
     "features": {**NETWORKS["features"], "loop": {"samples": 16, "batch": 8, "log_every": 8, "checkpoint_every": 16}},
+    "copies": {**NETWORKS["copies"], "loop": {"samples": 16, "batch": 8, "log_every": 8, "checkpoint_every": 16}},
     "sample": {"count": 10, "shard": 4, "batch": 4},
 }
 LONG = pytest.mark.skipif(os.environ.get("FAULTS") != "all", reason="make faults runs it: half a minute each")
