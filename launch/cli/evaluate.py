@@ -34,8 +34,6 @@ Limit = Annotated[int | None, typer.Option("--limit", help="At most this many im
 Device = Annotated[str, typer.Option("--device", help="cpu or cuda.")]
 EXTRACTORS_HELP = "A feature space; again for another: seeded-conv-v1, learned, efficientnet-lite0[:NM,NM,NM], torchscript:PATH."
 SPACES_HELP = "A space to search in; again for another: pooled, contrast, copies, identity, or an extractor of `evaluate --extractor`."
-    "A space to search in; again for another: pooled, contrast, copies, identity, or an extractor, as `evaluate --extractor` takes it."
-)
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON instead of a table.")]
 
 
