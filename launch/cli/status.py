@@ -268,8 +268,10 @@ def runs(
     from rich.table import Table
 
     table = Table(title=f"runs in {folder}", title_justify="left", box=box.SIMPLE_HEAD)
-    for column in ("run", *STAGES, "jobs"):
+    for column in ("run", "stages done", "others, how far", "jobs"):
         table.add_column(column)
     for name, row in rows.items():
-        table.add_row(escape(name), *(row["stages"][stage] for stage in STAGES), str(len(row["jobs"]) or ""))
+        done = [stage for stage, standing in row["stages"].items() if standing == "done"]
+        begun = [f"{stage} {standing}" for stage, standing in row["stages"].items() if standing not in ("", "done")]
+        table.add_row(escape(name), f"{len(done)} of {len(STAGES)}", ", ".join(begun), str(len(row["jobs"]) or ""))
     Console().print(table)

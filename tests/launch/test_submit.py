@@ -532,7 +532,7 @@ def test_runs_are_listed_with_how_far_they_are(tmp_path):
     (run / "latents" / "dataset.json").touch()
     found = json.loads(invoke("runs", "--json"))["eyes"]
     assert (found["stages"]["vqgan"], found["stages"]["encode"], found["stages"]["diffusion"]) == ("4,800", "done", "")
-    assert "eyes" in invoke("runs")
+    assert "vqgan 4,800" in invoke("runs")
 
 
 def test_what_a_table_says_of_a_job():
