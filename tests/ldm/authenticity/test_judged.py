@@ -57,7 +57,7 @@ def a_set(
     ids=["held-out people", "few of them", "nobody held out", "held-out people of another site", "each image ten times"],
 )
 def test_honest_sets_are_flagged_no_more_often_than_the_level_says(held: int, far: float, times: int) -> None:
-    sets = 100
+    sets = 50
     flagged = np.mean([a_set(seed, held=held, far=far, times=times).flagged_M.any() for seed in range(sets)])
     assert flagged <= LEVEL + 2 * np.sqrt(LEVEL * (1 - LEVEL) / sets)
 
@@ -73,7 +73,7 @@ def test_p_values_of_200_honest_sets_are_uniform_or_above() -> None:
 
 
 def test_a_generator_that_repeats_itself_is_no_more_often_accused_of_copying() -> None:
-    sets = [a_set(4000 + seed, made=200, times=10) for seed in range(60)]
+    sets = [a_set(4000 + seed, made=200, times=10) for seed in range(30)]
     for name in ("copies", "ratio", "nearer_than_real", "closer_to_training", "data_copying"):
         p_S = np.array([getattr(found, name).p_value or 1.0 for found in sets])
         assert np.mean(p_S <= LEVEL) <= LEVEL + 2.5 * np.sqrt(LEVEL * (1 - LEVEL) / len(sets)), name
