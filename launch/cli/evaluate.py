@@ -21,6 +21,7 @@ from launch.cli.units import made
 from launch.run import Run
 
 if TYPE_CHECKING:
+    from ldm.authenticity.audit import AuditResult
     from ldm.authenticity.audit_result import SpaceVerdicts
     from ldm.evaluation.tables import Row
 
@@ -126,7 +127,6 @@ def audit(
     real, synthetic = _sets(real, synthetic)
     from data_shards.reading.dataset import Dataset
     from ldm.authenticity.audit import Audit, AuditConfig
-    from ldm.authenticity.tables import rows_of_audit
 
     of_encoders = (*(("copies",) if copies else ()), *(("learned", "identity") if learned else ()))
     among = {"train": train, "against": tuple(against or ()), "spaces": tuple(space or ("pooled", "contrast", *of_encoders)), "rate": rate}
@@ -135,7 +135,17 @@ def audit(
     result = made(units.phases(), task=task_of(task))
     if as_json:
         typer.echo(json.dumps(asdict(result)))
-        return
+    else:
+        show_audit(result, synthetic)
+        typer.echo(f"{result.caveat}\nresult: {out}")
+    if remove:
+        _remove(out, synthetic, remove)
+
+
+def show_audit(result: AuditResult, synthetic: str) -> None:
+    """Figures of all spaces, the closest pairs of the first, and the verdicts."""
+    from ldm.authenticity.tables import rows_of_audit
+
     train = result.train
     searched = f"{train.n} training images of {train.subjects} people"
     show(f"{synthetic}: {result.synthetic.n} images searched for copies of {searched}", rows_of_audit(result))
@@ -143,16 +153,12 @@ def audit(
     typer.echo(f"floor: of an honest set, by real images of people held out: {held or 'nobody was'}")
     show_closest(*next(iter(result.descriptors.items())))
     for name, of_space in result.descriptors.items():
-        if of_space.floor_doubles.images:
-            pairs = "; ".join(" and ".join(pair.keys) for pair in of_space.floor_doubles.pairs)
-            typer.echo(
-                f"{name}: {of_space.floor_doubles.images} real images left out of the yardstick, one picture under two names: {pairs}"
-            )
+        doubles = of_space.floor_doubles
+        if doubles.images:
+            pairs = "; ".join(" and ".join(pair.keys) for pair in doubles.pairs)
+            typer.echo(f"{name}: {doubles.images} real images left out of the yardstick, one picture under two names: {pairs}")
         for line in of_space.verdict:
             typer.echo(f"{name}: {line}")
-    typer.echo(f"{result.caveat}\nresult: {out}")
-    if remove:
-        _remove(out, synthetic, remove)
 
 
 def _remove(result: Path, synthetic: str, out: Path) -> None:
@@ -164,12 +170,12 @@ def _remove(result: Path, synthetic: str, out: Path) -> None:
 
     keys = flagged_keys(result, Dataset(place_of(synthetic)), FORMAT)
     if not keys:
-        typer.echo("no image is flagged: nothing is removed, and nothing was written")
+        typer.echo("no image is flagged: nothing is removed, and nothing was written", err=True)
         return
     because = {"audit": hashlib.sha256(result.read_bytes()).hexdigest()}
     manifest = made([("remove", lambda: removing(synthetic, out, keys, because=because))])
     left = sum(size["count"] for size in manifest.splits.values())
-    typer.echo(f"{out}: {left} images, without {len(keys)} that were flagged")
+    typer.echo(f"{out}: {left} images, without {len(keys)} that were flagged", err=True)
 
 
 def _of_run(what: str, preset: str, overrides: list[str] | None, sets: str | None, task: str) -> None:
