@@ -39,6 +39,7 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON i
 
 
 def evaluate(
+    context: typer.Context,
     preset: OfRun = None,
     overrides: Overrides = None,
     real: Real = None,
@@ -60,7 +61,7 @@ def evaluate(
     Of a run: also how well its autoencoder rebuilds held-out people, and the baseline of decoded Gaussian latents; into its folder.
     """
     if preset:
-        _of_run("evaluate", preset, overrides, real or synthetic, task)
+        _of_run(context, "evaluate", preset, overrides, real or synthetic, task)
         return
     real, synthetic = _sets(real, synthetic)
     from data_shards.reading.dataset import Dataset
@@ -89,6 +90,7 @@ def evaluate(
 
 
 def audit(
+    context: typer.Context,
     preset: OfRun = None,
     overrides: Overrides = None,
     real: Real = None,
@@ -119,7 +121,7 @@ def audit(
     Of a run: its set, into its folder. All flagged images stand in a table beside the result, audit.flagged.csv.
     """
     if preset:
-        _of_run("audit", preset, overrides, real or synthetic, task)
+        _of_run(context, "audit", preset, overrides, real or synthetic, task)
         if remove:
             run = Run(resolved(preset, overrides))
             _remove(run.folder / "audit.json", str(run.synthetic), remove)
@@ -178,10 +180,20 @@ def _remove(result: Path, synthetic: str, out: Path) -> None:
     typer.echo(f"{out}: {left} images, without {len(keys)} that were flagged", err=True)
 
 
-def _of_run(what: str, preset: str, overrides: list[str] | None, sets: str | None, task: str) -> None:
+OF_A_RUN = ("preset", "overrides", "task", "remove")  # what may stand beside a run
+
+
+def _of_run(context: typer.Context, what: str, preset: str, overrides: list[str] | None, sets: str | None, task: str) -> None:
     """What `retinaforge run` does of it, unless it has been done."""
     if sets:
         raise InputError("a run, and sets beside it", expected=f"retinaforge {what} PRESET, or --real SET --synthetic SET")
+    given = [name for name in context.params if context.get_parameter_source(name).name == "COMMANDLINE" and name not in OF_A_RUN]
+    if given:
+        raise InputError(
+            f"{', '.join(given)} of a run",
+            expected="what the run's configuration says; these options are for two sets",
+            mend=f"retinaforge {what} --real DATASET --synthetic RUN/synthetic, with them",
+        )
     make(what, resolved(preset, overrides), task_of(task))
 
 

@@ -353,3 +353,8 @@ def test_a_person_on_both_sides_is_refused(planted, tmp_path):
     real.subjects = lambda split: names if split == "train" else [names[0]] * real.count(split)
     with pytest.raises(InputError, match=f"1 people are in split 'train' and held out, such as {names[0]}"):
         audit(real, planted, AuditConfig())
+
+
+@pytest.mark.parametrize("words", [("audit", "demo", "--rate", "0.05"), ("evaluate", "demo", "--limit", "8")])
+def test_options_that_a_run_would_not_heed_are_refused(words):
+    assert isinstance(CliRunner().invoke(app, list(words)).exception, InputError)
